@@ -1,0 +1,180 @@
+"""The adapter format: what tuning produces and a server can serve.
+
+A folder with `adapter_config.json` and `adapter.safetensors`; on the wire the same as one
+safetensors body with the config as its document. It holds prompts as templates and codes, the head
+and the class names: never the projection A, the embeddings p0, or any other parameter of the
+model. This module knows the format and checks it; it does not know how an adapter was found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from craft_shared import codec
+from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
+from craft_shared.units import Units
+from craft_shared.wire import ClassName, Context, Message, Template
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter.safetensors"
+
+
+class AdapterError(ValueError):
+    """The adapter is not one that this version of craftbox accepts; the message says why."""
+
+
+class Provenance(Message):
+    """How the adapter came to be, for its card; nothing is computed from it.
+
+    `accuracy_before` and `accuracy_after` are leave-one-out accuracies, in percent, of the plain
+    prompt and of the adapter on the training pictures. `units` were charged by the tuning run.
+    """
+
+    shots: int | None = None
+    seed: int | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    units: Units = Units()
+
+
+class AdapterConfig(Message):
+    """The adapter's document.
+
+    Attributes:
+        schema_version: of this format.
+        method: how it was tuned.
+        model: the model's name.
+        revision: the model's revision; predictions under any other are refused.
+        access_mode: `strict` uses only the task's class names.
+        classes: the C class names.
+        templates: plain prompts, each with one `{}`; the first is the plain prompt 0.
+        context: the codes' search space.
+        codes: how many codes follow the templates.
+        head: the kind of head.
+        provenance: how it came to be.
+    """
+
+    schema_version: Literal[1] = 1
+    method: Literal["craft"] = "craft"
+    model: str
+    revision: str
+    access_mode: Literal["strict", "open-text"] = "strict"
+    classes: list[ClassName] = Field(min_length=1)
+    templates: list[Template] = Field(min_length=1)
+    context: Context | None = None
+    codes: int = Field(default=0, ge=0)
+    head: HeadKind
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdapterConfig:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: two classes have the same name")
+        if self.codes and self.context is None:
+            raise ValueError("context: required when there are codes")
+        return self
+
+    @property
+    def prompts(self) -> int:
+        """P, the number of prompts."""
+        return len(self.templates) + self.codes
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter.
+
+    Attributes:
+        config: the document.
+        codes: float32 [codes, dim].
+        head: maps log-probabilities [P, N, C] to [N, C].
+    """
+
+    config: AdapterConfig
+    codes: NDArray[np.float32]
+    head: Head
+
+    def to_bytes(self) -> bytes:
+        """The adapter as one safetensors body; equal adapters give equal bytes."""
+        return codec.encode(self.config.model_dump(mode="json"), self._tensors())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Adapter:
+        """Reads and checks what `to_bytes` wrote.
+
+        Raises:
+            AdapterError: it is not a valid adapter.
+        """
+        try:
+            document, tensors = codec.decode(data)
+            config = AdapterConfig.model_validate(document)
+            codes = np.zeros((0, config.context.dim if config.context else 0), np.float32)
+            tensors = {name: np.array(tensor) for name, tensor in tensors.items()}
+            if config.codes and config.context:
+                shape = (config.codes, config.context.dim)
+                check_tensors({k: v for k, v in tensors.items() if k == "codes"}, {"codes": shape})
+                codes = tensors.pop("codes")
+            head = head_from_tensors(
+                config.head, tensors, prompts=config.prompts, classes=len(config.classes)
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise AdapterError(f"{where}: {message}" if where else message) from error
+        except ValueError as error:
+            raise AdapterError(str(error)) from error
+        return cls(config, codes, head)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the adapter's bytes, in hexadecimal."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder, each file whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.model_dump_json(indent=2).encode() + b"\n"
+        _write_whole(folder / TENSOR_FILE, self.to_bytes())
+        _write_whole(folder / CONFIG_FILE, config)
+
+    @classmethod
+    def load(cls, folder: Path) -> Adapter:
+        """Reads and checks a folder that `save` wrote.
+
+        Raises:
+            AdapterError: a file is missing, not valid, or the two disagree.
+        """
+        try:
+            data = (folder / TENSOR_FILE).read_bytes()
+            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise AdapterError(f"no adapter at '{folder}': {error.strerror}") from error
+        except ValueError as error:
+            raise AdapterError(f"'{folder / CONFIG_FILE}' is not valid JSON") from error
+        adapter = cls.from_bytes(data)
+        if config != adapter.config.model_dump(mode="json"):
+            raise AdapterError(f"{CONFIG_FILE} and {TENSOR_FILE} in '{folder}' disagree")
+        return adapter
+
+    def _tensors(self) -> codec.Tensors:
+        codes = {"codes": self.codes} if len(self.codes) else {}
+        return {**codes, **self.head.tensors()}
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,139 @@
+"""The tensor codec: a JSON document and named tensors in one safetensors file, and back.
+
+The document travels under the metadata key `craftbox`. Nothing is ever unpickled. The codec knows
+sizes, dtypes and shapes; it does not know what a tensor means.
+
+Source: the safetensors format, https://huggingface.co/docs/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+MEDIA_TYPE = "application/x-safetensors"
+DOCUMENT_KEY = "craftbox"
+MAX_HEADER_BYTES = 8 * 2**20
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "I64": np.dtype(np.int64),
+    "U8": np.dtype(np.uint8),
+}
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class CodecError(ValueError):
+    """The bytes are not a safetensors file that the codec accepts; the message says why."""
+
+
+def encode(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Packs a JSON-able document and tensors (float16, float32, int64, uint8) into one file."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES.values():
+            raise CodecError(f"tensor '{name}' has dtype {tensor.dtype}, which does not travel")
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return safetensors.numpy.save(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        metadata={DOCUMENT_KEY: text},
+    )
+
+
+def decode(
+    data: bytes | memoryview, *, max_header_bytes: int = MAX_HEADER_BYTES
+) -> tuple[dict[str, Any], Tensors]:
+    """Unpacks what `encode` packed.
+
+    The header is bounded and checked before it is used: no duplicate names, known dtypes, and
+    each tensor's shape, offsets and the file's length agree. Tensors are read-only views of
+    `data`, not copies.
+
+    Raises:
+        CodecError: the bytes are not such a file.
+    """
+    view = memoryview(data)
+    if len(view) < 8:
+        raise CodecError("the body is shorter than a safetensors header")
+    header_length = int.from_bytes(view[:8], "little")
+    if header_length > max_header_bytes:
+        raise CodecError(f"the header claims {header_length} bytes; {max_header_bytes} are allowed")
+    if 8 + header_length > len(view):
+        raise CodecError("the header is longer than the body")
+    header = _parse_object(bytes(view[8 : 8 + header_length]), "the header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(DOCUMENT_KEY), str):
+        raise CodecError(f"the metadata has no '{DOCUMENT_KEY}' document")
+    payload = view[8 + header_length :]
+    tensors = {name: _tensor(name, entry, payload) for name, entry in header.items()}
+    if sum(tensor.nbytes for tensor in tensors.values()) != len(payload):
+        raise CodecError("the tensors do not fill the body exactly")
+    return _parse_object(metadata[DOCUMENT_KEY].encode(), "the document"), tensors
+
+
+def pack_files(files: Sequence[bytes]) -> Tensors:
+    """Several files as two tensors: `files` (uint8, all bytes) and `file_sizes` (int64, [n])."""
+    return {
+        "files": np.frombuffer(b"".join(files), dtype=np.uint8),
+        "file_sizes": np.array([len(file) for file in files], dtype=np.int64),
+    }
+
+
+def unpack_files(tensors: Mapping[str, NDArray[Any]]) -> list[bytes]:
+    """The files that `pack_files` packed.
+
+    Raises:
+        CodecError: a tensor is missing, or the sizes do not add up to the bytes.
+    """
+    if "files" not in tensors or "file_sizes" not in tensors:
+        raise CodecError("pictures travel as the tensors 'files' and 'file_sizes'")
+    data, sizes = tensors["files"], tensors["file_sizes"]
+    if data.dtype != np.uint8 or sizes.dtype != np.int64 or data.ndim != 1 or sizes.ndim != 1:
+        raise CodecError("'files' is a flat uint8 tensor and 'file_sizes' a flat int64 tensor")
+    if (sizes < 0).any() or sum(sizes.tolist()) != data.size:
+        raise CodecError("'file_sizes' do not add up to the length of 'files'")
+    ends = np.cumsum(sizes).tolist()
+    return [
+        data[end - size : end].tobytes() for end, size in zip(ends, sizes.tolist(), strict=True)
+    ]
+
+
+def _parse_object(text: bytes, what: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(names) != len(set(names)):
+            raise CodecError(f"{what} names something twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> float:
+        raise CodecError(f"{what} holds {name}, which is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CodecError(f"{what} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise CodecError(f"{what} is not a JSON object")
+    return value
+
+
+def _tensor(name: str, entry: Any, payload: memoryview) -> NDArray[Any]:
+    try:
+        dtype = _DTYPES[entry["dtype"]]
+        shape = tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CodecError(f"tensor '{name}' has an unknown dtype or an incomplete entry") from error
+    numbers = (*shape, begin, end)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise CodecError(f"tensor '{name}' has a shape or offset that is no natural number")
+    if end > len(payload) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise CodecError(f"tensor '{name}' does not fit its offsets")
+    return np.frombuffer(payload[begin:end], dtype=dtype).reshape(shape)

@@ -1,0 +1,174 @@
+"""Problem types: the errors that the server answers with and the client raises (RFC 9457).
+
+It knows names, statuses and the JSON shape; it does not know who raises or catches them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:craftbox:problem:"
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """A kind of problem with a stable name.
+
+    Attributes:
+        slug: the last part of the `type` URI.
+        status: the HTTP status it is answered with.
+        title: a short summary that is the same for every occurrence (RFC 9457, 3.1.4).
+        remedy: what a caller can do about it, in general.
+    """
+
+    slug: str
+    status: int
+    title: str
+    remedy: str
+
+    @property
+    def uri(self) -> str:
+        """The problem's `type` member."""
+        return TYPE_PREFIX + self.slug
+
+
+MALFORMED_BODY = ProblemType(
+    "malformed-body",
+    400,
+    "The request body cannot be read",
+    "Send JSON or safetensors as the API description says.",
+)
+UNAUTHENTICATED = ProblemType(
+    "unauthenticated",
+    401,
+    "The API key is missing or not valid",
+    "Send a valid key: 'Authorization: Bearer craft_...'.",
+)
+BUDGET_EXHAUSTED = ProblemType(
+    "budget-exhausted",
+    402,
+    "The key's budget does not cover this call",
+    "Ask for less, or ask the provider for a top-up; a retry cannot succeed.",
+)
+NOT_FOUND = ProblemType(
+    "not-found", 404, "There is no such resource", "Check the address of the call."
+)
+MODEL_NOT_FOUND = ProblemType(
+    "model-not-found", 404, "The server hosts no such model", "GET /v1/models lists the models."
+)
+IMAGE_SET_NOT_FOUND = ProblemType(
+    "image-set-not-found",
+    404,
+    "There is no such image set",
+    "Create it with POST /v1/image-sets under the same key's owner.",
+)
+ADAPTER_NOT_FOUND = ProblemType(
+    "adapter-not-found", 404, "There is no such adapter", "GET /v1/adapters lists the adapters."
+)
+METHOD_NOT_ALLOWED = ProblemType(
+    "method-not-allowed", 405, "The resource has no such method", "See /docs for its methods."
+)
+NAME_TAKEN = ProblemType(
+    "name-taken", 409, "The name is taken", "Choose another name, or retire the present holder."
+)
+REVISION_MISMATCH = ProblemType(
+    "revision-mismatch",
+    409,
+    "The adapter was tuned on another model or revision",
+    "Tune again on the model that the server hosts now.",
+)
+BODY_TOO_LARGE = ProblemType(
+    "body-too-large",
+    413,
+    "The request body is larger than the server accepts",
+    "Send less in one call; GET /v1/models states the limits.",
+)
+UNSUPPORTED_MEDIA_TYPE = ProblemType(
+    "unsupported-media-type",
+    415,
+    "The content type is not supported",
+    "Send application/json or application/x-safetensors.",
+)
+INVALID_REQUEST = ProblemType(
+    "invalid-request", 422, "The request is not valid", "Correct the fields that 'errors' names."
+)
+INVALID_IMAGE = ProblemType(
+    "invalid-image",
+    422,
+    "A picture cannot be used",
+    "Remove or replace the pictures that 'errors' names.",
+)
+INTERNAL_ERROR = ProblemType(
+    "internal-error",
+    500,
+    "The server failed",
+    "Nothing was charged. Report the request id to the provider.",
+)
+OVERLOADED = ProblemType(
+    "overloaded", 503, "The server has too much to do", "Try again after the Retry-After time."
+)
+
+PROBLEM_TYPES: dict[str, ProblemType] = {
+    problem.uri: problem
+    for problem in (
+        MALFORMED_BODY,
+        UNAUTHENTICATED,
+        BUDGET_EXHAUSTED,
+        NOT_FOUND,
+        MODEL_NOT_FOUND,
+        IMAGE_SET_NOT_FOUND,
+        ADAPTER_NOT_FOUND,
+        METHOD_NOT_ALLOWED,
+        NAME_TAKEN,
+        REVISION_MISMATCH,
+        BODY_TOO_LARGE,
+        UNSUPPORTED_MEDIA_TYPE,
+        INVALID_REQUEST,
+        INVALID_IMAGE,
+        INTERNAL_ERROR,
+        OVERLOADED,
+    )
+}
+
+
+class FieldError(BaseModel):
+    """One thing wrong with one field.
+
+    Attributes:
+        field: where it stands, such as `classes[3]`.
+        message: what is wrong.
+        remedy: what to do about it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str
+    message: str
+    remedy: str = ""
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457, section 3)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    remedy: str = ""
+    request_id: str = Field(default="", description="Names the call in the provider's log.")
+    errors: list[FieldError] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, kind: ProblemType, detail: str, errors: list[FieldError] | None = None) -> Problem:
+        """A problem of a known type with the words for this occurrence."""
+        return cls(
+            type=kind.uri,
+            title=kind.title,
+            status=kind.status,
+            detail=detail,
+            remedy=kind.remedy,
+            errors=errors or [],
+        )

@@ -1,0 +1,278 @@
+"""The wire models of API v1: what travels as JSON, or as the document of a safetensors body.
+
+A field marked as a tensor travels as nested lists in JSON and as the safetensors tensor of the same
+name otherwise; pictures travel as base64 strings in JSON and as the tensors `files` and
+`file_sizes` otherwise (`craft_shared.codec.pack_files`).
+
+This module knows shapes and bounds that hold on every server. It does not know a server's own
+limits (`GET /v1/models` states those), nor how anything is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from craft_shared.units import Unit, Units
+
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
+]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Template = Annotated[str, StringConstraints(min_length=2, max_length=300)]
+
+
+class Message(BaseModel):
+    """A JSON object on the wire. Unknown fields are errors, so that a typing slip is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+class Limits(Message):
+    """What one call may hold at most."""
+
+    body_bytes: int
+    images_per_call: int
+    image_bytes: int
+    image_pixels: int
+    images_per_set: int
+    prompts_per_call: int
+    classes: int
+    dim: int
+    answer_bytes: int
+
+
+class ModelCard(Message):
+    """What a client may know of a model.
+
+    Attributes:
+        name: what calls name it by.
+        revision: opaque; adapters and image sets are bound to it.
+        image_size: side in pixels that pictures are resized to.
+        limits: what one call may hold.
+        outputs: the output levels this key may receive.
+    """
+
+    name: str
+    revision: str
+    image_size: int
+    limits: Limits
+    outputs: list[Literal["log_probs"]]
+
+
+class ModelList(Message):
+    """Answer of `GET /v1/models`."""
+
+    models: list[ModelCard]
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+class Context(Message):
+    """A search space for prompts, p = p0 + A z (CraFT, section 3.1; the server holds p0 and A).
+
+    Attributes:
+        init: words whose token embeddings are p0.
+        dim: intrinsic dimension, the length of a code z.
+        seed: names the Gaussian projection A.
+        scale: a standard normal code moves each coordinate of p0 by `scale` times the standard
+            deviation of the model's token embeddings. `"paper"` instead draws A's entries with the
+            absolute standard deviation 0.2 of the released code.
+    """
+
+    init: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "a photo of a"
+    dim: int = Field(default=512, ge=1, le=4096)
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    scale: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Literal["paper"] = 1.0
+
+
+# --- budgets and usage --------------------------------------------------------------------------
+
+
+class Budget(Message):
+    """One bound on a key. `remaining` = limit - spent - reserved."""
+
+    unit: Unit
+    limit: int
+    spent: int
+    reserved: int
+    remaining: int
+
+
+class BudgetList(Message):
+    """Answer of `GET /v1/budget`. No budget on a unit means that it is not bounded."""
+
+    budgets: list[Budget]
+
+
+class Cost(Message):
+    """What a call cost and what is left, in every charged answer."""
+
+    charged: Units
+    budgets: list[Budget]
+
+
+class Charge(Message):
+    """One line of the ledger.
+
+    `at` is an RFC 3339 time in UTC. `state` is `settled`, or `reserved` while the call runs.
+    Refunded reservations charge nothing and are not listed.
+    """
+
+    id: int
+    at: str
+    call: str
+    model: str
+    state: Literal["reserved", "settled"]
+    units: Units
+
+
+class Usage(Message):
+    """Answer of `GET /v1/usage?after=ID&limit=N`: totals of all, and a page of lines.
+
+    `next_after` continues the listing; null at its end.
+    """
+
+    total: Units
+    charges: list[Charge]
+    next_after: int | None
+
+
+# --- image sets -----------------------------------------------------------------------------------
+
+
+class ImageSetCreate(Message):
+    """Body of `POST /v1/image-sets`."""
+
+    model: str
+
+
+class ImageSet(Message):
+    """An image set: a handle on pictures that the server has seen. `count` is its rows."""
+
+    id: str
+    model: str
+    revision: str
+    count: int
+
+
+class ImageUpload(Message):
+    """Body of `POST /v1/image-sets/{id}/images`.
+
+    Attributes:
+        first_row: the row that the first picture gets; must equal the set's present count, so that
+            a chunk is never added twice.
+        images: pictures as base64 strings (JSON only).
+    """
+
+    first_row: int = Field(ge=0)
+    images: list[str] | None = None
+
+
+class ImageUploadAnswer(Message):
+    """What an upload did. Pictures that the owner has had encoded before are not charged again."""
+
+    image_set: ImageSet
+    cost: Cost
+
+
+# --- predictions ------------------------------------------------------------------------------
+
+
+class PredictionRequest(Message):
+    """Body of `POST /v1/predictions`: prompts x images x classes.
+
+    The prompts are the templates, in order, and after them the codes. Either `image_set` (with
+    optional `rows`) or pictures must be given.
+
+    Attributes:
+        model: the model's name.
+        classes: C class names, no two alike.
+        templates: plain prompts with one `{}` for the class name.
+        context: the codes' search space; required with codes.
+        codes: tensor, float32 [prompts, dim].
+        image_set: an image set's id.
+        rows: rows of the image set to score; all when null.
+        images: pictures as base64 strings (JSON only).
+        dtype: precision of the answer's tensor.
+    """
+
+    model: str
+    classes: list[ClassName] = Field(min_length=1)
+    templates: list[Template] = Field(default_factory=list)
+    context: Context | None = None
+    codes: list[list[float]] | None = None
+    image_set: str | None = None
+    rows: list[int] | None = None
+    images: list[str] | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class PredictionAnswer(Message):
+    """Answer of `POST /v1/predictions`.
+
+    Attributes:
+        log_probs: tensor [prompts, images, classes] of natural-log probabilities over the classes.
+    """
+
+    model: str
+    revision: str
+    cost: Cost
+    log_probs: list[list[list[float]]] | None = None
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+class AdapterCard(Message):
+    """A published adapter, as others see it. `digest` is the SHA-256 of its content."""
+
+    name: str
+    version: int
+    digest: str
+    model: str
+    revision: str
+    access_mode: Literal["strict", "open-text"]
+    classes: list[str]
+    prompts: int
+    published_at: str
+
+
+class AdapterList(Message):
+    """Answer of `GET /v1/adapters`."""
+
+    adapters: list[AdapterCard]
+
+
+class AdapterPublishAnswer(Message):
+    """Answer of `POST /v1/adapters?name=NAME`; its body is an adapter (`craft_shared.adapter`)."""
+
+    adapter: AdapterCard
+    cost: Cost
+
+
+class AdapterPredictionRequest(Message):
+    """Body of `POST /v1/adapters/{name}/predictions`; pictures or an image set, as above."""
+
+    image_set: str | None = None
+    rows: list[int] | None = None
+    images: list[str] | None = None
+
+
+class AdapterPredictionAnswer(Message):
+    """Refined predictions.
+
+    Attributes:
+        log_probs: tensor, float32 [images, classes].
+    """
+
+    adapter: str
+    version: int
+    classes: list[str]
+    cost: Cost
+    log_probs: list[list[float]] | None = None

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from craft_shared import codec
+from craft_shared.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, AdapterConfig, AdapterError
+from craft_shared.head import LinearHead
+from craft_shared.wire import Context
+
+C, CODES, DIM = 2, 3, 4
+P = 1 + CODES
+
+
+@pytest.fixture
+def adapter() -> Adapter:
+    config = AdapterConfig(
+        model="pocket",
+        revision="abc",
+        classes=["cat", "dog"],
+        templates=["a photo of a {}."],
+        context=Context(dim=DIM),
+        codes=CODES,
+        head="ridge",
+    )
+    head = LinearHead(np.ones((P * C, C), np.float32), np.zeros(C, np.float32), 1.0, 0.5)
+    return Adapter(config, np.arange(CODES * DIM, dtype=np.float32).reshape(CODES, DIM), head)
+
+
+def test_adapter_survives_bytes_and_folders(adapter: Adapter, tmp_path: Path) -> None:
+    assert Adapter.from_bytes(adapter.to_bytes()).digest == adapter.digest
+    adapter.save(tmp_path / "adapter")
+    assert Adapter.load(tmp_path / "adapter").digest == adapter.digest
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {CONFIG_FILE, TENSOR_FILE}
+
+
+def test_digest_changes_with_any_tensor(adapter: Adapter) -> None:
+    assert Adapter(adapter.config, adapter.codes + 1, adapter.head).digest != adapter.digest
+
+
+@pytest.mark.parametrize(
+    ("document", "tensors", "message"),
+    [
+        ({"schema_version": 2}, {}, "schema_version"),
+        ({"classes": ["cat", "cat"]}, {}, "two classes have the same name"),
+        ({"context": None}, {}, "context"),
+        ({"surprise": 1}, {}, "surprise"),
+        ({}, {"codes": None}, "'codes' is missing"),
+        ({}, {"codes": np.zeros((CODES, DIM + 1), np.float32)}, "'codes' has shape"),
+        ({}, {"codes": np.full((CODES, DIM), np.inf, np.float32)}, "'codes' holds NaN"),
+        ({}, {"head.weight": np.zeros((1, C), np.float32)}, "'head.weight' has shape"),
+        ({}, {"token_embedding": np.zeros(1, np.float32)}, "'token_embedding' is not one"),
+    ],
+)
+def test_wrong_adapters_are_refused(
+    adapter: Adapter, document: dict, tensors: dict, message: str
+) -> None:
+    good_document, good_tensors = codec.decode(adapter.to_bytes())
+    changed = {k: v for k, v in {**good_tensors, **tensors}.items() if v is not None}
+    with pytest.raises(AdapterError, match=message):
+        Adapter.from_bytes(codec.encode({**good_document, **document}, changed))
+
+
+def test_folder_whose_files_disagree_is_refused(adapter: Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "revision": "other"}))
+    with pytest.raises(AdapterError, match="disagree"):
+        Adapter.load(tmp_path)
+
+
+def test_folder_without_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter at"):
+        Adapter.load(tmp_path)
