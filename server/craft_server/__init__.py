@@ -1,0 +1,1 @@
+"""The craftbox server."""

@@ -1,0 +1,289 @@
+"""`/v1/adapters`: publish, list, retire and use tuned adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response
+from numpy.typing import NDArray
+
+from craft_server import adapters
+from craft_server.adapters import Publication, ServableAdapter
+from craft_server.api import documents
+from craft_server.api.answer import encode_log_probs
+from craft_server.api.auth import WithCaller
+from craft_server.api.body import Body, body_of, content_type, read_bytes, unsupported
+from craft_server.api.checks import check_answer_size, check_model, checked_prompts
+from craft_server.api.metering import reservation
+from craft_server.api.pictures import load_pictures, select_pictures
+from craft_server.api.services import Services, WithServices
+from craft_server.image_sets import Features
+from craft_server.ledger.budgets import list_budgets
+from craft_server.problems import ProblemError, invalid_field
+from craft_shared import codec
+from craft_shared.adapter import Adapter, AdapterError
+from craft_shared.problems import (
+    ADAPTER_NOT_FOUND,
+    BODY_TOO_LARGE,
+    BUDGET_EXHAUSTED,
+    IMAGE_SET_NOT_FOUND,
+    INTERNAL_ERROR,
+    INVALID_IMAGE,
+    INVALID_REQUEST,
+    MALFORMED_BODY,
+    MODEL_NOT_FOUND,
+    OVERLOADED,
+    REVISION_MISMATCH,
+    UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA_TYPE,
+)
+from craft_shared.units import Units
+from craft_shared.wire import (
+    AdapterCard,
+    AdapterList,
+    AdapterPredictionAnswer,
+    AdapterPredictionRequest,
+    AdapterPublishAnswer,
+    Cost,
+    Name,
+)
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+_SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C] that one step of a prediction holds in memory
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=AdapterPublishAnswer,
+    summary="Publish an adapter",
+    openapi_extra=documents.safetensors_body(
+        "An adapter: metadata `craftbox` holds its config as JSON; tensors: `codes` and the head's"
+    ),
+    responses={
+        200: {
+            "model": AdapterPublishAnswer,
+            "description": "This very adapter is published under the name already; not charged",
+        },
+        **documents.problems(
+            UNAUTHENTICATED,
+            BUDGET_EXHAUSTED,
+            MODEL_NOT_FOUND,
+            REVISION_MISMATCH,
+            BODY_TOO_LARGE,
+            UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            INTERNAL_ERROR,
+            OVERLOADED,
+        ),
+    },
+)
+async def publish(
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+    name: Annotated[Name, Query(description="What the adapter is called under this owner.")],
+) -> Response:
+    """Publishes the next version under a name; versions never change.
+
+    Charged: prompts x classes of `texts`, since their texts are encoded here, once; and one of
+    `requests`.
+    """
+    if content_type(request) != codec.MEDIA_TYPE:
+        raise unsupported(content_type(request), codec.MEDIA_TYPE)
+    body = await read_bytes(request)
+    adapter, digest = await asyncio.to_thread(_parse, body)
+    config = adapter.config
+    check_model(services, config.model)
+    _check_revision(services, config.model, config.revision)
+    _check_texts(services, adapter)
+    prompts = await checked_prompts(
+        services,
+        classes=config.classes,
+        templates=config.templates,
+        context=config.context,
+        codes=adapter.codes,
+    )
+    same = await services.database.read(adapters.find_digest, caller.owner, name, digest)
+    if same is not None:
+        budgets = await services.database.read(list_budgets, caller.key_id)
+        return _published(200, same.card, Cost(charged=Units(), budgets=budgets))
+    units = Units(texts=config.prompts * len(config.classes), requests=1)
+    async with reservation(
+        services, caller, call="adapters", model=config.model, units=units
+    ) as reserved:
+        text_features = await services.engine.encode_prompts(prompts, config.classes)
+        card, cost = await reserved.settle_with(
+            adapters.add,
+            caller.owner,
+            name,
+            adapter=adapter,
+            digest=digest,
+            body=body,
+            text_features=text_features,
+        )
+    return _published(201, card, cost)
+
+
+@router.get("", summary="The owner's adapters", responses=documents.problems(UNAUTHENTICATED))
+async def list_adapters(services: WithServices, caller: WithCaller) -> AdapterList:
+    """All versions that are not retired. Free."""
+    return AdapterList(adapters=await services.database.read(adapters.list_cards, caller.owner))
+
+
+@router.get(
+    "/{name}",
+    summary="An adapter",
+    responses=documents.problems(UNAUTHENTICATED, ADAPTER_NOT_FOUND),
+)
+async def get(services: WithServices, caller: WithCaller, name: str) -> AdapterCard:
+    """The newest version of `name`, or the one that `name@version` names. Free."""
+    publication = await services.database.read(adapters.find, caller.owner, name)
+    return publication.card
+
+
+@router.delete(
+    "/{name}",
+    status_code=204,
+    summary="Retire an adapter",
+    responses=documents.problems(UNAUTHENTICATED, ADAPTER_NOT_FOUND),
+)
+async def retire(services: WithServices, caller: WithCaller, name: str) -> None:
+    """Retires all versions of `name`, or the one that `name@version` names. Free."""
+    await services.database.write(adapters.retire, caller.owner, name)
+
+
+@router.post(
+    "/{name}/predictions",
+    summary="Predict with an adapter",
+    response_class=Response,
+    openapi_extra=documents.body(
+        AdapterPredictionRequest,
+        "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]",
+    ),
+    responses={
+        **documents.tensor_answer(AdapterPredictionAnswer, "float32 [images, classes]"),
+        **documents.problems(
+            MALFORMED_BODY,
+            UNAUTHENTICATED,
+            BUDGET_EXHAUSTED,
+            ADAPTER_NOT_FOUND,
+            IMAGE_SET_NOT_FOUND,
+            REVISION_MISMATCH,
+            BODY_TOO_LARGE,
+            UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            INVALID_IMAGE,
+            INTERNAL_ERROR,
+            OVERLOADED,
+        ),
+    },
+)
+async def predict(
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+    name: str,
+    body: Annotated[Body[AdapterPredictionRequest], Depends(body_of(AdapterPredictionRequest))],
+) -> Response:
+    """Classifies pictures with an adapter of P prompts.
+
+    Charged: P of `queries`, P x N of `predictions`, one of `images` for each picture in the body,
+    one of `requests`. The adapter's texts were charged when it was published.
+    """
+    publication = await services.database.read(adapters.find, caller.owner, name)
+    card = publication.card
+    _check_revision(services, card.model, card.revision)
+    selection = await select_pictures(services, caller, body.message, body.files)
+    check_answer_size(
+        request,
+        services,
+        numbers=selection.count * len(card.classes),
+        dtype="float32",
+        field=selection.field,
+    )
+    pictures = await load_pictures(services, selection)
+    units = Units(
+        queries=card.prompts,
+        predictions=card.prompts * selection.count,
+        images=len(selection.files),
+        requests=1,
+    )
+    async with reservation(
+        services, caller, call="adapter-predictions", model=card.model, units=units
+    ) as reserved:
+        servable = await _load(services, publication)
+        features = await pictures.features(services)
+        answer = await encode_log_probs(request, await _refined(services, servable, features))
+        cost = await reserved.settle()
+        return await answer.with_document(
+            AdapterPredictionAnswer(
+                adapter=card.name, version=card.version, classes=card.classes, cost=cost
+            )
+        )
+
+
+def _parse(body: bytes) -> tuple[Adapter, str]:
+    remedy = "Publish what craftbox's tuner wrote."
+    try:
+        adapter = Adapter.from_bytes(body)
+        return adapter, adapter.digest
+    except AdapterError as error:
+        raise invalid_field("adapter", str(error)[:500], remedy) from error
+    except UnicodeEncodeError as error:
+        message = "a text holds half of a surrogate pair"
+        raise invalid_field("adapter", message, remedy) from error
+
+
+def _check_revision(services: Services, model: str, revision: str) -> None:
+    hosted = services.engine
+    if (model, revision) != (hosted.name, hosted.revision):
+        raise ProblemError(
+            REVISION_MISMATCH,
+            f"the adapter was tuned on '{model}' revision {revision}; "
+            f"the server hosts '{hosted.name}' revision {hosted.revision}",
+        )
+
+
+def _check_texts(services: Services, adapter: Adapter) -> None:
+    texts = adapter.config.prompts * len(adapter.config.classes)
+    allowed = services.settings.texts_per_adapter
+    if texts > allowed:
+        raise invalid_field(
+            "adapter",
+            f"prompts x classes is {texts}; {allowed} are allowed",
+            "Tune with fewer kept prompts.",
+        )
+
+
+def _published(status: int, card: AdapterCard, cost: Cost) -> Response:
+    answer = AdapterPublishAnswer(adapter=card, cost=cost)
+    return JSONResponse(answer.model_dump(mode="json"), status_code=status)
+
+
+async def _load(services: Services, publication: Publication) -> ServableAdapter:
+    servable = services.adapters.get(publication.id)
+    if servable is None:
+        content = await services.database.read(adapters.read_content, publication.id)
+        servable = await asyncio.to_thread(adapters.servable, *content)
+        if servable.nbytes <= services.adapters.maxsize:
+            services.adapters[publication.id] = servable
+    return servable
+
+
+async def _refined(
+    services: Services, servable: ServableAdapter, features: Features
+) -> NDArray[np.float32]:
+    prompts, classes, _ = servable.text_features.shape
+    step = max(1, _SCORES_AT_ONCE // (prompts * classes))
+    parts = []
+    for start in range(0, len(features), step):
+        log_probs = await services.engine.score(
+            features[start : start + step], servable.text_features, "float32"
+        )
+        parts.append(await asyncio.to_thread(servable.adapter.head, log_probs))
+    return np.concatenate(parts)

@@ -1,0 +1,97 @@
+"""Checks of what to score, before anything is charged: model, classes, prompts, answer size."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from craft_server.api.answer import DType, answer_bytes
+from craft_server.api.services import Services
+from craft_server.engine import Prompts
+from craft_server.problems import invalid_field, invalid_request, model_not_found
+from craft_shared.problems import FieldError
+from craft_shared.wire import Context, Limits
+
+
+def check_model(services: Services, name: str) -> None:
+    """Raises ProblemError unless the server hosts the model `name`."""
+    if name != services.engine.name:
+        raise model_not_found(name, services.engine.name)
+
+
+async def checked_prompts(
+    services: Services,
+    *,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    context: Context | None,
+    codes: NDArray[np.float32] | None,
+) -> Prompts:
+    """The prompts, if they and the class names can be scored.
+
+    Raises:
+        ProblemError: `invalid-request` with all that is wrong.
+    """
+    limits = services.settings.limits
+    points = np.zeros((0, 0), np.float32) if codes is None else codes
+    # Tokenising takes time for each prompt and class: first what bounds their number.
+    if errors := _count_errors(limits, classes, templates, context, points):
+        raise invalid_request(errors)
+    prompts = Prompts(templates=tuple(templates), context=context, codes=points)
+    if errors := await asyncio.to_thread(services.engine.check_prompts, prompts, classes):
+        raise invalid_request(errors)
+    return prompts
+
+
+def check_answer_size(
+    request: Request, services: Services, *, numbers: int, dtype: DType, field: str
+) -> None:
+    """Raises ProblemError if an answer of so many numbers were too large; `field` is to blame."""
+    size = answer_bytes(request, numbers, dtype)
+    allowed = services.settings.limits.answer_bytes
+    if size > allowed:
+        raise invalid_field(
+            field,
+            f"the answer would take up to {size} bytes; {allowed} are allowed",
+            "Ask for fewer pictures or prompts in one call, for float16, or for safetensors.",
+        )
+
+
+def _count_errors(
+    limits: Limits,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    context: Context | None,
+    codes: NDArray[np.float32],
+) -> list[FieldError]:
+    errors = []
+    if len(classes) > limits.classes:
+        errors.append(
+            FieldError(
+                field="classes",
+                message=f"{len(classes)} classes; {limits.classes} are allowed",
+                remedy="Score fewer classes in one call.",
+            )
+        )
+    prompts = len(templates) + len(codes)
+    if prompts > limits.prompts_per_call:
+        errors.append(
+            FieldError(
+                field="codes" if len(codes) else "templates",
+                message=f"{prompts} prompts; {limits.prompts_per_call} are allowed",
+                remedy="Spread the prompts over several calls.",
+            )
+        )
+    if context is not None and context.dim > limits.dim:
+        errors.append(
+            FieldError(
+                field="context.dim",
+                message=f"{context.dim}; at most {limits.dim} is allowed",
+                remedy="Search in fewer dimensions.",
+            )
+        )
+    return errors

@@ -1,0 +1,146 @@
+"""Turns every exception into problem+json, and keeps what it was from whoever may not know it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from craft_server import problems
+from craft_server.adapters import NoSuchAdapter
+from craft_server.engine import Overloaded, WorkerDied
+from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
+from craft_server.ledger.charges import BudgetExhausted
+from craft_server.problems import ProblemError
+from craft_shared.problems import (
+    ADAPTER_NOT_FOUND,
+    IMAGE_SET_NOT_FOUND,
+    INTERNAL_ERROR,
+    MALFORMED_BODY,
+    MEDIA_TYPE,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    OVERLOADED,
+    FieldError,
+    Problem,
+)
+
+_log = structlog.get_logger()
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers with the application."""
+    app.exception_handler(ProblemError)(_on_problem)
+    app.exception_handler(BudgetExhausted)(_on_budget_exhausted)
+    app.exception_handler(NoSuchImageSet)(_on_no_such_image_set)
+    app.exception_handler(NoSuchAdapter)(_on_no_such_adapter)
+    app.exception_handler(Overloaded)(_on_overloaded)
+    app.exception_handler(WorkerDied)(_on_overloaded)
+    app.exception_handler(WrongFirstRow)(_on_wrong_first_row)
+    app.exception_handler(RequestValidationError)(_on_invalid_parameters)
+    app.exception_handler(HTTPException)(_on_http_exception)
+
+
+class UnhandledErrorsMiddleware:
+    """Answers what no handler knows with `internal-error`; only the log holds the traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_start)
+        except Exception as error:
+            _log.exception("unhandled error", error=type(error).__name__)
+            if started:
+                raise
+            problem = Problem.of(INTERNAL_ERROR, "something went wrong inside the server")
+            await problem_response(Request(scope), problem)(scope, receive, send)
+
+
+def problem_response(
+    request: Request, problem: Problem, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer that carries a problem and the call's id."""
+    named = problem.model_copy(update={"request_id": request.state.request_id})
+    return Response(
+        named.model_dump_json(),
+        status_code=problem.status,
+        headers=dict(headers or {}),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def _respond(request: Request, error: ProblemError) -> Response:
+    return problem_response(request, error.problem, error.headers)
+
+
+async def _on_problem(request: Request, error: ProblemError) -> Response:
+    return _respond(request, error)
+
+
+async def _on_budget_exhausted(request: Request, error: BudgetExhausted) -> Response:
+    return _respond(request, problems.budget_exhausted(error.shortfalls))
+
+
+async def _on_no_such_image_set(request: Request, _error: Exception) -> Response:
+    detail = "there is no image set with this id under the key's owner"
+    return _respond(request, ProblemError(IMAGE_SET_NOT_FOUND, detail))
+
+
+async def _on_no_such_adapter(request: Request, _error: Exception) -> Response:
+    detail = "there is no adapter with this name and version under the key's owner"
+    return _respond(request, ProblemError(ADAPTER_NOT_FOUND, detail))
+
+
+async def _on_overloaded(request: Request, error: Exception) -> Response:
+    # Whatever was reserved has been refunded by now, so that the client may safely try again.
+    _log.warning("call not done", error=type(error).__name__)
+    detail = "the model cannot take this call now; nothing was charged"
+    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
+
+
+async def _on_wrong_first_row(request: Request, error: WrongFirstRow) -> Response:
+    return _respond(
+        request,
+        problems.invalid_field(
+            "first_row",
+            f"the image set holds {error.count} pictures, so that the next row is {error.count}",
+            "GET the image set for its count, and go on from there.",
+        ),
+    )
+
+
+async def _on_invalid_parameters(request: Request, error: RequestValidationError) -> Response:
+    errors = [
+        FieldError(
+            field=".".join(str(part) for part in item["loc"][1:]),
+            message=item["msg"],
+            remedy="Correct the query parameter.",
+        )
+        for item in error.errors()
+    ]
+    return _respond(request, problems.invalid_request(errors))
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    kinds = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
+    kind = kinds.get(error.status_code, MALFORMED_BODY)
+    detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return problem_response(request, Problem.of(kind, detail), error.headers)

@@ -1,0 +1,45 @@
+"""Whether the process lives, and whether it can serve. Needs no key."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from craft_server.api import documents
+from craft_server.api.services import WithServices
+from craft_server.problems import ProblemError
+from craft_shared.problems import OVERLOADED
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/livez", summary="Whether the process lives")
+async def live() -> Health:
+    """Answers as long as the process does."""
+    return Health()
+
+
+@router.get(
+    "/readyz",
+    summary="Whether the server can serve",
+    responses=documents.problems(OVERLOADED),
+)
+async def ready(services: WithServices) -> Health:
+    """Answers 200 while the model runs and the database answers, 503 otherwise."""
+    if not services.engine.alive:
+        raise _not_ready("the model is not running")
+    if not await services.database.answers():
+        raise _not_ready("the database does not answer")
+    return Health()
+
+
+def _not_ready(detail: str) -> ProblemError:
+    return ProblemError(OVERLOADED, detail, headers={"Retry-After": "10"})

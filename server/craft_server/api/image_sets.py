@@ -1,0 +1,174 @@
+"""`/v1/image-sets`: upload pictures once, score them often."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from craft_server import image_sets
+from craft_server.api import documents
+from craft_server.api.auth import WithCaller
+from craft_server.api.body import Body, body_of
+from craft_server.api.checks import check_model
+from craft_server.api.metering import reservation
+from craft_server.api.pictures import check_files, check_same_model, decode_pictures
+from craft_server.api.services import Services, WithServices
+from craft_server.image_sets import Features, WrongFirstRow
+from craft_server.problems import invalid_field
+from craft_shared.problems import (
+    BODY_TOO_LARGE,
+    BUDGET_EXHAUSTED,
+    IMAGE_SET_NOT_FOUND,
+    INTERNAL_ERROR,
+    INVALID_IMAGE,
+    INVALID_REQUEST,
+    MALFORMED_BODY,
+    MODEL_NOT_FOUND,
+    OVERLOADED,
+    UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA_TYPE,
+)
+from craft_shared.units import Units
+from craft_shared.wire import ImageSet, ImageSetCreate, ImageUpload, ImageUploadAnswer
+
+router = APIRouter(prefix="/v1/image-sets", tags=["image sets"])
+
+_BODY_PROBLEMS = (
+    MALFORMED_BODY,
+    UNAUTHENTICATED,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    INVALID_REQUEST,
+)
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Make an image set",
+    openapi_extra=documents.body(ImageSetCreate, "none"),
+    responses=documents.problems(*_BODY_PROBLEMS, MODEL_NOT_FOUND),
+)
+async def create(
+    services: WithServices,
+    caller: WithCaller,
+    body: Annotated[Body[ImageSetCreate], Depends(body_of(ImageSetCreate))],
+) -> ImageSet:
+    """Makes an empty image set of a model. Free."""
+    check_model(services, body.message.model)
+    return await services.database.write(
+        image_sets.create_image_set,
+        caller.owner,
+        model=services.engine.name,
+        revision=services.engine.revision,
+    )
+
+
+@router.get(
+    "/{image_set_id}",
+    summary="An image set",
+    responses=documents.problems(UNAUTHENTICATED, IMAGE_SET_NOT_FOUND),
+)
+async def get(services: WithServices, caller: WithCaller, image_set_id: str) -> ImageSet:
+    """An image set of the key's owner, and how many pictures it holds. Free."""
+    return await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
+
+
+@router.delete(
+    "/{image_set_id}",
+    status_code=204,
+    summary="Delete an image set",
+    responses=documents.problems(UNAUTHENTICATED, IMAGE_SET_NOT_FOUND),
+)
+async def delete(services: WithServices, caller: WithCaller, image_set_id: str) -> None:
+    """Deletes an image set, and what the server knows of pictures that no other one holds. Free."""
+    await services.database.write(image_sets.delete_image_set, caller.owner, image_set_id)
+    for key in [key for key in services.features if key[0] == image_set_id]:
+        del services.features[key]
+
+
+@router.post(
+    "/{image_set_id}/images",
+    summary="Upload pictures",
+    openapi_extra=documents.body(
+        ImageUpload, "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]"
+    ),
+    responses=documents.problems(
+        *_BODY_PROBLEMS,
+        BUDGET_EXHAUSTED,
+        IMAGE_SET_NOT_FOUND,
+        INVALID_IMAGE,
+        INTERNAL_ERROR,
+        OVERLOADED,
+    ),
+)
+async def upload(
+    services: WithServices,
+    caller: WithCaller,
+    image_set_id: str,
+    body: Annotated[Body[ImageUpload], Depends(body_of(ImageUpload))],
+) -> ImageUploadAnswer:
+    """Appends pictures to an image set; all of them, or none if one cannot be used.
+
+    Charged: one of `images` for each picture that the owner has not had encoded before, and one of
+    `requests`.
+    """
+    image_set = await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
+    check_same_model(services, image_set)
+    files = body.files or []
+    _check_chunk(services, image_set, body.message.first_row, files)
+    digests = await asyncio.to_thread(_digests, files)
+    known = await services.database.read(
+        image_sets.known_features, caller.owner, image_set, digests
+    )
+    new = _first_positions(digests, known)
+    pictures = await decode_pictures(
+        services, [files[position] for position in new.values()], list(new.values())
+    )
+    units = Units(images=len(new), requests=1)
+    async with reservation(
+        services, caller, call="images", model=image_set.model, units=units
+    ) as reserved:
+        encoded = await services.engine.encode_images(pictures) if pictures else ()
+        grown, cost = await reserved.settle_with(
+            image_sets.add_rows,
+            caller.owner,
+            image_set_id,
+            first_row=body.message.first_row,
+            digests=digests,
+            features={**known, **dict(zip(new, encoded, strict=True))},
+        )
+    return ImageUploadAnswer(image_set=grown, cost=cost)
+
+
+def _check_chunk(
+    services: Services, image_set: ImageSet, first_row: int, files: Sequence[bytes]
+) -> None:
+    if first_row != image_set.count:
+        raise WrongFirstRow(image_set.count)
+    limits = services.settings.limits
+    check_files(limits, files)
+    if image_set.count + len(files) > limits.images_per_set:
+        raise invalid_field(
+            "images",
+            f"the image set would hold {image_set.count + len(files)} pictures; "
+            f"{limits.images_per_set} are allowed",
+            "Go on in another image set.",
+        )
+
+
+def _digests(files: Sequence[bytes]) -> list[str]:
+    return [hashlib.sha256(file).hexdigest() for file in files]
+
+
+def _first_positions(digests: Sequence[str], known: Mapping[str, Features]) -> dict[str, int]:
+    """Where each picture that is not known stands first, in the body's order."""
+    positions: dict[str, int] = {}
+    for position, digest in enumerate(digests):
+        if digest not in known:
+            positions.setdefault(digest, position)
+    return positions

@@ -1,0 +1,29 @@
+"""`GET /v1/models`: what the server hosts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from craft_server.api import documents
+from craft_server.api.auth import WithCaller
+from craft_server.api.services import WithServices
+from craft_shared.problems import UNAUTHENTICATED
+from craft_shared.wire import ModelCard, ModelList
+
+router = APIRouter(tags=["models"])
+
+
+@router.get(
+    "/v1/models", summary="The hosted models", responses=documents.problems(UNAUTHENTICATED)
+)
+async def list_models(services: WithServices, _caller: WithCaller) -> ModelList:
+    """The models, their limits, and what this key may receive. Free."""
+    engine = services.engine
+    card = ModelCard(
+        name=engine.name,
+        revision=engine.revision,
+        image_size=engine.image_size,
+        limits=services.settings.limits,
+        outputs=["log_probs"],
+    )
+    return ModelList(models=[card])

@@ -1,0 +1,227 @@
+"""The pictures of a call: rows of an image set, or pictures in the body.
+
+`decode_pictures` tells every bad picture of a body at once. This module does not know what the
+pictures are scored against.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from craft_server.api.services import Services
+from craft_server.engine import ImageError
+from craft_server.image_sets import Features, get_image_set, read_features
+from craft_server.ledger.keys import Caller
+from craft_server.problems import ProblemError, invalid_field, invalid_request
+from craft_shared.problems import INVALID_IMAGE, FieldError
+from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pictures a call is about, checked, not yet loaded.
+
+    Attributes:
+        image_set: whose rows, or None where the body holds the pictures.
+        rows: of the image set; None means all.
+        files: pictures in the body.
+    """
+
+    image_set: ImageSet | None
+    rows: Sequence[int] | None
+    files: Sequence[bytes]
+
+    @property
+    def count(self) -> int:
+        """N, the number of pictures."""
+        if self.image_set is None:
+            return len(self.files)
+        return self.image_set.count if self.rows is None else len(self.rows)
+
+    @property
+    def field(self) -> str:
+        """The request's field that says how many pictures there are."""
+        if self.image_set is None:
+            return "images"
+        return "image_set" if self.rows is None else "rows"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Loaded pictures: features that are known, or tensors that are still to be encoded."""
+
+    known: Features | None
+    decoded: Sequence[torch.Tensor]
+
+    async def features(self, services: Services) -> Features:
+        """[N, width], unit norm."""
+        if self.known is not None:
+            return self.known
+        return await services.engine.encode_images(self.decoded)
+
+
+async def select_pictures(
+    services: Services,
+    caller: Caller,
+    message: PredictionRequest | AdapterPredictionRequest,
+    files: Sequence[bytes] | None,
+) -> Selection:
+    """Which pictures the call is about.
+
+    Raises:
+        ProblemError: not exactly one source, an empty one, too many, or rows out of range.
+        NoSuchImageSet: the owner has no such image set.
+    """
+    if message.image_set is None:
+        return _select_files(services.settings.limits, message.rows, files)
+    if files is not None:
+        raise invalid_field(
+            "image_set",
+            "the call names an image set and has pictures in its body",
+            "Send exactly one of the two.",
+        )
+    image_set = await services.database.read(get_image_set, caller.owner, message.image_set)
+    check_same_model(services, image_set)
+    if image_set.count == 0:
+        raise invalid_field("image_set", "the image set is empty", "Upload pictures to it first.")
+    if message.rows is not None:
+        _check_rows(services.settings.limits, message.rows, image_set.count)
+    return Selection(image_set, message.rows, ())
+
+
+async def load_pictures(services: Services, selection: Selection) -> Pictures:
+    """Reads the features of an image set, or decodes the pictures of the body.
+
+    Raises:
+        ProblemError: `invalid-image`, naming every picture that cannot be used.
+    """
+    if selection.image_set is None:
+        return Pictures(None, await decode_pictures(services, selection.files))
+    features = await _all_features(services, selection.image_set)
+    if selection.rows is None:
+        return Pictures(features, ())
+    return Pictures(features[np.asarray(selection.rows, dtype=np.intp)], ())
+
+
+async def decode_pictures(
+    services: Services, files: Sequence[bytes], positions: Sequence[int] | None = None
+) -> list[torch.Tensor]:
+    """The pictures as tensors [3, S, S].
+
+    Args:
+        services: of the server.
+        files: the pictures' bytes.
+        positions: where each stands in the body's `images`; None means in this order.
+
+    Raises:
+        ProblemError: `invalid-image`, naming every picture that cannot be used.
+    """
+    decode = partial(_decode, services)
+    loop = asyncio.get_running_loop()
+    results = await asyncio.gather(
+        *(loop.run_in_executor(services.decoders, decode, file) for file in files)
+    )
+    named = zip(range(len(files)) if positions is None else positions, results, strict=True)
+    errors = [
+        FieldError(field=f"images[{index}]", message=result.message, remedy=result.remedy)
+        for index, result in named
+        if isinstance(result, ImageError)
+    ]
+    if errors:
+        raise ProblemError(
+            INVALID_IMAGE, f"{errors[0].field}: {errors[0].message}; {len(errors)} in all", errors
+        )
+    return [result for result in results if not isinstance(result, ImageError)]
+
+
+def check_files(limits: Limits, files: Sequence[bytes]) -> None:
+    """Raises ProblemError unless the body's pictures are some, but not too many."""
+    if not files:
+        raise invalid_field("images", "the call has no picture", "Send at least one.")
+    if len(files) > limits.images_per_call:
+        raise invalid_field(
+            "images",
+            f"{len(files)} pictures; {limits.images_per_call} are allowed",
+            "Send fewer in one call.",
+        )
+
+
+def check_same_model(services: Services, image_set: ImageSet) -> None:
+    """Raises ProblemError unless the image set was made under the hosted model and revision."""
+    hosted = services.engine
+    if (image_set.model, image_set.revision) != (hosted.name, hosted.revision):
+        raise invalid_field(
+            "image_set",
+            f"the image set belongs to model '{image_set.model}' revision {image_set.revision}; "
+            f"the server hosts '{hosted.name}' revision {hosted.revision}",
+            "Make a new image set and upload the pictures again.",
+        )
+
+
+def _select_files(
+    limits: Limits, rows: Sequence[int] | None, files: Sequence[bytes] | None
+) -> Selection:
+    if files is None:
+        raise invalid_field(
+            "image_set",
+            "the call names no image set and has no pictures in its body",
+            "Send exactly one of the two.",
+        )
+    if rows is not None:
+        raise invalid_field(
+            "rows", "rows without an image set", "Leave rows out, or name an image set."
+        )
+    check_files(limits, files)
+    return Selection(None, None, files)
+
+
+def _decode(services: Services, file: bytes) -> torch.Tensor | ImageError:
+    limits = services.settings.limits
+    if len(file) > limits.image_bytes:
+        return ImageError(
+            f"the file has {len(file)} bytes; {limits.image_bytes} are allowed",
+            "Send a smaller picture.",
+        )
+    try:
+        return services.engine.decode_image(file, max_pixels=limits.image_pixels)
+    except ImageError as error:
+        return error
+
+
+def _check_rows(limits: Limits, rows: Sequence[int], count: int) -> None:
+    if not 0 < len(rows) <= limits.images_per_set:
+        raise invalid_field(
+            "rows",
+            f"{len(rows)} rows; 1 to {limits.images_per_set} are allowed",
+            "Leave rows out to score the whole image set.",
+        )
+    errors = [
+        FieldError(
+            field=f"rows[{index}]",
+            message=f"the image set has the rows 0 to {count - 1}",
+            remedy="Name rows that exist.",
+        )
+        for index, row in enumerate(rows)
+        if not 0 <= row < count
+    ]
+    if errors:
+        raise invalid_request(errors)
+
+
+async def _all_features(services: Services, image_set: ImageSet) -> Features:
+    key = (image_set.id, image_set.count)
+    features = services.features.get(key)
+    if features is None:
+        features = await services.database.read(read_features, image_set)
+        if features.nbytes <= services.features.maxsize:
+            services.features[key] = features
+    return features

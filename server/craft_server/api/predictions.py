@@ -1,0 +1,110 @@
+"""`POST /v1/predictions`: prompts x images x classes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from craft_server.api import documents
+from craft_server.api.answer import encode_log_probs
+from craft_server.api.auth import WithCaller
+from craft_server.api.body import Body, body_of
+from craft_server.api.checks import check_answer_size, check_model, checked_prompts
+from craft_server.api.metering import reservation
+from craft_server.api.pictures import load_pictures, select_pictures
+from craft_server.api.services import WithServices
+from craft_shared.problems import (
+    BODY_TOO_LARGE,
+    BUDGET_EXHAUSTED,
+    IMAGE_SET_NOT_FOUND,
+    INTERNAL_ERROR,
+    INVALID_IMAGE,
+    INVALID_REQUEST,
+    MALFORMED_BODY,
+    MODEL_NOT_FOUND,
+    OVERLOADED,
+    UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA_TYPE,
+)
+from craft_shared.units import Units
+from craft_shared.wire import PredictionAnswer, PredictionRequest
+
+router = APIRouter(tags=["predictions"])
+
+
+@router.post(
+    "/v1/predictions",
+    summary="Score prompts",
+    response_class=Response,
+    openapi_extra=documents.body(
+        PredictionRequest,
+        "`codes` float32 [prompts, dim]; `files` uint8 [bytes] and `file_sizes` int64 [pictures]",
+    ),
+    responses={
+        **documents.tensor_answer(PredictionAnswer, "[prompts, images, classes]"),
+        **documents.problems(
+            MALFORMED_BODY,
+            UNAUTHENTICATED,
+            BUDGET_EXHAUSTED,
+            MODEL_NOT_FOUND,
+            IMAGE_SET_NOT_FOUND,
+            BODY_TOO_LARGE,
+            UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            INVALID_IMAGE,
+            INTERNAL_ERROR,
+            OVERLOADED,
+        ),
+    },
+)
+async def predict(
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+    body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
+) -> Response:
+    """Scores P prompts on N pictures over C classes.
+
+    Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
+    picture in the body, one of `requests`.
+    """
+    message = body.message
+    check_model(services, message.model)
+    prompts = await checked_prompts(
+        services,
+        classes=message.classes,
+        templates=message.templates,
+        context=message.context,
+        codes=body.codes,
+    )
+    selection = await select_pictures(services, caller, message, body.files)
+    count = prompts.count
+    check_answer_size(
+        request,
+        services,
+        numbers=count * selection.count * len(message.classes),
+        dtype=message.dtype,
+        field=selection.field,
+    )
+    pictures = await load_pictures(services, selection)
+    units = Units(
+        queries=count,
+        predictions=count * selection.count,
+        images=len(selection.files),
+        texts=count * len(message.classes),
+        requests=1,
+    )
+    engine = services.engine
+    async with reservation(
+        services, caller, call="predictions", model=engine.name, units=units
+    ) as reserved:
+        image_features = await pictures.features(services)
+        text_features = await engine.encode_prompts(prompts, message.classes)
+        log_probs = await engine.score(image_features, text_features, message.dtype)
+        answer = await encode_log_probs(request, log_probs)
+        cost = await reserved.settle()
+        return await answer.with_document(
+            PredictionAnswer(model=engine.name, revision=engine.revision, cost=cost)
+        )

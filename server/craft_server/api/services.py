@@ -1,0 +1,48 @@
+"""What every call may use, made once by `craft_server.app.create_app`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
+
+from cachetools import LRUCache
+from fastapi import Depends, Request
+
+from craft_server.adapters import ServableAdapter
+from craft_server.api.in_flight import InFlight
+from craft_server.database import Database
+from craft_server.engine import Engine
+from craft_server.image_sets import Features
+from craft_server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one server.
+
+    Attributes:
+        settings: of the operator.
+        engine: the hosted model.
+        database: of ledger, image sets and adapters.
+        decoders: threads that decode pictures.
+        in_flight: calls whose reservation is open.
+        features: image sets' features by id and count, bounded in bytes; used on the event loop.
+        adapters: parsed adapters by their row's id, bounded in bytes; used on the event loop.
+    """
+
+    settings: Settings
+    engine: Engine
+    database: Database
+    decoders: ThreadPoolExecutor
+    in_flight: InFlight
+    features: LRUCache[tuple[str, int], Features]
+    adapters: LRUCache[int, ServableAdapter]
+
+
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+WithServices = Annotated[Services, Depends(_services)]

@@ -1,0 +1,91 @@
+"""The application: engine, database and API put together. It knows no process, port or signal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+from cachetools import LRUCache
+from fastapi import FastAPI
+
+from craft_server.api import (
+    account,
+    adapters,
+    documents,
+    errors,
+    health,
+    image_sets,
+    models,
+    predictions,
+)
+from craft_server.api.access_log import AccessLogMiddleware
+from craft_server.api.body_limit import BodyLimitMiddleware
+from craft_server.api.errors import UnhandledErrorsMiddleware
+from craft_server.api.in_flight import InFlight
+from craft_server.api.request_id import RequestIdMiddleware
+from craft_server.api.services import Services
+from craft_server.database import Database
+from craft_server.engine import Engine
+from craft_server.settings import Settings
+
+REFUND_SECONDS = 10
+_MAX_DECODERS = 8
+
+
+def create_app(settings: Settings, engine: Engine, database: Database | None = None) -> FastAPI:
+    """The server as an ASGI application.
+
+    The engine stays the caller's to close; the database is closed with the application.
+
+    Args:
+        settings: of the operator.
+        engine: the hosted model, loaded.
+        database: None opens the one that the settings name.
+
+    Raises:
+        DatabaseError: the database cannot be used.
+    """
+    database = database or Database.open(settings.database_url, settings.data_dir)
+    services = Services(
+        settings=settings,
+        engine=engine,
+        database=database,
+        decoders=ThreadPoolExecutor(
+            min(os.cpu_count() or 1, _MAX_DECODERS), thread_name_prefix="craft-decoder"
+        ),
+        in_flight=InFlight(),
+        features=LRUCache(settings.features_cache_bytes, lambda features: features.nbytes),
+        adapters=LRUCache(settings.adapters_cache_bytes, lambda servable: servable.nbytes),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        # Calls that the server's end cut off still have to be refunded.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(services.in_flight.none(), REFUND_SECONDS)
+        services.decoders.shutdown()
+        services.database.close()
+
+    app = FastAPI(
+        title="craftbox",
+        version=version("craftbox"),
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.services = services
+    for module in (health, models, image_sets, predictions, account, adapters):
+        app.include_router(module.router)
+    errors.install(app)
+    documents.install(app)
+    # The last one added is the outermost: every log line and answer has the call's id.
+    app.add_middleware(UnhandledErrorsMiddleware)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
+    app.add_middleware(AccessLogMiddleware)
+    app.add_middleware(RequestIdMiddleware)
+    return app

@@ -1,0 +1,219 @@
+"""The database: where it is, how it is opened, and which threads wait for it.
+
+SQLite (WAL mode, every commit on disk before it is answered) and PostgreSQL through the same calls.
+A transaction is a plain function whose first argument is a `Connection`; it runs on this module's
+own threads, never on the event loop. This module does not know what the tables mean.
+
+Sources: SQLAlchemy 2, "pysqlite: serializable isolation" (https://docs.sqlalchemy.org/);
+SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from alembic.util import CommandError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+METADATA = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+POSTGRESQL_THREADS = 8
+BUSY_TIMEOUT_MS = 30_000
+FILE_NAME = "craftbox.db"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the message is one line for the operator."""
+
+
+class Database:
+    """An open database whose schema is the newest.
+
+    `read` and `write` run one function in one transaction on the database's threads; `reading` and
+    `writing` are the same for callers without an event loop.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        # SQLite has one writer at a time anyway: a second thread could only wait for the first.
+        threads = 1 if engine.dialect.name == "sqlite" else POSTGRESQL_THREADS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
+
+    @classmethod
+    def open(cls, url: str | None, data_dir: Path) -> Database:
+        """Connects, makes the folder and the file where need be, and migrates the schema.
+
+        Args:
+            url: of the database; None means SQLite in `data_dir`.
+            data_dir: folder of the SQLite database.
+
+        Raises:
+            DatabaseError: the URL is not valid, or the database cannot be reached or written.
+        """
+        # Alembic's environment imports the tables, which import this module.
+        from craft_server.migrations import upgrade
+
+        target = _checked_url(url) if url else _file_url(data_dir)
+        shown = target.render_as_string(hide_password=True)
+        engine = _create_engine(target)
+        database = cls(engine)
+        try:
+            with database.writing() as connection:
+                upgrade(connection)
+        except CommandError as error:
+            database.close()
+            raise DatabaseError(
+                f"the database '{shown}' was made by another version of craftbox: {error}"
+            ) from error
+        except SQLAlchemyError as error:
+            database.close()
+            raise DatabaseError(f"cannot use the database '{shown}': {_reason(error)}") from error
+        return database
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads."""
+        with self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that writes: committed at the end of the block, undone if it raises."""
+        with self._engine.connect() as connection:
+            connection.execution_options(craft_writes=True)
+            with connection.begin():
+                yield connection
+
+    async def read(
+        self,
+        function: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Awaits `function(connection, ...)` in a reading transaction."""
+
+        def run() -> T:
+            with self.reading() as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    async def write(
+        self,
+        function: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Awaits `function(connection, ...)` in a writing transaction."""
+
+        def run() -> T:
+            with self.writing() as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    async def answers(self) -> bool:
+        """Whether the database answers."""
+        try:
+            await self.read(_ping)
+        except SQLAlchemyError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Waits for running transactions and closes all connections."""
+        self._threads.shutdown()
+        self._engine.dispose()
+
+
+def _ping(connection: sa.Connection) -> None:
+    connection.execute(sa.select(1))
+
+
+def _file_url(data_dir: Path) -> URL:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            f"cannot make the data folder '{data_dir}': {error.strerror}"
+        ) from error
+    return URL.create("sqlite", database=str(data_dir / FILE_NAME))
+
+
+def _checked_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise DatabaseError(
+            "the database URL is not valid: write postgresql://user:password@host/name "
+            "or sqlite:///path"
+        ) from error
+    if url.drivername in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        return url
+    if url.get_backend_name() == "postgresql":
+        return url
+    raise DatabaseError(
+        f"a database URL of the kind '{url.drivername}' does not serve: write "
+        "postgresql://user:password@host/name or sqlite:///path"
+    )
+
+
+def _create_engine(url: URL) -> sa.Engine:
+    try:
+        if url.get_backend_name() == "sqlite":
+            engine = sa.create_engine(url)
+            sa.event.listen(engine, "connect", _on_sqlite_connect)
+            sa.event.listen(engine, "begin", _on_sqlite_begin)
+            return engine
+        return sa.create_engine(url, pool_size=POSTGRESQL_THREADS, pool_pre_ping=True)
+    except (ImportError, SQLAlchemyError) as error:
+        raise DatabaseError(
+            f"the driver of '{url.drivername}' is not installed: pip install 'craftbox[postgres]'"
+        ) from error
+
+
+def _on_sqlite_connect(connection: Any, _record: Any) -> None:
+    # Python's sqlite3 would begin transactions on its own, and too late.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: sa.Connection) -> None:
+    # A writer that began as a reader could not wait for another writer: SQLite would refuse it.
+    writes = connection.get_execution_options().get("craft_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    return " ".join(str(cause).split())

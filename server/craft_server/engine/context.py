@@ -1,0 +1,77 @@
+"""Contexts: from codes to prompt embeddings, p = p0 + A z (CraFT, section 3.1).
+
+p0 and A live in the model's private space and never leave the server. It knows how A is drawn and
+scaled. It does not know class names, the rest of the tower, or how codes are searched.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from craft_server.engine.text import TextTower
+from craft_server.engine.tokens import Tokens
+from craft_shared.wire import Context
+
+# The standard deviation of A's entries in the authors' released code.
+PAPER_STD = 0.2
+# 128 MiB in float32.
+MAX_PROJECTION_ENTRIES = 2**25
+REMEMBERED_PROJECTIONS = 4
+# Half precision ends at 65504, and the layers add to what they are given.
+MAX_EMBEDDING = 30_000.0
+_PAIRS_AT_ONCE = 2**20
+
+
+class ContextSpace:
+    """The contexts of one model. Belongs to the thread that owns the model.
+
+    Attributes:
+        sigma: standard deviation of the entries of the model's token embeddings.
+    """
+
+    def __init__(self, tower: TextTower, tokens: Tokens) -> None:
+        self._tower = tower
+        self._tokens = tokens
+        self.sigma = float(tower.embed(torch.arange(tokens.vocabulary)).float().std())
+        self._projection = lru_cache(REMEMBERED_PROJECTIONS)(self._draw_projection)
+
+    def embeddings(self, context: Context, codes: NDArray[np.float32]) -> Tensor:
+        """Prompt embeddings of codes [K, dim]: float32 [K, words of init, width]."""
+        words = self._tokens.words(context.init)
+        p0 = self._tower.embed(torch.tensor(words)).float()
+        A = self._projection(len(words), context.dim, context.seed, context.scale)
+        moved = torch.from_numpy(codes).to(A.device) @ A.T
+        return (p0 + moved.view(len(codes), *p0.shape)).clamp(-MAX_EMBEDDING, MAX_EMBEDDING)
+
+    def _draw_projection(self, words: int, dim: int, seed: int, scale: float | str) -> Tensor:
+        std = PAPER_STD if scale == "paper" else float(scale) * self.sigma / math.sqrt(dim)
+        A = standard_normal(seed, words * self._tower.width * dim)
+        A *= np.float32(std)
+        return torch.from_numpy(A.reshape(-1, dim)).to(self._tower.device)
+
+
+def standard_normal(seed: int, count: int) -> NDArray[np.float32]:
+    """Numbers that depend on nothing but the seed (and float32 rounding).
+
+    Words of the counter-based generator Philox4x64-10 (Salmon et al., SC 2011) keyed by the seed,
+    through the Box-Muller transform: unlike those of `numpy.random.Generator`, whose distributions
+    may change between numpy's versions.
+    """
+    words = np.random.Philox(key=seed)
+    numbers = np.empty(count + count % 2, dtype=np.float32)
+    for begin in range(0, len(numbers), 2 * _PAIRS_AT_ONCE):
+        part = numbers[begin : begin + 2 * _PAIRS_AT_ONCE]
+        raw = words.random_raw(len(part))
+        # The 53 high bits, moved half a step off zero, so that the logarithm exists.
+        uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        radius = np.sqrt(-2.0 * np.log(uniform[0::2]))
+        angle = 2.0 * np.pi * uniform[1::2]
+        part[0::2] = radius * np.cos(angle)
+        part[1::2] = radius * np.sin(angle)
+    return numbers[:count]

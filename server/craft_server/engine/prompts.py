@@ -1,0 +1,192 @@
+"""Prompts: what a request asks, checked against what the model can read.
+
+It knows which prompts and class names are valid and says what to do about those that are not. It
+only counts tokens; it does not compute embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_server.engine.context import MAX_PROJECTION_ENTRIES
+from craft_server.engine.tokens import SLOT, Ids, Tokens
+from craft_shared.problems import FieldError
+from craft_shared.wire import Context
+
+# Far outside what a search visits; far inside what half precision can hold.
+MAX_CODE = 1000.0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts: the templates, in order, and after them the codes.
+
+    Attributes:
+        templates: texts with one `{}` for the class name.
+        context: the codes' search space; without codes it is ignored.
+        codes: float32 [K, dim]; K may be 0.
+    """
+
+    templates: tuple[str, ...]
+    context: Context | None
+    codes: NDArray[np.float32]
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return len(self.templates) + len(self.codes)
+
+
+def check_prompts(
+    prompts: Prompts, classes: Sequence[str], tokens: Tokens, *, width: int
+) -> list[FieldError]:
+    """Everything wrong with prompts and class names; empty when the model can read them all."""
+    errors = [*_check_templates(prompts, tokens), *_check_codes(prompts)]
+    if not errors and prompts.context is not None and len(prompts.codes):
+        errors += _check_context(prompts.context, tokens, width=width)
+    errors += _check_classes(classes, tokens)
+    return errors or _check_lengths(prompts, classes, tokens)
+
+
+def _check_templates(prompts: Prompts, tokens: Tokens) -> list[FieldError]:
+    errors = []
+    if not prompts.count:
+        errors.append(
+            FieldError(
+                field="templates",
+                message="there is no prompt",
+                remedy="Give at least one template, or a context with codes.",
+            )
+        )
+    for i, template in enumerate(prompts.templates):
+        if template.count(SLOT) != 1:
+            errors.append(
+                FieldError(
+                    field=f"templates[{i}]",
+                    message=f"it has {template.count(SLOT)} places '{{}}' for the class name",
+                    remedy="Write exactly one, such as 'a photo of a {}.'.",
+                )
+            )
+        elif reserved := tokens.reserved_word(template):
+            errors.append(_reserved(f"templates[{i}]", reserved))
+    return errors
+
+
+def _check_codes(prompts: Prompts) -> list[FieldError]:
+    codes, context = prompts.codes, prompts.context
+    if not len(codes):
+        return []
+    if context is None:
+        return [
+            FieldError(
+                field="context",
+                message="codes are points in a context, and there is none",
+                remedy="Give the context {init, dim, seed, scale} that the codes belong to.",
+            )
+        ]
+    if codes.ndim != 2 or codes.shape[1] != context.dim:
+        return [
+            FieldError(
+                field="codes",
+                message=f"their shape is {list(codes.shape)}; [prompts, {context.dim}] is expected",
+                remedy="Make each code as long as context.dim.",
+            )
+        ]
+    errors = []
+    for i in np.flatnonzero(~(np.abs(codes) <= MAX_CODE).all(axis=1)).tolist():
+        finite = bool(np.isfinite(codes[i]).all())
+        what = f"an entry beyond {MAX_CODE:g}" if finite else "NaN or infinity"
+        errors.append(
+            FieldError(
+                field=f"codes[{i}]",
+                message=f"it holds {what}",
+                remedy=f"Send finite numbers between -{MAX_CODE:g} and {MAX_CODE:g}.",
+            )
+        )
+    return errors
+
+
+def _check_context(context: Context, tokens: Tokens, *, width: int) -> list[FieldError]:
+    field = "context.init"
+    words = len(tokens.words(context.init))
+    if not words:
+        return [
+            FieldError(
+                field=field, message="it holds no word", remedy="Write some, as 'a photo of a'."
+            )
+        ]
+    if reserved := tokens.reserved_word(context.init):
+        return [_reserved(field, reserved)]
+    most = MAX_PROJECTION_ENTRIES // (width * context.dim)
+    if words > most:
+        return [
+            FieldError(
+                field=field,
+                message=f"it has {words} tokens; at most {most} are allowed with this context.dim",
+                remedy="Shorten it, or lower context.dim.",
+            )
+        ]
+    return []
+
+
+def _check_classes(classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
+    errors = []
+    first: dict[str, int] = {}
+    for i, name in enumerate(classes):
+        holder = first.setdefault(name, i)
+        if holder != i:
+            errors.append(
+                FieldError(
+                    field=f"classes[{i}]",
+                    message=f"'{name}' is also the name of classes[{holder}]",
+                    remedy="Give each class a name of its own.",
+                )
+            )
+        elif not tokens.words(name):
+            errors.append(
+                FieldError(
+                    field=f"classes[{i}]",
+                    message="the name is blank",
+                    remedy="Give the class a name that can be read.",
+                )
+            )
+        elif reserved := tokens.reserved_word(name):
+            errors.append(_reserved(f"classes[{i}]", reserved))
+    return errors
+
+
+def _check_lengths(prompts: Prompts, classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
+    errors = []
+    for i, name in enumerate(classes):
+        for prompt, sequence in _sequences(prompts, name, tokens):
+            if len(sequence) > tokens.context_length:
+                errors.append(
+                    FieldError(
+                        field=f"classes[{i}]",
+                        message=f"with the prompt '{prompt}' its text has {len(sequence)} tokens, "
+                        f"start and end included; {tokens.context_length} are allowed",
+                        remedy="Shorten the class name or the prompt.",
+                    )
+                )
+                break
+    return errors
+
+
+def _sequences(prompts: Prompts, name: str, tokens: Tokens) -> list[tuple[str, Ids]]:
+    sequences = [(template, tokens.template(template, name)) for template in prompts.templates]
+    if prompts.context is not None and len(prompts.codes):
+        init = prompts.context.init
+        sequences.append((f"{init} {SLOT}.", tokens.context(init, name)))
+    return sequences
+
+
+def _reserved(field: str, word: str) -> FieldError:
+    return FieldError(
+        field=field,
+        message=f"it holds '{word}', which the tokenizer reserves",
+        remedy="Leave these characters out.",
+    )

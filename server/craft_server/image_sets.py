@@ -1,0 +1,242 @@
+"""Image sets: whose pictures a server has seen, as rows of features; the pictures are not kept.
+
+A picture is known by the SHA-256 of its bytes, for one owner and one model revision: it is encoded
+once and its features are shared by all image sets of the owner. Every function is one transaction
+of its caller. This module knows owners and rows; it does not know how features are computed, nor
+what they cost.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from craft_server.clock import now
+from craft_server.database import METADATA
+from craft_shared.wire import ImageSet
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+IMAGE_SETS = sa.Table(
+    "image_sets",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+)
+
+IMAGE_FEATURES = sa.Table(
+    "image_features",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("features", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("owner", "model", "revision", "sha256"),
+)
+
+IMAGE_SET_ROWS = sa.Table(
+    "image_set_rows",
+    METADATA,
+    sa.Column("image_set_id", sa.Text, sa.ForeignKey("image_sets.id"), primary_key=True),
+    sa.Column("row", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("feature_id", _Id, sa.ForeignKey("image_features.id"), nullable=False),
+    sa.Index("ix_image_set_rows_feature_id", "feature_id"),
+)
+
+_ID_FORM = re.compile(r"is_[A-Za-z0-9_-]{22}", re.ASCII)
+
+Features = NDArray[np.float32]
+
+
+class NoSuchImageSet(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The owner has no image set with this id."""
+
+
+class WrongFirstRow(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The chunk does not begin where the image set ends, at row `count`."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+def create_image_set(
+    connection: sa.Connection, owner: str, *, model: str, revision: str
+) -> ImageSet:
+    """Makes an empty image set."""
+    image_set = ImageSet(
+        id=f"is_{secrets.token_urlsafe(16)}", model=model, revision=revision, count=0
+    )
+    connection.execute(
+        sa.insert(IMAGE_SETS).values(
+            id=image_set.id, owner=owner, model=model, revision=revision, created_at=now()
+        )
+    )
+    return image_set
+
+
+def get_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> ImageSet:
+    """The owner's image set.
+
+    Raises:
+        NoSuchImageSet: there is none; another owner's does not count.
+    """
+    if _ID_FORM.fullmatch(image_set_id) is None:
+        raise NoSuchImageSet(image_set_id)
+    row = connection.execute(
+        sa.select(IMAGE_SETS).where(IMAGE_SETS.c.id == image_set_id, IMAGE_SETS.c.owner == owner)
+    ).one_or_none()
+    if row is None:
+        raise NoSuchImageSet(image_set_id)
+    last = connection.execute(
+        sa.select(sa.func.max(IMAGE_SET_ROWS.c.row)).where(
+            IMAGE_SET_ROWS.c.image_set_id == image_set_id
+        )
+    ).scalar()
+    count = 0 if last is None else last + 1
+    return ImageSet(id=row.id, model=row.model, revision=row.revision, count=count)
+
+
+def known_features(
+    connection: sa.Connection, owner: str, image_set: ImageSet, digests: Sequence[str]
+) -> dict[str, Features]:
+    """Features, each [width], of those pictures that the owner has had encoded before."""
+    rows = connection.execute(
+        sa.select(IMAGE_FEATURES.c.sha256, IMAGE_FEATURES.c.features).where(
+            *_of_owner(owner, image_set), IMAGE_FEATURES.c.sha256.in_(set(digests))
+        )
+    )
+    return {row.sha256: np.frombuffer(row.features, np.float32) for row in rows}
+
+
+def add_rows(
+    connection: sa.Connection,
+    owner: str,
+    image_set_id: str,
+    *,
+    first_row: int,
+    digests: Sequence[str],
+    features: Mapping[str, Features],
+) -> ImageSet:
+    """Appends pictures to an image set.
+
+    Args:
+        connection: of a writing transaction.
+        owner: of the image set.
+        image_set_id: which one.
+        first_row: must be the set's present count.
+        digests: the pictures' SHA-256, one a row.
+        features: of each digest, [width].
+
+    Returns:
+        The image set after it.
+
+    Raises:
+        NoSuchImageSet: it was deleted meanwhile.
+        WrongFirstRow: it has grown meanwhile, or `first_row` was wrong.
+    """
+    _lock_owner(connection, owner)
+    image_set = get_image_set(connection, owner, image_set_id)
+    if image_set.count != first_row:
+        raise WrongFirstRow(image_set.count)
+    ids = _feature_ids(connection, owner, image_set, digests)
+    missing = [digest for digest in dict.fromkeys(digests) if digest not in ids]
+    if missing:
+        connection.execute(
+            sa.insert(IMAGE_FEATURES),
+            [
+                {
+                    "owner": owner,
+                    "model": image_set.model,
+                    "revision": image_set.revision,
+                    "sha256": digest,
+                    "features": features[digest].astype("<f4").tobytes(),
+                }
+                for digest in missing
+            ],
+        )
+        ids = _feature_ids(connection, owner, image_set, digests)
+    connection.execute(
+        sa.insert(IMAGE_SET_ROWS),
+        [
+            {"image_set_id": image_set_id, "row": row, "feature_id": ids[digest]}
+            for row, digest in enumerate(digests, start=first_row)
+        ],
+    )
+    return image_set.model_copy(update={"count": first_row + len(digests)})
+
+
+def read_features(connection: sa.Connection, image_set: ImageSet) -> Features:
+    """The features of an image set that is not empty, [count, width], in the order of its rows."""
+    rows = connection.execute(
+        sa.select(IMAGE_FEATURES.c.features)
+        .join(IMAGE_SET_ROWS, IMAGE_SET_ROWS.c.feature_id == IMAGE_FEATURES.c.id)
+        .where(
+            IMAGE_SET_ROWS.c.image_set_id == image_set.id,
+            IMAGE_SET_ROWS.c.row < image_set.count,
+        )
+        .order_by(IMAGE_SET_ROWS.c.row)
+    ).scalars()
+    flat = np.frombuffer(bytearray().join(rows), np.float32)  # writable, as torch wants it
+    return flat.reshape(image_set.count, -1)
+
+
+def delete_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> None:
+    """Deletes an image set, and the features that no other image set uses.
+
+    Raises:
+        NoSuchImageSet: the owner has none with this id.
+    """
+    _lock_owner(connection, owner)
+    image_set = get_image_set(connection, owner, image_set_id)
+    of_set = IMAGE_SET_ROWS.c.image_set_id == image_set.id
+    used = connection.execute(
+        sa.select(IMAGE_SET_ROWS.c.feature_id).where(of_set).distinct()
+    ).scalars()
+    candidates = list(used)
+    connection.execute(sa.delete(IMAGE_SET_ROWS).where(of_set))
+    still_used = sa.exists().where(IMAGE_SET_ROWS.c.feature_id == IMAGE_FEATURES.c.id)
+    for start in range(0, len(candidates), 500):
+        connection.execute(
+            sa.delete(IMAGE_FEATURES).where(
+                IMAGE_FEATURES.c.id.in_(candidates[start : start + 500]), ~still_used
+            )
+        )
+    connection.execute(sa.delete(IMAGE_SETS).where(IMAGE_SETS.c.id == image_set.id))
+
+
+def _of_owner(owner: str, image_set: ImageSet) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        IMAGE_FEATURES.c.owner == owner,
+        IMAGE_FEATURES.c.model == image_set.model,
+        IMAGE_FEATURES.c.revision == image_set.revision,
+    )
+
+
+def _feature_ids(
+    connection: sa.Connection, owner: str, image_set: ImageSet, digests: Sequence[str]
+) -> dict[str, int]:
+    rows = connection.execute(
+        sa.select(IMAGE_FEATURES.c.sha256, IMAGE_FEATURES.c.id).where(
+            *_of_owner(owner, image_set), IMAGE_FEATURES.c.sha256.in_(set(digests))
+        )
+    )
+    return {row.sha256: row.id for row in rows}
+
+
+def _lock_owner(connection: sa.Connection, owner: str) -> None:
+    """Makes changes of one owner's image sets wait for each other until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        connection.execute(
+            sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(owner, 0)))
+        )

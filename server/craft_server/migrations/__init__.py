@@ -1,0 +1,30 @@
+"""The schema's history, applied with Alembic. It knows the order of revisions, not the tables' use.
+
+Source: Alembic, "Sharing a connection across one or more programmatic migration commands".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+_LOCK = 0x63726166745F6462  # any number that nothing else on the PostgreSQL server locks
+
+
+def upgrade(connection: sa.Connection) -> None:
+    """Brings the schema to the newest revision, inside the caller's writing transaction.
+
+    Two processes that start at once wait for each other, and the second finds nothing to do.
+
+    Raises:
+        alembic.util.CommandError: the database has a revision that this code does not know.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,117 @@
+"""Problems as exceptions, and how other layers' errors read as problems.
+
+It knows `craft_shared.problems` and wire notation (`classes[3]`, `context.dim`); it does not know
+HTTP requests or responses.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from craft_server.ledger.charges import Shortfall
+from craft_shared.problems import (
+    BUDGET_EXHAUSTED,
+    INVALID_REQUEST,
+    MODEL_NOT_FOUND,
+    FieldError,
+    Problem,
+    ProblemType,
+)
+
+MAX_ERRORS = 100
+_MAX_PART = 100
+
+_REMEDIES = {
+    "missing": "Add the field.",
+    "extra_forbidden": "Remove the field, or correct its name.",
+}
+
+
+class ProblemError(Exception):
+    """A call cannot be answered; `problem` says why."""
+
+    def __init__(
+        self,
+        kind: ProblemType,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        *,
+        headers: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> None:
+        super().__init__(detail)
+        self.problem = Problem.of(kind, detail, list(errors[:MAX_ERRORS]))
+        self.headers = dict(headers)
+
+
+def invalid_request(errors: Sequence[FieldError]) -> ProblemError:
+    """The fields that `errors` name are not valid."""
+    return ProblemError(INVALID_REQUEST, _summary(errors), errors)
+
+
+def invalid_field(field: str, message: str, remedy: str) -> ProblemError:
+    """One field is not valid."""
+    return invalid_request([FieldError(field=field, message=message, remedy=remedy)])
+
+
+def model_not_found(name: str, hosted: str) -> ProblemError:
+    """The call names a model that is not the hosted one."""
+    return ProblemError(
+        MODEL_NOT_FOUND,
+        f"this server hosts no model '{name}'",
+        [FieldError(field="model", message="unknown model", remedy=f"Name '{hosted}'.")],
+    )
+
+
+def budget_exhausted(shortfalls: Sequence[Shortfall]) -> ProblemError:
+    """The key's budgets do not cover the call."""
+    parts = [
+        f"this call needs {short.needed} {short.unit} and {short.remaining} are left"
+        for short in shortfalls
+    ]
+    return ProblemError(BUDGET_EXHAUSTED, "; ".join(parts))
+
+
+def field_errors(errors: Sequence[Any], model: type[BaseModel]) -> list[FieldError]:
+    """Pydantic's errors about a `model` in wire notation; a union's errors become one."""
+    by_field: dict[str, FieldError] = {}
+    for error in errors:
+        field = wire_path(error["loc"], model)
+        message = str(error["msg"]).removeprefix("Value error, ")
+        if field in by_field:
+            message = f"{by_field[field].message}; or: {message}"
+        remedy = _REMEDIES.get(error["type"], "See /docs for what this field may hold.")
+        by_field[field] = FieldError(field=field, message=message, remedy=remedy)
+    return list(by_field.values())
+
+
+def wire_path(location: Sequence[int | str], model: type[BaseModel]) -> str:
+    """Where an error stands, as a client writes it: `("context", "dim")` is `context.dim`.
+
+    Pydantic adds the names of a union's members to a location; they are no fields and are left out.
+    """
+    path = ""
+    inside: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif inside is not None:
+            path += f".{part[:_MAX_PART]}"
+            field = inside.model_fields.get(part)
+            inside = _nested_model(field.annotation) if field else None
+    return path.removeprefix(".") or "body"
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _summary(errors: Sequence[FieldError]) -> str:
+    first = f"{errors[0].field}: {errors[0].message}"
+    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)"

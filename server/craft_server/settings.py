@@ -1,0 +1,67 @@
+"""What the operator sets: environment variables `CRAFT_...`, or the command line's options.
+
+It knows names, defaults and bounds of settings; it does not act on any of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from craft_shared.wire import Limits
+
+MEBIBYTE = 2**20
+
+DEFAULT_LIMITS = Limits(
+    body_bytes=64 * MEBIBYTE,
+    images_per_call=256,
+    image_bytes=20 * MEBIBYTE,
+    image_pixels=50_000_000,
+    images_per_set=200_000,
+    prompts_per_call=256,
+    classes=2000,
+    dim=4096,
+    answer_bytes=256 * MEBIBYTE,
+)
+
+
+class Settings(BaseSettings):
+    """The server's settings.
+
+    Attributes:
+        data_dir: folder of the SQLite database; made if it does not exist.
+        database_url: `postgresql://...` or `sqlite:///...`; None means SQLite in `data_dir`.
+        model: the model's name, `pocket` or one of open_clip's.
+        pretrained: which weights of an open_clip model, or a checkpoint's path.
+        device: where the model runs; `auto` takes a GPU where there is one.
+        precision: of the model's arithmetic; `auto` fits it to the device.
+        host: address to listen on.
+        port: TCP port to listen on; 0 takes a free one.
+        limits: what one call may hold; one of them is set by, say, `CRAFT_LIMITS__BODY_BYTES`.
+        texts_per_adapter: prompts x classes that a published adapter may hold.
+        features_cache_bytes: memory for image sets' features between calls.
+        adapters_cache_bytes: memory for parsed adapters between calls.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CRAFT_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        extra="ignore",
+    )
+
+    data_dir: Path = Path("craft-data")
+    database_url: str | None = None
+    model: str = "pocket"
+    pretrained: str | None = None
+    device: str = "auto"
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    limits: Limits = DEFAULT_LIMITS
+    texts_per_adapter: int = Field(default=2**17, ge=1)
+    features_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
+    adapters_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)

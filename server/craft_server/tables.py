@@ -1,0 +1,19 @@
+"""All tables in one place, for what must see the schema whole: migrations and their test."""
+
+from __future__ import annotations
+
+from craft_server.adapters import ADAPTERS
+from craft_server.database import METADATA
+from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
+from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES
+
+__all__ = [
+    "ADAPTERS",
+    "API_KEYS",
+    "BUDGETS",
+    "CHARGES",
+    "IMAGE_FEATURES",
+    "IMAGE_SETS",
+    "IMAGE_SET_ROWS",
+    "METADATA",
+]

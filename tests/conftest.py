@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = "craft-tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An engine with a tiny CLIP of random weights, through the path of every open_clip model."""
+    open_clip = pytest.importorskip("open_clip")
+    from craft_server.engine import Engine, ModelSpec
+
+    open_clip.add_model_config(_tiny_config(tmp_path_factory.mktemp("model_configs")))
+    engine = Engine.load(ModelSpec(name=TINY, device="cpu"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., bytes]:
+    """Makes a small encoded picture that depends on `seed`; `options` go to Pillow's `save`."""
+
+    def make(
+        seed: int = 0, *, size: tuple[int, int] = (40, 30), file_format: str = "PNG", **options: Any
+    ) -> bytes:
+        width, height = size
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format=file_format, **options)
+        return file.getvalue()
+
+    return make
+
+
+def _tiny_config(folder: Path) -> Path:
+    path = folder / f"{TINY}.json"
+    path.write_text(
+        json.dumps(
+            {
+                "embed_dim": 32,
+                "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+                "text_cfg": {
+                    "context_length": 77,
+                    "vocab_size": 49408,
+                    "width": 64,
+                    "heads": 2,
+                    "layers": 2,
+                },
+            }
+        )
+    )
+    return path

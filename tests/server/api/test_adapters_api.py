@@ -1,0 +1,277 @@
+"""`/v1/adapters` over a socket, with the tiny model."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from craft_shared import codec
+from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import LinearHead
+from craft_shared.units import UNITS
+from craft_shared.wire import Context
+
+Picture = Callable[..., bytes]
+CLASSES = ["cat", "dog", "owl"]
+CONTEXT = Context(dim=4, seed=5)
+
+
+def hosted(client: httpx.Client) -> dict[str, Any]:
+    (card,) = client.get("/v1/models").json()["models"]
+    return dict(card)
+
+
+def make(client: httpx.Client, seed: int = 0, **config: Any) -> Adapter:
+    rng = np.random.default_rng(seed)
+    card = hosted(client)
+    fields = {
+        "model": card["name"],
+        "revision": card["revision"],
+        "classes": CLASSES,
+        "templates": ["a photo of a {}."],
+        "context": CONTEXT,
+        "codes": 2,
+        "head": "ridge",
+        **config,
+    }
+    head = LinearHead(
+        rng.normal(size=(9, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32), 1.0, 0.5
+    )
+    codes = rng.normal(size=(2, 4)).astype(np.float32)
+    return Adapter(AdapterConfig(**fields), codes, head)
+
+
+def publish(client: httpx.Client, adapter: Adapter | bytes, name: str = "pets") -> httpx.Response:
+    body = adapter.to_bytes() if isinstance(adapter, Adapter) else adapter
+    return client.post(
+        "/v1/adapters",
+        params={"name": name},
+        content=body,
+        headers={"Content-Type": codec.MEDIA_TYPE},
+    )
+
+
+def units(**amounts: int) -> dict[str, int]:
+    return {unit: amounts.get(unit, 0) for unit in UNITS}
+
+
+def usage(client: httpx.Client) -> dict[str, int]:
+    return dict(client.get("/v1/usage").json()["total"])
+
+
+def check(answer: httpx.Response, status: int, slug: str, *fields: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.json()["type"] == f"urn:craftbox:problem:{slug}"
+    assert [error["field"] for error in answer.json()["errors"]] == list(fields)
+
+
+def test_a_published_adapter_predicts_as_its_head_on_the_prompts_scores(
+    client: httpx.Client, picture: Picture
+) -> None:
+    adapter = make(client)
+    published = publish(client, adapter)
+    assert published.status_code == 201, published.text
+    assert published.json()["cost"]["charged"] == units(texts=9, requests=1)
+    images = [base64.b64encode(picture(seed)).decode() for seed in range(4)]
+    scored = client.post(
+        "/v1/predictions",
+        json={
+            "model": adapter.config.model,
+            "classes": CLASSES,
+            "templates": adapter.config.templates,
+            "context": CONTEXT.model_dump(),
+            "codes": adapter.codes.tolist(),
+            "images": images,
+        },
+    ).json()["log_probs"]
+    expected = adapter.head(np.array(scored, np.float32))
+    answer = client.post("/v1/adapters/pets/predictions", json={"images": images})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["classes"] == CLASSES
+    assert answer.json()["cost"]["charged"] == units(
+        queries=3, predictions=12, images=4, requests=1
+    )
+    np.testing.assert_allclose(answer.json()["log_probs"], expected, atol=1e-3)
+    packed = client.post(
+        "/v1/adapters/pets@1/predictions",
+        json={"images": images},
+        headers={"Accept": codec.MEDIA_TYPE},
+    )
+    document, tensors = codec.decode(packed.content)
+    assert document["version"] == 1
+    np.testing.assert_array_equal(
+        tensors["log_probs"], np.array(answer.json()["log_probs"], np.float32)
+    )
+
+
+def test_large_sets_are_refined_in_parts(
+    client: httpx.Client, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(client, make(client))
+    images = [base64.b64encode(picture(seed)).decode() for seed in range(5)]
+    whole = client.post("/v1/adapters/pets/predictions", json={"images": images}).json()
+    monkeypatch.setattr("craft_server.api.adapters._SCORES_AT_ONCE", 18)
+    parts = client.post("/v1/adapters/pets/predictions", json={"images": images}).json()
+    np.testing.assert_allclose(parts["log_probs"], whole["log_probs"], atol=1e-5)
+
+
+def test_the_same_content_again_is_the_same_version_without_charge(client: httpx.Client) -> None:
+    first = publish(client, make(client)).json()
+    before = usage(client)
+    again = publish(client, make(client))
+    assert again.status_code == 200
+    assert again.json()["adapter"] == first["adapter"]
+    assert again.json()["cost"]["charged"] == units()
+    assert usage(client) == before
+    assert publish(client, make(client, seed=1)).json()["adapter"]["version"] == 2
+    assert [card["version"] for card in client.get("/v1/adapters").json()["adapters"]] == [1, 2]
+
+
+def test_a_retired_adapter_is_gone(client: httpx.Client, picture: Picture) -> None:
+    publish(client, make(client))
+    images = [base64.b64encode(picture()).decode()]
+    assert client.post("/v1/adapters/pets/predictions", json={"images": images}).is_success
+    assert client.delete("/v1/adapters/pets").status_code == 204
+    assert client.get("/v1/adapters").json()["adapters"] == []
+    for answer in (
+        client.get("/v1/adapters/pets"),
+        client.delete("/v1/adapters/pets"),
+        client.post("/v1/adapters/pets/predictions", json={"images": images}),
+    ):
+        check(answer, 404, "adapter-not-found")
+
+
+def test_a_bad_adapter_is_refused_free_of_charge(client: httpx.Client) -> None:
+    good = make(client).to_bytes()
+    document, tensors = codec.decode(good)
+    named = codec.encode({**document, "classes": ["1234567", "dog", "owl"]}, tensors)
+    surrogate = named.replace(b"1234567", rb"\\ud800")  # JSON within JSON: two backslashes
+    cases = [
+        b"",
+        b"x" * 100,
+        good[:-1],
+        surrogate,
+        codec.encode(document, {**tensors, "more": np.zeros(1, np.float32)}),
+        codec.encode({**document, "schema_version": 2}, tensors),
+        codec.encode(document, {**tensors, "codes": np.full((2, 4), np.nan, np.float32)}),
+    ]
+    for body in cases:
+        check(publish(client, body), 422, "invalid-request", "adapter")
+    assert usage(client) == units()
+
+
+def test_an_adapter_whose_prompts_the_model_cannot_read_is_refused(client: httpx.Client) -> None:
+    check(
+        publish(client, make(client, templates=["no place"])),
+        422,
+        "invalid-request",
+        "templates[0]",
+    )
+    long = make(client, classes=["cat", "dog " * 49, "owl"], templates=["very " * 40 + "{}"])
+    check(publish(client, long), 422, "invalid-request", "classes[1]")
+    assert usage(client) == units()
+
+
+def test_an_adapter_of_another_model_is_refused(client: httpx.Client) -> None:
+    check(publish(client, make(client, model="other")), 404, "model-not-found", "model")
+    check(publish(client, make(client, revision="0" * 16)), 409, "revision-mismatch")
+    assert usage(client) == units()
+
+
+def test_an_adapter_of_an_earlier_revision_is_not_served(
+    serve: Any, tiny_engine: Any, picture: Picture
+) -> None:
+    class Retrained:
+        revision = "f" * 16
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+    with serve() as server, server.client("owner") as client:
+        assert publish(client, make(client)).status_code == 201
+    with serve(engine=Retrained()) as server, server.client("owner") as client:
+        images = [base64.b64encode(picture()).decode()]
+        answer = client.post("/v1/adapters/pets/predictions", json={"images": images})
+        check(answer, 409, "revision-mismatch")
+        assert usage(client) == units()
+
+
+def test_an_adapter_with_too_many_texts_is_refused(serve: Any) -> None:
+    with serve(texts_per_adapter=8) as server, server.client() as client:
+        check(publish(client, make(client)), 422, "invalid-request", "adapter")
+
+
+@pytest.mark.parametrize("params", [{}, {"name": ""}, {"name": "a b"}, {"name": "../x"}])
+def test_a_name_must_be_given_and_plain(client: httpx.Client, params: dict[str, str]) -> None:
+    answer = client.post(
+        "/v1/adapters",
+        params=params,
+        content=make(client).to_bytes(),
+        headers={"Content-Type": codec.MEDIA_TYPE},
+    )
+    check(answer, 422, "invalid-request", "name")
+
+
+def test_an_adapter_does_not_travel_as_json(client: httpx.Client) -> None:
+    answer = client.post("/v1/adapters", params={"name": "pets"}, json={})
+    check(answer, 415, "unsupported-media-type")
+
+
+def test_a_publication_past_the_budget_publishes_nothing(server: Any) -> None:
+    with server.client(texts=8) as client:
+        check(publish(client, make(client)), 402, "budget-exhausted")
+        assert client.get("/v1/adapters").json()["adapters"] == []
+        assert client.get("/v1/budget").json()["budgets"][0]["remaining"] == 8
+
+
+def test_owners_do_not_see_each_others_objects(server: Any, picture: Picture) -> None:
+    images = [base64.b64encode(picture()).decode()]
+    with server.client() as mine, server.client() as other:
+        publish(mine, make(mine))
+        path = (
+            "/v1/image-sets/"
+            + mine.post("/v1/image-sets", json={"model": hosted(mine)["name"]}).json()["id"]
+        )
+        mine.post(f"{path}/images", json={"first_row": 0, "images": images})
+        image_set = path.rpartition("/")[2]
+        body = {"model": hosted(mine)["name"], "classes": ["a"], "templates": ["{}"]}
+
+        def ask(path: str, name: str, image_set: str) -> list[httpx.Response]:
+            return [
+                other.get(path),
+                other.delete(path),
+                other.post(f"{path}/images", json={"first_row": 1, "images": images}),
+                other.post("/v1/predictions", json={**body, "image_set": image_set}),
+                other.get(f"/v1/adapters/{name}"),
+                other.delete(f"/v1/adapters/{name}"),
+                other.post(f"/v1/adapters/{name}/predictions", json={"images": images}),
+            ]
+
+        nothing = "is_" + "x" * 22
+        foreign = ask(path, "pets", image_set)
+        missing = ask(f"/v1/image-sets/{nothing}", "nothing", nothing)
+        for one, two in zip(foreign, missing, strict=True):
+            assert one.status_code == 404
+            assert {**one.json(), "request_id": ""} == {**two.json(), "request_id": ""}
+        assert other.get("/v1/adapters").json()["adapters"] == []
+        assert usage(other) == units()
+        uploaded = other.post("/v1/image-sets", json={"model": hosted(mine)["name"]}).json()["id"]
+        answer = other.post(
+            f"/v1/image-sets/{uploaded}/images", json={"first_row": 0, "images": images}
+        )
+        assert answer.json()["cost"]["charged"]["images"] == 1
+        assert mine.get("/v1/adapters/pets").status_code == 200
+        assert mine.get(path).json()["count"] == 1
+
+
+def test_keys_of_one_owner_share_objects_but_not_usage(server: Any) -> None:
+    with server.client("shared") as first, server.client("shared") as second:
+        publish(first, make(first))
+        assert second.get("/v1/adapters/pets").status_code == 200
+        assert usage(first) == units(texts=9, requests=1)
+        assert usage(second) == units()

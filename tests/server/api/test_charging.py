@@ -1,0 +1,232 @@
+"""Budgets over the API: exact under concurrency, given back on failure, on both stores."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from craft_server.database import Database
+from craft_server.engine import Overloaded
+from craft_server.ledger.budgets import list_budgets, top_up
+from craft_server.ledger.keys import authenticate, find_key
+
+Picture = Callable[..., bytes]
+
+
+def predict(client: httpx.Client, picture: bytes, prompts: int = 1) -> httpx.Response:
+    (card,) = client.get("/v1/models").json()["models"]
+    return client.post(
+        "/v1/predictions",
+        json={
+            "model": card["name"],
+            "classes": ["cat", "dog"],
+            "templates": ["a photo of a {}."] * prompts,
+            "images": [base64.b64encode(picture).decode()],
+        },
+    )
+
+
+def budgets(client: httpx.Client) -> dict[str, tuple[int, int, int]]:
+    return {
+        budget["unit"]: (budget["spent"], budget["reserved"], budget["remaining"])
+        for budget in client.get("/v1/budget").json()["budgets"]
+    }
+
+
+class Failing:
+    """An engine whose named method raises; all else is the real engine's."""
+
+    def __init__(self, engine: Any, method: str, error: Exception) -> None:
+        self._engine = engine
+        self._method = method
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self._method:
+            return getattr(self._engine, name)
+
+        async def fail(*_arguments: Any) -> None:
+            raise self._error
+
+        return fail
+
+
+def test_the_query_past_the_budget_is_refused_until_a_top_up(server: Any, picture: Picture) -> None:
+    with server.client(queries=3) as client:
+        assert predict(client, picture(), prompts=2).status_code == 200
+        refused = predict(client, picture(), prompts=2)
+        assert refused.status_code == 402
+        assert refused.json()["type"] == "urn:craftbox:problem:budget-exhausted"
+        assert "needs 2 queries and 1 are left" in refused.json()["detail"]
+        answer = predict(client, picture()).json()
+        assert answer["cost"]["budgets"] == [
+            {"unit": "queries", "limit": 3, "spent": 3, "reserved": 0, "remaining": 0}
+        ]
+        assert predict(client, picture()).status_code == 402
+        prefix = client.headers["authorization"].split("_")[1]
+        with server.database.writing() as connection:
+            top_up(connection, find_key(connection, prefix).key_id, {"queries": 1})
+        assert predict(client, picture()).status_code == 200
+        assert predict(client, picture()).status_code == 402
+        usage = client.get("/v1/usage").json()
+        assert usage["total"]["queries"] == 4
+        assert [line["units"]["queries"] for line in usage["charges"]] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("unit", ["queries", "predictions", "images", "texts", "requests"])
+def test_every_unit_can_bound_a_key(server: Any, picture: Picture, unit: str) -> None:
+    with server.client(**{unit: 0}) as client:
+        answer = predict(client, picture())
+        assert answer.status_code == 402
+        assert unit in answer.json()["detail"]
+        assert budgets(client) == {unit: (0, 0, 0)}
+
+
+def test_32_callers_get_exactly_the_budget(serve: Any, store_url: str, picture: Picture) -> None:
+    budget, calls = 37, 64
+    file = picture()
+    with serve(database_url=store_url) as server:
+        key = server.key(queries=budget, requests=10**6)
+
+        def call(_number: int) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            with httpx.Client(base_url=server.url, headers=headers, timeout=120) as client:
+                return predict(client, file).status_code
+
+        with ThreadPoolExecutor(32) as threads:
+            statuses = list(threads.map(call, range(calls)))
+        assert statuses.count(200) == budget
+        assert statuses.count(402) == calls - budget
+        headers = {"Authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=server.url, headers=headers) as client:
+            assert budgets(client)["queries"] == (budget, 0, 0)
+            assert client.get("/v1/usage").json()["total"]["requests"] == budget
+
+
+@pytest.mark.parametrize("method", ["encode_images", "encode_prompts", "score"])
+def test_a_failing_engine_gives_everything_back(
+    serve: Any, tiny_engine: Any, picture: Picture, method: str
+) -> None:
+    engine = Failing(tiny_engine, method, RuntimeError("secret inside"))
+    with serve(engine=engine) as server, server.client(queries=5, images=5) as client:
+        answer = predict(client, picture())
+        assert answer.status_code == 500
+        assert answer.json()["type"] == "urn:craftbox:problem:internal-error"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+        assert "secret" not in answer.text
+        assert budgets(client) == {"queries": (0, 0, 5), "images": (0, 0, 5)}
+        assert client.get("/v1/usage").json()["charges"] == []
+
+
+def test_a_failed_upload_adds_nothing(serve: Any, tiny_engine: Any, picture: Picture) -> None:
+    engine = Failing(tiny_engine, "encode_images", RuntimeError())
+    with serve(engine=engine) as server, server.client(images=5) as client:
+        (card,) = client.get("/v1/models").json()["models"]
+        made = client.post("/v1/image-sets", json={"model": card["name"]}).json()
+        path = f"/v1/image-sets/{made['id']}"
+        images = [base64.b64encode(picture()).decode()]
+        answer = client.post(f"{path}/images", json={"first_row": 0, "images": images})
+        assert answer.status_code == 500
+        assert client.get(path).json()["count"] == 0
+        assert budgets(client) == {"images": (0, 0, 5)}
+
+
+def test_a_full_queue_refuses_and_gives_everything_back(
+    serve: Any, tiny_engine: Any, picture: Picture
+) -> None:
+    engine = Failing(tiny_engine, "score", Overloaded("full"))
+    with serve(engine=engine) as server, server.client(queries=5) as client:
+        answer = predict(client, picture())
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:craftbox:problem:overloaded"
+        assert answer.headers["retry-after"]
+        assert budgets(client) == {"queries": (0, 0, 5)}
+
+
+def test_a_call_cut_off_by_the_servers_end_is_refunded(
+    serve: Any, tiny_engine: Any, picture: Picture, tmp_path: Path
+) -> None:
+    begun = threading.Event()
+
+    class Hanging:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+        async def score(self, *_arguments: Any) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+    def call(client: httpx.Client) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            predict(client, picture())
+
+    with serve(engine=Hanging()) as server:
+        client = server.client(queries=5)
+        key = client.headers["authorization"].removeprefix("Bearer ")
+        caller = threading.Thread(target=call, args=[client])
+        caller.start()
+        assert begun.wait(30)
+        with server.database.reading() as connection:
+            assert list_budgets(connection, 1)[0].reserved == 1
+    caller.join(30)
+    client.close()
+    database = Database.open(None, tmp_path)
+    with database.reading() as connection:
+        found = authenticate(connection, key)
+        assert found is not None
+        (budget,) = list_budgets(connection, found.key_id)
+    database.close()
+    assert (budget.spent, budget.reserved) == (0, 0)
+
+
+def test_a_dead_model_is_not_ready_and_charges_nothing(
+    serve: Any, picture: Picture, tiny_engine: Any
+) -> None:
+    class Dead:
+        alive = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+    with serve(engine=Dead()) as server, server.client(queries=5) as client:
+        ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.headers["retry-after"]
+        assert client.get("/livez").status_code == 200
+        answer = predict(client, picture())
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:craftbox:problem:overloaded"
+        assert answer.headers["retry-after"]
+        assert budgets(client) == {"queries": (0, 0, 5)}
+
+
+def test_uploads_at_once_to_one_set_are_added_once_and_charged_once(
+    serve: Any, store_url: str, picture: Picture
+) -> None:
+    with serve(database_url=store_url) as server, server.client("owner", requests=100) as client:
+        (card,) = client.get("/v1/models").json()["models"]
+        path = (
+            "/v1/image-sets/"
+            + client.post("/v1/image-sets", json={"model": card["name"]}).json()["id"]
+        )
+
+        def upload(seed: int) -> int:
+            images = [base64.b64encode(picture(seed)).decode()]
+            body = {"first_row": 0, "images": images}
+            return client.post(f"{path}/images", json=body).status_code
+
+        with ThreadPoolExecutor(8) as threads:
+            statuses = list(threads.map(upload, range(8)))
+        assert sorted(statuses) == [200] + [422] * 7
+        assert client.get(path).json()["count"] == 1
+        assert client.get("/v1/usage").json()["total"]["images"] == 1
+        assert budgets(client) == {"requests": (1, 0, 99)}

@@ -1,0 +1,152 @@
+"""What all calls share: keys, request ids, body limit, problems, the API's description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from craft_server.ledger.keys import revoke_key
+from craft_shared import codec
+from craft_shared.problems import MEDIA_TYPE
+
+GUARDED = [
+    ("GET", "/v1/models"),
+    ("POST", "/v1/image-sets"),
+    ("GET", "/v1/image-sets/x"),
+    ("DELETE", "/v1/image-sets/x"),
+    ("POST", "/v1/image-sets/x/images"),
+    ("POST", "/v1/predictions"),
+    ("GET", "/v1/usage"),
+    ("GET", "/v1/budget"),
+    ("POST", "/v1/adapters"),
+    ("GET", "/v1/adapters"),
+    ("GET", "/v1/adapters/x"),
+    ("DELETE", "/v1/adapters/x"),
+    ("POST", "/v1/adapters/x/predictions"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "header", [None, "", "Basic abc", "Bearer", "Bearer craft_x_y", "Bearer \xe9"]
+)
+def test_every_call_needs_a_key(server: Any, method: str, path: str, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    answer = httpx.request(method, server.url + path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["type"] == "urn:craftbox:problem:unauthenticated"
+
+
+def test_the_list_of_guarded_calls_is_complete(server: Any) -> None:
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    described = {
+        (method.upper(), path.replace("{image_set_id}", "x").replace("{name}", "x"))
+        for path, methods in paths.items()
+        for method in methods
+    }
+    assert described == {*GUARDED, ("GET", "/livez"), ("GET", "/readyz")}
+
+
+def test_a_revoked_key_is_refused_at_once(server: Any) -> None:
+    with server.client() as client:
+        assert client.get("/v1/models").status_code == 200
+        with server.database.writing() as connection:
+            revoke_key(connection, client.headers["authorization"].split("_")[1])
+        assert client.get("/v1/models").status_code == 401
+
+
+def test_life_and_readiness_need_no_key(server: Any) -> None:
+    assert httpx.get(f"{server.url}/livez").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert httpx.get(f"{server.url}/docs").status_code == 200
+
+
+@pytest.mark.parametrize("given", ["abc-1.2_3", "x" * 64])
+def test_a_sane_request_id_is_taken_over(server: Any, given: str) -> None:
+    answer = httpx.get(f"{server.url}/nowhere", headers={"X-Request-Id": given})
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "a;b", "<script>"])
+def test_another_request_id_is_replaced(server: Any, given: str) -> None:
+    answer = httpx.get(f"{server.url}/livez", headers={"X-Request-Id": given})
+    assert answer.headers["x-request-id"] not in ("", given)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/nowhere", 404, "not-found"),
+        ("GET", "/v1/models/", 404, "not-found"),
+        ("PUT", "/v1/models", 405, "method-not-allowed"),
+        ("PATCH", "/livez", 405, "method-not-allowed"),
+    ],
+)
+def test_the_routers_own_errors_are_problems(
+    server: Any, method: str, path: str, status: int, slug: str
+) -> None:
+    answer = httpx.request(method, server.url + path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.json()["type"] == f"urn:craftbox:problem:{slug}"
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("after=-1", "after"),
+        ("after=x", "after"),
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        (f"after={2**63}", "after"),
+    ],
+)
+def test_bad_query_parameters_are_named(client: httpx.Client, query: str, field: str) -> None:
+    answer = client.get(f"/v1/usage?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "urn:craftbox:problem:invalid-request"
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_past_the_limit_is_refused(serve: Any, chunked: bool) -> None:
+    with serve(limits={"body_bytes": 1000}) as server, server.client() as client:
+        fits = b" " * 998 + b"{}"
+        for body, status in ((fits, 422), (b" " + fits, 413)):
+            content = iter([body[:500], body[500:]]) if chunked else body
+            answer = client.post(
+                "/v1/predictions", content=content, headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code == status, answer.text
+        assert answer.json()["type"] == "urn:craftbox:problem:body-too-large"
+
+
+def test_the_description_covers_both_media_types_and_problems(server: Any) -> None:
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    operation = document["paths"]["/v1/predictions"]["post"]
+    for content in (
+        operation["requestBody"]["content"],
+        operation["responses"]["200"]["content"],
+    ):
+        assert set(content) == {"application/json", codec.MEDIA_TYPE}
+    assert set(operation["responses"]) >= {"200", "400", "401", "402", "404", "413", "415", "422"}
+    assert operation["security"] == [{"HTTPBearer": []}]
+    for path in document["paths"].values():
+        for described in path.values():
+            assert described["tags"]
+            assert described["description"]
+    _check_references(document, document)
+
+
+def _check_references(part: Any, document: dict[str, Any]) -> None:
+    if isinstance(part, dict):
+        if "$ref" in part:
+            assert part["$ref"].rpartition("/")[2] in document["components"]["schemas"]
+        for value in part.values():
+            _check_references(value, document)
+    elif isinstance(part, list):
+        for value in part:
+            _check_references(value, document)

@@ -1,0 +1,160 @@
+"""Stores, servers and pictures for the server's tests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from craft_server.app import create_app
+from craft_server.database import Database
+from craft_server.engine import Engine
+from craft_server.ledger.keys import create_key
+from craft_server.settings import DEFAULT_LIMITS, Settings
+
+POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """Keeps log lines from being rendered for nobody."""
+    structlog.configure(processors=[_drop])
+    yield
+    structlog.reset_defaults()
+
+
+def _drop(_logger: Any, _method: str, _event: Any) -> Any:
+    raise structlog.DropEvent
+
+
+@pytest.fixture(scope="session")
+def new_postgresql() -> Iterator[Callable[[], str]]:
+    """Gives URLs of empty schemas of one PostgreSQL database, dropped at the end of the session."""
+    try:
+        admin = psycopg.connect(f"{POSTGRESQL}/postgres", autocommit=True, connect_timeout=3)
+    except psycopg.OperationalError as error:
+        pytest.skip(f"no PostgreSQL answers at {POSTGRESQL}: {error}")
+    name = f"craftbox_test_{secrets.token_hex(6)}"
+    admin.execute(f'CREATE DATABASE "{name}"')
+
+    def make() -> str:
+        schema = f"test_{secrets.token_hex(6)}"
+        with psycopg.connect(f"{POSTGRESQL}/{name}", autocommit=True) as connection:
+            connection.execute(f'CREATE SCHEMA "{schema}"')
+        return f"{POSTGRESQL}/{name}?options=-csearch_path%3D{schema}"
+
+    yield make
+    admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    admin.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    make: Callable[[], str] = request.getfixturevalue("new_postgresql")
+    return make()
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Iterator[Database]:
+    """An open database of each kind."""
+    database = Database.open(store_url, tmp_path)
+    yield database
+    database.close()
+
+
+@dataclass
+class Server:
+    """The real application behind a socket, in this process."""
+
+    url: str
+    app: FastAPI
+
+    @property
+    def database(self) -> Database:
+        database: Database = self.app.state.services.database
+        return database
+
+    @property
+    def engine(self) -> Any:
+        return self.app.state.services.engine
+
+    def key(self, owner: str | None = None, **limits: int) -> str:
+        with self.database.writing() as connection:
+            return create_key(
+                connection, owner=owner or secrets.token_hex(4), name="test", limits=limits
+            )
+
+    def client(self, owner: str | None = None, **limits: int) -> httpx.Client:
+        """A client with a new key; of a new owner unless one is named."""
+        headers = {"Authorization": f"Bearer {self.key(owner, **limits)}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+
+ServeApp = Callable[..., Any]
+
+
+@contextmanager
+def serving(settings: Settings, engine: Engine) -> Iterator[Server]:
+    app = create_app(settings, engine)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        process = uvicorn.Server(config)
+        thread = threading.Thread(target=process.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            while not process.started:
+                assert thread.is_alive(), "the server did not start"
+                assert time.monotonic() < deadline, "the server did not start in time"
+                time.sleep(0.005)
+            yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", app)
+        finally:
+            process.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def serve(tmp_path: Path, tiny_engine: Engine) -> ServeApp:
+    """Starts a server with settings of the test's own: `with serve(limits={...}) as server`."""
+
+    def start(*, engine: Any = None, limits: dict[str, int] | None = None, **settings: Any) -> Any:
+        bounds = DEFAULT_LIMITS.model_copy(update=limits or {})
+        return serving(
+            Settings(data_dir=tmp_path, limits=bounds, **settings), engine or tiny_engine
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_engine: Engine) -> Iterator[Server]:
+    """One server on SQLite for all tests that need nothing special of it."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("server"))
+    with serving(settings, tiny_engine) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """A client of a new owner without bounds."""
+    with server.client() as made:
+        yield made

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from craft_server.engine import Engine, ModelSpec, Prompts, WorkerDied
+from craft_server.engine import engine as module
+from craft_shared.wire import Context
+
+CLASSES = ["cat", "golden retriever", "A.B. c", "hot-air balloon", "cat's tail", "dog"]
+NO_CODES = np.zeros((0, 0), np.float32)
+
+
+def texts(engine: Engine, prompts: Prompts, classes: list[str] = CLASSES) -> NDArray[np.float32]:
+    assert engine.check_prompts(prompts, classes) == []
+    return asyncio.run(engine.encode_prompts(prompts, classes))
+
+
+@torch.inference_mode()
+def reference(engine: Engine, template: str) -> NDArray[np.float32]:
+    ids = open_clip.tokenize([template.replace("{}", name) for name in CLASSES])
+    features: NDArray[np.float32] = engine._model.module.encode_text(ids, normalize=True).numpy()
+    return features
+
+
+def relative_error(value: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", ["tiny_engine", "rn50"])
+@pytest.mark.parametrize("template", ["a photo of a {}.", "{} on a table", "many {}s"])
+def test_text_features_are_open_clips(
+    name: str, template: str, request: pytest.FixtureRequest
+) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    features = texts(engine, Prompts((template,), None, NO_CODES))
+    assert features.dtype == np.float32
+    assert relative_error(features[0], reference(engine, template)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["tiny_engine", "rn50"])
+@torch.inference_mode()
+def test_image_features_are_open_clips(
+    name: str, request: pytest.FixtureRequest, picture: Callable[..., bytes]
+) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    files = [picture(i, size=(50 + i, 40)) for i in range(3)]
+    images = [engine.decode_image(file, max_pixels=10_000) for file in files]
+    features = asyncio.run(engine.encode_images(images))
+    _, _, preprocess = open_clip.create_model_and_transforms(engine.name)
+    batch = torch.stack([preprocess(Image.open(io.BytesIO(file))) for file in files])
+    expected = engine._model.module.encode_image(batch, normalize=True).numpy()
+    assert relative_error(features, expected) < 1e-5
+
+
+def test_zero_code_is_the_plain_prompt(tiny_engine: Engine) -> None:
+    zero = np.zeros((1, 16), np.float32)
+    prompts = Prompts(("a photo of a {}.",), Context(init="a photo of a", dim=16), zero)
+    plain, moved = texts(tiny_engine, prompts)
+    assert relative_error(moved, plain) < 1e-6
+
+
+def test_templates_come_first_and_codes_in_order(tiny_engine: Engine) -> None:
+    codes = np.random.default_rng(1).standard_normal((5, 16), dtype=np.float32)
+    context = Context(dim=16, scale=5.0)
+    together = texts(tiny_engine, Prompts(("{}", "a {}."), context, codes))
+    assert together.shape == (7, len(CLASSES), 32)
+    assert relative_error(together[0], reference(tiny_engine, "{}")) < 1e-5
+    assert relative_error(together[1], reference(tiny_engine, "a {}.")) < 1e-5
+    for i, code in enumerate(codes):
+        alone = texts(tiny_engine, Prompts((), context, code[None]))
+        assert relative_error(together[2 + i], alone[0]) < 1e-5
+        assert relative_error(together[2 + i], together[0]) > 1e-2
+
+
+@pytest.mark.parametrize("bound", [1, 13, 60])
+def test_how_work_is_cut_does_not_change_it(
+    tiny_engine: Engine, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = np.random.default_rng(2).standard_normal((7, 16), dtype=np.float32)
+    prompts = Prompts(("a {}.",), Context(dim=16), codes)
+    whole = texts(tiny_engine, prompts)
+    x = whole[0, :3]
+    scores = asyncio.run(tiny_engine.score(x, whole))
+    monkeypatch.setattr(tiny_engine, "_tokens_per_task", bound)
+    monkeypatch.setattr(module, "SCORES_PER_TASK", bound)
+    assert relative_error(texts(tiny_engine, prompts), whole) < 1e-5
+    assert np.allclose(asyncio.run(tiny_engine.score(x, whole)), scores, atol=1e-5)
+
+
+def test_images_keep_their_order_across_tasks(
+    tiny_engine: Engine, picture: Callable[..., bytes]
+) -> None:
+    images = [tiny_engine.decode_image(picture(i), max_pixels=10_000) for i in range(70)]
+    features = asyncio.run(tiny_engine.encode_images(images))
+    last = asyncio.run(tiny_engine.encode_images(images[-1:]))
+    assert features.shape == (70, 32)
+    assert relative_error(features[-1:], last) < 1e-5
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+
+
+def test_no_images_are_no_features(tiny_engine: Engine) -> None:
+    assert asyncio.run(tiny_engine.encode_images([])).shape == (0, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_scores_are_log_probabilities_of_scaled_cosines(tiny_engine: Engine, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    x, t = (rng.standard_normal(shape, dtype=np.float32) for shape in ((4, 32), (3, 6, 32)))
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    t /= np.linalg.norm(t, axis=-1, keepdims=True)
+    scores = asyncio.run(tiny_engine.score(x, t, dtype))  # type: ignore[arg-type]
+    logits = np.exp(tiny_engine._model.module.logit_scale.item()) * np.einsum("nd,pcd->pnc", x, t)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert scores.shape == (3, 4, 6)
+    assert scores.dtype == dtype
+    assert np.allclose(scores, expected, atol=1e-4 if dtype == "float32" else 2e-2)
+
+
+def test_requests_take_turns(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_engine, "_tokens_per_task", 1)
+    codes = np.zeros((50, 4), np.float32)
+
+    async def both() -> list[str]:
+        finished: list[str] = []
+
+        async def ask(name: str, prompts: Prompts) -> None:
+            await tiny_engine.encode_prompts(prompts, CLASSES)
+            finished.append(name)
+
+        large = ask("large", Prompts((), Context(dim=4), codes))
+        small = ask("small", Prompts(("{}",), None, NO_CODES))
+        await asyncio.gather(large, small)
+        return finished
+
+    assert asyncio.run(both()) == ["small", "large"]
+
+
+def test_half_precision_is_close(tiny_engine: Engine) -> None:
+    half = Engine.load(ModelSpec(tiny_engine.name, device="cpu", precision="bfloat16"))
+    try:
+        codes = np.ones((1, 4), np.float32)
+        prompts = Prompts(("a {}.",), Context(dim=4), codes)
+        features = texts(half, prompts)
+        assert features.dtype == np.float32
+        assert relative_error(features, texts(tiny_engine, prompts)) < 0.05
+        pixels = torch.zeros(3, 32, 32)
+        images = asyncio.run(half.encode_images([pixels]))
+        expected = asyncio.run(tiny_engine.encode_images([pixels]))
+        assert relative_error(images, expected) < 0.05
+    finally:
+        half.close()
+
+
+def test_most_extreme_codes_keep_half_precision_finite(tiny_engine: Engine) -> None:
+    half = Engine.load(ModelSpec(tiny_engine.name, device="cpu", precision="float16"))
+    try:
+        codes = np.full((1, 4), 1000, np.float32)
+        features = texts(half, Prompts((), Context(dim=4, scale=1000.0), codes))
+        assert np.allclose(np.linalg.norm(features, axis=-1), 1, atol=1e-2)
+    finally:
+        half.close()
+
+
+def test_closed_engine_is_not_alive_and_refuses(tiny_engine: Engine) -> None:
+    engine = Engine.load(ModelSpec(tiny_engine.name, device="cpu"))
+    engine.close()
+    engine.close()
+    assert not engine.alive
+    with pytest.raises(WorkerDied):
+        asyncio.run(engine.encode_prompts(Prompts(("{}",), None, NO_CODES), ["cat"]))
+    assert tiny_engine.alive

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from craft_server.engine.images import ImageError, decode
+
+MAX_PIXELS = 50_000_000
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    assert image.mode == "RGB"
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    return decode(data, pixels, max_pixels=max_pixels)
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=file_format, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds almost nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checked = kind + body
+        return struct.pack(">I", len(body)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_each_format_is_read(file_format: str) -> None:
+    red = Image.new("RGB", (12, 10), (250, 10, 10))
+    result = decoded(encoded(red, file_format))
+    assert result.shape == (3, 10, 12)
+    assert torch.allclose(result.mean((1, 2)), torch.tensor([250.0, 10.0, 10.0]), atol=6)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_bytes_that_are_no_picture(data: bytes) -> None:
+    with pytest.raises(ImageError, match="not a picture in a supported format") as error:
+        decoded(data)
+    assert error.value.remedy
+
+
+def test_format_outside_the_list_is_refused() -> None:
+    with pytest.raises(ImageError, match="supported format"):
+        decoded(encoded(Image.new("RGB", (4, 4)), "ICO", sizes=[(4, 4)]))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_truncated_picture(picture: Callable[..., bytes], file_format: str) -> None:
+    data = picture(1, size=(60, 50), file_format=file_format)
+    with pytest.raises(ImageError, match="cut short or damaged"):
+        decoded(data[: len(data) * 2 // 3])
+
+
+def test_pixels_are_counted_before_decoding() -> None:
+    with pytest.raises(ImageError, match="it has 400000000 pixels; at most 50000000 are accepted"):
+        decoded(png_header(20_000, 20_000))
+
+
+def test_bound_on_pixels_is_exact(picture: Callable[..., bytes]) -> None:
+    data = picture(2, size=(20, 10))
+    assert decoded(data, max_pixels=200).shape == (3, 10, 20)
+    with pytest.raises(ImageError, match="it has 200 pixels; at most 199 are accepted"):
+        decoded(data, max_pixels=199)
+
+
+def test_sliver_whose_resized_whole_would_be_enormous(picture: Callable[..., bytes]) -> None:
+    with pytest.raises(ImageError, match="it is 101 x 1 pixels; a side may be"):
+        decoded(picture(3, size=(101, 1)))
+    assert decoded(picture(3, size=(1, 100))).shape == (3, 100, 1)
+
+
+def test_exif_orientation_is_honoured() -> None:
+    image = Image.new("RGB", (20, 10), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise shows it upright
+    result = decoded(encoded(image, exif=exif))
+    assert result.shape == (3, 20, 10)
+    assert result[:, :10].min() == 255
+    assert result[:, 10:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 90, (90, 90, 90)),
+        ("LA", (90, 255), (90, 90, 90)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("I;16", 0x8000, (128, 128, 128)),
+    ],
+)
+def test_modes_become_rgb(mode: str, colour: object, expected: tuple[int, int, int]) -> None:
+    result = decoded(encoded(Image.new(mode, (9, 9), colour)))  # type: ignore[arg-type]
+    assert result.mean((1, 2)).tolist() == list(expected)
+
+
+def test_palette_with_transparency_becomes_rgb() -> None:
+    image = Image.new("RGB", (9, 9), (10, 200, 30)).quantize(4)
+    data = encoded(image, transparency=b"\xff\x80")
+    assert decoded(data).mean((1, 2)).tolist() == [10, 200, 30]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK")
+    result = decoded(encoded(image, "JPEG", quality=95)).mean((1, 2))
+    assert torch.allclose(result, torch.tensor([200.0, 40.0, 90.0]), atol=4)
+
+
+def test_grey_of_32_bits_spreads_its_own_range() -> None:
+    values = np.linspace(-5, 5, 64, dtype=np.float32).reshape(8, 8)
+    result = decoded(encoded(Image.fromarray(values), "TIFF"))
+    assert (result.min(), result.max()) == (0, 255)
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_raise_nothing_but_image_error(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        decoded(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(
+    file_format=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]),
+    damage=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=20),
+)
+def test_damaged_pictures_raise_nothing_but_image_error(
+    file_format: str, damage: list[tuple[int, int]]
+) -> None:
+    data = bytearray(encoded(Image.new("RGB", (10, 10), (1, 2, 3)), file_format))
+    for place, value in damage:
+        data[place % len(data)] = value
+    with contextlib.suppress(ImageError):
+        decoded(bytes(data), max_pixels=10_000)

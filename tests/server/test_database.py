@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from craft_server.database import Database, DatabaseError
+from craft_server.ledger.keys import create_key, list_keys
+from craft_server.tables import METADATA
+
+
+def test_migrations_make_the_schema_that_the_code_uses(store: Database) -> None:
+    with store.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_opening_again_keeps_what_is_there(store: Database, store_url: str, tmp_path: Path) -> None:
+    with store.writing() as connection:
+        create_key(connection, owner="owner", name="", limits={})
+    again = Database.open(store_url, tmp_path)
+    with again.reading() as connection:
+        assert [entry.owner for entry in list_keys(connection)] == ["owner"]
+    again.close()
+
+
+def test_processes_that_open_an_empty_database_at_once_wait_for_each_other(
+    store_url: str, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        opened = list(threads.map(lambda _: Database.open(store_url, tmp_path), range(6)))
+    for database in opened:
+        database.close()
+
+
+def test_a_newer_database_is_refused(store: Database, store_url: str, tmp_path: Path) -> None:
+    with store.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseError, match="another version of craftbox"):
+        Database.open(store_url, tmp_path)
+
+
+def test_sqlite_keeps_commits_through_a_power_cut(tmp_path: Path) -> None:
+    database = Database.open(None, tmp_path)
+    with database.reading() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    database.close()
+    assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_a_transaction_that_raises_changes_nothing(store: Database) -> None:
+    def fail_halfway() -> None:
+        with store.writing() as connection:
+            create_key(connection, owner="owner", name="", limits={"queries": 1})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    with store.reading() as connection:
+        assert list_keys(connection) == []
+
+
+def test_calls_run_off_the_event_loop(store: Database) -> None:
+    async def where() -> int:
+        return await store.read(lambda _: threading.get_ident())
+
+    assert asyncio.run(where()) != threading.get_ident()
+
+
+def test_a_closed_database_does_not_answer(tmp_path: Path) -> None:
+    database = Database.open(None, tmp_path)
+    assert asyncio.run(database.answers())
+    database._engine.dispose()
+    (tmp_path / "craftbox.db").unlink()
+    (tmp_path / "craftbox.db").mkdir()
+    assert not asyncio.run(database.answers())
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "not valid"),
+        ("mysql://user:secret@localhost/name", "mysql"),
+        ("sqlite://", "sqlite:///path"),
+        ("postgresql://user:secret@127.0.0.1:1/name", "refused"),
+        ("sqlite:////proc/nowhere/store.db", "unable to open"),
+    ],
+)
+def test_a_bad_url_is_one_line_without_the_password(url: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=words) as caught:
+        Database.open(url, tmp_path)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
