@@ -1,0 +1,698 @@
+"""The HTTP client of API v1: one method a call, typed answers, typed errors, careful retries.
+
+What is retried, with stamina's backoff or after the server's Retry-After:
+
+- a connection that could not be made: the server has not seen the call;
+- an answer 503 with Retry-After: the server says that it did not do the call;
+- GET and DELETE also when the connection broke later, because doing them twice does no harm.
+
+A POST whose answer was lost is never sent again blindly, since it may have been charged: it raises
+`AnswerLost`. Uploads go further: they ask the image set for its count and continue from there.
+
+It knows HTTP and the wire; it does not know optimisation, nor what a picture shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import stamina
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from craft_client.exceptions import (
+    AnswerLost,
+    ConnectionFailed,
+    CraftError,
+    InvalidImage,
+    InvalidRequest,
+    LimitExceeded,
+    MissingKey,
+    NotFound,
+    ProblemError,
+    ProtocolError,
+    problem_error,
+)
+from craft_shared import codec, problems
+from craft_shared.adapter import Adapter
+from craft_shared.problems import Problem
+from craft_shared.wire import (
+    AdapterCard,
+    AdapterList,
+    AdapterPredictionAnswer,
+    AdapterPredictionRequest,
+    AdapterPublishAnswer,
+    Budget,
+    BudgetList,
+    Charge,
+    Cost,
+    ImageSet,
+    ImageSetCreate,
+    ImageUpload,
+    ImageUploadAnswer,
+    Limits,
+    ModelCard,
+    ModelList,
+    PredictionAnswer,
+    PredictionRequest,
+    Usage,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "CRAFT_URL"
+KEY_VARIABLE = "CRAFT_API_KEY"
+
+JSON_TYPE = "application/json"
+# Seconds. A server that has never answered is probably not there; one that has is worth a wait.
+FIRST_PATIENCE = 2.0
+PATIENCE = 60.0
+# Room in an upload's body for the safetensors header and the document.
+_HEADER_ROOM = 1024
+_SIZE_BYTES = 8
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answer of `Client.predict`.
+
+    Attributes:
+        model: the model's name.
+        revision: the model's revision.
+        log_probs: float32 [prompts, images, classes].
+        cost: what the call cost, and the budgets after it.
+    """
+
+    model: str
+    revision: str
+    log_probs: NDArray[np.float32]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class AdapterPrediction:
+    """Answer of `Client.adapter_predict`.
+
+    Attributes:
+        adapter: the adapter's name.
+        version: the version that answered.
+        classes: the C class names.
+        log_probs: float32 [images, C].
+        cost: what the call cost, and the budgets after it.
+    """
+
+    adapter: str
+    version: int
+    classes: list[str]
+    log_probs: NDArray[np.float32]
+    cost: Cost
+
+
+class Client:
+    """A connection to a craftbox server under one API key.
+
+    Use it as a context manager, or call `close`. It may be shared by threads. `copy.deepcopy` gives
+    the client itself, so that scikit-learn can clone estimators that hold one.
+
+    Args:
+        base_url: the server's address; the environment's CRAFT_URL, or port 8000 of this machine,
+            when None.
+        api_key: the key; the environment's CRAFT_API_KEY when None.
+        timeout: seconds without any byte from the server after which an answer counts as lost.
+        transport: where requests go instead of the network, for tests.
+
+    Raises:
+        MissingKey: there is no key.
+        CraftError: the address is not an HTTP URL.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 300.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = (base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+        self._answered = False
+        self._http = httpx.Client(
+            base_url=_checked_url(self.base_url),
+            headers={
+                "Authorization": f"Bearer {_checked_key(api_key)}",
+                "User-Agent": f"craftbox/{version('craftbox')}",
+            },
+            timeout=httpx.Timeout(timeout, connect=10.0),
+            # Servers close idle connections (uvicorn after 5 s). A request on a connection that is
+            # being closed would count as a lost answer, so the client lets go of it earlier.
+            limits=httpx.Limits(keepalive_expiry=2.0),
+            transport=transport,
+        )
+
+    def __repr__(self) -> str:
+        return f"Client({self.base_url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    # --- models -------------------------------------------------------------------------------
+
+    def models(self) -> list[ModelCard]:
+        """The models that the server hosts."""
+        return self._json(ModelList, self._send("GET", "/v1/models")).models
+
+    def model(self, name: str | None = None) -> ModelCard:
+        """The model of that name; without a name the first one.
+
+        Raises:
+            ModelNotFound: the server hosts no such model.
+        """
+        cards = self.models()
+        for card in cards:
+            if name is None or card.name == name:
+                return card
+        hosted = ", ".join(f"'{card.name}'" for card in cards) or "none"
+        wanted = f"There is no model '{name}'" if name else "There is no model"
+        raise problem_error(
+            Problem.of(problems.MODEL_NOT_FOUND, f"{wanted}; the server hosts {hosted}.")
+        )
+
+    # --- image sets ---------------------------------------------------------------------------
+
+    def create_image_set(self, model: str) -> ImageSet:
+        """Makes an empty image set for a model. Free."""
+        body = ImageSetCreate(model=model).model_dump_json().encode()
+        return self._json(ImageSet, self._send("POST", "/v1/image-sets", json=body))
+
+    def image_set(self, image_set_id: str) -> ImageSet:
+        """The present state of an image set. Free."""
+        return self._json(ImageSet, self._send("GET", _path("image-sets", image_set_id)))
+
+    def delete_image_set(self, image_set_id: str) -> None:
+        """Deletes an image set and its features. Free."""
+        self._send("DELETE", _path("image-sets", image_set_id))
+
+    def upload_images(
+        self,
+        image_set: ImageSet,
+        images: Iterable[bytes],
+        *,
+        on_chunk: Callable[[ImageUploadAnswer], None] | None = None,
+    ) -> ImageSet:
+        """Appends pictures to an image set, in as many calls as the model's limits ask for.
+
+        Pictures that the key's owner has had encoded before are not charged again. When an answer
+        is lost, the image set's count tells whether the chunk arrived: no picture is ever added, or
+        paid for, twice.
+
+        Args:
+            image_set: its `count` must be up to date.
+            images: encoded pictures (JPEG, PNG, ...), read lazily, a chunk at a time.
+            on_chunk: called after each call with its answer. For a chunk whose answer was lost, the
+                cost is the one in the server's ledger.
+
+        Returns:
+            The image set with its new count.
+
+        Raises:
+            LimitExceeded: a picture is too large, or the image set becomes too large.
+            InvalidImage: the server cannot use a picture; `images[i]` counts from the first one
+                given. Chunks before it have been added and paid.
+        """
+        limits = self.model(image_set.model).limits
+        before = image_set.count
+        if isinstance(images, Sequence):
+            for number, picture in enumerate(images):
+                _check_picture(picture, number, limits)
+            _check_count(before + len(images), limits)
+        for chunk in picture_chunks(images, limits):
+            _check_count(image_set.count + len(chunk), limits)
+            try:
+                answer = self._upload_chunk(image_set, chunk)
+            except InvalidImage as error:
+                raise _renumbered(error, image_set.count - before) from error
+            image_set = answer.image_set
+            if on_chunk:
+                on_chunk(answer)
+        return image_set
+
+    def _upload_chunk(self, image_set: ImageSet, chunk: Sequence[bytes]) -> ImageUploadAnswer:
+        """Adds a chunk exactly once, whatever becomes of the answers."""
+        path = _path("image-sets", image_set.id, "images")
+        document = ImageUpload(first_row=image_set.count).model_dump(exclude={"images"})
+        body = codec.encode(document, codec.pack_files(chunk))
+        wanted = image_set.count + len(chunk)
+        lost: AnswerLost | None = None
+        for _ in range(5):
+            try:
+                answer = self._json(
+                    ImageUploadAnswer, self._send("POST", path, tensors=body, accept=JSON_TYPE)
+                )
+            except AnswerLost as error:
+                lost = error
+            except InvalidRequest as error:
+                # The chunk whose answer was lost may still have been at work when asked about.
+                if lost is None or all(field.field != "first_row" for field in error.errors):
+                    raise
+            else:
+                if answer.image_set.count != wanted:
+                    raise _moved(image_set, answer.image_set, wanted)
+                return answer
+            present = self.image_set(image_set.id)
+            if present.count == wanted:
+                return ImageUploadAnswer(image_set=present, cost=self._cost_of_last_upload())
+            if present.count != image_set.count:
+                raise _moved(image_set, present, wanted)
+        raise lost or AssertionError("an attempt without a lost answer returns or raises")
+
+    def _cost_of_last_upload(self) -> Cost:
+        """What the server's ledger says about this key's latest upload."""
+        uploads = [
+            charge
+            for charge in self.usage().charges
+            if charge.units.queries == 0 and charge.units.texts == 0
+        ]
+        if not uploads:
+            raise ProtocolError("The server's ledger does not list an upload that it did.")
+        return Cost(charged=uploads[-1].units, budgets=self.budgets())
+
+    # --- predictions --------------------------------------------------------------------------
+
+    def predict(
+        self,
+        request: PredictionRequest,
+        *,
+        codes: NDArray[np.float32] | None = None,
+        images: Sequence[bytes] | None = None,
+    ) -> Prediction:
+        """Scores prompts x images x classes in one call.
+
+        Args:
+            request: without `codes` and `images`, which travel as tensors.
+            codes: float32 [K, dim], appended to the request's templates.
+            images: encoded pictures, when the request names no image set.
+
+        Raises:
+            ProblemError: the server refused; nothing was charged.
+            AnswerLost: the answer did not arrive; the ledger tells whether it was charged.
+        """
+        tensors: codec.Tensors = {}
+        if codes is not None:
+            tensors["codes"] = np.ascontiguousarray(codes, np.float32)
+        if images is not None:
+            tensors |= codec.pack_files(images)
+        document = request.model_dump(mode="json", exclude={"codes", "images"})
+        body = codec.encode(document, tensors)
+        answer, log_probs = self._tensor(
+            PredictionAnswer, self._send("POST", "/v1/predictions", tensors=body)
+        )
+        prompts = len(request.templates) + (0 if codes is None else len(codes))
+        count = len(images) if images is not None else _length(request.rows)
+        _check_log_probs(log_probs, (prompts, count, len(request.classes)))
+        return Prediction(answer.model, answer.revision, log_probs.astype(np.float32), answer.cost)
+
+    # --- the key's account --------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        """All charges of the key and their total, all pages merged. Free."""
+        charges: list[Charge] = []
+        after: int | None = None
+        while True:
+            query = {} if after is None else {"after": str(after)}
+            page = self._json(Usage, self._send("GET", "/v1/usage", query=query))
+            charges += page.charges
+            if page.next_after is None:
+                return Usage(total=page.total, charges=charges, next_after=None)
+            if after is not None and page.next_after <= after:
+                raise ProtocolError("The server's list of charges does not come to an end.")
+            after = page.next_after
+
+    def budgets(self) -> list[Budget]:
+        """The key's budgets; a unit without one is not bounded. Free."""
+        return self._json(BudgetList, self._send("GET", "/v1/budget")).budgets
+
+    # --- adapters -----------------------------------------------------------------------------
+
+    def publish(self, name: str, adapter: Adapter) -> AdapterPublishAnswer:
+        """Publishes an adapter under a name; the same adapter again is free and changes nothing."""
+        response = self._send(
+            "POST",
+            "/v1/adapters",
+            query={"name": name},
+            tensors=adapter.to_bytes(),
+            accept=JSON_TYPE,
+        )
+        return self._json(AdapterPublishAnswer, response)
+
+    def adapters(self) -> list[AdapterCard]:
+        """The adapters that the key may use. Free."""
+        return self._json(AdapterList, self._send("GET", "/v1/adapters")).adapters
+
+    def adapter(self, name: str) -> AdapterCard:
+        """The adapter `NAME`, or one version of it as `NAME@VERSION`. Free."""
+        return self._json(AdapterCard, self._send("GET", _path("adapters", name)))
+
+    def retire(self, name: str) -> None:
+        """Takes an adapter out of service. Free."""
+        self._send("DELETE", _path("adapters", name))
+
+    def adapter_predict(
+        self,
+        name: str,
+        *,
+        images: Sequence[bytes] | None = None,
+        image_set: str | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> AdapterPrediction:
+        """Classifies pictures, or rows of an image set, with a published adapter in one call."""
+        request = AdapterPredictionRequest(
+            image_set=image_set, rows=None if rows is None else list(rows)
+        )
+        body = codec.encode(
+            request.model_dump(mode="json", exclude={"images"}),
+            {} if images is None else codec.pack_files(images),
+        )
+        answer, log_probs = self._tensor(
+            AdapterPredictionAnswer,
+            self._send("POST", _path("adapters", name, "predictions"), tensors=body),
+        )
+        count = len(images) if images is not None else _length(rows)
+        _check_log_probs(log_probs, (count, len(answer.classes)))
+        return AdapterPrediction(
+            answer.adapter,
+            answer.version,
+            answer.classes,
+            log_probs.astype(np.float32),
+            answer.cost,
+        )
+
+    # --- HTTP ---------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        json: bytes | None = None,
+        tensors: bytes | None = None,
+        accept: str | None = None,
+    ) -> httpx.Response:
+        """Sends a call, again where that is safe, and returns its successful answer.
+
+        The answer's type is the body's unless `accept` names another.
+        """
+        content_type = JSON_TYPE if tensors is None else codec.MEDIA_TYPE
+        headers = {"Accept": accept or content_type, "X-Request-Id": uuid.uuid4().hex}
+        body = json if tensors is None else tensors
+        if body is not None:
+            headers["Content-Type"] = content_type
+        request = self._http.build_request(
+            method, path, params=query, content=body, headers=headers
+        )
+        repeatable = method in ("GET", "DELETE")
+        answer_lost = False
+        for attempt in stamina.retry_context(
+            on=lambda error: _when_to_retry(error, repeatable=repeatable),
+            attempts=None,
+            timeout=PATIENCE if self._answered else FIRST_PATIENCE,
+            wait_initial=0.2,
+            wait_jitter=0.2,
+        ):
+            with attempt:
+                try:
+                    response = self._send_once(request)
+                except AnswerLost:
+                    answer_lost = True
+                    raise
+                self._answered = True
+                if not response.is_success:
+                    error = _error_of(response)
+                    if method == "DELETE" and answer_lost and isinstance(error, NotFound):
+                        return response  # The attempt whose answer was lost has deleted it.
+                    raise error
+        return response
+
+    def _send_once(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._http.send(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise ConnectionFailed(
+                f"Cannot connect to the craftbox server at {self.base_url}: {_words(error)}.",
+                remedy="Is craft-server running there? If it runs elsewhere, name its address "
+                f"with --url or {URL_VARIABLE}.",
+            ) from error
+        except httpx.TransportError as error:
+            call = f"{request.method} {request.url.path}"
+            raise AnswerLost(
+                f"The connection to the craftbox server at {self.base_url} broke before {call} "
+                f"was answered: {_words(error)}.",
+                remedy="The server may have done the call: 'craft usage' shows what was charged. "
+                f"(request {request.headers['X-Request-Id']})",
+            ) from error
+        except httpx.DecodingError as error:
+            raise ProtocolError(
+                f"{self.base_url} sent an answer that cannot be decoded: {_words(error)}."
+            ) from error
+
+    def _json(self, kind: type[_Answer], response: httpx.Response) -> _Answer:
+        _check_content_type(response, JSON_TYPE)
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            raise _unexpected(response, _first(error)) from error
+
+    def _tensor(
+        self, kind: type[_Answer], response: httpx.Response
+    ) -> tuple[_Answer, NDArray[Any]]:
+        """The document and the tensor `log_probs` of an answer."""
+        _check_content_type(response, codec.MEDIA_TYPE)
+        try:
+            document, tensors = codec.decode(response.content)
+            answer = kind.model_validate(document)
+        except ValidationError as error:
+            raise _unexpected(response, _first(error)) from error
+        except codec.CodecError as error:
+            raise _unexpected(response, str(error)) from error
+        if tensors.keys() != {"log_probs"}:
+            raise _unexpected(response, "it does not hold exactly the tensor 'log_probs'")
+        return answer, tensors["log_probs"]
+
+
+def picture_chunks(images: Iterable[bytes], limits: Limits) -> Iterator[list[bytes]]:
+    """Groups pictures, lazily, into bodies that keep within the limits.
+
+    Raises:
+        LimitExceeded: a picture is too large.
+    """
+    chunk: list[bytes] = []
+    size = 0
+    for number, picture in enumerate(images):
+        _check_picture(picture, number, limits)
+        length = len(picture) + _SIZE_BYTES
+        full = len(chunk) == limits.images_per_call
+        if chunk and (full or size + length > limits.body_bytes - _HEADER_ROOM):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(picture)
+        size += length
+    if chunk:
+        yield chunk
+
+
+def _when_to_retry(error: Exception, *, repeatable: bool) -> bool | float:
+    """Stamina's backoff hook: whether to try again, or the seconds to wait before."""
+    if isinstance(error, ProblemError):
+        wait = error.retry_after
+        if error.problem.status != httpx.codes.SERVICE_UNAVAILABLE or wait is None:
+            return False
+        return wait if wait <= PATIENCE else False
+    if isinstance(error, AnswerLost):
+        return repeatable
+    return isinstance(error, ConnectionFailed)
+
+
+def _error_of(response: httpx.Response) -> CraftError:
+    """The exception for an answer that is no success."""
+    retry_after = _seconds(response.headers.get("Retry-After"))
+    if _content_type(response) == problems.MEDIA_TYPE:
+        try:
+            problem = Problem.model_validate_json(response.content)
+        except ValidationError as error:
+            return _unexpected(response, _first(error))
+        return problem_error(problem, retry_after)
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        detail = f"{response.url.host} answers 503 without saying why."
+        return problem_error(Problem.of(problems.OVERLOADED, detail), retry_after)
+    if response.is_redirect:
+        return ProtocolError(
+            f"{response.url} is redirected to {response.headers.get('Location')}.",
+            remedy=f"Name the server's own address with --url or {URL_VARIABLE}.",
+        )
+    return _unexpected(response, "it is an error without a problem document")
+
+
+def _check_content_type(response: httpx.Response, wanted: str) -> None:
+    found = _content_type(response)
+    if found != wanted:
+        raise _unexpected(response, f"its content type is '{found}', not '{wanted}'")
+
+
+def _content_type(response: httpx.Response) -> str:
+    header: str = response.headers.get("Content-Type", "")
+    return header.partition(";")[0].strip().lower()
+
+
+def _unexpected(response: httpx.Response, why: str) -> ProtocolError:
+    return ProtocolError(
+        f"The answer {response.status_code} of {response.request.method} {response.url} is not one "
+        f"that a craftbox server of this version gives: {why}.",
+        remedy="Is this the address of a craftbox server, and of the same version as the client?",
+    )
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The header's seconds or date (RFC 9110, section 10.2.3) as seconds from now."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
+
+def _check_log_probs(log_probs: NDArray[Any], shape: tuple[int | None, ...]) -> None:
+    """Raises ProtocolError unless it is a float tensor of that shape (None: any) without NaN."""
+    fits = log_probs.ndim == len(shape) and all(
+        wanted is None or wanted == found
+        for wanted, found in zip(shape, log_probs.shape, strict=True)
+    )
+    if not fits or log_probs.dtype not in (np.float16, np.float32):
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ProtocolError(
+            f"The server answered with log-probabilities of shape {log_probs.shape} and type "
+            f"{log_probs.dtype}; floats of shape ({wanted}) were asked for."
+        )
+    if not np.isfinite(log_probs).all():
+        raise ProtocolError("The server answered with log-probabilities that are not finite.")
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise CraftError(
+            f"'{url}' is not the address of a server.",
+            remedy=f"--url or {URL_VARIABLE} is like '{DEFAULT_URL}'.",
+        )
+    return url
+
+
+def _checked_key(api_key: str | None) -> str:
+    key = (api_key or os.environ.get(KEY_VARIABLE) or "").strip()
+    if not key:
+        raise MissingKey(
+            "There is no API key.",
+            remedy=f"Set {KEY_VARIABLE}, or pass --key. The server's operator makes one with "
+            "'craft-server keys create --owner NAME'.",
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise MissingKey(
+            "The API key holds characters that no key has.",
+            remedy=f"Copy {KEY_VARIABLE} again; a key looks like 'craft_...'.",
+        )
+    return key
+
+
+def _check_picture(picture: bytes, number: int, limits: Limits) -> None:
+    if len(picture) > limits.image_bytes:
+        raise LimitExceeded(
+            f"images[{number}]: the picture has {len(picture)} bytes; the server accepts "
+            f"{limits.image_bytes}.",
+            remedy="Save it smaller; the model does not look at more than a few hundred pixels.",
+        )
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.images_per_set:
+        raise LimitExceeded(
+            f"The image set would hold {count} pictures; the server accepts "
+            f"{limits.images_per_set}.",
+            remedy="Use several image sets, or fewer pictures.",
+        )
+
+
+def _renumbered(error: InvalidImage, first: int) -> InvalidImage:
+    """The error of a chunk whose first picture is `images[first]` of all."""
+    errors = [
+        field.model_copy(
+            update={
+                "field": re.sub(
+                    r"^images\[(\d+)\]", lambda m: f"images[{int(m[1]) + first}]", field.field
+                )
+            }
+        )
+        for field in error.problem.errors
+    ]
+    return InvalidImage(error.problem.model_copy(update={"errors": errors}))
+
+
+def _moved(before: ImageSet, after: ImageSet, wanted: int) -> CraftError:
+    return CraftError(
+        f"Image set '{before.id}' has {after.count} rows where {before.count} or {wanted} were "
+        "expected: somebody else adds to it.",
+        remedy="Upload to an image set of your own.",
+    )
+
+
+def _path(*parts: str) -> str:
+    """An address below /v1 in which a name cannot be read as anything but a name."""
+    return "/v1/" + "/".join(quote(part, safe="@") for part in parts)
+
+
+def _length(rows: Sequence[int] | None) -> int | None:
+    return None if rows is None else len(rows)
+
+
+def _words(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -1,0 +1,20 @@
+"""The command `craft`: one module a group of commands.
+
+    tune        craft tune
+    evaluate    craft zero-shot, craft evaluate
+    adapters    craft publish, adapters, retire, predict
+    account     craft models, usage, budget, image-sets
+
+The commands know what to ask and how to show it; they know neither HTTP nor optimisation. Whatever
+is slow to import is imported by the command that needs it, so that `craft --help` is quick.
+"""
+
+from __future__ import annotations
+
+from craft_client.cli import account, adapters, evaluate, tune
+from craft_client.cli.root import app
+
+__all__ = ["app"]
+
+for module in (tune, evaluate, adapters, account):
+    module.register(app)

@@ -1,0 +1,287 @@
+"""`craft zero-shot` and `craft evaluate`: accuracies on a split of pictures, and their cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Data, Key, Model, Split, Template, Url
+from craft_client.cli.session import check_budgets, check_files, connect, upload
+from craft_client.cli.show import document, percent, say, table, units_line
+from craft_client.exceptions import CraftError, DataError
+from craft_shared.units import Units
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from craft_client.api import Client
+    from craft_client.data import Dataset, Sample
+    from craft_client.remote import RemoteBlackBox
+    from craft_shared.adapter import Adapter
+    from craft_shared.wire import ImageSet
+
+_TOP_UP = "Ask the provider for a top-up, or use a split with fewer pictures."
+
+
+def zero_shot(
+    data: Data,
+    split: Split = "test",
+    template: Template = PLAIN_TEMPLATE,
+    model: Model = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the untuned model on labelled pictures."""
+    from craft_client.remote import check_prompts
+
+    dataset, samples = _pictures(data, split)
+    with connect(url, key) as client:
+        card = client.model(model)
+        check_files(samples, card.limits)
+        image_set = client.create_image_set(card.name)
+        check_budgets(
+            client,
+            _need(_black_box(client, _filled(image_set, samples), dataset.classes), 1),
+            remedy=_TOP_UP,
+        )
+        check_prompts(client, image_set, dataset.classes, templates=[template])
+        image_set, uploaded = upload(client, image_set, samples)
+        scores = _black_box(client, image_set, dataset.classes).score(templates=[template])
+    accuracy = _accuracy(scores.log_probs[0], _labels(samples))
+    _report(
+        {"accuracy": accuracy},
+        {
+            "data": str(data),
+            "split": split,
+            "model": card.name,
+            "revision": card.revision,
+            "template": template,
+        },
+        image_set,
+        uploaded + scores.charged,
+        as_json=as_json,
+    )
+
+
+def evaluate(
+    data: Data,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", show_default=False, help="A run directory."),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", show_default=False, help="A published adapter instead of a run."),
+    ] = None,
+    split: Split = "test",
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a tuned adapter on labelled pictures: a run's, or a published one."""
+    if (run is None) == (adapter is None):
+        raise typer.BadParameter("name either a run directory or --adapter NAME.")
+    dataset, samples = _pictures(data, split)
+    if run is not None:
+        from craft_client.journal import Journal
+
+        _evaluate_run(
+            Journal.open(run).adapter(), run, dataset, samples, split, url, key, as_json=as_json
+        )
+    else:
+        _evaluate_published(str(adapter), dataset, samples, split, url, key, as_json=as_json)
+
+
+def _evaluate_run(
+    adapter: Adapter,
+    run: Path,
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    split: str,
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Scores the adapter's prompts over HTTP and applies its head here."""
+    config = adapter.config
+    labels = _labels(samples, dataset.classes, config.classes)
+    with connect(url, key) as client:
+        card = client.model(config.model)
+        if card.revision != config.revision:
+            raise CraftError(
+                f"The adapter was tuned on revision {config.revision} of '{card.name}'; the server "
+                f"hosts {card.revision}. Nothing was charged.",
+                remedy="Tune again on the model that the server hosts now.",
+            )
+        check_files(samples, card.limits)
+        image_set = client.create_image_set(card.name)
+        check_budgets(
+            client,
+            _need(_black_box(client, _filled(image_set, samples), config.classes), config.prompts),
+            remedy=_TOP_UP,
+        )
+        image_set, uploaded = upload(client, image_set, samples)
+        scores = _black_box(client, image_set, config.classes).score(
+            templates=config.templates, context=config.context, codes=adapter.codes
+        )
+    _report(
+        {
+            "accuracy_before": _accuracy(scores.log_probs[0], labels),
+            "accuracy_after": _accuracy(adapter.head(scores.log_probs), labels),
+        },
+        {
+            "run": str(run),
+            "data": dataset.name,
+            "split": split,
+            "model": card.name,
+            "revision": card.revision,
+        },
+        image_set,
+        uploaded + scores.charged,
+        as_json=as_json,
+    )
+
+
+def _evaluate_published(
+    name: str,
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    split: str,
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Lets the server classify with a published adapter."""
+    from craft_client.remote import RemoteAdapter
+
+    with connect(url, key) as client:
+        card = client.adapter(name)
+        labels = _labels(samples, dataset.classes, card.classes)
+        remote = RemoteAdapter(client, card)
+        check_files(samples, remote.limits)
+        calls = len(remote.row_calls(len(samples)))
+        need = Units(
+            queries=calls * card.prompts,
+            predictions=len(samples) * card.prompts,
+            requests=1 + calls,
+        )
+        check_budgets(client, need, remedy=_TOP_UP)
+        image_set, uploaded = upload(client, client.create_image_set(card.model), samples)
+        found = remote.classify_image_set(image_set)
+    _report(
+        {"accuracy_after": _accuracy(found.log_probs, labels)},
+        {
+            "adapter": card.name,
+            "version": card.version,
+            "data": dataset.name,
+            "split": split,
+            "model": card.model,
+            "revision": card.revision,
+        },
+        image_set,
+        uploaded + found.charged,
+        as_json=as_json,
+    )
+
+
+def _report(
+    accuracies: dict[str, float],
+    about: dict[str, Any],
+    image_set: ImageSet,
+    charged: Units,
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        document(
+            {
+                **about,
+                "pictures": image_set.count,
+                **accuracies,
+                "image_set": image_set.id,
+                "charged": charged.model_dump(),
+            }
+        )
+        return
+    names = {
+        "accuracy": "zero-shot",
+        "accuracy_before": "before (plain prompt)",
+        "accuracy_after": "after (adapter)",
+    }
+    table(
+        [f"{about['split']} pictures: {image_set.count:,}", "accuracy"],
+        [[names[field], percent(accuracy)] for field, accuracy in accuracies.items()],
+    )
+    say(f"Charged: {units_line(charged)}.")
+    say(
+        f"The pictures stay in image set {image_set.id}, free for the next evaluation; "
+        f"'craft image-sets delete {image_set.id}' removes them."
+    )
+
+
+def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:
+    from craft_client import data as pictures
+
+    if split not in ("train", "validation", "test"):
+        raise typer.BadParameter(f"'{split}' is none of train, validation, test.")
+    dataset = pictures.load_dataset(data)
+    return dataset, dataset.split(cast(pictures.Split, split))
+
+
+def _labels(
+    samples: Sequence[Sample], classes: Sequence[str] = (), known: Sequence[str] = ()
+) -> NDArray[np.int64]:
+    """The samples' labels as indices into the adapter's classes, matched by name."""
+    import numpy as np
+
+    numbers = {name: number for number, name in enumerate(known)}
+    unknown = [name for name in classes if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"The adapter does not know {len(unknown)} of the data's classes, such as "
+            f"'{unknown[0]}'.",
+            remedy="Evaluate it on the classes that it was tuned for.",
+        )
+    labels = [sample.label for sample in samples]
+    return np.array([numbers[classes[label]] if classes else label for label in labels], np.int64)
+
+
+def _accuracy(log_probs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Top-1 accuracy in percent."""
+    return float(100 * (log_probs.argmax(axis=-1) == labels).mean())
+
+
+def _filled(image_set: ImageSet, samples: Sequence[Sample]) -> ImageSet:
+    """The image set as it will be after the upload."""
+    return image_set.model_copy(update={"count": len(samples)})
+
+
+def _black_box(client: Client, image_set: ImageSet, classes: Sequence[str]) -> RemoteBlackBox:
+    """Answers in single precision, so that what is measured is what the server serves."""
+    from craft_client.remote import RemoteBlackBox
+
+    return RemoteBlackBox(client, image_set, classes, dtype="float32")
+
+
+def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
+    """What scoring the prompts charges at least; known pictures are not encoded again."""
+    return Units(
+        queries=black_box.queries(prompts),
+        predictions=prompts * black_box.image_set.count,
+        texts=prompts * len(black_box.classes),
+        requests=2,
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command("zero-shot")(zero_shot)
+    app.command()(evaluate)

@@ -1,0 +1,62 @@
+"""What commands print: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from craft_shared.units import UNITS, Units
+
+_UNBOUNDED = 10_000
+
+
+@cache
+def stderr() -> Console:
+    """The console for progress and messages; one, so that a live view and messages get along."""
+    return Console(stderr=True)
+
+
+def say(message: str, *, style: str = "") -> None:
+    """A message on stderr; only its first word is styled, nothing in it is markup."""
+    head, space, rest = message.partition(" ")
+    stderr().print(Text.assemble((head, style), space, rest), soft_wrap=True)
+
+
+def document(content: Mapping[str, Any]) -> None:
+    """The one JSON document on stdout."""
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """A table on stdout; numbers stand right, nothing in it is markup."""
+    body = [list(row) for row in rows]
+    shown = Table(title=title or None, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in body)
+        shown.add_column(column, justify="right" if numeric and body else "left", overflow="fold")
+    for row in body:
+        shown.add_row(*(Text(_cell(value)) for value in row))
+    # A table in a pipe or a file is as wide as it needs to be.
+    console = Console() if Console().is_terminal else Console(width=_UNBOUNDED)
+    console.print(shown)
+
+
+def units_line(units: Units) -> str:
+    """All five units in words."""
+    return ", ".join(f"{units[unit]:,} {unit}" for unit in UNITS)
+
+
+def percent(share: float) -> str:
+    """An accuracy in percent."""
+    return f"{share:.1f} %"
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

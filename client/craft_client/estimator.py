@@ -1,0 +1,316 @@
+"""CraFT as a scikit-learn classifier of pictures.
+
+It knows scikit-learn's conventions and how pictures in memory become files; it does not know how
+tuning works, nor HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+
+from craft_client.api import Client
+from craft_client.exceptions import CraftError, DataError
+from craft_client.journal import Journal
+from craft_client.remote import RemoteBlackBox
+from craft_client.settings import SettingsError, TuneSettings
+from craft_client.tune import run_document, tune
+from craft_shared.problems import FieldError
+from craft_shared.units import Units
+from craft_shared.wire import ImageSet, ImageUploadAnswer
+
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
+
+
+# scikit-learn has no type hints, so its base classes are Any to the type checker.
+class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier tuned on a model that is only called, as `craft tune` does it.
+
+    Pictures are paths, encoded files (`bytes`), PIL images, or uint8 arrays [H, W] or [H, W, 3].
+    Fitting and predicting send them to the server, which charges the key for both.
+
+    Args:
+        client: the connection; None for one made from CRAFT_URL and CRAFT_API_KEY when needed.
+        classes: class names, where labels are row numbers of them (from 0). With None, or where
+            labels are names already, the names are the labels.
+        model: the server's name of the model; None for its first.
+        budget: see `craft_client.settings.TuneSettings`, as all further ones.
+        seed: see there.
+        population: see there.
+        dim: see there.
+        random_codes: see there.
+        scale: see there.
+        sigma: see there.
+        head: see there.
+        search: see there.
+        refinement: see there.
+        consistency: see there.
+        consistency_weight: see there.
+        template: see there.
+        run_dir: keeps the run's journal in this new directory; None for a temporary one. Clones
+            that are fitted, as in cross-validation, each need their own: leave it None there.
+
+    Attributes:
+        classes_: the labels in the order of the columns of `predict_proba`.
+        adapter_: the tuned adapter (`craft_shared.adapter.Adapter`), to save or publish.
+        result_: the run's `craft_client.tune.TuneResult`.
+        units_: everything that `fit` was charged, uploads included.
+    """
+
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        model: str | None = None,
+        budget: int = 8000,
+        seed: int = 1,
+        population: int = 40,
+        dim: int = 512,
+        random_codes: int = 16,
+        scale: float | Literal["paper"] = 3.0,
+        sigma: float = 1.0,
+        head: Literal["ridge", "mlp"] = "ridge",
+        search: bool = True,
+        refinement: bool = True,
+        consistency: bool = True,
+        consistency_weight: float = 0.1,
+        template: str = "a photo of a {}.",
+        run_dir: str | Path | None = None,
+    ) -> None:
+        self.client = client
+        self.classes = classes
+        self.model = model
+        self.budget = budget
+        self.seed = seed
+        self.population = population
+        self.dim = dim
+        self.random_codes = random_codes
+        self.scale = scale
+        self.sigma = sigma
+        self.head = head
+        self.search = search
+        self.refinement = refinement
+        self.consistency = consistency
+        self.consistency_weight = consistency_weight
+        self.template = template
+        self.run_dir = run_dir
+
+    def fit(self, X: Iterable[Any], y: ArrayLike) -> Self:
+        """Tunes on pictures and their labels.
+
+        Args:
+            X: N pictures.
+            y: N labels: class names, or row numbers of `classes`.
+
+        Raises:
+            SettingsError: an option or a label cannot be used; nothing was sent.
+            DataError: a picture cannot be used; nothing was sent.
+            CraftError: see `craft_client.tune.tune`.
+        """
+        files = _files(X)
+        check_consistent_length(files, y)
+        self.classes_, names, labels = _encode_labels(y, self.classes)
+        settings = self._settings(labels)
+        with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
+            with _image_set(client, client.model(self.model).name) as empty:
+                # Checked as it will be, because uploading is charged.
+                planned = empty.model_copy(update={"count": len(files)})
+                about = run_document(RemoteBlackBox(client, planned, names), labels, settings)
+                journal = Journal.create(folder, about)
+                image_set, uploaded = _upload(client, empty, files)
+                black_box = RemoteBlackBox(client, image_set, names)
+                self.result_ = tune(black_box, labels, settings, journal)
+        self.adapter_ = self.result_.adapter
+        self.units_ = uploaded + self.result_.units
+        return self
+
+    def predict_log_proba(self, X: Iterable[Any]) -> NDArray[np.float32]:
+        """Natural-log probabilities of N pictures, float32 [N, C], columns as `classes_`."""
+        check_is_fitted(self)
+        files = _files(X)
+        config = self.adapter_.config
+        with self._connected() as client, _image_set(client, config.model) as empty:
+            if empty.revision != config.revision:
+                raise CraftError(
+                    f"The model '{config.model}' is not the one that this classifier was tuned on.",
+                    remedy="Fit it anew.",
+                )
+            image_set, _ = _upload(client, empty, files)
+            scores = RemoteBlackBox(client, image_set, config.classes).score(
+                templates=config.templates,
+                context=config.context,
+                codes=self.adapter_.codes if config.codes else None,
+            )
+        return self.adapter_.head(scores.log_probs)
+
+    def predict_proba(self, X: Iterable[Any]) -> NDArray[np.float64]:
+        """Probabilities of N pictures, float64 [N, C], columns as `classes_`."""
+        probs = np.exp(self.predict_log_proba(X).astype(np.float64))
+        normalised: NDArray[np.float64] = probs / probs.sum(axis=1, keepdims=True)
+        return normalised
+
+    def predict(self, X: Iterable[Any]) -> NDArray[Any]:
+        """The most probable label of each of N pictures."""
+        rows = self.predict_log_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[rows]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        return tags
+
+    def _settings(self, labels: NDArray[np.int64]) -> TuneSettings:
+        counts = np.unique(np.bincount(labels))
+        return TuneSettings(
+            budget=self.budget,
+            seed=self.seed,
+            population=self.population,
+            dim=self.dim,
+            random_codes=self.random_codes,
+            scale=self.scale,
+            sigma=self.sigma,
+            head=self.head,
+            search=self.search,
+            refinement=self.refinement,
+            consistency=self.consistency,
+            consistency_weight=self.consistency_weight,
+            template=self.template,
+            shots=int(counts[0]) if len(counts) == 1 else None,
+        )
+
+    @contextmanager
+    def _connected(self) -> Iterator[Client]:
+        if self.client is not None:
+            yield self.client
+        else:
+            with Client() as client:
+                yield client
+
+
+@contextmanager
+def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
+    """An image set, without pictures yet, for as long as it is needed."""
+    image_set = client.create_image_set(model)
+    try:
+        yield image_set
+    finally:
+        # An image set left behind costs nothing; it must not hide why its use failed.
+        with suppress(CraftError):
+            client.delete_image_set(image_set.id)
+
+
+def _upload(client: Client, image_set: ImageSet, files: Sequence[bytes]) -> tuple[ImageSet, Units]:
+    """The image set with these pictures, and what uploading them cost."""
+    charged: list[Units] = []
+
+    def count(answer: ImageUploadAnswer) -> None:
+        charged.append(answer.cost.charged)
+
+    filled = client.upload_images(image_set, files, on_chunk=count)
+    return filled, sum(charged, Units())
+
+
+def _encode_labels(
+    y: ArrayLike, classes: Sequence[str] | None
+) -> tuple[NDArray[Any], list[str], NDArray[np.int64]]:
+    """Labels as scikit-learn shows them [C], class names [C], and each picture's row [N]."""
+    given = column_or_1d(np.asarray(y))
+    if np.issubdtype(given.dtype, np.integer):
+        if classes is None:
+            raise _wrong(
+                "classes", "labels are numbers.", "Give the classes' names, in their order."
+            )
+        if given.size and not 0 <= given.min() <= given.max() < len(classes):
+            raise _wrong(
+                "y",
+                f"holds labels outside 0 to {len(classes) - 1}.",
+                "Labels are row numbers of `classes`.",
+            )
+        return np.arange(len(classes)), list(classes), given.astype(np.int64)
+    if not all(isinstance(label, str) for label in given.tolist()):
+        raise _wrong(
+            "y",
+            f"holds labels of type {given.dtype}.",
+            "Labels are class names, or row numbers of `classes`.",
+        )
+    labels = np.unique(given if classes is None else np.asarray(classes, dtype=str)).astype(str)
+    unknown = sorted(set(given.tolist()) - set(labels.tolist()))
+    if unknown:
+        raise _wrong("y", f"holds '{unknown[0]}'.", "Name it in `classes`, or leave `classes` out.")
+    return labels, labels.tolist(), np.searchsorted(labels, given.astype(str)).astype(np.int64)
+
+
+def _files(pictures: Iterable[Any]) -> list[bytes]:
+    if isinstance(pictures, str | bytes | Path):
+        raise _unusable("X", "is one picture.", "Give a list of pictures.")
+    files = [_file(picture, f"X[{row}]") for row, picture in enumerate(pictures)]
+    if not files:
+        raise _unusable("X", "holds no picture.", "Give at least one.")
+    return files
+
+
+def _file(picture: Any, field: str) -> bytes:
+    """A picture as an encoded file; what is not one yet becomes PNG."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, str | Path):
+        try:
+            return Path(picture).read_bytes()
+        except OSError as error:
+            raise _unusable(
+                field, f"'{picture}': {error.strerror}.", "Name a file that can be read."
+            ) from error
+    if isinstance(picture, np.ndarray):
+        picture = _image(picture, field)
+    if not isinstance(picture, Image.Image):
+        raise _unusable(
+            field,
+            f"is a {type(picture).__name__}.",
+            "Give a path, an encoded file, a PIL image, or a uint8 array [H, W] or [H, W, 3].",
+        )
+    buffer = io.BytesIO()
+    drawable = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+    drawable.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _image(pixels: NDArray[Any], field: str) -> Image.Image:
+    coloured = pixels.ndim == 3 and pixels.shape[2] == 3
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or coloured) or not pixels.size:
+        raise _unusable(
+            field,
+            f"is an array {list(pixels.shape)} of {pixels.dtype}.",
+            "Give uint8 [H, W] or [H, W, 3].",
+        )
+    return Image.fromarray(pixels)
+
+
+def _wrong(field: str, message: str, remedy: str) -> SettingsError:
+    return SettingsError(
+        "The labels cannot be used.",
+        errors=[FieldError(field=field, message=message, remedy=remedy)],
+    )
+
+
+def _unusable(field: str, message: str, remedy: str) -> DataError:
+    return DataError(
+        "The pictures cannot be used.",
+        errors=[FieldError(field=field, message=message, remedy=remedy)],
+    )

@@ -1,0 +1,229 @@
+"""Everything that can go wrong in the client, one typed exception a failure.
+
+    CraftError
+     ├── MissingKey              no API key was given
+     ├── DataError               the data on disk cannot be used; nothing was sent
+     ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
+     ├── ConnectionFailed        no connection; the server has not seen the call
+     │    └── AnswerLost         the connection broke later; the server may have done the call
+     ├── ProtocolError           the answer is not one that a craftbox server gives
+     └── ProblemError            the server refused the call (application/problem+json)
+          ├── MalformedBody          400
+          ├── Unauthenticated        401
+          ├── BudgetExhausted        402, never retried
+          ├── NotFound               404
+          │    ├── ModelNotFound
+          │    ├── ImageSetNotFound
+          │    └── AdapterNotFound
+          ├── MethodNotAllowed       405
+          ├── NameTaken              409
+          ├── RevisionMismatch       409
+          ├── BodyTooLarge           413
+          ├── UnsupportedMediaType   415
+          ├── InvalidRequest         422
+          ├── InvalidImage           422
+          ├── InternalError          500
+          └── Overloaded             503, retried after its Retry-After time
+
+A problem of a type that this version does not know is a plain `ProblemError`. `str()` of each is a
+message fit for a user: what happened, then fields and remedies on lines of their own. This module
+knows failures; it does not know what raises or catches them.
+"""
+
+# ruff: noqa: N818 - named after what happened, as the exceptions of httpx are.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from craft_shared import problems
+from craft_shared.problems import FieldError, Problem, ProblemType
+
+
+class CraftError(Exception):
+    """Base of all errors that the client raises on purpose.
+
+    Attributes:
+        message: what happened.
+        errors: the fields, files or classes that are wrong, with a remedy each.
+        remedy: what to do about it as a whole.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str = "", errors: Sequence[FieldError] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        fields = (
+            " ".join(part for part in (f"{error.field}: {error.message}", error.remedy) if part)
+            for error in self.errors
+        )
+        remedy = [self.remedy] if self.remedy else []
+        return "\n  ".join((self.message, *fields, *remedy))
+
+
+class MissingKey(CraftError):
+    """No API key was given, or one that cannot be a key."""
+
+
+class DataError(CraftError):
+    """The data on disk cannot be used. Nothing was sent to the server."""
+
+
+class LimitExceeded(CraftError):
+    """The call would be larger than the server accepts. It was not sent."""
+
+
+class ConnectionFailed(CraftError):
+    """No connection could be made; the server has not seen the call."""
+
+
+class AnswerLost(ConnectionFailed):
+    """The connection broke after the call was sent; the server may have done and charged it."""
+
+
+class ProtocolError(CraftError):
+    """The answer is not one that a craftbox server of this version gives."""
+
+
+class ProblemError(CraftError):
+    """The server refused the call and said why (RFC 9457).
+
+    Attributes:
+        problem: the whole document.
+        retry_after: seconds that the server asks to wait before another try, if it does.
+    """
+
+    kind: ClassVar[ProblemType | None] = None
+
+    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
+        told_below = [f"{error.field}: {error.message}" for error in problem.errors]
+        detail = "" if problem.detail in (problem.title, *told_below) else problem.detail
+        message = ": ".join(part for part in (problem.title, detail) if part)
+        told = any(error.remedy for error in problem.errors)
+        super().__init__(
+            message, remedy="" if told else problem.remedy, errors=tuple(problem.errors)
+        )
+        # The constructor's arguments, so that the exception survives pickling.
+        self.args = (problem, retry_after)
+        self.problem = problem
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        request = self.problem.request_id
+        return super().__str__() + (f"\n  (request {request})" if request else "")
+
+
+class MalformedBody(ProblemError):
+    """The server cannot read the request's body."""
+
+    kind = problems.MALFORMED_BODY
+
+
+class Unauthenticated(ProblemError):
+    """The API key is missing or not valid."""
+
+    kind = problems.UNAUTHENTICATED
+
+
+class BudgetExhausted(ProblemError):
+    """The key's budget does not cover the call; a retry cannot succeed."""
+
+    kind = problems.BUDGET_EXHAUSTED
+
+
+class NotFound(ProblemError):
+    """There is no such resource."""
+
+    kind = problems.NOT_FOUND
+
+
+class ModelNotFound(NotFound):
+    """The server hosts no such model."""
+
+    kind = problems.MODEL_NOT_FOUND
+
+
+class ImageSetNotFound(NotFound):
+    """There is no such image set, or it is another owner's."""
+
+    kind = problems.IMAGE_SET_NOT_FOUND
+
+
+class AdapterNotFound(NotFound):
+    """There is no such adapter, or it is another owner's."""
+
+    kind = problems.ADAPTER_NOT_FOUND
+
+
+class MethodNotAllowed(ProblemError):
+    """The resource has no such method."""
+
+    kind = problems.METHOD_NOT_ALLOWED
+
+
+class NameTaken(ProblemError):
+    """The name is taken."""
+
+    kind = problems.NAME_TAKEN
+
+
+class RevisionMismatch(ProblemError):
+    """The adapter was tuned on another model or revision."""
+
+    kind = problems.REVISION_MISMATCH
+
+
+class BodyTooLarge(ProblemError):
+    """The request's body is larger than the server accepts."""
+
+    kind = problems.BODY_TOO_LARGE
+
+
+class UnsupportedMediaType(ProblemError):
+    """The server does not read this content type."""
+
+    kind = problems.UNSUPPORTED_MEDIA_TYPE
+
+
+class InvalidRequest(ProblemError):
+    """A field of the request is not valid; `errors` names it."""
+
+    kind = problems.INVALID_REQUEST
+
+
+class InvalidImage(ProblemError):
+    """A picture cannot be used; `errors` names it."""
+
+    kind = problems.INVALID_IMAGE
+
+
+class InternalError(ProblemError):
+    """The server failed; nothing was charged."""
+
+    kind = problems.INTERNAL_ERROR
+
+
+class Overloaded(ProblemError):
+    """The server has too much to do."""
+
+    kind = problems.OVERLOADED
+
+
+def problem_error(problem: Problem, retry_after: float | None = None) -> ProblemError:
+    """The exception for a problem: the subclass of its type, or `ProblemError` if unknown."""
+    return _BY_TYPE.get(problem.type, ProblemError)(problem, retry_after)
+
+
+def _descendants(parent: type[ProblemError]) -> Iterator[type[ProblemError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+_BY_TYPE = {kind.kind.uri: kind for kind in _descendants(ProblemError) if kind.kind}

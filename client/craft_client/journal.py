@@ -1,0 +1,218 @@
+"""The run directory: every paid answer in order, on disk before it is used.
+
+    run.json        what was asked for: settings, model, classes, labels, when
+    journal.jsonl   one line a paid answer, only ever appended to
+    tensors/        what the lines refer to: codes with their losses, answers that heads read
+    adapter/        the tuned adapter
+    summary.json    how the run ended
+
+A line is on disk, and so is every tensor file it names, before `append` returns. All other files
+appear whole or not at all. The journal knows files; it does not know what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from craft_client.exceptions import CraftError
+from craft_shared import codec
+from craft_shared.adapter import Adapter, AdapterError
+from craft_shared.codec import CodecError, Tensors
+
+RUN_FILE = "run.json"
+LINES_FILE = "journal.jsonl"
+SUMMARY_FILE = "summary.json"
+TENSOR_FOLDER = "tensors"
+ADAPTER_FOLDER = "adapter"
+
+
+class JournalError(CraftError):
+    """The run directory cannot be written or read; the message says why and what to do."""
+
+
+class Journal:
+    """One run's directory. Use `create` or `open`.
+
+    Attributes:
+        folder: the directory.
+        document: what `run.json` holds.
+    """
+
+    def __init__(self, folder: Path, document: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.document = document
+
+    @classmethod
+    def create(cls, folder: Path, document: Mapping[str, Any]) -> Self:
+        """Starts a run in a directory that is new or empty.
+
+        Raises:
+            JournalError: it holds something already, or cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise JournalError(
+                    f"'{folder}' already holds a run or other files.",
+                    remedy="Name another run directory, or remove this one.",
+                )
+            (folder / TENSOR_FOLDER).mkdir()
+            (folder / LINES_FILE).touch()
+            # Last, because a directory with this file is a run.
+            _write_whole(folder / RUN_FILE, _pretty(document))
+        except OSError as error:
+            raise _unusable(folder, "write", error) from error
+        return cls(folder, document)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Reads a run that `create` started, finished or not.
+
+        Raises:
+            JournalError: there is no run, or its document is damaged.
+        """
+        return cls(folder, _read_object(folder / RUN_FILE, "There is no run here"))
+
+    def append(self, line: Mapping[str, Any], tensors: Mapping[str, Tensors] | None = None) -> None:
+        """Adds one line and the tensor files that belong to it.
+
+        Args:
+            line: JSON-able, without NaN or infinity. Gets a field `tensors`: the files' names.
+            tensors: tensors by file name (without suffix).
+
+        Raises:
+            JournalError: it cannot be written; the journal is as it was before.
+        """
+        files = dict(tensors or {})
+        text = _line({**line, "tensors": sorted(files)})
+        try:
+            for name, content in files.items():
+                _write_whole(self._tensor_path(name), codec.encode({}, content))
+            with (self.folder / LINES_FILE).open("ab") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unusable(self.folder, "write", error) from error
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The lines in order. One that a crash cut short at the very end is left out.
+
+        Raises:
+            JournalError: the file is missing, or a line before the last is damaged.
+        """
+        path = self.folder / LINES_FILE
+        try:
+            texts = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise _unusable(self.folder, "read", error) from error
+        for number, text in enumerate(texts[:-1], start=1):
+            try:
+                yield json.loads(text)
+            except ValueError as error:
+                raise JournalError(f"'{path}', line {number}, is damaged.") from error
+
+    def tensors(self, name: str) -> Tensors:
+        """The tensors of the file `name`, as a line's `tensors` names it.
+
+        Raises:
+            JournalError: it is missing or damaged.
+        """
+        path = self._tensor_path(name)
+        try:
+            return codec.decode(path.read_bytes())[1]
+        except OSError as error:
+            raise _unusable(path, "read", error) from error
+        except CodecError as error:
+            raise JournalError(f"'{path}' is damaged: {error}.") from error
+
+    def finish(self, adapter: Adapter, summary: Mapping[str, Any]) -> None:
+        """Writes the adapter and, last, the summary.
+
+        Raises:
+            JournalError: they cannot be written.
+        """
+        try:
+            adapter.save(self.folder / ADAPTER_FOLDER)
+            _write_whole(self.folder / SUMMARY_FILE, _pretty(summary))
+        except OSError as error:
+            raise _unusable(self.folder, "write", error) from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.folder / SUMMARY_FILE).exists()
+
+    def adapter(self) -> Adapter:
+        """The tuned adapter.
+
+        Raises:
+            JournalError: the run has none, or it is damaged.
+        """
+        try:
+            return Adapter.load(self.folder / ADAPTER_FOLDER)
+        except AdapterError as error:
+            raise JournalError(
+                f"The run in '{self.folder}' has no adapter that can be used: {error}.",
+                remedy="" if self.finished else "It did not come to its end; tune anew.",
+            ) from error
+
+    def summary(self) -> dict[str, Any]:
+        """How the run ended.
+
+        Raises:
+            JournalError: it has not ended, or the file is damaged.
+        """
+        return _read_object(self.folder / SUMMARY_FILE, "The run did not come to its end")
+
+    def _tensor_path(self, name: str) -> Path:
+        return self.folder / TENSOR_FOLDER / f"{name}.safetensors"
+
+
+def _line(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _pretty(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False, ensure_ascii=False, indent=2).encode() + b"\n"
+
+
+def _read_object(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise JournalError(
+            f"{missing}: '{path}' does not exist.", remedy="Name the directory of a tuning run."
+        ) from error
+    except OSError as error:
+        raise _unusable(path, "read", error) from error
+    except ValueError as error:
+        raise JournalError(f"'{path}' is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise JournalError(f"'{path}' is not a JSON object.")
+    return value
+
+
+def _unusable(path: Path, verb: str, error: OSError) -> JournalError:
+    return JournalError(
+        f"Cannot {verb} '{path}': {error.strerror or error}.",
+        remedy="Check its permissions and the free space, or name another run directory.",
+    )
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

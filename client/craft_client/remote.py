@@ -1,0 +1,263 @@
+"""The black box over HTTP: what tuning asks, through `craft_client.api`, within a model's limits.
+
+It knows how to cut one question into calls that the server accepts, and what they cost together. It
+does not know why a prompt is scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from craft_client.api import AdapterPrediction, Client, picture_chunks
+from craft_client.blackbox import Scores
+from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded
+from craft_shared.units import Units
+from craft_shared.wire import AdapterCard, Context, ImageSet, Limits, PredictionRequest
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class RemoteBlackBox:
+    """A model on a server, some pictures that it has seen, and class names.
+
+    Implements `craft_client.blackbox.BlackBox`. Answers travel in half precision unless asked
+    otherwise: a log-probability keeps eleven significant bits, and half the bytes are sent, which
+    is enough to learn from.
+
+    Attributes:
+        client: the connection.
+        image_set: the N pictures.
+        classes: the C class names.
+        dtype: precision in which answers travel.
+    """
+
+    client: Client
+    image_set: ImageSet
+    classes: Sequence[str]
+    dtype: Literal["float16", "float32"] = "float16"
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.image_set.model
+
+    @property
+    def revision(self) -> str:
+        """The model's opaque revision, to which the image set is bound."""
+        return self.image_set.revision
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return self.client.model(self.model).limits
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+    ) -> Scores:
+        """Scores the templates and after them the codes, [P, N, C], in as few calls as possible.
+
+        A prompt is one query however many calls the prompts are spread over. Only where one
+        prompt's answer is larger than the server sends at once is it asked for in several calls,
+        and is then as many queries; `queries` tells the number beforehand.
+
+        Raises:
+            ProblemError: the server refused a call.
+            AnswerLost: an answer did not arrive.
+        """
+        found = np.zeros((0, 0), np.float32) if codes is None else codes
+        scores = np.empty(
+            (len(templates) + len(found), self.image_set.count, len(self.classes)), np.float32
+        )
+        charged = Units()
+        for prompts, rows in self._calls(len(scores)):
+            code = slice(*(max(0, end - len(templates)) for end in (prompts.start, prompts.stop)))
+            some_codes = found[code]
+            request = self._request(
+                templates=list(templates[prompts.start : prompts.stop]),
+                context=context if len(some_codes) else None,
+                rows=None if len(rows) == self.image_set.count else list(rows),
+            )
+            answer = self.client.predict(request, codes=some_codes if len(some_codes) else None)
+            scores[prompts.start : prompts.stop, rows.start : rows.stop] = answer.log_probs
+            charged += answer.cost.charged
+        return Scores(log_probs=scores, charged=charged)
+
+    def queries(self, prompts: int) -> int:
+        """How many queries scoring that many prompts is."""
+        return sum(len(block) for block, _ in self._calls(prompts))
+
+    def remaining_queries(self) -> int | None:
+        """What is left of the key's budget of queries; None when they are not bounded."""
+        for budget in self.client.budgets():
+            if budget.unit == "queries":
+                return budget.remaining
+        return None
+
+    def _calls(self, prompts: int) -> Iterator[tuple[range, range]]:
+        """Cuts [P, N] into the (prompts, rows) of each call."""
+        row_bytes = len(self.classes) * np.dtype(self.dtype).itemsize
+        rows = _per_call(self._limits, row_bytes, self.image_set.count)
+        prompts_at_once = min(
+            self._limits.prompts_per_call,
+            max(1, self._limits.answer_bytes // (row_bytes * max(1, self.image_set.count))),
+        )
+        return itertools.product(
+            _blocks(prompts, prompts_at_once), _blocks(self.image_set.count, rows)
+        )
+
+    def _request(
+        self, *, templates: list[str], context: Context | None, rows: list[int] | None
+    ) -> PredictionRequest:
+        try:
+            return PredictionRequest(
+                model=self.model,
+                classes=list(self.classes),
+                templates=templates,
+                context=context,
+                image_set=self.image_set.id,
+                rows=rows,
+                dtype=self.dtype,
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = "".join(
+                f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"]
+            )
+            raise CraftError(f"{where}: {first['msg']}") from error
+
+
+def check_prompts(
+    client: Client,
+    image_set: ImageSet,
+    classes: Sequence[str],
+    *,
+    templates: Sequence[str],
+    context: Context | None = None,
+) -> None:
+    """Asks the server about prompts and class names before pictures are paid for. Free.
+
+    Only the server can tell whether a class name fits into its text context. A prediction on an
+    image set that is still empty is refused for that reason alone, unless there is another.
+
+    Raises:
+        InvalidRequest: a template, the context or a class name cannot be used.
+    """
+    request = PredictionRequest(
+        model=image_set.model,
+        classes=list(classes),
+        templates=list(templates),
+        context=context,
+        image_set=image_set.id,
+    )
+    try:
+        client.predict(request)
+    except InvalidRequest as error:
+        others = [field for field in error.errors if not field.field.startswith("image_set")]
+        if others:
+            problem = error.problem.model_copy(update={"errors": others})
+            raise InvalidRequest(problem) from error
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Refined predictions of a published adapter.
+
+    Attributes:
+        log_probs: float32 [N, C].
+        charged: what they cost.
+    """
+
+    log_probs: NDArray[np.float32]
+    charged: Units
+
+
+@dataclass(frozen=True)
+class RemoteAdapter:
+    """A published adapter that classifies pictures, in as few calls as the limits allow.
+
+    Attributes:
+        client: the connection.
+        card: the adapter's, its version included: a later version is not used.
+    """
+
+    client: Client
+    card: AdapterCard
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The model's."""
+        return self.client.model(self.card.model).limits
+
+    def row_calls(self, rows: int) -> list[range]:
+        """Which rows of an image set each call classifies. Each call is `prompts` queries."""
+        row_bytes = len(self.card.classes) * _FLOAT32_BYTES
+        return _blocks(rows, _per_call(self.limits, row_bytes, rows))
+
+    def picture_calls(self, pictures: Sequence[bytes]) -> list[list[bytes]]:
+        """Which pictures each call sends along and classifies. Each call is `prompts` queries.
+
+        Raises:
+            LimitExceeded: a picture is larger than the server accepts.
+        """
+        return [
+            chunk[rows.start : rows.stop]
+            for chunk in picture_chunks(pictures, self.limits)
+            for rows in self.row_calls(len(chunk))
+        ]
+
+    def classify_image_set(self, image_set: ImageSet) -> Classified:
+        """Classifies all N pictures of an image set."""
+        return _joined(
+            self.client.adapter_predict(
+                self._version,
+                image_set=image_set.id,
+                rows=None if len(rows) == image_set.count else rows,
+            )
+            for rows in self.row_calls(image_set.count)
+        )
+
+    def classify_pictures(self, pictures: Sequence[bytes]) -> Classified:
+        """Classifies N pictures that are sent along."""
+        return _joined(
+            self.client.adapter_predict(self._version, images=some)
+            for some in self.picture_calls(pictures)
+        )
+
+    @property
+    def _version(self) -> str:
+        return f"{self.card.name}@{self.card.version}"
+
+
+def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
+    every = list(answers)
+    return Classified(
+        np.concatenate([answer.log_probs for answer in every]),
+        sum((answer.cost.charged for answer in every), Units()),
+    )
+
+
+def _per_call(limits: Limits, row_bytes: int, rows: int) -> int:
+    """How many rows of an answer fit into one."""
+    at_once = limits.answer_bytes // row_bytes
+    if at_once < 1:
+        raise LimitExceeded(
+            f"One picture's answer has {row_bytes} bytes; the server sends {limits.answer_bytes}.",
+            remedy="Use fewer classes, or ask the provider to raise the limit.",
+        )
+    return max(1, min(at_once, rows))
+
+
+def _blocks(total: int, size: int) -> list[range]:
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]

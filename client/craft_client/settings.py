@@ -1,0 +1,221 @@
+"""What a tuning run is asked to do, and whether that can be done at all.
+
+It knows the options and how they contradict each other, a task's labels, or a budget; it does not
+know how tuning works.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.exceptions import CraftError
+from craft_shared.problems import FieldError
+
+LEAST_POPULATION = 4
+MOST_DIM = 4096
+MOST_SCALE = 1000.0
+
+
+class SettingsError(CraftError):
+    """The settings contradict each other, the labels or the budget. Nothing was asked or charged.
+
+    `errors` names each option with its remedy.
+    """
+
+
+def one_each(prompts: int) -> int:
+    """How many queries that many prompts are, as a rule."""
+    return prompts
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """The options of a tuning run. Defaults are the paper's where it has them.
+
+    Attributes:
+        budget: queries that the run may spend, all stages together.
+        seed: of the random codes, the search, the context's projection and the MLP.
+        population: codes a generation of the search.
+        dim: length of a code, the paper's intrinsic dimension.
+        random_codes: codes drawn from a standard normal and scored before the search.
+        scale: of the context, for random codes and search alike: a standard normal code moves each
+            coordinate of the prompt by this many standard deviations of the model's token
+            embeddings. "paper" is the released code's absolute scale.
+        sigma: the search's initial standard deviation.
+        head: the closed form, or the paper's residual MLP.
+        search: whether to search; off is the paper's ablation.
+        refinement: whether to fit a head; off is the paper's ablation.
+        consistency: whether losses have the prediction-consistency term; off is the paper's
+            ablation. Without refinement there is no such term either.
+        consistency_weight: of that term.
+        template: the plain prompt, with one `{}` for the class name.
+        shots: pictures a class, for the adapter's card only.
+
+    Raises:
+        SettingsError: an option's value is impossible, alone or with the others.
+    """
+
+    budget: int = 8000
+    seed: int = 1
+    population: int = 40
+    dim: int = 512
+    random_codes: int = 16
+    scale: float | Literal["paper"] = 3.0
+    sigma: float = 1.0
+    head: Literal["ridge", "mlp"] = "ridge"
+    search: bool = True
+    refinement: bool = True
+    consistency: bool = True
+    consistency_weight: float = 0.1
+    template: str = "a photo of a {}."
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [
+            _number("budget", self.budget, 1, math.inf),
+            _number("seed", self.seed, 0, 2**63 - 1),
+            _number("population", self.population, LEAST_POPULATION, math.inf),
+            _number("dim", self.dim, 2, MOST_DIM),
+            _number("random_codes", self.random_codes, 0, math.inf),
+            _number("scale", self.scale, 0, MOST_SCALE, open_below=True)
+            if self.scale != "paper"
+            else None,
+            _number("sigma", self.sigma, 0, math.inf, open_below=True),
+            _number("consistency_weight", self.consistency_weight, 0, math.inf),
+            _number("shots", self.shots, 1, math.inf) if self.shots is not None else None,
+            _choice("head", self.head, ("ridge", "mlp")),
+            _template(self.template),
+        ]
+        _raise_if(
+            "The settings cannot be used.",
+            [error for error in bounds if error]
+            or self._budget_errors("budget", self.budget, one_each),
+        )
+
+    @property
+    def opening_queries(self) -> int:
+        """Queries of the first request, one a prompt: the plain one and the random codes."""
+        return 1 + self.random_codes
+
+    def check_task(
+        self,
+        labels: NDArray[np.int64],
+        classes: Sequence[str],
+        remaining: int | None,
+        queries: Callable[[int], int],
+    ) -> None:
+        """Checks the settings against the task, before anything is asked.
+
+        Args:
+            labels: the pictures' classes, int64 [N].
+            classes: the C class names.
+            remaining: queries that the key may still spend; None for any number.
+            queries: how many queries a number of prompts is.
+
+        Raises:
+            SettingsError: there are fewer than two classes, a label names none, a class has no
+                picture, or the budget does not cover the first steps.
+        """
+        _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
+        errors = self._budget_errors("budget", self.budget, queries)
+        if not errors and remaining is not None:
+            errors = self._budget_errors("the key's queries budget", remaining, queries)
+        _raise_if("The budget does not cover this run.", errors)
+
+    def generations(self, budget: int, queries: Callable[[int], int] = one_each) -> int:
+        """How many whole generations the budget covers after the first request.
+
+        `queries` says how many queries a number of prompts is, where it is not one each.
+        """
+        if not self.search:
+            return 0
+        return (budget - queries(self.opening_queries)) // queries(self.population)
+
+    def _budget_errors(
+        self, field: str, budget: int, queries: Callable[[int], int]
+    ) -> list[FieldError]:
+        opening = queries(self.opening_queries)
+        generation = queries(self.population) if self.search else 0
+        if budget >= opening + generation:
+            return []
+        needs = f"the plain prompt and {self.random_codes} random codes take {opening}"
+        ways = "fewer random codes"
+        if self.search:
+            needs += f" and one generation takes {generation}"
+            ways += ", a smaller population, or no search"
+        return [
+            FieldError(
+                field=field,
+                message=f"is {budget}, but {needs}.",
+                remedy=f"Raise it to at least {opening + generation}, or ask for {ways}.",
+            )
+        ]
+
+
+def _raise_if(message: str, errors: Sequence[FieldError]) -> None:
+    if errors:
+        raise SettingsError(message, errors=errors)
+
+
+def _number(
+    field: str, value: float, least: float, most: float, *, open_below: bool = False
+) -> FieldError | None:
+    # NaN fails every comparison, so it is refused too.
+    if (least < value if open_below else least <= value) and value <= most and value < math.inf:
+        return None
+    lower = f"greater than {least}" if open_below else f"at least {least}"
+    upper = f" and at most {most:g}" if most < math.inf else ""
+    return FieldError(field=field, message=f"is {value}.", remedy=f"Give a number {lower}{upper}.")
+
+
+def _choice(field: str, value: str, choices: Sequence[str]) -> FieldError | None:
+    if value in choices:
+        return None
+    return FieldError(
+        field=field, message=f"is '{value}'.", remedy=f"Give one of: {', '.join(choices)}."
+    )
+
+
+def _template(template: str) -> FieldError | None:
+    if template.count("{}") == 1 and template.count("{") == template.count("}") == 1:
+        return None
+    return FieldError(
+        field="template",
+        message=f"is '{template}'.",
+        remedy="Write {} exactly once, where the class name goes, as in 'a photo of a {}.'",
+    )
+
+
+def _label_errors(labels: NDArray[np.int64], classes: Sequence[str]) -> list[FieldError]:
+    if len(classes) < 2:
+        return [
+            FieldError(
+                field="classes",
+                message=f"there are {len(classes)}.",
+                remedy="Give at least two.",
+            )
+        ]
+    wrong = labels[(labels < 0) | (labels >= len(classes))]
+    if wrong.size:
+        return [
+            FieldError(
+                field="labels",
+                message=f"{wrong[0]} names no class.",
+                remedy=f"Labels are row numbers of the {len(classes)} classes, from 0.",
+            )
+        ]
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    return [
+        FieldError(
+            field=f"classes[{index}]",
+            message=f"'{classes[index]}' has no picture.",
+            remedy="Add one, or leave the class out.",
+        )
+        for index in missing.tolist()
+    ]

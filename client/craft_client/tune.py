@@ -1,0 +1,664 @@
+"""The collaborative loop of CraFT: search prompts, refine predictions, each with the other's help.
+
+It knows black boxes, heads and the journal; it does not know HTTP, nor what a picture is.
+
+One run, with P prompts, N pictures, C classes:
+
+1. One request scores the plain prompt and some random codes.
+2. A head is fitted on these answers.
+3. Each generation asks CMA-ES for a population of codes and scores it in one request. A code's loss
+   is the cross-entropy of its prediction, plus a term for how far it is from the refined one. Then
+   the head learns from the best code so far, whose answer is already paid for.
+4. Of the heads that all these answers allow, the best on held-out pictures is deployed: from the
+   plain prediction on, one that has seen more of the labels replaces one that has seen less only
+   if it is better beyond chance.
+
+Source: CraFT (arXiv 2402.04050), sections 3.1 to 3.4 and the released code. Not from there: the
+random codes, the closed-form head, and the choice in step 4.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.blackbox import BlackBox
+from craft_client.exceptions import CraftError
+from craft_client.journal import Journal
+from craft_client.losses import accuracy, cross_entropy, divergence
+from craft_client.refine import (
+    Refinement,
+    ResidualMLP,
+    cross_validate_mlp,
+    fit_ridge,
+    unrefined,
+)
+from craft_client.search import CodeSearch
+from craft_client.settings import SettingsError, TuneSettings
+from craft_shared.adapter import Adapter, AdapterConfig, Provenance
+from craft_shared.codec import Tensors
+from craft_shared.units import Units
+from craft_shared.wire import Context
+
+__all__ = [
+    "AnswerError",
+    "SettingsError",
+    "TuneProgress",
+    "TuneResult",
+    "TuneSettings",
+    "run_document",
+    "tune",
+]
+
+Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+RUN_SCHEMA = 1
+# A closed form on 1,600 pictures takes about as long as a generation; this keeps it a tenth.
+GENERATIONS_A_REFIT = 10
+# Standard errors by which a candidate with a searched prompt must be better than one without.
+SEARCHED_ERRORS = 2.0
+
+# Streams of random numbers, one a purpose, so that switching a part off leaves the others as
+# they were.
+_RANDOM_CODES, _SEARCH, _MLP = range(3)
+
+
+class AnswerError(CraftError):
+    """The model's answer cannot be learnt from. It was paid for, and the journal says so."""
+
+
+@dataclass(frozen=True)
+class TuneProgress:
+    """Where a run is, after each request.
+
+    Attributes:
+        stage: `start` after the first request, `search` after each generation, `deploy` at the end.
+        generation: generations done.
+        generations: generations that the budget covers.
+        queries: spent by this run.
+        budget: what the run may spend: the settings' budget or the key's remaining queries.
+        loss: mean loss of the latest request's codes (of the plain prompt where it had none).
+        best_loss: least loss of a single prompt so far.
+        accuracy: percent on the training pictures, held out where a head is fitted; None where the
+            labels leave nothing to measure (one picture a class).
+        units: everything charged by this run.
+        elapsed_s: seconds since the run began.
+    """
+
+    stage: Literal["start", "search", "deploy"]
+    generation: int
+    generations: int
+    queries: int
+    budget: int
+    loss: float
+    best_loss: float
+    accuracy: float | None
+    units: Units
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a run came to.
+
+    Attributes:
+        adapter: prompts and head.
+        accuracy_before: of the plain prompt on the training pictures, percent.
+        accuracy_after: of the adapter, percent, each picture by a head fitted without it; None
+            where the labels leave nothing to measure (one picture a class).
+        units: everything charged by the run.
+        history: one entry for the first request and each generation: `generation`, `queries`,
+            `loss`, `best_loss`, `accuracy`.
+    """
+
+    adapter: Adapter
+    accuracy_before: float
+    accuracy_after: float | None
+    units: Units
+    history: list[dict[str, Any]]
+
+
+def run_document(
+    black_box: BlackBox, labels: Labels, settings: TuneSettings, **more: Any
+) -> dict[str, Any]:
+    """What `Journal.create` is given for a run: all that it depends on. `more` is kept beside it.
+
+    Raises:
+        SettingsError: the run cannot be done; no directory need be made.
+    """
+    settings.check_task(labels, black_box.classes, black_box.remaining_queries(), black_box.queries)
+    return {
+        "schema_version": RUN_SCHEMA,
+        "craftbox": version("craftbox"),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": black_box.model,
+        "revision": black_box.revision,
+        "settings": asdict(settings),
+        "classes": list(black_box.classes),
+        "labels": labels.tolist(),
+        **more,
+    }
+
+
+def tune(
+    black_box: BlackBox,
+    labels: Labels,
+    settings: TuneSettings,
+    journal: Journal,
+    on_progress: Callable[[TuneProgress], None] = lambda progress: None,
+) -> TuneResult:
+    """Tunes prompts and a head for the black box's pictures.
+
+    Equal arguments and answers give equal adapters, byte for byte. Memory holds one generation's
+    answers and those that heads read.
+
+    Args:
+        black_box: answers for N pictures and C classes.
+        labels: the pictures' classes, int64 [N].
+        settings: what to do.
+        journal: of this run; gets every paid answer before it is used, and the adapter.
+        on_progress: called after each request and at the end.
+
+    Raises:
+        SettingsError: the run cannot be done; nothing was asked.
+        AnswerError: an answer was not finite or had the wrong shape.
+        JournalError: the journal cannot be written.
+        CraftError: the black box refused or failed. The journal has what was paid until then.
+    """
+    remaining = black_box.remaining_queries()
+    settings.check_task(labels, black_box.classes, remaining, black_box.queries)
+    budget = settings.budget if remaining is None else min(settings.budget, remaining)
+    generations = settings.generations(budget, black_box.queries)
+    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
+    run = _Run(black_box, len(labels), journal, budget, generations, on_progress)
+
+    codes = _random_codes(settings)
+    log_probs = run.ask(templates=[settings.template], context=context, codes=codes)
+    losses = cross_entropy(log_probs, labels)
+    run.record(codes, losses, {"log_probs": log_probs})
+    kept = _Kept(codes, log_probs, labels)
+    refiner = _refiner(settings, kept)
+    best_loss = float(losses.min())
+    run.report("start", float(losses.mean()), best_loss, refiner.accuracy)
+
+    search = CodeSearch(
+        settings.dim,
+        population=settings.population,
+        sigma=settings.sigma,
+        seed=[settings.seed, _SEARCH],
+    )
+    while run.generation < generations and run.covers(settings.population):
+        run.generation += 1
+        codes = search.ask()
+        log_probs = run.ask(context=context, codes=codes)
+        losses = _losses(log_probs, labels, refiner, settings)
+        first = int(losses.argmin())
+        best = kept.searched
+        if best is None or losses[first] < best_loss:
+            best = _Searched(codes[first].copy(), log_probs[first].copy())
+        improved = best is not kept.searched
+        run.record(codes, losses, {"log_probs": best.log_probs} if improved else {})
+        search.tell(codes, losses)
+        kept.searched = best
+        refiner.learn(kept, run.generation)
+        # Measured anew each time, because the refined prediction that it is compared with moves.
+        best_loss = float(_losses(best.log_probs[None], labels, refiner, settings)[0])
+        run.report("search", float(losses.mean()), best_loss, refiner.accuracy)
+
+    choice = refiner.choose(kept)
+    result = _result(choice.chosen, kept, run, settings, context, black_box)
+    journal.finish(result.adapter, _summary(result, choice))
+    run.report("deploy", run.history[-1]["loss"], best_loss, result.accuracy_after)
+    return result
+
+
+def _random_codes(settings: TuneSettings) -> Array:
+    generator = np.random.default_rng([settings.seed, _RANDOM_CODES])
+    return generator.standard_normal((settings.random_codes, settings.dim), dtype=np.float32)
+
+
+def _losses(log_probs: Array, labels: Labels, refiner: _Refiner, settings: TuneSettings) -> Array:
+    """Losses [P] of codes: cross-entropy plus inconsistency with the refined prediction."""
+    losses = cross_entropy(log_probs, labels)
+    refined = refiner.refined(log_probs) if settings.consistency else None
+    if refined is not None:
+        losses += np.float32(settings.consistency_weight) * divergence(refined, log_probs)
+    return losses
+
+
+class _Run:
+    """Asks the black box, and keeps the books: units, journal lines, history, progress."""
+
+    def __init__(
+        self,
+        black_box: BlackBox,
+        pictures: int,
+        journal: Journal,
+        budget: int,
+        generations: int,
+        on_progress: Callable[[TuneProgress], None],
+    ) -> None:
+        self._black_box = black_box
+        self._pictures = pictures
+        self._journal = journal
+        self._budget = budget
+        self._generations = generations
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self._charged = Units()
+        self.units = Units()
+        self.generation = 0
+        self.history: list[dict[str, Any]] = []
+
+    def covers(self, prompts: int) -> bool:
+        """Whether the run's budget and the key's cover that many prompts more."""
+        queries = self._black_box.queries(prompts)
+        remaining = self._black_box.remaining_queries()
+        own = self._budget - self.units.queries
+        return queries <= own and (remaining is None or queries <= remaining)
+
+    def ask(self, *, context: Context, codes: Array, templates: Sequence[str] = ()) -> Array:
+        """Log-probabilities [P, N, C] of the templates and, after them, the codes."""
+        codes_or_none = codes if len(codes) else None
+        scores = self._black_box.score(
+            templates=templates, context=context if len(codes) else None, codes=codes_or_none
+        )
+        self._charged = scores.charged
+        self.units += scores.charged
+        prompts = len(templates) + len(codes)
+        expected = (prompts, self._pictures, len(self._black_box.classes))
+        if scores.log_probs.shape != expected:
+            self._refuse(codes, f"has shape {scores.log_probs.shape}; {expected} was asked for")
+        if not np.isfinite(scores.log_probs).all():
+            bad = np.flatnonzero(~np.isfinite(scores.log_probs).all(axis=(1, 2)))
+            self._refuse(codes, f"holds NaN or infinity for prompts {bad.tolist()}")
+        return scores.log_probs
+
+    def record(self, codes: Array, losses: Array, answers: Tensors) -> None:
+        """Puts the answer that was paid for last into the journal.
+
+        Args:
+            codes: float32 [K, dim].
+            losses: float32 [P], of the templates and, after them, the codes.
+            answers: those that heads read.
+        """
+        self._write(
+            {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())},
+            {"codes": codes, "losses": losses, **_halved_where_exact(answers)},
+        )
+
+    def report(
+        self,
+        stage: Literal["start", "search", "deploy"],
+        loss: float,
+        best_loss: float,
+        accuracy: float | None,
+    ) -> None:
+        """Tells the caller where the run is, and adds to the history what a request brought."""
+        queries = self.units.queries
+        if stage != "deploy":
+            self.history.append(
+                {
+                    "generation": self.generation,
+                    "queries": queries,
+                    "loss": loss,
+                    "best_loss": best_loss,
+                    "accuracy": accuracy,
+                }
+            )
+        self._on_progress(
+            TuneProgress(
+                stage=stage,
+                generation=self.generation,
+                generations=self._generations,
+                queries=queries,
+                budget=self._budget,
+                loss=loss,
+                best_loss=best_loss,
+                accuracy=accuracy,
+                units=self.units,
+                elapsed_s=time.monotonic() - self._began,
+            )
+        )
+
+    def _refuse(self, codes: Array, problem: str) -> NoReturn:
+        self._write({"error": f"the answer {problem}"}, {"codes": codes})
+        raise AnswerError(
+            f"The model's answer {problem}.",
+            remedy="Tell the provider. A smaller scale keeps prompts nearer to the plain one.",
+        )
+
+    def _write(self, line: dict[str, Any], tensors: Tensors) -> None:
+        stage = "search" if self.generation else "start"
+        self._journal.append(
+            {
+                "stage": stage,
+                "generation": self.generation,
+                "charged": self._charged.model_dump(),
+                **line,
+            },
+            {f"{self.generation:06d}": tensors},
+        )
+
+
+def _halved_where_exact(tensors: Tensors) -> Tensors:
+    """Half precision for what travelled in half precision: the same numbers in half the bytes."""
+    halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    return {
+        name: halves[name] if np.array_equal(halves[name], tensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """The best code of the search, float32 [dim], and its log-probabilities [N, C]."""
+
+    code: Array
+    log_probs: Array
+
+
+@dataclass
+class _Kept:
+    """The answers that heads read.
+
+    Attributes:
+        random: the random codes, float32 [K, dim].
+        opening: log-probabilities of the plain prompt and the random codes, float32 [1 + K, N, C].
+        labels: int64 [N].
+        searched: None before the first generation.
+    """
+
+    random: Array
+    opening: Array
+    labels: Labels
+    searched: _Searched | None = None
+
+    @property
+    def plain(self) -> Array:
+        """Log-probabilities [N, C] of the plain prompt."""
+        answer: Array = self.opening[0]
+        return answer
+
+    @property
+    def none(self) -> Array:
+        """No codes: float32 [0, dim]."""
+        return self.random[:0]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What might be deployed: the plain prompt, then `codes` [k, dim], and a head on them all.
+
+    Attributes:
+        name: for the run's summary.
+        codes: float32 [k, dim].
+        refinement: the head, and its worth.
+        errors: standard errors by which it must be better to replace a simpler candidate.
+    """
+
+    name: str
+    codes: Array
+    refinement: Refinement
+    errors: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is deployed, of what might have been."""
+
+    chosen: _Candidate
+    candidates: list[_Candidate]
+
+
+class _Refiner(Protocol):
+    """The half of the loop that refines predictions."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the present head, as `TuneProgress.accuracy`."""
+        ...
+
+    def refined(self, log_probs: Array) -> Array | None:
+        """What codes with these log-probabilities [P, N, C] should be consistent with.
+
+        Log-probabilities [N, C], or [P, N, C]; None while there is no refined prediction.
+        """
+        ...
+
+    def learn(self, kept: _Kept, generation: int) -> None:
+        """Learns from answers already paid for, after a generation."""
+        ...
+
+    def choose(self, kept: _Kept) -> _Choice:
+        """What to deploy."""
+        ...
+
+
+def _refiner(settings: TuneSettings, kept: _Kept) -> _Refiner:
+    if not settings.refinement:
+        return _NoRefiner(kept)
+    if settings.head == "mlp":
+        return _MLPRefiner(settings, kept)
+    return _RidgeRefiner(kept)
+
+
+def _unrefined_candidates(kept: _Kept) -> list[_Candidate]:
+    plain = _Candidate("plain", kept.none, unrefined(kept.plain, kept.labels))
+    if kept.searched is None:
+        return [plain]
+    searched = unrefined(kept.searched.log_probs, kept.labels)
+    code = kept.searched.code[None]
+    return [plain, _Candidate("searched", code, searched, SEARCHED_ERRORS)]
+
+
+class _NoRefiner:
+    """The ablation: single prompts, as they are. The one of least loss is deployed."""
+
+    def __init__(self, kept: _Kept) -> None:
+        self.accuracy = self.choose(kept).chosen.refinement.accuracy
+
+    def refined(self, log_probs: Array) -> Array | None:
+        return None
+
+    def learn(self, kept: _Kept, generation: int) -> None:
+        self.accuracy = self.choose(kept).chosen.refinement.accuracy
+
+    def choose(self, kept: _Kept) -> _Choice:
+        random = [
+            _Candidate(f"random {index}", code[None], unrefined(log_probs, kept.labels))
+            for index, (code, log_probs) in enumerate(
+                zip(kept.random, kept.opening[1:], strict=True)
+            )
+        ]
+        candidates = [*_unrefined_candidates(kept), *random]
+        return _Choice(min(candidates, key=_loss), candidates)
+
+
+class _RidgeRefiner:
+    """The closed form on the plain prompt, the random codes and the best code so far.
+
+    Consistency is with its held-out prediction: what it says of a picture that it was fitted on is
+    little more than the label.
+
+    The searched prompt was found with all labels, so what is measured with it is too good: such
+    candidates come last and have to be better by more (`SEARCHED_ERRORS`).
+    """
+
+    def __init__(self, kept: _Kept) -> None:
+        self._plain = unrefined(kept.plain, kept.labels)
+        self._opening = fit_ridge(kept.opening, kept.labels)
+        self._present = self._opening
+        self._seen: _Searched | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        improved = self._present.improves_on(self._plain)
+        return self._present.accuracy if improved else self._plain.accuracy
+
+    def refined(self, log_probs: Array) -> Array | None:
+        improved = self._present.improves_on(self._plain)
+        return self._present.log_probs if improved else None
+
+    def learn(self, kept: _Kept, generation: int) -> None:
+        due = generation % GENERATIONS_A_REFIT == 1
+        if due and kept.searched is not None and kept.searched is not self._seen:
+            self._seen = kept.searched
+            self._present = _fit_all(kept, kept.searched)
+
+    def choose(self, kept: _Kept) -> _Choice:
+        plain, *searched = _unrefined_candidates(kept)
+        name = "plain+random ridge" if len(kept.random) else "plain ridge"
+        opening = _Candidate(name, kept.random, self._opening)
+        if self._opening.loss is None:
+            # Nothing can be held out: random codes, which are fitted to nothing, can be trusted.
+            return _Choice(opening, [plain, opening])
+        candidates = [plain]
+        if len(kept.random):
+            alone = fit_ridge(kept.opening[:1], kept.labels)
+            candidates.append(_Candidate("plain ridge", kept.none, alone))
+        candidates += [opening, *searched]
+        if kept.searched is not None:
+            code = kept.searched.code[None]
+            if len(kept.random):
+                pair = np.stack([kept.plain, kept.searched.log_probs])
+                candidates.append(
+                    _Candidate(
+                        "plain+searched ridge", code, fit_ridge(pair, kept.labels), SEARCHED_ERRORS
+                    )
+                )
+            candidates.append(
+                _Candidate(
+                    "plain+random+searched ridge",
+                    np.concatenate([kept.random, code]),
+                    _fit_all(kept, kept.searched),
+                    SEARCHED_ERRORS,
+                )
+            )
+        return _Choice(_last_improvement(candidates), candidates)
+
+
+def _fit_all(kept: _Kept, searched: _Searched) -> Refinement:
+    return fit_ridge(np.concatenate([kept.opening, searched.log_probs[None]]), kept.labels)
+
+
+class _MLPRefiner:
+    """The paper's head on the best code so far, one epoch a generation.
+
+    Without a search it is trained on the plain prompt, for as many epochs as the budget would have
+    had generations. Its accuracy while it is trained is not held out, as in the paper.
+    """
+
+    def __init__(self, settings: TuneSettings, kept: _Kept) -> None:
+        self._settings = settings
+        self._weight = settings.consistency_weight if settings.consistency else 0.0
+        self._seed = [settings.seed, _MLP]
+        self._mlp = ResidualMLP(
+            kept.plain.shape[1], consistency_weight=self._weight, seed=self._seed
+        )
+        self._epochs = 0
+        self.accuracy: float | None = accuracy(kept.plain, kept.labels)
+
+    def refined(self, log_probs: Array) -> Array | None:
+        head = self._mlp.head()
+        return np.stack([head(one[None]) for one in log_probs])
+
+    def learn(self, kept: _Kept, generation: int) -> None:
+        scores = kept.plain if kept.searched is None else kept.searched.log_probs
+        self._mlp.train_epoch(scores, kept.labels)
+        self._epochs += 1
+        self.accuracy = accuracy(self._mlp.head()(scores[None]), kept.labels)
+
+    def choose(self, kept: _Kept) -> _Choice:
+        if kept.searched is None:
+            for epoch in range(self._settings.budget // self._settings.population):
+                self.learn(kept, epoch)
+        found = _unrefined_candidates(kept)
+        last = found[-1]
+        refinement = cross_validate_mlp(
+            self._mlp,
+            kept.plain if kept.searched is None else kept.searched.log_probs,
+            kept.labels,
+            epochs=self._epochs,
+            consistency_weight=self._weight,
+            seed=self._seed,
+        )
+        candidates = [*found, _Candidate(f"{last.name} mlp", last.codes, refinement)]
+        return _Choice(_last_improvement(candidates), candidates)
+
+
+def _loss(candidate: _Candidate) -> float:
+    loss = candidate.refinement.loss
+    return np.inf if loss is None else loss
+
+
+def _last_improvement(candidates: Sequence[_Candidate]) -> _Candidate:
+    """Each candidate that improves on the one chosen so far, beginning with the first, replaces it.
+
+    They come in the order in which they depend on the labels more, and take more prompts.
+    """
+    chosen, *others = candidates
+    for other in others:
+        if other.refinement.improves_on(chosen.refinement, errors=other.errors):
+            chosen = other
+    return chosen
+
+
+def _result(
+    chosen: _Candidate,
+    kept: _Kept,
+    run: _Run,
+    settings: TuneSettings,
+    context: Context,
+    black_box: BlackBox,
+) -> TuneResult:
+    before = accuracy(kept.plain, kept.labels)
+    after = chosen.refinement.accuracy
+    config = AdapterConfig(
+        model=black_box.model,
+        revision=black_box.revision,
+        classes=list(black_box.classes),
+        templates=[settings.template],
+        context=context if len(chosen.codes) else None,
+        codes=len(chosen.codes),
+        head=chosen.refinement.head.kind,
+        provenance=Provenance(
+            shots=settings.shots,
+            seed=settings.seed,
+            accuracy_before=before,
+            accuracy_after=after,
+            units=run.units,
+        ),
+    )
+    adapter = Adapter(config, chosen.codes, chosen.refinement.head)
+    return TuneResult(adapter, before, after, run.units, run.history)
+
+
+def _summary(result: TuneResult, choice: _Choice) -> dict[str, Any]:
+    return {
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "accuracy_before": result.accuracy_before,
+        "accuracy_after": result.accuracy_after,
+        "units": result.units.model_dump(),
+        "adapter": result.adapter.digest,
+        "deployed": choice.chosen.name,
+        "candidates": [
+            {
+                "name": candidate.name,
+                "prompts": 1 + len(candidate.codes),
+                "accuracy": candidate.refinement.accuracy,
+                "loss": candidate.refinement.loss,
+                "regularisation": candidate.refinement.regularisation,
+            }
+            for candidate in choice.candidates
+        ],
+        "history": result.history,
+    }

@@ -1,0 +1,46 @@
+"""Fixtures of the client's tests: a server on the wire, pictures on disk, quick retries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import stamina
+
+from .pictures import write_picture
+from .wire_server import KEY, WireServer
+
+
+@pytest.fixture
+def wire_server() -> Iterator[WireServer]:
+    """A running server; the client's environment points to it."""
+    with WireServer().listening() as server:
+        yield server
+
+
+@pytest.fixture
+def connected(wire_server: WireServer, monkeypatch: pytest.MonkeyPatch) -> WireServer:
+    """The wire server, with the environment variables that point to it."""
+    monkeypatch.setenv("CRAFT_URL", wire_server.url)
+    monkeypatch.setenv("CRAFT_API_KEY", KEY)
+    return wire_server
+
+
+@pytest.fixture
+def fast_retries() -> Iterator[None]:
+    """Retries without waiting, three attempts at most."""
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """Three classes in split folders: 6 training and 4 test pictures a class."""
+    folder = tmp_path / "animals"
+    number = 0
+    for split, count in {"train": 6, "test": 4}.items():
+        for name in ("big_cat", "dog", "owl"):
+            for index in range(count):
+                write_picture(folder / split / name / f"{index}.png", number := number + 1)
+    return folder

@@ -1,0 +1,150 @@
+"""A tiny CLIP in numpy: a real function of pictures, class names and codes, not a mock.
+
+Pictures of a class scatter around the class's own pattern. The image tower is a fixed random
+projection. The text tower is a random two-layer network of the class and of the context p0 + A z,
+around an imperfect idea of what each class looks like. So zero-shot is mediocre, prompts change
+predictions smoothly and non-linearly, and the image features tell the classes apart.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from craft_client.blackbox import Scores
+from craft_shared.head import log_softmax
+from craft_shared.units import Units
+from craft_shared.wire import Context
+
+SIDE = 8
+WIDTH = 32
+CONTEXT = 24
+HIDDEN = 64
+LOGIT_SCALE = 30.0
+
+
+class FakeClip:
+    """The model.
+
+    Args:
+        classes: number of classes.
+        seed: of its weights and of the classes' patterns.
+        noise: standard deviation of a picture's pixels around its class's pattern, in grey levels.
+        ignorance: how wrong the text tower is about the classes' looks, 0 for not at all.
+    """
+
+    def __init__(
+        self, classes: int = 6, *, seed: int = 0, noise: float = 60.0, ignorance: float = 1.0
+    ) -> None:
+        rng = np.random.default_rng([seed, 1])
+        self.names = [f"class {index}" for index in range(classes)]
+        self.noise = noise
+        self.patterns = rng.uniform(60, 196, (classes, SIDE, SIDE, 3))
+        self._projection = rng.normal(size=(SIDE * SIDE * 3, WIDTH))
+        looks = self.features(self.patterns.astype(np.uint8))
+        wrong = rng.normal(size=looks.shape) / np.sqrt(WIDTH)
+        self._looks = _unit(looks + ignorance * wrong)
+        self._context = rng.normal(size=CONTEXT)
+        self._first = rng.normal(size=(CONTEXT + WIDTH, HIDDEN)) / np.sqrt(CONTEXT)
+        self._second = rng.normal(size=(HIDDEN, WIDTH)) / np.sqrt(HIDDEN)
+
+    def pictures(self, shots: int, *, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Pictures uint8 [C * shots, 8, 8, 3], and their labels."""
+        rng = np.random.default_rng([seed, 2])
+        labels = np.repeat(np.arange(len(self.patterns), dtype=np.int64), shots)
+        noise = rng.normal(size=(len(labels), SIDE, SIDE, 3)) * self.noise
+        return np.clip(self.patterns[labels] + noise, 0, 255).astype(np.uint8), labels
+
+    def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Hidden image features [N, WIDTH] of unit length."""
+        return _unit((pictures.reshape(len(pictures), -1) / 255.0 - 0.5) @ self._projection)
+
+    def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        """Pictures from files of any size."""
+        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        return np.stack([np.asarray(picture.resize((SIDE, SIDE))) for picture in pictures])
+
+    def log_probs(
+        self,
+        features: NDArray[np.float64],
+        names: Sequence[str],
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Log-probabilities [P, N, C] of templates and, after them, codes."""
+        contexts = [np.zeros(CONTEXT) for _ in templates]
+        if codes is not None:
+            assert context is not None
+            rng = np.random.default_rng([context.seed, 3])
+            A = rng.normal(size=(context.dim, CONTEXT)) / np.sqrt(context.dim)
+            assert isinstance(context.scale, float)
+            contexts += list(context.scale * (codes @ A))
+        rows = [self.names.index(name) for name in names]
+        logits = [LOGIT_SCALE * features @ self._texts(delta)[rows].T for delta in contexts]
+        return log_softmax(np.stack(logits).astype(np.float32))
+
+    def _texts(self, delta: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = self._tower(self._context + delta) - self._tower(self._context)
+        return _unit(self._looks + 0.6 * moved)
+
+    def _tower(self, context: NDArray[np.float64]) -> NDArray[np.float64]:
+        inputs = np.hstack([np.tile(context, (len(self._looks), 1)), 4 * self._looks])
+        hidden: NDArray[np.float64] = np.tanh(inputs @ self._first) @ self._second
+        return hidden
+
+
+class FakeBlackBox:
+    """`craft_client.blackbox.BlackBox` over a `FakeClip`, with a purse and a count of calls.
+
+    Args:
+        clip: the model.
+        pictures: uint8 [N, 8, 8, 3].
+        queries: how many may be charged; None for any number.
+    """
+
+    model = "fake"
+    revision = "0"
+
+    def __init__(
+        self, clip: FakeClip, pictures: NDArray[np.uint8], *, queries: int | None = None
+    ) -> None:
+        self.classes = list(clip.names)
+        self._purse = queries
+        self.charged = Units()
+        self._clip = clip
+        self._features = clip.features(pictures)
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+    ) -> Scores:
+        log_probs = self._clip.log_probs(self._features, self.classes, templates, context, codes)
+        prompts, pictures, classes = log_probs.shape
+        assert self._purse is None or self.charged.queries + prompts <= self._purse
+        charged = Units(
+            queries=prompts,
+            predictions=prompts * pictures,
+            texts=prompts * classes,
+            requests=1,
+        )
+        self.charged += charged
+        return Scores(log_probs, charged)
+
+    def queries(self, prompts: int) -> int:
+        return prompts
+
+    def remaining_queries(self) -> int | None:
+        return None if self._purse is None else self._purse - self.charged.queries
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / lengths

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stamina
+from typer.testing import CliRunner
+
+from craft_client.cli import app
+from craft_client.cli import tune as tune_command
+from craft_client.settings import TuneSettings
+from craft_shared.units import Units
+
+from .pictures import write_picture
+from .wire_server import KEY, Fault, WireServer
+
+TUNE = ("--shots", "4", "--budget", "40", "--population", "8", "--random-codes", "3", "--dim", "6")
+
+Craft = Callable[..., Any]
+
+
+@pytest.fixture
+def craft(
+    connected: WireServer, fast_retries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Craft:
+    """Runs a command in an empty folder; gives its exit code, stdout and stderr."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> Any:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    return run
+
+
+def answer(result: Any) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def cost(document: dict[str, Any]) -> Units:
+    return Units(**document["charged"])
+
+
+# --- the main path ------------------------------------------------------------------------------
+
+
+def test_tune_evaluate_publish_and_predict(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    """The whole path; what the commands say they were charged is the server's ledger."""
+    tuned = answer(craft("tune", "--data", picture_folder, *TUNE, "--json"))
+    assert tuned["run"] == "runs/animals-4shots-seed1"
+    # 1 plain prompt, 3 random codes, 4 generations of 8.
+    assert tuned["charged"]["queries"] == 36
+    assert cost(tuned) == connected.charged
+    about = json.loads(Path(tuned["run"], "run.json").read_text())
+    assert about["image_set"] == tuned["image_set"]
+    assert about["classes"] == ["big cat", "dog", "owl"]
+    assert len(about["pictures"]) == 12
+    assert about["pictures"][0].startswith("train/big_cat/")
+
+    before = connected.charged
+    evaluated = answer(craft("evaluate", tuned["run"], "--data", picture_folder, "--json"))
+    assert evaluated["pictures"] == 12
+    assert before + cost(evaluated) == connected.charged
+
+    published = answer(craft("publish", tuned["run"], "--name", "animals", "--json"))
+    assert published["adapter"]["version"] == 1
+
+    before = connected.charged
+    served = answer(craft("evaluate", "--adapter", "animals", "--data", picture_folder, "--json"))
+    # The head here and the one on the server are the same function.
+    assert served["accuracy_after"] == evaluated["accuracy_after"]
+    assert cost(served).images == 0, "the pictures were known"
+    assert before + cost(served) == connected.charged
+
+    before = connected.charged
+    files = sorted((picture_folder / "test").rglob("*.png"))[:2]
+    predicted = answer(craft("predict", *files, "--adapter", "animals", "--top", 2, "--json"))
+    assert [entry["image"] for entry in predicted["images"]] == [str(file) for file in files]
+    for entry in predicted["images"]:
+        first, second = (best["probability"] for best in entry["classes"])
+        assert 1 >= first >= second > 0
+    assert cost(predicted).images == 2
+    assert before + cost(predicted) == connected.charged
+
+
+def test_tables_say_what_json_says(craft: Craft, picture_folder: Path) -> None:
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"total +│ +36 +│ +432 +│ +12 +│ +108 +│ +7 ", result.stdout)
+    assert "Next: craft publish runs/animals-4shots-seed1 --name NAME" in result.stderr
+    assert "generation 4 of 4" in result.stderr, "progress in lines where there is no terminal"
+
+    result = craft("evaluate", "runs/animals-4shots-seed1", "--data", picture_folder)
+    assert re.search(r"before \(plain prompt\) +│ \d+\.\d %", result.stdout)
+    assert re.search(r"after \(adapter\) +│ \d+\.\d %", result.stdout)
+
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    file = picture_folder / "test/owl/0.png"
+    result = craft("predict", file, "--adapter", "animals", "--top", 2)
+    assert result.stdout.count(" %") == 2
+    assert str(file) in result.stdout
+
+
+def test_zero_shot_measures_the_plain_prompt(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    found = answer(craft("zero-shot", "--data", picture_folder, "--json"))
+    assert found["template"] == "a photo of a {}."
+    assert cost(found) == Units(queries=1, predictions=12, images=12, texts=3, requests=3)
+    assert cost(found) == connected.charged
+    again = answer(craft("zero-shot", "--data", picture_folder, "--json"))
+    assert again["accuracy"] == found["accuracy"]
+    assert cost(again).images == 0
+    train = answer(craft("zero-shot", "--data", picture_folder, "--split", "train", "--json"))
+    assert train["pictures"] == 18
+
+
+def test_the_account_is_shown_free_of_charge(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    connected.budgets = {"queries": 10}
+    image_set = answer(craft("zero-shot", "--data", picture_folder, "--json"))["image_set"]
+    charged = connected.charged
+    assert answer(craft("usage", "--json"))["total"] == charged.model_dump()
+    assert answer(craft("budget", "--json"))["budgets"][0]["remaining"] == 9
+    assert answer(craft("models", "--json"))["models"][0]["name"] == "fake"
+    assert answer(craft("adapters", "--json"))["adapters"] == []
+    assert answer(craft("image-sets", "show", image_set, "--json"))["image_set"]["count"] == 12
+    for command in ("usage", "budget", "models", "adapters"):
+        assert craft(command).exit_code == 0
+    assert re.search(r"predict +│ +1 ", craft("usage").stdout)
+    assert re.search(r"queries +│ +10 │ +1 │ +0 │ +9 ", craft("budget").stdout)
+    assert "Not bounded: predictions, images, texts, requests." in craft("budget").stderr
+    craft("image-sets", "delete", image_set)
+    assert connected.image_sets == {}
+    assert connected.charged == charged
+
+
+def test_a_retired_adapter_is_gone(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    assert craft("retire", "animals").exit_code == 0
+    result = craft("predict", picture_folder / "test/owl/0.png", "--adapter", "animals")
+    assert result.exit_code == 1
+    assert "There is no adapter 'animals'" in result.stderr
+
+
+def test_parts_that_are_switched_off_are_not_paid(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    tuned = answer(craft("tune", "--data", picture_folder, *TUNE, "--no-search", "--json"))
+    assert tuned["charged"]["queries"] == 4
+    settings = json.loads(Path(tuned["run"], "run.json").read_text())["settings"]
+    assert (settings["search"], settings["refinement"], settings["consistency"]) == (
+        False,
+        True,
+        True,
+    )
+
+
+def test_the_commands_defaults_are_the_settings_own() -> None:
+    options = inspect.signature(tune_command.tune).parameters
+    for field in fields(TuneSettings):
+        if field.name in options and field.name != "shots":
+            assert str(options[field.name].default) == str(field.default), field.name
+
+
+# --- errors, before anything is charged -----------------------------------------------------------
+
+
+def refused(result: Any, *words: str) -> None:
+    """One message on stderr, exit code 1, nothing on stdout, no traceback."""
+    assert result.exit_code == 1, result.stdout
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def free(server: WireServer) -> None:
+    assert server.charged == Units()
+    assert not any("images" in call for call in server.calls), "no picture was sent"
+
+
+def test_a_budget_that_does_not_cover_the_run_is_told(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    connected.budgets = {"queries": 35}
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    refused(result, "needs 36 queries", "35 left", "Nothing was charged", "--budget")
+    free(connected)
+    assert not Path("runs/animals-4shots-seed1").exists()
+    connected.budgets = {"queries": 36}
+    assert craft("tune", "--data", picture_folder, *TUNE).exit_code == 0
+
+
+@pytest.mark.parametrize("unit", ["predictions", "texts", "requests"])
+def test_every_units_budget_is_checked(
+    craft: Craft, connected: WireServer, picture_folder: Path, unit: Any
+) -> None:
+    connected.budgets = {unit: 4}
+    refused(craft("tune", "--data", picture_folder, *TUNE), unit, "4 left")
+    free(connected)
+
+
+@pytest.mark.parametrize("command", ["zero-shot", "evaluate", "predict"])
+def test_use_is_checked_against_the_budget_too(
+    craft: Craft, connected: WireServer, picture_folder: Path, command: str
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    charged, sent = connected.charged, connected.calls.count("POST /v1/image-sets/set-1/images")
+    connected.budgets = {"queries": charged.queries}
+    arguments = {
+        "zero-shot": ["--data", picture_folder],
+        "evaluate": ["runs/animals-4shots-seed1", "--data", picture_folder],
+        "predict": [picture_folder / "test/owl/0.png", "--adapter", "animals"],
+    }
+    refused(craft(command, *arguments[command]), "queries", "0 left")
+    assert connected.charged == charged
+    assert connected.calls.count("POST /v1/image-sets/set-1/images") == sent
+
+
+def test_a_class_name_too_long_for_the_model_is_told_before_the_upload(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    (picture_folder / "train/owl").rename(picture_folder / "train" / ("o" * 70))
+    (picture_folder / "test/owl").rename(picture_folder / "test" / ("o" * 70))
+    for command in ("tune", "zero-shot"):
+        extra = TUNE if command == "tune" else ()
+        result = craft(command, "--data", picture_folder, *extra)
+        refused(result, "classes[2]: is too long Shorten it.")
+        assert "image_set" not in result.stderr
+    free(connected)
+
+
+def test_a_run_is_never_overwritten(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE, "--run", "mine")
+    files = sorted(path for path in Path("mine").rglob("*") if path.is_file())
+    before = {path: path.read_bytes() for path in files}
+    calls = len(connected.calls)
+    result = craft("tune", "--data", picture_folder, *TUNE, "--run", "mine")
+    refused(result, "'mine' already holds", "--run")
+    assert {path: path.read_bytes() for path in files} == before
+    assert len(connected.calls) == calls
+
+
+def test_data_that_cannot_be_used_is_told_without_any_call(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    refused(craft("tune", "--data", "nowhere"), "'nowhere' does not exist")
+    refused(craft("tune", "--data", picture_folder), "16 shots", "--shots 6", "'owl': has 6")
+    refused(craft("tune", "--data", picture_folder, *TUNE, "--head", "tree"), "head", "ridge")
+    refused(craft("tune", "--data", picture_folder, *TUNE, "--budget", "5"), "budget", "12")
+    assert connected.calls == []
+
+
+def test_bad_pictures_are_told_before_anything_is_sent(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    (picture_folder / "test/owl/0.png").write_text("no picture")
+    whole = (picture_folder / "test/owl/1.png").read_bytes()
+    (picture_folder / "test/owl/1.png").write_bytes(whole[:-40])
+    refused(
+        craft("zero-shot", "--data", picture_folder),
+        "2 of 12 pictures",
+        "owl/0.png': is not a picture that a server reads",
+        "owl/1.png': cannot be read",
+    )
+    free(connected)
+
+
+def test_a_picture_that_only_the_server_refuses_is_told_by_its_file(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    """The second chunk holds the eleventh of twelve pictures: owl/2.png."""
+    connected.refused_pictures = {(picture_folder / "test/owl/2.png").read_bytes()}
+    result = craft("zero-shot", "--data", picture_folder)
+    refused(result, "owl/2.png': cannot be used. Replace it.")
+    craft("tune", "--data", picture_folder, *TUNE, "--no-search")
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    files = [picture_folder / "test/owl" / f"{number}.png" for number in range(4)]
+    refused(craft("predict", *files, "--adapter", "animals"), "owl/2.png': cannot be used.")
+
+
+def test_an_adapter_for_other_classes_or_another_revision_is_told(
+    craft: Craft, connected: WireServer, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    charged = connected.charged
+    other = picture_folder.parent / "others"
+    write_picture(other / "test/rhino/1.png", 1)
+    result = craft("evaluate", "runs/animals-4shots-seed1", "--data", other)
+    refused(result, "'rhino'")
+    monkeypatch.setattr("tests.client.wire_server.REVISION", "f" * 16, raising=False)
+    monkeypatch.setattr(sys.modules[WireServer.__module__], "REVISION", "f" * 16)
+    result = craft("evaluate", "runs/animals-4shots-seed1", "--data", picture_folder)
+    refused(result, "ffffffffffffffff", "Tune again")
+    assert connected.charged == charged
+
+
+def test_a_run_that_is_none_is_told(craft: Craft, connected: WireServer) -> None:
+    refused(craft("publish", "nowhere", "--name", "a"), "nowhere")
+    assert connected.calls == []
+
+
+def test_wrong_usage_is_exit_code_2(craft: Craft, picture_folder: Path) -> None:
+    assert craft("tune").exit_code == 2
+    assert craft("evaluate", "--data", picture_folder).exit_code == 2
+    assert craft("evaluate", "a", "--adapter", "b", "--data", picture_folder).exit_code == 2
+    assert craft("zero-shot", "--data", picture_folder, "--template", "a photo").exit_code == 2
+    assert craft("zero-shot", "--data", picture_folder, "--split", "all").exit_code == 2
+    assert craft("tune", "--data", picture_folder, "--scale", "much").exit_code == 2
+
+
+def test_the_key_is_asked_for_and_never_shown(
+    craft: Craft, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    help_text = craft("tune", "--help").stdout
+    assert "CRAFT_API_KEY" in help_text
+    assert KEY not in help_text
+    monkeypatch.setenv("CRAFT_API_KEY", "craft_wrong")
+    result = craft("models")
+    refused(result, "The API key is missing or not valid")
+    assert "craft_wrong" not in result.stderr
+    monkeypatch.delenv("CRAFT_API_KEY")
+    refused(craft("models"), "CRAFT_API_KEY", "--key")
+
+
+def test_a_server_that_is_not_there_is_told(craft: Craft) -> None:
+    refused(craft("models", "--url", "http://127.0.0.1:1"), "Is craft-server running there?")
+
+
+def test_a_long_wait_for_the_server_is_said(
+    connected: WireServer, craft: Craft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected.faults.append(Fault("GET /v1/models", status=503, headers={"Retry-After": "1"}))
+    with stamina.set_testing(False):
+        result = craft("models", "--json")
+    assert answer(result)["models"]
+    assert "Trying again in 1 s." in result.stderr
+
+
+# --- as a process -------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_where_the_run_is(
+    connected: WireServer, picture_folder: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from craft_client.cli import app; app()", "tune", "--data",
+         str(picture_folder), "--shots", "4", "--budget", "1000000", "--population", "4",
+         "--dim", "6", "--run", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while connected.charged.queries < 30:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert f"What it paid for is in '{tmp_path / 'run'}'" in stderr
+    assert "Interrupted." in stderr
+    assert "Traceback" not in stderr
+    assert (tmp_path / "run/journal.jsonl").read_text().count("\n") >= 2
+
+
+def test_an_error_ends_the_process_with_one_message(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from craft_client.cli import app; app()", "models"],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "CRAFT_API_KEY": "craft_key", "CRAFT_URL": "http://127.0.0.1:1"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "Error: Cannot connect to the craftbox server at http://127.0.0.1:1" in done.stderr

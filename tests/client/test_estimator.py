@@ -1,0 +1,311 @@
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
+
+from craft_client.api import Client
+from craft_client.estimator import CraFTClassifier
+from craft_client.exceptions import CraftError, DataError
+from craft_client.journal import Journal, JournalError
+from craft_client.settings import SettingsError
+from craft_shared import codec
+from craft_shared.units import Units
+from craft_shared.wire import Context, ImageUpload, PredictionRequest
+
+from .fake_clip import FakeClip
+from .wire_server import KEY, Answer, WireServer
+
+CLIP = FakeClip(4, ignorance=3.0, noise=40)
+PICTURES, LABELS = CLIP.pictures(6)
+NAMES = [CLIP.names[label] for label in LABELS]
+FAST: dict[str, Any] = {"budget": 20, "population": 8, "dim": 8, "random_codes": 3}
+
+
+class ClipServer(WireServer):
+    """The wire server with a model that looks at the pictures."""
+
+    context: Context | None = None
+
+    def _upload(self, name: str, upload: ImageUpload, tensors: codec.Tensors) -> Answer:
+        answer = super()._upload(name, upload, tensors)
+        for file in codec.unpack_files(tensors):
+            features = CLIP.features(CLIP.decode([file]))[0]
+            self.features[hashlib.sha256(file).hexdigest()] = features.astype(np.float32)
+        return answer
+
+    def _predict(self, request: PredictionRequest, tensors: codec.Tensors) -> Answer:
+        self.context = request.context
+        return super()._predict(request, tensors)
+
+    def _score(self, prompts: Any, classes: Any, images: Any) -> Any:
+        templates = [prompt for prompt in prompts if isinstance(prompt, str)]
+        codes = [np.frombuffer(code, np.float32) for code in prompts[len(templates) :]]
+        return CLIP.log_probs(
+            images, classes, templates, self.context, np.stack(codes) if codes else None
+        )
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClipServer]:
+    with ClipServer().listening() as server:
+        monkeypatch.setenv("CRAFT_URL", server.url)
+        monkeypatch.setenv("CRAFT_API_KEY", KEY)
+        yield server
+
+
+@pytest.fixture
+def client(server: ClipServer) -> Iterator[Client]:
+    with Client() as client:
+        yield client
+
+
+# --- learning and predicting ----------------------------------------------------------------------
+
+
+def test_it_learns_to_name_new_pictures(client: Client) -> None:
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    new_pictures, new_labels = CLIP.pictures(10, seed=1)
+    new_names = [CLIP.names[label] for label in new_labels]
+    plain = CLIP.log_probs(CLIP.features(new_pictures), CLIP.names, ["a photo of a {}."])[0]
+    assert classifier.classes_.tolist() == CLIP.names
+    before = (plain.argmax(axis=1) == new_labels).mean()
+    assert classifier.score(list(new_pictures), new_names) > before + 0.1
+    assert set(classifier.predict(list(new_pictures))) <= set(CLIP.names)
+
+
+def test_probabilities_are_the_adapters_on_the_models_answers(client: Client) -> None:
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    new_pictures, _ = CLIP.pictures(3, seed=1)
+    config = classifier.adapter_.config
+    codes = classifier.adapter_.codes if config.codes else None
+    answers = CLIP.log_probs(
+        CLIP.features(new_pictures), config.classes, config.templates, config.context, codes
+    )
+    expected = classifier.adapter_.head(answers)
+    log_proba = classifier.predict_log_proba(list(new_pictures))
+    np.testing.assert_allclose(log_proba, expected, atol=0.1)
+    proba = classifier.predict_proba(list(new_pictures))
+    np.testing.assert_allclose(proba, np.exp(log_proba), atol=1e-5)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_labels_may_be_row_numbers_of_the_classes(client: Client) -> None:
+    classifier = CraFTClassifier(client, classes=CLIP.names, **FAST)
+    classifier.fit(list(PICTURES), LABELS)
+    assert classifier.classes_.tolist() == [0, 1, 2, 3]
+    assert classifier.adapter_.config.classes == CLIP.names
+    assert (classifier.predict(list(PICTURES)) == LABELS).mean() > 0.7
+
+
+def test_columns_follow_classes_whatever_the_order_of_the_names(client: Client) -> None:
+    shuffled = [CLIP.names[index] for index in (2, 0, 3, 1)]
+    named = CraFTClassifier(client, classes=shuffled, **FAST).fit(list(PICTURES), NAMES)
+    assert named.classes_.tolist() == sorted(shuffled)
+    assert named.adapter_.config.classes == sorted(shuffled)
+    assert named.score(list(PICTURES), NAMES) > 0.7
+
+
+def test_pictures_may_be_paths_files_images_or_arrays(client: Client, tmp_path: Path) -> None:
+    forms: list[Any] = []
+    for index, pixels in enumerate(PICTURES[:4]):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(pixels).save(path)
+        forms += [pixels, path, str(path), path.read_bytes(), Image.open(path)]
+    classifier = CraFTClassifier(client, search=False, **FAST).fit(list(PICTURES), NAMES)
+    log_proba = classifier.predict_log_proba(forms).reshape(4, 5, -1)
+    for form in range(1, 5):
+        np.testing.assert_array_equal(log_proba[:, form], log_proba[:, 0])
+
+
+def test_grey_and_unusual_modes_become_files(client: Client) -> None:
+    grey = np.full((8, 8), 100, np.uint8)
+    coloured = Image.fromarray(PICTURES[0])
+    classifier = CraFTClassifier(client, search=False, **FAST).fit(list(PICTURES), NAMES)
+    found = classifier.predict([grey, coloured.convert("CMYK"), coloured.convert("RGBA")])
+    assert len(found) == 3
+
+
+def test_it_counts_what_fitting_was_charged_and_leaves_no_image_set(
+    client: Client, server: ClipServer
+) -> None:
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    assert classifier.units_ == server.charged
+    assert classifier.units_.images == len(PICTURES)
+    assert classifier.result_.units.queries == 4 + 2 * 8
+    assert server.image_sets == {}
+    before = server.charged
+    classifier.predict(list(PICTURES))
+    assert server.charged.queries - before.queries == classifier.adapter_.config.prompts
+    assert server.charged.images == before.images, "known pictures are not encoded again"
+    assert server.image_sets == {}
+
+
+def test_without_a_client_the_environment_names_the_server(server: ClipServer) -> None:
+    classifier = CraFTClassifier(**FAST).fit(list(PICTURES), NAMES)
+    assert classifier.score(list(PICTURES), NAMES) > 0.7
+
+
+def test_another_revision_of_the_model_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    monkeypatch.setattr("tests.client.wire_server.REVISION", "another")
+    with pytest.raises(CraftError, match="Fit it anew"):
+        classifier.predict(list(PICTURES))
+
+
+# --- the run directory ----------------------------------------------------------------------------
+
+
+def test_the_run_directory_is_kept_if_named(client: Client, tmp_path: Path) -> None:
+    classifier = CraFTClassifier(client, run_dir=tmp_path / "run", **FAST)
+    classifier.fit(list(PICTURES), NAMES)
+    journal = Journal.open(tmp_path / "run")
+    assert journal.adapter().digest == classifier.adapter_.digest
+    with pytest.raises(JournalError, match="already holds"):
+        classifier.fit(list(PICTURES), NAMES)
+
+
+def test_without_a_run_directory_nothing_is_left_behind(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- scikit-learn ---------------------------------------------------------------------------------
+
+
+def test_scikit_learn_takes_it_for_a_classifier_of_any_input() -> None:
+    classifier = CraFTClassifier()
+    assert is_classifier(classifier)
+    tags = get_tags(classifier)
+    assert tags.no_validation
+    assert tags.target_tags.required
+
+
+def test_parameters_are_got_set_and_cloned(client: Client) -> None:
+    classifier = CraFTClassifier(client, classes=["a", "b"], budget=99)
+    assert classifier.get_params()["budget"] == 99
+    copy = clone(classifier).set_params(seed=7)
+    assert copy.seed == 7
+    assert classifier.seed == 1
+    assert copy.client is client
+    assert copy.classes == ["a", "b"]
+
+
+def test_cloning_forgets_the_fit(client: Client) -> None:
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    with pytest.raises(NotFittedError):
+        clone(classifier).predict(list(PICTURES))
+
+
+def test_the_key_is_in_no_repr(client: Client) -> None:
+    classifier = CraFTClassifier(client)
+    assert KEY not in repr(classifier)
+    assert KEY not in classifier._repr_html_()
+
+
+def test_cross_validation_works(client: Client) -> None:
+    classifier = CraFTClassifier(client, search=False, **FAST)
+    scores = cross_val_score(classifier, list(PICTURES), NAMES, cv=3)
+    assert scores.shape == (3,)
+    assert scores.mean() > 0.5
+
+
+def test_it_ends_a_pipeline(client: Client) -> None:
+    class Darken:
+        def fit(self, X: Any, y: Any = None) -> Any:
+            return self
+
+        def transform(self, X: Any) -> list[Any]:
+            return [(picture * 0.9).astype(np.uint8) for picture in X]
+
+    pipeline = Pipeline([("darken", Darken()), ("craft", CraFTClassifier(client, **FAST))])
+    pipeline.fit(list(PICTURES), NAMES)
+    assert pipeline.score(list(PICTURES), NAMES) > 0.5
+
+
+# --- what cannot be used --------------------------------------------------------------------------
+
+
+def _file(size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ("cat.png", "one picture"),
+        ([], "no picture"),
+        ([_file(), 3], r"X\[1\]: is a int"),
+        ([_file(), "no/such.png"], r"X\[1\]: 'no/such.png': No such file"),
+        ([np.zeros((8, 8, 3))], r"X\[0\]: is an array \[8, 8, 3\] of float64"),
+        ([np.zeros((8, 8, 2), np.uint8)], r"X\[0\]: is an array"),
+        ([np.zeros((0, 8), np.uint8)], r"X\[0\]: is an array"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_named_and_nothing_is_sent(
+    client: Client, server: ClipServer, pictures: Any, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        CraFTClassifier(client, **FAST).fit(pictures, ["a"] * len(pictures))
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (LABELS, None, "names, in their order"),
+        (LABELS, CLIP.names[:3], "outside 0 to 2"),
+        (NAMES, CLIP.names[:3], "holds 'class 3'"),
+        (LABELS + 0.5, CLIP.names, "of type float64"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_told_and_nothing_is_sent(
+    client: Client, server: ClipServer, labels: Any, classes: Any, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        CraFTClassifier(client, classes=classes, **FAST).fit(list(PICTURES), labels)
+    assert server.calls == []
+
+
+def test_a_class_without_pictures_is_told_before_anything_is_charged(
+    client: Client, server: ClipServer
+) -> None:
+    classifier = CraFTClassifier(client, classes=[*CLIP.names, "class 9"], **FAST)
+    with pytest.raises(SettingsError, match="'class 9' has no picture"):
+        classifier.fit(list(PICTURES), NAMES)
+    assert server.charged == Units()
+
+
+def test_pictures_and_labels_of_different_number_are_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES[:-1])
+
+
+def test_an_impossible_option_is_told_when_fitting(client: Client, server: ClipServer) -> None:
+    with pytest.raises(SettingsError, match="population"):
+        CraFTClassifier(client, population=2).fit(list(PICTURES), NAMES)
+    assert server.calls == []
+
+
+def test_a_failed_fit_leaves_no_image_set(client: Client, server: ClipServer) -> None:
+    server.budgets["queries"] = 3
+    with pytest.raises(SettingsError, match="queries budget"):
+        CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+    assert server.charged == Units()
+    assert server.image_sets == {}

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from craft_client.api import Client
+from craft_client.blackbox import BlackBox
+from craft_client.exceptions import CraftError, LimitExceeded
+from craft_client.remote import RemoteAdapter, RemoteBlackBox
+from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import Unrefined
+from craft_shared.units import Units
+from craft_shared.wire import Context
+
+from .wire_server import WireServer
+
+CLASSES = ("cat", "dog", "owl")
+TEMPLATES = ("a {}.", "the {}.", "one {}.")
+CODES = np.arange(20, dtype=np.float32).reshape(5, 4)
+CONTEXT = Context(dim=4)
+PICTURES = [f"{number:06}".encode() for number in range(10)]
+
+
+@pytest.fixture
+def client(connected: WireServer, fast_retries: None) -> Iterator[Client]:
+    with Client() as client:
+        yield client
+
+
+@pytest.fixture
+def black_box(client: Client) -> RemoteBlackBox:
+    image_set = client.upload_images(client.create_image_set("fake"), PICTURES)
+    return RemoteBlackBox(client, image_set, CLASSES)
+
+
+def limit(server: WireServer, **limits: int) -> None:
+    server.limits = server.limits.model_copy(update=limits)
+
+
+def predictions(server: WireServer) -> int:
+    return server.calls.count("POST /v1/predictions")
+
+
+def test_it_is_a_black_box(black_box: RemoteBlackBox) -> None:
+    asked: BlackBox = black_box
+    assert (asked.model, asked.revision, asked.classes) == ("fake", "0123456789abcdef", CLASSES)
+
+
+def test_one_question_is_one_call_and_a_query_a_prompt(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    scores = black_box.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
+    assert scores.log_probs.shape == (8, 10, 3)
+    assert scores.log_probs.dtype == np.float32
+    assert scores.charged == Units(queries=8, predictions=80, texts=24, requests=1)
+    assert predictions(connected) == 1
+
+
+def test_answers_travel_in_half_precision_unless_asked_otherwise(
+    black_box: RemoteBlackBox,
+) -> None:
+    half = black_box.score(templates=TEMPLATES).log_probs
+    np.testing.assert_array_equal(half, half.astype(np.float16).astype(np.float32))
+    single = replace(black_box, dtype="float32").score(templates=TEMPLATES).log_probs
+    assert (single != half).any()
+    np.testing.assert_allclose(single, half, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("bound", ["prompts", "bytes"])
+def test_prompts_spread_over_calls_cost_and_answer_the_same(
+    black_box: RemoteBlackBox, connected: WireServer, at_once: int, bound: str
+) -> None:
+    """Blocks of every size cut templates and codes apart, together, and within each."""
+    whole = black_box.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
+    if bound == "prompts":
+        limit(connected, prompts_per_call=at_once)
+    else:
+        limit(connected, answer_bytes=at_once * 10 * 3 * 2)
+    calls = predictions(connected)
+    cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
+    scores = cut.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
+    np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
+    assert predictions(connected) - calls == -(-8 // at_once)
+    assert scores.charged.queries == cut.queries(8) == 8
+    assert scores.charged.predictions == 80
+
+
+def test_rows_are_cut_only_where_one_prompts_answer_is_too_large(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    whole = black_box.score(templates=TEMPLATES)
+    limit(connected, answer_bytes=4 * 3 * 2)
+    cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
+    scores = cut.score(templates=TEMPLATES)
+    np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
+    assert scores.charged.queries == cut.queries(3) == 9
+    assert scores.charged.predictions == 30
+
+
+def test_an_answer_that_cannot_be_cut_is_told(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    limit(connected, answer_bytes=5)
+    cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
+    with pytest.raises(LimitExceeded, match="6 bytes; the server sends 5"):
+        cut.score(templates=TEMPLATES)
+    assert predictions(connected) == 0
+
+
+def test_what_is_left_is_the_keys_budget_of_queries(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    assert black_box.remaining_queries() is None
+    connected.budgets = {"images": 1000, "queries": 10}
+    black_box.score(templates=TEMPLATES)
+    assert black_box.remaining_queries() == 7
+
+
+def test_a_class_name_that_cannot_travel_is_named_in_the_wires_words(
+    client: Client, black_box: RemoteBlackBox
+) -> None:
+    long = RemoteBlackBox(client, black_box.image_set, ("cat", "x" * 201))
+    with pytest.raises(CraftError, match=r"classes\[1\]: .*200 characters"):
+        long.score(templates=TEMPLATES)
+
+
+def test_an_adapter_classifies_in_as_many_calls_as_limits_ask_for(
+    client: Client, connected: WireServer, black_box: RemoteBlackBox
+) -> None:
+    config = AdapterConfig(
+        model="fake",
+        revision=black_box.revision,
+        classes=list(CLASSES),
+        templates=["a {}."],
+        head="none",
+    )
+    adapter = Adapter(config, np.zeros((0, 0), np.float32), Unrefined())
+    card = client.publish("pets", adapter).adapter
+    whole = RemoteAdapter(client, card).classify_image_set(black_box.image_set)
+    assert whole.log_probs.shape == (10, 3)
+    assert whole.charged == Units(queries=1, predictions=10, requests=1)
+
+    limit(connected, answer_bytes=4 * 3 * 4, images_per_call=3)
+    cut = RemoteAdapter(client, card).classify_image_set(black_box.image_set)
+    np.testing.assert_array_equal(cut.log_probs, whole.log_probs)
+    assert cut.charged == Units(queries=3, predictions=10, requests=3)
+
+    inline = RemoteAdapter(client, card).classify_pictures(PICTURES)
+    np.testing.assert_array_equal(inline.log_probs, whole.log_probs)
+    assert inline.charged == Units(queries=4, predictions=10, images=10, requests=4)
+
+    limit(connected, body_bytes=3000, images_per_call=100)
+    large = [picture.ljust(1000, b".") for picture in PICTURES[:4]]
+    RemoteAdapter(client, card).classify_pictures(large)
+    sizes = [int(seen.headers.get("Content-Length", 0)) for seen in connected.seen[-3:]]
+    assert max(sizes) <= 3000
+
+
+def test_too_large_a_picture_is_told_before_any_is_sent(
+    client: Client, connected: WireServer, black_box: RemoteBlackBox
+) -> None:
+    config = AdapterConfig(
+        model="fake", revision=black_box.revision, classes=["cat"], templates=["{}"], head="none"
+    )
+    adapter = Adapter(config, np.zeros((0, 0), np.float32), Unrefined())
+    card = client.publish("pets", adapter).adapter
+    limit(connected, images_per_call=1)
+    with pytest.raises(LimitExceeded, match=r"images\[1\]"):
+        RemoteAdapter(client, card).classify_pictures([b"small", b"." * 2**17])
+    assert "POST /v1/adapters/pets@1/predictions" not in connected.calls

@@ -1,0 +1,102 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from craft_client.settings import SettingsError, TuneSettings
+
+LABELS = np.array([0, 0, 1, 1], np.int64)
+CLASSES = ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("budget", 0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("population", 3),
+        ("dim", 1),
+        ("dim", 4097),
+        ("random_codes", -1),
+        ("scale", 0.0),
+        ("scale", math.nan),
+        ("scale", 1001.0),
+        ("sigma", 0.0),
+        ("sigma", math.inf),
+        ("consistency_weight", -0.1),
+        ("shots", 0),
+        ("head", "svm"),
+        ("template", "a photo"),
+        ("template", "{} and {}"),
+        ("template", "{name}"),
+    ],
+)
+def test_an_impossible_value_is_told_with_its_option_and_remedy(option: str, value: Any) -> None:
+    with pytest.raises(SettingsError) as caught:
+        TuneSettings(**{option: value})
+    (error,) = caught.value.errors
+    assert error.field == option
+    assert error.remedy
+
+
+def test_all_impossible_values_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        TuneSettings(population=1, sigma=-1.0)
+    assert [error.field for error in caught.value.errors] == ["population", "sigma"]
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ({"random_codes": 16, "population": 40}, 57),
+        ({"random_codes": 16, "search": False}, 17),
+        ({"random_codes": 0, "search": False}, 1),
+    ],
+)
+def test_the_least_budget_is_named_and_suffices(options: dict[str, Any], least: int) -> None:
+    TuneSettings(budget=least, **options)
+    with pytest.raises(SettingsError, match=f"at least {least}" if least > 1 else "budget"):
+        TuneSettings(budget=least - 1, **options)
+
+
+def test_the_papers_scale_is_taken() -> None:
+    assert TuneSettings(scale="paper").scale == "paper"
+
+
+def _check(
+    labels: np.ndarray = LABELS, classes: list[str] = CLASSES, remaining: int | None = None
+) -> None:
+    TuneSettings(budget=100).check_task(labels, classes, remaining, lambda prompts: prompts)
+
+
+def test_classes_without_pictures_are_named() -> None:
+    with pytest.raises(SettingsError, match="'owl' has no picture"):
+        _check(classes=["cat", "dog", "owl"])
+
+
+def test_labels_that_name_no_class_are_told() -> None:
+    with pytest.raises(SettingsError, match="2 names no class"):
+        _check(labels=np.array([0, 1, 2]))
+    with pytest.raises(SettingsError, match="-1 names no class"):
+        _check(labels=np.array([0, 1, -1]))
+
+
+def test_one_class_is_no_task() -> None:
+    with pytest.raises(SettingsError, match="at least two"):
+        _check(labels=np.zeros(3, np.int64), classes=["cat"])
+
+
+def test_a_key_that_cannot_pay_for_the_first_generation_is_told() -> None:
+    _check(remaining=57)
+    with pytest.raises(SettingsError, match="the key's queries budget: is 56"):
+        _check(remaining=56)
+
+
+def test_a_prompt_may_be_several_queries() -> None:
+    settings = TuneSettings(budget=200)
+    assert settings.generations(200) == 4
+    assert settings.generations(200, lambda prompts: 2 * prompts) == 2
+    with pytest.raises(SettingsError, match="at least 228"):
+        settings.check_task(LABELS, CLASSES, None, lambda prompts: 4 * prompts)

@@ -1,0 +1,496 @@
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from craft_client.blackbox import Scores
+from craft_client.exceptions import CraftError
+from craft_client.journal import Journal
+from craft_client.losses import accuracy
+from craft_client.tune import (
+    AnswerError,
+    SettingsError,
+    TuneProgress,
+    TuneResult,
+    TuneSettings,
+    run_document,
+    tune,
+)
+from craft_shared.adapter import Adapter
+from craft_shared.head import LinearHead, ResidualMLPHead, Unrefined
+from craft_shared.units import Units
+from craft_shared.wire import Context
+
+from .fake_clip import FakeBlackBox, FakeClip
+
+CLIP = FakeClip(6, ignorance=2.0)
+PICTURES, LABELS = CLIP.pictures(5)
+SMALL = TuneSettings(budget=120, population=8, dim=8, random_codes=3, shots=5)
+
+Tune = Callable[..., tuple[TuneResult, Journal]]
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Tune:
+    runs = iter(range(1000))
+
+    def run(
+        options: TuneSettings = SMALL,
+        *,
+        clip: FakeClip = CLIP,
+        shots: int = 5,
+        black_box: FakeBlackBox | None = None,
+        on_progress: Callable[[TuneProgress], None] = lambda progress: None,
+    ) -> tuple[TuneResult, Journal]:
+        pictures, labels = clip.pictures(shots)
+        black_box = black_box or FakeBlackBox(clip, pictures)
+        document = run_document(black_box, labels, options)
+        journal = Journal.create(tmp_path / f"run-{next(runs)}", document)
+        return tune(black_box, labels, options, journal, on_progress), journal
+
+    return run
+
+
+def _test_accuracy(clip: FakeClip, adapter: Adapter) -> float:
+    pictures, labels = clip.pictures(60, seed=1)
+    config = adapter.config
+    codes = adapter.codes if config.codes else None
+    log_probs = clip.log_probs(
+        clip.features(pictures), config.classes, config.templates, config.context, codes
+    )
+    return accuracy(adapter.head(log_probs), labels)
+
+
+# --- what a run comes to --------------------------------------------------------------------------
+
+
+def test_the_adapter_classifies_new_pictures_better_than_the_plain_prompt(tuned: Tune) -> None:
+    clip = FakeClip(10, ignorance=2.0)
+    result, _ = tuned(clip=clip)
+    plain = replace(SMALL, search=False, refinement=False, random_codes=0, budget=1)
+    before = _test_accuracy(clip, tuned(plain, clip=clip)[0].adapter)
+    assert _test_accuracy(clip, result.adapter) > before + 15
+    assert result.accuracy_after is not None
+    assert result.accuracy_after > result.accuracy_before
+
+
+def test_search_lowers_the_loss(tuned: Tune) -> None:
+    options = replace(SMALL, budget=1000, refinement=False, scale=1.0, sigma=0.5)
+    result, _ = tuned(options, clip=FakeClip(6, ignorance=2.0))
+    _, first, *_, last = result.history
+    assert last["loss"] < first["loss"] - 0.2
+    assert last["best_loss"] < first["best_loss"] - 0.2
+
+
+def test_a_searched_prompt_that_is_best_unrefined_is_deployed_alone(tuned: Tune) -> None:
+    options = replace(SMALL, budget=1000, refinement=False, scale=1.0, sigma=0.5)
+    clip = FakeClip(6, ignorance=2.0)
+    result, journal = tuned(options, clip=clip)
+    assert journal.summary()["deployed"] == "searched"
+    assert isinstance(result.adapter.head, Unrefined)
+    assert result.adapter.config.prompts == 2
+    pictures, labels = clip.pictures(5)
+    config = result.adapter.config
+    log_probs = clip.log_probs(
+        clip.features(pictures), clip.names, config.templates, config.context, result.adapter.codes
+    )
+    assert accuracy(result.adapter.head(log_probs), labels) == result.accuracy_after
+
+
+def test_equal_arguments_give_equal_adapters_and_seeds_differ(tuned: Tune) -> None:
+    first, second = (tuned()[0].adapter.to_bytes() for _ in range(2))
+    assert first == second
+    assert tuned(replace(SMALL, seed=2))[0].adapter.to_bytes() != first
+
+
+def test_seed_zero_is_a_seed(tuned: Tune) -> None:
+    zero = replace(SMALL, seed=0)
+    assert tuned(zero)[0].adapter.to_bytes() == tuned(zero)[0].adapter.to_bytes()
+
+
+def test_the_adapter_says_where_it_comes_from(tuned: Tune) -> None:
+    result, journal = tuned()
+    config = result.adapter.config
+    assert (config.model, config.revision, config.classes) == ("fake", "0", CLIP.names)
+    assert config.provenance.seed == SMALL.seed
+    assert config.provenance.shots == 5
+    assert config.provenance.accuracy_before == result.accuracy_before
+    assert config.provenance.accuracy_after == result.accuracy_after
+    assert config.provenance.units == result.units
+    assert journal.adapter().digest == result.adapter.digest
+
+
+def test_few_noisy_pictures_do_not_replace_a_good_plain_prompt(tuned: Tune) -> None:
+    """Held out, heads with the searched prompt look better here; on new pictures they are not."""
+    changes = []
+    for seed in range(4):
+        clip = FakeClip(6, seed=seed)
+        result, _ = tuned(clip=clip, shots=2)
+        pictures, labels = clip.pictures(60, seed=1)
+        plain = clip.log_probs(clip.features(pictures), clip.names, ["a photo of a {}."])
+        changes.append(_test_accuracy(clip, result.adapter) - accuracy(plain[0], labels))
+    assert min(changes) > -2
+
+
+def test_heads_that_improve_nothing_are_not_deployed(tuned: Tune) -> None:
+    clip = FakeClip(4, ignorance=0.0, noise=1)
+    result, journal = tuned(replace(SMALL, scale=0.01), clip=clip)
+    assert result.accuracy_before == 100.0
+    summary = journal.summary()
+    losses = {one["name"]: one["loss"] for one in summary["candidates"]}
+    assert losses[summary["deployed"]] <= losses["plain"]
+    assert result.accuracy_after == 100.0
+
+
+def test_what_is_deployed_is_better_held_out_than_all_simpler_candidates(tuned: Tune) -> None:
+    summary = tuned(clip=FakeClip(6, ignorance=2.0))[1].summary()
+    names = [one["name"] for one in summary["candidates"]]
+    assert names == [
+        "plain",
+        "plain ridge",
+        "plain+random ridge",
+        "searched",
+        "plain+searched ridge",
+        "plain+random+searched ridge",
+    ]
+    place = names.index(summary["deployed"])
+    chosen = summary["candidates"][place]
+    assert place > 0
+    assert all(chosen["loss"] < simpler["loss"] for simpler in summary["candidates"][:place])
+    assert chosen["accuracy"] >= summary["candidates"][0]["accuracy"]
+
+
+def test_one_picture_a_class_deploys_an_unmeasured_head(tuned: Tune) -> None:
+    clip = FakeClip(8, ignorance=3.0, noise=25)
+    result, journal = tuned(clip=clip, shots=1)
+    assert result.accuracy_after is None
+    assert journal.summary()["deployed"] == "plain+random ridge"
+    assert _test_accuracy(clip, result.adapter) > result.accuracy_before + 10
+
+
+# --- switches -------------------------------------------------------------------------------------
+
+
+def test_without_search_only_the_first_request_is_paid_for(tuned: Tune) -> None:
+    result, journal = tuned(replace(SMALL, search=False))
+    assert result.units.queries == 1 + SMALL.random_codes
+    assert result.units.requests == 1
+    assert isinstance(result.adapter.head, LinearHead)
+    assert [line["stage"] for line in journal.lines()] == ["start"]
+
+
+def test_without_refinement_the_best_single_prompt_is_deployed_as_it_is(tuned: Tune) -> None:
+    result, journal = tuned(replace(SMALL, refinement=False))
+    assert isinstance(result.adapter.head, Unrefined)
+    assert result.adapter.config.prompts <= 2
+    assert len(journal.summary()["candidates"]) == 2 + SMALL.random_codes
+
+
+def test_without_consistency_the_loss_is_the_cross_entropy_alone(tuned: Tune) -> None:
+    """Until the search is told other losses, both ask for the same codes."""
+    with_term, without = (
+        tuned(replace(SMALL, consistency=on))[0].history[1]["loss"] for on in (True, False)
+    )
+    alone = tuned(replace(SMALL, refinement=False))[0].history[1]["loss"]
+    assert with_term > without + 0.01
+    assert without == alone
+
+
+def test_the_consistency_weight_scales_the_term(tuned: Tune) -> None:
+    none, one, two = (
+        tuned(replace(SMALL, consistency_weight=weight))[0].history[1]["loss"]
+        for weight in (0.0, 0.5, 1.0)
+    )
+    assert two - none == pytest.approx(2 * (one - none), rel=1e-4)
+    assert one > none
+
+
+def test_the_papers_head_is_trained_on_the_searched_prompt(tuned: Tune) -> None:
+    clip = FakeClip(5, ignorance=3.0)
+    options = replace(SMALL, head="mlp", budget=250, population=4)
+    result, journal = tuned(options, clip=clip, shots=60)
+    assert journal.summary()["deployed"] == "searched mlp"
+    assert isinstance(result.adapter.head, ResidualMLPHead)
+    assert result.adapter.config.prompts == 2
+    assert _test_accuracy(clip, result.adapter) > result.accuracy_before
+
+
+def test_the_papers_head_without_search_is_trained_on_the_plain_prompt(tuned: Tune) -> None:
+    clip = FakeClip(5, ignorance=2.0)
+    options = replace(SMALL, head="mlp", search=False, budget=500)
+    result, journal = tuned(options, clip=clip, shots=30)
+    assert journal.summary()["deployed"] == "plain mlp"
+    assert result.adapter.config.codes == 0
+    assert _test_accuracy(clip, result.adapter) > result.accuracy_before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", 5),
+        ("dim", 9),
+        ("random_codes", 4),
+        ("scale", 1.0),
+        ("template", "the {}."),
+        ("head", "mlp"),
+    ],
+)
+def test_each_option_changes_the_adapter(tuned: Tune, option: str, value: Any) -> None:
+    changed = replace(SMALL, **{option: value})
+    assert tuned(changed)[0].adapter.digest != tuned()[0].adapter.digest
+
+
+@pytest.mark.parametrize(("option", "value"), [("sigma", 0.1), ("population", 12)])
+def test_options_of_the_search_change_its_codes(tuned: Tune, option: str, value: Any) -> None:
+    codes = [
+        tuned(options)[1].tensors("000001")["codes"]
+        for options in (SMALL, replace(SMALL, **{option: value}))
+    ]
+    assert codes[0].shape != codes[1].shape or not np.allclose(codes[0], codes[1])
+
+
+# --- budget and refusals --------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    budget=st.integers(1, 70),
+    population=st.integers(4, 20),
+    random_codes=st.integers(0, 12),
+    purse=st.one_of(st.none(), st.integers(0, 70)),
+    search=st.booleans(),
+)
+def test_no_budget_is_ever_exceeded_nor_wasted(
+    tmp_path_factory: pytest.TempPathFactory,
+    budget: int,
+    population: int,
+    random_codes: int,
+    purse: int | None,
+    search: bool,
+) -> None:
+    black_box = FakeBlackBox(CLIP, PICTURES, queries=purse)
+    journal = Journal.create(tmp_path_factory.mktemp("run") / "run", {})
+    spendable = budget if purse is None else min(budget, purse)
+    try:
+        options = TuneSettings(
+            budget=budget, population=population, random_codes=random_codes, search=search, dim=4
+        )
+        result = tune(black_box, LABELS, options, journal)
+    except SettingsError:
+        assert spendable < 1 + random_codes + (population if search else 0)
+        assert black_box.charged == Units()
+        return
+    assert result.units == black_box.charged
+    spent = result.units.queries
+    assert spent <= spendable
+    if search:
+        assert spendable - spent < population
+    assert (spent - 1 - random_codes) % population == 0
+
+
+def test_a_purse_that_others_empty_ends_the_search_in_good_order(tuned: Tune) -> None:
+    class Shared(FakeBlackBox):
+        """Somebody else spends 20 queries after the first generation."""
+
+        def remaining_queries(self) -> int | None:
+            remaining = super().remaining_queries()
+            assert remaining is not None
+            return remaining - (20 if self.charged.requests > 1 else 0)
+
+    result, journal = tuned(black_box=Shared(CLIP, PICTURES, queries=4 + 8 + 8 + 19))
+    assert result.units.queries == 4 + 8
+    assert journal.finished
+
+
+def test_a_task_that_cannot_be_done_costs_nothing(tmp_path: Path) -> None:
+    black_box = FakeBlackBox(CLIP, PICTURES)
+    journal = Journal.create(tmp_path / "run", {})
+    with pytest.raises(SettingsError, match="has no picture"):
+        tune(black_box, np.zeros_like(LABELS), SMALL, journal)
+    with pytest.raises(SettingsError, match="has no picture"):
+        run_document(black_box, np.zeros_like(LABELS), SMALL)
+    assert black_box.charged == Units()
+
+
+class Spoilt(FakeBlackBox):
+    """Its answers go wrong from the third on."""
+
+    def __init__(self, spoil: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+        super().__init__(CLIP, PICTURES)
+        self._spoil = spoil
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+    ) -> Scores:
+        scores = super().score(templates=templates, context=context, codes=codes)
+        if self.charged.requests < 3:
+            return scores
+        return Scores(self._spoil(scores.log_probs), scores.charged)
+
+
+def _with_nan(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    log_probs[5, 0, 0] = np.nan
+    return log_probs
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_with_nan, r"NaN or infinity for prompts \[5\]"),
+        (lambda log_probs: log_probs[:, :-1], "has shape"),
+    ],
+    ids=["nan", "shape"],
+)
+def test_an_answer_that_cannot_be_learnt_from_is_told_and_in_the_journal(
+    tuned: Tune, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    with pytest.raises(AnswerError, match=message):
+        tuned(black_box=Spoilt(spoil))
+    journal = Journal.open(tmp_path / "run-0")
+    *_, last = journal.lines()
+    assert last["generation"] == 2
+    assert last["charged"]["queries"] == SMALL.population
+    assert last["error"]
+    assert len(journal.tensors("000002")["codes"]) == SMALL.population
+
+
+# --- journal and progress -------------------------------------------------------------------------
+
+
+def test_the_journal_has_every_paid_answer_in_order(tuned: Tune) -> None:
+    result, journal = tuned()
+    lines = list(journal.lines())
+    assert [line["generation"] for line in lines] == list(range(len(result.history)))
+    charged = sum((Units(**line["charged"]) for line in lines), Units())
+    assert charged == result.units
+    for line, entry in zip(lines, result.history, strict=True):
+        (name,) = line["tensors"]
+        tensors = journal.tensors(name)
+        templates = 0 if line["generation"] else 1
+        assert len(tensors["losses"]) == len(tensors["codes"]) + templates
+        assert len(tensors["losses"]) == line["charged"]["queries"]
+        assert tensors["losses"].mean() == pytest.approx(entry["loss"])
+
+
+def test_the_journal_has_the_answers_that_the_deployed_head_reads(tuned: Tune) -> None:
+    clip = FakeClip(10, ignorance=2.0)
+    options = replace(SMALL, random_codes=1, scale=1.0, sigma=0.5, budget=400)
+    result, journal = tuned(options, clip=clip)
+    assert journal.summary()["deployed"] == "plain+random+searched ridge"
+    answers = [journal.tensors("000000")["log_probs"]]
+    searched = result.adapter.codes[-1]
+    for line in journal.lines():
+        tensors = journal.tensors(line["tensors"][0])
+        if line["generation"] and "log_probs" in tensors:
+            best = int(tensors["losses"].argmin())
+            if np.array_equal(tensors["codes"][best], searched):
+                answers.append(tensors["log_probs"][None])
+    log_probs = np.concatenate(answers).astype(np.float32)
+    expected = clip.log_probs(
+        clip.features(clip.pictures(5)[0]),
+        clip.names,
+        [SMALL.template],
+        result.adapter.config.context,
+        result.adapter.codes,
+    )
+    np.testing.assert_array_equal(log_probs, expected)
+
+
+def test_the_journal_keeps_single_answers_only(tuned: Tune) -> None:
+    _, journal = tuned()
+    for line in list(journal.lines())[1:]:
+        tensors = journal.tensors(line["tensors"][0])
+        assert tensors.get("log_probs", np.zeros((1, 1))).ndim == 2
+
+
+def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
+    class Half(FakeBlackBox):
+        def score(
+            self,
+            *,
+            templates: Sequence[str] = (),
+            context: Context | None = None,
+            codes: NDArray[np.float32] | None = None,
+        ) -> Scores:
+            scores = super().score(templates=templates, context=context, codes=codes)
+            half = scores.log_probs.astype(np.float16).astype(np.float32)
+            return Scores(half, scores.charged)
+
+    _, journal = tuned(black_box=Half(CLIP, PICTURES))
+    assert journal.tensors("000000")["log_probs"].dtype == np.float16
+    _, exact = tuned()
+    assert exact.tensors("000000")["log_probs"].dtype == np.float32
+
+
+class Breaking(FakeBlackBox):
+    """Refuses its fourth request."""
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+    ) -> Scores:
+        if self.charged.requests == 3:
+            raise CraftError("the line is dead")
+        return super().score(templates=templates, context=context, codes=codes)
+
+
+def test_an_interrupted_run_leaves_a_journal_of_what_was_paid(tuned: Tune, tmp_path: Path) -> None:
+    black_box = Breaking(CLIP, PICTURES)
+    with pytest.raises(CraftError, match="the line is dead"):
+        tuned(black_box=black_box)
+    journal = Journal.open(tmp_path / "run-0")
+    assert not journal.finished
+    charged = sum((Units(**line["charged"]) for line in journal.lines()), Units())
+    assert charged == black_box.charged
+    whole = tuned()[1]
+    for name in ("000000", "000001", "000002"):
+        for key, tensor in whole.tensors(name).items():
+            np.testing.assert_array_equal(journal.tensors(name)[key], tensor)
+
+
+def test_a_paid_answer_is_in_the_journal_before_anybody_hears_of_it(
+    tuned: Tune, tmp_path: Path
+) -> None:
+    lines: list[int] = []
+
+    def on_progress(progress: TuneProgress) -> None:
+        if progress.stage != "deploy":
+            lines.append(len(list(Journal.open(tmp_path / "run-0").lines())))
+
+    tuned(on_progress=on_progress)
+    assert lines == list(range(1, len(lines) + 1))
+
+
+def test_progress_counts_what_the_black_box_charged(tuned: Tune) -> None:
+    seen: list[TuneProgress] = []
+    black_box = FakeBlackBox(CLIP, PICTURES)
+    result, _ = tuned(black_box=black_box, on_progress=seen.append)
+    assert [one.stage for one in seen] == ["start", *["search"] * 14, "deploy"]
+    assert [one.generation for one in seen] == [*range(15), 14]
+    assert {one.generations for one in seen} == {14}
+    assert [one.queries for one in seen[:3]] == [4, 12, 20]
+    assert seen[-1].units == black_box.charged == result.units
+    assert seen[-1].accuracy == result.accuracy_after
+    assert all(one.best_loss <= one.loss for one in seen[:-1])
+
+
+def test_the_run_document_holds_all_that_a_run_depends_on(tuned: Tune) -> None:
+    _, journal = tuned()
+    document = journal.document
+    assert TuneSettings(**document["settings"]) == SMALL
+    assert document["classes"] == CLIP.names
+    assert document["labels"] == LABELS.tolist()
+    assert (document["model"], document["revision"]) == ("fake", "0")
