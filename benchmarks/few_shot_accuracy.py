@@ -1,0 +1,151 @@
+"""Few-shot accuracy over HTTP: zero-shot, then `craft tune`, on test pictures, over seeds.
+
+Starts a craft-server of its own, drives it with the craft command alone, and holds the command's
+counts against the server's ledger after every data set. Prints a table and writes JSON.
+
+    python benchmarks/few_shot_accuracy.py --data DIR [DIR ...] --json docs/few_shot_accuracy.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from quickstart import free_port, wait_until_ready
+
+BIN = Path(sys.executable).parent
+UNITS = ("queries", "predictions", "images", "texts", "requests")
+
+
+@contextmanager
+def serving(model: str, folder: Path) -> Iterator[dict[str, str]]:
+    """A craft-server process; gives the environment in which `craft` finds it."""
+    port = free_port()
+    env = {**os.environ, "CRAFT_DATA_DIR": str(folder), "CRAFT_URL": f"http://127.0.0.1:{port}"}
+    key = command(env, "craft-server", "keys", "create", "--owner", "benchmark")
+    env["CRAFT_API_KEY"] = key["key"]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [BIN / "craft-server", "serve", "--model", model, "--port", str(port)],
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until_ready(env["CRAFT_URL"], server)
+        yield env
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def command(env: dict[str, str], name: str, *arguments: object) -> dict[str, Any]:
+    """Runs a command with --json and returns its document with the seconds that it took."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [BIN / name, *map(str, arguments), "--json"],
+        env=env,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    document: dict[str, Any] = json.loads(done.stdout)
+    return {**document, "seconds": time.monotonic() - started}
+
+
+def measure(env: dict[str, str], data: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Zero-shot once, and tune and evaluate for every seed."""
+    zero_shot = command(env, "craft", "zero-shot", "--data", data)
+    spent = [zero_shot]
+    runs = []
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            settings = ["--shots", args.shots, "--budget", args.budget, "--seed", seed]
+            tuned = command(
+                env, "craft", "tune", "--data", data, *settings, *args.tune, "--run", run
+            )
+            evaluated = command(env, "craft", "evaluate", run, "--data", data)
+        spent += [tuned, evaluated]
+        runs.append(
+            {
+                "seed": seed,
+                "accuracy": evaluated["accuracy_after"],
+                "tuning": tuned["charged"],
+                "evaluation": evaluated["charged"],
+                "seconds": tuned["seconds"],
+                "command": tuned,
+            }
+        )
+        print(f"{data.name} seed {seed}: {evaluated['accuracy_after']:.2f} %", file=sys.stderr)
+    accuracies = [run["accuracy"] for run in runs]
+    return {
+        "data": data.name,
+        "shots": args.shots,
+        "budget": args.budget,
+        "zero_shot": zero_shot["accuracy"],
+        "mean": statistics.mean(accuracies),
+        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "runs": runs,
+        "charged": {unit: sum(entry["charged"][unit] for entry in spent) for unit in UNITS},
+    }
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """A Markdown table: accuracy in percent, units a tuning run."""
+    header = ("data", "shots", "zero-shot", "tuned, mean ± spread", *UNITS)
+    print(f"| {' | '.join(header)} |")
+    print("|" + "---|" * len(header))
+    for result in results:
+        units = [
+            f"{statistics.mean(run['tuning'][unit] for run in result['runs']):,.0f}"
+            for unit in UNITS
+        ]
+        print(
+            f"| {result['data']} | {result['shots']} | {result['zero_shot']:.2f} "
+            f"| {result['mean']:.2f} ± {result['spread']:.2f} | {' | '.join(units)} |"
+        )
+
+
+def main() -> None:
+    """Runs the measurement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--budget", type=int, default=8000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("tune", nargs="*", help="further options for craft tune, after --")
+    args = parser.parse_args()
+
+    for absent in [data for data in args.data if not data.is_dir()]:
+        print(f"skipped: there is no folder {absent}", file=sys.stderr)
+    results = []
+    with tempfile.TemporaryDirectory() as folder, serving(args.model, Path(folder)) as env:
+        for data in [data for data in args.data if data.is_dir()]:
+            before = command(env, "craft", "usage")["total"]
+            result = measure(env, data, args)
+            after = command(env, "craft", "usage")["total"]
+            ledger = {unit: after[unit] - before[unit] for unit in UNITS}
+            if ledger != result["charged"]:
+                raise SystemExit(f"the ledger says {ledger}, the client {result['charged']}")
+            results.append({**result, "ledger": ledger})
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1) + "\n")
+    print_table(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Real processes: craft-server on a free port of 127.0.0.1, and the craft command beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from quickstart import free_port, write_digits
+
+BIN = Path(sys.executable).parent
+READY_SECONDS = 120
+
+
+@dataclass
+class Server:
+    """A running craft-server process and its address."""
+
+    url: str
+    folder: Path
+    env: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    def admin(self, *arguments: str) -> str:
+        """Runs a craft-server command on the server's own database."""
+        command = [BIN / "craft-server", *arguments]
+        return subprocess.run(
+            command, env=self.env, check=True, capture_output=True, text=True
+        ).stdout
+
+    def key(self, *arguments: str, owner: str = "tester") -> str:
+        """Makes an API key; arguments such as `--queries 100` set its budgets."""
+        return json.loads(self.admin("keys", "create", "--owner", owner, "--json", *arguments))[
+            "key"
+        ]
+
+    def craft(self, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Runs the craft command as a client with this key."""
+        env = {**os.environ, "CRAFT_URL": self.url, "CRAFT_API_KEY": key, "COLUMNS": "200"}
+        return subprocess.run(
+            [BIN / "craft", *map(str, arguments)], env=env, capture_output=True, text=True
+        )
+
+    def craft_json(self, key: str, *arguments: str | Path) -> dict[str, Any]:
+        """Runs the craft command, which must succeed, and returns its JSON document."""
+        done = self.craft(key, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Starts servers with given arguments; all are stopped at the end of the session."""
+    started: list[Server] = []
+
+    def start(*arguments: str, **environment: str) -> Server:
+        folder = tmp_path_factory.mktemp("server")
+        port = free_port()
+        env = {**os.environ, "CRAFT_DATA_DIR": str(folder / "data"), **environment}
+        with (folder / "server.log").open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / "craft-server", "serve", "--port", str(port), *arguments],
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        server = Server(f"http://127.0.0.1:{port}", folder, env, process)
+        started.append(server)
+        _wait_until_ready(server)
+        return server
+
+    yield start
+    for server in started:
+        server.process.terminate()
+    for server in started:
+        assert server.process.wait(30) in (0, -15), (server.folder / "server.log").read_text()
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, (server.folder / "server.log").read_text()
+        try:
+            if httpx.get(f"{server.url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not ready in {READY_SECONDS} s")
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer) -> Server:
+    """The pocket model on SQLite."""
+    return start_server("--model", "pocket")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's handwritten digits as image folders."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder)
+    return folder

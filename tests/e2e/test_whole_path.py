@@ -1,0 +1,100 @@
+"""Tune over HTTP, publish, and let another client predict: real processes, real sockets."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from craft_client.api import Client
+from craft_client.data import load_dataset
+
+from craft_shared.adapter import Adapter
+from craft_shared.wire import PredictionRequest
+from e2e.conftest import Server
+
+BUDGET = 57  # the plain prompt, 16 random codes, one generation of 40
+
+
+@pytest.fixture(scope="module")
+def key(server: Server) -> str:
+    return server.key("--queries", "8000", owner="tuner")
+
+
+@pytest.fixture(scope="module")
+def run(server: Server, key: str, digits: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    tuned = server.craft_json(
+        key, "tune", "--data", digits, "--shots", "8", "--budget", str(BUDGET), "--run", folder
+    )
+    return folder, tuned
+
+
+def test_tuning_beats_zero_shot_on_pictures_it_has_not_seen(
+    server: Server, key: str, run, digits: Path
+) -> None:
+    folder, _ = run
+    before = server.craft_json(key, "zero-shot", "--data", digits)
+    after = server.craft_json(key, "evaluate", folder, "--data", digits)
+    assert after["accuracy_after"] > before["accuracy"] + 30
+
+
+def test_ledger_agrees_with_the_client_to_the_last_unit(
+    server: Server, digits: Path, tmp_path: Path
+) -> None:
+    key = server.key("--queries", "1000", owner="counter")
+    spent = [
+        server.craft_json(key, "zero-shot", "--data", digits),
+        server.craft_json(
+            key, "tune", "--data", digits, "--shots", "4", "--budget", "57", "--run", tmp_path / "r"
+        ),
+        server.craft_json(key, "evaluate", tmp_path / "r", "--data", digits),
+    ]
+    ledger = server.craft_json(key, "usage")["total"]
+    for unit, amount in ledger.items():
+        assert amount == sum(command["charged"][unit] for command in spent), unit
+    assert spent[1]["charged"]["queries"] == BUDGET
+    assert ledger["queries"] == 1000 - server.craft_json(key, "budget")["budgets"][0]["remaining"]
+
+
+def test_published_adapter_gives_the_tuners_own_predictions_to_another_key(
+    server: Server, key: str, run, digits: Path
+) -> None:
+    folder, _ = run
+    assert server.craft(key, "publish", folder, "--name", "digits").returncode == 0
+    pictures = [sample.path.read_bytes() for sample in load_dataset(digits).test[:20]]
+    adapter = Adapter.load(folder / "adapter")
+
+    with Client(server.url, key) as tuner:
+        request = PredictionRequest(
+            model="pocket",
+            classes=adapter.config.classes,
+            templates=adapter.config.templates,
+            context=adapter.config.context,
+        )
+        local = adapter.head(tuner.predict(request, codes=adapter.codes, images=pictures).log_probs)
+    with Client(server.url, server.key(owner="tuner")) as other:
+        served = other.adapter_predict("digits", images=pictures)
+    assert served.classes == adapter.config.classes
+    np.testing.assert_allclose(served.log_probs, local, atol=1e-4)
+
+
+def test_predict_command_names_the_classes(server: Server, key: str, run, digits: Path) -> None:
+    folder, _ = run
+    server.craft(key, "publish", folder, "--name", "digits-command")
+    picture = sorted((digits / "test" / "zero").glob("*.png"))[0]
+    done = server.craft(key, "predict", picture, "--adapter", "digits-command")
+    assert done.returncode == 0, done.stderr
+    assert "zero" in done.stdout
+
+
+def test_same_seed_gives_the_same_adapter(
+    server: Server, key: str, digits: Path, tmp_path: Path
+) -> None:
+    digests = []
+    for attempt in ("first", "second"):
+        folder = tmp_path / attempt
+        server.craft_json(
+            key, "tune", "--data", digits, "--shots", "2", "--budget", "57", "--run", folder
+        )
+        adapter = Adapter.load(folder / "adapter")
+        digests.append((adapter.codes.tobytes(), adapter.head.tensors()["head.weight"].tobytes()))
+    assert digests[0] == digests[1]
