@@ -2,5 +2,29 @@
 
 `craft_client.api` speaks HTTP, `craft_client.remote` makes of it the black box that
 `craft_client.tune` asks, `craft_client.data` reads picture folders, `craft_client.cli` is the
-command `craft`. Importing the package itself loads none of them.
+command `craft`. Importing the package itself loads none of them: the two names that most programs
+need, `Client` and `CraFTClassifier`, are imported when they are first used (PEP 562).
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from craft_client.api import Client
+    from craft_client.estimator import CraFTClassifier
+
+__all__ = ["Client", "CraFTClassifier"]
+
+_HOMES = {"Client": "craft_client.api", "CraFTClassifier": "craft_client.estimator"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -98,6 +98,13 @@ class TuneSettings:
             or self._budget_errors("budget", self.budget, one_each),
         )
 
+    def stream(self, purpose: Literal["random codes", "search", "mlp"]) -> list[int]:
+        """Seed of the random numbers for one purpose.
+
+        Each has its own, so that switching a part off leaves the others as they were.
+        """
+        return [self.seed, ("random codes", "search", "mlp").index(purpose)]
+
     @property
     def opening_queries(self) -> int:
         """Queries of the first request, one a prompt: the plain one and the random codes."""

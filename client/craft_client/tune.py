@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,7 @@ from craft_client.blackbox import BlackBox
 from craft_client.exceptions import CraftError
 from craft_client.journal import Journal
 from craft_client.losses import accuracy, cross_entropy, divergence
-from craft_client.refine import (
-    Refinement,
-    ResidualMLP,
-    cross_validate_mlp,
-    fit_ridge,
-    unrefined,
-)
+from craft_client.refiners import Candidate, Choice, Kept, Refiner, Searched, refiner_for
 from craft_client.search import CodeSearch
 from craft_client.settings import SettingsError, TuneSettings
 from craft_shared.adapter import Adapter, AdapterConfig, Provenance
@@ -61,14 +55,6 @@ Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 RUN_SCHEMA = 1
-# A closed form on 1,600 pictures takes about as long as a generation; this keeps it a tenth.
-GENERATIONS_A_REFIT = 10
-# Standard errors by which a candidate with a searched prompt must be better than one without.
-SEARCHED_ERRORS = 2.0
-
-# Streams of random numbers, one a purpose, so that switching a part off leaves the others as
-# they were.
-_RANDOM_CODES, _SEARCH, _MLP = range(3)
 
 
 class AnswerError(CraftError):
@@ -184,8 +170,8 @@ def tune(
     log_probs = run.ask(templates=[settings.template], context=context, codes=codes)
     losses = cross_entropy(log_probs, labels)
     run.record(codes, losses, {"log_probs": log_probs})
-    kept = _Kept(codes, log_probs, labels)
-    refiner = _refiner(settings, kept)
+    kept = Kept(codes, log_probs, labels)
+    refiner = refiner_for(settings, kept)
     best_loss = float(losses.min())
     run.report("start", float(losses.mean()), best_loss, refiner.accuracy)
 
@@ -193,7 +179,7 @@ def tune(
         settings.dim,
         population=settings.population,
         sigma=settings.sigma,
-        seed=[settings.seed, _SEARCH],
+        seed=settings.stream("search"),
     )
     while run.generation < generations and run.covers(settings.population):
         run.generation += 1
@@ -203,7 +189,7 @@ def tune(
         first = int(losses.argmin())
         best = kept.searched
         if best is None or losses[first] < best_loss:
-            best = _Searched(codes[first].copy(), log_probs[first].copy())
+            best = Searched(codes[first].copy(), log_probs[first].copy())
         improved = best is not kept.searched
         run.record(codes, losses, {"log_probs": best.log_probs} if improved else {})
         search.tell(codes, losses)
@@ -221,11 +207,11 @@ def tune(
 
 
 def _random_codes(settings: TuneSettings) -> Array:
-    generator = np.random.default_rng([settings.seed, _RANDOM_CODES])
+    generator = np.random.default_rng(settings.stream("random codes"))
     return generator.standard_normal((settings.random_codes, settings.dim), dtype=np.float32)
 
 
-def _losses(log_probs: Array, labels: Labels, refiner: _Refiner, settings: TuneSettings) -> Array:
+def _losses(log_probs: Array, labels: Labels, refiner: Refiner, settings: TuneSettings) -> Array:
     """Losses [P] of codes: cross-entropy plus inconsistency with the refined prediction."""
     losses = cross_entropy(log_probs, labels)
     refined = refiner.refined(log_probs) if settings.consistency else None
@@ -358,263 +344,9 @@ def _halved_where_exact(tensors: Tensors) -> Tensors:
     }
 
 
-@dataclass(frozen=True)
-class _Searched:
-    """The best code of the search, float32 [dim], and its log-probabilities [N, C]."""
-
-    code: Array
-    log_probs: Array
-
-
-@dataclass
-class _Kept:
-    """The answers that heads read.
-
-    Attributes:
-        random: the random codes, float32 [K, dim].
-        opening: log-probabilities of the plain prompt and the random codes, float32 [1 + K, N, C].
-        labels: int64 [N].
-        searched: None before the first generation.
-    """
-
-    random: Array
-    opening: Array
-    labels: Labels
-    searched: _Searched | None = None
-
-    @property
-    def plain(self) -> Array:
-        """Log-probabilities [N, C] of the plain prompt."""
-        answer: Array = self.opening[0]
-        return answer
-
-    @property
-    def none(self) -> Array:
-        """No codes: float32 [0, dim]."""
-        return self.random[:0]
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """What might be deployed: the plain prompt, then `codes` [k, dim], and a head on them all.
-
-    Attributes:
-        name: for the run's summary.
-        codes: float32 [k, dim].
-        refinement: the head, and its worth.
-        errors: standard errors by which it must be better to replace a simpler candidate.
-    """
-
-    name: str
-    codes: Array
-    refinement: Refinement
-    errors: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What is deployed, of what might have been."""
-
-    chosen: _Candidate
-    candidates: list[_Candidate]
-
-
-class _Refiner(Protocol):
-    """The half of the loop that refines predictions."""
-
-    @property
-    def accuracy(self) -> float | None:
-        """Of the present head, as `TuneProgress.accuracy`."""
-        ...
-
-    def refined(self, log_probs: Array) -> Array | None:
-        """What codes with these log-probabilities [P, N, C] should be consistent with.
-
-        Log-probabilities [N, C], or [P, N, C]; None while there is no refined prediction.
-        """
-        ...
-
-    def learn(self, kept: _Kept, generation: int) -> None:
-        """Learns from answers already paid for, after a generation."""
-        ...
-
-    def choose(self, kept: _Kept) -> _Choice:
-        """What to deploy."""
-        ...
-
-
-def _refiner(settings: TuneSettings, kept: _Kept) -> _Refiner:
-    if not settings.refinement:
-        return _NoRefiner(kept)
-    if settings.head == "mlp":
-        return _MLPRefiner(settings, kept)
-    return _RidgeRefiner(kept)
-
-
-def _unrefined_candidates(kept: _Kept) -> list[_Candidate]:
-    plain = _Candidate("plain", kept.none, unrefined(kept.plain, kept.labels))
-    if kept.searched is None:
-        return [plain]
-    searched = unrefined(kept.searched.log_probs, kept.labels)
-    code = kept.searched.code[None]
-    return [plain, _Candidate("searched", code, searched, SEARCHED_ERRORS)]
-
-
-class _NoRefiner:
-    """The ablation: single prompts, as they are. The one of least loss is deployed."""
-
-    def __init__(self, kept: _Kept) -> None:
-        self.accuracy = self.choose(kept).chosen.refinement.accuracy
-
-    def refined(self, log_probs: Array) -> Array | None:
-        return None
-
-    def learn(self, kept: _Kept, generation: int) -> None:
-        self.accuracy = self.choose(kept).chosen.refinement.accuracy
-
-    def choose(self, kept: _Kept) -> _Choice:
-        random = [
-            _Candidate(f"random {index}", code[None], unrefined(log_probs, kept.labels))
-            for index, (code, log_probs) in enumerate(
-                zip(kept.random, kept.opening[1:], strict=True)
-            )
-        ]
-        candidates = [*_unrefined_candidates(kept), *random]
-        return _Choice(min(candidates, key=_loss), candidates)
-
-
-class _RidgeRefiner:
-    """The closed form on the plain prompt, the random codes and the best code so far.
-
-    Consistency is with its held-out prediction: what it says of a picture that it was fitted on is
-    little more than the label.
-
-    The searched prompt was found with all labels, so what is measured with it is too good: such
-    candidates come last and have to be better by more (`SEARCHED_ERRORS`).
-    """
-
-    def __init__(self, kept: _Kept) -> None:
-        self._plain = unrefined(kept.plain, kept.labels)
-        self._opening = fit_ridge(kept.opening, kept.labels)
-        self._present = self._opening
-        self._seen: _Searched | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        improved = self._present.improves_on(self._plain)
-        return self._present.accuracy if improved else self._plain.accuracy
-
-    def refined(self, log_probs: Array) -> Array | None:
-        improved = self._present.improves_on(self._plain)
-        return self._present.log_probs if improved else None
-
-    def learn(self, kept: _Kept, generation: int) -> None:
-        due = generation % GENERATIONS_A_REFIT == 1
-        if due and kept.searched is not None and kept.searched is not self._seen:
-            self._seen = kept.searched
-            self._present = _fit_all(kept, kept.searched)
-
-    def choose(self, kept: _Kept) -> _Choice:
-        plain, *searched = _unrefined_candidates(kept)
-        name = "plain+random ridge" if len(kept.random) else "plain ridge"
-        opening = _Candidate(name, kept.random, self._opening)
-        if self._opening.loss is None:
-            # Nothing can be held out: random codes, which are fitted to nothing, can be trusted.
-            return _Choice(opening, [plain, opening])
-        candidates = [plain]
-        if len(kept.random):
-            alone = fit_ridge(kept.opening[:1], kept.labels)
-            candidates.append(_Candidate("plain ridge", kept.none, alone))
-        candidates += [opening, *searched]
-        if kept.searched is not None:
-            code = kept.searched.code[None]
-            if len(kept.random):
-                pair = np.stack([kept.plain, kept.searched.log_probs])
-                candidates.append(
-                    _Candidate(
-                        "plain+searched ridge", code, fit_ridge(pair, kept.labels), SEARCHED_ERRORS
-                    )
-                )
-            candidates.append(
-                _Candidate(
-                    "plain+random+searched ridge",
-                    np.concatenate([kept.random, code]),
-                    _fit_all(kept, kept.searched),
-                    SEARCHED_ERRORS,
-                )
-            )
-        return _Choice(_last_improvement(candidates), candidates)
-
-
-def _fit_all(kept: _Kept, searched: _Searched) -> Refinement:
-    return fit_ridge(np.concatenate([kept.opening, searched.log_probs[None]]), kept.labels)
-
-
-class _MLPRefiner:
-    """The paper's head on the best code so far, one epoch a generation.
-
-    Without a search it is trained on the plain prompt, for as many epochs as the budget would have
-    had generations. Its accuracy while it is trained is not held out, as in the paper.
-    """
-
-    def __init__(self, settings: TuneSettings, kept: _Kept) -> None:
-        self._settings = settings
-        self._weight = settings.consistency_weight if settings.consistency else 0.0
-        self._seed = [settings.seed, _MLP]
-        self._mlp = ResidualMLP(
-            kept.plain.shape[1], consistency_weight=self._weight, seed=self._seed
-        )
-        self._epochs = 0
-        self.accuracy: float | None = accuracy(kept.plain, kept.labels)
-
-    def refined(self, log_probs: Array) -> Array | None:
-        head = self._mlp.head()
-        return np.stack([head(one[None]) for one in log_probs])
-
-    def learn(self, kept: _Kept, generation: int) -> None:
-        scores = kept.plain if kept.searched is None else kept.searched.log_probs
-        self._mlp.train_epoch(scores, kept.labels)
-        self._epochs += 1
-        self.accuracy = accuracy(self._mlp.head()(scores[None]), kept.labels)
-
-    def choose(self, kept: _Kept) -> _Choice:
-        if kept.searched is None:
-            for epoch in range(self._settings.budget // self._settings.population):
-                self.learn(kept, epoch)
-        found = _unrefined_candidates(kept)
-        last = found[-1]
-        refinement = cross_validate_mlp(
-            self._mlp,
-            kept.plain if kept.searched is None else kept.searched.log_probs,
-            kept.labels,
-            epochs=self._epochs,
-            consistency_weight=self._weight,
-            seed=self._seed,
-        )
-        candidates = [*found, _Candidate(f"{last.name} mlp", last.codes, refinement)]
-        return _Choice(_last_improvement(candidates), candidates)
-
-
-def _loss(candidate: _Candidate) -> float:
-    loss = candidate.refinement.loss
-    return np.inf if loss is None else loss
-
-
-def _last_improvement(candidates: Sequence[_Candidate]) -> _Candidate:
-    """Each candidate that improves on the one chosen so far, beginning with the first, replaces it.
-
-    They come in the order in which they depend on the labels more, and take more prompts.
-    """
-    chosen, *others = candidates
-    for other in others:
-        if other.refinement.improves_on(chosen.refinement, errors=other.errors):
-            chosen = other
-    return chosen
-
-
 def _result(
-    chosen: _Candidate,
-    kept: _Kept,
+    chosen: Candidate,
+    kept: Kept,
     run: _Run,
     settings: TuneSettings,
     context: Context,
@@ -642,7 +374,7 @@ def _result(
     return TuneResult(adapter, before, after, run.units, run.history)
 
 
-def _summary(result: TuneResult, choice: _Choice) -> dict[str, Any]:
+def _summary(result: TuneResult, choice: Choice) -> dict[str, Any]:
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "accuracy_before": result.accuracy_before,

@@ -67,3 +67,11 @@ def test_neither_side_imports_the_other(folder: str, foreign: set[str]) -> None:
     imports = list(imports_of(ROOT / folder))
     assert imports, "the folder has source files"
     assert [(path, name) for path, name in imports if name in foreign] == []
+
+
+def test_the_package_itself_loads_only_what_is_used() -> None:
+    assert not {"httpx", "numpy", "sklearn"} & loaded_by("import craft_client")
+    client_alone = loaded_by("from craft_client import Client")
+    assert "httpx" in client_alone
+    assert "sklearn" not in client_alone
+    assert "sklearn" in loaded_by("from craft_client import CraFTClassifier")

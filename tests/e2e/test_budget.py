@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from craft_client.api import Client
 from craft_client.exceptions import BudgetExhausted
-
 from craft_shared.wire import Context, PredictionRequest
 from e2e.conftest import Server, StartServer
 from quickstart import write_digits

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from craft_client.api import Client
 from craft_client.data import load_dataset
-
 from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import Server

@@ -22,6 +22,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from development import Development
 from tower import Shape, Tower
 
 START, END = 49406, 49407
@@ -130,8 +131,16 @@ def learning_rate(peak: float, step: int, done: float) -> float:
     return peak * min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * cosine)
 
 
+def accuracies(tower: Tower, tokenizer: SimpleTokenizer, dev: list[Development]) -> str:
+    """Zero-shot accuracy on each development set, in words."""
+    found = (f"{d.name} {d.accuracy(embed_names(tower, tokenizer, d.classes)):.2f} %" for d in dev)
+    return "  ".join(found)
+
+
 def train(tower: Tower, batches: Batches, args: argparse.Namespace) -> None:
     """Train until the time is up; report and save along the way."""
+    tokenizer = SimpleTokenizer()
+    dev = [Development.load(path) for path in args.dev]
     optimizer = make_optimizer(tower, args.lr)
     began = reported = time.monotonic()
     losses: list[float] = []
@@ -155,7 +164,8 @@ def train(tower: Tower, batches: Batches, args: argparse.Namespace) -> None:
             rate = len(losses) * args.batch / seconds
             mean = sum(losses) / len(losses)
             print(
-                f"{minutes:5.1f} min  step {step}  {rate:.0f} phrases/s  loss {mean:.4f}",
+                f"{minutes:5.1f} min  step {step}  {rate:.0f} phrases/s  loss {mean:.4f}  "
+                + accuracies(tower, tokenizer, dev),
                 flush=True,
             )
             save(args.out, tower, step, minutes)
@@ -167,8 +177,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", type=Path, required=True, help="targets.npz of targets.py")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument(
+        "--dev", type=Path, nargs="*", default=[], help="pictures to report on, of development.py"
+    )
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
-    parser.add_argument("--minutes", type=float, default=51.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--batch", type=int, default=512, help="phrases a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1.2e-3)

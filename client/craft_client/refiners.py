@@ -1,0 +1,286 @@
+"""The half of the collaborative loop that refines predictions, and chooses what is deployed.
+
+It knows answers already paid for, and heads; it does not know black boxes, budgets or the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.losses import accuracy
+from craft_client.refine import (
+    Refinement,
+    ResidualMLP,
+    cross_validate_mlp,
+    fit_ridge,
+    unrefined,
+)
+from craft_client.settings import TuneSettings
+
+Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+# A closed form on 1,600 pictures takes about as long as a generation; this keeps it a tenth.
+GENERATIONS_A_REFIT = 10
+# Standard errors by which a candidate with a searched prompt must be better than one without.
+SEARCHED_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The best code of the search, float32 [dim], and its log-probabilities [N, C]."""
+
+    code: Array
+    log_probs: Array
+
+
+@dataclass
+class Kept:
+    """The answers that heads read.
+
+    Attributes:
+        random: the random codes, float32 [K, dim].
+        opening: log-probabilities of the plain prompt and the random codes, float32 [1 + K, N, C].
+        labels: int64 [N].
+        searched: None before the first generation.
+    """
+
+    random: Array
+    opening: Array
+    labels: Labels
+    searched: Searched | None = None
+
+    @property
+    def plain(self) -> Array:
+        """Log-probabilities [N, C] of the plain prompt."""
+        answer: Array = self.opening[0]
+        return answer
+
+    @property
+    def none(self) -> Array:
+        """No codes: float32 [0, dim]."""
+        return self.random[:0]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What might be deployed: the plain prompt, then `codes` [k, dim], and a head on them all.
+
+    Attributes:
+        name: for the run's summary.
+        codes: float32 [k, dim].
+        refinement: the head, and its worth.
+        errors: standard errors by which it must be better to replace a simpler candidate.
+    """
+
+    name: str
+    codes: Array
+    refinement: Refinement
+    errors: float = 1.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is deployed, of what might have been."""
+
+    chosen: Candidate
+    candidates: list[Candidate]
+
+
+class Refiner(Protocol):
+    """The half of the loop that refines predictions."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the present head, as `TuneProgress.accuracy`."""
+        ...
+
+    def refined(self, log_probs: Array) -> Array | None:
+        """What codes with these log-probabilities [P, N, C] should be consistent with.
+
+        Log-probabilities [N, C], or [P, N, C]; None while there is no refined prediction.
+        """
+        ...
+
+    def learn(self, kept: Kept, generation: int) -> None:
+        """Learns from answers already paid for, after a generation."""
+        ...
+
+    def choose(self, kept: Kept) -> Choice:
+        """What to deploy."""
+        ...
+
+
+def refiner_for(settings: TuneSettings, kept: Kept) -> Refiner:
+    """The refiner that the settings name, fitted on the first request's answers."""
+    if not settings.refinement:
+        return _NoRefiner(kept)
+    if settings.head == "mlp":
+        return _MLPRefiner(settings, kept)
+    return _RidgeRefiner(kept)
+
+
+def _unrefined_candidates(kept: Kept) -> list[Candidate]:
+    plain = Candidate("plain", kept.none, unrefined(kept.plain, kept.labels))
+    if kept.searched is None:
+        return [plain]
+    searched = unrefined(kept.searched.log_probs, kept.labels)
+    code = kept.searched.code[None]
+    return [plain, Candidate("searched", code, searched, SEARCHED_ERRORS)]
+
+
+class _NoRefiner:
+    """The ablation: single prompts, as they are. The one of least loss is deployed."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.accuracy = self.choose(kept).chosen.refinement.accuracy
+
+    def refined(self, log_probs: Array) -> Array | None:
+        return None
+
+    def learn(self, kept: Kept, generation: int) -> None:
+        self.accuracy = self.choose(kept).chosen.refinement.accuracy
+
+    def choose(self, kept: Kept) -> Choice:
+        random = [
+            Candidate(f"random {index}", code[None], unrefined(log_probs, kept.labels))
+            for index, (code, log_probs) in enumerate(
+                zip(kept.random, kept.opening[1:], strict=True)
+            )
+        ]
+        candidates = [*_unrefined_candidates(kept), *random]
+        return Choice(min(candidates, key=_loss), candidates)
+
+
+class _RidgeRefiner:
+    """The closed form on the plain prompt, the random codes and the best code so far.
+
+    Consistency is with its held-out prediction: what it says of a picture that it was fitted on is
+    little more than the label.
+
+    The searched prompt was found with all labels, so what is measured with it is too good: such
+    candidates come last and have to be better by more (`SEARCHED_ERRORS`).
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self._plain = unrefined(kept.plain, kept.labels)
+        self._opening = fit_ridge(kept.opening, kept.labels)
+        self._present = self._opening
+        self._seen: Searched | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        improved = self._present.improves_on(self._plain)
+        return self._present.accuracy if improved else self._plain.accuracy
+
+    def refined(self, log_probs: Array) -> Array | None:
+        improved = self._present.improves_on(self._plain)
+        return self._present.log_probs if improved else None
+
+    def learn(self, kept: Kept, generation: int) -> None:
+        due = generation % GENERATIONS_A_REFIT == 1
+        if due and kept.searched is not None and kept.searched is not self._seen:
+            self._seen = kept.searched
+            self._present = _fit_all(kept, kept.searched)
+
+    def choose(self, kept: Kept) -> Choice:
+        plain, *searched = _unrefined_candidates(kept)
+        name = "plain+random ridge" if len(kept.random) else "plain ridge"
+        opening = Candidate(name, kept.random, self._opening)
+        if self._opening.loss is None:
+            # Nothing can be held out: random codes, which are fitted to nothing, can be trusted.
+            return Choice(opening, [plain, opening])
+        candidates = [plain]
+        if len(kept.random):
+            alone = fit_ridge(kept.opening[:1], kept.labels)
+            candidates.append(Candidate("plain ridge", kept.none, alone))
+        candidates += [opening, *searched]
+        if kept.searched is not None:
+            code = kept.searched.code[None]
+            if len(kept.random):
+                pair = np.stack([kept.plain, kept.searched.log_probs])
+                candidates.append(
+                    Candidate(
+                        "plain+searched ridge", code, fit_ridge(pair, kept.labels), SEARCHED_ERRORS
+                    )
+                )
+            candidates.append(
+                Candidate(
+                    "plain+random+searched ridge",
+                    np.concatenate([kept.random, code]),
+                    _fit_all(kept, kept.searched),
+                    SEARCHED_ERRORS,
+                )
+            )
+        return Choice(_last_improvement(candidates), candidates)
+
+
+def _fit_all(kept: Kept, searched: Searched) -> Refinement:
+    return fit_ridge(np.concatenate([kept.opening, searched.log_probs[None]]), kept.labels)
+
+
+class _MLPRefiner:
+    """The paper's head on the best code so far, one epoch a generation.
+
+    Without a search it is trained on the plain prompt, for as many epochs as the budget would have
+    had generations. Its accuracy while it is trained is not held out, as in the paper.
+    """
+
+    def __init__(self, settings: TuneSettings, kept: Kept) -> None:
+        self._settings = settings
+        self._weight = settings.consistency_weight if settings.consistency else 0.0
+        self._seed = settings.stream("mlp")
+        self._mlp = ResidualMLP(
+            kept.plain.shape[1], consistency_weight=self._weight, seed=self._seed
+        )
+        self._epochs = 0
+        self.accuracy: float | None = accuracy(kept.plain, kept.labels)
+
+    def refined(self, log_probs: Array) -> Array | None:
+        head = self._mlp.head()
+        return np.stack([head(one[None]) for one in log_probs])
+
+    def learn(self, kept: Kept, generation: int) -> None:
+        scores = kept.plain if kept.searched is None else kept.searched.log_probs
+        self._mlp.train_epoch(scores, kept.labels)
+        self._epochs += 1
+        self.accuracy = accuracy(self._mlp.head()(scores[None]), kept.labels)
+
+    def choose(self, kept: Kept) -> Choice:
+        if kept.searched is None:
+            for epoch in range(self._settings.budget // self._settings.population):
+                self.learn(kept, epoch)
+        found = _unrefined_candidates(kept)
+        last = found[-1]
+        refinement = cross_validate_mlp(
+            self._mlp,
+            kept.plain if kept.searched is None else kept.searched.log_probs,
+            kept.labels,
+            epochs=self._epochs,
+            consistency_weight=self._weight,
+            seed=self._seed,
+        )
+        candidates = [*found, Candidate(f"{last.name} mlp", last.codes, refinement)]
+        return Choice(_last_improvement(candidates), candidates)
+
+
+def _loss(candidate: Candidate) -> float:
+    loss = candidate.refinement.loss
+    return np.inf if loss is None else loss
+
+
+def _last_improvement(candidates: Sequence[Candidate]) -> Candidate:
+    """Each candidate that improves on the one chosen so far, beginning with the first, replaces it.
+
+    They come in the order in which they depend on the labels more, and take more prompts.
+    """
+    chosen, *others = candidates
+    for other in others:
+        if other.refinement.improves_on(chosen.refinement, errors=other.errors):
+            chosen = other
+    return chosen
