@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 
 from craft_client.exceptions import DataError
 from craft_shared.problems import FieldError
-from craft_shared.wire import Limits
+from craft_shared.wire import LONGEST_CLASS_NAME, PICTURE_FORMATS, PICTURE_MAX_ASPECT, Limits
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,8 +41,6 @@ _SPLIT_FOLDERS: dict[str, Split] = {
     "test": "test",
 }
 _COOP_LISTS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
-# What a craftbox server decodes.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _COOP_PATTERN = "split_zhou_*.json"
 # What operating systems, archives and people leave beside pictures.
 _JUNK = frozenset(
@@ -57,7 +55,6 @@ _JUNK = frozenset(
         "license.txt",
     }
 )
-_LONGEST_CLASS_NAME = 200
 _TOLD_AT_MOST = 5
 
 
@@ -219,7 +216,7 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                 message=f"has {size} bytes; the server accepts {limits.image_bytes}.",
                 remedy="Save it smaller.",
             )
-        with Image.open(path, formats=FORMATS) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
             pixels = picture.width * picture.height
             if pixels > limits.image_pixels:
                 return FieldError(
@@ -227,6 +224,13 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                     message=f"has {picture.width} x {picture.height} pixels; the server accepts "
                     f"{limits.image_pixels} in all.",
                     remedy="Save it smaller.",
+                )
+            if max(picture.size) > PICTURE_MAX_ASPECT * max(1, min(picture.size)):
+                return FieldError(
+                    field=where,
+                    message=f"is {picture.width} x {picture.height} pixels; a side may be "
+                    f"{PICTURE_MAX_ASPECT} times the other at most.",
+                    remedy="Crop it; the model sees a square from its middle.",
                 )
             picture.draft("L", (1, 1))
             picture.load()
@@ -238,7 +242,7 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
         return FieldError(
             field=where,
             message="is not a picture that a server reads.",
-            remedy=f"Remove it, or convert it to one of {', '.join(FORMATS)}.",
+            remedy=f"Remove it, or convert it to one of {', '.join(PICTURE_FORMATS)}.",
         )
     # Pillow's decoders raise a different exception for each format's kind of damage.
     except Exception as error:
@@ -342,7 +346,9 @@ def _is_junk(path: Path) -> bool:
 
 
 def _picture_suffixes() -> set[str]:
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    return {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in PICTURE_FORMATS
+    }
 
 
 # --- CoOp -------------------------------------------------------------------------------------
@@ -458,10 +464,10 @@ def _class_name(name: str) -> str:
 def _check_class_names(names: Sequence[tuple[str, str]]) -> None:
     """Checks (class name, where it stands): not empty, not too long, no two alike."""
     for name, where in names:
-        if not name or len(name) > _LONGEST_CLASS_NAME:
+        if not name or len(name) > LONGEST_CLASS_NAME:
             raise DataError(
                 f"{where}: the class name '{name[:40]}' has {len(name)} characters.",
-                remedy=f"Use 1 to {_LONGEST_CLASS_NAME} characters.",
+                remedy=f"Use 1 to {LONGEST_CLASS_NAME} characters.",
             )
     counts = Counter(name.casefold() for name, _ in names)
     twins = [(name, where) for name, where in names if counts[name.casefold()] > 1]

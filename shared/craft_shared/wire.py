@@ -16,11 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from craft_shared.units import Unit, Units
 
+LONGEST_CLASS_NAME = 200  # characters
+
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
-ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
 Template = Annotated[str, StringConstraints(min_length=2, max_length=300)]
+
+
+# Pillow's names of the picture formats that a server decodes.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Pictures are resized by their shorter side, which would make a sliver enormous.
+PICTURE_MAX_ASPECT = 100
 
 
 class Message(BaseModel):
@@ -29,10 +37,16 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Answer(Message):
+    """What a server says. Unknown fields are ignored, so that a newer server may say more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 # --- models -----------------------------------------------------------------------------------
 
 
-class Limits(Message):
+class Limits(Answer):
     """What one call may hold at most."""
 
     body_bytes: int
@@ -46,7 +60,7 @@ class Limits(Message):
     answer_bytes: int
 
 
-class ModelCard(Message):
+class ModelCard(Answer):
     """What a client may know of a model.
 
     Attributes:
@@ -64,7 +78,7 @@ class ModelCard(Message):
     outputs: list[Literal["log_probs"]]
 
 
-class ModelList(Message):
+class ModelList(Answer):
     """Answer of `GET /v1/models`."""
 
     models: list[ModelCard]
@@ -94,7 +108,7 @@ class Context(Message):
 # --- budgets and usage --------------------------------------------------------------------------
 
 
-class Budget(Message):
+class Budget(Answer):
     """One bound on a key. `remaining` = limit - spent - reserved."""
 
     unit: Unit
@@ -104,20 +118,20 @@ class Budget(Message):
     remaining: int
 
 
-class BudgetList(Message):
+class BudgetList(Answer):
     """Answer of `GET /v1/budget`. No budget on a unit means that it is not bounded."""
 
     budgets: list[Budget]
 
 
-class Cost(Message):
+class Cost(Answer):
     """What a call cost and what is left, in every charged answer."""
 
     charged: Units
     budgets: list[Budget]
 
 
-class Charge(Message):
+class Charge(Answer):
     """One line of the ledger.
 
     `at` is an RFC 3339 time in UTC. `state` is `settled`, or `reserved` while the call runs.
@@ -132,7 +146,7 @@ class Charge(Message):
     units: Units
 
 
-class Usage(Message):
+class Usage(Answer):
     """Answer of `GET /v1/usage?after=ID&limit=N`: totals of all, and a page of lines.
 
     `next_after` continues the listing; null at its end.
@@ -152,7 +166,7 @@ class ImageSetCreate(Message):
     model: str
 
 
-class ImageSet(Message):
+class ImageSet(Answer):
     """An image set: a handle on pictures that the server has seen. `count` is its rows."""
 
     id: str
@@ -174,7 +188,7 @@ class ImageUpload(Message):
     images: list[str] | None = None
 
 
-class ImageUploadAnswer(Message):
+class ImageUploadAnswer(Answer):
     """What an upload did. Pictures that the owner has had encoded before are not charged again."""
 
     image_set: ImageSet
@@ -213,7 +227,7 @@ class PredictionRequest(Message):
     dtype: Literal["float32", "float16"] = "float32"
 
 
-class PredictionAnswer(Message):
+class PredictionAnswer(Answer):
     """Answer of `POST /v1/predictions`.
 
     Attributes:
@@ -229,7 +243,7 @@ class PredictionAnswer(Message):
 # --- adapters -----------------------------------------------------------------------------------
 
 
-class AdapterCard(Message):
+class AdapterCard(Answer):
     """A published adapter, as others see it. `digest` is the SHA-256 of its content."""
 
     name: str
@@ -243,13 +257,13 @@ class AdapterCard(Message):
     published_at: str
 
 
-class AdapterList(Message):
+class AdapterList(Answer):
     """Answer of `GET /v1/adapters`."""
 
     adapters: list[AdapterCard]
 
 
-class AdapterPublishAnswer(Message):
+class AdapterPublishAnswer(Answer):
     """Answer of `POST /v1/adapters?name=NAME`; its body is an adapter (`craft_shared.adapter`)."""
 
     adapter: AdapterCard
@@ -264,7 +278,7 @@ class AdapterPredictionRequest(Message):
     images: list[str] | None = None
 
 
-class AdapterPredictionAnswer(Message):
+class AdapterPredictionAnswer(Answer):
     """Refined predictions.
 
     Attributes:

@@ -317,6 +317,13 @@ def test_too_many_pixels_are_told_from_the_header(tmp_path: Path, width: int, he
         check_pictures([Sample(path, 0)], LIMITS)
 
 
+def test_a_sliver_is_told_from_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header_of(1, 101))
+    with pytest.raises(DataError, match=r"1 x 101 pixels; a side may be 100 times the other"):
+        check_pictures([Sample(path, 0)], LIMITS)
+
+
 def test_too_many_bytes_are_told(tmp_path: Path) -> None:
     path = write_picture(tmp_path / "a.png", 1)
     path.write_bytes(path.read_bytes() + b"\0" * 2**16)

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# Preprocessing resizes the shorter side, which would make a sliver enormous.
-MAX_ASPECT = 100
+from craft_shared.wire import PICTURE_FORMATS, PICTURE_MAX_ASPECT
 
 # Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
 # over half of its range. `decode` checks the size itself, from the header, before any decoding.
@@ -44,8 +42,8 @@ def decode(
 ) -> torch.Tensor:
     """Decodes an encoded picture (of an animation, the first frame) and preprocesses it.
 
-    The format is told from the content and must be one of `FORMATS`; the EXIF orientation is
-    honoured; every colour mode becomes RGB.
+    The format is told from the content and must be one of `PICTURE_FORMATS`; the EXIF orientation
+    is honoured; every colour mode becomes RGB.
 
     Args:
         data: the file's bytes.
@@ -75,7 +73,7 @@ def decode(
 def _open(data: bytes) -> Image.Image:
     remedy = "Convert it to JPEG or PNG, or leave it out."
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
             "it is not a picture in a supported format (JPEG, PNG, WebP, BMP, GIF, TIFF)", remedy
@@ -90,9 +88,10 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(
             f"it has {width * height} pixels; at most {max_pixels} are accepted", "Scale it down."
         )
-    if max(size) > MAX_ASPECT * max(1, min(size)):
+    if max(size) > PICTURE_MAX_ASPECT * max(1, min(size)):
         raise ImageError(
-            f"it is {width} x {height} pixels; a side may be {MAX_ASPECT} times the other at most",
+            f"it is {width} x {height} pixels; "
+            f"a side may be {PICTURE_MAX_ASPECT} times the other at most",
             "Crop it; the model sees a square from its middle.",
         )
 
