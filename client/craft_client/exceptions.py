@@ -60,7 +60,7 @@ class CraftError(Exception):
 
     def __str__(self) -> str:
         fields = (
-            " ".join(part for part in (f"{error.field}: {error.message}", error.remedy) if part)
+            f"{error.field}: {error.message.removesuffix('.')}. {error.remedy}".rstrip()
             for error in self.errors
         )
         remedy = [self.remedy] if self.remedy else []

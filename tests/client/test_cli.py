@@ -250,7 +250,7 @@ def test_a_class_name_too_long_for_the_model_is_told_before_the_upload(
     for command in ("tune", "zero-shot"):
         extra = TUNE if command == "tune" else ()
         result = craft(command, "--data", picture_folder, *extra)
-        refused(result, "classes[2]: is too long Shorten it.")
+        refused(result, "classes[2]: is too long. Shorten it.")
         assert "image_set" not in result.stderr
     free(connected)
 

@@ -167,7 +167,7 @@ def _check_lengths(prompts: Prompts, classes: Sequence[str], tokens: Tokens) -> 
                 errors.append(
                     FieldError(
                         field=f"classes[{i}]",
-                        message=f"with the prompt '{prompt}' its text has {len(sequence)} tokens, "
+                        message=f"'{name}' in the prompt '{prompt}' has {len(sequence)} tokens, "
                         f"start and end included; {tokens.context_length} are allowed",
                         remedy="Shorten the class name or the prompt.",
                     )
