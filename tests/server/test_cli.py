@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from craft_server.cli import app
+from craft_server.cli import _serving_socket, app
 from craft_server.database import Database
 from craft_server.ledger.keys import authenticate
+from craft_server.settings import Settings
 
 
 @pytest.fixture
@@ -133,6 +135,25 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
             app, ["serve", "--port", str(port), "--data-dir", str(tmp_path / "data")]
         )
     check_error(done, f"port {port}")
+
+
+def test_answers_are_not_held_back_for_an_acknowledgement(tmp_path: Path) -> None:
+    async def nodelay(listener: socket.socket) -> int:
+        accepted = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, out: accepted.set_result(out), sock=listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        answering = await accepted
+        option = answering.get_extra_info("socket").getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY
+        )
+        for stream in (writer, answering):
+            stream.close()
+            await stream.wait_closed()
+        server.close()
+        return option
+
+    with _serving_socket(Settings(data_dir=tmp_path, port=0)) as listener:
+        assert asyncio.run(nodelay(listener)) != 0
 
 
 def test_a_bad_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
