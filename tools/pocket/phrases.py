@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 WORDNET = Path("/usr/share/wordnet")
@@ -26,7 +27,8 @@ VISIBLE_WEIGHT = 3.0
 PARTLY_VISIBLE_WEIGHT = 1.0
 ABSTRACT_WEIGHT = 0.6
 DIGIT_FACTOR = 0.5  # "hs1", "a-1"
-CLASS_WEIGHT = 12.0
+COMMON_FACTOR = 3.0  # a noun that is one token of CLIP's vocabulary is a common word
+CLASS_WEIGHT = 60.0  # their places are known, not estimated
 MODIFIER_WEIGHT = 0.5  # adjectives, verbs
 NOUN_NOUN_WEIGHT = 0.7
 ADJECTIVE_NOUN_WEIGHT = 0.5
@@ -82,8 +84,13 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def noun_weight(noun: str, offsets: tuple[str, ...], synsets: dict[str, Synset]) -> float:
-    """How often to show a noun, by what its commonest senses are."""
+def noun_weight(
+    noun: str,
+    offsets: tuple[str, ...],
+    synsets: dict[str, Synset],
+    vocabulary: Container[str],
+) -> float:
+    """How often to show a noun, by what its commonest senses are and how common it is."""
     lexfiles = [synsets[offset].lexfile for offset in offsets[:3]]
     if not VISIBLE.isdisjoint(lexfiles):
         weight = VISIBLE_WEIGHT
@@ -91,7 +98,9 @@ def noun_weight(noun: str, offsets: tuple[str, ...], synsets: dict[str, Synset])
         weight = PARTLY_VISIBLE_WEIGHT
     else:
         weight = ABSTRACT_WEIGHT
-    return weight * DIGIT_FACTOR if re.search(r"\d", noun) else weight
+    if re.search(r"\d", noun):
+        weight *= DIGIT_FACTOR
+    return weight * COMMON_FACTOR if f"{noun}</w>" in vocabulary else weight
 
 
 def weighted_phrases(wordnet: Path = WORDNET, *, seed: int = 0) -> dict[str, float]:
@@ -104,6 +113,7 @@ def weighted_phrases(wordnet: Path = WORDNET, *, seed: int = 0) -> dict[str, flo
     nouns = read_lemmas("noun", wordnet)
     adjectives = list(read_lemmas("adj", wordnet))
     verbs = list(read_lemmas("verb", wordnet))
+    vocabulary = SimpleTokenizer().encoder
     weights: dict[str, float] = {}
 
     def add(phrase: str, weight: float) -> None:
@@ -113,7 +123,7 @@ def weighted_phrases(wordnet: Path = WORDNET, *, seed: int = 0) -> dict[str, flo
         for name in names:
             add(name, CLASS_WEIGHT)
     for noun, offsets in nouns.items():
-        add(noun, noun_weight(noun, offsets, synsets))
+        add(noun, noun_weight(noun, offsets, synsets, vocabulary))
     short = [n for n in nouns if weights[n] >= VISIBLE_WEIGHT and " " not in n and len(n) < 11]
     rng = random.Random(seed)
     for _ in range(20_000):

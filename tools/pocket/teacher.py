@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 EMBED_DIM = 512
 RIDGE = 1.0
 TEMPERATURE = 0.05
-RIDGE_SHARE = 0.5  # of the ridge map's direction, beside 1 of the softmax-weighted average's
+RIDGE_SHARE = 1.0  # of the ridge map's direction, beside 1 of the softmax-weighted average's
 KNOWN_SHARE = 0.5  # of a class name's estimated target, beside 1 of its classes' own rows
 
 
