@@ -29,7 +29,7 @@ def _documented() -> set[tuple[str, str]]:
     return {
         (name, extra)
         for names, extras in rows
-        if extras in {"core", "client", "server", "postgres", "dev", "client, server"}
+        if extras in {"core", "client", "server", "postgres", "redis", "dev", "client, server"}
         for name in names.split(", ")
         for extra in extras.split(", ")
     }

@@ -15,21 +15,28 @@ from fastapi import FastAPI
 from craft_server.api import (
     account,
     adapters,
+    admin,
+    answers,
     documents,
     errors,
     health,
     image_sets,
     models,
     predictions,
+    receipts,
 )
 from craft_server.api.access_log import AccessLogMiddleware
 from craft_server.api.body_limit import BodyLimitMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
 from craft_server.api.in_flight import InFlight
+from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.api.services import Services
 from craft_server.database import Database
 from craft_server.engine import Engine
+from craft_server.lease import Lease
+from craft_server.rate_limits import RateLimits
+from craft_server.receipts import FILE_NAME, Receipts, Signer
 from craft_server.settings import Settings
 
 REFUND_SECONDS = 10
@@ -48,12 +55,25 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
 
     Raises:
         DatabaseError: the database cannot be used.
+        ReceiptKeyError: the key that signs receipts cannot be used.
     """
+    signer = Signer.open(
+        settings.receipt_key_file or settings.data_dir / FILE_NAME,
+        make=settings.receipt_key_file is None,
+    )
     database = database or Database.open(settings.database_url, settings.data_dir)
     services = Services(
         settings=settings,
         engine=engine,
         database=database,
+        lease=Lease(
+            database,
+            seconds=settings.lease_seconds,
+            answers_bytes=settings.answers_bytes,
+            answers_hours=settings.answers_hours,
+        ),
+        rate_limits=RateLimits(settings.rate_limits_url),
+        receipts=Receipts(database, signer, issuer=settings.receipt_issuer),
         decoders=ThreadPoolExecutor(
             min(os.cpu_count() or 1, _MAX_DECODERS), thread_name_prefix="craft-decoder"
         ),
@@ -69,6 +89,8 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         with suppress(TimeoutError):
             await asyncio.wait_for(services.in_flight.none(), REFUND_SECONDS)
         services.decoders.shutdown()
+        await asyncio.to_thread(services.receipts.close)
+        await asyncio.to_thread(services.lease.close)
         services.database.close()
 
     app = FastAPI(
@@ -79,12 +101,23 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         lifespan=lifespan,
     )
     app.state.services = services
-    for module in (health, models, image_sets, predictions, account, adapters):
+    for module in (
+        health,
+        models,
+        image_sets,
+        predictions,
+        account,
+        answers,
+        receipts,
+        adapters,
+        admin,
+    ):
         app.include_router(module.router)
     errors.install(app)
     documents.install(app)
     # The last one added is the outermost: every log line and answer has the call's id.
     app.add_middleware(UnhandledErrorsMiddleware)
+    app.add_middleware(RateLimitHeadersMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)

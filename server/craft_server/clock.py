@@ -1,10 +1,62 @@
-"""The time as the database and the API write it."""
+"""The time as the ledger counts it and as the database and the API write it."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
+from typing import get_args
+
+from craft_shared.wire import Window
+
+WINDOWS: tuple[Window, ...] = get_args(Window)
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch. Servers that share a database need clocks in step."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(at_ms: int) -> str:
+    """A time in UTC as RFC 3339 with milliseconds."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def now() -> str:
-    """The time in UTC as RFC 3339 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """The present time as `rfc3339` writes it."""
+    return rfc3339(now_ms())
+
+
+def window_start(window: Window, at_ms: int) -> int:
+    """When the calendar window that holds a time began, in UTC milliseconds; 0 for lifetime.
+
+    Weeks begin on Monday (ISO 8601).
+    """
+    if window == "lifetime":
+        return 0
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    start = moment.replace(minute=0, second=0, microsecond=0)
+    if window != "hour":
+        start = start.replace(hour=0)
+    if window == "week":
+        start -= timedelta(days=start.weekday())
+    if window == "month":
+        start = start.replace(day=1)
+    return int(start.timestamp() * 1000)
+
+
+def window_end(window: Window, at_ms: int) -> int | None:
+    """When that window ends and the next begins; None for lifetime."""
+    if window == "lifetime":
+        return None
+    start = datetime.fromtimestamp(window_start(window, at_ms) / 1000, UTC)
+    if window == "month":
+        following = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
+    else:
+        following = start + timedelta(**{f"{window}s": 1})
+    return int(following.timestamp() * 1000)
+
+
+def epoch_ms(moment: datetime) -> int:
+    """A time that has a zone in milliseconds since the Unix epoch."""
+    return round(moment.timestamp() * 1000)

@@ -19,6 +19,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from alembic.util import CommandError
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -147,6 +149,12 @@ class Database:
         """Waits for running transactions and closes all connections."""
         self._threads.shutdown()
         self._engine.dispose()
+
+
+def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
+    """Inserts a row unless a unique constraint says that it is there, by whoever made it."""
+    insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
 
 
 def _ping(connection: sa.Connection) -> None:

@@ -68,11 +68,16 @@ def model_not_found(name: str, hosted: str) -> ProblemError:
 
 def budget_exhausted(shortfalls: Sequence[Shortfall]) -> ProblemError:
     """The key's budgets do not cover the call."""
-    parts = [
-        f"this call needs {short.needed} {short.unit} and {short.remaining} are left"
-        for short in shortfalls
-    ]
+    parts = [_shortfall(short) for short in shortfalls]
     return ProblemError(BUDGET_EXHAUSTED, "; ".join(parts))
+
+
+def _shortfall(short: Shortfall) -> str:
+    budget = short.budget
+    words = f"this call needs {short.needed} {budget.unit} and {budget.remaining} are left"
+    if budget.of == "team":
+        words += " in the team's budget"
+    return f"{words} until {budget.resets_at}" if budget.resets_at else words
 
 
 def field_errors(errors: Sequence[Any], model: type[BaseModel]) -> list[FieldError]:

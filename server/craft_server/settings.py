@@ -44,6 +44,15 @@ class Settings(BaseSettings):
         texts_per_adapter: prompts x classes that a published adapter may hold.
         features_cache_bytes: memory for image sets' features between calls.
         adapters_cache_bytes: memory for parsed adapters between calls.
+        lease_seconds: how long after a server's death what it had reserved is given back.
+        answers_bytes: of predictions that can be given again under their idempotency keys; past it
+            the oldest ones' bytes go.
+        answers_hours: how long an idempotency key is remembered.
+        rate_limits_url: `redis://...` where several servers share keys' rate limits.
+        receipt_key_file: PEM file of the key that signs receipts, the same for all servers on one
+            database; None makes `receipt-key.pem` in `data_dir`.
+        receipt_issuer: what receipts call the provider, such as the server's public address; None
+            means the signing key's thumbprint.
     """
 
     model_config = SettingsConfigDict(
@@ -65,3 +74,9 @@ class Settings(BaseSettings):
     texts_per_adapter: int = Field(default=2**17, ge=1)
     features_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     adapters_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
+    lease_seconds: float = Field(default=30, ge=0.1, le=3600)
+    answers_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
+    answers_hours: int = Field(default=24, ge=24)
+    rate_limits_url: str | None = Field(default=None, pattern=r"^rediss?://")
+    receipt_key_file: Path | None = None
+    receipt_issuer: str | None = Field(default=None, min_length=1, max_length=200)

@@ -5,15 +5,31 @@ from __future__ import annotations
 from craft_server.adapters import ADAPTERS
 from craft_server.database import METADATA
 from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
-from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES
+from craft_server.ledger.tables import (
+    API_KEYS,
+    BUDGETS,
+    CALLS,
+    CHARGES,
+    HOLDERS,
+    KEY_SECRETS,
+    PRICES,
+    TEAMS,
+    TOTALS,
+)
 
 __all__ = [
     "ADAPTERS",
     "API_KEYS",
     "BUDGETS",
+    "CALLS",
     "CHARGES",
+    "HOLDERS",
     "IMAGE_FEATURES",
     "IMAGE_SETS",
     "IMAGE_SET_ROWS",
+    "KEY_SECRETS",
     "METADATA",
+    "PRICES",
+    "TEAMS",
+    "TOTALS",
 ]

@@ -47,6 +47,12 @@ UNAUTHENTICATED = ProblemType(
     "The API key is missing or not valid",
     "Send a valid key: 'Authorization: Bearer craft_...'.",
 )
+FORBIDDEN = ProblemType(
+    "forbidden",
+    403,
+    "The API key may not do this",
+    "Ask the provider for a key with the scope that 'detail' names.",
+)
 BUDGET_EXHAUSTED = ProblemType(
     "budget-exhausted",
     402,
@@ -80,6 +86,18 @@ REVISION_MISMATCH = ProblemType(
     "The adapter was tuned on another model or revision",
     "Tune again on the model that the server hosts now.",
 )
+CALL_IN_PROGRESS = ProblemType(
+    "call-in-progress",
+    409,
+    "The same call is still running",
+    "Send it again, with the same Idempotency-Key, after the Retry-After time.",
+)
+RUN_IN_PROGRESS = ProblemType(
+    "run-in-progress",
+    409,
+    "Calls that the receipt would cover are still running",
+    "Ask again when they are answered, or name a run or a period ('until') that is over.",
+)
 BODY_TOO_LARGE = ProblemType(
     "body-too-large",
     413,
@@ -101,6 +119,18 @@ INVALID_IMAGE = ProblemType(
     "A picture cannot be used",
     "Remove or replace the pictures that 'errors' names.",
 )
+IDEMPOTENCY_KEY_REUSED = ProblemType(
+    "idempotency-key-reused",
+    422,
+    "Another call was made under this Idempotency-Key",
+    "Give each call a key of its own; send a call again only as it was.",
+)
+RATE_LIMITED = ProblemType(
+    "rate-limited",
+    429,
+    "The key's rate limit is reached",
+    "Send the call again after the Retry-After time.",
+)
 INTERNAL_ERROR = ProblemType(
     "internal-error",
     500,
@@ -116,6 +146,7 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
     for problem in (
         MALFORMED_BODY,
         UNAUTHENTICATED,
+        FORBIDDEN,
         BUDGET_EXHAUSTED,
         NOT_FOUND,
         MODEL_NOT_FOUND,
@@ -124,10 +155,14 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
         METHOD_NOT_ALLOWED,
         NAME_TAKEN,
         REVISION_MISMATCH,
+        CALL_IN_PROGRESS,
+        RUN_IN_PROGRESS,
         BODY_TOO_LARGE,
         UNSUPPORTED_MEDIA_TYPE,
         INVALID_REQUEST,
         INVALID_IMAGE,
+        IDEMPOTENCY_KEY_REUSED,
+        RATE_LIMITED,
         INTERNAL_ERROR,
         OVERLOADED,
     )

@@ -1,4 +1,4 @@
-"""The five units that craftbox counts; it knows neither prices nor budgets."""
+"""What craftbox counts: five units of work, and their cost; it knows neither prices nor budgets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 Unit = Literal["queries", "predictions", "images", "texts", "requests"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
+
+# What a budget may bound: units, or their price in millionths of the provider's currency.
+Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 class Units(BaseModel):

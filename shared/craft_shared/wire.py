@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from craft_shared.units import Unit, Units
+from craft_shared.units import Measure, Unit, Units
 
 LONGEST_CLASS_NAME = 200  # characters
 
@@ -108,14 +108,31 @@ class Context(Message):
 # --- budgets and usage --------------------------------------------------------------------------
 
 
-class Budget(Answer):
-    """One bound on a key. `remaining` = limit - spent - reserved."""
+Window = Literal["lifetime", "month", "week", "day", "hour"]
 
-    unit: Unit
+
+class Budget(Answer):
+    """One bound on a key, its own or its team's; all of them must cover a call.
+
+    Attributes:
+        unit: what it bounds.
+        window: the calendar window (UTC) after which it begins anew; `lifetime` never does.
+        of: whether all keys of a team share it.
+        limit: of the unit, in one window.
+        spent: charged in this window.
+        reserved: set aside for calls that run now.
+        remaining: limit - spent - reserved.
+        resets_at: when the next window begins, RFC 3339; null for lifetime.
+    """
+
+    unit: Measure
+    window: Window = "lifetime"
+    of: Literal["key", "team"] = "key"
     limit: int
     spent: int
     reserved: int
     remaining: int
+    resets_at: str | None = None
 
 
 class BudgetList(Answer):
@@ -125,34 +142,46 @@ class BudgetList(Answer):
 
 
 class Cost(Answer):
-    """What a call cost and what is left, in every charged answer."""
+    """What a call cost and what is left, in every charged answer.
+
+    Attributes:
+        charged: units of the call.
+        cost_micros: their price, in millionths of the provider's currency.
+        budgets: after the call.
+    """
 
     charged: Units
+    cost_micros: int = 0
     budgets: list[Budget]
 
 
 class Charge(Answer):
     """One line of the ledger.
 
-    `at` is an RFC 3339 time in UTC. `state` is `settled`, or `reserved` while the call runs.
-    Refunded reservations charge nothing and are not listed.
+    `at` is an RFC 3339 time in UTC, of the reservation. `state` is `settled`, or `reserved` while
+    the call runs. Refunded reservations charge nothing and are not listed. `run` is what the client
+    called the run that the call was part of.
     """
 
     id: int
     at: str
     call: str
+    run: str | None = None
     model: str
+    revision: str = ""
     state: Literal["reserved", "settled"]
     units: Units
+    cost_micros: int = 0
 
 
 class Usage(Answer):
-    """Answer of `GET /v1/usage?after=ID&limit=N`: totals of all, and a page of lines.
+    """Answer of `GET /v1/usage?after=ID&limit=N`: totals of what is settled, and a page of lines.
 
     `next_after` continues the listing; null at its end.
     """
 
     total: Units
+    cost_micros: int = 0
     charges: list[Charge]
     next_after: int | None
 
@@ -290,3 +319,169 @@ class AdapterPredictionAnswer(Answer):
     classes: list[str]
     cost: Cost
     log_probs: list[list[float]] | None = None
+
+
+# --- administration -----------------------------------------------------------------------------
+
+Scope = Literal["predict", "publish", "admin"]
+
+MAX_AMOUNT = 10**15  # of a unit, in one budget or top-up
+MAX_PRICE_MICROS = 10**9  # of one unit: what a call costs stays within 64 bits
+MAX_OVERLAP_SECONDS = 90 * 86_400
+
+Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+PriceMicros = Annotated[int, Field(ge=0, le=MAX_PRICE_MICROS)]
+PerMinute = Annotated[int, Field(ge=1, le=MAX_AMOUNT)]
+Label = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
+]
+NonEmptyLabel = Annotated[Label, StringConstraints(min_length=1)]
+
+
+class BudgetLimit(Message):
+    """What one budget is to be: at most `limit` of `unit` in each `window`."""
+
+    unit: Measure
+    window: Window = "lifetime"
+    limit: Amount
+
+
+class BudgetLimits(Message):
+    """Body of `PUT /v1/admin/keys/{prefix}/budgets` and `PUT /v1/admin/teams/{name}/budgets`.
+
+    Budgets that it does not name stay as they are.
+    """
+
+    budgets: list[BudgetLimit] = Field(min_length=1, max_length=100)
+
+
+class BudgetTopUp(Message):
+    """By how much the limit of one budget is to grow."""
+
+    unit: Measure
+    window: Window = "lifetime"
+    amount: Amount
+
+
+class BudgetTopUps(Message):
+    """Body of `POST /v1/admin/keys/{prefix}/budgets/top-up`, and of the same of a team."""
+
+    budgets: list[BudgetTopUp] = Field(min_length=1, max_length=100)
+
+
+class KeyCreate(Message):
+    """Body of `POST /v1/admin/keys`.
+
+    Attributes:
+        owner: whose image sets and adapters the key sees.
+        name: what the key is for.
+        team: whose budgets bound it too; made if there is none of that name.
+        scopes: what it may do.
+        expires_at: from when on it is useless, RFC 3339; null is never.
+        requests_per_minute: HTTP calls; null is not bounded.
+        predictions_per_minute: prompts scored against one image; null is not bounded.
+        concurrency: charged calls at a time; null is not bounded.
+        budgets: the key's own; what has none is not bounded.
+    """
+
+    owner: NonEmptyLabel
+    name: Label = ""
+    team: NonEmptyLabel | None = None
+    scopes: list[Scope] = Field(default=["predict", "publish"], min_length=1)
+    expires_at: AwareDatetime | None = None
+    requests_per_minute: PerMinute | None = None
+    predictions_per_minute: PerMinute | None = None
+    concurrency: PerMinute | None = None
+    budgets: list[BudgetLimit] = Field(default_factory=list, max_length=100)
+
+
+class KeyRotate(Message):
+    """Body of `POST /v1/admin/keys/{prefix}/rotate`: for how long the old secrets still work."""
+
+    overlap_seconds: int = Field(default=86_400, ge=0, le=MAX_OVERLAP_SECONDS)
+
+
+class KeyCard(Answer):
+    """A key, without its secrets. Times are RFC 3339.
+
+    Attributes:
+        id: names the key in exported usage, whatever becomes of its secrets.
+        prefix: of the newest secret; names the key in calls and commands.
+        prefixes: of all its secrets, the newest first.
+    """
+
+    id: int
+    prefix: str
+    prefixes: list[str]
+    owner: str
+    name: str
+    team: str | None
+    scopes: list[Scope]
+    requests_per_minute: int | None
+    predictions_per_minute: int | None
+    concurrency: int | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class KeyList(Answer):
+    """Answer of `GET /v1/admin/keys`."""
+
+    keys: list[KeyCard]
+
+
+class KeySecret(Answer):
+    """A new secret of a key.
+
+    Attributes:
+        key: the secret. It is shown once: null where the answer is given again.
+        prefix: of the secret.
+        card: the key.
+    """
+
+    key: str | None
+    prefix: str
+    card: KeyCard
+
+
+class PriceList(Message):
+    """Body of `PUT /v1/admin/prices/{model}`, and its answer: micros a unit.
+
+    A unit that it does not name stays as it is.
+    """
+
+    micros: dict[Unit, PriceMicros]
+
+
+class PriceLists(Answer):
+    """Answer of `GET /v1/admin/prices`: every model's prices; a unit without one is free."""
+
+    models: dict[str, dict[Unit, int]]
+
+
+class UsageLine(Answer):
+    """One line of exported usage: what `GET /v1/usage` lists, and whose it is.
+
+    `closed_at` is when the call was settled, RFC 3339; null while it runs.
+    """
+
+    id: int
+    at: str
+    closed_at: str | None
+    key_id: int
+    key: str
+    owner: str
+    team: str | None
+    call: str
+    run: str | None
+    model: str
+    revision: str
+    state: Literal["reserved", "settled"]
+    queries: int
+    predictions: int
+    images: int
+    texts: int
+    requests: int
+    cost_micros: int

@@ -21,9 +21,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from craft_server.app import create_app
+from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.engine import Engine
-from craft_server.ledger.keys import create_key
+from craft_server.ledger.budgets import set_budget
+from craft_server.ledger.keys import create_key, find_key
 from craft_server.settings import DEFAULT_LIMITS, Settings
 
 POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
@@ -96,10 +98,21 @@ class Server:
         return self.app.state.services.engine
 
     def key(self, owner: str | None = None, **limits: int) -> str:
+        """The secret of a new key with lifetime budgets."""
+        at = now_ms()
         with self.database.writing() as connection:
-            return create_key(
-                connection, owner=owner or secrets.token_hex(4), name="test", limits=limits
-            )
+            secret = create_key(connection, owner=owner or secrets.token_hex(4), name="test", at=at)
+            key_id = find_key(connection, secret.split("_")[1]).key_id
+            for unit, limit in limits.items():
+                set_budget(
+                    connection,
+                    key_id=key_id,
+                    unit=unit,
+                    window="lifetime",
+                    limit=limit,
+                    at=at,
+                )
+        return secret
 
     def client(self, owner: str | None = None, **limits: int) -> httpx.Client:
         """A client with a new key; of a new owner unless one is named."""

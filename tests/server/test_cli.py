@@ -1,21 +1,31 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from click.testing import Result
 from typer.testing import CliRunner
 
-from craft_server.cli import _serving_socket, app
+from craft_server.cli import app
+from craft_server.cli.serve import _serving_socket
+from craft_server.clock import now_ms
 from craft_server.database import Database
-from craft_server.ledger.keys import authenticate
+from craft_server.ledger import exports, leases
+from craft_server.ledger.charges import Work, reserve, settle
+from craft_server.ledger.keys import Caller, Rates, authenticate
+from craft_server.ledger.tables import CHARGES
 from craft_server.settings import Settings
+from craft_shared.units import Units
 
 
 @pytest.fixture
@@ -48,7 +58,7 @@ def test_a_made_key_is_the_last_line_and_works(
     key = done.stdout.splitlines()[-1]
     database = Database.open(store_url, tmp_path)
     with database.reading() as connection:
-        caller = authenticate(connection, key)
+        caller = authenticate(connection, key, now_ms())
     database.close()
     assert caller is not None
     assert caller.owner == "me"
@@ -98,7 +108,15 @@ def test_a_revoked_key_is_listed_as_such(craft_server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("keys", "revoke"), ("budgets", "show"), ("budgets", "top-up", "--queries", "1")]
+    "command",
+    [
+        ("keys", "revoke"),
+        ("keys", "rotate"),
+        ("budgets", "show"),
+        ("budgets", "top-up", "--queries", "1"),
+        ("budgets", "set", "--unit", "queries", "--limit", "1"),
+        ("usage", "export", "--key"),
+    ],
 )
 def test_an_unknown_prefix_is_an_error(craft_server: Any, command: tuple[str, ...]) -> None:
     check_error(craft_server(*command, "abcdefgh"), "no key abcdefgh")
@@ -170,3 +188,244 @@ def test_keys_and_help_do_not_wait_for_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def open_store(store_url: str, tmp_path: Path) -> Database:
+    return Database.open(store_url, tmp_path)
+
+
+def who(store_url: str, tmp_path: Path, key: str, at: int | None = None) -> Caller | None:
+    database = open_store(store_url, tmp_path)
+    with database.reading() as connection:
+        caller = authenticate(connection, key, now_ms() if at is None else at)
+    database.close()
+    return caller
+
+
+def spend(store_url: str, tmp_path: Path, key: str, units: Units, at: int | None = None) -> None:
+    caller = who(store_url, tmp_path, key)
+    assert caller is not None
+    database = open_store(store_url, tmp_path)
+    work = Work("predictions", "tiny", "r1", units, 'run, "one"')
+    moment = now_ms() if at is None else at
+    with database.writing() as connection:
+        leases.renew(connection, "test", moment + 60_000)
+        reserved = reserve(connection, caller, work, holder="test", at=moment)
+        settle(connection, reserved.charge_id, moment)
+    database.close()
+
+
+def test_a_key_has_the_scopes_rates_and_end_it_was_made_with(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    made = create(
+        craft_server,
+        *("--team", "lab", "--scope", "predict", "--scope", "admin", "--expires-in", "30d"),
+        *("--requests-per-minute", "60", "--predictions-per-minute", "900", "--concurrency", "4"),
+    )
+    caller = who(store_url, tmp_path, made["key"])
+    assert caller is not None
+    assert caller.scopes == {"predict", "admin"}
+    assert caller.rates == Rates(60, 900, 4)
+    days = 86_400_000
+    assert who(store_url, tmp_path, made["key"], now_ms() + 29 * days) is not None
+    assert who(store_url, tmp_path, made["key"], now_ms() + 30 * days) is None
+    (entry,) = json.loads(craft_server("keys", "list", "--json").stdout)
+    assert (entry["team"], entry["scopes"]) == ("lab", ["predict", "admin"])
+    assert entry["requests_per_minute"] == 60
+    assert entry["expires_at"] == made["expires_at"]
+
+
+def test_no_key_is_an_admin_unless_it_is_asked_for(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    caller = who(store_url, tmp_path, create(craft_server)["key"])
+    assert caller is not None
+    assert caller.scopes == {"predict", "publish"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scope", "root"], "--scope"),
+        (["--expires-in", "soon"], "--expires-in"),
+        (["--expires-in", "30"], "--expires-in"),
+        (["--expires-in", "999999999w"], "--expires-in"),
+        (["--team", " "], "--team"),
+        (["--name", "x" * 201], "--name"),
+        (["--name", "bell\a"], "--name"),
+        (["--owner", "half \udcff of a character"], "--owner"),
+    ],
+)
+def test_a_bad_option_of_a_key_is_one_line(
+    craft_server: Any, arguments: list[str], words: str
+) -> None:
+    check_error(craft_server("keys", "create", "--owner", "me", *arguments), words)
+    assert json.loads(craft_server("keys", "list", "--json").stdout) == []
+
+
+def test_both_secrets_work_while_a_key_is_rotated(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    made = create(craft_server)
+    done = craft_server("keys", "rotate", made["prefix"], "--overlap", "1h", "--json")
+    rotated = json.loads(done.stdout)
+    before, after = now_ms() + 59 * 60_000, now_ms() + 60 * 60_000
+    assert who(store_url, tmp_path, made["key"], before) is not None
+    assert who(store_url, tmp_path, rotated["key"], before) is not None
+    assert who(store_url, tmp_path, made["key"], after) is None
+    assert who(store_url, tmp_path, rotated["key"], after) is not None
+    (entry,) = json.loads(craft_server("keys", "list", "--json").stdout)
+    assert set(entry["prefixes"]) == {made["prefix"], rotated["prefix"]}
+    assert (
+        craft_server("keys", "rotate", made["prefix"]).stdout.splitlines()[-1].startswith("craft_")
+    )
+
+
+def test_a_revoked_key_is_not_rotated(craft_server: Any) -> None:
+    prefix = create(craft_server)["prefix"]
+    craft_server("keys", "revoke", prefix)
+    check_error(craft_server("keys", "rotate", prefix), "revoked")
+
+
+def test_a_budget_is_set_shown_and_topped_up_by_window(craft_server: Any) -> None:
+    prefix = create(craft_server, "--queries", "5")["prefix"]
+    budget = ("--unit", "queries", "--window", "day")
+    assert craft_server("budgets", "set", prefix, *budget, "--limit", 3).exit_code == 0
+    done = craft_server("budgets", "top-up", prefix, "--queries", 4, "--window", "day", "--json")
+    assert {b["window"]: b["limit"] for b in json.loads(done.stdout)} == {"day": 7, "lifetime": 5}
+    done = craft_server("budgets", "set", prefix, *budget, "--limit", 2, "--json")
+    assert {b["window"]: b["limit"] for b in json.loads(done.stdout)} == {"day": 2, "lifetime": 5}
+    check_error(
+        craft_server("budgets", "top-up", prefix, "--queries", 4, "--window", "hour"),
+        "no budget on queries (hour)",
+    )
+
+
+def test_a_teams_budget_bounds_its_keys(craft_server: Any) -> None:
+    prefix = create(craft_server, "--team", "lab")["prefix"]
+    set_ = ("budgets", "set", "--team", "lab", "--unit", "texts", "--limit", "9")
+    assert craft_server(*set_).exit_code == 0
+    done = craft_server("budgets", "top-up", "--team", "lab", "--texts", "1", "--json")
+    (of_team,) = json.loads(done.stdout)
+    (of_key,) = json.loads(craft_server("budgets", "show", prefix, "--json").stdout)
+    assert of_team == of_key
+    assert (of_key["of"], of_key["limit"]) == ("team", 10)
+
+
+def test_a_limit_below_what_is_spent_is_an_error(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    made = create(craft_server, "--queries", "5")
+    spend(store_url, tmp_path, made["key"], Units(queries=4))
+    command = ("budgets", "set", made["prefix"], "--unit", "queries", "--limit")
+    check_error(craft_server(*command, 3), "4 queries are spent")
+    assert craft_server(*command, 4).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("set", "--unit", "apples", "--limit", "1", "PREFIX"), "--unit"),
+        (("set", "--unit", "queries", "--window", "year", "--limit", "1", "PREFIX"), "--window"),
+        (("set", "--unit", "queries", "--limit", "1"), "--team"),
+        (("set", "--unit", "queries", "--limit", "1", "PREFIX", "--team", "lab"), "--team"),
+        (("set", "--unit", "queries", "--limit", "1", "--team", "nobody"), "no team nobody"),
+        (("top-up", "--queries", "1", "--window", "year", "PREFIX"), "--window"),
+        (("show",), "--team"),
+    ],
+)
+def test_a_bad_budget_is_one_line(craft_server: Any, command: tuple[str, ...], words: str) -> None:
+    prefix = create(craft_server, "--team", "lab")["prefix"]
+    arguments = [prefix if part == "PREFIX" else part for part in command]
+    check_error(craft_server("budgets", *arguments), words)
+
+
+def test_prices_are_set_and_listed(craft_server: Any) -> None:
+    assert craft_server("prices", "set", "pocket", "--queries", 100, "--texts", 2).exit_code == 0
+    assert craft_server("prices", "set", "pocket", "--queries", 70).exit_code == 0
+    listed = json.loads(craft_server("prices", "list", "--json").stdout)
+    assert listed == {"pocket": {"queries": 70, "texts": 2}}
+    assert "70" in craft_server("prices", "list").stdout
+    check_error(craft_server("prices", "set", "pocket"), "--queries")
+
+
+def test_usage_is_exported_line_by_line(craft_server: Any, store_url: str, tmp_path: Path) -> None:
+    craft_server("prices", "set", "tiny", "--queries", 10)
+    made, other = create(craft_server, "--team", "lab"), create(craft_server)
+    for number, key in enumerate((made, other, made)):
+        spend(store_url, tmp_path, key["key"], Units(queries=number), 1_700_000_000_000 + number)
+    done = craft_server("usage", "export", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    lines = [
+        json.loads(line)
+        for line in craft_server("usage", "export", "--format", "jsonl").stdout.splitlines()
+    ]
+    assert [line["queries"] for line in lines] == [0, 1, 2]
+    assert [line["cost_micros"] for line in lines] == [0, 10, 20]
+    assert [line["key"] for line in lines] == [k["prefix"] for k in (made, other, made)]
+    assert lines[0]["run"] == 'run, "one"'
+    assert (lines[0]["owner"], lines[0]["team"], lines[1]["team"]) == ("me", "lab", None)
+    assert lines[0]["at"] == lines[0]["closed_at"] == "2023-11-14T22:13:20.000Z"
+    # The two formats say the same.
+    assert [
+        {name: "" if value is None else str(value) for name, value in line.items()}
+        for line in lines
+    ] == rows
+
+
+def test_usage_is_exported_of_one_key_and_period(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    made, other = create(craft_server), create(craft_server)
+    for number in range(4):
+        at = 1_700_000_000_000 + 1000 * number
+        spend(store_url, tmp_path, made["key"], Units(queries=number), at)
+        spend(store_url, tmp_path, other["key"], Units(queries=9), at)
+    done = craft_server(
+        *("usage", "export", "--format", "jsonl", "--key", made["prefix"]),
+        *("--since", "2023-11-14T22:13:21Z", "--until", "2023-11-14T23:13:23+01:00"),
+    )
+    assert [json.loads(line)["queries"] for line in done.stdout.splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "xlsx"], "csv or jsonl"),
+        (["--since", "yesterday"], "--since"),
+        (["--until", "2026-01-01T00:00:00"], "--until"),
+    ],
+)
+def test_a_bad_export_is_one_line(craft_server: Any, arguments: list[str], words: str) -> None:
+    done = craft_server("usage", "export", *arguments)
+    check_error(done, words)
+    assert done.stdout == ""
+
+
+def test_an_export_holds_few_rows_in_memory(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    """The peak of 20,000 lines is that of 1,000 lines: rows are not gathered."""
+    made = create(craft_server)
+    spend(store_url, tmp_path, made["key"], Units(queries=1))
+    database = open_store(store_url, tmp_path)
+
+    def peak(rows: int) -> int:
+        with database.writing() as connection:
+            (line,) = connection.execute(sa.select(CHARGES).limit(1)).mappings()
+            have = connection.execute(sa.select(sa.func.count()).select_from(CHARGES)).scalar_one()
+            copies = [{k: v for k, v in line.items() if k != "id"}] * (rows - have)
+            connection.execute(sa.insert(CHARGES), copies)
+        with database.reading() as connection:
+            tracemalloc.start()
+            count = sum(1 for _ in exports.lines(connection, exports.Selection()))
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert count == rows
+        return most
+
+    few = peak(1_000)
+    many = peak(20_000)
+    database.close()
+    assert many < 2 * few

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from craft_server.database import Database, DatabaseError
+from craft_server.database import Database, DatabaseError, insert_missing
 from craft_server.ledger.keys import create_key, list_keys
-from craft_server.tables import METADATA
+from craft_server.tables import METADATA, TEAMS
 
 
 def test_migrations_make_the_schema_that_the_code_uses(store: Database) -> None:
@@ -22,7 +22,7 @@ def test_migrations_make_the_schema_that_the_code_uses(store: Database) -> None:
 
 def test_opening_again_keeps_what_is_there(store: Database, store_url: str, tmp_path: Path) -> None:
     with store.writing() as connection:
-        create_key(connection, owner="owner", name="", limits={})
+        create_key(connection, owner="owner", at=0)
     again = Database.open(store_url, tmp_path)
     with again.reading() as connection:
         assert [entry.owner for entry in list_keys(connection)] == ["owner"]
@@ -59,7 +59,7 @@ def test_sqlite_keeps_commits_through_a_power_cut(tmp_path: Path) -> None:
 def test_a_transaction_that_raises_changes_nothing(store: Database) -> None:
     def fail_halfway() -> None:
         with store.writing() as connection:
-            create_key(connection, owner="owner", name="", limits={"queries": 1})
+            create_key(connection, owner="owner", at=0)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -100,3 +100,12 @@ def test_a_bad_url_is_one_line_without_the_password(url: str, words: str, tmp_pa
         Database.open(url, tmp_path)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_there_is_not_inserted_again(store: Database) -> None:
+    with store.writing() as connection:
+        insert_missing(connection, TEAMS, name="lab", created_at=1)
+        insert_missing(connection, TEAMS, name="lab", created_at=2)
+        assert connection.execute(sa.select(TEAMS.c.created_at)).scalars().all() == [1]
+        with pytest.raises(sa.exc.IntegrityError):
+            insert_missing(connection, TEAMS, name="other", created_at=None)

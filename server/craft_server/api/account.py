@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from craft_server.api import documents
 from craft_server.api.auth import WithCaller
 from craft_server.api.services import WithServices
+from craft_server.clock import now_ms
 from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import usage
 from craft_shared.problems import INVALID_REQUEST, UNAUTHENTICATED
@@ -33,4 +34,6 @@ async def get_usage(
 @router.get("/v1/budget", summary="What is left", responses=_PROBLEMS)
 async def get_budget(services: WithServices, caller: WithCaller) -> BudgetList:
     """The key's budgets. A unit without one is not bounded. Free."""
-    return BudgetList(budgets=await services.database.read(list_budgets, caller.key_id))
+    return BudgetList(
+        budgets=await services.database.read(list_budgets, caller.key_id, caller.team_id, now_ms())
+    )

@@ -7,21 +7,25 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api import documents
-from craft_server.api.answer import encode_log_probs
-from craft_server.api.auth import WithCaller
+from craft_server.api.answer import encode_log_probs, json_response
+from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of, content_type, read_bytes, unsupported
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts
-from craft_server.api.metering import reservation
+from craft_server.api.idempotency import Call, call_of
+from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.pictures import load_pictures, select_pictures
+from craft_server.api.rate_limits import use_predictions
 from craft_server.api.services import Services, WithServices
+from craft_server.clock import now_ms
 from craft_server.image_sets import Features
-from craft_server.ledger.budgets import list_budgets
+from craft_server.ledger.charges import Work, cost_of
+from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
@@ -52,6 +56,9 @@ from craft_shared.wire import (
 )
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+WithPublishKey = Annotated[Caller, Depends(caller_with("publish"))]
+WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
 
 _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C] that one step of a prediction holds in memory
 
@@ -85,7 +92,8 @@ _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C] that one step of a prediction hol
 async def publish(
     request: Request,
     services: WithServices,
-    caller: WithCaller,
+    caller: WithPublishKey,
+    call: Annotated[Call, Depends(call_of(repeatable=False))],
     name: Annotated[Name, Query(description="What the adapter is called under this owner.")],
 ) -> Response:
     """Publishes the next version under a name; versions never change.
@@ -110,14 +118,22 @@ async def publish(
     )
     same = await services.database.read(adapters.find_digest, caller.owner, name, digest)
     if same is not None:
-        budgets = await services.database.read(list_budgets, caller.key_id)
-        return _published(200, same.card, Cost(charged=Units(), budgets=budgets))
+        return await free_of_charge(
+            services,
+            caller,
+            call,
+            lambda cost: _published(200, same.card, cost),
+            cost_of,
+            caller,
+            None,
+            now_ms(),
+        )
     units = Units(texts=config.prompts * len(config.classes), requests=1)
-    async with reservation(
-        services, caller, call="adapters", model=config.model, units=units
-    ) as reserved:
+    work = Work("adapters", config.model, config.revision, units, call.run)
+    async with booking(services, caller, call, work) as booked:
         text_features = await services.engine.encode_prompts(prompts, config.classes)
-        card, cost = await reserved.settle_with(
+        return await booked.settle_with(
+            lambda card: _published(201, card, booked.cost),
             adapters.add,
             caller.owner,
             name,
@@ -126,11 +142,10 @@ async def publish(
             body=body,
             text_features=text_features,
         )
-    return _published(201, card, cost)
 
 
 @router.get("", summary="The owner's adapters", responses=documents.problems(UNAUTHENTICATED))
-async def list_adapters(services: WithServices, caller: WithCaller) -> AdapterList:
+async def list_adapters(services: WithServices, caller: WithPredictKey) -> AdapterList:
     """All versions that are not retired. Free."""
     return AdapterList(adapters=await services.database.read(adapters.list_cards, caller.owner))
 
@@ -140,7 +155,7 @@ async def list_adapters(services: WithServices, caller: WithCaller) -> AdapterLi
     summary="An adapter",
     responses=documents.problems(UNAUTHENTICATED, ADAPTER_NOT_FOUND),
 )
-async def get(services: WithServices, caller: WithCaller, name: str) -> AdapterCard:
+async def get(services: WithServices, caller: WithPredictKey, name: str) -> AdapterCard:
     """The newest version of `name`, or the one that `name@version` names. Free."""
     publication = await services.database.read(adapters.find, caller.owner, name)
     return publication.card
@@ -152,7 +167,7 @@ async def get(services: WithServices, caller: WithCaller, name: str) -> AdapterC
     summary="Retire an adapter",
     responses=documents.problems(UNAUTHENTICATED, ADAPTER_NOT_FOUND),
 )
-async def retire(services: WithServices, caller: WithCaller, name: str) -> None:
+async def retire(services: WithServices, caller: WithPublishKey, name: str) -> None:
     """Retires all versions of `name`, or the one that `name@version` names. Free."""
     await services.database.write(adapters.retire, caller.owner, name)
 
@@ -186,7 +201,8 @@ async def retire(services: WithServices, caller: WithCaller, name: str) -> None:
 async def predict(
     request: Request,
     services: WithServices,
-    caller: WithCaller,
+    caller: WithPredictKey,
+    call: Annotated[Call, Depends(call_of(repeatable=True))],
     name: str,
     body: Annotated[Body[AdapterPredictionRequest], Depends(body_of(AdapterPredictionRequest))],
 ) -> Response:
@@ -213,18 +229,18 @@ async def predict(
         images=len(selection.files),
         requests=1,
     )
-    async with reservation(
-        services, caller, call="adapter-predictions", model=card.model, units=units
-    ) as reserved:
+    await use_predictions(request, services, caller, units.predictions)
+    work = Work("adapter-predictions", card.model, card.revision, units, call.run)
+    async with booking(services, caller, call, work) as booked:
         servable = await _load(services, publication)
         features = await pictures.features(services)
         answer = await encode_log_probs(request, await _refined(services, servable, features))
-        cost = await reserved.settle()
-        return await answer.with_document(
+        response = await answer.with_document(
             AdapterPredictionAnswer(
-                adapter=card.name, version=card.version, classes=card.classes, cost=cost
+                adapter=card.name, version=card.version, classes=card.classes, cost=booked.cost
             )
         )
+        return await booked.settle(response)
 
 
 def _parse(body: bytes) -> tuple[Adapter, str]:
@@ -261,8 +277,7 @@ def _check_texts(services: Services, adapter: Adapter) -> None:
 
 
 def _published(status: int, card: AdapterCard, cost: Cost) -> Response:
-    answer = AdapterPublishAnswer(adapter=card, cost=cost)
-    return JSONResponse(answer.model_dump(mode="json"), status_code=status)
+    return json_response(AdapterPublishAnswer(adapter=card, cost=cost), status=status)
 
 
 async def _load(services: Services, publication: Publication) -> ServableAdapter:

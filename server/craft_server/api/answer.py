@@ -1,6 +1,6 @@
 """Answers with a tensor: JSON, or safetensors where the client asks for it by `Accept`.
 
-The tensor is encoded before the call is settled, so that what can fail has been done by then.
+A tensor is encoded before the call is settled, so that what can fail has been done by then.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ class TensorAnswer:
         head = json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()
         body = b"".join((head, b',"log_probs":', self._text, b"}"))
         return Response(body, media_type=JSON_TYPE)
+
+
+def json_response(document: BaseModel, *, status: int = 200) -> Response:
+    """The response that carries a document without a tensor."""
+    return Response(document.model_dump_json(), status_code=status, media_type=JSON_TYPE)
 
 
 async def encode_log_probs(request: Request, log_probs: NDArray[Any]) -> TensorAnswer:

@@ -1,18 +1,22 @@
-"""Who calls: the bearer key of a request (RFC 6750)."""
+"""Who calls, and whether it may: the bearer key of a request (RFC 6750), its scopes and rate."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
+from craft_server.api.rate_limits import use_request
 from craft_server.api.services import WithServices
+from craft_server.clock import now_ms
 from craft_server.ledger.keys import Caller, authenticate
 from craft_server.problems import ProblemError
-from craft_shared.problems import OVERLOADED, UNAUTHENTICATED
+from craft_shared.problems import FORBIDDEN, OVERLOADED, UNAUTHENTICATED
+from craft_shared.wire import Scope
 
 RETRY_AFTER_SECONDS = "5"
 
@@ -20,14 +24,14 @@ _log = structlog.get_logger()
 _bearer = HTTPBearer(auto_error=False, description="An API key, `craft_...`.")
 
 
-async def _caller(
+async def _authenticated(
     services: WithServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> Caller:
     if credentials is None:
         raise _unauthenticated("the call shows no bearer key")
     try:
-        caller = await services.database.read(authenticate, credentials.credentials)
+        caller = await services.database.read(authenticate, credentials.credentials, now_ms())
     except SQLAlchemyError as error:
         # Nothing has been done yet, so that the client may safely try again.
         _log.error("database does not answer", error=str(error))
@@ -37,8 +41,16 @@ async def _caller(
             headers={"Retry-After": RETRY_AFTER_SECONDS},
         ) from error
     if caller is None:
-        raise _unauthenticated("the key is unknown or revoked")
+        raise _unauthenticated("the key is unknown, expired or revoked")
     structlog.contextvars.bind_contextvars(key=caller.prefix)
+    return caller
+
+
+WithCallerAtAnyRate = Annotated[Caller, Depends(_authenticated)]
+
+
+async def _caller(request: Request, services: WithServices, caller: WithCallerAtAnyRate) -> Caller:
+    await use_request(request, services, caller)
     return caller
 
 
@@ -47,3 +59,14 @@ def _unauthenticated(detail: str) -> ProblemError:
 
 
 WithCaller = Annotated[Caller, Depends(_caller)]
+
+
+def caller_with(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    """A dependency on a caller whose key has a scope."""
+
+    async def check(caller: WithCaller) -> Caller:
+        if scope not in caller.scopes:
+            raise ProblemError(FORBIDDEN, f"the call needs a key with the scope '{scope}'")
+        return caller
+
+    return check

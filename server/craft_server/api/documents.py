@@ -15,20 +15,30 @@ from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
 from craft_shared.wire import (
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
+    BudgetLimits,
+    BudgetTopUps,
     ImageSetCreate,
     ImageUpload,
+    KeyCreate,
+    KeyRotate,
     PredictionAnswer,
     PredictionRequest,
+    PriceList,
 )
 
 _REF = "#/components/schemas/{model}"
 _BY_REFERENCE: tuple[type[BaseModel], ...] = (
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
+    BudgetLimits,
+    BudgetTopUps,
     ImageSetCreate,
     ImageUpload,
+    KeyCreate,
+    KeyRotate,
     PredictionAnswer,
     PredictionRequest,
+    PriceList,
     Problem,
 )
 _DESCRIPTION = """
@@ -51,6 +61,12 @@ def body(model: type[BaseModel], tensors: str) -> dict[str, Any]:
             },
         }
     }
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a call that takes a `model` without tensors."""
+    content = {"application/json": {"schema": _reference(model)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def safetensors_body(description: str) -> dict[str, Any]:

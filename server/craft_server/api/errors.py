@@ -13,12 +13,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server import problems
 from craft_server.adapters import NoSuchAdapter
+from craft_server.api.idempotency import Replayed, replay
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
-from craft_server.ledger.charges import BudgetExhausted
+from craft_server.ledger.calls import KeyReused, StillRunning
+from craft_server.ledger.charges import BudgetExhausted, ChargeClosed, TooManyRunning
 from craft_server.problems import ProblemError
+from craft_server.rate_limits import NotCounted, RateLimited
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
+    CALL_IN_PROGRESS,
+    IDEMPOTENCY_KEY_REUSED,
     IMAGE_SET_NOT_FOUND,
     INTERNAL_ERROR,
     MALFORMED_BODY,
@@ -26,6 +31,7 @@ from craft_shared.problems import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
+    RATE_LIMITED,
     FieldError,
     Problem,
 )
@@ -37,6 +43,13 @@ def install(app: FastAPI) -> None:
     """Registers the handlers with the application."""
     app.exception_handler(ProblemError)(_on_problem)
     app.exception_handler(BudgetExhausted)(_on_budget_exhausted)
+    app.exception_handler(TooManyRunning)(_on_too_many_running)
+    app.exception_handler(RateLimited)(_on_rate_limited)
+    app.exception_handler(NotCounted)(_on_not_counted)
+    app.exception_handler(ChargeClosed)(_on_charge_closed)
+    app.exception_handler(Replayed)(_on_replayed)
+    app.exception_handler(KeyReused)(_on_key_reused)
+    app.exception_handler(StillRunning)(_on_still_running)
     app.exception_handler(NoSuchImageSet)(_on_no_such_image_set)
     app.exception_handler(NoSuchAdapter)(_on_no_such_adapter)
     app.exception_handler(Overloaded)(_on_overloaded)
@@ -97,6 +110,51 @@ async def _on_problem(request: Request, error: ProblemError) -> Response:
 
 async def _on_budget_exhausted(request: Request, error: BudgetExhausted) -> Response:
     return _respond(request, problems.budget_exhausted(error.shortfalls))
+
+
+async def _on_too_many_running(request: Request, error: TooManyRunning) -> Response:
+    detail = f"{error.args[0]} calls of the key are running, as many as it may have at a time"
+    return _respond(request, ProblemError(RATE_LIMITED, detail, headers={"Retry-After": "1"}))
+
+
+async def _on_rate_limited(request: Request, error: RateLimited) -> Response:
+    quota = error.quota
+    detail = (
+        f"this call needs {error.needed} {quota.name} and {quota.remaining} of {quota.limit} "
+        "a minute are left"
+    )
+    if error.needed > quota.limit:
+        # No wait would help, so that none is told.
+        return _respond(request, ProblemError(RATE_LIMITED, f"{detail}: ask for less in one call"))
+    wait = {"Retry-After": str(max(1, quota.reset_seconds))}
+    return _respond(request, ProblemError(RATE_LIMITED, detail, headers=wait))
+
+
+async def _on_not_counted(request: Request, error: NotCounted) -> Response:
+    _log.error("storage of rate limits does not answer", error=str(error))
+    detail = "the server cannot count the key's rate now; nothing was charged"
+    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
+
+
+async def _on_charge_closed(request: Request, _error: ChargeClosed) -> Response:
+    # This server did not renew its lease in time, so that another has given the call back.
+    _log.error("call not settled: the server's lease ran out meanwhile")
+    detail = "the call took longer than the server could hold it; nothing was charged"
+    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "1"}))
+
+
+async def _on_replayed(_request: Request, error: Replayed) -> Response:
+    return replay(error.answer)
+
+
+async def _on_key_reused(request: Request, _error: Exception) -> Response:
+    detail = "a call with another address or body was made under this Idempotency-Key"
+    return _respond(request, ProblemError(IDEMPOTENCY_KEY_REUSED, detail))
+
+
+async def _on_still_running(request: Request, _error: Exception) -> Response:
+    detail = "this call was sent before and has not been answered yet"
+    return _respond(request, ProblemError(CALL_IN_PROGRESS, detail, headers={"Retry-After": "1"}))
 
 
 async def _on_no_such_image_set(request: Request, _error: Exception) -> Response:

@@ -8,16 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from fastapi.responses import Response
 
 from craft_server import image_sets
 from craft_server.api import documents
-from craft_server.api.auth import WithCaller
+from craft_server.api.answer import json_response
+from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_model
-from craft_server.api.metering import reservation
+from craft_server.api.idempotency import Call, call_of
+from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.pictures import check_files, check_same_model, decode_pictures
 from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import Features, WrongFirstRow
+from craft_server.ledger.charges import Work
+from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 from craft_shared.problems import (
     BODY_TOO_LARGE,
@@ -37,6 +42,8 @@ from craft_shared.wire import ImageSet, ImageSetCreate, ImageUpload, ImageUpload
 
 router = APIRouter(prefix="/v1/image-sets", tags=["image sets"])
 
+WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
+
 _BODY_PROBLEMS = (
     MALFORMED_BODY,
     UNAUTHENTICATED,
@@ -50,17 +57,23 @@ _BODY_PROBLEMS = (
     "",
     status_code=201,
     summary="Make an image set",
+    response_model=ImageSet,
     openapi_extra=documents.body(ImageSetCreate, "none"),
     responses=documents.problems(*_BODY_PROBLEMS, MODEL_NOT_FOUND),
 )
 async def create(
     services: WithServices,
-    caller: WithCaller,
+    caller: WithPredictKey,
+    call: Annotated[Call, Depends(call_of(repeatable=False))],
     body: Annotated[Body[ImageSetCreate], Depends(body_of(ImageSetCreate))],
-) -> ImageSet:
+) -> Response:
     """Makes an empty image set of a model. Free."""
     check_model(services, body.message.model)
-    return await services.database.write(
+    return await free_of_charge(
+        services,
+        caller,
+        call,
+        lambda made: json_response(made, status=201),
         image_sets.create_image_set,
         caller.owner,
         model=services.engine.name,
@@ -73,7 +86,7 @@ async def create(
     summary="An image set",
     responses=documents.problems(UNAUTHENTICATED, IMAGE_SET_NOT_FOUND),
 )
-async def get(services: WithServices, caller: WithCaller, image_set_id: str) -> ImageSet:
+async def get(services: WithServices, caller: WithPredictKey, image_set_id: str) -> ImageSet:
     """An image set of the key's owner, and how many pictures it holds. Free."""
     return await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
 
@@ -84,7 +97,7 @@ async def get(services: WithServices, caller: WithCaller, image_set_id: str) -> 
     summary="Delete an image set",
     responses=documents.problems(UNAUTHENTICATED, IMAGE_SET_NOT_FOUND),
 )
-async def delete(services: WithServices, caller: WithCaller, image_set_id: str) -> None:
+async def delete(services: WithServices, caller: WithPredictKey, image_set_id: str) -> None:
     """Deletes an image set, and what the server knows of pictures that no other one holds. Free."""
     await services.database.write(image_sets.delete_image_set, caller.owner, image_set_id)
     for key in [key for key in services.features if key[0] == image_set_id]:
@@ -93,6 +106,7 @@ async def delete(services: WithServices, caller: WithCaller, image_set_id: str) 
 
 @router.post(
     "/{image_set_id}/images",
+    response_model=ImageUploadAnswer,
     summary="Upload pictures",
     openapi_extra=documents.body(
         ImageUpload, "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]"
@@ -108,10 +122,11 @@ async def delete(services: WithServices, caller: WithCaller, image_set_id: str) 
 )
 async def upload(
     services: WithServices,
-    caller: WithCaller,
+    caller: WithPredictKey,
     image_set_id: str,
+    call: Annotated[Call, Depends(call_of(repeatable=False))],
     body: Annotated[Body[ImageUpload], Depends(body_of(ImageUpload))],
-) -> ImageUploadAnswer:
+) -> Response:
     """Appends pictures to an image set; all of them, or none if one cannot be used.
 
     Charged: one of `images` for each picture that the owner has not had encoded before, and one of
@@ -130,11 +145,11 @@ async def upload(
         services, [files[position] for position in new.values()], list(new.values())
     )
     units = Units(images=len(new), requests=1)
-    async with reservation(
-        services, caller, call="images", model=image_set.model, units=units
-    ) as reserved:
+    work = Work("images", image_set.model, image_set.revision, units, call.run)
+    async with booking(services, caller, call, work) as booked:
         encoded = await services.engine.encode_images(pictures) if pictures else ()
-        grown, cost = await reserved.settle_with(
+        return await booked.settle_with(
+            lambda grown: json_response(ImageUploadAnswer(image_set=grown, cost=booked.cost)),
             image_sets.add_rows,
             caller.owner,
             image_set_id,
@@ -142,7 +157,6 @@ async def upload(
             digests=digests,
             features={**known, **dict(zip(new, encoded, strict=True))},
         )
-    return ImageUploadAnswer(image_set=grown, cost=cost)
 
 
 def _check_chunk(

@@ -1,22 +1,32 @@
-"""Reserve, work, settle: how a call is charged, and given back if it fails."""
+"""Charging: units are reserved before the work, settled with its answer, given back if it fails.
+
+Which side wins when an answer was computed but the connection is lost: the answer. It is stored in
+the same transaction that charges it, before its first byte is sent, so that the client is charged
+exactly if the answer can be had: under its idempotency key, for as long as answers are kept. A
+server that dies before that transaction has charged nothing, and its reservation ends with its
+lease; one that dies after it has charged an answer that waits for the client.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
+from fastapi.responses import Response
 from sqlalchemy import Connection
 
+from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
 from craft_server.api.services import Services
-from craft_server.database import Database
-from craft_server.ledger import charges
+from craft_server.clock import now_ms
+from craft_server.ledger import calls, charges
+from craft_server.ledger.calls import StoredAnswer
+from craft_server.ledger.charges import Reservation, Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED
-from craft_shared.units import Units
 from craft_shared.wire import Cost
 
 P = ParamSpec("P")
@@ -27,75 +37,161 @@ RETRY_AFTER_SECONDS = "10"
 _log = structlog.get_logger()
 
 
-class Reservation:
-    """Units that were set aside for a call until it is settled, once."""
+class Booking:
+    """A call that is being worked on.
 
-    def __init__(self, database: Database, charge_id: int, units: Units) -> None:
-        self._database = database
-        self._charge_id = charge_id
-        self._units = units
+    Attributes:
+        cost: what it will have cost.
+    """
 
-    async def settle(self) -> Cost:
-        """Charges the call; what it cost and what is left."""
-        budgets = await self._database.write(charges.settle, self._charge_id)
-        return Cost(charged=self._units, budgets=budgets)
+    def __init__(
+        self, services: Services, reserved: Reservation | None, call_id: int | None, cost: Cost
+    ) -> None:
+        self.cost = cost
+        self._services = services
+        self._reserved = reserved
+        self._call_id = call_id
+
+    async def settle(self, response: Response) -> Response:
+        """Charges the call and stores its answer, both or neither."""
+        return await self.settle_with(lambda _: response, _nothing)
 
     async def settle_with(
-        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> tuple[T, Cost]:
-        """Charges the call and runs `function(connection, ...)`, both or neither."""
+        self,
+        build: Callable[[T], Response],
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Response:
+        """Runs `function(connection, ...)`, charges the call, and stores what `build` answers.
 
-        def both(connection: Connection) -> tuple[T, Cost]:
-            result = function(connection, *args, **kwargs)
-            budgets = charges.settle(connection, self._charge_id)
-            return result, Cost(charged=self._units, budgets=budgets)
+        All of it or nothing.
+        """
 
-        return await self._database.write(both)
+        def all_of_it(connection: Connection) -> Response:
+            response = build(function(connection, *args, **kwargs))
+            if self._reserved is not None:
+                charges.settle(connection, self._reserved.charge_id, now_ms())
+            if self._call_id is not None:
+                calls.finish(connection, self._call_id, _stored(response))
+            return response
 
-    async def refund(self) -> None:
+        response = await self._services.database.write(all_of_it)
+        if self._reserved is None:
+            response.headers[RECOMPUTED_HEADER] = "true"
+        return response
+
+    async def give_back(self) -> None:
         """Gives everything back, unless the call was settled."""
+
+        def all_of_it(connection: Connection) -> None:
+            if self._call_id is not None:
+                calls.abandon(connection, self._call_id)
+            if self._reserved is not None:
+                # Closed already: the answer is stored, or another server has given the call back.
+                with suppress(charges.ChargeClosed):
+                    charges.refund(connection, self._reserved.charge_id, now_ms())
+
         try:
-            await self._database.write(charges.refund, self._charge_id)
-        except charges.ChargeClosed:
-            _log.warning("a settled call was not delivered", charge=self._charge_id)
+            await self._services.database.write(all_of_it)
         except Exception:
-            # What made the call fail matters more, and is on its way to the caller.
-            _log.exception("refund failed", charge=self._charge_id)
+            # What made the call fail matters more, and is on its way to the caller. The lease ends
+            # what cannot be given back now.
+            _log.exception("refund failed")
 
 
 @asynccontextmanager
-async def reservation(
-    services: Services, caller: Caller, *, call: str, model: str, units: Units
-) -> AsyncIterator[Reservation]:
-    """Reserves `units` for the block, which must settle; refunds them if the block raises.
+async def booking(
+    services: Services, caller: Caller, call: Call, work: Work
+) -> AsyncIterator[Booking]:
+    """Reserves the work for the block, which must settle; gives it back if the block raises.
+
+    A call that was made and charged before, and whose answer is gone, is worked on free of charge.
 
     Raises:
         ProblemError: the engine's worker is dead; nothing was reserved.
         BudgetExhausted: the key's budgets do not cover the call; nothing was reserved.
+        TooManyRunning: the key has as many calls running as it may; nothing was reserved.
     """
     if not services.engine.alive:
         raise ProblemError(
             OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
         )
     with services.in_flight.one():
-        reserved = Reservation(
-            services.database, await _reserve(services.database, caller, call, model, units), units
-        )
+        booked = await _book(services, caller, call, work)
         try:
-            yield reserved
+            yield booked
         except BaseException:
-            await asyncio.shield(reserved.refund())
+            await asyncio.shield(booked.give_back())
             raise
 
 
-async def _reserve(database: Database, caller: Caller, call: str, model: str, units: Units) -> int:
-    reserving = asyncio.ensure_future(
-        database.write(charges.reserve, caller.key_id, call=call, model=model, units=units)
+async def free_of_charge(
+    services: Services,
+    caller: Caller,
+    call: Call,
+    build: Callable[[T], Response],
+    function: Callable[Concatenate[Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Response:
+    """Runs `function(connection, ...)` for a call that costs nothing, and stores its answer."""
+
+    def all_of_it(connection: Connection) -> Response:
+        response = build(function(connection, *args, **kwargs))
+        if call.attempt is not None and call.made is None:
+            call_id = calls.begin(
+                connection,
+                caller.key_id,
+                call.attempt,
+                holder=services.lease.holder,
+                charge_id=None,
+                at=now_ms(),
+            )
+            calls.finish(connection, call_id, _stored(response))
+        return response
+
+    return await services.database.write(all_of_it)
+
+
+def _nothing(_connection: Connection) -> None:
+    pass
+
+
+def _stored(response: Response) -> StoredAnswer:
+    return StoredAnswer(response.status_code, response.media_type or "", bytes(response.body))
+
+
+async def _book(services: Services, caller: Caller, call: Call, work: Work) -> Booking:
+    booking_it = asyncio.ensure_future(
+        services.database.write(_reserve, services, caller, call, work)
     )
     try:
-        return await asyncio.shield(reserving)
+        return await asyncio.shield(booking_it)
     except asyncio.CancelledError:
         # The transaction runs on its thread to the end, whatever becomes of the call.
-        abandoned = Reservation(database, await reserving, units)
-        await asyncio.shield(abandoned.refund())
+        await asyncio.shield((await booking_it).give_back())
         raise
+
+
+def _reserve(
+    connection: Connection, services: Services, caller: Caller, call: Call, work: Work
+) -> Booking:
+    at, holder = now_ms(), services.lease.holder
+    if call.made is not None:
+        return Booking(
+            services, None, None, charges.cost_of(connection, caller, call.made.charge_id, at)
+        )
+    charges.check_concurrency(connection, caller)
+    reserved = charges.reserve(connection, caller, work, holder=holder, at=at)
+    call_id = None
+    if call.attempt is not None:
+        call_id = calls.begin(
+            connection,
+            caller.key_id,
+            call.attempt,
+            holder=holder,
+            charge_id=reserved.charge_id,
+            at=at,
+        )
+    return Booking(services, reserved, call_id, reserved.cost)

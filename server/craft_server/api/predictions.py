@@ -9,12 +9,16 @@ from fastapi.responses import Response
 
 from craft_server.api import documents
 from craft_server.api.answer import encode_log_probs
-from craft_server.api.auth import WithCaller
+from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts
-from craft_server.api.metering import reservation
+from craft_server.api.idempotency import Call, call_of
+from craft_server.api.metering import booking
 from craft_server.api.pictures import load_pictures, select_pictures
+from craft_server.api.rate_limits import use_predictions
 from craft_server.api.services import WithServices
+from craft_server.ledger.charges import Work
+from craft_server.ledger.keys import Caller
 from craft_shared.problems import (
     BODY_TOO_LARGE,
     BUDGET_EXHAUSTED,
@@ -62,7 +66,8 @@ router = APIRouter(tags=["predictions"])
 async def predict(
     request: Request,
     services: WithServices,
-    caller: WithCaller,
+    caller: Annotated[Caller, Depends(caller_with("predict"))],
+    call: Annotated[Call, Depends(call_of(repeatable=True))],
     body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
 ) -> Response:
     """Scores P prompts on N pictures over C classes.
@@ -97,14 +102,14 @@ async def predict(
         requests=1,
     )
     engine = services.engine
-    async with reservation(
-        services, caller, call="predictions", model=engine.name, units=units
-    ) as reserved:
+    await use_predictions(request, services, caller, units.predictions)
+    work = Work("predictions", engine.name, engine.revision, units, call.run)
+    async with booking(services, caller, call, work) as booked:
         image_features = await pictures.features(services)
         text_features = await engine.encode_prompts(prompts, message.classes)
         log_probs = await engine.score(image_features, text_features, message.dtype)
         answer = await encode_log_probs(request, log_probs)
-        cost = await reserved.settle()
-        return await answer.with_document(
-            PredictionAnswer(model=engine.name, revision=engine.revision, cost=cost)
+        response = await answer.with_document(
+            PredictionAnswer(model=engine.name, revision=engine.revision, cost=booked.cost)
         )
+        return await booked.settle(response)

@@ -14,6 +14,9 @@ from craft_server.api.in_flight import InFlight
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.image_sets import Features
+from craft_server.lease import Lease
+from craft_server.rate_limits import RateLimits
+from craft_server.receipts import Receipts
 from craft_server.settings import Settings
 
 
@@ -25,6 +28,9 @@ class Services:
         settings: of the operator.
         engine: the hosted model.
         database: of ledger, image sets and adapters.
+        lease: of this process, in the ledger.
+        rate_limits: of all keys.
+        receipts: signed with this server's key.
         decoders: threads that decode pictures.
         in_flight: calls whose reservation is open.
         features: image sets' features by id and count, bounded in bytes; used on the event loop.
@@ -34,6 +40,9 @@ class Services:
     settings: Settings
     engine: Engine
     database: Database
+    lease: Lease
+    rate_limits: RateLimits
+    receipts: Receipts
     decoders: ThreadPoolExecutor
     in_flight: InFlight
     features: LRUCache[tuple[str, int], Features]

@@ -1,5 +1,7 @@
 """The ledger: who may call, within which bounds, and what was charged.
 
-Every function takes the `Connection` of a transaction that the caller opened. The ledger knows
-keys, budgets and charges in integers; it does not know models, HTTP or prices.
+`keys` knows who calls, `budgets` what bounds them, `prices` what units cost, `charges` what was
+charged, `leases` which server processes live, `calls` which answers can be given again. Every
+function takes the `Connection` of a transaction that the caller opened. The ledger counts integers;
+it does not know models or HTTP.
 """

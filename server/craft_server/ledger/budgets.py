@@ -1,52 +1,155 @@
-"""Budgets: what bounds a key, and how the operator raises a bound."""
+"""Budgets: what bounds a key, its own and its team's, lifetime or by calendar window (UTC).
+
+A budget counts from when it is set. A windowed one begins anew with each window: the first
+reservation in it finds the old counts and sets them to zero, so that nobody has to be awake at
+midnight. A call counts in the window in which it was reserved.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from craft_server.clock import rfc3339, window_end, window_start
+from craft_server.database import insert_missing
 from craft_server.ledger.tables import BUDGETS
-from craft_shared.units import UNITS, Unit
-from craft_shared.wire import Budget
+from craft_shared.units import MEASURES, Measure
+from craft_shared.wire import Budget, Window
 
 
-class UnboundedUnit(Exception):  # noqa: N818 - reads as what it is where it is caught
-    """The key has no budget on this unit, so there is nothing to raise."""
+class NoSuchBudget(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """There is no budget on this unit and window."""
 
-    def __init__(self, unit: Unit) -> None:
-        super().__init__(unit)
+    def __init__(self, unit: Measure, window: Window) -> None:
+        super().__init__(unit, window)
         self.unit = unit
+        self.window = window
 
 
-def list_budgets(connection: sa.Connection, key_id: int) -> list[Budget]:
-    """The key's budgets, in the order of `UNITS`; a unit without one is not bounded."""
-    rows = connection.execute(sa.select(BUDGETS).where(BUDGETS.c.key_id == key_id))
-    budgets = [
-        Budget(
-            unit=row.unit,
-            limit=row.limit,
-            spent=row.spent,
-            reserved=row.reserved,
-            remaining=row.limit - row.spent - row.reserved,
-        )
-        for row in rows
-    ]
-    return sorted(budgets, key=lambda budget: UNITS.index(budget.unit))
+class LimitBelowUse(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The new limit is less than what is spent and reserved already."""
+
+    def __init__(self, unit: Measure, window: Window, used: int) -> None:
+        super().__init__(unit, window, used)
+        self.unit = unit
+        self.window = window
+        self.used = used
 
 
-def top_up(connection: sa.Connection, key_id: int, amounts: Mapping[Unit, int]) -> list[Budget]:
-    """Adds to the limits of the key's budgets and returns all of them.
+def of_key(key_id: int, team_id: int | None) -> sa.ColumnElement[bool]:
+    """The condition on budgets that bound a key: its own and its team's."""
+    own = BUDGETS.c.key_id == key_id
+    return own if team_id is None else sa.or_(own, BUDGETS.c.team_id == team_id)
+
+
+def list_budgets(
+    connection: sa.Connection, key_id: int, team_id: int | None, at: int
+) -> list[Budget]:
+    """All budgets that bound the key; a measure without one is not bounded."""
+    rows = connection.execute(sa.select(BUDGETS).where(of_key(key_id, team_id)))
+    return in_order([as_budget(row, at) for row in rows])
+
+
+def list_team_budgets(connection: sa.Connection, team_id: int, at: int) -> list[Budget]:
+    """All budgets that a team's keys share."""
+    rows = connection.execute(sa.select(BUDGETS).where(BUDGETS.c.team_id == team_id))
+    return in_order([as_budget(row, at) for row in rows])
+
+
+def in_order(budgets: Sequence[Budget]) -> list[Budget]:
+    """Budgets in the order in which they are shown."""
+    return sorted(budgets, key=lambda b: (MEASURES.index(b.unit), b.of, b.window))
+
+
+def as_budget(row: sa.Row[tuple[object, ...]], at: int) -> Budget:
+    """A row of the table as it stands at a time; a window that has passed counts nothing."""
+    over = row.window_start < window_start(row.window, at)
+    spent, reserved = (0, 0) if over else (row.spent, row.reserved)
+    end = window_end(row.window, max(at, row.window_start))
+    return Budget(
+        unit=row.unit,
+        window=row.window,
+        of="key" if row.team_id is None else "team",
+        limit=row.limit,
+        spent=spent,
+        reserved=reserved,
+        remaining=row.limit - spent - reserved,
+        resets_at=None if end is None else rfc3339(end),
+    )
+
+
+def set_budget(
+    connection: sa.Connection,
+    *,
+    key_id: int | None = None,
+    team_id: int | None = None,
+    unit: Measure,
+    window: Window,
+    limit: int,
+    at: int,
+) -> None:
+    """Sets a budget of a key or of a team, or changes its limit; what is spent stays spent.
 
     Raises:
-        UnboundedUnit: the key has no budget on one of the units.
+        LimitBelowUse: more than that is spent and reserved already.
     """
-    for unit, amount in amounts.items():
-        raised = connection.execute(
-            sa.update(BUDGETS)
-            .where(BUDGETS.c.key_id == key_id, BUDGETS.c.unit == unit)
-            .values(limit=BUDGETS.c.limit + amount)
+    of_holder = sa.and_(
+        BUDGETS.c.key_id.is_(None) if key_id is None else BUDGETS.c.key_id == key_id,
+        BUDGETS.c.team_id.is_(None) if team_id is None else BUDGETS.c.team_id == team_id,
+        BUDGETS.c.unit == unit,
+        BUDGETS.c.window == window,
+    )
+    start = window_start(window, at)
+    insert_missing(
+        connection,
+        BUDGETS,
+        key_id=key_id,
+        team_id=team_id,
+        unit=unit,
+        window=window,
+        window_start=start,
+        limit=limit,
+        spent=0,
+        reserved=0,
+    )
+    connection.execute(
+        sa.update(BUDGETS)
+        .where(of_holder, BUDGETS.c.window_start < start)
+        .values(window_start=start, spent=0, reserved=0)
+    )
+    changed = connection.execute(
+        sa.update(BUDGETS)
+        .where(of_holder, BUDGETS.c.spent + BUDGETS.c.reserved <= limit)
+        .values(limit=limit)
+    )
+    if changed.rowcount == 0:
+        row = connection.execute(sa.select(BUDGETS).where(of_holder)).one()
+        raise LimitBelowUse(unit, window, row.spent + row.reserved)
+
+
+def top_up(
+    connection: sa.Connection,
+    *,
+    key_id: int | None = None,
+    team_id: int | None = None,
+    unit: Measure,
+    window: Window,
+    amount: int,
+) -> None:
+    """Adds to a budget's limit.
+
+    Raises:
+        NoSuchBudget: there is none to add to: the unit is not bounded.
+    """
+    raised = connection.execute(
+        sa.update(BUDGETS)
+        .where(
+            BUDGETS.c.team_id == team_id if key_id is None else BUDGETS.c.key_id == key_id,
+            BUDGETS.c.unit == unit,
+            BUDGETS.c.window == window,
         )
-        if raised.rowcount == 0:
-            raise UnboundedUnit(unit)
-    return list_budgets(connection, key_id)
+        .values(limit=BUDGETS.c.limit + amount)
+    )
+    if raised.rowcount == 0:
+        raise NoSuchBudget(unit, window)

@@ -1,30 +1,59 @@
 """Charges: a reservation before the work, then exactly one of settlement or refund.
 
-Every function is one transaction of its caller. What holds under any concurrency: for each budget,
-spent + reserved <= limit; spent is the sum of the key's settled lines and reserved the sum of its
-reserved ones.
+Every function is one transaction of its caller. What holds under any concurrency and after any
+crash: for each budget, spent + reserved <= limit; spent is the sum of what settled lines of its
+window hold of it, and reserved the sum of what reserved ones hold.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from craft_server.clock import now
-from craft_server.ledger.budgets import list_budgets
-from craft_server.ledger.tables import BUDGETS, CHARGES
-from craft_shared.units import UNITS, Unit, Units
-from craft_shared.wire import Budget, Charge, Usage
+from craft_server.clock import rfc3339, window_start
+from craft_server.ledger.budgets import as_budget, in_order, list_budgets
+from craft_server.ledger.keys import Caller
+from craft_server.ledger.prices import price
+from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES, TOTALS
+from craft_shared.units import MEASURES, UNITS, Units
+from craft_shared.wire import Budget, Charge, Cost, Usage
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call is charged for.
+
+    Attributes:
+        call: the kind of call.
+        model: the model's name.
+        revision: the model's.
+        units: what it takes.
+        run: what the client calls the run that it is part of.
+    """
+
+    call: str
+    model: str
+    revision: str
+    units: Units
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Units set aside: the charge's id, and what the call will have cost when it is settled."""
+
+    charge_id: int
+    cost: Cost
 
 
 @dataclass(frozen=True)
 class Shortfall:
     """One budget that does not cover a call."""
 
-    unit: Unit
+    budget: Budget
     needed: int
-    remaining: int
 
 
 class BudgetExhausted(Exception):  # noqa: N818 - the problem type's name
@@ -39,134 +68,248 @@ class ChargeClosed(Exception):  # noqa: N818 - reads as what it is where it is c
     """The charge was settled or refunded before."""
 
 
-def reserve(connection: sa.Connection, key_id: int, *, call: str, model: str, units: Units) -> int:
-    """Sets `units` aside in every budget of the key and writes the ledger's line.
+class TooManyRunning(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The key has as many calls running as it may. Nothing was reserved."""
 
-    Returns:
-        The charge's id.
 
-    Raises:
-        BudgetExhausted: a budget does not cover it; the transaction must then be undone.
-    """
-    # Always in the order of UNITS, so that two transactions never wait for each other in a circle.
-    for unit in UNITS:
-        if not _reserve_unit(connection, key_id, unit, units[unit]):
-            raise BudgetExhausted(_shortfalls(connection, key_id, unit, units))
-    charge_id: int = connection.execute(
-        sa.insert(CHARGES)
-        .values(
-            key_id=key_id,
-            at=now(),
-            call=call,
-            model=model,
-            state="reserved",
-            **units.model_dump(),
+# Statements are built once: building one takes several times as long as running it.
+_LOCK_BUDGETS = (
+    sa.select(BUDGETS)
+    .where(
+        sa.or_(
+            BUDGETS.c.key_id == sa.bindparam("of_key"), BUDGETS.c.team_id == sa.bindparam("of_team")
         )
-        .returning(CHARGES.c.id)
+    )
+    # In the order of ids, so that two transactions never wait for each other in a circle.
+    .order_by(BUDGETS.c.id)
+    .with_for_update()
+)
+_CURRENT = BUDGETS.c.window_start >= sa.bindparam("start")
+_AMOUNT = sa.bindparam("amount", type_=sa.BigInteger)
+_HOLD = (
+    sa.update(BUDGETS)
+    .where(
+        BUDGETS.c.id == sa.bindparam("budget"),
+        sa.case((_CURRENT, BUDGETS.c.spent + BUDGETS.c.reserved), else_=0) + _AMOUNT
+        <= BUDGETS.c.limit,
+    )
+    .values(
+        reserved=sa.case((_CURRENT, BUDGETS.c.reserved), else_=0) + _AMOUNT,
+        spent=sa.case((_CURRENT, BUDGETS.c.spent), else_=0),
+        window_start=sa.bindparam("start"),
+    )
+)
+# Of a window that has passed nothing is left to change.
+_LET_GO = (
+    sa.update(BUDGETS)
+    .where(BUDGETS.c.id == sa.bindparam("budget"), BUDGETS.c.window_start == sa.bindparam("start"))
+    .values(
+        reserved=BUDGETS.c.reserved - _AMOUNT,
+        spent=BUDGETS.c.spent + sa.bindparam("spend", type_=sa.BigInteger),
+    )
+)
+_INSERT_CHARGE = sa.insert(CHARGES).returning(CHARGES.c.id)
+_CLOSE = (
+    sa.update(CHARGES)
+    .where(CHARGES.c.id == sa.bindparam("charge"), CHARGES.c.state == "reserved")
+    .values(state=sa.bindparam("state"), closed_at=sa.bindparam("closed_at"))
+    .returning(CHARGES.c.key_id, CHARGES.c.holds, *(CHARGES.c[measure] for measure in MEASURES))
+)
+_ADD_TO_TOTALS = (
+    sa.update(TOTALS)
+    .where(TOTALS.c.key_id == sa.bindparam("of_key"))
+    .values({measure: TOTALS.c[measure] + sa.bindparam(f"add_{measure}") for measure in MEASURES})
+)
+
+
+def check_concurrency(connection: sa.Connection, caller: Caller) -> None:
+    """Raises TooManyRunning if the key's calls that hold a reservation, on all servers, are enough.
+
+    It holds until the transaction ends: the key's calls wait for each other here.
+    """
+    most = caller.rates.concurrency
+    if most is None:
+        return
+    connection.execute(
+        sa.select(API_KEYS.c.id).where(API_KEYS.c.id == caller.key_id).with_for_update()
+    )
+    count: int = connection.execute(
+        sa.select(sa.func.count()).where(
+            CHARGES.c.key_id == caller.key_id, CHARGES.c.state == "reserved"
+        )
     ).scalar_one()
-    return charge_id
+    if count >= most:
+        raise TooManyRunning(most)
 
 
-def settle(connection: sa.Connection, charge_id: int) -> list[Budget]:
-    """Turns the reservation into spending and returns the key's budgets after it.
+def reserve(
+    connection: sa.Connection, caller: Caller, work: Work, *, holder: str, at: int
+) -> Reservation:
+    """Sets the work's units and price aside in every budget of the key; writes the ledger's line.
+
+    Args:
+        connection: of a writing transaction, which must be undone if this raises.
+        caller: who pays.
+        work: what for.
+        holder: the server process that does it, whose lease must be alive.
+        at: now.
+
+    Raises:
+        BudgetExhausted: a budget does not cover it.
+    """
+    cost_micros = price(connection, work.model, work.units)
+    needed: dict[str, int] = {**work.units.model_dump(), "cost_micros": cost_micros}
+    rows = connection.execute(
+        _LOCK_BUDGETS, {"of_key": caller.key_id, "of_team": caller.team_id}
+    ).all()
+    budgets = [as_budget(row, at) for row in rows]
+    holds = [
+        {
+            "budget": row.id,
+            "start": max(row.window_start, window_start(row.window, at)),
+            "amount": needed[row.unit],
+        }
+        for row in rows
+        if needed[row.unit]
+    ]
+    if holds and connection.execute(_HOLD, holds).rowcount < len(holds):
+        raise BudgetExhausted(
+            [
+                Shortfall(budget, needed[budget.unit])
+                for budget in in_order(budgets)
+                if needed[budget.unit] > budget.remaining
+            ]
+        )
+    charge_id = connection.execute(
+        _INSERT_CHARGE,
+        {
+            "key_id": caller.key_id,
+            "at": at,
+            "call": work.call,
+            "run": work.run,
+            "model": work.model,
+            "revision": work.revision,
+            "state": "reserved",
+            "holder": holder,
+            "holds": json.dumps(holds, separators=(",", ":")),
+            **needed,
+        },
+    ).scalar_one()
+    # What is left does not change when the reservation becomes spending.
+    after = [_after(budget, needed[budget.unit]) for budget in budgets]
+    cost = Cost(charged=work.units, cost_micros=cost_micros, budgets=in_order(after))
+    return Reservation(charge_id, cost)
+
+
+def settle(connection: sa.Connection, charge_id: int, at: int) -> None:
+    """Turns the reservation into spending.
 
     Raises:
         ChargeClosed: it was settled or refunded before.
     """
-    return _close(connection, charge_id, "settled")
+    row = _close(connection, charge_id, "settled", at)
+    # A parameter may not be called like the column that it changes.
+    amounts = {f"add_{measure}": row._mapping[measure] for measure in MEASURES}
+    connection.execute(_ADD_TO_TOTALS, {"of_key": row.key_id, **amounts})
 
 
-def refund(connection: sa.Connection, charge_id: int) -> list[Budget]:
-    """Gives the reservation back and returns the key's budgets after it.
+def refund(connection: sa.Connection, charge_id: int, at: int) -> None:
+    """Gives the reservation back.
 
     Raises:
         ChargeClosed: it was settled or refunded before.
     """
-    return _close(connection, charge_id, "refunded")
+    _close(connection, charge_id, "refunded", at)
+
+
+def refund_all(connection: sa.Connection, held: sa.ColumnElement[bool], at: int) -> int:
+    """Gives back all reservations that meet a condition on `CHARGES`; how many they were.
+
+    One that another transaction is closing just now is left to it.
+    """
+    rows = connection.execute(
+        sa.select(CHARGES.c.id, CHARGES.c.holds)
+        .where(CHARGES.c.state == "reserved", held)
+        .order_by(CHARGES.c.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    # Reservations of several keys share a team's budgets, so that one after the other would not
+    # lock them in the order of ids.
+    budgets = {hold["budget"] for row in rows for hold in json.loads(row.holds)}
+    connection.execute(
+        sa.select(BUDGETS.c.id)
+        .where(BUDGETS.c.id.in_(budgets))
+        .order_by(BUDGETS.c.id)
+        .with_for_update()
+    )
+    for row in rows:
+        refund(connection, row.id, at)
+    return len(rows)
+
+
+def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at: int) -> Cost:
+    """What a call did cost, and the budgets as they are now."""
+    budgets = list_budgets(connection, caller.key_id, caller.team_id, at)
+    if charge_id is None:
+        return Cost(charged=Units(), budgets=budgets)
+    row = connection.execute(sa.select(CHARGES).where(CHARGES.c.id == charge_id)).one()
+    return Cost(charged=units_of(row), cost_micros=row.cost_micros, budgets=budgets)
 
 
 def usage(connection: sa.Connection, key_id: int, *, after: int, limit: int) -> Usage:
     """The key's totals, and up to `limit` of its lines with an id above `after`."""
-    charged = sa.and_(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded")
-    sums = connection.execute(
-        sa.select(*(sa.func.coalesce(sa.func.sum(CHARGES.c[unit]), 0) for unit in UNITS)).where(
-            charged
-        )
-    ).one()
+    totals = connection.execute(sa.select(TOTALS).where(TOTALS.c.key_id == key_id)).one()
     rows = connection.execute(
         sa.select(CHARGES)
-        .where(charged, CHARGES.c.id > after)
+        .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded", CHARGES.c.id > after)
         .order_by(CHARGES.c.id)
         .limit(limit + 1)
     ).all()
     page = rows[:limit]
     return Usage(
-        total=Units(**{unit: int(total) for unit, total in zip(UNITS, sums, strict=True)}),
-        charges=[_line(row) for row in page],
+        total=units_of(totals),
+        cost_micros=totals.cost_micros,
+        charges=[as_charge(row) for row in page],
         next_after=page[-1].id if len(rows) > limit else None,
     )
 
 
-def _reserve_unit(connection: sa.Connection, key_id: int, unit: Unit, amount: int) -> bool:
-    if amount == 0:
-        return True
-    of_unit = sa.and_(BUDGETS.c.key_id == key_id, BUDGETS.c.unit == unit)
-    used = BUDGETS.c.spent + BUDGETS.c.reserved
-    reserved = connection.execute(
-        sa.update(BUDGETS)
-        .where(of_unit, used + amount <= BUDGETS.c.limit)
-        .values(reserved=BUDGETS.c.reserved + amount)
-    )
-    if reserved.rowcount == 1:
-        return True
-    bounded = connection.execute(sa.select(sa.exists().where(of_unit))).scalar_one()
-    return not bounded
-
-
-def _shortfalls(
-    connection: sa.Connection, key_id: int, refused: Unit, units: Units
-) -> list[Shortfall]:
-    # Units before the refused one are reserved within this transaction, so they were covered. The
-    # refused one is told even if another call has just given something back.
-    return [
-        Shortfall(budget.unit, units[budget.unit], budget.remaining)
-        for budget in list_budgets(connection, key_id)
-        if budget.unit == refused
-        or (
-            UNITS.index(budget.unit) > UNITS.index(refused)
-            and units[budget.unit] > budget.remaining
-        )
-    ]
-
-
-def _close(connection: sa.Connection, charge_id: int, state: str) -> list[Budget]:
-    row = connection.execute(
-        sa.update(CHARGES)
-        .where(CHARGES.c.id == charge_id, CHARGES.c.state == "reserved")
-        .values(state=state)
-        .returning(CHARGES)
-    ).one_or_none()
-    if row is None:
-        raise ChargeClosed(charge_id)
-    for unit in UNITS:
-        amount = row._mapping[unit]
-        if amount == 0:
-            continue
-        spent = amount if state == "settled" else 0
-        connection.execute(
-            sa.update(BUDGETS)
-            .where(BUDGETS.c.key_id == row.key_id, BUDGETS.c.unit == unit)
-            .values(reserved=BUDGETS.c.reserved - amount, spent=BUDGETS.c.spent + spent)
-        )
-    return list_budgets(connection, row.key_id)
-
-
-def _line(row: sa.Row[tuple[object, ...]]) -> Charge:
+def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
+    """A line of the table as the API shows it."""
     return Charge(
         id=row.id,
-        at=row.at,
+        at=rfc3339(row.at),
         call=row.call,
+        run=row.run,
         model=row.model,
+        revision=row.revision,
         state=row.state,
-        units=Units(**{unit: row._mapping[unit] for unit in UNITS}),
+        units=units_of(row),
+        cost_micros=row.cost_micros,
     )
+
+
+def units_of(row: sa.Row[tuple[object, ...]]) -> Units:
+    """The units in a row that has a column for each."""
+    return Units(**{unit: row._mapping[unit] for unit in UNITS})
+
+
+def _after(budget: Budget, amount: int) -> Budget:
+    return budget.model_copy(
+        update={"spent": budget.spent + amount, "remaining": budget.remaining - amount}
+    )
+
+
+def _close(
+    connection: sa.Connection, charge_id: int, state: str, at: int
+) -> sa.Row[tuple[object, ...]]:
+    row = connection.execute(_CLOSE, {"charge": charge_id, "state": state, "closed_at": at}).first()
+    if row is None:
+        raise ChargeClosed(charge_id)
+    holds = [
+        {**hold, "spend": hold["amount"] if state == "settled" else 0}
+        for hold in json.loads(row.holds)
+    ]
+    if holds:
+        connection.execute(_LET_GO, holds)
+    return row

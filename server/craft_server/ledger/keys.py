@@ -1,7 +1,9 @@
-"""API keys: made, found by what a caller shows, listed, revoked.
+"""API keys: made, found by what a caller shows, listed, rotated, revoked.
 
-A key reads `craft_<prefix>_<secret>`. The prefix names it in lists and logs; of the secret only the
-SHA-256 is kept, which is enough for 256 random bits (no dictionary can be tried against it).
+A key's secret reads `craft_<prefix>_<secret>`. The prefix names it in lists and logs; of the rest
+only the SHA-256 is kept, which is enough for 256 random bits (no dictionary can be tried against
+it). A key that is rotated has two secrets for a while; budgets, totals and limits belong to the
+key, and so does everything that it was charged.
 """
 
 from __future__ import annotations
@@ -11,120 +13,290 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import sqlalchemy as sa
 
-from craft_server.clock import now
-from craft_server.ledger.tables import API_KEYS, BUDGETS
-from craft_shared.units import Unit
+from craft_server.clock import rfc3339
+from craft_server.database import insert_missing
+from craft_server.ledger.tables import API_KEYS, KEY_SECRETS, TEAMS, TOTALS
+from craft_shared.units import MEASURES
+from craft_shared.wire import KeyCard, Scope
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+DEFAULT_SCOPES: tuple[Scope, ...] = ("predict", "publish")
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _PREFIX_LENGTH = 8
-_KEY = re.compile(r"craft_(?P<prefix>[a-z0-9]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
+_SECRET = re.compile(r"craft_(?P<prefix>[a-z0-9]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
 _NO_HASH = "0" * 64
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a key may do at most; None is not bounded.
+
+    Attributes:
+        requests_per_minute: HTTP calls.
+        predictions_per_minute: prompts scored against one image.
+        concurrency: charged calls at a time.
+    """
+
+    requests_per_minute: int | None = None
+    predictions_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
 class Caller:
-    """Who calls: the key's id and prefix, and the owner whose objects it sees."""
+    """Who calls: the key, the owner whose objects it sees, and what it may do."""
 
     key_id: int
     prefix: str
     owner: str
+    team_id: int | None
+    scopes: frozenset[str]
+    rates: Rates
 
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """A key as lists show it."""
+    """A key as lists show it; `prefixes` are those of its secrets, the newest first."""
 
     key_id: int
-    prefix: str
+    prefixes: tuple[str, ...]
     owner: str
     name: str
-    created_at: str
-    revoked_at: str | None
+    team: str | None
+    team_id: int | None
+    scopes: tuple[Scope, ...]
+    rates: Rates
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
 
 
 class UnknownKey(Exception):  # noqa: N818 - reads as what it is where it is caught
     """No key has this prefix."""
 
 
-def create_key(
-    connection: sa.Connection, *, owner: str, name: str, limits: Mapping[Unit, int]
-) -> str:
-    """Makes a key with a budget for each unit in `limits`, and returns it, this once.
+class UnknownTeam(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """No team has this name."""
 
-    Units that `limits` does not name are not bounded.
-    """
-    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(_PREFIX_LENGTH))
-    secret = secrets.token_urlsafe(32)
+
+class RevokedKey(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The key was revoked: there is nothing to rotate."""
+
+
+# Built once: building a statement takes several times as long as running it.
+_FIND_SECRET = (
+    sa.select(
+        API_KEYS,
+        KEY_SECRETS.c.prefix,
+        KEY_SECRETS.c.secret_hash,
+        KEY_SECRETS.c.expires_at.label("secret_expires_at"),
+    )
+    .join(KEY_SECRETS, KEY_SECRETS.c.key_id == API_KEYS.c.id)
+    .where(KEY_SECRETS.c.prefix == sa.bindparam("prefix"))
+)
+
+
+def create_key(
+    connection: sa.Connection,
+    *,
+    owner: str,
+    name: str = "",
+    team: str | None = None,
+    scopes: Sequence[Scope] = DEFAULT_SCOPES,
+    rates: Rates = Rates(),
+    expires_at: int | None = None,
+    at: int,
+) -> str:
+    """Makes a key and returns its secret, this once. It has no budget yet: nothing is bounded."""
     key_id = connection.execute(
         sa.insert(API_KEYS)
-        .values(owner=owner, name=name, prefix=prefix, secret_hash=_hash(secret), created_at=now())
+        .values(
+            owner=owner,
+            name=name,
+            team_id=None if team is None else team_id_of(connection, team, at),
+            scopes=" ".join(scope for scope in SCOPES if scope in scopes),
+            requests_per_minute=rates.requests_per_minute,
+            predictions_per_minute=rates.predictions_per_minute,
+            concurrency=rates.concurrency,
+            created_at=at,
+            expires_at=expires_at,
+        )
         .returning(API_KEYS.c.id)
     ).scalar_one()
-    for unit, limit in limits.items():
-        connection.execute(
-            sa.insert(BUDGETS).values(key_id=key_id, unit=unit, limit=limit, spent=0, reserved=0)
-        )
-    return f"craft_{prefix}_{secret}"
+    connection.execute(sa.insert(TOTALS).values(key_id=key_id, **dict.fromkeys(MEASURES, 0)))
+    return _new_secret(connection, key_id, at)
 
 
-def authenticate(connection: sa.Connection, key: str) -> Caller | None:
-    """The caller who shows `key`, or None where no living key reads so.
+def team_id_of(connection: sa.Connection, name: str, at: int) -> int:
+    """The id of a team, which is made if there is none of that name."""
+    insert_missing(connection, TEAMS, name=name, created_at=at)
+    return find_team(connection, name)
+
+
+def find_team(connection: sa.Connection, name: str) -> int:
+    """The id of a team.
+
+    Raises:
+        UnknownTeam: there is none of that name.
+    """
+    found: int | None = connection.execute(
+        sa.select(TEAMS.c.id).where(TEAMS.c.name == name)
+    ).scalar()
+    if found is None:
+        raise UnknownTeam(name)
+    return found
+
+
+def prefix_of(secret: str) -> str:
+    """The part of a key's secret that may be shown."""
+    return secret.split("_")[1]
+
+
+def authenticate(connection: sa.Connection, secret: str, at: int) -> Caller | None:
+    """The caller who shows a secret, or None where no living one reads so.
 
     The comparison takes the same time whether or not the prefix is known.
     """
-    shown = _KEY.fullmatch(key)
+    shown = _SECRET.fullmatch(secret)
     if shown is None:
         return None
-    row = connection.execute(
-        sa.select(API_KEYS).where(API_KEYS.c.prefix == shown["prefix"])
-    ).one_or_none()
+    row = connection.execute(_FIND_SECRET, {"prefix": shown["prefix"]}).one_or_none()
     expected = row.secret_hash if row else _NO_HASH
     matches = hmac.compare_digest(_hash(shown["secret"]), expected)
     if row is None or not matches or row.revoked_at is not None:
         return None
-    return Caller(row.id, row.prefix, row.owner)
+    if any(end is not None and end <= at for end in (row.expires_at, row.secret_expires_at)):
+        return None
+    return Caller(
+        key_id=row.id,
+        prefix=row.prefix,
+        owner=row.owner,
+        team_id=row.team_id,
+        scopes=frozenset(row.scopes.split()),
+        rates=_rates(row),
+    )
 
 
 def list_keys(connection: sa.Connection) -> list[KeyEntry]:
     """All keys, the oldest first."""
-    rows = connection.execute(sa.select(API_KEYS).order_by(API_KEYS.c.id))
-    return [_entry(row) for row in rows]
+    prefixes: dict[int, list[str]] = {}
+    newest_first = sa.select(KEY_SECRETS).order_by(
+        KEY_SECRETS.c.created_at.desc(), KEY_SECRETS.c.prefix
+    )
+    for secret in connection.execute(newest_first):
+        prefixes.setdefault(secret.key_id, []).append(secret.prefix)
+    rows = connection.execute(
+        sa.select(API_KEYS, TEAMS.c.name.label("team"))
+        .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
+        .order_by(API_KEYS.c.id)
+    )
+    return [
+        KeyEntry(
+            key_id=row.id,
+            prefixes=tuple(prefixes[row.id]),
+            owner=row.owner,
+            name=row.name,
+            team=row.team,
+            team_id=row.team_id,
+            scopes=tuple(row.scopes.split()),
+            rates=_rates(row),
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+        )
+        for row in rows
+    ]
 
 
 def find_key(connection: sa.Connection, prefix: str) -> KeyEntry:
-    """The key with this prefix.
+    """The key one of whose secrets has this prefix.
 
     Raises:
         UnknownKey: there is none.
     """
-    row = connection.execute(sa.select(API_KEYS).where(API_KEYS.c.prefix == prefix)).one_or_none()
-    if row is None:
-        raise UnknownKey(prefix)
-    return _entry(row)
+    for entry in list_keys(connection):
+        if prefix in entry.prefixes:
+            return entry
+    raise UnknownKey(prefix)
 
 
-def revoke_key(connection: sa.Connection, prefix: str) -> KeyEntry:
-    """Makes the key with this prefix useless from now on; revoking again changes nothing.
+def as_card(entry: KeyEntry) -> KeyCard:
+    """The key as lists show it."""
+    return KeyCard(
+        id=entry.key_id,
+        prefix=entry.prefixes[0],
+        prefixes=list(entry.prefixes),
+        owner=entry.owner,
+        name=entry.name,
+        team=entry.team,
+        scopes=list(entry.scopes),
+        requests_per_minute=entry.rates.requests_per_minute,
+        predictions_per_minute=entry.rates.predictions_per_minute,
+        concurrency=entry.rates.concurrency,
+        created_at=rfc3339(entry.created_at),
+        expires_at=None if entry.expires_at is None else rfc3339(entry.expires_at),
+        revoked_at=None if entry.revoked_at is None else rfc3339(entry.revoked_at),
+    )
+
+
+def rotate_key(connection: sa.Connection, prefix: str, *, overlap_ms: int, at: int) -> str:
+    """Gives the key a new secret and returns it, this once; older ones end after the overlap.
+
+    Raises:
+        UnknownKey: there is none.
+        RevokedKey: it was revoked.
+    """
+    entry = find_key(connection, prefix)
+    if entry.revoked_at is not None:
+        raise RevokedKey(prefix)
+    end = at + overlap_ms
+    connection.execute(
+        sa.update(KEY_SECRETS)
+        .where(
+            KEY_SECRETS.c.key_id == entry.key_id,
+            sa.or_(KEY_SECRETS.c.expires_at.is_(None), KEY_SECRETS.c.expires_at > end),
+        )
+        .values(expires_at=end)
+    )
+    return _new_secret(connection, entry.key_id, at)
+
+
+def revoke_key(connection: sa.Connection, prefix: str, at: int) -> KeyEntry:
+    """Makes the key useless from now on, all its secrets; revoking again changes nothing.
 
     Raises:
         UnknownKey: there is none.
     """
+    entry = find_key(connection, prefix)
     connection.execute(
         sa.update(API_KEYS)
-        .where(API_KEYS.c.prefix == prefix, API_KEYS.c.revoked_at.is_(None))
-        .values(revoked_at=now())
+        .where(API_KEYS.c.id == entry.key_id, API_KEYS.c.revoked_at.is_(None))
+        .values(revoked_at=at)
     )
     return find_key(connection, prefix)
+
+
+def _new_secret(connection: sa.Connection, key_id: int, at: int) -> str:
+    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(_PREFIX_LENGTH))
+    secret = secrets.token_urlsafe(32)
+    connection.execute(
+        sa.insert(KEY_SECRETS).values(
+            prefix=prefix, key_id=key_id, secret_hash=_hash(secret), created_at=at
+        )
+    )
+    return f"craft_{prefix}_{secret}"
 
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _entry(row: sa.Row[tuple[object, ...]]) -> KeyEntry:
-    return KeyEntry(row.id, row.prefix, row.owner, row.name, row.created_at, row.revoked_at)
+def _rates(row: sa.Row[tuple[object, ...]]) -> Rates:
+    return Rates(row.requests_per_minute, row.predictions_per_minute, row.concurrency)

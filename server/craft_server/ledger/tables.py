@@ -1,14 +1,35 @@
-"""The ledger's tables. A charge's state moves once, from `reserved` to `settled` or `refunded`."""
+"""The ledger's tables. Times are integers, milliseconds since the Unix epoch.
+
+A charge's state moves once, from `reserved` to `settled` or `refunded`; its line is never deleted.
+"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
+from craft_server.clock import WINDOWS
 from craft_server.database import METADATA
-from craft_shared.units import UNITS
+from craft_shared.units import MEASURES, UNITS
 
 # SQLite counts rows up only in a column of exactly this type.
 _Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f'"{column}" IN ({", ".join(repr(value) for value in values)})'
+
+
+def _natural(columns: tuple[str, ...]) -> str:
+    return " AND ".join(f'"{column}" >= 0' for column in columns)
+
+
+TEAMS = sa.Table(
+    "teams",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
 
 API_KEYS = sa.Table(
     "api_keys",
@@ -16,23 +37,46 @@ API_KEYS = sa.Table(
     sa.Column("id", _Id, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("prefix", sa.Text, nullable=False, unique=True),
+    sa.Column("team_id", _Id, sa.ForeignKey("teams.id")),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("requests_per_minute", sa.BigInteger),
+    sa.Column("predictions_per_minute", sa.BigInteger),
+    sa.Column("concurrency", sa.BigInteger),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("revoked_at", sa.BigInteger),
+)
+
+# A key has several secrets while it is rotated. A secret's prefix names it, and the key, in public.
+KEY_SECRETS = sa.Table(
+    "key_secrets",
+    METADATA,
+    sa.Column("prefix", sa.Text, primary_key=True),
+    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), nullable=False, index=True),
     sa.Column("secret_hash", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Text, nullable=False),
-    sa.Column("revoked_at", sa.Text),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
 )
 
 BUDGETS = sa.Table(
     "budgets",
     METADATA,
-    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), primary_key=True),
-    sa.Column("unit", sa.Text, primary_key=True),
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id")),
+    sa.Column("team_id", _Id, sa.ForeignKey("teams.id")),
+    sa.Column("unit", sa.Text, nullable=False),
+    sa.Column("window", sa.Text, nullable=False),
+    sa.Column("window_start", sa.BigInteger, nullable=False),
     sa.Column("limit", sa.BigInteger, nullable=False),
     sa.Column("spent", sa.BigInteger, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
-    sa.CheckConstraint(f"unit IN ({', '.join(repr(unit) for unit in UNITS)})", "known_unit"),
-    sa.CheckConstraint('"limit" >= 0 AND spent >= 0 AND reserved >= 0', "natural_numbers"),
+    sa.CheckConstraint(_one_of("unit", MEASURES), "known_unit"),
+    sa.CheckConstraint(_one_of("window", WINDOWS), "known_window"),
+    sa.CheckConstraint("(key_id IS NULL) <> (team_id IS NULL)", "one_holder"),
+    sa.CheckConstraint(_natural(("limit", "spent", "reserved")), "natural_numbers"),
     sa.CheckConstraint('spent + reserved <= "limit"', "within_limit"),
+    sa.UniqueConstraint("key_id", "unit", "window"),
+    sa.UniqueConstraint("team_id", "unit", "window"),
 )
 
 CHARGES = sa.Table(
@@ -40,13 +84,87 @@ CHARGES = sa.Table(
     METADATA,
     sa.Column("id", _Id, primary_key=True),
     sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), nullable=False),
-    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("closed_at", sa.BigInteger),
     sa.Column("call", sa.Text, nullable=False),
+    sa.Column("run", sa.Text),
     sa.Column("model", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
-    *(sa.Column(unit, sa.BigInteger, nullable=False) for unit in UNITS),
-    sa.CheckConstraint("state IN ('reserved', 'settled', 'refunded')", "known_state"),
-    sa.CheckConstraint(" AND ".join(f"{unit} >= 0" for unit in UNITS), "natural_numbers"),
+    sa.Column("holder", sa.Text, nullable=False),
+    # What it holds of which budgets: JSON [[budget id, window start, amount], ...].
+    sa.Column("holds", sa.Text, nullable=False),
+    *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
+    sa.CheckConstraint(_one_of("state", ("reserved", "settled", "refunded")), "known_state"),
+    sa.CheckConstraint(_natural(MEASURES), "natural_numbers"),
     sa.Index("ix_charges_key_id_id", "key_id", "id"),
+    sa.Index("ix_charges_key_id_run", "key_id", "run"),
+    sa.Index(
+        "ix_charges_reserved",
+        "key_id",
+        "holder",
+        sqlite_where=sa.text("state = 'reserved'"),
+        postgresql_where=sa.text("state = 'reserved'"),
+    ),
     sqlite_autoincrement=True,
+)
+
+# What each key was charged in all, so that telling it does not take longer as lines are added.
+TOTALS = sa.Table(
+    "totals",
+    METADATA,
+    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), primary_key=True),
+    *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
+)
+
+# Server processes. A process that stops renewing its lease holds nothing any more.
+HOLDERS = sa.Table(
+    "holders",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("lease_until", sa.BigInteger, nullable=False),
+)
+
+# One row an idempotency key; `body` is null while the call runs and once the bytes are gone.
+CALLS = sa.Table(
+    "calls",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("idempotency_key", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("charge_id", _Id, sa.ForeignKey("charges.id")),
+    sa.Column("done", sa.Boolean, nullable=False),
+    sa.Column("repeatable", sa.Boolean, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("media_type", sa.Text),
+    sa.Column("body_bytes", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary),
+    sa.UniqueConstraint("key_id", "idempotency_key"),
+    sa.Index(
+        "ix_calls_evictable",
+        "id",
+        sqlite_where=sa.text("body_bytes > 0 AND repeatable"),
+        postgresql_where=sa.text("body_bytes > 0 AND repeatable"),
+    ),
+    sa.Index(
+        "ix_calls_running",
+        "holder",
+        sqlite_where=sa.text("NOT done"),
+        postgresql_where=sa.text("NOT done"),
+    ),
+    sa.Index("ix_calls_at", "at"),
+    sqlite_autoincrement=True,
+)
+
+PRICES = sa.Table(
+    "prices",
+    METADATA,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("unit", sa.Text, primary_key=True),
+    sa.Column("micros", sa.BigInteger, nullable=False),
+    sa.CheckConstraint(_one_of("unit", UNITS), "known_unit"),
+    sa.CheckConstraint("micros >= 0", "natural_numbers"),
 )

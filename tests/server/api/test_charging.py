@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.engine import Overloaded
 from craft_server.ledger.budgets import list_budgets, top_up
@@ -69,12 +70,22 @@ def test_the_query_past_the_budget_is_refused_until_a_top_up(server: Any, pictur
         assert "needs 2 queries and 1 are left" in refused.json()["detail"]
         answer = predict(client, picture()).json()
         assert answer["cost"]["budgets"] == [
-            {"unit": "queries", "limit": 3, "spent": 3, "reserved": 0, "remaining": 0}
+            {
+                "unit": "queries",
+                "window": "lifetime",
+                "of": "key",
+                "limit": 3,
+                "spent": 3,
+                "reserved": 0,
+                "remaining": 0,
+                "resets_at": None,
+            }
         ]
         assert predict(client, picture()).status_code == 402
         prefix = client.headers["authorization"].split("_")[1]
         with server.database.writing() as connection:
-            top_up(connection, find_key(connection, prefix).key_id, {"queries": 1})
+            key_id = find_key(connection, prefix).key_id
+            top_up(connection, key_id=key_id, unit="queries", window="lifetime", amount=1)
         assert predict(client, picture()).status_code == 200
         assert predict(client, picture()).status_code == 402
         usage = client.get("/v1/usage").json()
@@ -176,14 +187,14 @@ def test_a_call_cut_off_by_the_servers_end_is_refunded(
         caller.start()
         assert begun.wait(30)
         with server.database.reading() as connection:
-            assert list_budgets(connection, 1)[0].reserved == 1
+            assert list_budgets(connection, 1, None, now_ms())[0].reserved == 1
     caller.join(30)
     client.close()
     database = Database.open(None, tmp_path)
     with database.reading() as connection:
-        found = authenticate(connection, key)
+        found = authenticate(connection, key, now_ms())
         assert found is not None
-        (budget,) = list_budgets(connection, found.key_id)
+        (budget,) = list_budgets(connection, found.key_id, None, now_ms())
     database.close()
     assert (budget.spent, budget.reserved) == (0, 0)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
 import pytest
 
+from craft_server.clock import now_ms
 from craft_server.ledger.keys import revoke_key
 from craft_shared import codec
 from craft_shared.problems import MEDIA_TYPE
@@ -25,6 +27,24 @@ GUARDED = [
     ("GET", "/v1/adapters/x"),
     ("DELETE", "/v1/adapters/x"),
     ("POST", "/v1/adapters/x/predictions"),
+    ("DELETE", "/v1/answers/x"),
+    ("GET", "/v1/receipts"),
+    ("POST", "/v1/admin/keys"),
+    ("GET", "/v1/admin/keys"),
+    ("POST", "/v1/admin/keys/x/rotate"),
+    ("DELETE", "/v1/admin/keys/x"),
+    ("PUT", "/v1/admin/keys/x/budgets"),
+    ("PUT", "/v1/admin/teams/x/budgets"),
+    ("POST", "/v1/admin/keys/x/budgets/top-up"),
+    ("POST", "/v1/admin/teams/x/budgets/top-up"),
+    ("GET", "/v1/admin/prices"),
+    ("PUT", "/v1/admin/prices/x"),
+    ("GET", "/v1/admin/usage"),
+]
+OPEN = [
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("GET", "/v1/receipts/keys"),
 ]
 
 
@@ -43,18 +63,18 @@ def test_every_call_needs_a_key(server: Any, method: str, path: str, header: str
 def test_the_list_of_guarded_calls_is_complete(server: Any) -> None:
     paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
     described = {
-        (method.upper(), path.replace("{image_set_id}", "x").replace("{name}", "x"))
+        (method.upper(), re.sub(r"\{[a-z_]+\}", "x", path))
         for path, methods in paths.items()
         for method in methods
     }
-    assert described == {*GUARDED, ("GET", "/livez"), ("GET", "/readyz")}
+    assert described == {*GUARDED, *OPEN}
 
 
 def test_a_revoked_key_is_refused_at_once(server: Any) -> None:
     with server.client() as client:
         assert client.get("/v1/models").status_code == 200
         with server.database.writing() as connection:
-            revoke_key(connection, client.headers["authorization"].split("_")[1])
+            revoke_key(connection, client.headers["authorization"].split("_")[1], now_ms())
         assert client.get("/v1/models").status_code == 401
 
 

@@ -13,140 +13,206 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from craft_server.database import Database
-from craft_server.ledger.budgets import UnboundedUnit, list_budgets, top_up
+from craft_server.ledger import administration, leases
+from craft_server.ledger.administration import Holder
+from craft_server.ledger.budgets import (
+    LimitBelowUse,
+    NoSuchBudget,
+    list_budgets,
+    set_budget,
+    top_up,
+)
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
-    Shortfall,
+    TooManyRunning,
+    Work,
+    check_concurrency,
+    cost_of,
     refund,
     reserve,
     settle,
     usage,
 )
-from craft_server.ledger.keys import authenticate, create_key
+from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, find_team
+from craft_server.ledger.prices import list_prices, set_prices
 from craft_server.ledger.tables import BUDGETS
-from craft_shared.units import UNITS, Unit, Units
+from craft_shared.units import UNITS, Measure, Unit, Units
+from craft_shared.wire import Budget, BudgetTopUp, Window
+
+HOLDER = "a server"
+NOW = 1_800_000_000_000  # a Friday, 08:00 UTC
+HOUR = 3_600_000
 
 
-def make_key(store: Database, limits: Mapping[Unit, int]) -> int:
+def make_caller(
+    store: Database,
+    limits: Mapping[Measure, int],
+    *,
+    team: str | None = None,
+    rates: Rates = Rates(),  # noqa: B008 - frozen
+) -> Caller:
     with store.writing() as connection:
-        key = create_key(connection, owner="owner", name="", limits=limits)
-        caller = authenticate(connection, key)
-    assert caller is not None
-    return caller.key_id
+        leases.renew(connection, HOLDER, NOW + 10**12)
+        key = create_key(connection, owner="owner", team=team, rates=rates, at=NOW)
+        caller = authenticate(connection, key, NOW)
+        assert caller is not None
+        for unit, limit in limits.items():
+            set_budget(
+                connection,
+                key_id=caller.key_id,
+                unit=unit,
+                window="lifetime",
+                limit=limit,
+                at=NOW,
+            )
+    return caller
 
 
-def take(store: Database, key_id: int, units: Units) -> int:
+def bound(
+    store: Database,
+    unit: Measure,
+    limit: int,
+    *,
+    window: Window = "lifetime",
+    caller: Caller | None = None,
+    team_id: int | None = None,
+    at: int = NOW,
+) -> None:
     with store.writing() as connection:
-        return reserve(connection, key_id, call="predictions", model="tiny", units=units)
+        set_budget(
+            connection,
+            key_id=None if caller is None else caller.key_id,
+            team_id=team_id,
+            unit=unit,
+            window=window,
+            limit=limit,
+            at=at,
+        )
 
 
-def close(store: Database, charge_id: int, how: str) -> None:
+def take(
+    store: Database, caller: Caller, units: Units, *, at: int = NOW, model: str = "tiny"
+) -> int:
     with store.writing() as connection:
-        {"settle": settle, "refund": refund}[how](connection, charge_id)
+        work = Work("predictions", model, "r1", units)
+        return reserve(connection, caller, work, holder=HOLDER, at=at).charge_id
 
 
-def state(store: Database, key_id: int) -> dict[str, tuple[int, int]]:
+def close(store: Database, charge_id: int, how: str, at: int = NOW) -> None:
+    with store.writing() as connection:
+        {"settle": settle, "refund": refund}[how](connection, charge_id, at)
+
+
+def shown(store: Database, caller: Caller, at: int = NOW) -> list[Budget]:
     with store.reading() as connection:
-        budgets = list_budgets(connection, key_id)
-    return {budget.unit: (budget.spent, budget.reserved) for budget in budgets}
+        return list_budgets(connection, caller.key_id, caller.team_id, at)
 
 
-def total(store: Database, key_id: int) -> Units:
+def state(store: Database, caller: Caller, at: int = NOW) -> dict[str, tuple[int, int]]:
+    return {budget.unit: (budget.spent, budget.reserved) for budget in shown(store, caller, at)}
+
+
+def total(store: Database, caller: Caller) -> Units:
     with store.reading() as connection:
-        return usage(connection, key_id, after=0, limit=1).total
+        return usage(connection, caller.key_id, after=0, limit=1).total
 
 
 def test_a_settled_reservation_is_spent(store: Database) -> None:
-    key_id = make_key(store, {"queries": 10, "texts": 100})
-    charge = take(store, key_id, Units(queries=4, texts=40, images=7))
-    assert state(store, key_id) == {"queries": (0, 4), "texts": (0, 40)}
+    caller = make_caller(store, {"queries": 10, "texts": 100})
+    charge = take(store, caller, Units(queries=4, texts=40, images=7))
+    assert state(store, caller) == {"queries": (0, 4), "texts": (0, 40)}
     close(store, charge, "settle")
-    assert state(store, key_id) == {"queries": (4, 0), "texts": (40, 0)}
-    assert total(store, key_id) == Units(queries=4, texts=40, images=7)
+    assert state(store, caller) == {"queries": (4, 0), "texts": (40, 0)}
+    assert total(store, caller) == Units(queries=4, texts=40, images=7)
 
 
 def test_a_refunded_reservation_leaves_nothing(store: Database) -> None:
-    key_id = make_key(store, {"queries": 10})
-    close(store, take(store, key_id, Units(queries=4)), "refund")
-    assert state(store, key_id) == {"queries": (0, 0)}
+    caller = make_caller(store, {"queries": 10})
+    close(store, take(store, caller, Units(queries=4)), "refund")
+    assert state(store, caller) == {"queries": (0, 0)}
     with store.reading() as connection:
-        assert usage(connection, key_id, after=0, limit=10).charges == []
+        assert usage(connection, caller.key_id, after=0, limit=10).charges == []
 
 
 @pytest.mark.parametrize("first", ["settle", "refund"])
 @pytest.mark.parametrize("second", ["settle", "refund"])
 def test_a_charge_is_closed_once(store: Database, first: str, second: str) -> None:
-    key_id = make_key(store, {"queries": 10})
-    charge = take(store, key_id, Units(queries=4))
+    caller = make_caller(store, {"queries": 10})
+    charge = take(store, caller, Units(queries=4))
     close(store, charge, first)
-    before = state(store, key_id)
+    before = state(store, caller)
     with pytest.raises(ChargeClosed):
         close(store, charge, second)
-    assert state(store, key_id) == before
+    assert state(store, caller) == before
 
 
 def test_a_refused_reservation_leaves_other_units_alone(store: Database) -> None:
-    key_id = make_key(store, {"queries": 10, "texts": 5, "requests": 0})
+    caller = make_caller(store, {"queries": 10, "texts": 5, "requests": 0})
     with pytest.raises(BudgetExhausted) as caught:
-        take(store, key_id, Units(queries=3, texts=6, requests=1))
-    assert caught.value.shortfalls == [Shortfall("texts", 6, 5), Shortfall("requests", 1, 0)]
-    assert state(store, key_id) == {"queries": (0, 0), "texts": (0, 0), "requests": (0, 0)}
+        take(store, caller, Units(queries=3, texts=6, requests=1))
+    assert [
+        (short.budget.unit, short.needed, short.budget.remaining)
+        for short in caught.value.shortfalls
+    ] == [("texts", 6, 5), ("requests", 1, 0)]
+    assert state(store, caller) == {"queries": (0, 0), "texts": (0, 0), "requests": (0, 0)}
 
 
 def test_a_reservation_counts_against_the_next_one(store: Database) -> None:
-    key_id = make_key(store, {"queries": 10})
-    take(store, key_id, Units(queries=6))
+    caller = make_caller(store, {"queries": 10})
+    take(store, caller, Units(queries=6))
     with pytest.raises(BudgetExhausted):
-        take(store, key_id, Units(queries=5))
-    take(store, key_id, Units(queries=4))
+        take(store, caller, Units(queries=5))
+    take(store, caller, Units(queries=4))
 
 
 def test_a_unit_without_a_budget_is_not_bounded(store: Database) -> None:
-    key_id = make_key(store, {})
-    close(store, take(store, key_id, Units(queries=10**12)), "settle")
-    assert total(store, key_id).queries == 10**12
+    caller = make_caller(store, {})
+    close(store, take(store, caller, Units(queries=10**12)), "settle")
+    assert total(store, caller).queries == 10**12
 
 
 def test_a_top_up_lets_the_key_go_on(store: Database) -> None:
-    key_id = make_key(store, {"queries": 1})
-    close(store, take(store, key_id, Units(queries=1)), "settle")
+    caller = make_caller(store, {"queries": 1})
+    close(store, take(store, caller, Units(queries=1)), "settle")
     with pytest.raises(BudgetExhausted):
-        take(store, key_id, Units(queries=1))
+        take(store, caller, Units(queries=1))
     with store.writing() as connection:
-        (budget,) = top_up(connection, key_id, {"queries": 2})
+        top_up(connection, key_id=caller.key_id, unit="queries", window="lifetime", amount=2)
+    (budget,) = shown(store, caller)
     assert (budget.limit, budget.spent, budget.remaining) == (3, 1, 2)
-    take(store, key_id, Units(queries=2))
+    take(store, caller, Units(queries=2))
 
 
 def test_a_top_up_of_an_unbounded_unit_is_refused_whole(store: Database) -> None:
-    key_id = make_key(store, {"queries": 1})
-    with pytest.raises(UnboundedUnit), store.writing() as connection:
-        top_up(connection, key_id, {"queries": 5, "texts": 1})
-    with store.reading() as connection:
-        assert [budget.limit for budget in list_budgets(connection, key_id)] == [1]
+    caller = make_caller(store, {"queries": 1})
+    wanted = [BudgetTopUp(unit="queries", amount=5), BudgetTopUp(unit="texts", amount=1)]
+    with pytest.raises(NoSuchBudget) as caught, store.writing() as connection:
+        administration.top_up(connection, Holder(key_id=caller.key_id), wanted)
+    assert (caught.value.unit, caught.value.window) == ("texts", "lifetime")
+    assert [budget.limit for budget in shown(store, caller)] == [1]
 
 
 @pytest.mark.parametrize(("spent", "reserved"), [(10, 1), (11, 0), (0, 11), (-1, 0), (0, -1)])
 def test_the_database_itself_refuses_an_overshoot(
     store: Database, spent: int, reserved: int
 ) -> None:
-    key_id = make_key(store, {"queries": 10})
+    caller = make_caller(store, {"queries": 10})
     with pytest.raises(sa.exc.IntegrityError), store.writing() as connection:
         connection.execute(
             sa.update(BUDGETS)
-            .where(BUDGETS.c.key_id == key_id)
+            .where(BUDGETS.c.key_id == caller.key_id)
             .values(spent=spent, reserved=reserved)
         )
 
 
 def test_32_threads_reserve_exactly_the_limit(store: Database) -> None:
     limit = 100
-    key_id = make_key(store, {"queries": limit, "texts": 10**9})
+    caller = make_caller(store, {"queries": limit, "texts": 10**9})
 
     def call(number: int) -> int:
         try:
-            charge = take(store, key_id, Units(queries=1, texts=3, requests=1))
+            charge = take(store, caller, Units(queries=1, texts=3, requests=1))
         except BudgetExhausted:
             return 0
         close(store, charge, "refund" if number % 10 == 0 else "settle")
@@ -156,23 +222,23 @@ def test_32_threads_reserve_exactly_the_limit(store: Database) -> None:
         delivered = sum(threads.map(call, range(200)))
     # Refunds come back while others ask, so that not every query need be spent; none is overspent.
     assert delivered <= limit
-    assert state(store, key_id) == {"queries": (delivered, 0), "texts": (3 * delivered, 0)}
-    assert total(store, key_id) == Units(queries=delivered, texts=3 * delivered, requests=delivered)
+    assert state(store, caller) == {"queries": (delivered, 0), "texts": (3 * delivered, 0)}
+    assert total(store, caller) == Units(queries=delivered, texts=3 * delivered, requests=delivered)
     for _ in range(limit - delivered):
-        close(store, take(store, key_id, Units(queries=1)), "settle")
+        close(store, take(store, caller, Units(queries=1)), "settle")
     with pytest.raises(BudgetExhausted):
-        take(store, key_id, Units(queries=1))
+        take(store, caller, Units(queries=1))
 
 
 def test_usage_pages_list_every_line_once(store: Database) -> None:
-    key_id, other = make_key(store, {}), make_key(store, {})
+    caller, other = make_caller(store, {}), make_caller(store, {})
     for number in range(7):
         take(store, other, Units(queries=99))
-        close(store, take(store, key_id, Units(queries=number)), "settle")
+        close(store, take(store, caller, Units(queries=number)), "settle")
     seen, after = [], 0
     while True:
         with store.reading() as connection:
-            page = usage(connection, key_id, after=after, limit=3)
+            page = usage(connection, caller.key_id, after=after, limit=3)
         assert page.total == Units(queries=21)
         seen += [line.units.queries for line in page.charges]
         if page.next_after is None:
@@ -198,7 +264,7 @@ def test_budgets_are_the_sums_of_the_lines(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Database.open(None, Path(folder))
-        key_id = make_key(store, limits)
+        caller = make_caller(store, limits)
         charges: list[int] = []
         model: dict[int, tuple[str, Units]] = {}
         for kind, units, choice in events:
@@ -212,9 +278,9 @@ def test_budgets_are_the_sums_of_the_lines(
                 )
                 if not fits:
                     with pytest.raises(BudgetExhausted):
-                        take(store, key_id, units)
+                        take(store, caller, units)
                     continue
-                charges.append(take(store, key_id, units))
+                charges.append(take(store, caller, units))
                 model[charges[-1]] = ("reserve", units)
             elif charges:
                 charge = charges[choice % len(charges)]
@@ -231,5 +297,247 @@ def test_budgets_are_the_sums_of_the_lines(
             )
             for unit in limits
         }
-        assert state(store, key_id) == expected
+        assert state(store, caller) == expected
         store.close()
+
+
+def test_a_windowed_budget_begins_anew_at_the_boundary(store: Database) -> None:
+    caller = make_caller(store, {})
+    bound(store, "queries", 10, window="hour", caller=caller)
+    close(store, take(store, caller, Units(queries=9)), "settle")
+    last = NOW + HOUR - 1
+    with pytest.raises(BudgetExhausted):
+        take(store, caller, Units(queries=2), at=last)
+    assert state(store, caller, last) == {"queries": (9, 0)}
+    # Nobody has written at midnight: the old counts are read as what they are.
+    assert state(store, caller, NOW + HOUR) == {"queries": (0, 0)}
+    take(store, caller, Units(queries=10), at=NOW + HOUR)
+    assert state(store, caller, NOW + HOUR) == {"queries": (0, 10)}
+    (budget,) = shown(store, caller, NOW + HOUR)
+    assert budget.resets_at == "2027-01-15T10:00:00.000Z"
+
+
+def test_a_call_counts_in_the_window_in_which_it_was_reserved(store: Database) -> None:
+    caller = make_caller(store, {"queries": 100})
+    bound(store, "queries", 10, window="hour", caller=caller)
+    held = [take(store, caller, Units(queries=3)) for _ in range(2)]
+    after = NOW + HOUR
+    # The window rolls over while both run; only the lifetime budget still knows of them.
+    charge = take(store, caller, Units(queries=1), at=after)
+    close(store, held[0], "settle", after)
+    close(store, held[1], "refund", after)
+    windows = {b.window: (b.spent, b.reserved) for b in shown(store, caller, after)}
+    assert windows == {"hour": (0, 1), "lifetime": (3, 1)}
+    close(store, charge, "settle", after)
+    windows = {b.window: (b.spent, b.reserved) for b in shown(store, caller, after)}
+    assert windows == {"hour": (1, 0), "lifetime": (4, 0)}
+    assert total(store, caller) == Units(queries=4)
+
+
+def test_a_settlement_after_the_boundary_but_before_the_next_call_is_not_shown(
+    store: Database,
+) -> None:
+    caller = make_caller(store, {})
+    bound(store, "queries", 10, window="day", caller=caller)
+    charge = take(store, caller, Units(queries=3))
+    tomorrow = NOW + 24 * HOUR
+    close(store, charge, "settle", tomorrow)
+    assert state(store, caller, tomorrow) == {"queries": (0, 0)}
+    take(store, caller, Units(queries=10), at=tomorrow)
+
+
+def test_a_clock_that_lags_behind_does_not_bring_a_window_back(store: Database) -> None:
+    caller = make_caller(store, {})
+    bound(store, "queries", 10, window="hour", caller=caller)
+    close(store, take(store, caller, Units(queries=9), at=NOW + HOUR), "settle")
+    with pytest.raises(BudgetExhausted):
+        take(store, caller, Units(queries=2), at=NOW + HOUR - 1)
+    take(store, caller, Units(queries=1), at=NOW + HOUR - 1)
+    assert state(store, caller, NOW + HOUR) == {"queries": (9, 1)}
+
+
+def test_every_budget_of_a_unit_must_hold(store: Database) -> None:
+    caller = make_caller(store, {"queries": 12})
+    bound(store, "queries", 5, window="hour", caller=caller)
+    with pytest.raises(BudgetExhausted):
+        take(store, caller, Units(queries=6))
+    take(store, caller, Units(queries=5))
+    take(store, caller, Units(queries=5), at=NOW + HOUR)
+    with pytest.raises(BudgetExhausted) as caught:
+        take(store, caller, Units(queries=5), at=NOW + 2 * HOUR)
+    assert [short.budget.window for short in caught.value.shortfalls] == ["lifetime"]
+    assert [(b.spent, b.reserved) for b in shown(store, caller, NOW + 2 * HOUR)] == [
+        (0, 0),
+        (0, 10),
+    ]
+
+
+def test_a_teams_budget_and_the_keys_must_both_hold(store: Database) -> None:
+    first = make_caller(store, {"queries": 6}, team="lab")
+    second = make_caller(store, {"queries": 6}, team="lab")
+    stranger = make_caller(store, {})
+    with store.reading() as connection:
+        team_id = find_team(connection, "lab")
+    bound(store, "queries", 8, team_id=team_id)
+    close(store, take(store, first, Units(queries=5)), "settle")
+    with pytest.raises(BudgetExhausted) as caught:
+        take(store, first, Units(queries=2))
+    assert [short.budget.of for short in caught.value.shortfalls] == ["key"]
+    with pytest.raises(BudgetExhausted) as caught:
+        take(store, second, Units(queries=4))
+    assert [short.budget.of for short in caught.value.shortfalls] == ["team"]
+    take(store, stranger, Units(queries=100))
+    close(store, take(store, second, Units(queries=3)), "refund")
+    take(store, second, Units(queries=3))
+    assert {b.of: (b.spent, b.reserved) for b in shown(store, second)} == {
+        "key": (0, 3),
+        "team": (5, 3),
+    }
+
+
+def test_16_threads_of_two_keys_reserve_exactly_the_teams_limit(store: Database) -> None:
+    callers = [make_caller(store, {"queries": 60}, team="lab") for _ in range(2)]
+    bound(store, "queries", 50, team_id=callers[0].team_id)
+
+    def call(number: int) -> int:
+        try:
+            charge = take(store, callers[number % 2], Units(queries=1))
+        except BudgetExhausted:
+            return 0
+        close(store, charge, "settle")
+        return 1
+
+    with ThreadPoolExecutor(16) as threads:
+        assert sum(threads.map(call, range(120))) == 50
+    budgets = {b.of: (b.spent, b.reserved) for b in shown(store, callers[0])}
+    assert budgets["team"] == (50, 0)
+    assert sum(total(store, caller).queries for caller in callers) == 50
+
+
+def test_a_limit_below_what_is_used_is_refused(store: Database) -> None:
+    caller = make_caller(store, {"queries": 10})
+    close(store, take(store, caller, Units(queries=3)), "settle")
+    charge = take(store, caller, Units(queries=2))
+    with pytest.raises(LimitBelowUse) as caught:
+        bound(store, "queries", 4, caller=caller)
+    assert caught.value.used == 5
+    bound(store, "queries", 5, caller=caller)
+    with pytest.raises(BudgetExhausted):
+        take(store, caller, Units(queries=1))
+    close(store, charge, "refund")
+    bound(store, "queries", 3, caller=caller)
+    assert [(b.limit, b.spent) for b in shown(store, caller)] == [(3, 3)]
+
+
+def test_a_window_that_has_passed_does_not_keep_a_limit_up(store: Database) -> None:
+    caller = make_caller(store, {})
+    bound(store, "queries", 10, window="hour", caller=caller)
+    close(store, take(store, caller, Units(queries=9)), "settle")
+    with pytest.raises(LimitBelowUse):
+        bound(store, "queries", 2, window="hour", caller=caller)
+    bound(store, "queries", 2, window="hour", caller=caller, at=NOW + HOUR)
+    assert [(b.limit, b.spent) for b in shown(store, caller, NOW + HOUR)] == [(2, 0)]
+
+
+def test_a_budget_set_by_many_at_once_is_one(store: Database) -> None:
+    caller = make_caller(store, {})
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: bound(store, "queries", n, caller=caller), range(1, 17)))
+    assert len(shown(store, caller)) == 1
+
+
+def test_a_price_list_turns_units_into_money(store: Database) -> None:
+    caller = make_caller(store, {"cost_micros": 1000})
+    with store.writing() as connection:
+        set_prices(connection, "tiny", {"queries": 100, "texts": 3})
+        set_prices(connection, "other", {"queries": 1})
+    charge = take(store, caller, Units(queries=4, texts=50, images=9))
+    assert state(store, caller) == {"cost_micros": (0, 550)}
+    with pytest.raises(BudgetExhausted) as caught:
+        take(store, caller, Units(queries=5))
+    assert [(s.budget.unit, s.needed) for s in caught.value.shortfalls] == [("cost_micros", 500)]
+    with store.writing() as connection:
+        set_prices(connection, "tiny", {"queries": 1})
+        assert list_prices(connection) == {
+            "other": {"queries": 1},
+            "tiny": {"queries": 1, "texts": 3},
+        }
+    # What was reserved at the old price is charged at it.
+    close(store, charge, "settle")
+    take(store, caller, Units(queries=5))
+    take(store, caller, Units(queries=5), model="free of charge")
+    assert state(store, caller) == {"cost_micros": (550, 5)}
+    with store.reading() as connection:
+        spent = usage(connection, caller.key_id, after=0, limit=10)
+        assert spent.cost_micros == 550
+        assert [line.cost_micros for line in spent.charges] == [550, 5, 0]
+        assert cost_of(connection, caller, charge, NOW).cost_micros == 550
+
+
+def test_a_reservation_tells_the_cost_that_its_settlement_will_have(store: Database) -> None:
+    caller = make_caller(store, {"queries": 10, "texts": 10})
+    bound(store, "queries", 7, window="month", caller=caller)
+    with store.writing() as connection:
+        work = Work("predictions", "tiny", "r1", Units(queries=3, images=2))
+        reserved = reserve(connection, caller, work, holder=HOLDER, at=NOW)
+    close(store, reserved.charge_id, "settle")
+    with store.reading() as connection:
+        assert reserved.cost == cost_of(connection, caller, reserved.charge_id, NOW)
+
+
+def test_a_key_runs_as_many_calls_as_it_may(store: Database) -> None:
+    caller = make_caller(store, {}, rates=Rates(concurrency=3))
+
+    def call(_number: int) -> int | None:
+        try:
+            with store.writing() as connection:
+                check_concurrency(connection, caller)
+                work = Work("predictions", "tiny", "r1", Units(queries=1))
+                return reserve(connection, caller, work, holder=HOLDER, at=NOW).charge_id
+        except TooManyRunning:
+            return None
+
+    with ThreadPoolExecutor(12) as threads:
+        held = [charge for charge in threads.map(call, range(24)) if charge is not None]
+    assert len(held) == 3
+    close(store, held[0], "settle")
+    close(store, held[1], "refund")
+    assert [call(0) is not None for _ in range(3)] == [True, True, False]
+
+
+def test_releasing_a_dead_servers_team_and_reserving_do_not_wait_in_a_circle(
+    store: Database,
+) -> None:
+    # Budgets of two keys and, between them in the order of ids, of their team.
+    first = make_caller(store, {"queries": 10**6}, team="lab")
+    bound(store, "queries", 10**6, team_id=first.team_id)
+    second = make_caller(store, {"queries": 10**6}, team="lab")
+    bound(store, "texts", 10**6, team_id=first.team_id)
+    units = Units(queries=1, texts=1)
+
+    def die() -> None:
+        for _ in range(30):
+            for caller in (second, first, second, first):
+                with store.writing() as connection:
+                    work = Work("predictions", "tiny", "r1", units)
+                    reserve(connection, caller, work, holder="dead", at=NOW)
+            with store.writing() as connection:
+                leases.release_expired(connection, NOW)
+
+    def live(caller: Caller) -> None:
+        for _ in range(60):
+            close(store, take(store, caller, units), "settle")
+
+    with ThreadPoolExecutor(5) as threads:
+        done = [threads.submit(die), threads.submit(die)]
+        done += [threads.submit(live, caller) for caller in (first, second, first)]
+        for one in done:
+            one.result()
+    with store.writing() as connection:
+        leases.release_expired(connection, NOW)
+    budgets = {(b.of, b.unit): (b.spent, b.reserved) for b in shown(store, first)}
+    assert budgets == {
+        ("key", "queries"): (120, 0),
+        ("team", "queries"): (180, 0),
+        ("team", "texts"): (180, 0),
+    }

@@ -1,0 +1,389 @@
+"""`/v1/admin`: keys, budgets, prices and usage, for keys with the scope `admin`.
+
+No such key exists until `craft-server keys create --scope admin` has made one. A key's secret is
+shown once and stored nowhere: the answer that made it, given again under its `Idempotency-Key`,
+holds null in its place, and the key can be rotated for a new secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+from fastapi.responses import Response, StreamingResponse
+from pydantic import AwareDatetime
+from sqlalchemy import Connection
+
+from craft_server.api import documents
+from craft_server.api.answer import json_response
+from craft_server.api.auth import caller_with
+from craft_server.api.body import Body, body_of
+from craft_server.api.idempotency import Call, call_of
+from craft_server.api.metering import free_of_charge
+from craft_server.api.services import Services, WithServices
+from craft_server.clock import epoch_ms, now_ms
+from craft_server.ledger import administration, calls, exports, keys, prices
+from craft_server.ledger.administration import Holder
+from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
+from craft_server.ledger.calls import StoredAnswer
+from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
+from craft_server.problems import ProblemError, invalid_field
+from craft_shared.problems import (
+    BODY_TOO_LARGE,
+    CALL_IN_PROGRESS,
+    FORBIDDEN,
+    IDEMPOTENCY_KEY_REUSED,
+    INVALID_REQUEST,
+    MALFORMED_BODY,
+    NOT_FOUND,
+    UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA_TYPE,
+)
+from craft_shared.wire import (
+    BudgetLimits,
+    BudgetList,
+    BudgetTopUps,
+    KeyCard,
+    KeyCreate,
+    KeyList,
+    KeyRotate,
+    KeySecret,
+    NonEmptyLabel,
+    PriceList,
+    PriceLists,
+    UsageLine,
+)
+
+router = APIRouter(prefix="/v1/admin", tags=["administration"])
+
+WithAdminKey = Annotated[Caller, Depends(caller_with("admin"))]
+WithCall = Annotated[Call, Depends(call_of(repeatable=False))]
+Prefix = Annotated[str, Path(description="The eight characters after craft_ in the key.")]
+Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
+Model = Annotated[NonEmptyLabel, Path(description="The model's name.")]
+
+_LINES_AT_ONCE = 500
+_MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
+
+_REFUSALS = (UNAUTHENTICATED, FORBIDDEN)
+_BODY_REFUSALS = (
+    *_REFUSALS,
+    MALFORMED_BODY,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    INVALID_REQUEST,
+)
+_ONCE_REFUSALS = (*_BODY_REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
+
+
+@router.post(
+    "/keys",
+    status_code=201,
+    summary="Make a key",
+    response_model=KeySecret,
+    openapi_extra=documents.json_body(KeyCreate),
+    responses=documents.problems(*_ONCE_REFUSALS),
+)
+async def create_key(
+    services: WithServices,
+    caller: WithAdminKey,
+    call: WithCall,
+    body: Annotated[Body[KeyCreate], Depends(body_of(KeyCreate))],
+) -> Response:
+    """Makes a key with its budgets. Its secret is in this answer and nowhere else."""
+
+    def make(connection: Connection) -> KeySecret:
+        return administration.create(connection, body.message, now_ms())
+
+    return await _shown_once(services, caller, call, 201, make)
+
+
+@router.get("/keys", summary="All keys", responses=documents.problems(*_REFUSALS))
+async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
+    """All keys, without their secrets, the oldest first."""
+    entries = await services.database.read(keys.list_keys)
+    return KeyList(keys=[keys.as_card(entry) for entry in entries])
+
+
+@router.post(
+    "/keys/{prefix}/rotate",
+    summary="Give a key a new secret",
+    response_model=KeySecret,
+    openapi_extra=documents.json_body(KeyRotate),
+    responses=documents.problems(*_ONCE_REFUSALS, NOT_FOUND),
+)
+async def rotate_key(
+    services: WithServices,
+    caller: WithAdminKey,
+    call: WithCall,
+    prefix: Prefix,
+    body: Annotated[Body[KeyRotate], Depends(body_of(KeyRotate))],
+) -> Response:
+    """The new secret is in this answer and nowhere else; the old ones end after the overlap."""
+    overlap_ms = body.message.overlap_seconds * 1000
+
+    def make(connection: Connection) -> KeySecret:
+        return administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=now_ms())
+
+    return await _shown_once(services, caller, call, 200, make)
+
+
+@router.delete(
+    "/keys/{prefix}",
+    summary="Revoke a key",
+    responses=documents.problems(*_REFUSALS, NOT_FOUND),
+)
+async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> KeyCard:
+    """Makes the key useless from its next call on, all its secrets. It stays listed."""
+    with _refusals():
+        return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
+
+
+@router.put(
+    "/keys/{prefix}/budgets",
+    summary="Set a key's budgets",
+    openapi_extra=documents.json_body(BudgetLimits),
+    responses=documents.problems(*_BODY_REFUSALS, NOT_FOUND),
+)
+async def set_key_budgets(
+    services: WithServices,
+    _caller: WithAdminKey,
+    prefix: Prefix,
+    body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
+) -> BudgetList:
+    """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
+    with _refusals():
+        return await services.database.write(
+            _set, lambda connection: administration.key_holder(connection, prefix), body.message
+        )
+
+
+@router.put(
+    "/teams/{name:path}/budgets",
+    summary="Set a team's budgets",
+    openapi_extra=documents.json_body(BudgetLimits),
+    responses=documents.problems(*_BODY_REFUSALS, NOT_FOUND),
+)
+async def set_team_budgets(
+    services: WithServices,
+    _caller: WithAdminKey,
+    name: Team,
+    body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
+) -> BudgetList:
+    """Sets the budgets that the body names; all keys of the team share them."""
+    with _refusals():
+        return await services.database.write(
+            _set, lambda connection: administration.team_holder(connection, name), body.message
+        )
+
+
+@router.post(
+    "/keys/{prefix}/budgets/top-up",
+    summary="Add to a key's budgets",
+    response_model=BudgetList,
+    openapi_extra=documents.json_body(BudgetTopUps),
+    responses=documents.problems(*_ONCE_REFUSALS, NOT_FOUND),
+)
+async def top_up_key(
+    services: WithServices,
+    caller: WithAdminKey,
+    call: WithCall,
+    prefix: Prefix,
+    body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
+) -> Response:
+    """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
+    with _refusals():
+        return await free_of_charge(
+            services,
+            caller,
+            call,
+            json_response,
+            _top_up,
+            lambda connection: administration.key_holder(connection, prefix),
+            body.message,
+        )
+
+
+@router.post(
+    "/teams/{name:path}/budgets/top-up",
+    summary="Add to a team's budgets",
+    response_model=BudgetList,
+    openapi_extra=documents.json_body(BudgetTopUps),
+    responses=documents.problems(*_ONCE_REFUSALS, NOT_FOUND),
+)
+async def top_up_team(
+    services: WithServices,
+    caller: WithAdminKey,
+    call: WithCall,
+    name: Team,
+    body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
+) -> Response:
+    """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
+    with _refusals():
+        return await free_of_charge(
+            services,
+            caller,
+            call,
+            json_response,
+            _top_up,
+            lambda connection: administration.team_holder(connection, name),
+            body.message,
+        )
+
+
+@router.get("/prices", summary="All prices", responses=documents.problems(*_REFUSALS))
+async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLists:
+    """Every model's prices in micros; a unit without one is free."""
+    return PriceLists(models=await services.database.read(prices.list_prices))
+
+
+@router.put(
+    "/prices/{model:path}",
+    summary="Set a model's prices",
+    openapi_extra=documents.json_body(PriceList),
+    responses=documents.problems(*_BODY_REFUSALS),
+)
+async def set_prices(
+    services: WithServices,
+    _caller: WithAdminKey,
+    model: Model,
+    body: Annotated[Body[PriceList], Depends(body_of(PriceList))],
+) -> PriceList:
+    """Sets the prices that the body names, from the next call on. What was charged stays."""
+
+    def change(connection: Connection) -> prices.Prices:
+        prices.set_prices(connection, model, body.message.micros)
+        return prices.list_prices(connection)
+
+    return PriceList(micros=(await services.database.write(change)).get(model, {}))
+
+
+@router.get(
+    "/usage",
+    summary="Export usage",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "One line a charge; refunded ones charge nothing and are left out.",
+            "content": {
+                "text/csv": {"schema": {"type": "string"}},
+                "application/jsonl": {"schema": {"type": "string"}},
+            },
+        },
+        **documents.problems(*_REFUSALS, INVALID_REQUEST, NOT_FOUND),
+    },
+)
+async def export_usage(
+    services: WithServices,
+    _caller: WithAdminKey,
+    form: Annotated[exports.Format, Query(alias="format")] = "csv",
+    key: Annotated[str | None, Query(description="Only of the key with this prefix.")] = None,
+    since: Annotated[AwareDatetime | None, Query(description="Calls made then or later.")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Calls made before.")] = None,
+) -> StreamingResponse:
+    """All lines of the ledger, streamed."""
+    selection = exports.Selection(
+        key,
+        None if since is None else epoch_ms(since),
+        None if until is None else epoch_ms(until),
+    )
+    with _refusals():
+        first = await _page(services, selection, after=0)
+    return StreamingResponse(
+        _export(services, selection, form, first), media_type=_MEDIA_TYPES[form]
+    )
+
+
+async def _export(
+    services: Services, selection: exports.Selection, form: exports.Format, page: list[UsageLine]
+) -> AsyncIterator[str]:
+    yield exports.header(form)
+    while page:
+        yield await asyncio.to_thread(_text, page, form)
+        page = await _page(services, selection, after=page[-1].id)
+
+
+async def _page(services: Services, selection: exports.Selection, *, after: int) -> list[UsageLine]:
+    # Each page is a transaction of its own, so that a slow reader holds none open.
+    def read(connection: Connection) -> list[UsageLine]:
+        return list(exports.lines(connection, selection, after=after, limit=_LINES_AT_ONCE))
+
+    return await services.database.read(read)
+
+
+def _text(page: list[UsageLine], form: exports.Format) -> str:
+    return "".join(exports.text(line, form) for line in page)
+
+
+async def _shown_once(
+    services: Services,
+    caller: Caller,
+    call: Call,
+    status: int,
+    make: Callable[[Connection], KeySecret],
+) -> Response:
+    """Makes a secret and remembers the call without it."""
+
+    def all_of_it(connection: Connection) -> KeySecret:
+        made = make(connection)
+        if call.attempt is not None:
+            call_id = calls.begin(
+                connection,
+                caller.key_id,
+                call.attempt,
+                holder=services.lease.holder,
+                charge_id=None,
+                at=now_ms(),
+            )
+            kept = json_response(made.model_copy(update={"key": None}), status=status)
+            answer = StoredAnswer(status, kept.media_type or "", bytes(kept.body))
+            calls.finish(connection, call_id, answer)
+        return made
+
+    with _refusals():
+        return json_response(await services.database.write(all_of_it), status=status)
+
+
+def _set(
+    connection: Connection, find: Callable[[Connection], Holder], wanted: BudgetLimits
+) -> BudgetList:
+    at, holder = now_ms(), find(connection)
+    administration.set_budgets(connection, holder, wanted.budgets, at)
+    return BudgetList(budgets=administration.show_budgets(connection, holder, at))
+
+
+def _top_up(
+    connection: Connection, find: Callable[[Connection], Holder], wanted: BudgetTopUps
+) -> BudgetList:
+    holder = find(connection)
+    administration.top_up(connection, holder, wanted.budgets)
+    return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns the ledger's refusals into problems."""
+    try:
+        yield
+    except UnknownKey as error:
+        raise ProblemError(NOT_FOUND, "there is no key with this prefix") from error
+    except UnknownTeam as error:
+        detail = "there is no team of this name; the first key with it makes one"
+        raise ProblemError(NOT_FOUND, detail) from error
+    except RevokedKey as error:
+        raise invalid_field("prefix", "the key is revoked", "Make a new key.") from error
+    except NoSuchBudget as error:
+        raise invalid_field(
+            "budgets",
+            f"there is no budget on {error.unit} ({error.window}): it is not bounded",
+            "Set a budget with PUT, or leave the unit out.",
+        ) from error
+    except LimitBelowUse as error:
+        raise invalid_field(
+            "budgets",
+            f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
+            "Set a limit of at least that.",
+        ) from error

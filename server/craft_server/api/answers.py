@@ -1,0 +1,32 @@
+"""`DELETE /v1/answers/{idempotency_key}`: a client says that it has stored an answer safely."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from craft_server.api import documents
+from craft_server.api.auth import WithCallerAtAnyRate
+from craft_server.api.services import WithServices
+from craft_server.ledger.calls import acknowledge
+from craft_shared.problems import UNAUTHENTICATED
+
+router = APIRouter(prefix="/v1/answers", tags=["account"])
+
+
+@router.delete(
+    "/{idempotency_key:path}",
+    status_code=204,
+    summary="Acknowledge an answer",
+    responses=documents.problems(UNAUTHENTICATED),
+)
+async def acknowledge_answer(
+    services: WithServices, caller: WithCallerAtAnyRate, idempotency_key: str
+) -> None:
+    """Lets the bytes of a prediction's answer go; the call stays known under its key.
+
+    Free, and not counted against the key's rate limit: it spares the server memory.
+
+    The same call is from then on computed anew, free of charge. A key that names no answered
+    prediction changes nothing, so that this may be sent again.
+    """
+    await services.database.write(acknowledge, caller.key_id, idempotency_key)

@@ -1,0 +1,131 @@
+"""`Idempotency-Key`: a call that was made before is answered as it was then, and not charged again.
+
+Source: draft-ietf-httpapi-idempotency-key-header-07. The same key with another body is refused with
+422, while the first call runs with 409. An answer that is given again says so in the header
+`Idempotency-Replayed: true`; one whose bytes are gone is computed anew, free of charge, and says
+`Idempotency-Recomputed: true`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from craft_server.api.auth import WithCaller
+from craft_server.api.body import read_bytes
+from craft_server.api.services import Services, WithServices
+from craft_server.image_sets import WrongFirstRow
+from craft_server.ledger.calls import Attempt, Made, StoredAnswer, look_up
+from craft_server.ledger.charges import BudgetExhausted, TooManyRunning
+from craft_server.ledger.keys import Caller
+from craft_server.problems import invalid_field
+
+KEY_HEADER = "Idempotency-Key"
+RUN_HEADER = "Craft-Run"
+REPLAYED_HEADER = "Idempotency-Replayed"
+RECOMPUTED_HEADER = "Idempotency-Recomputed"
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+# A first character that no spreadsheet takes for a formula: runs are exported as CSV.
+_RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a call is to be booked.
+
+    Attributes:
+        attempt: under which idempotency key; None where the call has none.
+        made: the call was made and charged before, and its answer's bytes are gone.
+        run: what the client calls the run that the call is part of.
+    """
+
+    attempt: Attempt | None
+    made: Made | None
+    run: str | None
+
+
+class Replayed(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The call was made before; `answer` is what was answered."""
+
+    def __init__(self, answer: StoredAnswer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+def replay(answer: StoredAnswer) -> Response:
+    """The stored answer, as a response that says that it is one."""
+    return Response(
+        answer.body,
+        status_code=answer.status,
+        media_type=answer.media_type,
+        headers={REPLAYED_HEADER: "true"},
+    )
+
+
+def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
+    """A dependency that tells how a call is to be booked.
+
+    Args:
+        repeatable: whether the call could be done twice without harm, so that its answer's bytes
+            need not be kept for good.
+    """
+
+    async def read(
+        request: Request, services: WithServices, caller: WithCaller
+    ) -> AsyncIterator[Call]:
+        run = _checked(
+            request,
+            RUN_HEADER,
+            _RUN,
+            "1 to 255 printable ASCII characters, a letter or digit first",
+        )
+        key = _checked(request, KEY_HEADER, _KEY, "1 to 255 visible ASCII characters")
+        if key is None:
+            yield Call(None, None, run)
+            return
+        attempt = Attempt(key, await _fingerprint(request), repeatable)
+        made = await _made(services, caller, attempt)
+        try:
+            yield Call(attempt, made, run)
+        except (BudgetExhausted, TooManyRunning, WrongFirstRow):
+            # Perhaps it is this very call, sent twice, that has taken what is now missing.
+            if made is None:
+                await _made(services, caller, attempt)
+            raise
+
+    return read
+
+
+async def _made(services: Services, caller: Caller, attempt: Attempt) -> Made | None:
+    made = await services.database.read(look_up, caller.key_id, attempt.key, attempt.fingerprint)
+    if made is not None and made.answer is not None:
+        raise Replayed(made.answer)
+    return made
+
+
+def _checked(request: Request, header: str, form: re.Pattern[str], words: str) -> str | None:
+    value = request.headers.get(header)
+    if value is not None and form.fullmatch(value) is None:
+        raise invalid_field(header, "it cannot be used", f"Send {words}, such as a UUID.")
+    return value
+
+
+async def _fingerprint(request: Request) -> str:
+    """SHA-256 of what makes two calls the same: method, address, what is sent and wanted."""
+    parts = [
+        request.method,
+        request.url.path,
+        request.url.query,
+        request.headers.get("content-type", ""),
+        request.headers.get("accept", ""),
+    ]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    digest.update(b"\n")
+    digest.update(await read_bytes(request))
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""`GET /v1/receipts` and `GET /v1/receipts/keys`: signed receipts, and what verifies them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+from pydantic import AwareDatetime
+
+from craft_server.api import documents
+from craft_server.api.auth import WithCaller
+from craft_server.api.services import WithServices
+from craft_server.problems import ProblemError, invalid_field
+from craft_server.receipts import NothingCharged, Selection, StillReserved
+from craft_shared.problems import INVALID_REQUEST, NOT_FOUND, RUN_IN_PROGRESS, UNAUTHENTICATED
+from craft_shared.receipt import KEYS_MEDIA_TYPE, MEDIA_TYPE
+
+router = APIRouter(tags=["receipts"])
+
+RETRY_AFTER_SECONDS = "5"
+_KEYS_MAX_AGE_SECONDS = 300
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_END = datetime(9999, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+@router.get(
+    "/v1/receipts",
+    summary="A signed receipt",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+        },
+        **documents.problems(UNAUTHENTICATED, NOT_FOUND, RUN_IN_PROGRESS, INVALID_REQUEST),
+    },
+)
+async def get_receipt(
+    services: WithServices,
+    caller: WithCaller,
+    run: Annotated[
+        str | None,
+        Query(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x20-\x7e]+$",
+            description="Only calls that were made with this header Craft-Run.",
+        ),
+    ] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Only calls at or after this time (RFC 3339).")
+    ] = None,
+    until: Annotated[
+        AwareDatetime | None, Query(description="Only calls before this time (RFC 3339).")
+    ] = None,
+) -> Response:
+    """What the key was charged, for a run or a period, signed. Free.
+
+    A receipt is final: it is refused while calls that it would cover are running.
+    """
+    if since is not None and until is not None and since >= until:
+        raise invalid_field("until", "it is not after 'since'", "Send a later time.")
+    selection = Selection(run, _milliseconds("since", since), _milliseconds("until", until))
+    try:
+        text = await services.receipts.issue(caller, selection)
+    except StillReserved as error:
+        raise ProblemError(
+            RUN_IN_PROGRESS,
+            f"{error.calls} calls that the receipt would cover have not been answered yet",
+            headers={"Retry-After": RETRY_AFTER_SECONDS},
+        ) from error
+    except NothingCharged as error:
+        of_run = "" if run is None else f" in the run '{run}'"
+        raise ProblemError(NOT_FOUND, f"the key was charged nothing{of_run}") from error
+    return Response(text, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/v1/receipts/keys",
+    summary="The keys that verify receipts",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A JWK set (RFC 7517); each key's id is its thumbprint (RFC 7638)",
+            "content": {KEYS_MEDIA_TYPE: {"schema": {"type": "object"}}},
+        }
+    },
+)
+async def get_receipt_keys(services: WithServices) -> Response:
+    """The server's public keys, the one that signs now first. Free, and without a key."""
+    return Response(
+        json.dumps(services.receipts.signer.public_keys),
+        media_type=KEYS_MEDIA_TYPE,
+        headers={"Cache-Control": f"public, max-age={_KEYS_MAX_AGE_SECONDS}"},
+    )
+
+
+def _milliseconds(field: str, moment: datetime | None) -> int | None:
+    """The first whole millisecond of the ledger's clock that is not before a time."""
+    if moment is None:
+        return None
+    if not _EPOCH <= moment < _END:
+        raise invalid_field(field, "no charge is that old or new", "Send a time in this century.")
+    return -((_EPOCH - moment) // _MILLISECOND)

@@ -1,0 +1,24 @@
+"""`craft-server`: serve, and manage keys, budgets, prices and usage on the server's own database.
+
+Commands on the ledger import neither the model nor torch. Every expected failure is one line on
+stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from craft_server.cli import budgets, keys, prices, serve, usage
+
+app = typer.Typer(
+    help="The craftbox server: a metered prediction API before a vision-language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.add_typer(budgets.app, name="budgets")
+app.add_typer(prices.app, name="prices")
+app.add_typer(usage.app, name="usage")
+
+__all__ = ["app"]

@@ -1,0 +1,145 @@
+"""`craft-server keys`: make, list, rotate and revoke API keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from craft_server.cli.ledger import reading, writing
+from craft_server.cli.options import (
+    Amount,
+    AsJson,
+    DatabaseUrl,
+    DataDir,
+    Prefix,
+    amounts_of,
+    checked,
+    duration_ms,
+)
+from craft_server.cli.output import fail, print_json, print_table
+from craft_server.clock import now_ms, rfc3339
+from craft_server.ledger import administration, keys
+from craft_shared.wire import MAX_AMOUNT, KeyCreate
+
+app = typer.Typer(help="API keys.", no_args_is_help=True)
+
+Rate = Annotated[int | None, typer.Option(min=1, max=MAX_AMOUNT, show_default=False)]
+
+
+@app.command()
+def create(
+    owner: Annotated[str, typer.Option(help="Whose image sets and adapters the key sees.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    team: Annotated[
+        str | None, typer.Option(help="Team whose budgets bound the key too; made if need be.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="predict, publish or admin; repeatable (default predict, publish)."),
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="From when on it is useless, such as 30d (default never).")
+    ] = None,
+    requests_per_minute: Rate = None,
+    predictions_per_minute: Rate = None,
+    concurrency: Rate = None,
+    queries: Amount = None,
+    predictions: Amount = None,
+    images: Amount = None,
+    texts: Amount = None,
+    requests: Amount = None,
+    cost_micros: Amount = None,
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a key and print it, this once. Units without a (lifetime) budget are not bounded."""
+    limits = amounts_of(queries, predictions, images, texts, requests, cost_micros)
+    at = now_ms()
+    expires_at = None
+    if expires_in is not None:
+        end = at + duration_ms(expires_in, "--expires-in")
+        expires_at = datetime.fromtimestamp(end / 1000, UTC)
+    if not owner.strip():
+        fail("--owner: write a name")
+    wanted = checked(
+        KeyCreate,
+        owner=owner,
+        name=name,
+        team=team,
+        **({"scopes": scope} if scope else {}),
+        expires_at=expires_at,
+        requests_per_minute=requests_per_minute,
+        predictions_per_minute=predictions_per_minute,
+        concurrency=concurrency,
+        budgets=[{"unit": unit, "limit": limit} for unit, limit in limits.items()],
+    )
+    with writing(data_dir, database_url) as connection:
+        made = administration.create(connection, wanted, at)
+    if json_output:
+        print_json({"key": made.key, **made.card.model_dump(), "budgets": limits})
+        return
+    bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
+    typer.echo(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
+    typer.echo(made.key)
+
+
+@app.command("list")
+def list_(
+    json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
+) -> None:
+    """List all keys, without their secrets."""
+    with reading(data_dir, database_url) as connection:
+        cards = [keys.as_card(entry) for entry in keys.list_keys(connection)]
+    if json_output:
+        print_json([card.model_dump() for card in cards])
+        return
+    table = Table("prefixes", "owner", "name", "team", "scopes", "created", "expires", "revoked")
+    for card in cards:
+        cells = (
+            " ".join(card.prefixes),
+            card.owner,
+            card.name,
+            card.team,
+            " ".join(card.scopes),
+            card.created_at,
+            card.expires_at,
+            card.revoked_at,
+        )
+        table.add_row(*(escape(cell or "") for cell in cells))
+    print_table(table)
+
+
+@app.command()
+def rotate(
+    prefix: Prefix,
+    overlap: Annotated[str, typer.Option(help="For how long old secrets still work.")] = "24h",
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Give a key a new secret and print it, this once; the old ones end after the overlap."""
+    at, overlap_ms = now_ms(), duration_ms(overlap, "--overlap")
+    with writing(data_dir, database_url) as connection:
+        made = administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=at)
+    end = rfc3339(at + overlap_ms)
+    if json_output:
+        print_json({"key": made.key, **made.card.model_dump(), "old_secrets_end_at": end})
+        return
+    typer.echo(
+        f"Key {prefix} of {made.card.owner} is {made.prefix} from now on; its old secrets work "
+        f"until {end}. The new one is shown only now:"
+    )
+    typer.echo(made.key)
+
+
+@app.command()
+def revoke(prefix: Prefix, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Make a key useless from now on, all its secrets."""
+    with writing(data_dir, database_url) as connection:
+        card = keys.as_card(keys.revoke_key(connection, prefix, now_ms()))
+    typer.echo(f"Key {prefix} of {card.owner} is revoked since {card.revoked_at}.")

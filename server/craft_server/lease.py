@@ -1,0 +1,77 @@
+"""This process's lease on its reservations, renewed by a thread of its own.
+
+The thread also gives back what dead processes held and keeps stored answers within their bounds. It
+does not know calls; while it runs, a reservation of a living process is never given back.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from craft_server.clock import now_ms
+from craft_server.database import Database
+from craft_server.ledger import calls, leases
+
+_RENEWALS_A_LEASE = 3
+_HOUR_MS = 3_600_000
+
+_log = structlog.get_logger()
+
+
+class Lease:
+    """A lease that is renewed until it is closed.
+
+    Attributes:
+        holder: names this process in the ledger.
+    """
+
+    def __init__(
+        self, database: Database, *, seconds: float, answers_bytes: int, answers_hours: int
+    ) -> None:
+        self.holder = uuid.uuid4().hex
+        self._database = database
+        self._seconds = seconds
+        self._answers_bytes = answers_bytes
+        self._answers_hours = answers_hours
+        self._closing = threading.Event()
+        self._renew()
+        self._thread = threading.Thread(target=self._keep, name="craft-lease", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the lease; what is still held is given back at once."""
+        self._closing.set()
+        self._thread.join()
+        try:
+            with self._database.writing() as connection:
+                leases.end(connection, self.holder, now_ms())
+        except SQLAlchemyError as error:
+            # Nothing is lost: the lease runs out by itself.
+            _log.warning("lease not ended", error=str(error))
+
+    def _keep(self) -> None:
+        while not self._closing.wait(self._seconds / _RENEWALS_A_LEASE):
+            try:
+                self._renew()
+            except SQLAlchemyError as error:
+                _log.error("lease not renewed", error=str(error))
+
+    def _renew(self) -> None:
+        at = now_ms()
+        # A transaction each: nobody's renewal must wait for what is given back.
+        with self._database.writing() as connection:
+            leases.renew(connection, self.holder, at + round(self._seconds * 1000))
+        with self._database.writing() as connection:
+            released = leases.release_expired(connection, at)
+        with self._database.writing() as connection:
+            calls.evict(
+                connection,
+                most_bytes=self._answers_bytes,
+                before=at - self._answers_hours * _HOUR_MS,
+            )
+        if released:
+            _log.warning("reservations of a dead process given back", reservations=released)

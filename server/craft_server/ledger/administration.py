@@ -1,0 +1,129 @@
+"""What an operator asks for, on the command line or over the API, each in one transaction.
+
+It puts `keys` and `budgets` together and speaks the wire's messages; it does not know who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from craft_server.clock import epoch_ms
+from craft_server.ledger import budgets, keys
+from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCreate, KeySecret
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whose budgets are meant: a key's or a team's.
+
+    Attributes:
+        key_id: of the key; None for a team.
+        team_id: of the team; None for a key.
+        bound_by_team: the key's team, whose budgets bound it too.
+    """
+
+    key_id: int | None = None
+    team_id: int | None = None
+    bound_by_team: int | None = None
+
+
+def key_holder(connection: sa.Connection, prefix: str) -> Holder:
+    """A key as the holder of budgets.
+
+    Raises:
+        UnknownKey: there is none.
+    """
+    entry = keys.find_key(connection, prefix)
+    return Holder(key_id=entry.key_id, bound_by_team=entry.team_id)
+
+
+def team_holder(connection: sa.Connection, name: str) -> Holder:
+    """A team as the holder of budgets.
+
+    Raises:
+        UnknownTeam: there is none.
+    """
+    return Holder(team_id=keys.find_team(connection, name))
+
+
+def create(connection: sa.Connection, wanted: KeyCreate, at: int) -> KeySecret:
+    """Makes a key with its budgets; its secret is shown this once."""
+    secret = keys.create_key(
+        connection,
+        owner=wanted.owner,
+        name=wanted.name,
+        team=wanted.team,
+        scopes=wanted.scopes,
+        rates=keys.Rates(
+            wanted.requests_per_minute, wanted.predictions_per_minute, wanted.concurrency
+        ),
+        expires_at=None if wanted.expires_at is None else epoch_ms(wanted.expires_at),
+        at=at,
+    )
+    holder = key_holder(connection, keys.prefix_of(secret))
+    set_budgets(connection, holder, wanted.budgets, at)
+    return _shown(connection, secret)
+
+
+def rotate(connection: sa.Connection, prefix: str, *, overlap_ms: int, at: int) -> KeySecret:
+    """Gives a key a new secret, which is shown this once.
+
+    Raises:
+        UnknownKey: there is none.
+        RevokedKey: it was revoked.
+    """
+    return _shown(connection, keys.rotate_key(connection, prefix, overlap_ms=overlap_ms, at=at))
+
+
+def set_budgets(
+    connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetLimit], at: int
+) -> None:
+    """Sets budgets; those that are not named stay as they are.
+
+    Raises:
+        LimitBelowUse: of the first that cannot be; the transaction must be undone.
+    """
+    for one in wanted:
+        budgets.set_budget(
+            connection,
+            key_id=holder.key_id,
+            team_id=holder.team_id,
+            unit=one.unit,
+            window=one.window,
+            limit=one.limit,
+            at=at,
+        )
+
+
+def top_up(connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetTopUp]) -> None:
+    """Adds to budgets' limits.
+
+    Raises:
+        NoSuchBudget: the first that there is not; the transaction must be undone.
+    """
+    for one in wanted:
+        budgets.top_up(
+            connection,
+            key_id=holder.key_id,
+            team_id=holder.team_id,
+            unit=one.unit,
+            window=one.window,
+            amount=one.amount,
+        )
+
+
+def show_budgets(connection: sa.Connection, holder: Holder, at: int) -> list[Budget]:
+    """The budgets that bound the key (its own and its team's), or the team's."""
+    if holder.key_id is not None:
+        return budgets.list_budgets(connection, holder.key_id, holder.bound_by_team, at)
+    assert holder.team_id is not None  # noqa: S101 - one of the two is given
+    return budgets.list_team_budgets(connection, holder.team_id, at)
+
+
+def _shown(connection: sa.Connection, secret: str) -> KeySecret:
+    prefix = keys.prefix_of(secret)
+    card = keys.as_card(keys.find_key(connection, prefix))
+    return KeySecret(key=secret, prefix=prefix, card=card)

@@ -1,0 +1,169 @@
+"""A server's lease: kept while it lives, given back with what it holds when it ends or dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from craft_server.clock import now_ms
+from craft_server.database import Database
+from craft_server.lease import Lease
+from craft_server.ledger import calls, leases
+from craft_server.ledger.budgets import list_budgets, set_budget
+from craft_server.ledger.charges import ChargeClosed, Work, reserve, settle
+from craft_server.ledger.keys import Caller, authenticate, create_key
+from craft_server.ledger.tables import HOLDERS
+from craft_shared.units import Units
+
+WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))
+ATTEMPT = calls.Attempt("call-1", "f" * 64, True)
+
+
+@contextmanager
+def lease(store: Database, seconds: float) -> Iterator[Lease]:
+    made = Lease(store, seconds=seconds, answers_bytes=2**20, answers_hours=24)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def caller(store: Database) -> Caller:
+    """A key with a budget of ten queries."""
+    with store.writing() as connection:
+        secret = create_key(connection, owner="owner", at=now_ms())
+        found = authenticate(connection, secret, now_ms())
+        assert found is not None
+        set_budget(
+            connection,
+            key_id=found.key_id,
+            unit="queries",
+            window="lifetime",
+            limit=10,
+            at=now_ms(),
+        )
+    return found
+
+
+def take(store: Database, caller: Caller, holder: str) -> int:
+    """Reserves and begins a call; the charge's id."""
+    with store.writing() as connection:
+        reserved = reserve(connection, caller, WORK, holder=holder, at=now_ms())
+        calls.begin(
+            connection,
+            caller.key_id,
+            ATTEMPT,
+            holder=holder,
+            charge_id=reserved.charge_id,
+            at=now_ms(),
+        )
+    return reserved.charge_id
+
+
+def reserved(store: Database, caller: Caller) -> int:
+    with store.reading() as connection:
+        (budget,) = list_budgets(connection, caller.key_id, None, now_ms())
+    assert budget.spent == 0
+    return budget.reserved
+
+
+def begun(store: Database, caller: Caller) -> bool:
+    with store.reading() as connection:
+        try:
+            calls.look_up(connection, caller.key_id, ATTEMPT.key, ATTEMPT.fingerprint)
+        except calls.StillRunning:
+            return True
+    return False
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def dead_holder(store: Database, seconds: float) -> str:
+    """A holder that nobody renews, as a killed server leaves it."""
+    with store.writing() as connection:
+        leases.renew(connection, "dead", now_ms() + round(1000 * seconds))
+    return "dead"
+
+
+def test_a_living_servers_reservation_outlives_many_leases(store: Database, caller: Caller) -> None:
+    with lease(store, 0.9) as mine, lease(store, 0.9):
+        charge = take(store, caller, mine.holder)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            assert reserved(store, caller) == 3
+            assert begun(store, caller)
+            time.sleep(0.05)
+        with store.writing() as connection:
+            settle(connection, charge, now_ms())
+
+
+def test_another_server_gives_back_what_a_dead_one_held(store: Database, caller: Caller) -> None:
+    charge = take(store, caller, dead_holder(store, 0.5))
+    with lease(store, 0.3):
+        assert reserved(store, caller) == 3, "given back before its lease ran out"
+        until(lambda: reserved(store, caller) == 0)
+        assert not begun(store, caller)
+    with store.writing() as connection, pytest.raises(ChargeClosed):
+        settle(connection, charge, now_ms())
+
+
+def test_a_server_gives_back_at_its_start_what_died_before_it(
+    store: Database, caller: Caller
+) -> None:
+    take(store, caller, dead_holder(store, -1))
+    with lease(store, 3600):
+        assert reserved(store, caller) == 0
+        assert not begun(store, caller)
+
+
+def test_a_server_that_ends_gives_everything_back_at_once(store: Database, caller: Caller) -> None:
+    with lease(store, 3600) as mine:
+        take(store, caller, mine.holder)
+    assert reserved(store, caller) == 0
+    assert not begun(store, caller)
+    with store.reading() as connection:
+        assert connection.execute(sa.select(HOLDERS)).all() == []
+
+
+def test_a_holder_that_ends_takes_nothing_from_the_living(store: Database, caller: Caller) -> None:
+    with lease(store, 3600) as living:
+        take(store, caller, living.holder)
+        with lease(store, 3600):
+            pass
+        assert reserved(store, caller) == 3
+        assert begun(store, caller)
+
+
+def test_a_lease_is_renewed_again_after_the_database_has_failed(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        failed.append(True)
+        raise sa.exc.OperationalError("", None, Exception("away"))
+
+    failed: list[bool] = []
+    with lease(store, 0.3) as mine:
+        with monkeypatch.context() as away:
+            away.setattr("craft_server.lease.leases.renew", fail)
+            until(lambda: len(failed) > 1)
+        take(store, caller, mine.holder)
+        with store.reading() as connection:
+            first = connection.execute(sa.select(HOLDERS.c.lease_until)).scalar_one()
+
+        def renewed() -> bool:
+            with store.reading() as connection:
+                now = connection.execute(sa.select(HOLDERS.c.lease_until)).scalar_one()
+            return bool(now > first)
+
+        until(renewed)
+        assert reserved(store, caller) == 3

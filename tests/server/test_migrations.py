@@ -1,0 +1,167 @@
+"""Each earlier version's database, with rows in it, becomes one of this version."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import make_url
+
+from craft_server import migrations
+from craft_server.clock import now_ms
+from craft_server.database import Database
+from craft_server.ledger import leases
+from craft_server.ledger.budgets import list_budgets
+from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle, usage
+from craft_server.ledger.keys import authenticate, create_key, list_keys
+from craft_shared.units import UNITS, Units
+
+SECRETS = {1: "craft_aaaaaaaa_" + "A" * 43, 7: "craft_bbbbbbbb_" + "B" * 43}
+SAID = "2026-03-04T05:06:07.089Z"
+SAID_MS = 1_772_600_767_089
+
+
+def at_revision(store_url: str, revision: str) -> sa.Engine:
+    """An engine on the store, whose schema is that of a revision."""
+    url = make_url(store_url)
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    return engine
+
+
+def insert(engine: sa.Engine, table: str, **values: Any) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.insert(sa.table(table, *map(sa.column, values))).values(**values))
+
+
+def insert_charge(engine: sa.Engine, key_id: int, state: str, **units: int) -> None:
+    insert(
+        engine,
+        "charges",
+        key_id=key_id,
+        at=SAID,
+        call="predictions",
+        model="tiny",
+        state=state,
+        **{**dict.fromkeys(UNITS, 0), **units},
+    )
+
+
+@pytest.fixture
+def migrated(store_url: str, tmp_path: Path) -> Any:
+    """A database of revision 0001 with two keys, opened by this version."""
+    engine = at_revision(store_url, "0001")
+    for key_id, secret in SECRETS.items():
+        _, prefix, rest = secret.split("_", 2)
+        insert(
+            engine,
+            "api_keys",
+            id=key_id,
+            owner=f"owner {key_id}",
+            name="laptop",
+            prefix=prefix,
+            secret_hash=hashlib.sha256(rest.encode()).hexdigest(),
+            created_at=SAID,
+            revoked_at=SAID if key_id == 7 else None,
+        )
+    for unit, limit, spent, reserved in (("queries", 10, 5, 3), ("texts", 99, 40, 0)):
+        insert(engine, "budgets", key_id=1, unit=unit, limit=limit, spent=spent, reserved=reserved)
+    insert_charge(engine, 1, "settled", queries=2, texts=40)
+    insert_charge(engine, 1, "refunded", queries=9)
+    insert_charge(engine, 1, "settled", queries=3, images=4)
+    insert_charge(engine, 1, "reserved", queries=3)
+    insert_charge(engine, 7, "settled", queries=8)
+    engine.dispose()
+    database = Database.open(store_url, tmp_path)
+    yield database
+    database.close()
+
+
+def test_keys_of_0001_still_authenticate_unless_revoked(migrated: Database) -> None:
+    with migrated.reading() as connection:
+        caller = authenticate(connection, SECRETS[1], now_ms())
+        assert authenticate(connection, SECRETS[7], now_ms()) is None
+        first, second = list_keys(connection)
+    assert caller is not None
+    assert (caller.key_id, caller.owner) == (1, "owner 1")
+    assert caller.scopes == {"predict", "publish"}
+    assert (first.created_at, first.revoked_at) == (SAID_MS, None)
+    assert second.revoked_at == SAID_MS
+
+
+def test_budgets_totals_and_usage_of_0001_are_what_they_were(migrated: Database) -> None:
+    with migrated.reading() as connection:
+        budgets = list_budgets(connection, 1, None, now_ms())
+        first = usage(connection, 1, after=0, limit=10)
+        second = usage(connection, 7, after=0, limit=10)
+    assert [(b.unit, b.window, b.limit, b.spent) for b in budgets] == [
+        ("queries", "lifetime", 10, 5),
+        ("texts", "lifetime", 99, 40),
+    ]
+    assert first.total == Units(queries=5, texts=40, images=4)
+    assert [(line.id, line.at, line.units) for line in first.charges] == [
+        (1, SAID, Units(queries=2, texts=40)),
+        (3, SAID, Units(queries=3, images=4)),
+    ]
+    assert second.total == Units(queries=8)
+
+
+def test_open_reservations_of_0001_are_given_back(migrated: Database) -> None:
+    with migrated.reading() as connection:
+        budgets = list_budgets(connection, 1, None, now_ms())
+        rows = connection.execute(sa.text("SELECT id, state FROM charges ORDER BY id")).all()
+    assert [budget.reserved for budget in budgets] == [0, 0]
+    assert [tuple(row) for row in rows] == [
+        (1, "settled"),
+        (2, "refunded"),
+        (3, "settled"),
+        (4, "refunded"),
+        (5, "settled"),
+    ]
+
+
+def test_a_database_of_0001_goes_on_where_it_stopped(migrated: Database) -> None:
+    at = now_ms()
+    with migrated.writing() as connection:
+        leases.renew(connection, "a server", at + 60_000)
+        caller = authenticate(connection, SECRETS[1], at)
+        assert caller is not None
+        work = Work("predictions", "tiny", "r1", Units(queries=5))
+        reserved = reserve(connection, caller, work, holder="a server", at=at)
+        settle(connection, reserved.charge_id, at)
+        assert reserved.charge_id == 6
+    with migrated.writing() as connection:
+        assert usage(connection, 1, after=0, limit=10).total.queries == 10
+        other = authenticate(connection, create_key(connection, owner="new", at=at), at)
+        assert other is not None
+        assert other.key_id == 8
+    with pytest.raises(BudgetExhausted), migrated.writing() as connection:
+        reserve(
+            connection,
+            caller,
+            Work("predictions", "tiny", "r1", Units(queries=1)),
+            holder="a server",
+            at=at,
+        )
+
+
+def test_an_empty_database_of_0001_is_migrated(store_url: str, tmp_path: Path) -> None:
+    at_revision(store_url, "0001").dispose()
+    database = Database.open(store_url, tmp_path)
+    with database.writing() as connection:
+        key = create_key(connection, owner="new", at=0)
+        caller = authenticate(connection, key, 1)
+    database.close()
+    assert caller is not None
+    assert caller.key_id == 1
