@@ -1,13 +1,15 @@
 """The HTTP client of API v1: one method a call, typed answers, typed errors, careful retries.
 
-What is retried, with stamina's backoff or after the server's Retry-After:
+Every POST carries an `Idempotency-Key` of its own, which stays the same when the call is sent
+again: the server does and charges a call once, however often it arrives, and gives the same answer
+each time. So every call may be sent again, and is, byte for byte:
 
-- a connection that could not be made: the server has not seen the call;
-- an answer 503 with Retry-After: the server says that it did not do the call;
-- GET and DELETE also when the connection broke later, because doing them twice does no harm.
+- when no connection could be made, or it broke before the answer was there;
+- when the server asks for it: still at work on the call (409), rate limit reached (429) or
+  overloaded (503), each after its Retry-After. Without Retry-After no wait would help.
 
-A POST whose answer was lost is never sent again blindly, since it may have been charged: it raises
-`AnswerLost`. Uploads go further: they ask the image set for its count and continue from there.
+Waits between attempts are stamina's or the server's. Patience counts from a call's first failure;
+when it is over, the last failure is raised. An exhausted budget (402) is never tried again.
 
 It knows HTTP and the wire; it does not know optimisation, nor what a picture shows.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,15 +37,16 @@ from pydantic import BaseModel, ValidationError
 
 from craft_client.exceptions import (
     AnswerLost,
+    CallInProgress,
     ConnectionFailed,
     CraftError,
     InvalidImage,
-    InvalidRequest,
     LimitExceeded,
     MissingKey,
     NotFound,
-    ProblemError,
+    Overloaded,
     ProtocolError,
+    RateLimited,
     problem_error,
 )
 from craft_shared import codec, problems
@@ -75,12 +79,20 @@ URL_VARIABLE = "CRAFT_URL"
 KEY_VARIABLE = "CRAFT_API_KEY"
 
 JSON_TYPE = "application/json"
-# Seconds. A server that has never answered is probably not there; one that has is worth a wait.
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+RUN_HEADER = "Craft-Run"
+# Seconds. A server that was never reached is probably not there; one that was is worth a wait. A
+# rate limit of a sliding minute may need two of them until a call as large as the limit fits; a
+# call that a dead server was at work on runs, to its successor, until the dead one's lease ends.
 FIRST_PATIENCE = 2.0
 PATIENCE = 60.0
+LONG_PATIENCE = 180.0
 # Room in an upload's body for the safetensors header and the document.
 _HEADER_ROOM = 1024
 _SIZE_BYTES = 8
+
+_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+_RUN = re.compile(r"[\x20-\x7e]{1,255}")
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -94,12 +106,14 @@ class Prediction:
         revision: the model's revision.
         log_probs: float32 [prompts, images, classes].
         cost: what the call cost, and the budgets after it.
+        idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
     """
 
     model: str
     revision: str
     log_probs: NDArray[np.float32]
     cost: Cost
+    idempotency_key: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,7 @@ class AdapterPrediction:
         classes: the C class names.
         log_probs: float32 [images, C].
         cost: what the call cost, and the budgets after it.
+        idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
     """
 
     adapter: str
@@ -119,6 +134,7 @@ class AdapterPrediction:
     classes: list[str]
     log_probs: NDArray[np.float32]
     cost: Cost
+    idempotency_key: str
 
 
 class Client:
@@ -131,12 +147,13 @@ class Client:
         base_url: the server's address; the environment's CRAFT_URL, or port 8000 of this machine,
             when None.
         api_key: the key; the environment's CRAFT_API_KEY when None.
+        run: what the ledger is to call the run that the calls are part of, printable ASCII.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
     Raises:
         MissingKey: there is no key.
-        CraftError: the address is not an HTTP URL.
+        CraftError: the address is not an HTTP URL, or the run's name cannot be sent.
     """
 
     def __init__(
@@ -144,20 +161,24 @@ class Client:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        run: str | None = None,
         timeout: float = 300.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
-        self._answered = False
+        self._reached = False
+        headers = {
+            "Authorization": f"Bearer {_checked_key(api_key)}",
+            "User-Agent": f"craftbox/{version('craftbox')}",
+        }
+        if run is not None:
+            headers[RUN_HEADER] = _checked_header("run", run, _RUN)
         self._http = httpx.Client(
             base_url=_checked_url(self.base_url),
-            headers={
-                "Authorization": f"Bearer {_checked_key(api_key)}",
-                "User-Agent": f"craftbox/{version('craftbox')}",
-            },
+            headers=headers,
             timeout=httpx.Timeout(timeout, connect=10.0),
             # Servers close idle connections (uvicorn after 5 s). A request on a connection that is
-            # being closed would count as a lost answer, so the client lets go of it earlier.
+            # being closed would have to be sent again, so the client lets go of it earlier.
             limits=httpx.Limits(keepalive_expiry=2.0),
             transport=transport,
         )
@@ -226,18 +247,18 @@ class Client:
         images: Iterable[bytes],
         *,
         on_chunk: Callable[[ImageUploadAnswer], None] | None = None,
+        idempotency_key: str | None = None,
     ) -> ImageSet:
         """Appends pictures to an image set, in as many calls as the model's limits ask for.
 
-        Pictures that the key's owner has had encoded before are not charged again. When an answer
-        is lost, the image set's count tells whether the chunk arrived: no picture is ever added, or
-        paid for, twice.
+        Pictures that the key's owner has had encoded before are not charged again.
 
         Args:
             image_set: its `count` must be up to date.
             images: encoded pictures (JPEG, PNG, ...), read lazily, a chunk at a time.
-            on_chunk: called after each call with its answer. For a chunk whose answer was lost, the
-                cost is the one in the server's ledger.
+            on_chunk: called after each call with its answer.
+            idempotency_key: of the whole upload. The same upload again under the same key, from
+                the same `count` on, adds and charges only what had not arrived.
 
         Returns:
             The image set with its new count.
@@ -246,6 +267,7 @@ class Client:
             LimitExceeded: a picture is too large, or the image set becomes too large.
             InvalidImage: the server cannot use a picture; `images[i]` counts from the first one
                 given. Chunks before it have been added and paid.
+            InvalidRequest: `image_set` is not up to date; `first_row` is named.
         """
         limits = self.model(image_set.model).limits
         before = image_set.count
@@ -253,56 +275,24 @@ class Client:
             for number, picture in enumerate(images):
                 _check_picture(picture, number, limits)
             _check_count(before + len(images), limits)
-        for chunk in picture_chunks(images, limits):
+        for number, chunk in enumerate(picture_chunks(images, limits)):
             _check_count(image_set.count + len(chunk), limits)
+            document = ImageUpload(first_row=image_set.count).model_dump(exclude={"images"})
             try:
-                answer = self._upload_chunk(image_set, chunk)
+                response = self._send(
+                    "POST",
+                    _path("image-sets", image_set.id, "images"),
+                    tensors=codec.encode(document, codec.pack_files(chunk)),
+                    accept=JSON_TYPE,
+                    idempotency_key=idempotency_key and f"{idempotency_key}-{number}",
+                )
             except InvalidImage as error:
                 raise _renumbered(error, image_set.count - before) from error
+            answer = self._json(ImageUploadAnswer, response)
             image_set = answer.image_set
             if on_chunk:
                 on_chunk(answer)
         return image_set
-
-    def _upload_chunk(self, image_set: ImageSet, chunk: Sequence[bytes]) -> ImageUploadAnswer:
-        """Adds a chunk exactly once, whatever becomes of the answers."""
-        path = _path("image-sets", image_set.id, "images")
-        document = ImageUpload(first_row=image_set.count).model_dump(exclude={"images"})
-        body = codec.encode(document, codec.pack_files(chunk))
-        wanted = image_set.count + len(chunk)
-        lost: AnswerLost | None = None
-        for _ in range(5):
-            try:
-                answer = self._json(
-                    ImageUploadAnswer, self._send("POST", path, tensors=body, accept=JSON_TYPE)
-                )
-            except AnswerLost as error:
-                lost = error
-            except InvalidRequest as error:
-                # The chunk whose answer was lost may still have been at work when asked about.
-                if lost is None or all(field.field != "first_row" for field in error.errors):
-                    raise
-            else:
-                if answer.image_set.count != wanted:
-                    raise _moved(image_set, answer.image_set, wanted)
-                return answer
-            present = self.image_set(image_set.id)
-            if present.count == wanted:
-                return ImageUploadAnswer(image_set=present, cost=self._cost_of_last_upload())
-            if present.count != image_set.count:
-                raise _moved(image_set, present, wanted)
-        raise lost or AssertionError("an attempt without a lost answer returns or raises")
-
-    def _cost_of_last_upload(self) -> Cost:
-        """What the server's ledger says about this key's latest upload."""
-        uploads = [
-            charge
-            for charge in self.usage().charges
-            if charge.units.queries == 0 and charge.units.texts == 0
-        ]
-        if not uploads:
-            raise ProtocolError("The server's ledger does not list an upload that it did.")
-        return Cost(charged=uploads[-1].units, budgets=self.budgets())
 
     # --- predictions --------------------------------------------------------------------------
 
@@ -312,6 +302,7 @@ class Client:
         *,
         codes: NDArray[np.float32] | None = None,
         images: Sequence[bytes] | None = None,
+        idempotency_key: str | None = None,
     ) -> Prediction:
         """Scores prompts x images x classes in one call.
 
@@ -319,6 +310,8 @@ class Client:
             request: without `codes` and `images`, which travel as tensors.
             codes: float32 [K, dim], appended to the request's templates.
             images: encoded pictures, when the request names no image set.
+            idempotency_key: the same call again under the same key is answered as it was, and is
+                not charged again; a new key when None.
 
         Raises:
             ProblemError: the server refused; nothing was charged.
@@ -331,13 +324,29 @@ class Client:
             tensors |= codec.pack_files(images)
         document = request.model_dump(mode="json", exclude={"codes", "images"})
         body = codec.encode(document, tensors)
-        answer, log_probs = self._tensor(
-            PredictionAnswer, self._send("POST", "/v1/predictions", tensors=body)
+        response = self._send(
+            "POST", "/v1/predictions", tensors=body, idempotency_key=idempotency_key
         )
+        answer, log_probs = self._tensor(PredictionAnswer, response)
         prompts = len(request.templates) + (0 if codes is None else len(codes))
         count = len(images) if images is not None else _length(request.rows)
         _check_log_probs(log_probs, (prompts, count, len(request.classes)))
-        return Prediction(answer.model, answer.revision, log_probs.astype(np.float32), answer.cost)
+        return Prediction(
+            answer.model,
+            answer.revision,
+            log_probs.astype(np.float32),
+            answer.cost,
+            response.request.headers[IDEMPOTENCY_HEADER],
+        )
+
+    def acknowledge(self, idempotency_key: str) -> None:
+        """Tells the server that a prediction's answer is stored safely here. Free.
+
+        The server lets go of the answer's bytes; the same call under the same key is computed anew
+        from then on, still without charge. It is tried once, since an answer that is not
+        acknowledged is merely kept for longer.
+        """
+        self._send("DELETE", _path("answers", idempotency_key), again=False)
 
     # --- the key's account --------------------------------------------------------------------
 
@@ -350,7 +359,7 @@ class Client:
             page = self._json(Usage, self._send("GET", "/v1/usage", query=query))
             charges += page.charges
             if page.next_after is None:
-                return Usage(total=page.total, charges=charges, next_after=None)
+                return page.model_copy(update={"charges": charges})
             if after is not None and page.next_after <= after:
                 raise ProtocolError("The server's list of charges does not come to an end.")
             after = page.next_after
@@ -358,6 +367,39 @@ class Client:
     def budgets(self) -> list[Budget]:
         """The key's budgets; a unit without one is not bounded. Free."""
         return self._json(BudgetList, self._send("GET", "/v1/budget")).budgets
+
+    def receipt(
+        self, run: str | None = None, *, since: str | None = None, until: str | None = None
+    ) -> str:
+        """A signed receipt over a run, or over all that the key was charged. Free.
+
+        Verify it with `craft_shared.receipt.verify` before it is relied on.
+
+        Args:
+            run: what the run is called on the server.
+            since: RFC 3339; only calls from then on.
+            until: RFC 3339; only calls before.
+
+        Raises:
+            RunInProgress: calls that the receipt would cover are still running.
+            NotFound: there is nothing to give a receipt for.
+        """
+        # Slow to import, and needed by nothing else here.
+        from craft_shared.receipt import MEDIA_TYPE
+
+        bounds = {"run": run, "since": since, "until": until}
+        query = {name: value for name, value in bounds.items() if value is not None}
+        response = self._send("GET", "/v1/receipts", query=query, accept=MEDIA_TYPE)
+        _check_content_type(response, MEDIA_TYPE)
+        return response.text
+
+    def receipt_keys(self) -> bytes:
+        """The JWK set that verifies the server's receipts. Free, under any API key or none."""
+        from craft_shared.receipt import KEYS_MEDIA_TYPE
+
+        response = self._send("GET", "/v1/receipts/keys", accept=KEYS_MEDIA_TYPE)
+        _check_content_type(response, KEYS_MEDIA_TYPE)
+        return response.content
 
     # --- adapters -----------------------------------------------------------------------------
 
@@ -391,8 +433,12 @@ class Client:
         images: Sequence[bytes] | None = None,
         image_set: str | None = None,
         rows: Sequence[int] | None = None,
+        idempotency_key: str | None = None,
     ) -> AdapterPrediction:
-        """Classifies pictures, or rows of an image set, with a published adapter in one call."""
+        """Classifies pictures, or rows of an image set, with a published adapter in one call.
+
+        `idempotency_key` is as in `predict`.
+        """
         request = AdapterPredictionRequest(
             image_set=image_set, rows=None if rows is None else list(rows)
         )
@@ -400,10 +446,13 @@ class Client:
             request.model_dump(mode="json", exclude={"images"}),
             {} if images is None else codec.pack_files(images),
         )
-        answer, log_probs = self._tensor(
-            AdapterPredictionAnswer,
-            self._send("POST", _path("adapters", name, "predictions"), tensors=body),
+        response = self._send(
+            "POST",
+            _path("adapters", name, "predictions"),
+            tensors=body,
+            idempotency_key=idempotency_key,
         )
+        answer, log_probs = self._tensor(AdapterPredictionAnswer, response)
         count = len(images) if images is not None else _length(rows)
         _check_log_probs(log_probs, (count, len(answer.classes)))
         return AdapterPrediction(
@@ -412,6 +461,7 @@ class Client:
             answer.classes,
             log_probs.astype(np.float32),
             answer.cost,
+            response.request.headers[IDEMPOTENCY_HEADER],
         )
 
     # --- HTTP ---------------------------------------------------------------------------------
@@ -425,45 +475,53 @@ class Client:
         json: bytes | None = None,
         tensors: bytes | None = None,
         accept: str | None = None,
+        idempotency_key: str | None = None,
+        again: bool = True,
     ) -> httpx.Response:
-        """Sends a call, again where that is safe, and returns its successful answer.
+        """Sends a call, again (unless told otherwise) where that may help; its successful answer.
 
         The answer's type is the body's unless `accept` names another.
         """
         content_type = JSON_TYPE if tensors is None else codec.MEDIA_TYPE
         headers = {"Accept": accept or content_type, "X-Request-Id": uuid.uuid4().hex}
+        if method == "POST":
+            key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+            headers[IDEMPOTENCY_HEADER] = _checked_header("idempotency_key", key, _KEY)
         body = json if tensors is None else tensors
         if body is not None:
             headers["Content-Type"] = content_type
         request = self._http.build_request(
             method, path, params=query, content=body, headers=headers
         )
-        repeatable = method in ("GET", "DELETE")
-        answer_lost = False
+        lost: AnswerLost | None = None
         for attempt in stamina.retry_context(
-            on=lambda error: _when_to_retry(error, repeatable=repeatable),
+            on=_Patience(self) if again else (),
             attempts=None,
-            timeout=PATIENCE if self._answered else FIRST_PATIENCE,
+            timeout=None,
             wait_initial=0.2,
             wait_jitter=0.2,
         ):
             with attempt:
                 try:
                     response = self._send_once(request)
-                except AnswerLost:
-                    answer_lost = True
+                except AnswerLost as error:
+                    lost = error
                     raise
-                self._answered = True
+                except ConnectionFailed as error:
+                    if lost is None:
+                        raise
+                    # The server has not seen this attempt, but perhaps the one before.
+                    raise lost from error
                 if not response.is_success:
-                    error = _error_of(response)
-                    if method == "DELETE" and answer_lost and isinstance(error, NotFound):
+                    refusal = _error_of(response)
+                    if method == "DELETE" and lost and isinstance(refusal, NotFound):
                         return response  # The attempt whose answer was lost has deleted it.
-                    raise error
+                    raise refusal
         return response
 
     def _send_once(self, request: httpx.Request) -> httpx.Response:
         try:
-            return self._http.send(request)
+            response = self._http.send(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ConnectionFailed(
                 f"Cannot connect to the craftbox server at {self.base_url}: {_words(error)}.",
@@ -471,17 +529,23 @@ class Client:
                 f"with --url or {URL_VARIABLE}.",
             ) from error
         except httpx.TransportError as error:
+            self._reached = True
             call = f"{request.method} {request.url.path}"
+            names = [f"request {request.headers['X-Request-Id']}"]
+            if key := request.headers.get(IDEMPOTENCY_HEADER):
+                names.append(f"idempotency key {key}")
             raise AnswerLost(
                 f"The connection to the craftbox server at {self.base_url} broke before {call} "
                 f"was answered: {_words(error)}.",
                 remedy="The server may have done the call: 'craft usage' shows what was charged. "
-                f"(request {request.headers['X-Request-Id']})",
+                f"({', '.join(names)})",
             ) from error
         except httpx.DecodingError as error:
             raise ProtocolError(
                 f"{self.base_url} sent an answer that cannot be decoded: {_words(error)}."
             ) from error
+        self._reached = True
+        return response
 
     def _json(self, kind: type[_Answer], response: httpx.Response) -> _Answer:
         _check_content_type(response, JSON_TYPE)
@@ -528,16 +592,29 @@ def picture_chunks(images: Iterable[bytes], limits: Limits) -> Iterator[list[byt
         yield chunk
 
 
-def _when_to_retry(error: Exception, *, repeatable: bool) -> bool | float:
-    """Stamina's backoff hook: whether to try again, or the seconds to wait before."""
-    if isinstance(error, ProblemError):
-        wait = error.retry_after
-        if error.problem.status != httpx.codes.SERVICE_UNAVAILABLE or wait is None:
-            return False
-        return wait if wait <= PATIENCE else False
-    if isinstance(error, AnswerLost):
-        return repeatable
-    return isinstance(error, ConnectionFailed)
+class _Patience:
+    """How long one call is sent again: stamina's hook, which gets each failure.
+
+    It answers whether to try again after stamina's wait, or how many seconds to wait instead.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._first_failure: float | None = None
+
+    def __call__(self, error: Exception) -> bool | float:
+        now = time.monotonic()
+        if self._first_failure is None:
+            self._first_failure = now
+        waited = now - self._first_failure
+        if isinstance(error, CallInProgress | RateLimited | Overloaded):
+            wait = error.retry_after
+            patience = PATIENCE if isinstance(error, Overloaded) else LONG_PATIENCE
+            if wait is None or waited + wait > patience:
+                return False
+            return wait or True  # A server that names no time at all is not to be hammered.
+        patience = PATIENCE if self._client._reached else FIRST_PATIENCE
+        return isinstance(error, ConnectionFailed) and waited < patience
 
 
 def _error_of(response: httpx.Response) -> CraftError:
@@ -549,9 +626,10 @@ def _error_of(response: httpx.Response) -> CraftError:
         except ValidationError as error:
             return _unexpected(response, _first(error))
         return problem_error(problem, retry_after)
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-        detail = f"{response.url.host} answers 503 without saying why."
-        return problem_error(Problem.of(problems.OVERLOADED, detail), retry_after)
+    for kind in (problems.RATE_LIMITED, problems.OVERLOADED):  # as proxies answer, too
+        if response.status_code == kind.status:
+            detail = f"{response.url.host} answers {kind.status} without saying why."
+            return problem_error(Problem.of(kind, detail), retry_after)
     if response.is_redirect:
         return ProtocolError(
             f"{response.url} is redirected to {response.headers.get('Location')}.",
@@ -638,6 +716,15 @@ def _checked_key(api_key: str | None) -> str:
     return key
 
 
+def _checked_header(name: str, value: str, form: re.Pattern[str]) -> str:
+    if form.fullmatch(value) is None:
+        raise CraftError(
+            f"{name}: {value!r} cannot be sent to a server.",
+            remedy="Give a short name of ASCII characters, such as a UUID.",
+        )
+    return value
+
+
 def _check_picture(picture: bytes, number: int, limits: Limits) -> None:
     if len(picture) > limits.image_bytes:
         raise LimitExceeded(
@@ -669,14 +756,6 @@ def _renumbered(error: InvalidImage, first: int) -> InvalidImage:
         for field in error.problem.errors
     ]
     return InvalidImage(error.problem.model_copy(update={"errors": errors}))
-
-
-def _moved(before: ImageSet, after: ImageSet, wanted: int) -> CraftError:
-    return CraftError(
-        f"Image set '{before.id}' has {after.count} rows where {before.count} or {wanted} were "
-        "expected: somebody else adds to it.",
-        remedy="Upload to an image set of your own.",
-    )
 
 
 def _path(*parts: str) -> str:

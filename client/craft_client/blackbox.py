@@ -1,4 +1,4 @@
-"""What tuning may ask of a model: scores of prompts, and how many queries it may still pay for.
+"""What tuning may ask of a model: scores of prompts, what they cost, and what it may still spend.
 
 This module knows the question and the answer; it does not know HTTP, nor what is asked for.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from craft_shared.units import Units
-from craft_shared.wire import Context
+from craft_shared.wire import Budget, Context
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,16 @@ class Scores:
     Attributes:
         log_probs: float32 [P, N, C], natural-log probabilities of P prompts, N pictures, C classes.
         charged: what the request cost.
+        cost_micros: its price, in millionths of the provider's currency.
+        budgets: all that bound further requests, as they stand after this one.
+        answers: opaque names of what was answered, for `BlackBox.acknowledge`.
     """
 
     log_probs: NDArray[np.float32]
     charged: Units
+    cost_micros: int = 0
+    budgets: Sequence[Budget] = ()
+    answers: Sequence[str] = ()
 
 
 class BlackBox(Protocol):
@@ -57,14 +63,23 @@ class BlackBox(Protocol):
         """Scores the templates and, after them, the codes [K, dim] on all pictures, in one request.
 
         Raises:
+            BudgetExhausted: a budget does not cover the request. If the request is
+                several calls, as `units` tells, some of them may have been charged.
             CraftError: the request was refused or could not be made.
         """
         ...
 
-    def queries(self, prompts: int) -> int:
-        """How many queries scoring that many prompts in one request is: one each, as a rule."""
+    def acknowledge(self, scores: Scores) -> None:
+        """Tells that the answer is stored safely here: nobody has to keep it any more.
+
+        It never fails; an answer that is not acknowledged is merely kept for longer.
+        """
         ...
 
-    def remaining_queries(self) -> int | None:
-        """Queries that may still be charged; None where they are not bounded."""
+    def units(self, prompts: int) -> Units:
+        """What scoring that many prompts in one request is charged: one query each, as a rule."""
+        ...
+
+    def budgets(self) -> Sequence[Budget]:
+        """All budgets that bound requests now; a unit without one is not bounded."""
         ...

@@ -11,6 +11,7 @@
           ├── MalformedBody          400
           ├── Unauthenticated        401
           ├── BudgetExhausted        402, never retried
+          ├── Forbidden              403
           ├── NotFound               404
           │    ├── ModelNotFound
           │    ├── ImageSetNotFound
@@ -18,10 +19,14 @@
           ├── MethodNotAllowed       405
           ├── NameTaken              409
           ├── RevisionMismatch       409
+          ├── CallInProgress         409, retried
+          ├── RunInProgress          409
           ├── BodyTooLarge           413
           ├── UnsupportedMediaType   415
           ├── InvalidRequest         422
           ├── InvalidImage           422
+          ├── IdempotencyKeyReused   422
+          ├── RateLimited            429, retried if the server names a time
           ├── InternalError          500
           └── Overloaded             503, retried after its Retry-After time
 
@@ -137,6 +142,12 @@ class BudgetExhausted(ProblemError):
     kind = problems.BUDGET_EXHAUSTED
 
 
+class Forbidden(ProblemError):
+    """The API key's scopes do not cover the call."""
+
+    kind = problems.FORBIDDEN
+
+
 class NotFound(ProblemError):
     """There is no such resource."""
 
@@ -179,6 +190,18 @@ class RevisionMismatch(ProblemError):
     kind = problems.REVISION_MISMATCH
 
 
+class RunInProgress(ProblemError):
+    """Calls that the receipt would cover are still running."""
+
+    kind = problems.RUN_IN_PROGRESS
+
+
+class CallInProgress(ProblemError):
+    """The same call, sent before under the same idempotency key, is still running."""
+
+    kind = problems.CALL_IN_PROGRESS
+
+
 class BodyTooLarge(ProblemError):
     """The request's body is larger than the server accepts."""
 
@@ -201,6 +224,18 @@ class InvalidImage(ProblemError):
     """A picture cannot be used; `errors` names it."""
 
     kind = problems.INVALID_IMAGE
+
+
+class IdempotencyKeyReused(ProblemError):
+    """Another call was made under the same idempotency key."""
+
+    kind = problems.IDEMPOTENCY_KEY_REUSED
+
+
+class RateLimited(ProblemError):
+    """The key has done as much as it may for now; without `retry_after`, no wait helps."""
+
+    kind = problems.RATE_LIMITED
 
 
 class InternalError(ProblemError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -20,7 +21,15 @@ from craft_client.api import AdapterPrediction, Client, picture_chunks
 from craft_client.blackbox import Scores
 from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded
 from craft_shared.units import Units
-from craft_shared.wire import AdapterCard, Context, ImageSet, Limits, PredictionRequest
+from craft_shared.wire import (
+    AdapterCard,
+    Budget,
+    Context,
+    Cost,
+    ImageSet,
+    Limits,
+    PredictionRequest,
+)
 
 _FLOAT32_BYTES = 4
 
@@ -70,7 +79,7 @@ class RemoteBlackBox:
 
         A prompt is one query however many calls the prompts are spread over. Only where one
         prompt's answer is larger than the server sends at once is it asked for in several calls,
-        and is then as many queries; `queries` tells the number beforehand.
+        and is then as many queries; `units` tells the number beforehand.
 
         Raises:
             ProblemError: the server refused a call.
@@ -80,7 +89,8 @@ class RemoteBlackBox:
         scores = np.empty(
             (len(templates) + len(found), self.image_set.count, len(self.classes)), np.float32
         )
-        charged = Units()
+        costs: list[Cost] = []
+        answers: list[str] = []
         for prompts, rows in self._calls(len(scores)):
             code = slice(*(max(0, end - len(templates)) for end in (prompts.start, prompts.stop)))
             some_codes = found[code]
@@ -91,19 +101,43 @@ class RemoteBlackBox:
             )
             answer = self.client.predict(request, codes=some_codes if len(some_codes) else None)
             scores[prompts.start : prompts.stop, rows.start : rows.stop] = answer.log_probs
-            charged += answer.cost.charged
-        return Scores(log_probs=scores, charged=charged)
+            costs.append(answer.cost)
+            answers.append(answer.idempotency_key)
+        return Scores(
+            log_probs=scores,
+            charged=sum((cost.charged for cost in costs), Units()),
+            cost_micros=sum(cost.cost_micros for cost in costs),
+            budgets=costs[-1].budgets if costs else (),
+            answers=answers,
+        )
 
-    def queries(self, prompts: int) -> int:
-        """How many queries scoring that many prompts is."""
-        return sum(len(block) for block, _ in self._calls(prompts))
+    def acknowledge(self, scores: Scores) -> None:
+        """Tells the server, which need not keep the answers' bytes any longer. Free.
 
-    def remaining_queries(self) -> int | None:
-        """What is left of the key's budget of queries; None when they are not bounded."""
-        for budget in self.client.budgets():
-            if budget.unit == "queries":
-                return budget.remaining
-        return None
+        It never fails: what is not acknowledged goes from the server in its own time.
+        """
+        for answer in scores.answers:
+            with suppress(CraftError):
+                self.client.acknowledge(answer)
+
+    def units(self, prompts: int) -> Units:
+        """What scoring that many prompts is charged."""
+        return sum(
+            (
+                Units(
+                    queries=len(block),
+                    predictions=len(block) * len(rows),
+                    texts=len(block) * len(self.classes),
+                    requests=1,
+                )
+                for block, rows in self._calls(prompts)
+            ),
+            Units(),
+        )
+
+    def budgets(self) -> Sequence[Budget]:
+        """All budgets that bound the key now. Asks the server; `Scores` tells them too."""
+        return self.client.budgets()
 
     def _calls(self, prompts: int) -> Iterator[tuple[range, range]]:
         """Cuts [P, N] into the (prompts, rows) of each call."""

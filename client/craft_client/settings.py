@@ -14,8 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from craft_client.budgets import name, shortfall
 from craft_client.exceptions import CraftError
 from craft_shared.problems import FieldError
+from craft_shared.units import Unit, Units
+from craft_shared.wire import Budget
 
 LEAST_POPULATION = 4
 MOST_DIM = 4096
@@ -29,9 +32,9 @@ class SettingsError(CraftError):
     """
 
 
-def one_each(prompts: int) -> int:
-    """How many queries that many prompts are, as a rule."""
-    return prompts
+def one_each(prompts: int) -> Units:
+    """A query for each prompt, as a rule."""
+    return Units(queries=prompts)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class TuneSettings:
         _raise_if(
             "The settings cannot be used.",
             [error for error in bounds if error]
-            or self._budget_errors("budget", self.budget, one_each),
+            or self._budget_errors("budget", "queries", self.budget, one_each),
         )
 
     def stream(self, purpose: Literal["random codes", "search", "mlp"]) -> list[int]:
@@ -106,49 +109,54 @@ class TuneSettings:
         return [self.seed, ("random codes", "search", "mlp").index(purpose)]
 
     @property
-    def opening_queries(self) -> int:
-        """Queries of the first request, one a prompt: the plain one and the random codes."""
+    def opening(self) -> int:
+        """Prompts of the first request: the plain one and the random codes."""
         return 1 + self.random_codes
 
     def check_task(
         self,
         labels: NDArray[np.int64],
         classes: Sequence[str],
-        remaining: int | None,
-        queries: Callable[[int], int],
+        budgets: Sequence[Budget],
+        units: Callable[[int], Units],
     ) -> None:
         """Checks the settings against the task, before anything is asked.
 
         Args:
             labels: the pictures' classes, int64 [N].
             classes: the C class names.
-            remaining: queries that the key may still spend; None for any number.
-            queries: how many queries a number of prompts is.
+            budgets: all that bound the key.
+            units: what scoring a number of prompts is charged.
 
         Raises:
             SettingsError: there are fewer than two classes, a label names none, a class has no
-                picture, or the budget does not cover the first steps.
+                picture, or a budget does not cover the first steps.
         """
         _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
-        errors = self._budget_errors("budget", self.budget, queries)
-        if not errors and remaining is not None:
-            errors = self._budget_errors("the key's queries budget", remaining, queries)
+        errors = self._budget_errors("budget", "queries", self.budget, units)
+        first_steps = units(self.opening) + (units(self.population) if self.search else Units())
+        short = shortfall(budgets, first_steps)
+        # What the steps cost is known only once the server has answered.
+        if not errors and short and short.budget.unit != "cost_micros":
+            left = short.budget.remaining
+            errors = self._budget_errors(name(short.budget), short.budget.unit, left, units)
         _raise_if("The budget does not cover this run.", errors)
 
-    def generations(self, budget: int, queries: Callable[[int], int] = one_each) -> int:
-        """How many whole generations the budget covers after the first request.
+    def generations(self, units: Callable[[int], Units] = one_each) -> int:
+        """How many whole generations the run's own budget covers after the first request.
 
-        `queries` says how many queries a number of prompts is, where it is not one each.
+        `units` says what scoring a number of prompts is charged.
         """
         if not self.search:
             return 0
-        return (budget - queries(self.opening_queries)) // queries(self.population)
+        left = self.budget - units(self.opening).queries
+        return left // units(self.population).queries
 
     def _budget_errors(
-        self, field: str, budget: int, queries: Callable[[int], int]
+        self, field: str, unit: Unit, budget: int, units: Callable[[int], Units]
     ) -> list[FieldError]:
-        opening = queries(self.opening_queries)
-        generation = queries(self.population) if self.search else 0
+        opening = units(self.opening)[unit]
+        generation = units(self.population)[unit] if self.search else 0
         if budget >= opening + generation:
             return []
         needs = f"the plain prompt and {self.random_codes} random codes take {opening}"

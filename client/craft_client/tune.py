@@ -29,8 +29,9 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.blackbox import BlackBox
-from craft_client.exceptions import CraftError
+from craft_client.blackbox import BlackBox, Scores
+from craft_client.budgets import shortfall, times_covered
+from craft_client.exceptions import BudgetExhausted, CraftError
 from craft_client.journal import Journal
 from craft_client.losses import accuracy, cross_entropy, divergence
 from craft_client.refiners import Candidate, Choice, Kept, Refiner, Searched, refiner_for
@@ -39,7 +40,7 @@ from craft_client.settings import SettingsError, TuneSettings
 from craft_shared.adapter import Adapter, AdapterConfig, Provenance
 from craft_shared.codec import Tensors
 from craft_shared.units import Units
-from craft_shared.wire import Context
+from craft_shared.wire import Budget, Context
 
 __all__ = [
     "AnswerError",
@@ -68,9 +69,9 @@ class TuneProgress:
     Attributes:
         stage: `start` after the first request, `search` after each generation, `deploy` at the end.
         generation: generations done.
-        generations: generations that the budget covers.
+        generations: generations that the budgets, the run's and the key's, cover as they stand.
         queries: spent by this run.
-        budget: what the run may spend: the settings' budget or the key's remaining queries.
+        budget: queries that the run may spend in all: the settings' budget, or what others leave.
         loss: mean loss of the latest request's codes (of the plain prompt where it had none).
         best_loss: least loss of a single prompt so far.
         accuracy: percent on the training pictures, held out where a head is fitted; None where the
@@ -101,6 +102,8 @@ class TuneResult:
         accuracy_after: of the adapter, percent, each picture by a head fitted without it; None
             where the labels leave nothing to measure (one picture a class).
         units: everything charged by the run.
+        stopped_by: the budget of the key that ended the search before the run's own budget was
+            used up, in words; None where none did.
         history: one entry for the first request and each generation: `generation`, `queries`,
             `loss`, `best_loss`, `accuracy`.
     """
@@ -109,6 +112,7 @@ class TuneResult:
     accuracy_before: float
     accuracy_after: float | None
     units: Units
+    stopped_by: str | None
     history: list[dict[str, Any]]
 
 
@@ -120,7 +124,7 @@ def run_document(
     Raises:
         SettingsError: the run cannot be done; no directory need be made.
     """
-    settings.check_task(labels, black_box.classes, black_box.remaining_queries(), black_box.queries)
+    settings.check_task(labels, black_box.classes, black_box.budgets(), black_box.units)
     return {
         "schema_version": RUN_SCHEMA,
         "craftbox": version("craftbox"),
@@ -144,7 +148,8 @@ def tune(
     """Tunes prompts and a head for the black box's pictures.
 
     Equal arguments and answers give equal adapters, byte for byte. Memory holds one generation's
-    answers and those that heads read.
+    answers and those that heads read. The search ends in good order before a generation that a
+    budget does not cover.
 
     Args:
         black_box: answers for N pictures and C classes.
@@ -159,12 +164,10 @@ def tune(
         JournalError: the journal cannot be written.
         CraftError: the black box refused or failed. The journal has what was paid until then.
     """
-    remaining = black_box.remaining_queries()
-    settings.check_task(labels, black_box.classes, remaining, black_box.queries)
-    budget = settings.budget if remaining is None else min(settings.budget, remaining)
-    generations = settings.generations(budget, black_box.queries)
+    budgets = black_box.budgets()
+    settings.check_task(labels, black_box.classes, budgets, black_box.units)
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
-    run = _Run(black_box, len(labels), journal, budget, generations, on_progress)
+    run = _Run(black_box, len(labels), settings, journal, budgets, on_progress)
 
     codes = _random_codes(settings)
     log_probs = run.ask(templates=[settings.template], context=context, codes=codes)
@@ -181,10 +184,14 @@ def tune(
         sigma=settings.sigma,
         seed=settings.stream("search"),
     )
-    while run.generation < generations and run.covers(settings.population):
+    while run.covers_generation():
         run.generation += 1
         codes = search.ask()
-        log_probs = run.ask(context=context, codes=codes)
+        try:
+            log_probs = run.ask(context=context, codes=codes)
+        except BudgetExhausted as error:
+            run.refused(error)
+            break
         losses = _losses(log_probs, labels, refiner, settings)
         first = int(losses.argmin())
         best = kept.searched
@@ -221,35 +228,53 @@ def _losses(log_probs: Array, labels: Labels, refiner: Refiner, settings: TuneSe
 
 
 class _Run:
-    """Asks the black box, and keeps the books: units, journal lines, history, progress."""
+    """Asks the black box, and keeps the books: units, budgets, journal lines, history, progress."""
 
     def __init__(
         self,
         black_box: BlackBox,
         pictures: int,
+        settings: TuneSettings,
         journal: Journal,
-        budget: int,
-        generations: int,
+        budgets: Sequence[Budget],
         on_progress: Callable[[TuneProgress], None],
     ) -> None:
         self._black_box = black_box
         self._pictures = pictures
         self._journal = journal
-        self._budget = budget
-        self._generations = generations
+        self._own_budget = settings.budget
+        self._searches = settings.search
+        self._need = black_box.units(settings.population)
         self._on_progress = on_progress
         self._began = time.monotonic()
-        self._charged = Units()
+        self._budgets = budgets
+        self._price: int | None = None
+        self._answered: Scores
         self.units = Units()
         self.generation = 0
+        self.stopped_by: str | None = None
         self.history: list[dict[str, Any]] = []
 
-    def covers(self, prompts: int) -> bool:
-        """Whether the run's budget and the key's cover that many prompts more."""
-        queries = self._black_box.queries(prompts)
-        remaining = self._black_box.remaining_queries()
-        own = self._budget - self.units.queries
-        return queries <= own and (remaining is None or queries <= remaining)
+    def covers_generation(self) -> bool:
+        """Whether the run's budget and, as the last answer told, all others cover one more."""
+        if not self._own_generations_left():
+            return False
+        short = shortfall(self._budgets, self._need, self._price)
+        if short:
+            self.stopped_by = f"{short} for a generation"
+        return short is None
+
+    def refused(self, error: BudgetExhausted) -> None:
+        """Notes that a generation was refused, since others have spent what was left.
+
+        Raises:
+            BudgetExhausted: some calls of the generation may have been charged before, so that the
+                books would be wrong.
+        """
+        if self._need.requests > 1:
+            raise error
+        self.generation -= 1
+        self.stopped_by = error.problem.detail.removesuffix(".")
 
     def ask(self, *, context: Context, codes: Array, templates: Sequence[str] = ()) -> Array:
         """Log-probabilities [P, N, C] of the templates and, after them, the codes."""
@@ -257,7 +282,9 @@ class _Run:
         scores = self._black_box.score(
             templates=templates, context=context if len(codes) else None, codes=codes_or_none
         )
-        self._charged = scores.charged
+        self._answered = scores
+        self._budgets = scores.budgets
+        self._price = scores.cost_micros if scores.charged == self._need else None
         self.units += scores.charged
         prompts = len(templates) + len(codes)
         expected = (prompts, self._pictures, len(self._black_box.classes))
@@ -269,7 +296,7 @@ class _Run:
         return scores.log_probs
 
     def record(self, codes: Array, losses: Array, answers: Tensors) -> None:
-        """Puts the answer that was paid for last into the journal.
+        """Puts the answer that was paid for last into the journal, and acknowledges it.
 
         Args:
             codes: float32 [K, dim].
@@ -280,6 +307,7 @@ class _Run:
             {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())},
             {"codes": codes, "losses": losses, **_halved_where_exact(answers)},
         )
+        self._black_box.acknowledge(self._answered)
 
     def report(
         self,
@@ -290,6 +318,9 @@ class _Run:
     ) -> None:
         """Tells the caller where the run is, and adds to the history what a request brought."""
         queries = self.units.queries
+        further = 0 if self.stopped_by else self._own_generations_left()
+        further = times_covered(self._budgets, self._need, self._price, most=further)
+        remaining = [budget.remaining for budget in self._budgets if budget.unit == "queries"]
         if stage != "deploy":
             self.history.append(
                 {
@@ -304,9 +335,9 @@ class _Run:
             TuneProgress(
                 stage=stage,
                 generation=self.generation,
-                generations=self._generations,
+                generations=self.generation + further,
                 queries=queries,
-                budget=self._budget,
+                budget=min([self._own_budget, *(queries + left for left in remaining)]),
                 loss=loss,
                 best_loss=best_loss,
                 accuracy=accuracy,
@@ -314,6 +345,10 @@ class _Run:
                 elapsed_s=time.monotonic() - self._began,
             )
         )
+
+    def _own_generations_left(self) -> int:
+        left = self._own_budget - self.units.queries
+        return left // self._need.queries if self._searches else 0
 
     def _refuse(self, codes: Array, problem: str) -> NoReturn:
         self._write({"error": f"the answer {problem}"}, {"codes": codes})
@@ -328,7 +363,7 @@ class _Run:
             {
                 "stage": stage,
                 "generation": self.generation,
-                "charged": self._charged.model_dump(),
+                "charged": self._answered.charged.model_dump(),
                 **line,
             },
             {f"{self.generation:06d}": tensors},
@@ -371,7 +406,7 @@ def _result(
         ),
     )
     adapter = Adapter(config, chosen.codes, chosen.refinement.head)
-    return TuneResult(adapter, before, after, run.units, run.history)
+    return TuneResult(adapter, before, after, run.units, run.stopped_by, run.history)
 
 
 def _summary(result: TuneResult, choice: Choice) -> dict[str, Any]:
@@ -380,6 +415,7 @@ def _summary(result: TuneResult, choice: Choice) -> dict[str, Any]:
         "accuracy_before": result.accuracy_before,
         "accuracy_after": result.accuracy_after,
         "units": result.units.model_dump(),
+        "stopped_by": result.stopped_by,
         "adapter": result.adapter.digest,
         "deployed": choice.chosen.name,
         "candidates": [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ from PIL import Image
 
 from craft_client.blackbox import Scores
 from craft_shared.head import log_softmax
-from craft_shared.units import Units
-from craft_shared.wire import Context
+from craft_shared.units import Measure, Units
+from craft_shared.wire import Budget, Context
 
 SIDE = 8
 WIDTH = 32
@@ -105,17 +106,25 @@ class FakeBlackBox:
         clip: the model.
         pictures: uint8 [N, 8, 8, 3].
         queries: how many may be charged; None for any number.
+        price_micros: of a query.
     """
 
     model = "fake"
     revision = "0"
 
     def __init__(
-        self, clip: FakeClip, pictures: NDArray[np.uint8], *, queries: int | None = None
+        self,
+        clip: FakeClip,
+        pictures: NDArray[np.uint8],
+        *,
+        queries: int | None = None,
+        price_micros: int = 0,
     ) -> None:
         self.classes = list(clip.names)
         self._purse = queries
+        self._price_micros = price_micros
         self.charged = Units()
+        self.acknowledged: list[str] = []
         self._clip = clip
         self._features = clip.features(pictures)
 
@@ -127,22 +136,40 @@ class FakeBlackBox:
         codes: NDArray[np.float32] | None = None,
     ) -> Scores:
         log_probs = self._clip.log_probs(self._features, self.classes, templates, context, codes)
-        prompts, pictures, classes = log_probs.shape
-        assert self._purse is None or self.charged.queries + prompts <= self._purse
-        charged = Units(
+        charged = self.units(len(log_probs))
+        assert self._purse is None or self.charged.queries + charged.queries <= self._purse
+        self.charged += charged
+        return Scores(
+            log_probs,
+            charged,
+            cost_micros=charged.queries * self._price_micros,
+            budgets=self._left(),
+            answers=[f"answer {self.charged.requests}"],
+        )
+
+    def acknowledge(self, scores: Scores) -> None:
+        self.acknowledged += scores.answers
+
+    def units(self, prompts: int) -> Units:
+        return Units(
             queries=prompts,
-            predictions=prompts * pictures,
-            texts=prompts * classes,
+            predictions=prompts * len(self._features),
+            texts=prompts * len(self.classes),
             requests=1,
         )
-        self.charged += charged
-        return Scores(log_probs, charged)
 
-    def queries(self, prompts: int) -> int:
-        return prompts
+    def budgets(self) -> list[Budget]:
+        return self._left()
 
-    def remaining_queries(self) -> int | None:
-        return None if self._purse is None else self._purse - self.charged.queries
+    def _left(self) -> list[Budget]:
+        if self._purse is None:
+            return []
+        return [budget("queries", self._purse, spent=self.charged.queries)]
+
+
+def budget(unit: Measure, limit: int, *, spent: int = 0, **more: Any) -> Budget:
+    """A budget of which nothing is reserved."""
+    return Budget(unit=unit, limit=limit, spent=spent, reserved=0, remaining=limit - spent, **more)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import copy
 import http.server
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.metadata import version
@@ -15,13 +18,16 @@ import numpy as np
 import pytest
 import stamina
 
-from craft_client.api import Client
+from craft_client import api
+from craft_client.api import AdapterPrediction, Client, Prediction
 from craft_client.exceptions import (
     AdapterNotFound,
     AnswerLost,
     BudgetExhausted,
+    CallInProgress,
     ConnectionFailed,
     CraftError,
+    IdempotencyKeyReused,
     ImageSetNotFound,
     InvalidRequest,
     LimitExceeded,
@@ -30,11 +36,13 @@ from craft_client.exceptions import (
     Overloaded,
     ProblemError,
     ProtocolError,
+    RateLimited,
     Unauthenticated,
 )
-from craft_shared import codec
+from craft_shared import codec, problems
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
+from craft_shared.problems import Problem
 from craft_shared.units import Units
 from craft_shared.wire import Context, ImageUploadAnswer, PredictionRequest
 
@@ -153,12 +161,14 @@ def test_pictures_sent_along_are_scored_as_those_of_an_image_set(client: Client)
 
 
 def test_usage_merges_all_pages(client: Client, connected: WireServer) -> None:
+    connected.prices = {"queries": 20}
     image_set = client.upload_images(client.create_image_set("fake"), pictures(2))
     for _ in range(7):
         client.predict(plain(image_set.id))
     usage = client.usage()
     assert [charge.id for charge in usage.charges] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert usage.total == connected.charged
+    assert usage.cost_micros == connected.charged_micros == 7 * 20
     assert usage.next_after is None
 
 
@@ -325,15 +335,154 @@ def test_even_a_charged_call_waits_for_a_server_that_is_not_up_yet() -> None:
     assert posts == ["/v1/predictions"]
 
 
-def test_a_charged_call_whose_answer_is_lost_is_not_sent_again(
+def sent(server: WireServer, call: str) -> list[dict[str, str]]:
+    return [seen.headers for seen in server.seen if seen.call == call]
+
+
+def keys(server: WireServer) -> list[str]:
+    return [seen.headers["Idempotency-Key"] for seen in server.seen if "POST" in seen.call]
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_lost_answer_is_fetched_under_the_same_key_and_charged_once(
+    client: Client, connected: WireServer, drop: str
+) -> None:
+    image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
+    connected.faults += [Fault(PREDICTIONS, drop=drop) for _ in range(2)]
+    answer = client.predict(plain(image_set.id))
+    tries = sent(connected, PREDICTIONS)
+    assert len(tries) == 3
+    assert {headers["Idempotency-Key"] for headers in tries} == {answer.idempotency_key}
+    assert len({headers["X-Request-Id"] for headers in tries}) == 1
+    assert connected.charged.queries == answer.cost.charged.queries == 1
+    again = client.predict(plain(image_set.id), idempotency_key=answer.idempotency_key)
+    np.testing.assert_array_equal(again.log_probs, answer.log_probs)
+    assert again.cost == answer.cost
+    assert connected.charged.queries == 1
+
+
+def test_a_call_that_is_still_running_is_waited_for(connected: WireServer) -> None:
+    """The first connection breaks; the work begins when the call comes again, and then ends."""
+    with Client() as client:
+        image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
+        connected.faults.append(Fault(PREDICTIONS, drop="during"))
+        answer = client.predict(plain(image_set.id))
+    assert len(sent(connected, PREDICTIONS)) >= 3, "lost, told that it is running, answered"
+    assert connected.made[answer.idempotency_key].sent_again.is_set()
+    assert connected.charged.queries == 1
+
+
+def test_every_post_has_a_key_of_its_own_and_nothing_else_has_one(
+    client: Client, connected: WireServer
+) -> None:
+    image_set = client.upload_images(client.create_image_set("fake"), pictures(20))
+    for _ in range(2):
+        client.predict(plain(image_set.id))
+    client.publish("pets", adapter())
+    client.adapter_predict("pets", image_set=image_set.id)
+    assert len(set(keys(connected))) == len(keys(connected)) == 1 + 3 + 2 + 1 + 1
+    assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys(connected))
+    others = [seen for seen in connected.seen if "POST" not in seen.call]
+    assert others
+    assert not any("Idempotency-Key" in seen.headers for seen in others)
+
+
+def test_a_key_of_the_callers_fetches_the_first_answer_again(
+    client: Client, connected: WireServer
+) -> None:
+    """As a run that was killed does, from another process."""
+    image_set = client.create_image_set("fake")
+    client.publish("pets", adapter())
+
+    def run(client: Client) -> tuple[ImageUploadAnswer, Prediction, AdapterPrediction]:
+        uploads: list[ImageUploadAnswer] = []
+        client.upload_images(
+            image_set, pictures(10), on_chunk=uploads.append, idempotency_key="run-upload"
+        )
+        return (
+            uploads[-1],
+            client.predict(plain(image_set.id), idempotency_key="run-0"),
+            client.adapter_predict("pets", image_set=image_set.id, idempotency_key="run-1"),
+        )
+
+    first, charged = run(client), connected.charged
+    with Client() as other:
+        second = run(other)
+    assert connected.charged == charged
+    assert connected.image_set(image_set.id).count == 10
+    assert [answer.cost for answer in first] == [answer.cost for answer in second]
+    assert second[1].idempotency_key == "run-0"
+    assert set(keys(connected)) >= {"run-upload-0", "run-upload-1", "run-0", "run-1"}
+
+
+def test_another_call_under_a_used_key_is_refused(client: Client, connected: WireServer) -> None:
+    image_set = client.upload_images(client.create_image_set("fake"), pictures(2))
+    client.predict(plain(image_set.id), idempotency_key="run-0")
+    with pytest.raises(IdempotencyKeyReused):
+        client.predict(plain(image_set.id, rows=[1]), idempotency_key="run-0")
+    assert connected.charged.queries == 1
+
+
+def test_an_acknowledged_answer_is_given_up_by_the_server_and_stays_paid(
     client: Client, connected: WireServer
 ) -> None:
     image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
-    connected.faults.append(Fault(PREDICTIONS, drop="after"))
-    with pytest.raises(AnswerLost, match="craft usage"):
-        client.predict(plain(image_set.id))
-    assert connected.calls.count(PREDICTIONS) == 1
+    answer = client.predict(plain(image_set.id), idempotency_key="a/b?c")
+    client.acknowledge(answer.idempotency_key)
+    assert connected.calls[-1] == "DELETE /v1/answers/a%2Fb%3Fc"
+    assert connected.acknowledged == ["a/b?c"]
+    assert connected.made["a/b?c"].answer is None
+    client.predict(plain(image_set.id), idempotency_key="a/b?c")
     assert connected.charged.queries == 1
+
+
+@pytest.mark.parametrize("name", ["", "schlüssel", "a\nb", "k" * 256])
+def test_names_that_cannot_travel_are_told_before_anything_is_sent(
+    client: Client, connected: WireServer, name: str
+) -> None:
+    with pytest.raises(CraftError, match="idempotency_key: "):
+        client.predict(plain("set-1"), idempotency_key=name)
+    with pytest.raises(CraftError, match="run: "):
+        Client(run=name)
+    assert connected.calls == []
+
+
+def test_a_client_names_its_run_with_every_call(connected: WireServer) -> None:
+    with Client(run="flowers seed 1") as client:
+        client.upload_images(client.create_image_set("fake"), pictures(1))
+    assert {seen.headers["Craft-Run"] for seen in connected.seen} == {"flowers seed 1"}
+    with Client() as client:
+        client.models()
+    assert "Craft-Run" not in connected.seen[-1].headers
+
+
+def test_an_answer_lost_for_good_is_told_with_the_key_that_fetches_it(
+    client: Client, connected: WireServer
+) -> None:
+    image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
+    connected.faults += [Fault(PREDICTIONS, drop="after") for _ in range(3)]
+    with pytest.raises(AnswerLost, match=r"(?s)craft usage.*idempotency key run-0"):
+        client.predict(plain(image_set.id), idempotency_key="run-0")
+    client.predict(plain(image_set.id), idempotency_key="run-0")
+    assert connected.charged.queries == 1
+
+
+def test_a_server_that_dies_with_an_answer_leaves_it_lost_not_unasked(fast_retries: None) -> None:
+    """No further connection can be made, but the first one may have been charged."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def die() -> None:
+            connection, _ = listening.accept()
+            listening.close()
+            connection.recv(1)
+            connection.close()
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        with Client(url, "craft_key") as client, pytest.raises(AnswerLost):
+            client.predict(plain("set-1"))
+        thread.join()
 
 
 def test_reading_is_repeated_when_the_connection_breaks(
@@ -365,20 +514,37 @@ def test_an_overloaded_server_is_asked_again_after_its_time(
     assert connected.calls.count(PREDICTIONS) == 2
 
 
-def test_without_a_time_to_wait_an_overloaded_server_is_not_asked_again(
-    client: Client, connected: WireServer
+@pytest.mark.parametrize(("status", "kind"), [(429, RateLimited), (503, Overloaded)])
+def test_without_a_time_to_wait_no_call_is_sent_again(
+    client: Client, connected: WireServer, status: int, kind: type[ProblemError]
 ) -> None:
-    connected.faults.append(Fault("GET /v1/models", status=503))
-    with pytest.raises(Overloaded):
+    """A call that is larger than the whole rate limit never fits, however long one waits."""
+    connected.faults.append(Fault("GET /v1/models", status=status))
+    with pytest.raises(kind):
         client.models()
     assert connected.calls == ["GET /v1/models"]
 
 
+def test_a_rate_limit_in_the_servers_words_is_a_typed_error(
+    client: Client, connected: WireServer
+) -> None:
+    problem = Problem.of(problems.RATE_LIMITED, "this call needs 9 predictions and 4 are left")
+    connected.faults.append(
+        Fault(PREDICTIONS, status=429, kind=problems.MEDIA_TYPE, body=problem.model_dump_json())
+    )
+    with pytest.raises(RateLimited, match="needs 9 predictions") as caught:
+        client.predict(plain("set-1"))
+    assert caught.value.retry_after is None
+
+
+@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("as_date", [False, True])
-def test_the_wait_is_the_one_the_server_names(connected: WireServer, as_date: bool) -> None:
+def test_the_wait_is_the_one_the_server_names(
+    connected: WireServer, as_date: bool, status: int
+) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     header = date if as_date else "1"
-    connected.faults.append(Fault("GET /v1/models", status=503, headers={"Retry-After": header}))
+    connected.faults.append(Fault("GET /v1/models", status=status, headers={"Retry-After": header}))
     waits: list[float] = []
 
     def note(details: stamina.instrumentation.RetryDetails) -> None:
@@ -394,11 +560,46 @@ def test_the_wait_is_the_one_the_server_names(connected: WireServer, as_date: bo
     assert 0.5 < waits[0] <= 2
 
 
-def test_a_wait_beyond_patience_is_an_error_at_once(connected: WireServer) -> None:
-    connected.faults.append(Fault("GET /v1/models", status=503, headers={"Retry-After": "3600"}))
-    with Client() as client, pytest.raises(Overloaded) as caught:
+@pytest.mark.parametrize(("status", "kind"), [(429, RateLimited), (503, Overloaded)])
+def test_a_wait_beyond_patience_is_an_error_at_once(
+    connected: WireServer, status: int, kind: type[ProblemError]
+) -> None:
+    connected.faults.append(Fault("GET /v1/models", status=status, headers={"Retry-After": "3600"}))
+    with Client() as client, pytest.raises(kind) as caught:
         client.models()
     assert caught.value.retry_after == 3600
+    assert connected.calls == ["GET /v1/models"]
+
+
+RUNNING = {
+    "kind": problems.MEDIA_TYPE,
+    "body": Problem.of(problems.CALL_IN_PROGRESS, "It is running.").model_dump_json(),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault(PREDICTIONS, drop="after"), AnswerLost),
+        (Fault(PREDICTIONS, status=429, headers={"Retry-After": "0"}), RateLimited),
+        (Fault(PREDICTIONS, status=503, headers={"Retry-After": "0"}), Overloaded),
+        (Fault(PREDICTIONS, status=409, **RUNNING, headers={"Retry-After": "0"}), CallInProgress),
+    ],
+    ids=["lost", "rate limited", "overloaded", "running"],
+)
+def test_patience_counts_from_the_first_failure_and_ends(
+    connected: WireServer, monkeypatch: pytest.MonkeyPatch, fault: Fault, kind: type[CraftError]
+) -> None:
+    monkeypatch.setattr(api, "PATIENCE", 1.0)
+    monkeypatch.setattr(api, "LONG_PATIENCE", 1.0)
+    with Client() as client:
+        image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
+        # The first answer takes longer than the patience, and its loss is not the end.
+        connected.faults.append(replace(fault, also=lambda: time.sleep(1.2)))
+        connected.faults += [replace(fault) for _ in range(50)]
+        with pytest.raises(kind):
+            client.predict(plain(image_set.id))
+    assert 3 <= len(sent(connected, PREDICTIONS)) < 10, "more than once, and not hammered"
 
 
 # --- uploads ------------------------------------------------------------------------------------
@@ -465,30 +666,10 @@ def test_a_lost_upload_is_neither_done_nor_paid_twice(
     assert final.count == 20
     assert len(set(connected.image_sets[image_set.id])) == 20
     assert [answer.image_set.count for answer in answers] == [8, 16, 20]
+    assert len(set(keys(connected))) == 4, "one to make the set, one a chunk"
     # The client's sum is the ledger's to the last unit, the lost answer's cost included.
     assert sum((answer.cost.charged for answer in answers), Units()) == connected.charged
     assert connected.charged == Units(images=20, requests=3)
-
-
-def test_an_upload_that_arrives_while_it_is_asked_about_is_found(
-    client: Client, connected: WireServer
-) -> None:
-    """The lost call finishes after the question and before the second try."""
-    image_set = client.create_image_set("fake")
-    files = pictures(4)
-
-    def finish_late() -> None:
-        chunk = {"first_row": 0}
-        path = f"/v1/image-sets/{image_set.id}/images"
-        connected.handle("POST", path, chunk, codec.pack_files(files), b"")
-
-    connected.faults += [
-        Fault(r"POST .*/images", drop="before"),
-        Fault(r"POST .*/images", drop="", also=finish_late),
-    ]
-    final = client.upload_images(image_set, files)
-    assert final.count == 4
-    assert connected.charged == Units(images=4, requests=1)
 
 
 def test_an_image_set_that_somebody_else_fills_is_told(client: Client) -> None:
@@ -504,4 +685,5 @@ def test_a_server_that_loses_every_upload_is_given_up(
     connected.faults += [Fault(r"POST .*/images", drop="before") for _ in range(20)]
     with pytest.raises(AnswerLost):
         client.upload_images(client.create_image_set("fake"), pictures(1))
-    assert connected.calls.count("POST /v1/image-sets/set-1/images") == 5
+    assert connected.calls.count("POST /v1/image-sets/set-1/images") == 3
+    assert connected.charged == Units()

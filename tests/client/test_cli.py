@@ -22,6 +22,7 @@ from craft_client.cli import tune as tune_command
 from craft_client.settings import TuneSettings
 from craft_shared.units import Units
 
+from .fake_clip import budget
 from .pictures import write_picture
 from .wire_server import KEY, Fault, WireServer
 
@@ -69,7 +70,13 @@ def test_tune_evaluate_publish_and_predict(
     # 1 plain prompt, 3 random codes, 4 generations of 8.
     assert tuned["charged"]["queries"] == 36
     assert cost(tuned) == connected.charged
+    assert tuned["stopped_by"] is None
     about = json.loads(Path(tuned["run"], "run.json").read_text())
+    assert re.fullmatch(r"animals-4shots-seed1-[0-9a-f]{32}", about["run"])
+    assert {seen.headers["Craft-Run"] for seen in connected.seen} == {about["run"]}
+    # Every prediction that was charged is in the journal, and was acknowledged.
+    paid = [made for made in connected.made.values() if "predictions" in str(made.fingerprint[1])]
+    assert [made.done and made.answer is None for made in paid] == [True] * 5
     assert about["image_set"] == tuned["image_set"]
     assert about["classes"] == ["big cat", "dog", "owl"]
     assert len(about["pictures"]) == 12
@@ -147,11 +154,63 @@ def test_the_account_is_shown_free_of_charge(
     for command in ("usage", "budget", "models", "adapters"):
         assert craft(command).exit_code == 0
     assert re.search(r"predict +│ +1 ", craft("usage").stdout)
-    assert re.search(r"queries +│ +10 │ +1 │ +0 │ +9 ", craft("budget").stdout)
+    assert re.search(r"│ +10 │ +1 │ +0 │ +9 ", craft("budget").stdout)
     assert "Not bounded: predictions, images, texts, requests." in craft("budget").stderr
     craft("image-sets", "delete", image_set)
     assert connected.image_sets == {}
     assert connected.charged == charged
+
+
+def test_budgets_tell_whose_they_are_and_when_they_begin_anew(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    connected.prices = {"queries": 1500, "images": 20}
+    connected.budgets = {"queries": 1000, "cost_micros": 2_500_000}
+    resets_at = "2026-01-02T00:00:00.000Z"
+    connected.more_budgets = [
+        budget("queries", 50, spent=4, of="team", window="day", resets_at=resets_at)
+    ]
+    craft("zero-shot", "--data", picture_folder)
+    shown = craft("budget").stdout
+    columns = r"unit +┃ window +┃ whose +┃ +limit ┃ +spent ┃ +reserved ┃ +remaining ┃ resets at"
+    assert re.search(columns, shown)
+    assert re.search(r"queries +│ lifetime +│ key +│ +1,000 │ +1 │ +0 │ +999 │ never", shown)
+    assert re.search(rf"queries +│ day +│ team +│ +50 │ +5 │ +0 │ +45 │ {resets_at}", shown)
+    # One query and twelve images: 1,740 micros.
+    cost = r"cost +│ lifetime +│ key +│ +2\.500000 │ +0\.001740 │ +0\.000000 │ +2\.498260 │ never"
+    assert re.search(cost, shown)
+    assert answer(craft("budget", "--json"))["budgets"][1]["spent"] == 1740
+
+
+def test_usage_tells_costs_where_there_are_any(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    craft("zero-shot", "--data", picture_folder)
+    assert "cost" not in craft("usage").stdout
+    connected.prices = {"queries": 1_000_000}
+    craft("zero-shot", "--data", picture_folder)
+    shown = craft("usage").stdout
+    assert re.search(r"requests ┃ +cost ┃", shown)
+    assert re.search(r"predict +│ +2 .*│ +1\.000000 │", shown)
+    assert re.search(r"total +│ +2 .*│ +1\.000000 │", shown)
+    assert answer(craft("usage", "--json"))["cost_micros"] == 1_000_000
+
+
+def test_a_run_that_a_budget_stops_says_which_and_is_whole(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    """Nobody can tell the price before the first generation; then two more are affordable."""
+    connected.prices = {"queries": 1000}
+    connected.budgets = {"cost_micros": 28_500}
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    assert result.exit_code == 0, result.stderr
+    words = "the key's cost budget has 0.000500 left where 0.008000 are needed for a generation"
+    assert f"Stopped before the run's own budget was used up: {words}." in result.stderr
+    assert connected.charged.queries == 4 + 3 * 8
+    summary = json.loads(Path("runs/animals-4shots-seed1/summary.json").read_text())
+    assert summary["stopped_by"] == words
+    assert connected.calls.count("POST /v1/predictions") == 1 + 1 + 3, "no refused call"
+    assert craft("publish", "runs/animals-4shots-seed1", "--name", "animals").exit_code == 0
 
 
 def test_a_retired_adapter_is_gone(
@@ -203,6 +262,16 @@ def free(server: WireServer) -> None:
     assert not any("images" in call for call in server.calls), "no picture was sent"
 
 
+def test_the_teams_budget_is_checked_as_the_keys_is(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    connected.budgets = {"queries": 1000}
+    connected.more_budgets = [budget("queries", 45, spent=10, of="team", window="month")]
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    refused(result, "needs 36 queries; the team's queries budget of this month has 35 left")
+    free(connected)
+
+
 def test_a_budget_that_does_not_cover_the_run_is_told(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:
@@ -215,12 +284,18 @@ def test_a_budget_that_does_not_cover_the_run_is_told(
     assert craft("tune", "--data", picture_folder, *TUNE).exit_code == 0
 
 
-@pytest.mark.parametrize("unit", ["predictions", "texts", "requests"])
+@pytest.mark.parametrize(
+    ("unit", "needed"), [("predictions", 36 * 12), ("texts", 36 * 3), ("requests", 2 + 5)]
+)
 def test_every_units_budget_is_checked(
-    craft: Craft, connected: WireServer, picture_folder: Path, unit: Any
+    craft: Craft, connected: WireServer, picture_folder: Path, unit: Any, needed: int
 ) -> None:
-    connected.budgets = {unit: 4}
-    refused(craft("tune", "--data", picture_folder, *TUNE), unit, "4 left")
+    connected.budgets = {unit: needed - 1}
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    refused(result, f"needs {needed} {unit}", f"{needed - 1} left")
+    connected.budgets = {unit: 1}
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    refused(result, f"the key's {unit} budget: is 1", "one generation takes")
     free(connected)
 
 
@@ -253,6 +328,16 @@ def test_a_class_name_too_long_for_the_model_is_told_before_the_upload(
         refused(result, "classes[2]: is too long. Shorten it.")
         assert "image_set" not in result.stderr
     free(connected)
+
+
+def test_a_run_directory_of_any_name_names_the_run(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    """Header fields are ASCII; directories are not."""
+    tuned = answer(craft("tune", "--data", picture_folder, *TUNE, "--run", "Lauf (ä) 1", "--json"))
+    name = json.loads(Path(tuned["run"], "run.json").read_text())["run"]
+    assert re.fullmatch(r"Lauf_1-[0-9a-f]{32}", name)
+    assert connected.seen[-1].headers["Craft-Run"] == name
 
 
 def test_a_run_is_never_overwritten(

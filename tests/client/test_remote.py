@@ -15,7 +15,8 @@ from craft_shared.head import Unrefined
 from craft_shared.units import Units
 from craft_shared.wire import Context
 
-from .wire_server import WireServer
+from .fake_clip import budget
+from .wire_server import Fault, WireServer
 
 CLASSES = ("cat", "dog", "owl")
 TEMPLATES = ("a {}.", "the {}.", "one {}.")
@@ -85,7 +86,7 @@ def test_prompts_spread_over_calls_cost_and_answer_the_same(
     scores = cut.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
     assert predictions(connected) - calls == -(-8 // at_once)
-    assert scores.charged.queries == cut.queries(8) == 8
+    assert scores.charged.queries == cut.units(8).queries == 8
     assert scores.charged.predictions == 80
 
 
@@ -97,7 +98,7 @@ def test_rows_are_cut_only_where_one_prompts_answer_is_too_large(
     cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
     scores = cut.score(templates=TEMPLATES)
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
-    assert scores.charged.queries == cut.queries(3) == 9
+    assert scores.charged.queries == cut.units(3).queries == 9
     assert scores.charged.predictions == 30
 
 
@@ -111,13 +112,68 @@ def test_an_answer_that_cannot_be_cut_is_told(
     assert predictions(connected) == 0
 
 
-def test_what_is_left_is_the_keys_budget_of_queries(
+@pytest.mark.parametrize("limits", [{}, {"prompts_per_call": 3}, {"answer_bytes": 24}])
+def test_what_a_question_will_be_charged_is_known_beforehand(
+    black_box: RemoteBlackBox, connected: WireServer, limits: dict[str, int]
+) -> None:
+    """In one call, with prompts spread over calls, and with rows spread over calls too."""
+    limit(connected, **limits)
+    scores = black_box.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
+    assert scores.charged == black_box.units(8)
+    assert (scores.charged.requests > 1) == bool(limits)
+
+
+def test_an_answer_tells_its_price_and_the_budgets_after_it(
     black_box: RemoteBlackBox, connected: WireServer
 ) -> None:
-    assert black_box.remaining_queries() is None
-    connected.budgets = {"images": 1000, "queries": 10}
-    black_box.score(templates=TEMPLATES)
-    assert black_box.remaining_queries() == 7
+    limit(connected, prompts_per_call=2)
+    connected.prices = {"queries": 1000, "texts": 3}
+    connected.budgets = {"queries": 10, "images": 1000}
+    connected.more_budgets = [budget("queries", 50, spent=40, of="team", window="day")]
+    scores = black_box.score(templates=TEMPLATES)
+    assert scores.cost_micros == connected.charged_micros == 3 * 1000 + 9 * 3
+    left = [(one.unit, one.of, one.window, one.remaining) for one in scores.budgets]
+    assert left == [
+        ("queries", "key", "lifetime", 7),
+        ("images", "key", "lifetime", 990),
+        ("queries", "team", "day", 7),
+    ]
+    assert list(scores.budgets) == list(black_box.budgets())
+
+
+def test_what_is_acknowledged_is_every_call_of_the_question(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    limit(connected, prompts_per_call=2)
+    scores = black_box.score(templates=TEMPLATES)
+    assert connected.acknowledged == []
+    black_box.acknowledge(scores)
+    sent = [
+        seen.headers["Idempotency-Key"]
+        for seen in connected.seen
+        if seen.call == "POST /v1/predictions"
+    ]
+    assert connected.acknowledged == sent
+    assert len(set(sent)) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("DELETE .*", status=404),
+        Fault("DELETE .*", status=503, headers={"Retry-After": "1"}),
+        Fault("DELETE .*", drop="before"),
+    ],
+    ids=["refused", "overloaded", "lost"],
+)
+def test_a_failed_acknowledgement_is_no_error_and_is_not_waited_for(
+    black_box: RemoteBlackBox, connected: WireServer, fault: Fault
+) -> None:
+    scores = black_box.score(templates=TEMPLATES)
+    connected.faults.append(replace(fault))
+    black_box.acknowledge(scores)
+    assert connected.faults == []
+    assert connected.acknowledged == []
 
 
 def test_a_class_name_that_cannot_travel_is_named_in_the_wires_words(

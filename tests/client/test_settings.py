@@ -1,10 +1,15 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from craft_client.settings import SettingsError, TuneSettings
+from craft_shared.units import Units
+from craft_shared.wire import Budget
+
+from .fake_clip import budget
 
 LABELS = np.array([0, 0, 1, 1], np.int64)
 CLASSES = ["cat", "dog"]
@@ -66,9 +71,16 @@ def test_the_papers_scale_is_taken() -> None:
 
 
 def _check(
-    labels: np.ndarray = LABELS, classes: list[str] = CLASSES, remaining: int | None = None
+    labels: np.ndarray = LABELS,
+    classes: list[str] = CLASSES,
+    budgets: Sequence[Budget] = (),
 ) -> None:
-    TuneSettings(budget=100).check_task(labels, classes, remaining, lambda prompts: prompts)
+    TuneSettings(budget=100).check_task(labels, classes, budgets, _units)
+
+
+def _units(prompts: int, times: int = 1) -> Units:
+    queries = times * prompts
+    return Units(queries=queries, predictions=queries * 4, texts=queries * 2, requests=1)
 
 
 def test_classes_without_pictures_are_named() -> None:
@@ -89,14 +101,40 @@ def test_one_class_is_no_task() -> None:
 
 
 def test_a_key_that_cannot_pay_for_the_first_generation_is_told() -> None:
-    _check(remaining=57)
+    _check(budgets=[budget("queries", 57)])
     with pytest.raises(SettingsError, match="the key's queries budget: is 56"):
-        _check(remaining=56)
+        _check(budgets=[budget("queries", 56)])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        (
+            [budget("queries", 500), budget("queries", 60, spent=10, of="team")],
+            "the team's queries budget: is 50, but .* take 17 and one generation takes 40",
+        ),
+        (
+            [budget("queries", 500), budget("queries", 56, window="day")],
+            "the key's queries budget of this day: is 56",
+        ),
+        (
+            [budget("predictions", 227, of="team", window="month")],
+            "the team's predictions budget of this month: is 227, but .* take 68 and .* 160",
+        ),
+        ([budget("requests", 1)], "the key's requests budget: is 1, but .* Raise it to at least 2"),
+    ],
+)
+def test_the_least_of_all_budgets_counts_whoever_and_whatever_it_bounds(
+    budgets: list[Budget], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        _check(budgets=budgets)
+    _check(budgets=[one.model_copy(update={"remaining": 1000}) for one in budgets])
 
 
 def test_a_prompt_may_be_several_queries() -> None:
     settings = TuneSettings(budget=200)
-    assert settings.generations(200) == 4
-    assert settings.generations(200, lambda prompts: 2 * prompts) == 2
+    assert settings.generations() == 4
+    assert settings.generations(lambda prompts: _units(prompts, 2)) == 2
     with pytest.raises(SettingsError, match="at least 228"):
-        settings.check_task(LABELS, CLASSES, None, lambda prompts: 4 * prompts)
+        settings.check_task(LABELS, CLASSES, [], lambda prompts: _units(prompts, 4))

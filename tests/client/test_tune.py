@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from craft_client.blackbox import Scores
-from craft_client.exceptions import CraftError
-from craft_client.journal import Journal
+from craft_client.exceptions import BudgetExhausted, CraftError, problem_error
+from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
 from craft_client.tune import (
     AnswerError,
@@ -22,12 +22,14 @@ from craft_client.tune import (
     run_document,
     tune,
 )
+from craft_shared import problems
 from craft_shared.adapter import Adapter
 from craft_shared.head import LinearHead, ResidualMLPHead, Unrefined
+from craft_shared.problems import Problem
 from craft_shared.units import Units
-from craft_shared.wire import Context
+from craft_shared.wire import Budget, Context
 
-from .fake_clip import FakeBlackBox, FakeClip
+from .fake_clip import FakeBlackBox, FakeClip, budget
 
 CLIP = FakeClip(6, ignorance=2.0)
 PICTURES, LABELS = CLIP.pictures(5)
@@ -294,18 +296,129 @@ def test_no_budget_is_ever_exceeded_nor_wasted(
     assert (spent - 1 - random_codes) % population == 0
 
 
+class Bounded(FakeBlackBox):
+    """Its answers tell these budgets, which others use up as the run goes on.
+
+    Args:
+        budgets: after each request; the last ones from then on.
+        price_micros: of a query.
+    """
+
+    def __init__(self, *budgets: list[Budget], price_micros: int = 0) -> None:
+        super().__init__(CLIP, PICTURES, price_micros=price_micros)
+        self._told = budgets
+        self.asked = 0
+
+    def _left(self) -> list[Budget]:
+        return self._told[min(self.charged.requests, len(self._told) - 1)]
+
+    def budgets(self) -> list[Budget]:
+        self.asked += 1
+        return super().budgets()
+
+
+PLENTY = budget("queries", 1000)
+GENERATION = Units(queries=8, predictions=8 * 30, texts=8 * 6, requests=1)
+
+
+@pytest.mark.parametrize(
+    ("scarce", "words"),
+    [
+        (budget("queries", 7), "the key's queries budget has 7 left where 8 are needed"),
+        (budget("queries", 7, of="team"), "the team's queries budget has 7 left"),
+        (
+            budget("queries", 100, spent=93, window="hour", resets_at="2026-01-01T01:00:00.000Z"),
+            "the key's queries budget of this hour has 7 left until 2026-01-01T01:00:00.000Z",
+        ),
+        (budget("predictions", 239, of="team"), "the team's predictions budget has 239 left"),
+        (budget("texts", 47), "the key's texts budget has 47 left where 48"),
+        (budget("requests", 0), "the key's requests budget has 0 left"),
+        (budget("cost_micros", 159), "the key's cost budget has 0.000159 left where 0.000160"),
+    ],
+)
+def test_no_generation_is_asked_for_that_any_budget_does_not_cover(
+    tuned: Tune, scarce: Budget, words: str
+) -> None:
+    """The answer to the first generation tells that the second is not covered."""
+    black_box = Bounded([PLENTY], [PLENTY], [PLENTY, scarce], price_micros=20)
+    result, journal = tuned(black_box=black_box)
+    assert black_box.charged == black_box.units(4) + GENERATION
+    assert result.units == black_box.charged
+    assert result.stopped_by is not None
+    assert words in result.stopped_by
+    assert journal.summary()["stopped_by"] == result.stopped_by
+    assert journal.adapter().digest == result.adapter.digest
+
+    enough = scarce.model_copy(update={"remaining": scarce.remaining + 1})
+    enough_once = Bounded([PLENTY], [PLENTY], [PLENTY, enough], [scarce], price_micros=20)
+    assert tuned(black_box=enough_once)[0].units.requests == 3
+
+
+def test_the_budgets_are_asked_for_only_before_the_first_request(tuned: Tune) -> None:
+    black_box = Bounded([PLENTY])
+    result, _ = tuned(black_box=black_box)
+    assert result.units.requests == 15
+    assert black_box.asked == 2, "for the run's document, and at its start"
+
+
+def test_progress_tells_what_the_budgets_cover_as_they_stand(tuned: Tune) -> None:
+    seen: list[TuneProgress] = []
+    told = [[budget("queries", left)] for left in (200, 30, 22, 6)]
+    result, _ = tuned(black_box=Bounded(*told), on_progress=seen.append)
+    assert result.units.queries == 4 + 2 * 8
+    assert [one.generations for one in seen] == [3, 3, 2, 2]
+    assert [one.budget for one in seen] == [34, 34, 26, 26]
+
+
+def test_a_run_that_uses_its_own_budget_up_was_stopped_by_none(tuned: Tune) -> None:
+    result, journal = tuned()
+    assert result.stopped_by is None
+    assert journal.summary()["stopped_by"] is None
+
+
+class Refusing(FakeBlackBox):
+    """Somebody else spends what was left before the third request.
+
+    Args:
+        calls: how many calls a request is.
+    """
+
+    def __init__(self, calls: int = 1) -> None:
+        super().__init__(CLIP, PICTURES)
+        self._calls = calls
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+    ) -> Scores:
+        if self.charged.queries == 12:
+            detail = "this call needs 8 queries and 3 are left in the team's budget"
+            raise problem_error(Problem.of(problems.BUDGET_EXHAUSTED, detail))
+        return super().score(templates=templates, context=context, codes=codes)
+
+    def units(self, prompts: int) -> Units:
+        return super().units(prompts).model_copy(update={"requests": self._calls})
+
+
 def test_a_purse_that_others_empty_ends_the_search_in_good_order(tuned: Tune) -> None:
-    class Shared(FakeBlackBox):
-        """Somebody else spends 20 queries after the first generation."""
-
-        def remaining_queries(self) -> int | None:
-            remaining = super().remaining_queries()
-            assert remaining is not None
-            return remaining - (20 if self.charged.requests > 1 else 0)
-
-    result, journal = tuned(black_box=Shared(CLIP, PICTURES, queries=4 + 8 + 8 + 19))
+    black_box = Refusing()
+    seen: list[TuneProgress] = []
+    result, journal = tuned(black_box=black_box, on_progress=seen.append)
+    assert result.units == black_box.charged
     assert result.units.queries == 4 + 8
-    assert journal.finished
+    assert [entry["generation"] for entry in result.history] == [0, 1]
+    assert (seen[-1].generation, seen[-1].generations) == (1, 1)
+    assert journal.summary()["stopped_by"] == (
+        "this call needs 8 queries and 3 are left in the team's budget"
+    )
+
+
+def test_a_refusal_that_leaves_the_cost_unknown_ends_the_run(tuned: Tune) -> None:
+    with pytest.raises(BudgetExhausted):
+        tuned(black_box=Refusing(calls=2))
 
 
 def test_a_task_that_cannot_be_done_costs_nothing(tmp_path: Path) -> None:
@@ -335,7 +448,7 @@ class Spoilt(FakeBlackBox):
         scores = super().score(templates=templates, context=context, codes=codes)
         if self.charged.requests < 3:
             return scores
-        return Scores(self._spoil(scores.log_probs), scores.charged)
+        return replace(scores, log_probs=self._spoil(scores.log_probs))
 
 
 def _with_nan(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -424,7 +537,7 @@ def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
         ) -> Scores:
             scores = super().score(templates=templates, context=context, codes=codes)
             half = scores.log_probs.astype(np.float16).astype(np.float32)
-            return Scores(half, scores.charged)
+            return replace(scores, log_probs=half)
 
     _, journal = tuned(black_box=Half(CLIP, PICTURES))
     assert journal.tensors("000000")["log_probs"].dtype == np.float16
@@ -472,6 +585,37 @@ def test_a_paid_answer_is_in_the_journal_before_anybody_hears_of_it(
 
     tuned(on_progress=on_progress)
     assert lines == list(range(1, len(lines) + 1))
+
+
+def test_an_answer_is_acknowledged_once_its_line_is_on_disk(tuned: Tune, tmp_path: Path) -> None:
+    lines: list[int] = []
+
+    class Noting(FakeBlackBox):
+        def acknowledge(self, scores: Scores) -> None:
+            super().acknowledge(scores)
+            *_, last = Journal.open(tmp_path / "run-0").lines()
+            assert last["charged"] == scores.charged.model_dump()
+            lines.append(last["generation"])
+
+    black_box = Noting(CLIP, PICTURES)
+    result, _ = tuned(black_box=black_box)
+    assert lines == [entry["generation"] for entry in result.history]
+    assert black_box.acknowledged == [f"answer {line + 1}" for line in lines]
+
+
+def test_an_answer_that_the_journal_does_not_have_is_not_acknowledged(
+    tuned: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    black_box = FakeBlackBox(CLIP, PICTURES)
+
+    def full(*_args: object) -> None:
+        raise JournalError("the disk is full")
+
+    monkeypatch.setattr(Journal, "append", full)
+    with pytest.raises(JournalError):
+        tuned(black_box=black_box)
+    assert black_box.charged.requests == 1
+    assert black_box.acknowledged == []
 
 
 def test_progress_counts_what_the_black_box_charged(tuned: Tune) -> None:

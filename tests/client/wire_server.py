@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from craft_shared import codec, problems
 from craft_shared.adapter import Adapter
 from craft_shared.head import log_softmax
 from craft_shared.problems import FieldError, Problem, ProblemType
-from craft_shared.units import UNITS, Unit, Units
+from craft_shared.units import MEASURES, Measure, Unit, Units
 from craft_shared.wire import (
     AdapterCard,
     AdapterPredictionRequest,
@@ -43,23 +43,33 @@ Answer = tuple[int, dict[str, Any], codec.Tensors | None]
 class Refused(Exception):  # noqa: N818
     """Becomes a problem document."""
 
-    def __init__(self, kind: ProblemType, detail: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(
+        self,
+        kind: ProblemType,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        retry_after: str | None = None,
+    ) -> None:
         self.problem = Problem.of(kind, detail, list(errors))
+        self.headers = {} if retry_after is None else {"Retry-After": retry_after}
 
 
 @dataclass
 class Fault:
     """What befalls the next call whose "METHOD /path" matches the pattern.
 
-    `drop` is "before" or "after": the connection closes before or after the work. Otherwise the
-    answer is `status` with `headers` and `body`, and the work is not done. `also` is run first.
+    `drop` is "before" or "after": the connection closes before or after the work; or "during": it
+    closes before the work, which waits for the call to be sent again and is then done. Otherwise
+    the answer is `status` with `headers` and a `body` of the content type `kind`, and the work is
+    not done. `also` is run first.
     """
 
     pattern: str
     drop: str = ""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    kind: str = ""
+    body: str = ""
     also: Callable[[], None] = lambda: None
 
 
@@ -69,6 +79,17 @@ class Seen:
 
     call: str
     headers: dict[str, str]
+
+
+@dataclass
+class Made:
+    """A call under an idempotency key: what made it, and once it is done, what was answered."""
+
+    fingerprint: tuple[object, ...]
+    answer: tuple[int, str, bytes] | None = None
+    cost: dict[str, Any] | None = None
+    done: bool = False
+    sent_again: threading.Event = field(default_factory=threading.Event)
 
 
 class WireServer:
@@ -86,7 +107,12 @@ class WireServer:
             dim=1024,
             answer_bytes=2**20,
         )
-        self.budgets: dict[Unit, int] = {}
+        self.budgets: dict[Measure, int] = {}
+        # Further ones, of the team and of windows: what they have spent is somebody else's.
+        self.more_budgets: list[Budget] = []
+        self.prices: dict[Unit, int] = {}
+        self.made: dict[str, Made] = {}
+        self.acknowledged: list[str] = []
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.charges: list[Charge] = []
@@ -97,6 +123,7 @@ class WireServer:
         self.refused_pictures: set[bytes] = set()
         self.url = ""
         self._created = 0
+        self._call: Made | None = None
         self._lock = threading.Lock()
 
     @property
@@ -106,6 +133,10 @@ class WireServer:
     @property
     def charged(self) -> Units:
         return sum((charge.units for charge in self.charges), Units())
+
+    @property
+    def charged_micros(self) -> int:
+        return sum(charge.cost_micros for charge in self.charges)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[WireServer]:
@@ -129,8 +160,10 @@ class WireServer:
         document: dict[str, Any],
         tensors: codec.Tensors,
         body: bytes,
+        call: Made | None = None,
     ) -> Answer:
         with self._lock:
+            self._call = call
             path = urlsplit(target).path
             query = {key: values[0] for key, values in parse_qs(urlsplit(target).query).items()}
             match [method, *path.removeprefix("/v1/").split("/")]:
@@ -160,6 +193,12 @@ class WireServer:
                     return self._upload(name, ImageUpload.model_validate(document), tensors)
                 case ["POST", "predictions"]:
                     return self._predict(PredictionRequest.model_validate(document), tensors)
+                case ["DELETE", "answers", quoted]:
+                    key = unquote(quoted)
+                    self.acknowledged.append(key)
+                    if key in self.made:
+                        self.made[key].answer = None
+                    return 204, {}, None
                 case ["GET", "usage"]:
                     return self._usage(int(query.get("after", 0)))
                 case ["GET", "budget"]:
@@ -178,6 +217,27 @@ class WireServer:
                     request = AdapterPredictionRequest.model_validate(document)
                     return self._adapter_predict(name, request, tensors)
             raise Refused(problems.NOT_FOUND, f"{method} {path}")
+
+    def made_before(
+        self, key: str, fingerprint: tuple[object, ...]
+    ) -> tuple[Made, tuple[int, str, bytes] | None]:
+        """The call under an idempotency key, noted if it is new, and its answer if it is there."""
+        with self._lock:
+            made = self.made.get(key)
+            if made is None:
+                self.made[key] = made = Made(fingerprint)
+                return made, None
+            if made.fingerprint != fingerprint:
+                raise Refused(problems.IDEMPOTENCY_KEY_REUSED, "Another call has this key.")
+            if not made.done:
+                made.sent_again.set()
+                raise Refused(problems.CALL_IN_PROGRESS, "It is running.", retry_after="1")
+            return made, made.answer
+
+    def forget(self, key: str) -> None:
+        """A call that failed may be made again under its key."""
+        with self._lock:
+            self.made.pop(key, None)
 
     def image_set(self, name: str) -> ImageSet:
         if name not in self.image_sets:
@@ -237,6 +297,7 @@ class WireServer:
             200,
             {
                 "total": self.charged.model_dump(),
+                "cost_micros": self.charged_micros,
                 "charges": [charge.model_dump() for charge in page[:3]],
                 "next_after": more,
             },
@@ -321,12 +382,15 @@ class WireServer:
         return log_softmax(10 * np.einsum("nd,pcd->pnc", images, texts))
 
     def _charge(self, call: str, units: Units) -> dict[str, Any]:
+        if self._call and self._call.cost:  # charged before, and its bytes are gone
+            return self._call.cost
+        micros = sum(units[unit] * price for unit, price in self.prices.items())
         for budget in self._budgets():
-            if units[budget.unit] > budget.remaining:
+            needed = micros if budget.unit == "cost_micros" else units[budget.unit]
+            if needed > budget.remaining:
                 raise Refused(
                     problems.BUDGET_EXHAUSTED,
-                    f"{budget.unit}: the call needs {units[budget.unit]}, "
-                    f"{budget.remaining} are left.",
+                    f"{budget.unit}: the call needs {needed}, {budget.remaining} are left.",
                 )
         self.charges.append(
             Charge(
@@ -336,26 +400,30 @@ class WireServer:
                 model="fake",
                 state="settled",
                 units=units,
+                cost_micros=micros,
             )
         )
-        return self._cost(units)
+        cost = self._cost(units, micros)
+        if self._call:
+            self._call.cost = cost
+        return cost
 
-    def _cost(self, units: Units) -> dict[str, Any]:
+    def _cost(self, units: Units, micros: int = 0) -> dict[str, Any]:
         budgets = [budget.model_dump() for budget in self._budgets()]
-        return {"charged": units.model_dump(), "budgets": budgets}
+        return {"charged": units.model_dump(), "cost_micros": micros, "budgets": budgets}
 
     def _budgets(self) -> list[Budget]:
-        return [
-            Budget(
-                unit=unit,
-                limit=self.budgets[unit],
-                spent=self.charged[unit],
-                reserved=0,
-                remaining=self.budgets[unit] - self.charged[unit],
-            )
-            for unit in UNITS
+        own = [
+            Budget(unit=unit, limit=self.budgets[unit], spent=0, reserved=0, remaining=0)
+            for unit in MEASURES
             if unit in self.budgets
         ]
+        return [self._after_charges(budget) for budget in (*own, *self.more_budgets)]
+
+    def _after_charges(self, budget: Budget) -> Budget:
+        charged = self.charged_micros if budget.unit == "cost_micros" else self.charged[budget.unit]
+        spent = budget.spent + charged
+        return budget.model_copy(update={"spent": spent, "remaining": budget.limit - spent})
 
 
 def _feature(name: str) -> NDArray[np.float32]:
@@ -393,31 +461,60 @@ def _handler(server: WireServer) -> type[BaseHTTPRequestHandler]:
                 server.faults.remove(fault)
                 fault.also()
                 if fault.status:
-                    return self._respond(fault.status, "", fault.body, **fault.headers)
+                    return self._respond(
+                        fault.status, fault.kind, fault.body.encode(), **fault.headers
+                    )
+                if fault.drop in ("before", "during"):
+                    self._drop()
                 if fault.drop == "before":
-                    return self._drop()
+                    return None
+            key, made = self.headers.get("Idempotency-Key"), None
             try:
                 if self.headers["Authorization"] != f"Bearer {KEY}":
                     raise Refused(problems.UNAUTHENTICATED, "The key is not valid.")
-                tensors: codec.Tensors = {}
-                document: dict[str, Any] = {}
-                if self.headers.get("Content-Type") == codec.MEDIA_TYPE:
-                    document, tensors = codec.decode(body)
-                elif body:
-                    document = json.loads(body)
-                status, answer, answered = server.handle(
-                    self.command, self.path, document, tensors, body
-                )
+                if key is not None:
+                    wanted = (self.command, self.path, self.headers["Accept"], body)
+                    made, answer = server.made_before(key, wanted)
+                    if answer is not None:
+                        return self._drop() if fault else self._respond(*answer)
             except Refused as refusal:
-                text = refusal.problem.model_dump_json().encode()
-                return self._respond(refusal.problem.status, problems.MEDIA_TYPE, text)
+                return self._refuse(refusal)
+            if fault and fault.drop == "during":
+                assert made
+                assert made.sent_again.wait(30)
+            try:
+                answer = self._done(body, made)
+            except Refused as refusal:
+                if key is not None:
+                    server.forget(key)
+                return self._refuse(refusal)
+            if made is not None:
+                made.answer, made.done = answer, True
             if fault and fault.drop == "after":
                 return self._drop()
+            if not (fault and fault.drop):
+                self._respond(*answer)
+            return None
+
+        def _refuse(self, refusal: Refused) -> None:
+            text = refusal.problem.model_dump_json().encode()
+            self._respond(refusal.problem.status, problems.MEDIA_TYPE, text, **refusal.headers)
+
+        def _done(self, body: bytes, made: Made | None) -> tuple[int, str, bytes]:
+            tensors: codec.Tensors = {}
+            document: dict[str, Any] = {}
+            if self.headers.get("Content-Type") == codec.MEDIA_TYPE:
+                document, tensors = codec.decode(body)
+            elif body:
+                document = json.loads(body)
+            status, answer, answered = server.handle(
+                self.command, self.path, document, tensors, body, made
+            )
             if status == 204:
-                return self._respond(204, "text/plain", b"")
+                return 204, "text/plain", b""
             if answered is not None and self.headers["Accept"] == codec.MEDIA_TYPE:
-                return self._respond(200, codec.MEDIA_TYPE, codec.encode(answer, answered))
-            return self._respond(status, "application/json", json.dumps(answer).encode())
+                return 200, codec.MEDIA_TYPE, codec.encode(answer, answered)
+            return status, "application/json", json.dumps(answer).encode()
 
         do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
 

@@ -4,6 +4,7 @@
     evaluate    craft zero-shot, craft evaluate
     adapters    craft publish, adapters, retire, predict
     account     craft models, usage, budget, image-sets
+    receipts    craft receipt, verify-receipt
 
 The commands know what to ask and how to show it; they know neither HTTP nor optimisation. Whatever
 is slow to import is imported by the command that needs it, so that `craft --help` is quick.
@@ -11,10 +12,10 @@ is slow to import is imported by the command that needs it, so that `craft --hel
 
 from __future__ import annotations
 
-from craft_client.cli import account, adapters, evaluate, tune
+from craft_client.cli import account, adapters, evaluate, receipts, tune
 from craft_client.cli.root import app
 
 __all__ = ["app"]
 
-for module in (tune, evaluate, adapters, account):
+for module in (tune, evaluate, adapters, account, receipts):
     module.register(app)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from craft_client.budgets import currency, shown
 from craft_client.cli.options import AsJson, Key, Url
 from craft_client.cli.session import connect
 from craft_client.cli.show import document, say, table
@@ -38,27 +39,45 @@ def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
 
 def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show what the key was charged, by kind of call; --json lists every charge."""
+    """Show what the key was charged, by kind of call; --json lists every charge.
+
+    Costs, where there are any, are in the provider's currency.
+    """
     with connect(url, key) as client:
         found = client.usage()
     if as_json:
         document(
             {
                 "total": found.total.model_dump(),
+                "cost_micros": found.cost_micros,
                 "charges": [charge.model_dump() for charge in found.charges],
                 "charged": Units().model_dump(),
             }
         )
         return
-    by_call: dict[str, Units] = {}
-    for charge in found.charges:
-        by_call[charge.call] = by_call.get(charge.call, Units()) + charge.units
-    rows = [[call, *(units[unit] for unit in UNITS)] for call, units in sorted(by_call.items())]
-    table(["call", *UNITS], [*rows, ["total", *(found.total[unit] for unit in UNITS)]])
+    calls = sorted({charge.call for charge in found.charges})
+    by_call = {call: [charge for charge in found.charges if charge.call == call] for call in calls}
+    sums = [
+        (
+            call,
+            sum((line.units for line in lines), Units()),
+            sum(line.cost_micros for line in lines),
+        )
+        for call, lines in by_call.items()
+    ]
+    sums.append(("total", found.total, found.cost_micros))
+    priced = any(micros for _, _, micros in sums)
+    table(
+        ["call", *UNITS, *(["cost"] if priced else [])],
+        [
+            [call, *(units[unit] for unit in UNITS), *([currency(micros)] if priced else [])]
+            for call, units, micros in sums
+        ],
+    )
 
 
 def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show what is left of the key's budgets."""
+    """Show what is left of the key's budgets and its team's; costs in the provider's currency."""
     with connect(url, key) as client:
         budgets = client.budgets()
     if as_json:
@@ -70,8 +89,20 @@ def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         )
         return
     table(
-        ["unit", "limit", "spent", "reserved", "remaining"],
-        [[b.unit, b.limit, b.spent, b.reserved, b.remaining] for b in budgets],
+        ["unit", "window", "whose", "limit", "spent", "reserved", "remaining", "resets at"],
+        [
+            [
+                "cost" if bound.unit == "cost_micros" else bound.unit,
+                bound.window,
+                bound.of,
+                *(
+                    shown(bound.unit, amount)
+                    for amount in (bound.limit, bound.spent, bound.reserved, bound.remaining)
+                ),
+                bound.resets_at or "never",
+            ]
+            for bound in budgets
+        ],
     )
     bounded = {bound.unit for bound in budgets}
     free = [unit for unit in UNITS if unit not in bounded]

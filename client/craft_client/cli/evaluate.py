@@ -273,12 +273,7 @@ def _black_box(client: Client, image_set: ImageSet, classes: Sequence[str]) -> R
 
 def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
     """What scoring the prompts charges at least; known pictures are not encoded again."""
-    return Units(
-        queries=black_box.queries(prompts),
-        predictions=prompts * black_box.image_set.count,
-        texts=prompts * len(black_box.classes),
-        requests=2,
-    )
+    return black_box.units(prompts) + Units(requests=1)
 
 
 def register(app: typer.Typer) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from craft_client.budgets import name, shortfall
 from craft_client.cli.show import say, stderr
 from craft_client.exceptions import CraftError, DataError, InvalidImage
-from craft_shared.units import UNITS, Units
+from craft_shared.units import Units
 
 if TYPE_CHECKING:
     from stamina.instrumentation import RetryDetails
@@ -27,8 +28,8 @@ _LONG_WAIT = 1.0
 
 
 @contextmanager
-def connect(url: str | None, key: str | None) -> Iterator[Client]:
-    """A client that says on stderr when it waits for the server."""
+def connect(url: str | None, key: str | None, *, run: str | None = None) -> Iterator[Client]:
+    """A client that says on stderr when it waits for the server; `run` is as in `Client`."""
     from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
 
     from craft_client.api import Client
@@ -41,25 +42,24 @@ def connect(url: str | None, key: str | None) -> Iterator[Client]:
     hooks = get_on_retry_hooks()
     set_on_retry_hooks([waiting])
     try:
-        with Client(url, key) as client:
+        with Client(url, key, run=run) as client:
             yield client
     finally:
         set_on_retry_hooks(hooks)
 
 
 def check_budgets(client: Client, need: Units, *, remedy: str) -> None:
-    """Raises CraftError when a budget of the key does not cover the need. Free.
+    """Raises CraftError when a budget of the key or its team does not cover the need. Free.
 
     Pictures that the server has seen cost nothing, so that `need` should not count them.
     """
-    left = {budget.unit: budget.remaining for budget in client.budgets()}
-    for unit in UNITS:
-        if need[unit] > left.get(unit, need[unit]):
-            raise CraftError(
-                f"This needs {need[unit]:,} {unit}; the key's budget has {left[unit]:,} left. "
-                "Nothing was charged.",
-                remedy=remedy,
-            )
+    short = shortfall(client.budgets(), need)
+    if short:
+        raise CraftError(
+            f"This needs {short.needed:,} {short.budget.unit}; {name(short.budget)} has "
+            f"{short.budget.remaining:,} left. Nothing was charged.",
+            remedy=remedy,
+        )
 
 
 def check_files(samples: Sequence[Sample], limits: Limits) -> None:

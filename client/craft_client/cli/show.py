@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -39,7 +40,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     body = [list(row) for row in rows]
     shown = Table(title=title or None, title_justify="left")
     for index, column in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float) for row in body)
+        numeric = all(isinstance(row[index], int | float | Decimal) for row in body)
         shown.add_column(column, justify="right" if numeric and body else "left", overflow="fold")
     for row in body:
         shown.add_row(*(Text(_cell(value)) for value in row))
@@ -59,4 +60,4 @@ def percent(share: float) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int | Decimal) else str(value)

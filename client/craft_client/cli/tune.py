@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,7 +142,8 @@ def _tune(
     from craft_shared.wire import Context
 
     labels = np.array([sample.label for sample in samples], np.int64)
-    with connect(url, key) as client:
+    run = _run_name(folder)
+    with connect(url, key, run=run) as client:
         card = client.model(model)
         check_files(samples, card.limits)
         image_set = client.create_image_set(card.name)
@@ -151,6 +154,7 @@ def _tune(
             expected,
             labels,
             settings,
+            run=run,
             data=str(data.resolve()),
             pictures=[sample.path.relative_to(data).as_posix() for sample in samples],
             image_set=image_set.id,
@@ -168,6 +172,12 @@ def _tune(
         with watch() as on_progress:
             result = tune(black_box, labels, settings, journal, on_progress)
     return result, image_set, uploaded
+
+
+def _run_name(folder: Path) -> str:
+    """What the server's ledger calls the run: after its directory, and like no other."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("-")[:100]
+    return f"{readable}-{uuid.uuid4().hex}"
 
 
 @contextmanager
@@ -197,16 +207,13 @@ def _run_folder(folder: Path) -> Iterator[None]:
 
 def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
     """What the run charges if no picture has to be encoded anew."""
-    generations = settings.generations(settings.budget, black_box.queries)
-    opening = 1 + settings.random_codes
-    prompts = opening + generations * settings.population
-    pictures = black_box.image_set.count
-    return Units(
-        queries=black_box.queries(opening) + generations * black_box.queries(settings.population),
-        predictions=prompts * pictures,
-        texts=prompts * len(black_box.classes),
-        requests=1 + generations + -(-pictures // limits.images_per_call),
+    opening, generation = (
+        black_box.units(prompts) for prompts in (settings.opening, settings.population)
     )
+    generations = settings.generations(black_box.units)
+    uploads = -(-black_box.image_set.count // limits.images_per_call)
+    scores = Units(**{unit: opening[unit] + generations * generation[unit] for unit in UNITS})
+    return scores + Units(requests=uploads)
 
 
 def _report(
@@ -231,6 +238,7 @@ def _report(
                 "accuracy_after": result.accuracy_after,
                 "prompts": result.adapter.config.prompts,
                 "seconds": seconds,
+                "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),
                 "history": result.history,
             }
@@ -254,6 +262,8 @@ def _report(
             for name, units in (("upload", uploaded), ("tuning", result.units), ("total", charged))
         ],
     )
+    if result.stopped_by:
+        say(f"Stopped before the run's own budget was used up: {result.stopped_by}.")
     say(f"Tuned in {seconds:,.0f} s. The run is in '{folder}'.")
     say(f"Next: craft publish {folder} --name NAME")
 

@@ -1,0 +1,151 @@
+"""`craft receipt` and `craft verify-receipt`: prove what a run was charged; both free of charge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from craft_client.cli.options import AsJson, Key, Url
+from craft_client.cli.session import connect
+from craft_client.cli.show import document, say, table
+from craft_client.exceptions import CraftError
+from craft_shared.units import UNITS, Units
+
+if TYPE_CHECKING:
+    from craft_shared.receipt import Receipt
+
+# Verifying needs no API key, and one that the environment holds is not for every server to see.
+_NO_KEY = "none"
+
+Run = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        show_default=False,
+        help="The run's directory or name; without it, all that the key was charged.",
+    ),
+]
+Since = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only calls from then on, RFC 3339.")
+]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only calls before, RFC 3339.")]
+Out = Annotated[Path, typer.Option("--out", dir_okay=False, help="Where to write the receipt.")]
+ReceiptFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys",
+        show_default="the server's",
+        help="A JWK set that was saved from the server's /v1/receipts/keys.",
+    ),
+]
+
+
+def receipt(
+    out: Out,
+    run: Run = None,
+    since: Since = None,
+    until: Until = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get a signed receipt of what a run was charged; it is verified before it is written."""
+    from craft_shared.receipt import read_keys, verify
+
+    name = None if run is None else _run_name(run)
+    with connect(url, key) as client, _telling(f"The receipt of {client.base_url}"):
+        text = client.receipt(name, since=since, until=until)
+        content = verify(text, read_keys(client.receipt_keys()))
+    out.write_text(f"{text}\n", encoding="ascii")
+    _show(content, as_json)
+    say(f"Wrote the receipt to '{out}'.")
+
+
+def verify_receipt(
+    file: ReceiptFile, keys: Keys = None, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Verify a receipt and show what it says; needs no API key."""
+    from craft_shared.receipt import read_keys, verify
+
+    text = file.read_bytes().decode(errors="replace")
+    if keys is not None:
+        with _telling(f"'{keys}'"):
+            known = read_keys(keys.read_bytes())
+    else:
+        with connect(url, _NO_KEY) as client, _telling(f"{client.base_url}"):
+            known = read_keys(client.receipt_keys())
+    with _telling(f"'{file}'"):
+        content = verify(text, known)
+    _show(content, as_json)
+    say("Valid: one of these keys has signed exactly this.")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command()(receipt)
+    app.command("verify-receipt")(verify_receipt)
+
+
+def _run_name(run: str) -> str:
+    """What the server calls a run that is given as its directory or by its name."""
+    from craft_client.journal import RUN_FILE, Journal
+
+    folder = Path(run)
+    if not (folder / RUN_FILE).exists():
+        return run
+    name = Journal.open(folder).document.get("run")
+    if not isinstance(name, str):
+        raise CraftError(
+            f"The run in '{folder}' was made without a name on the server.",
+            remedy="Ask for a period instead, with --since and --until.",
+        )
+    return name
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Tells what is not valid, in one line."""
+    from craft_shared.receipt import ReceiptError
+
+    try:
+        yield
+    except ReceiptError as error:
+        raise CraftError(f"{what} is not valid: {error}.") from error
+
+
+def _show(content: Receipt, as_json: bool) -> None:
+    if as_json:
+        document({"receipt": content.model_dump(), "charged": Units().model_dump()})
+        return
+    bounds = [f"since {content.since}"] if content.since else []
+    bounds += [f"until {content.until}"] if content.until else []
+    table(
+        ["receipt", "signed"],
+        [
+            ["issuer", content.issuer],
+            ["issued at", content.issued_at],
+            ["API key", f"{content.key} of {content.owner}"],
+            ["run", " ".join([content.run or "all calls of the key", *bounds])],
+            ["period", f"{content.first_at} to {content.last_at}"],
+            ["ledger", f"lines {content.first_line} to {content.last_line}"],
+            ["SHA-256", content.lines_sha256],
+        ],
+    )
+    rows = [
+        [
+            *(item.call, item.model, item.revision, item.calls),
+            *(item.units[unit] for unit in UNITS),
+            item.cost_micros,
+        ]
+        for item in content.items
+    ]
+    total = [content.total[unit] for unit in UNITS]
+    table(
+        ["call", "model", "revision", "calls", *UNITS, "cost in micros"],
+        [*rows, ["total", "", "", content.calls, *total, content.cost_micros]],
+    )
