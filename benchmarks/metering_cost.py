@@ -1,0 +1,198 @@
+"""What metering costs a request: a server with the ledger beside one whose ledger does nothing.
+
+Both are the real application behind a real socket, with an engine that answers at once, so that
+nothing but HTTP and metering is left to measure. Requests alternate between them, so that both see
+the same machine. Prints a table and writes JSON.
+
+    python benchmarks/metering_cost.py --json docs/metering_cost.json [--postgresql URL]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+HERE = Path(__file__)
+MODEL, REVISION = "stub", "0"
+WARM_UP = 50
+
+
+class StubEngine:
+    """Answers at once: what `craft_server.api` asks of an engine."""
+
+    name, revision, image_size = MODEL, REVISION, 32
+    random_weights, alive = False, True
+
+    def check_prompts(self, *_: Any) -> list[Any]:
+        return []
+
+    def decode_image(self, _data: bytes, **_: Any) -> Any:
+        return None
+
+    async def encode_images(self, images: Any) -> Any:
+        return np.ones((len(images), 8), np.float32)
+
+    async def encode_prompts(self, prompts: Any, classes: Any) -> Any:
+        return np.ones((prompts.count, len(classes), 8), np.float32)
+
+    async def score(self, images: Any, texts: Any, dtype: str) -> Any:
+        return np.zeros((len(texts), len(images), texts.shape[1]), dtype)
+
+
+def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) -> None:
+    """Runs a server; what it listens on and a key go into `port_file`."""
+    import socket
+
+    import uvicorn
+
+    from craft_server import clock
+    from craft_server.api import auth, idempotency, metering
+    from craft_server.app import create_app
+    from craft_server.ledger import budgets, keys
+    from craft_server.settings import Settings
+    from craft_shared.units import UNITS
+    from craft_shared.wire import Cost
+
+    app = create_app(Settings(data_dir=data_dir, database_url=url), StubEngine())
+    database, at = app.state.services.database, clock.now_ms()
+    with database.writing() as connection:
+        secret = keys.create_key(connection, owner="benchmark", at=at)
+        caller = keys.authenticate(connection, secret, at)
+        for unit in UNITS:
+            budgets.set_budget(
+                connection, key_id=caller.key_id, unit=unit, window="lifetime", limit=10**12, at=at
+            )
+    if not metered:
+
+        async def no_read(function: Any, *_: Any, **__: Any) -> Any:
+            return {keys.authenticate: caller, idempotency.look_up: None}[function]
+
+        async def no_booking(services: Any, _caller: Any, _call: Any, work: Any) -> Any:
+            return metering.Booking(services, None, None, Cost(charged=work.units, budgets=[]))
+
+        async def no_settling(self: Any, response: Any) -> Any:
+            return response
+
+        auth.authenticate = keys.authenticate
+        database.read = no_read
+        metering._book = no_booking
+        metering.Booking.settle = no_settling
+
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    port_file.write_text(json.dumps({"port": listener.getsockname()[1], "key": secret}))
+    config = uvicorn.Config(app, log_config=None, access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def serving(folder: Path, name: str, url: str | None) -> Iterator[httpx.Client]:
+    """A server process of its own, and a client of it."""
+    port_file = folder / f"{name}.json"
+    command = [sys.executable, HERE, "--serve", name, "--port-file", port_file]
+    command += ["--data-dir", folder / name, *(["--postgresql", url] if url else [])]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not port_file.exists() or not port_file.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the server '{name}' did not start")
+            time.sleep(0.05)
+        found = json.loads(port_file.read_text())
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{found['port']}",
+            headers={"Authorization": f"Bearer {found['key']}"},
+            transport=httpx.HTTPTransport(retries=5),
+        ) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ask(client: httpx.Client) -> float:
+    """Seconds of one prediction: 40 prompts, one picture, ten classes."""
+    body = {
+        "model": MODEL,
+        "classes": [f"class {i}" for i in range(10)],
+        "templates": ["a photo of a {}."] * 40,
+        "images": ["AAAA"],
+    }
+    started = time.perf_counter()
+    answer = client.post(
+        "/v1/predictions", json=body, headers={"Idempotency-Key": uuid.uuid4().hex}
+    )
+    seconds = time.perf_counter() - started
+    answer.raise_for_status()
+    return seconds
+
+
+def measure(store: str, url: str | None, requests: int) -> dict[str, Any]:
+    """Alternates requests between the two servers."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        clients = {
+            name: stack.enter_context(serving(Path(folder), name, url))
+            for name in ("metered", "free")
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in clients}
+        for number in range(WARM_UP + requests):
+            for name, client in clients.items():
+                taken = ask(client)
+                if number >= WARM_UP:
+                    seconds[name].append(taken)
+    medians = {name: 1000 * statistics.median(taken) for name, taken in seconds.items()}
+    differences = [
+        1000 * (metered - free)
+        for metered, free in zip(seconds["metered"], seconds["free"], strict=True)
+    ]
+    return {
+        "store": store,
+        "requests": requests,
+        "metered_ms": medians["metered"],
+        "free_ms": medians["free"],
+        "metering_ms": statistics.median(differences),
+    }
+
+
+def main() -> None:
+    """Measures each store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--postgresql", help="URL of an empty database")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", choices=["metered", "free"], help=argparse.SUPPRESS)
+    parser.add_argument("--port-file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--data-dir", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.port_file, args.data_dir, args.postgresql, metered=args.serve == "metered")
+        return
+    results = [measure("SQLite", None, args.requests)]
+    if args.postgresql:
+        results.append(measure("PostgreSQL", args.postgresql, args.requests))
+    print("| store | requests | with ledger, ms | without, ms | metering, ms (median) |")
+    print("|---|---|---|---|---|")
+    for r in results:
+        print(
+            f"| {r['store']} | {r['requests']} | {r['metered_ms']:.2f} | {r['free_ms']:.2f} "
+            f"| {r['metering_ms']:.2f} |"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Stub servers on each store, as real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from craft_server.clock import now_ms
+from craft_server.database import Database
+from craft_server.ledger.budgets import set_budget
+from craft_server.ledger.keys import create_key, find_key
+from server.conftest import new_postgresql  # noqa: F401
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Server processes behind one port."""
+
+    port: int
+    database: Database
+
+    def key(self, queries: int) -> str:
+        """A new key that may ask so many queries."""
+        with self.database.writing() as connection:
+            secret = create_key(connection, owner="e2e", at=now_ms())
+            key_id = find_key(connection, secret.split("_")[1]).key_id
+            set_budget(
+                connection,
+                key_id=key_id,
+                unit="queries",
+                window="lifetime",
+                limit=queries,
+                at=now_ms(),
+            )
+        return secret
+
+
+StartServers = Callable[..., Servers]
+
+
+@pytest.fixture(scope="session")
+def stub() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Gives orders to the process that forks servers."""
+    command = [sys.executable, "-m", "e2e.metering.stub_server"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def order(message: dict[str, Any]) -> dict[str, Any]:
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+        answer: dict[str, Any] = json.loads(process.stdout.readline())
+        return answer
+
+    yield order
+    process.stdin.close()
+    assert process.wait(30) == 0
+    process.stdout.close()
+
+
+@pytest.fixture
+def start_servers(stub: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Starts servers on a store of their own: `start_servers("sqlite", processes=1)`."""
+    started: dict[str, Database] = {}
+
+    def start(store: str, *, processes: int = 1, lease_seconds: float = 30) -> Servers:
+        name = f"{tmp_path.name}-{len(started)}"
+        if store == "sqlite":
+            url = f"sqlite:///{tmp_path / name}.db"
+        else:
+            url = request.getfixturevalue("new_postgresql")()
+        database = Database.open(url, tmp_path)
+        settings = {
+            "data_dir": str(tmp_path),
+            "database_url": url,
+            "lease_seconds": lease_seconds,
+        }
+        answer = stub({"start": name, "processes": processes, "settings": settings})
+        started[name] = database
+        return Servers(answer["port"], database)
+
+    yield start
+    for name, database in started.items():
+        stub({"stop": name})
+        database.close()

@@ -1,0 +1,40 @@
+"""64 clients at once on one key get exactly its budget: 20 runs of 20."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from e2e.metering.caller import Caller
+
+RUNS, CLIENTS, BUDGET = 20, 64, 1000
+
+
+@pytest.mark.parametrize(
+    ("store", "processes"), [("sqlite", 1), ("postgresql", 1), ("postgresql", 4)]
+)
+def test_64_clients_get_exactly_the_budget(start_servers: Any, store: str, processes: int) -> None:
+    servers = start_servers(store, processes=processes)
+    for run in range(RUNS):
+        key = servers.key(BUDGET)
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            calls = [threads.submit(_use_up, servers.port, key, n) for n in range(CLIENTS)]
+            delivered = sum(call.result() for call in calls)
+        caller = Caller(servers.port, key)
+        (budget,) = caller.get("/v1/budget")["budgets"]
+        total = caller.get("/v1/usage")["total"]["queries"]
+        caller.close()
+        counted = (delivered, budget["spent"], budget["reserved"], total)
+        assert counted == (BUDGET, BUDGET, 0, BUDGET), f"run {run}"
+
+
+def _use_up(port: int, key: str, client: int) -> int:
+    """Asks until not one more query is given; how many were delivered."""
+    caller, delivered = Caller(port, key), 0
+    for prompts in (1 + client % 24, 1):
+        while (answer := caller.predict(prompts)).status == 200:
+            delivered += len(answer.body["log_probs"])
+    caller.close()
+    return delivered
