@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from e2e.metering.caller import Caller
+from e2e.metering.caller import FULL, Caller
 from e2e.metering.conftest import Servers
 from e2e.metering.stub_server import KILL_POINTS
 
-KILLS = 25
+KILLS = 25 if FULL else 4
 BYSTANDERS = 2
 LEASE_SECONDS = 0.5
 
