@@ -17,7 +17,6 @@
           │    ├── ImageSetNotFound
           │    └── AdapterNotFound
           ├── MethodNotAllowed       405
-          ├── NameTaken              409
           ├── RevisionMismatch       409
           ├── CallInProgress         409, retried
           ├── RunInProgress          409
@@ -176,12 +175,6 @@ class MethodNotAllowed(ProblemError):
     """The resource has no such method."""
 
     kind = problems.METHOD_NOT_ALLOWED
-
-
-class NameTaken(ProblemError):
-    """The name is taken."""
-
-    kind = problems.NAME_TAKEN
 
 
 class RevisionMismatch(ProblemError):

@@ -77,9 +77,6 @@ ADAPTER_NOT_FOUND = ProblemType(
 METHOD_NOT_ALLOWED = ProblemType(
     "method-not-allowed", 405, "The resource has no such method", "See /docs for its methods."
 )
-NAME_TAKEN = ProblemType(
-    "name-taken", 409, "The name is taken", "Choose another name, or retire the present holder."
-)
 REVISION_MISMATCH = ProblemType(
     "revision-mismatch",
     409,
@@ -153,7 +150,6 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
         IMAGE_SET_NOT_FOUND,
         ADAPTER_NOT_FOUND,
         METHOD_NOT_ALLOWED,
-        NAME_TAKEN,
         REVISION_MISMATCH,
         CALL_IN_PROGRESS,
         RUN_IN_PROGRESS,

@@ -12,12 +12,12 @@ from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
 from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import usage
-from craft_shared.problems import INVALID_REQUEST, UNAUTHENTICATED
+from craft_shared.problems import INVALID_REQUEST
 from craft_shared.wire import BudgetList, Usage
 
 router = APIRouter(tags=["account"])
 
-_PROBLEMS = documents.problems(UNAUTHENTICATED, INVALID_REQUEST)
+_PROBLEMS = documents.problems(*documents.KEYED, INVALID_REQUEST)
 
 
 @router.get("/v1/usage", summary="What was charged", responses=_PROBLEMS)

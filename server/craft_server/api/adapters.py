@@ -31,18 +31,10 @@ from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
-    BODY_TOO_LARGE,
-    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
-    INTERNAL_ERROR,
     INVALID_IMAGE,
-    INVALID_REQUEST,
-    MALFORMED_BODY,
     MODEL_NOT_FOUND,
-    OVERLOADED,
     REVISION_MISMATCH,
-    UNAUTHENTICATED,
-    UNSUPPORTED_MEDIA_TYPE,
 )
 from craft_shared.units import Units
 from craft_shared.wire import (
@@ -76,17 +68,7 @@ _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C] that one step of a prediction hol
             "model": AdapterPublishAnswer,
             "description": "This very adapter is published under the name already; not charged",
         },
-        **documents.problems(
-            UNAUTHENTICATED,
-            BUDGET_EXHAUSTED,
-            MODEL_NOT_FOUND,
-            REVISION_MISMATCH,
-            BODY_TOO_LARGE,
-            UNSUPPORTED_MEDIA_TYPE,
-            INVALID_REQUEST,
-            INTERNAL_ERROR,
-            OVERLOADED,
-        ),
+        **documents.problems(*documents.CHARGED, MODEL_NOT_FOUND, REVISION_MISMATCH),
     },
 )
 async def publish(
@@ -144,7 +126,7 @@ async def publish(
         )
 
 
-@router.get("", summary="The owner's adapters", responses=documents.problems(UNAUTHENTICATED))
+@router.get("", summary="The owner's adapters", responses=documents.problems(*documents.SCOPED))
 async def list_adapters(services: WithServices, caller: WithPredictKey) -> AdapterList:
     """All versions that are not retired. Free."""
     return AdapterList(adapters=await services.database.read(adapters.list_cards, caller.owner))
@@ -153,7 +135,7 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
 @router.get(
     "/{name}",
     summary="An adapter",
-    responses=documents.problems(UNAUTHENTICATED, ADAPTER_NOT_FOUND),
+    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
 async def get(services: WithServices, caller: WithPredictKey, name: str) -> AdapterCard:
     """The newest version of `name`, or the one that `name@version` names. Free."""
@@ -165,7 +147,7 @@ async def get(services: WithServices, caller: WithPredictKey, name: str) -> Adap
     "/{name}",
     status_code=204,
     summary="Retire an adapter",
-    responses=documents.problems(UNAUTHENTICATED, ADAPTER_NOT_FOUND),
+    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
 async def retire(services: WithServices, caller: WithPublishKey, name: str) -> None:
     """Retires all versions of `name`, or the one that `name@version` names. Free."""
@@ -183,18 +165,11 @@ async def retire(services: WithServices, caller: WithPublishKey, name: str) -> N
     responses={
         **documents.tensor_answer(AdapterPredictionAnswer, "float32 [images, classes]"),
         **documents.problems(
-            MALFORMED_BODY,
-            UNAUTHENTICATED,
-            BUDGET_EXHAUSTED,
+            *documents.CHARGED,
             ADAPTER_NOT_FOUND,
             IMAGE_SET_NOT_FOUND,
             REVISION_MISMATCH,
-            BODY_TOO_LARGE,
-            UNSUPPORTED_MEDIA_TYPE,
-            INVALID_REQUEST,
             INVALID_IMAGE,
-            INTERNAL_ERROR,
-            OVERLOADED,
         ),
     },
 )

@@ -22,25 +22,17 @@ from craft_server.api.answer import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of
-from craft_server.api.metering import free_of_charge
+from craft_server.api.metering import free_of_charge, remember
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
-from craft_server.ledger import administration, calls, exports, keys, prices
+from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder
 from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
-from craft_server.ledger.calls import StoredAnswer
 from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
 from craft_server.problems import ProblemError, invalid_field
 from craft_shared.problems import (
-    BODY_TOO_LARGE,
-    CALL_IN_PROGRESS,
-    FORBIDDEN,
-    IDEMPOTENCY_KEY_REUSED,
     INVALID_REQUEST,
-    MALFORMED_BODY,
     NOT_FOUND,
-    UNAUTHENTICATED,
-    UNSUPPORTED_MEDIA_TYPE,
 )
 from craft_shared.wire import (
     BudgetLimits,
@@ -68,16 +60,6 @@ Model = Annotated[NonEmptyLabel, Path(description="The model's name.")]
 _LINES_AT_ONCE = 500
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
 
-_REFUSALS = (UNAUTHENTICATED, FORBIDDEN)
-_BODY_REFUSALS = (
-    *_REFUSALS,
-    MALFORMED_BODY,
-    BODY_TOO_LARGE,
-    UNSUPPORTED_MEDIA_TYPE,
-    INVALID_REQUEST,
-)
-_ONCE_REFUSALS = (*_BODY_REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
-
 
 @router.post(
     "/keys",
@@ -85,7 +67,7 @@ _ONCE_REFUSALS = (*_BODY_REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
     summary="Make a key",
     response_model=KeySecret,
     openapi_extra=documents.json_body(KeyCreate),
-    responses=documents.problems(*_ONCE_REFUSALS),
+    responses=documents.problems(*documents.ONCE),
 )
 async def create_key(
     services: WithServices,
@@ -101,7 +83,7 @@ async def create_key(
     return await _shown_once(services, caller, call, 201, make)
 
 
-@router.get("/keys", summary="All keys", responses=documents.problems(*_REFUSALS))
+@router.get("/keys", summary="All keys", responses=documents.problems(*documents.SCOPED))
 async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
     """All keys, without their secrets, the oldest first."""
     entries = await services.database.read(keys.list_keys)
@@ -113,7 +95,7 @@ async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
     summary="Give a key a new secret",
     response_model=KeySecret,
     openapi_extra=documents.json_body(KeyRotate),
-    responses=documents.problems(*_ONCE_REFUSALS, NOT_FOUND),
+    responses=documents.problems(*documents.ONCE, NOT_FOUND),
 )
 async def rotate_key(
     services: WithServices,
@@ -134,7 +116,7 @@ async def rotate_key(
 @router.delete(
     "/keys/{prefix}",
     summary="Revoke a key",
-    responses=documents.problems(*_REFUSALS, NOT_FOUND),
+    responses=documents.problems(*documents.SCOPED, NOT_FOUND),
 )
 async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> KeyCard:
     """Makes the key useless from its next call on, all its secrets. It stays listed."""
@@ -146,7 +128,7 @@ async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Pref
     "/keys/{prefix}/budgets",
     summary="Set a key's budgets",
     openapi_extra=documents.json_body(BudgetLimits),
-    responses=documents.problems(*_BODY_REFUSALS, NOT_FOUND),
+    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
 )
 async def set_key_budgets(
     services: WithServices,
@@ -165,7 +147,7 @@ async def set_key_budgets(
     "/teams/{name:path}/budgets",
     summary="Set a team's budgets",
     openapi_extra=documents.json_body(BudgetLimits),
-    responses=documents.problems(*_BODY_REFUSALS, NOT_FOUND),
+    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
 )
 async def set_team_budgets(
     services: WithServices,
@@ -185,7 +167,7 @@ async def set_team_budgets(
     summary="Add to a key's budgets",
     response_model=BudgetList,
     openapi_extra=documents.json_body(BudgetTopUps),
-    responses=documents.problems(*_ONCE_REFUSALS, NOT_FOUND),
+    responses=documents.problems(*documents.ONCE, NOT_FOUND),
 )
 async def top_up_key(
     services: WithServices,
@@ -195,16 +177,13 @@ async def top_up_key(
     body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
 ) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    with _refusals():
-        return await free_of_charge(
-            services,
-            caller,
-            call,
-            json_response,
-            _top_up,
-            lambda connection: administration.key_holder(connection, prefix),
-            body.message,
-        )
+    return await _topped_up(
+        services,
+        caller,
+        call,
+        lambda connection: administration.key_holder(connection, prefix),
+        body.message,
+    )
 
 
 @router.post(
@@ -212,7 +191,7 @@ async def top_up_key(
     summary="Add to a team's budgets",
     response_model=BudgetList,
     openapi_extra=documents.json_body(BudgetTopUps),
-    responses=documents.problems(*_ONCE_REFUSALS, NOT_FOUND),
+    responses=documents.problems(*documents.ONCE, NOT_FOUND),
 )
 async def top_up_team(
     services: WithServices,
@@ -222,19 +201,16 @@ async def top_up_team(
     body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
 ) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    with _refusals():
-        return await free_of_charge(
-            services,
-            caller,
-            call,
-            json_response,
-            _top_up,
-            lambda connection: administration.team_holder(connection, name),
-            body.message,
-        )
+    return await _topped_up(
+        services,
+        caller,
+        call,
+        lambda connection: administration.team_holder(connection, name),
+        body.message,
+    )
 
 
-@router.get("/prices", summary="All prices", responses=documents.problems(*_REFUSALS))
+@router.get("/prices", summary="All prices", responses=documents.problems(*documents.SCOPED))
 async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLists:
     """Every model's prices in micros; a unit without one is free."""
     return PriceLists(models=await services.database.read(prices.list_prices))
@@ -244,7 +220,7 @@ async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLis
     "/prices/{model:path}",
     summary="Set a model's prices",
     openapi_extra=documents.json_body(PriceList),
-    responses=documents.problems(*_BODY_REFUSALS),
+    responses=documents.problems(*documents.WITH_BODY),
 )
 async def set_prices(
     services: WithServices,
@@ -273,7 +249,7 @@ async def set_prices(
                 "application/jsonl": {"schema": {"type": "string"}},
             },
         },
-        **documents.problems(*_REFUSALS, INVALID_REQUEST, NOT_FOUND),
+        **documents.problems(*documents.SCOPED, INVALID_REQUEST, NOT_FOUND),
     },
 )
 async def export_usage(
@@ -329,18 +305,8 @@ async def _shown_once(
 
     def all_of_it(connection: Connection) -> KeySecret:
         made = make(connection)
-        if call.attempt is not None:
-            call_id = calls.begin(
-                connection,
-                caller.key_id,
-                call.attempt,
-                holder=services.lease.holder,
-                charge_id=None,
-                at=now_ms(),
-            )
-            kept = json_response(made.model_copy(update={"key": None}), status=status)
-            answer = StoredAnswer(status, kept.media_type or "", bytes(kept.body))
-            calls.finish(connection, call_id, answer)
+        without = json_response(made.model_copy(update={"key": None}), status=status)
+        remember(connection, services, caller, call, without)
         return made
 
     with _refusals():
@@ -355,12 +321,20 @@ def _set(
     return BudgetList(budgets=administration.show_budgets(connection, holder, at))
 
 
-def _top_up(
-    connection: Connection, find: Callable[[Connection], Holder], wanted: BudgetTopUps
-) -> BudgetList:
-    holder = find(connection)
-    administration.top_up(connection, holder, wanted.budgets)
-    return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+async def _topped_up(
+    services: Services,
+    caller: Caller,
+    call: Call,
+    find: Callable[[Connection], Holder],
+    wanted: BudgetTopUps,
+) -> Response:
+    def top_up(connection: Connection) -> BudgetList:
+        holder = find(connection)
+        administration.top_up(connection, holder, wanted.budgets)
+        return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+
+    with _refusals():
+        return await free_of_charge(services, caller, call, json_response, top_up)
 
 
 @contextmanager

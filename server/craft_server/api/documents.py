@@ -11,7 +11,23 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from craft_shared import codec
-from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
+from craft_shared.problems import (
+    BODY_TOO_LARGE,
+    BUDGET_EXHAUSTED,
+    CALL_IN_PROGRESS,
+    FORBIDDEN,
+    IDEMPOTENCY_KEY_REUSED,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    MALFORMED_BODY,
+    MEDIA_TYPE,
+    OVERLOADED,
+    RATE_LIMITED,
+    UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA_TYPE,
+    Problem,
+    ProblemType,
+)
 from craft_shared.wire import (
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
@@ -25,6 +41,14 @@ from craft_shared.wire import (
     PredictionRequest,
     PriceList,
 )
+
+# What calls of one kind may all be refused with: with a key, with a scope, with a body, done once
+# under an idempotency key, charged.
+KEYED = (UNAUTHENTICATED, RATE_LIMITED)
+SCOPED = (*KEYED, FORBIDDEN)
+WITH_BODY = (*SCOPED, MALFORMED_BODY, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
+ONCE = (*WITH_BODY, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
+CHARGED = (*ONCE, BUDGET_EXHAUSTED, INTERNAL_ERROR, OVERLOADED)
 
 _REF = "#/components/schemas/{model}"
 _BY_REFERENCE: tuple[type[BaseModel], ...] = (

@@ -25,17 +25,9 @@ from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 from craft_shared.problems import (
-    BODY_TOO_LARGE,
-    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
-    INTERNAL_ERROR,
     INVALID_IMAGE,
-    INVALID_REQUEST,
-    MALFORMED_BODY,
     MODEL_NOT_FOUND,
-    OVERLOADED,
-    UNAUTHENTICATED,
-    UNSUPPORTED_MEDIA_TYPE,
 )
 from craft_shared.units import Units
 from craft_shared.wire import ImageSet, ImageSetCreate, ImageUpload, ImageUploadAnswer
@@ -44,14 +36,6 @@ router = APIRouter(prefix="/v1/image-sets", tags=["image sets"])
 
 WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
 
-_BODY_PROBLEMS = (
-    MALFORMED_BODY,
-    UNAUTHENTICATED,
-    BODY_TOO_LARGE,
-    UNSUPPORTED_MEDIA_TYPE,
-    INVALID_REQUEST,
-)
-
 
 @router.post(
     "",
@@ -59,7 +43,7 @@ _BODY_PROBLEMS = (
     summary="Make an image set",
     response_model=ImageSet,
     openapi_extra=documents.body(ImageSetCreate, "none"),
-    responses=documents.problems(*_BODY_PROBLEMS, MODEL_NOT_FOUND),
+    responses=documents.problems(*documents.ONCE, MODEL_NOT_FOUND),
 )
 async def create(
     services: WithServices,
@@ -84,7 +68,7 @@ async def create(
 @router.get(
     "/{image_set_id}",
     summary="An image set",
-    responses=documents.problems(UNAUTHENTICATED, IMAGE_SET_NOT_FOUND),
+    responses=documents.problems(*documents.SCOPED, IMAGE_SET_NOT_FOUND),
 )
 async def get(services: WithServices, caller: WithPredictKey, image_set_id: str) -> ImageSet:
     """An image set of the key's owner, and how many pictures it holds. Free."""
@@ -95,7 +79,7 @@ async def get(services: WithServices, caller: WithPredictKey, image_set_id: str)
     "/{image_set_id}",
     status_code=204,
     summary="Delete an image set",
-    responses=documents.problems(UNAUTHENTICATED, IMAGE_SET_NOT_FOUND),
+    responses=documents.problems(*documents.SCOPED, IMAGE_SET_NOT_FOUND),
 )
 async def delete(services: WithServices, caller: WithPredictKey, image_set_id: str) -> None:
     """Deletes an image set, and what the server knows of pictures that no other one holds. Free."""
@@ -111,14 +95,7 @@ async def delete(services: WithServices, caller: WithPredictKey, image_set_id: s
     openapi_extra=documents.body(
         ImageUpload, "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]"
     ),
-    responses=documents.problems(
-        *_BODY_PROBLEMS,
-        BUDGET_EXHAUSTED,
-        IMAGE_SET_NOT_FOUND,
-        INVALID_IMAGE,
-        INTERNAL_ERROR,
-        OVERLOADED,
-    ),
+    responses=documents.problems(*documents.CHARGED, IMAGE_SET_NOT_FOUND, INVALID_IMAGE),
 )
 async def upload(
     services: WithServices,

@@ -139,19 +139,27 @@ async def free_of_charge(
 
     def all_of_it(connection: Connection) -> Response:
         response = build(function(connection, *args, **kwargs))
-        if call.attempt is not None and call.made is None:
-            call_id = calls.begin(
-                connection,
-                caller.key_id,
-                call.attempt,
-                holder=services.lease.holder,
-                charge_id=None,
-                at=now_ms(),
-            )
-            calls.finish(connection, call_id, _stored(response))
+        remember(connection, services, caller, call, response)
         return response
 
     return await services.database.write(all_of_it)
+
+
+def remember(
+    connection: Connection, services: Services, caller: Caller, call: Call, response: Response
+) -> None:
+    """Stores the answer of a call that cost nothing, if it has an idempotency key."""
+    if call.attempt is None or call.made is not None:
+        return
+    call_id = calls.begin(
+        connection,
+        caller.key_id,
+        call.attempt,
+        holder=services.lease.holder,
+        charge_id=None,
+        at=now_ms(),
+    )
+    calls.finish(connection, call_id, _stored(response))
 
 
 def _nothing(_connection: Connection) -> None:

@@ -7,14 +7,13 @@ from fastapi import APIRouter
 from craft_server.api import documents
 from craft_server.api.auth import WithCaller
 from craft_server.api.services import WithServices
-from craft_shared.problems import UNAUTHENTICATED
 from craft_shared.wire import ModelCard, ModelList
 
 router = APIRouter(tags=["models"])
 
 
 @router.get(
-    "/v1/models", summary="The hosted models", responses=documents.problems(UNAUTHENTICATED)
+    "/v1/models", summary="The hosted models", responses=documents.problems(*documents.KEYED)
 )
 async def list_models(services: WithServices, _caller: WithCaller) -> ModelList:
     """The models, their limits, and what this key may receive. Free."""

@@ -20,17 +20,9 @@ from craft_server.api.services import WithServices
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_shared.problems import (
-    BODY_TOO_LARGE,
-    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
-    INTERNAL_ERROR,
     INVALID_IMAGE,
-    INVALID_REQUEST,
-    MALFORMED_BODY,
     MODEL_NOT_FOUND,
-    OVERLOADED,
-    UNAUTHENTICATED,
-    UNSUPPORTED_MEDIA_TYPE,
 )
 from craft_shared.units import Units
 from craft_shared.wire import PredictionAnswer, PredictionRequest
@@ -49,17 +41,7 @@ router = APIRouter(tags=["predictions"])
     responses={
         **documents.tensor_answer(PredictionAnswer, "[prompts, images, classes]"),
         **documents.problems(
-            MALFORMED_BODY,
-            UNAUTHENTICATED,
-            BUDGET_EXHAUSTED,
-            MODEL_NOT_FOUND,
-            IMAGE_SET_NOT_FOUND,
-            BODY_TOO_LARGE,
-            UNSUPPORTED_MEDIA_TYPE,
-            INVALID_REQUEST,
-            INVALID_IMAGE,
-            INTERNAL_ERROR,
-            OVERLOADED,
+            *documents.CHARGED, MODEL_NOT_FOUND, IMAGE_SET_NOT_FOUND, INVALID_IMAGE
         ),
     },
 )

@@ -15,7 +15,7 @@ from craft_server.api.auth import WithCaller
 from craft_server.api.services import WithServices
 from craft_server.problems import ProblemError, invalid_field
 from craft_server.receipts import NothingCharged, Selection, StillReserved
-from craft_shared.problems import INVALID_REQUEST, NOT_FOUND, RUN_IN_PROGRESS, UNAUTHENTICATED
+from craft_shared.problems import INVALID_REQUEST, NOT_FOUND, RUN_IN_PROGRESS
 from craft_shared.receipt import KEYS_MEDIA_TYPE, MEDIA_TYPE
 
 router = APIRouter(tags=["receipts"])
@@ -36,7 +36,7 @@ _MILLISECOND = timedelta(milliseconds=1)
             "description": "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
         },
-        **documents.problems(UNAUTHENTICATED, NOT_FOUND, RUN_IN_PROGRESS, INVALID_REQUEST),
+        **documents.problems(*documents.KEYED, NOT_FOUND, RUN_IN_PROGRESS, INVALID_REQUEST),
     },
 )
 async def get_receipt(

@@ -94,12 +94,7 @@ def set_budget(
     Raises:
         LimitBelowUse: more than that is spent and reserved already.
     """
-    of_holder = sa.and_(
-        BUDGETS.c.key_id.is_(None) if key_id is None else BUDGETS.c.key_id == key_id,
-        BUDGETS.c.team_id.is_(None) if team_id is None else BUDGETS.c.team_id == team_id,
-        BUDGETS.c.unit == unit,
-        BUDGETS.c.window == window,
-    )
+    this_one = _this_one(key_id, team_id, unit, window)
     start = window_start(window, at)
     insert_missing(
         connection,
@@ -115,16 +110,16 @@ def set_budget(
     )
     connection.execute(
         sa.update(BUDGETS)
-        .where(of_holder, BUDGETS.c.window_start < start)
+        .where(this_one, BUDGETS.c.window_start < start)
         .values(window_start=start, spent=0, reserved=0)
     )
     changed = connection.execute(
         sa.update(BUDGETS)
-        .where(of_holder, BUDGETS.c.spent + BUDGETS.c.reserved <= limit)
+        .where(this_one, BUDGETS.c.spent + BUDGETS.c.reserved <= limit)
         .values(limit=limit)
     )
     if changed.rowcount == 0:
-        row = connection.execute(sa.select(BUDGETS).where(of_holder)).one()
+        row = connection.execute(sa.select(BUDGETS).where(this_one)).one()
         raise LimitBelowUse(unit, window, row.spent + row.reserved)
 
 
@@ -144,12 +139,18 @@ def top_up(
     """
     raised = connection.execute(
         sa.update(BUDGETS)
-        .where(
-            BUDGETS.c.team_id == team_id if key_id is None else BUDGETS.c.key_id == key_id,
-            BUDGETS.c.unit == unit,
-            BUDGETS.c.window == window,
-        )
+        .where(_this_one(key_id, team_id, unit, window))
         .values(limit=BUDGETS.c.limit + amount)
     )
     if raised.rowcount == 0:
         raise NoSuchBudget(unit, window)
+
+
+def _this_one(
+    key_id: int | None, team_id: int | None, unit: Measure, window: Window
+) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        BUDGETS.c.team_id == team_id if key_id is None else BUDGETS.c.key_id == key_id,
+        BUDGETS.c.unit == unit,
+        BUDGETS.c.window == window,
+    )

@@ -43,12 +43,6 @@ def read_config() -> dict[str, Any]:
     return config
 
 
-def pocket_preprocess_cfg() -> dict[str, Any]:
-    """What open_clip's ``PreprocessCfg`` takes: (x - 127) / 128, shortest side 224, centre crop."""
-    cfg: dict[str, Any] = read_config()["preprocess_cfg"]
-    return cfg
-
-
 def load_vision_weights() -> dict[str, Tensor]:
     """EfficientNet-Lite0 trained on ImageNet, under the names of timm's ``tf_efficientnet_lite0``.
 
