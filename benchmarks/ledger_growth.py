@@ -58,7 +58,7 @@ class Ledger:
                 connection, self.caller, WORK, holder="benchmark", at=now_ms()
             )
         with self.database.writing() as connection:
-            charges.settle(connection, reserved.charge_id, now_ms())
+            charges.settle(connection, reserved, now_ms())
 
 
 def make(database: Database, lines: int) -> Ledger:

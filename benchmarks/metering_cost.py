@@ -59,7 +59,7 @@ def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) ->
     import uvicorn
 
     from craft_server import clock
-    from craft_server.api import auth, idempotency, metering
+    from craft_server.api import metering
     from craft_server.app import create_app
     from craft_server.ledger import budgets, keys
     from craft_server.settings import Settings
@@ -77,8 +77,8 @@ def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) ->
             )
     if not metered:
 
-        async def no_read(function: Any, *_: Any, **__: Any) -> Any:
-            return {keys.authenticate: caller, idempotency.look_up: None}[function]
+        async def no_query(function: Any, *_: Any, **__: Any) -> Any:
+            return {keys.admit: (caller, None)}[function]
 
         async def no_booking(services: Any, _caller: Any, _call: Any, work: Any) -> Any:
             return metering.Booking(services, None, None, Cost(charged=work.units, budgets=[]))
@@ -86,8 +86,7 @@ def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) ->
         async def no_settling(self: Any, response: Any) -> Any:
             return response
 
-        auth.authenticate = keys.authenticate
-        database.read = no_read
+        database.query = no_query
         metering._book = no_booking
         metering.Booking.settle = no_settling
 

@@ -1,8 +1,9 @@
 """The database: where it is, how it is opened, and which threads wait for it.
 
 SQLite (WAL mode, every commit on disk before it is answered) and PostgreSQL through the same calls.
-A transaction is a plain function whose first argument is a `Connection`; it runs on this module's
-own threads, never on the event loop. This module does not know what the tables mean.
+A transaction is a plain function whose first argument is a `Connection`; where it might wait, it
+runs on this module's own threads, never on the event loop. This module does not know what the
+tables mean.
 
 Sources: SQLAlchemy 2, "pysqlite: serializable isolation" (https://docs.sqlalchemy.org/);
 SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
@@ -11,11 +12,13 @@ SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from alembic.util import CommandError
@@ -36,6 +39,16 @@ METADATA = sa.MetaData(
 
 POSTGRESQL_THREADS = 8
 BUSY_TIMEOUT_MS = 30_000
+# How a transaction begins on SQLite. A writer that began as a reader could not wait for another
+# writer: SQLite would refuse it.
+_BEGIN_WRITING = "BEGIN IMMEDIATE"
+_NO_BEGIN = ""
+# Checkpoints of the log wait for the disk; they are left to connections that may.
+_PRAGMAS: dict[str, dict[str, str | int]] = {
+    "durable": {"busy_timeout": BUSY_TIMEOUT_MS, "synchronous": "FULL"},
+    "deferring": {"busy_timeout": BUSY_TIMEOUT_MS, "synchronous": "NORMAL"},
+    "at once": {"busy_timeout": 0, "synchronous": "NORMAL", "wal_autocheckpoint": 0},
+}
 FILE_NAME = "craftbox.db"
 
 P = ParamSpec("P")
@@ -49,14 +62,16 @@ class DatabaseError(Exception):
 class Database:
     """An open database whose schema is the newest.
 
-    `read` and `write` run one function in one transaction on the database's threads; `reading` and
-    `writing` are the same for callers without an event loop.
+    `read`, `query`, `write` and `write_deferred` run one function in one transaction on the
+    database's threads; `reading` and `writing` are the same for callers without an event loop.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, url: URL) -> None:
+        self._engine = _create_engine(url, "durable")
+        self._deferring = _create_engine(url, "deferring")
+        self._at_once = _create_engine(url, "at once") if self.dialect == "sqlite" else None
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
-        threads = 1 if engine.dialect.name == "sqlite" else POSTGRESQL_THREADS
+        threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
 
     @classmethod
@@ -75,8 +90,7 @@ class Database:
 
         target = _checked_url(url) if url else _file_url(data_dir)
         shown = target.render_as_string(hide_password=True)
-        engine = _create_engine(target)
-        database = cls(engine)
+        database = cls(target)
         try:
             with database.writing() as connection:
                 upgrade(connection)
@@ -98,16 +112,14 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that only reads."""
-        with self._engine.connect() as connection, connection.begin():
+        with _begun(self._engine, "BEGIN") as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that writes: committed at the end of the block, undone if it raises."""
-        with self._engine.connect() as connection:
-            connection.execution_options(craft_writes=True)
-            with connection.begin():
-                yield connection
+        with _begun(self._engine, _BEGIN_WRITING) as connection:
+            yield connection
 
     async def read(
         self,
@@ -116,12 +128,25 @@ class Database:
         **kwargs: P.kwargs,
     ) -> T:
         """Awaits `function(connection, ...)` in a reading transaction."""
+        return await self._run(self._engine, "BEGIN", function, *args, **kwargs)
 
-        def run() -> T:
-            with self.reading() as connection:
-                return function(connection, *args, **kwargs)
+    async def query(
+        self,
+        function: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Awaits a short `function(connection, ...)` that runs one reading statement.
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        The statement is its own transaction, which saves the ways to the database and back that
+        begin and end one. A connection that broke since it was used last is replaced.
+        """
+        try:
+            return await self._run_soon(self._engine, _NO_BEGIN, function, *args, **kwargs)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            return await self._run(self._engine, _NO_BEGIN, function, *args, **kwargs)
 
     async def write(
         self,
@@ -129,10 +154,54 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Awaits `function(connection, ...)` in a writing transaction."""
+        """Awaits `function(connection, ...)` in a writing transaction, which is then on disk."""
+        return await self._run(self._engine, _BEGIN_WRITING, function, *args, **kwargs)
 
+    async def write_deferred(
+        self,
+        function: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Like `write`, but the disk has it only with the next `write`, or soon.
+
+        Everyone sees it at once, and it survives the death of this process. If the machine itself
+        dies, it may be lost, but never without everything that was written after it.
+        """
+        return await self._run_soon(self._deferring, _BEGIN_WRITING, function, *args, **kwargs)
+
+    async def _run_soon(
+        self,
+        engine: sa.Engine,
+        begin: str,
+        function: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """On SQLite at once, on the event loop, unless it would have to wait.
+
+        What waits neither for the disk nor for another writer is Python code, which would hold the
+        interpreter lock on any thread; the way to a thread and back takes as long as it does.
+        """
+        if self._at_once is not None:
+            try:
+                with _begun(self._at_once, begin) as connection:
+                    return function(connection, *args, **kwargs)
+            except DBAPIError as error:
+                if not _is_busy(error):
+                    raise
+        return await self._run(engine, begin, function, *args, **kwargs)
+
+    async def _run(
+        self,
+        engine: sa.Engine,
+        begin: str,
+        function: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         def run() -> T:
-            with self.writing() as connection:
+            with _begun(engine, begin) as connection:
                 return function(connection, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
@@ -140,7 +209,7 @@ class Database:
     async def answers(self) -> bool:
         """Whether the database answers."""
         try:
-            await self.read(_ping)
+            await self.query(_ping)
         except SQLAlchemyError:
             return False
         return True
@@ -148,7 +217,19 @@ class Database:
     def close(self) -> None:
         """Waits for running transactions and closes all connections."""
         self._threads.shutdown()
-        self._engine.dispose()
+        for engine in (self._engine, self._deferring, self._at_once):
+            if engine is not None:
+                engine.dispose()
+
+
+@contextmanager
+def _begun(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
+    with engine.connect() as connection:
+        connection.execution_options(craft_begin=begin)
+        if begin == _NO_BEGIN and engine.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        with connection.begin():
+            yield connection
 
 
 def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
@@ -191,35 +272,46 @@ def _checked_url(text: str) -> URL:
     )
 
 
-def _create_engine(url: URL) -> sa.Engine:
+def _create_engine(url: URL, purpose: Literal["durable", "deferring", "at once"]) -> sa.Engine:
     try:
         if url.get_backend_name() == "sqlite":
             engine = sa.create_engine(url)
-            sa.event.listen(engine, "connect", _on_sqlite_connect)
+            sa.event.listen(engine, "connect", partial(_on_sqlite_connect, _PRAGMAS[purpose]))
             sa.event.listen(engine, "begin", _on_sqlite_begin)
             return engine
-        return sa.create_engine(url, pool_size=POSTGRESQL_THREADS, pool_pre_ping=True)
+        # The connection used last is the fastest: its statements are prepared.
+        engine = sa.create_engine(url, pool_size=POSTGRESQL_THREADS, pool_use_lifo=True)
+        if purpose == "deferring":
+            sa.event.listen(engine, "connect", _on_deferring_postgresql_connect)
+        return engine
     except (ImportError, SQLAlchemyError) as error:
         raise DatabaseError(
             f"the driver of '{url.drivername}' is not installed: pip install 'craftbox[postgres]'"
         ) from error
 
 
-def _on_sqlite_connect(connection: Any, _record: Any) -> None:
+def _on_sqlite_connect(pragmas: Mapping[str, str | int], connection: Any, _record: Any) -> None:
     # Python's sqlite3 would begin transactions on its own, and too late.
     connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
+    for name, value in {"journal_mode": "WAL", "foreign_keys": "ON", **pragmas}.items():
+        connection.execute(f"PRAGMA {name} = {value}")
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:
-    # A writer that began as a reader could not wait for another writer: SQLite would refuse it.
-    writes = connection.get_execution_options().get("craft_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    begin = connection.get_execution_options()["craft_begin"]
+    if begin != _NO_BEGIN:
+        connection.exec_driver_sql(begin)
+
+
+def _is_busy(error: DBAPIError) -> bool:
+    """Whether SQLite would have had to wait for another connection."""
+    code: int = getattr(error.orig, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _on_deferring_postgresql_connect(connection: Any, _record: Any) -> None:
+    connection.execute("SET synchronous_commit = off")
+    connection.commit()
 
 
 def _reason(error: SQLAlchemyError) -> str:

@@ -211,7 +211,7 @@ def spend(store_url: str, tmp_path: Path, key: str, units: Units, at: int | None
     with database.writing() as connection:
         leases.renew(connection, "test", moment + 60_000)
         reserved = reserve(connection, caller, work, holder="test", at=moment)
-        settle(connection, reserved.charge_id, moment)
+        settle(connection, reserved, moment)
     database.close()
 
 

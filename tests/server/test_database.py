@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -13,6 +16,8 @@ from alembic.migration import MigrationContext
 from craft_server.database import Database, DatabaseError, insert_missing
 from craft_server.ledger.keys import create_key, list_keys
 from craft_server.tables import METADATA, TEAMS
+
+POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
 
 
 def test_migrations_make_the_schema_that_the_code_uses(store: Database) -> None:
@@ -75,10 +80,71 @@ def test_calls_run_off_the_event_loop(store: Database) -> None:
     assert asyncio.run(where()) != threading.get_ident()
 
 
+def _pid(connection: sa.Connection) -> int:
+    pid: int = connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+    return pid
+
+
+def test_a_query_goes_on_with_a_new_connection_when_the_server_ended_the_old_one(
+    new_postgresql: Callable[[], str], tmp_path: Path
+) -> None:
+    store = Database.open(new_postgresql(), tmp_path)
+    before = asyncio.run(store.query(_pid))
+    with psycopg.connect(f"{POSTGRESQL}/postgres", autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s)", [before])
+    assert asyncio.run(store.query(_pid)) != before
+    store.close()
+
+
+def test_a_deferred_write_is_seen_at_once_and_undone_if_it_raises(store: Database) -> None:
+    asyncio.run(store.write_deferred(insert_missing, TEAMS, name="lab", created_at=1))
+    with pytest.raises(sa.exc.IntegrityError):
+        asyncio.run(store.write_deferred(insert_missing, TEAMS, name="x", created_at=None))
+    names = asyncio.run(store.query(lambda c: c.execute(sa.select(TEAMS.c.name)).scalars().all()))
+    assert names == ["lab"]
+
+
+def test_only_deferred_writes_of_postgresql_do_not_wait_for_the_disk(
+    new_postgresql: Callable[[], str], tmp_path: Path
+) -> None:
+    def waits(connection: sa.Connection) -> object:
+        return connection.execute(sa.text("SHOW synchronous_commit")).scalar()
+
+    store = Database.open(new_postgresql(), tmp_path)
+    assert asyncio.run(store.write_deferred(waits)) == "off"
+    assert asyncio.run(store.write(waits)) == "on"
+    store.close()
+
+
+def test_a_deferred_write_on_sqlite_waits_for_another_writer_off_the_event_loop(
+    tmp_path: Path,
+) -> None:
+    async def go() -> list[str]:
+        events: list[str] = []
+
+        def write(_: sa.Connection) -> None:
+            assert threading.get_ident() != loop_thread
+            events.append("written")
+
+        loop_thread = threading.get_ident()
+        with store.writing():
+            waiting = asyncio.ensure_future(store.write_deferred(write))
+            await asyncio.sleep(0)  # it has tried, and the loop is free again
+            events.append("the loop runs")
+        await waiting
+        return events
+
+    store = Database.open(None, tmp_path)
+    assert asyncio.run(go()) == ["the loop runs", "written"]
+    store.close()
+
+
 def test_a_closed_database_does_not_answer(tmp_path: Path) -> None:
     database = Database.open(None, tmp_path)
     assert asyncio.run(database.answers())
-    database._engine.dispose()
+    for engine in (database._engine, database._deferring, database._at_once):
+        assert engine is not None
+        engine.dispose()
     (tmp_path / "craftbox.db").unlink()
     (tmp_path / "craftbox.db").mkdir()
     assert not asyncio.run(database.answers())

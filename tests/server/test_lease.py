@@ -14,7 +14,7 @@ from craft_server.database import Database
 from craft_server.lease import Lease
 from craft_server.ledger import calls, leases
 from craft_server.ledger.budgets import list_budgets, set_budget
-from craft_server.ledger.charges import ChargeClosed, Work, reserve, settle
+from craft_server.ledger.charges import ChargeClosed, Reservation, Work, reserve, settle
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.tables import HOLDERS
 from craft_shared.units import Units
@@ -50,8 +50,8 @@ def caller(store: Database) -> Caller:
     return found
 
 
-def take(store: Database, caller: Caller, holder: str) -> int:
-    """Reserves and begins a call; the charge's id."""
+def take(store: Database, caller: Caller, holder: str) -> Reservation:
+    """Reserves and begins a call."""
     with store.writing() as connection:
         reserved = reserve(connection, caller, WORK, holder=holder, at=now_ms())
         calls.begin(
@@ -62,7 +62,7 @@ def take(store: Database, caller: Caller, holder: str) -> int:
             charge_id=reserved.charge_id,
             at=now_ms(),
         )
-    return reserved.charge_id
+    return reserved
 
 
 def reserved(store: Database, caller: Caller) -> int:

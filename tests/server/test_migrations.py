@@ -139,7 +139,7 @@ def test_a_database_of_0001_goes_on_where_it_stopped(migrated: Database) -> None
         assert caller is not None
         work = Work("predictions", "tiny", "r1", Units(queries=5))
         reserved = reserve(connection, caller, work, holder="a server", at=at)
-        settle(connection, reserved.charge_id, at)
+        settle(connection, reserved, at)
         assert reserved.charge_id == 6
     with migrated.writing() as connection:
         assert usage(connection, 1, after=0, limit=10).total.queries == 10

@@ -60,7 +60,7 @@ class Ledger:
 
     def settle(self, reserved: charges.Reservation) -> None:
         with self.database.writing() as connection:
-            charges.settle(connection, reserved.charge_id, self.at)
+            charges.settle(connection, reserved, self.at)
 
     def refund(self, reserved: charges.Reservation) -> None:
         with self.database.writing() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import structlog
@@ -13,25 +14,44 @@ from sqlalchemy.exc import SQLAlchemyError
 from craft_server.api.rate_limits import use_request
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
-from craft_server.ledger.keys import Caller, authenticate
+from craft_server.ledger.calls import Record
+from craft_server.ledger.keys import Caller, admit
 from craft_server.problems import ProblemError
 from craft_shared.problems import FORBIDDEN, OVERLOADED, UNAUTHENTICATED
 from craft_shared.wire import Scope
 
+IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
 RETRY_AFTER_SECONDS = "5"
 
 _log = structlog.get_logger()
 _bearer = HTTPBearer(auto_error=False, description="An API key, `craft_...`.")
 
 
-async def _authenticated(
+@dataclass(frozen=True)
+class Admission:
+    """A call whose key is good.
+
+    Attributes:
+        caller: who makes it.
+        record: of the call that was made before under the same idempotency key.
+    """
+
+    caller: Caller
+    record: Record | None
+
+
+async def _admitted(
+    request: Request,
     services: WithServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> Caller:
+) -> Admission:
     if credentials is None:
         raise _unauthenticated("the call shows no bearer key")
+    idempotency_key = request.headers.get(IDEMPOTENCY_KEY_HEADER)
     try:
-        caller = await services.database.read(authenticate, credentials.credentials, now_ms())
+        caller, record = await services.database.query(
+            admit, credentials.credentials, idempotency_key, now_ms()
+        )
     except SQLAlchemyError as error:
         # Nothing has been done yet, so that the client may safely try again.
         _log.error("database does not answer", error=str(error))
@@ -43,15 +63,22 @@ async def _authenticated(
     if caller is None:
         raise _unauthenticated("the key is unknown, expired or revoked")
     structlog.contextvars.bind_contextvars(key=caller.prefix)
-    return caller
+    return Admission(caller, record)
 
 
-WithCallerAtAnyRate = Annotated[Caller, Depends(_authenticated)]
+WithAdmission = Annotated[Admission, Depends(_admitted)]
 
 
-async def _caller(request: Request, services: WithServices, caller: WithCallerAtAnyRate) -> Caller:
-    await use_request(request, services, caller)
-    return caller
+async def _caller_at_any_rate(admission: WithAdmission) -> Caller:
+    return admission.caller
+
+
+WithCallerAtAnyRate = Annotated[Caller, Depends(_caller_at_any_rate)]
+
+
+async def _caller(request: Request, services: WithServices, admission: WithAdmission) -> Caller:
+    await use_request(request, services, admission.caller)
+    return admission.caller
 
 
 def _unauthenticated(detail: str) -> ProblemError:

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from fastapi import Request
 from fastapi.responses import Response
 
-from craft_server.api.auth import WithCaller
+from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
 from craft_server.api.body import read_bytes
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import WithServices
 from craft_server.image_sets import WrongFirstRow
-from craft_server.ledger.calls import Attempt, Made, StoredAnswer, look_up
+from craft_server.ledger.calls import Attempt, Made, StillRunning, StoredAnswer, look_up, recall
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning
-from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 
-KEY_HEADER = "Idempotency-Key"
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
 RECOMPUTED_HEADER = "Idempotency-Recomputed"
@@ -77,7 +75,7 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
     """
 
     async def read(
-        request: Request, services: WithServices, caller: WithCaller
+        request: Request, services: WithServices, caller: WithCaller, admission: WithAdmission
     ) -> AsyncIterator[Call]:
         run = _checked(
             request,
@@ -85,25 +83,32 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
             _RUN,
             "1 to 255 printable ASCII characters, a letter or digit first",
         )
-        key = _checked(request, KEY_HEADER, _KEY, "1 to 255 visible ASCII characters")
+        key = _checked(request, IDEMPOTENCY_KEY_HEADER, _KEY, "1 to 255 visible ASCII characters")
         if key is None:
             yield Call(None, None, run)
             return
         attempt = Attempt(key, await _fingerprint(request), repeatable)
-        made = await _made(services, caller, attempt)
+        made = None
+        if admission.record is not None:
+            made = _unless_kept(
+                await services.database.query(recall, admission.record, attempt.fingerprint)
+            )
         try:
             yield Call(attempt, made, run)
-        except (BudgetExhausted, TooManyRunning, WrongFirstRow):
+        except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:
-                await _made(services, caller, attempt)
+                _unless_kept(
+                    await services.database.read(
+                        look_up, caller.key_id, attempt.key, attempt.fingerprint
+                    )
+                )
             raise
 
     return read
 
 
-async def _made(services: Services, caller: Caller, attempt: Attempt) -> Made | None:
-    made = await services.database.read(look_up, caller.key_id, attempt.key, attempt.fingerprint)
+def _unless_kept(made: Made | None) -> Made | None:
     if made is not None and made.answer is not None:
         raise Replayed(made.answer)
     return made

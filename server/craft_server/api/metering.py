@@ -70,10 +70,12 @@ class Booking:
 
         def all_of_it(connection: Connection) -> Response:
             response = build(function(connection, *args, **kwargs))
+            finishing = (
+                [] if self._call_id is None else [calls.finishing(self._call_id, _stored(response))]
+            )
             if self._reserved is not None:
-                charges.settle(connection, self._reserved.charge_id, now_ms())
-            if self._call_id is not None:
-                calls.finish(connection, self._call_id, _stored(response))
+                for result in charges.settle(connection, self._reserved, now_ms(), *finishing):
+                    calls.check_finished(result)
             return response
 
         response = await self._services.database.write(all_of_it)
@@ -172,7 +174,7 @@ def _stored(response: Response) -> StoredAnswer:
 
 async def _book(services: Services, caller: Caller, call: Call, work: Work) -> Booking:
     booking_it = asyncio.ensure_future(
-        services.database.write(_reserve, services, caller, call, work)
+        services.database.write_deferred(_reserve, services, caller, call, work)
     )
     try:
         return await asyncio.shield(booking_it)

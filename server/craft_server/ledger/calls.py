@@ -13,12 +13,14 @@ Source: draft-ietf-httpapi-idempotency-key-header-07.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from craft_server.ledger.tables import CALLS
+from craft_server.statements import Asked, Result, Statement, run
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,23 @@ class StillRunning(Exception):  # noqa: N818 - reads as what it is where it is c
 
 
 @dataclass(frozen=True)
+class Record:
+    """What is known of a call under an idempotency key, without its answer.
+
+    Attributes:
+        id: of the record.
+        fingerprint: of the call.
+        done: whether it was answered.
+        charge_id: what it was charged; None where it was free.
+    """
+
+    id: int
+    fingerprint: str
+    done: bool
+    charge_id: int | None
+
+
+@dataclass(frozen=True)
 class Made:
     """The call was made before.
 
@@ -66,27 +85,53 @@ class Made:
     charge_id: int | None
 
 
-# Statements are built once: building one takes several times as long as running it.
-_FIND = sa.select(CALLS).where(
-    CALLS.c.key_id == sa.bindparam("of_key"), CALLS.c.idempotency_key == sa.bindparam("of_call")
+# For a statement that has other columns called `id` and the like.
+RECORD_COLUMNS = tuple(
+    CALLS.c[name].label(f"call_{name}") for name in ("id", "fingerprint", "done", "charge_id")
 )
-_INSERT = {
-    dialect: insert(CALLS)
-    .on_conflict_do_nothing(index_elements=["key_id", "idempotency_key"])
-    .returning(CALLS.c.id)
-    for dialect, insert in (("postgresql", postgresql_insert), ("sqlite", sqlite_insert))
-}
-_FINISH = (
-    sa.update(CALLS)
-    .where(CALLS.c.id == sa.bindparam("call"), ~CALLS.c.done)
-    .values(
-        done=True,
-        status=sa.bindparam("status"),
-        media_type=sa.bindparam("media_type"),
-        body=sa.bindparam("body"),
-        body_bytes=sa.bindparam("body_bytes"),
+_FIND = Statement(
+    sa.select(*RECORD_COLUMNS).where(
+        CALLS.c.key_id == sa.bindparam("of_key"), CALLS.c.idempotency_key == sa.bindparam("of_call")
     )
 )
+_READ = Statement(
+    sa.select(CALLS.c.status, CALLS.c.media_type, CALLS.c.body).where(
+        CALLS.c.id == sa.bindparam("of_id"), CALLS.c.body.is_not(None)
+    )
+)
+_BEGUN: dict[str, sa.BindParameter[object]] = {
+    name: sa.bindparam(name)
+    for name in (
+        *("key_id", "idempotency_key", "fingerprint", "at", "holder", "charge_id", "repeatable"),
+    )
+}
+_INSERT = Statement(
+    {
+        dialect: insert(CALLS)
+        .values({**_BEGUN, "done": sa.false(), "body_bytes": sa.literal_column("0")})
+        .on_conflict_do_nothing(index_elements=["key_id", "idempotency_key"])
+        .returning(CALLS.c.id)
+        for dialect, insert in (("postgresql", postgresql_insert), ("sqlite", sqlite_insert))
+    }
+)
+_FINISH = Statement(
+    sa.update(CALLS)
+    .where(CALLS.c.id == sa.bindparam("of_id"), ~CALLS.c.done)
+    .values(
+        done=sa.true(),
+        status=sa.bindparam("to_status"),
+        media_type=sa.bindparam("to_media_type"),
+        body=sa.bindparam("to_body"),
+        body_bytes=sa.bindparam("to_body_bytes"),
+    )
+)
+
+
+def record_of(row: Any) -> Record | None:
+    """The record in a row that has `RECORD_COLUMNS`; None where they are null."""
+    if row.call_id is None:
+        return None
+    return Record(row.call_id, row.call_fingerprint, bool(row.call_done), row.call_charge_id)
 
 
 def look_up(connection: sa.Connection, key_id: int, key: str, fingerprint: str) -> Made | None:
@@ -96,16 +141,25 @@ def look_up(connection: sa.Connection, key_id: int, key: str, fingerprint: str) 
         KeyReused: it was another call.
         StillRunning: it has not been answered yet.
     """
-    row = connection.execute(_FIND, {"of_key": key_id, "of_call": key}).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != fingerprint:
-        raise KeyReused(key)
-    if not row.done:
-        raise StillRunning(key)
-    if row.body is None:
-        return Made(None, row.charge_id)
-    return Made(StoredAnswer(row.status, row.media_type, bytes(row.body)), row.charge_id)
+    rows = run(connection, (_FIND, {"of_key": key_id, "of_call": key}))[0].rows
+    record = record_of(rows[0]) if rows else None
+    return None if record is None else recall(connection, record, fingerprint)
+
+
+def recall(connection: sa.Connection, record: Record, fingerprint: str) -> Made:
+    """What the call of a record was answered.
+
+    Raises:
+        KeyReused: it was another call.
+        StillRunning: it has not been answered yet.
+    """
+    if record.fingerprint != fingerprint:
+        raise KeyReused
+    if not record.done:
+        raise StillRunning
+    rows = run(connection, (_READ, {"of_id": record.id}))[0].rows
+    answer = StoredAnswer(rows[0].status, rows[0].media_type, bytes(rows[0].body)) if rows else None
+    return Made(answer, record.charge_id)
 
 
 def begin(
@@ -122,22 +176,19 @@ def begin(
     Raises:
         StillRunning: another attempt was faster; the transaction must be undone.
     """
-    made: int | None = connection.execute(
-        _INSERT[connection.dialect.name],
-        {
-            "key_id": key_id,
-            "idempotency_key": attempt.key,
-            "fingerprint": attempt.fingerprint,
-            "at": at,
-            "holder": holder,
-            "charge_id": charge_id,
-            "done": False,
-            "repeatable": attempt.repeatable,
-            "body_bytes": 0,
-        },
-    ).scalar_one_or_none()
-    if made is None:
+    record = {
+        "key_id": key_id,
+        "idempotency_key": attempt.key,
+        "fingerprint": attempt.fingerprint,
+        "at": at,
+        "holder": holder,
+        "charge_id": charge_id,
+        "repeatable": attempt.repeatable,
+    }
+    rows = run(connection, (_INSERT, record))[0].rows
+    if not rows:
         raise StillRunning(attempt.key)
+    made: int = rows[0].id
     return made
 
 
@@ -147,18 +198,25 @@ def finish(connection: sa.Connection, call_id: int, answer: StoredAnswer) -> Non
     Raises:
         StillRunning: this process's lease ran out and the call is somebody else's by now.
     """
-    finished = connection.execute(
-        _FINISH,
-        {
-            "call": call_id,
-            "status": answer.status,
-            "media_type": answer.media_type,
-            "body": answer.body,
-            "body_bytes": len(answer.body),
-        },
-    )
-    if finished.rowcount == 0:
-        raise StillRunning(call_id)
+    check_finished(run(connection, finishing(call_id, answer))[0])
+
+
+def finishing(call_id: int, answer: StoredAnswer) -> Asked:
+    """What `finish` asks the database, for `check_finished` to check the result."""
+    stored = {
+        "of_id": call_id,
+        "to_status": answer.status,
+        "to_media_type": answer.media_type,
+        "to_body": answer.body,
+        "to_body_bytes": len(answer.body),
+    }
+    return _FINISH, stored
+
+
+def check_finished(result: Result) -> None:
+    """Raises StillRunning as `finish` does; the transaction must be undone."""
+    if result.count == 0:
+        raise StillRunning
 
 
 def abandon(connection: sa.Connection, call_id: int) -> None:

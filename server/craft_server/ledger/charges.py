@@ -8,15 +8,17 @@ window hold of it, and reserved the sum of what reserved ones hold.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339, window_start
 from craft_server.ledger.budgets import as_budget, in_order, list_budgets
 from craft_server.ledger.keys import Caller
-from craft_server.ledger.prices import price
+from craft_server.ledger.prices import price, price_of_units
 from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES, TOTALS
+from craft_server.statements import Asked, Result, Statement, run
 from craft_shared.units import MEASURES, UNITS, Units
 from craft_shared.wire import Budget, Charge, Cost, Usage
 
@@ -41,10 +43,28 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """What a charge has set aside of a budget, in the window that began at `start`."""
+
+    budget: int
+    start: int
+    amount: int
+
+
+@dataclass(frozen=True)
 class Reservation:
-    """Units set aside: the charge's id, and what the call will have cost when it is settled."""
+    """Units set aside.
+
+    Attributes:
+        charge_id: of the ledger's line.
+        key_id: of who pays.
+        holds: in the order of budgets' ids.
+        cost: what the call will have cost when it is settled.
+    """
 
     charge_id: int
+    key_id: int
+    holds: Sequence[Hold]
     cost: Cost
 
 
@@ -72,35 +92,34 @@ class TooManyRunning(Exception):  # noqa: N818 - reads as what it is where it is
     """The key has as many calls running as it may. Nothing was reserved."""
 
 
-# Statements are built once: building one takes several times as long as running it.
-_LOCK_BUDGETS = (
-    sa.select(BUDGETS)
-    .where(
-        sa.or_(
-            BUDGETS.c.key_id == sa.bindparam("of_key"), BUDGETS.c.team_id == sa.bindparam("of_team")
-        )
-    )
+_OF_CALLER = sa.or_(
+    BUDGETS.c.key_id == sa.bindparam("of_key"), BUDGETS.c.team_id == sa.bindparam("of_team")
+)
+_LOCK_BUDGETS = Statement(
+    sa.select(BUDGETS, price_of_units().label("price"))
+    .where(_OF_CALLER)
     # In the order of ids, so that two transactions never wait for each other in a circle.
     .order_by(BUDGETS.c.id)
-    .with_for_update()
+    .with_for_update(of=BUDGETS)
 )
 _CURRENT = BUDGETS.c.window_start >= sa.bindparam("start")
 _AMOUNT = sa.bindparam("amount", type_=sa.BigInteger)
-_HOLD = (
+_HOLD = Statement(
     sa.update(BUDGETS)
     .where(
         BUDGETS.c.id == sa.bindparam("budget"),
-        sa.case((_CURRENT, BUDGETS.c.spent + BUDGETS.c.reserved), else_=0) + _AMOUNT
+        sa.case((_CURRENT, BUDGETS.c.spent + BUDGETS.c.reserved), else_=sa.literal_column("0"))
+        + _AMOUNT
         <= BUDGETS.c.limit,
     )
     .values(
-        reserved=sa.case((_CURRENT, BUDGETS.c.reserved), else_=0) + _AMOUNT,
-        spent=sa.case((_CURRENT, BUDGETS.c.spent), else_=0),
+        reserved=sa.case((_CURRENT, BUDGETS.c.reserved), else_=sa.literal_column("0")) + _AMOUNT,
+        spent=sa.case((_CURRENT, BUDGETS.c.spent), else_=sa.literal_column("0")),
         window_start=sa.bindparam("start"),
     )
 )
 # Of a window that has passed nothing is left to change.
-_LET_GO = (
+_LET_GO = Statement(
     sa.update(BUDGETS)
     .where(BUDGETS.c.id == sa.bindparam("budget"), BUDGETS.c.window_start == sa.bindparam("start"))
     .values(
@@ -108,14 +127,29 @@ _LET_GO = (
         spent=BUDGETS.c.spent + sa.bindparam("spend", type_=sa.BigInteger),
     )
 )
-_INSERT_CHARGE = sa.insert(CHARGES).returning(CHARGES.c.id)
-_CLOSE = (
-    sa.update(CHARGES)
-    .where(CHARGES.c.id == sa.bindparam("charge"), CHARGES.c.state == "reserved")
-    .values(state=sa.bindparam("state"), closed_at=sa.bindparam("closed_at"))
-    .returning(CHARGES.c.key_id, CHARGES.c.holds, *(CHARGES.c[measure] for measure in MEASURES))
+_INSERT_CHARGE = Statement(
+    sa.insert(CHARGES)
+    .values(
+        {
+            name: sa.bindparam(name)
+            for name in (
+                *("key_id", "at", "call", "run", "model", "revision", "holder", "holds"),
+                *MEASURES,
+            )
+        }
+        | {"state": sa.literal_column("'reserved'")}
+    )
+    .returning(CHARGES.c.id)
 )
-_ADD_TO_TOTALS = (
+_CLOSE = Statement(
+    sa.update(CHARGES)
+    .where(
+        CHARGES.c.id == sa.bindparam("charge"), CHARGES.c.state == sa.literal_column("'reserved'")
+    )
+    .values(state=sa.bindparam("to_state"), closed_at=sa.bindparam("to_closed_at"))
+    .returning(CHARGES.c.holds)
+)
+_ADD_TO_TOTALS = Statement(
     sa.update(TOTALS)
     .where(TOTALS.c.key_id == sa.bindparam("of_key"))
     .values({measure: TOTALS.c[measure] + sa.bindparam(f"add_{measure}") for measure in MEASURES})
@@ -157,22 +191,31 @@ def reserve(
     Raises:
         BudgetExhausted: a budget does not cover it.
     """
-    cost_micros = price(connection, work.model, work.units)
-    needed: dict[str, int] = {**work.units.model_dump(), "cost_micros": cost_micros}
-    rows = connection.execute(
-        _LOCK_BUDGETS, {"of_key": caller.key_id, "of_team": caller.team_id}
-    ).all()
+    units = work.units.model_dump()
+    asked = {"of_key": caller.key_id, "of_team": caller.team_id, "model": work.model, **units}
+    rows = run(connection, (_LOCK_BUDGETS, asked))[0].rows
+    cost_micros = rows[0].price if rows else price(connection, work.model, work.units)
+    needed: dict[str, int] = {**units, "cost_micros": cost_micros}
     budgets = [as_budget(row, at) for row in rows]
     holds = [
-        {
-            "budget": row.id,
-            "start": max(row.window_start, window_start(row.window, at)),
-            "amount": needed[row.unit],
-        }
+        Hold(row.id, max(row.window_start, window_start(row.window, at)), needed[row.unit])
         for row in rows
         if needed[row.unit]
     ]
-    if holds and connection.execute(_HOLD, holds).rowcount < len(holds):
+    held_as = [asdict(hold) for hold in holds]
+    line = {
+        "key_id": caller.key_id,
+        "at": at,
+        "call": work.call,
+        "run": work.run,
+        "model": work.model,
+        "revision": work.revision,
+        "holder": holder,
+        "holds": json.dumps(held_as, separators=(",", ":")),
+        **needed,
+    }
+    held, written = run(connection, (_HOLD, held_as), (_INSERT_CHARGE, line))
+    if held.count < len(holds):
         raise BudgetExhausted(
             [
                 Shortfall(budget, needed[budget.unit])
@@ -180,46 +223,49 @@ def reserve(
                 if needed[budget.unit] > budget.remaining
             ]
         )
-    charge_id = connection.execute(
-        _INSERT_CHARGE,
-        {
-            "key_id": caller.key_id,
-            "at": at,
-            "call": work.call,
-            "run": work.run,
-            "model": work.model,
-            "revision": work.revision,
-            "state": "reserved",
-            "holder": holder,
-            "holds": json.dumps(holds, separators=(",", ":")),
-            **needed,
-        },
-    ).scalar_one()
     # What is left does not change when the reservation becomes spending.
     after = [_after(budget, needed[budget.unit]) for budget in budgets]
     cost = Cost(charged=work.units, cost_micros=cost_micros, budgets=in_order(after))
-    return Reservation(charge_id, cost)
+    return Reservation(written.rows[0].id, caller.key_id, holds, cost)
 
 
-def settle(connection: sa.Connection, charge_id: int, at: int) -> None:
+def settle(
+    connection: sa.Connection, reservation: Reservation, at: int, *along: Asked
+) -> list[Result]:
     """Turns the reservation into spending.
+
+    Args:
+        connection: of a writing transaction, which must be undone if this raises.
+        reservation: that the work was done for.
+        at: now.
+        along: statements that travel to the database along with this one's.
+
+    Returns:
+        The results of `along`.
 
     Raises:
         ChargeClosed: it was settled or refunded before.
     """
-    row = _close(connection, charge_id, "settled", at)
-    # A parameter may not be called like the column that it changes.
-    amounts = {f"add_{measure}": row._mapping[measure] for measure in MEASURES}
-    connection.execute(_ADD_TO_TOTALS, {"of_key": row.key_id, **amounts})
+    cost = reservation.cost
+    charged = {**cost.charged.model_dump(), "cost_micros": cost.cost_micros}
+    _close(connection, reservation.charge_id, "settled", at)
+    _, _, *results = run(
+        connection,
+        (_LET_GO, [{**asdict(hold), "spend": hold.amount} for hold in reservation.holds]),
+        (_ADD_TO_TOTALS, {"of_key": reservation.key_id, **_prefixed("add_", charged)}),
+        *along,
+    )
+    return results
 
 
 def refund(connection: sa.Connection, charge_id: int, at: int) -> None:
-    """Gives the reservation back.
+    """Gives a reservation back, whoever made it.
 
     Raises:
         ChargeClosed: it was settled or refunded before.
     """
-    _close(connection, charge_id, "refunded", at)
+    holds = json.loads(_close(connection, charge_id, "refunded", at))
+    run(connection, (_LET_GO, [{**hold, "spend": 0} for hold in holds]))
 
 
 def refund_all(connection: sa.Connection, held: sa.ColumnElement[bool], at: int) -> int:
@@ -300,16 +346,16 @@ def _after(budget: Budget, amount: int) -> Budget:
     )
 
 
-def _close(
-    connection: sa.Connection, charge_id: int, state: str, at: int
-) -> sa.Row[tuple[object, ...]]:
-    row = connection.execute(_CLOSE, {"charge": charge_id, "state": state, "closed_at": at}).first()
-    if row is None:
+def _close(connection: sa.Connection, charge_id: int, state: str, at: int) -> str:
+    """Closes the ledger's line; what it holds, as JSON."""
+    change = {"charge": charge_id, "to_state": state, "to_closed_at": at}
+    rows = run(connection, (_CLOSE, change))[0].rows
+    if not rows:
         raise ChargeClosed(charge_id)
-    holds = [
-        {**hold, "spend": hold["amount"] if state == "settled" else 0}
-        for hold in json.loads(row.holds)
-    ]
-    if holds:
-        connection.execute(_LET_GO, holds)
-    return row
+    holds: str = rows[0].holds
+    return holds
+
+
+def _prefixed(prefix: str, amounts: Mapping[str, int]) -> dict[str, int]:
+    # A parameter may not be called like the column that it changes.
+    return {prefix + name: amount for name, amount in amounts.items()}

@@ -15,13 +15,15 @@ import secrets
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
 from craft_server.database import insert_missing
-from craft_server.ledger.tables import API_KEYS, KEY_SECRETS, TEAMS, TOTALS
+from craft_server.ledger.calls import RECORD_COLUMNS, Record, record_of
+from craft_server.ledger.tables import API_KEYS, CALLS, KEY_SECRETS, TEAMS, TOTALS
+from craft_server.statements import Statement, run
 from craft_shared.units import MEASURES
 from craft_shared.wire import KeyCard, Scope
 
@@ -90,16 +92,23 @@ class RevokedKey(Exception):  # noqa: N818 - reads as what it is where it is cau
     """The key was revoked: there is nothing to rotate."""
 
 
-# Built once: building a statement takes several times as long as running it.
-_FIND_SECRET = (
+_FIND_SECRET = Statement(
     sa.select(
         API_KEYS,
         KEY_SECRETS.c.prefix,
         KEY_SECRETS.c.secret_hash,
         KEY_SECRETS.c.expires_at.label("secret_expires_at"),
+        *RECORD_COLUMNS,
     )
     .join(KEY_SECRETS, KEY_SECRETS.c.key_id == API_KEYS.c.id)
-    .where(KEY_SECRETS.c.prefix == sa.bindparam("prefix"))
+    .outerjoin(
+        CALLS,
+        sa.and_(
+            CALLS.c.key_id == API_KEYS.c.id,
+            CALLS.c.idempotency_key == sa.bindparam("of_call"),
+        ),
+    )
+    .where(KEY_SECRETS.c.prefix == sa.bindparam("of_prefix"))
 )
 
 
@@ -164,17 +173,29 @@ def authenticate(connection: sa.Connection, secret: str, at: int) -> Caller | No
 
     The comparison takes the same time whether or not the prefix is known.
     """
+    return admit(connection, secret, None, at)[0]
+
+
+def admit(
+    connection: sa.Connection, secret: str, idempotency_key: str | None, at: int
+) -> tuple[Caller, Record | None] | tuple[None, None]:
+    """Like `authenticate`; and the record of the call under the idempotency key, if there is one.
+
+    Both in one statement, because every call waits for it.
+    """
     shown = _SECRET.fullmatch(secret)
     if shown is None:
-        return None
-    row = connection.execute(_FIND_SECRET, {"prefix": shown["prefix"]}).one_or_none()
+        return None, None
+    asked = {"of_prefix": shown["prefix"], "of_call": idempotency_key}
+    rows = run(connection, (_FIND_SECRET, asked))[0].rows
+    row = rows[0] if rows else None
     expected = row.secret_hash if row else _NO_HASH
     matches = hmac.compare_digest(_hash(shown["secret"]), expected)
     if row is None or not matches or row.revoked_at is not None:
-        return None
+        return None, None
     if any(end is not None and end <= at for end in (row.expires_at, row.secret_expires_at)):
-        return None
-    return Caller(
+        return None, None
+    caller = Caller(
         key_id=row.id,
         prefix=row.prefix,
         owner=row.owner,
@@ -182,6 +203,7 @@ def authenticate(connection: sa.Connection, secret: str, at: int) -> Caller | No
         scopes=frozenset(row.scopes.split()),
         rates=_rates(row),
     )
+    return caller, record_of(row)
 
 
 def list_keys(connection: sa.Connection) -> list[KeyEntry]:
@@ -298,5 +320,5 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _rates(row: sa.Row[tuple[object, ...]]) -> Rates:
+def _rates(row: Any) -> Rates:
     return Rates(row.requests_per_minute, row.predictions_per_minute, row.concurrency)

@@ -37,6 +37,20 @@ def list_prices(connection: sa.Connection) -> Prices:
     }
 
 
+def price_of_units() -> sa.ScalarSelect[int]:
+    """What units cost on a model, in micros, as part of a statement.
+
+    Its parameters are `model` and an amount of each unit, by the unit's name.
+    """
+    amounts = [(PRICES.c.unit == unit, sa.bindparam(unit, type_=sa.BigInteger)) for unit in UNITS]
+    micros = sa.func.sum(PRICES.c.micros * sa.case(*amounts))
+    return (
+        sa.select(sa.cast(sa.func.coalesce(micros, sa.literal_column("0")), sa.BigInteger))
+        .where(PRICES.c.model == sa.bindparam("model"))
+        .scalar_subquery()
+    )
+
+
 def price(connection: sa.Connection, model: str, units: Units) -> int:
     """What so many units cost on the model, in micros."""
     rows = connection.execute(_OF_MODEL, {"model": model})

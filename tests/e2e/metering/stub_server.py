@@ -119,13 +119,15 @@ def _install_kill_points() -> None:
     charges.settle = dying_inside(charges.settle, "in the settlement's transaction")
     booking.settle = dying(booking.settle, None, "before the answer")
 
-    write: Callable[..., Any] = database.Database.write
+    run: Callable[..., Any] = database.Database._run
 
-    async def write_in_context(self: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    async def run_in_context(
+        self: Any, engine: Any, begin: str, function: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         context = copy_context()  # a transaction runs on another thread
-        return await write(self, lambda c: context.run(function, c, *args, **kwargs))
+        return await run(self, engine, begin, lambda c: context.run(function, c, *args, **kwargs))
 
-    database.Database.write = write_in_context  # type: ignore[method-assign]
+    database.Database._run = run_in_context  # type: ignore[method-assign]
 
 
 class KillMiddleware:

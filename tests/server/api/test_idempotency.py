@@ -17,7 +17,7 @@ import pytest
 
 from craft_server.clock import now_ms
 from craft_server.engine import Overloaded
-from craft_server.ledger import calls
+from craft_server.ledger import calls, keys
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead
@@ -292,17 +292,15 @@ def test_a_call_that_took_the_last_of_the_budget_is_in_progress_and_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Both attempts look their key up before either has reserved; SQLite has one thread for both.
-    attempts, both = [0], threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=30)
 
-    def look_up_together(*arguments: Any) -> Any:
-        found = look_up(*arguments)
-        attempts[0] += 1
-        if attempts[0] <= 2:
+    def admit_together(connection: Any, secret: str, key: str | None, at: int) -> Any:
+        found = keys.admit(connection, secret, key, at)
+        if key is not None:
             both.wait()
         return found
 
-    look_up = calls.look_up
-    monkeypatch.setattr("craft_server.api.idempotency.look_up", look_up_together)
+    monkeypatch.setattr("craft_server.api.auth.admit", admit_together)
     url = new_postgresql()
     with serve(database_url=url) as server, server.client(queries=1) as client:
         call = json_prediction(client, picture)

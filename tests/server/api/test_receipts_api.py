@@ -119,7 +119,7 @@ def test_there_is_no_receipt_while_a_call_runs(
         assert "1 calls" in refused.json()["detail"]
         assert int(refused.headers["Retry-After"]) > 0
         with server.database.writing() as connection:
-            charges.settle(connection, running.charge_id, now_ms())
+            charges.settle(connection, running, now_ms())
         assert receipt(client, run="mine").calls == 2
 
 

@@ -92,20 +92,20 @@ def test_an_answer_is_given_again_byte_for_byte(store: Database, caller: Caller)
 def test_a_call_knows_what_it_was_charged(store: Database, caller: Caller) -> None:
     with store.writing() as connection:
         work = Work("predictions", "tiny", "r1", Units(queries=1))
-        charge_id = reserve(connection, caller, work, holder="a server", at=NOW).charge_id
+        reserved = reserve(connection, caller, work, holder="a server", at=NOW)
         call_id = calls.begin(
             connection,
             caller.key_id,
             Attempt("k", "same", repeatable=True),
             holder="a server",
-            charge_id=charge_id,
+            charge_id=reserved.charge_id,
             at=NOW,
         )
-        settle(connection, charge_id, NOW)
+        settle(connection, reserved, NOW)
         calls.finish(connection, call_id, ANSWER)
-    assert look_up(store, caller, "k") == Made(ANSWER, charge_id)
+    assert look_up(store, caller, "k") == Made(ANSWER, reserved.charge_id)
     evict(store, 0)
-    assert look_up(store, caller, "k") == Made(None, charge_id)
+    assert look_up(store, caller, "k") == Made(None, reserved.charge_id)
 
 
 def test_another_call_under_the_same_key_is_refused(store: Database, caller: Caller) -> None:

@@ -25,6 +25,7 @@ from craft_server.ledger.budgets import (
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
+    Reservation,
     TooManyRunning,
     Work,
     check_concurrency,
@@ -93,15 +94,18 @@ def bound(
 
 def take(
     store: Database, caller: Caller, units: Units, *, at: int = NOW, model: str = "tiny"
-) -> int:
+) -> Reservation:
     with store.writing() as connection:
         work = Work("predictions", model, "r1", units)
-        return reserve(connection, caller, work, holder=HOLDER, at=at).charge_id
+        return reserve(connection, caller, work, holder=HOLDER, at=at)
 
 
-def close(store: Database, charge_id: int, how: str, at: int = NOW) -> None:
+def close(store: Database, charge: Reservation, how: str, at: int = NOW) -> None:
     with store.writing() as connection:
-        {"settle": settle, "refund": refund}[how](connection, charge_id, at)
+        if how == "settle":
+            settle(connection, charge, at)
+        else:
+            refund(connection, charge.charge_id, at)
 
 
 def shown(store: Database, caller: Caller, at: int = NOW) -> list[Budget]:
@@ -265,7 +269,7 @@ def test_budgets_are_the_sums_of_the_lines(
     with tempfile.TemporaryDirectory() as folder:
         store = Database.open(None, Path(folder))
         caller = make_caller(store, limits)
-        charges: list[int] = []
+        charges: list[Reservation] = []
         model: dict[int, tuple[str, Units]] = {}
         for kind, units, choice in events:
             if kind == "reserve":
@@ -281,15 +285,16 @@ def test_budgets_are_the_sums_of_the_lines(
                         take(store, caller, units)
                     continue
                 charges.append(take(store, caller, units))
-                model[charges[-1]] = ("reserve", units)
+                model[charges[-1].charge_id] = ("reserve", units)
             elif charges:
                 charge = charges[choice % len(charges)]
-                if model[charge][0] != "reserve":
+                of_charge = charge.charge_id
+                if model[of_charge][0] != "reserve":
                     with pytest.raises(ChargeClosed):
                         close(store, charge, kind)
                     continue
                 close(store, charge, kind)
-                model[charge] = (kind, model[charge][1])
+                model[of_charge] = (kind, model[of_charge][1])
         expected = {
             unit: tuple(
                 sum(of[unit] for state_, of in model.values() if state_ == wanted)
@@ -471,7 +476,7 @@ def test_a_price_list_turns_units_into_money(store: Database) -> None:
         spent = usage(connection, caller.key_id, after=0, limit=10)
         assert spent.cost_micros == 550
         assert [line.cost_micros for line in spent.charges] == [550, 5, 0]
-        assert cost_of(connection, caller, charge, NOW).cost_micros == 550
+        assert cost_of(connection, caller, charge.charge_id, NOW).cost_micros == 550
 
 
 def test_a_reservation_tells_the_cost_that_its_settlement_will_have(store: Database) -> None:
@@ -480,7 +485,7 @@ def test_a_reservation_tells_the_cost_that_its_settlement_will_have(store: Datab
     with store.writing() as connection:
         work = Work("predictions", "tiny", "r1", Units(queries=3, images=2))
         reserved = reserve(connection, caller, work, holder=HOLDER, at=NOW)
-    close(store, reserved.charge_id, "settle")
+    close(store, reserved, "settle")
     with store.reading() as connection:
         assert reserved.cost == cost_of(connection, caller, reserved.charge_id, NOW)
 
@@ -488,12 +493,12 @@ def test_a_reservation_tells_the_cost_that_its_settlement_will_have(store: Datab
 def test_a_key_runs_as_many_calls_as_it_may(store: Database) -> None:
     caller = make_caller(store, {}, rates=Rates(concurrency=3))
 
-    def call(_number: int) -> int | None:
+    def call(_number: int) -> Reservation | None:
         try:
             with store.writing() as connection:
                 check_concurrency(connection, caller)
                 work = Work("predictions", "tiny", "r1", Units(queries=1))
-                return reserve(connection, caller, work, holder=HOLDER, at=NOW).charge_id
+                return reserve(connection, caller, work, holder=HOLDER, at=NOW)
         except TooManyRunning:
             return None
 

@@ -133,9 +133,7 @@ def test_a_rotated_key_keeps_its_budgets_and_totals(store: Database) -> None:
         )
         leases.renew(connection, "a server", NOW + 1000)
         work = Work("predictions", "tiny", "r1", Units(queries=2))
-        settle(
-            connection, reserve(connection, caller, work, holder="a server", at=NOW).charge_id, NOW
-        )
+        settle(connection, reserve(connection, caller, work, holder="a server", at=NOW), NOW)
     rotated = who(store, rotate(store, old, 0))
     assert rotated is not None
     with store.writing() as connection:

@@ -13,7 +13,7 @@ from craft_server.lease import Lease
 from craft_server.ledger import calls, leases
 from craft_server.ledger.budgets import list_budgets, set_budget
 from craft_server.ledger.calls import Attempt, StillRunning
-from craft_server.ledger.charges import ChargeClosed, Work, reserve, settle, usage
+from craft_server.ledger.charges import ChargeClosed, Reservation, Work, reserve, settle, usage
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_shared.units import Units
 
@@ -38,14 +38,21 @@ def renew(store: Database, holder: str, until: int) -> None:
         leases.renew(connection, holder, until)
 
 
-def hold(store: Database, caller: Caller, holder: str, queries: int, at: int = NOW) -> int:
+def hold(store: Database, caller: Caller, holder: str, queries: int, at: int = NOW) -> Reservation:
     """Reserves under the idempotency key `holder/queries`."""
     with store.writing() as connection:
         work = Work("predictions", "tiny", "r1", Units(queries=queries))
-        charge_id = reserve(connection, caller, work, holder=holder, at=at).charge_id
+        reserved = reserve(connection, caller, work, holder=holder, at=at)
         attempt = Attempt(f"{holder}/{queries}", "same", repeatable=True)
-        calls.begin(connection, caller.key_id, attempt, holder=holder, charge_id=charge_id, at=at)
-    return charge_id
+        calls.begin(
+            connection,
+            caller.key_id,
+            attempt,
+            holder=holder,
+            charge_id=reserved.charge_id,
+            at=at,
+        )
+    return reserved
 
 
 def running(store: Database, caller: Caller, key: str) -> bool:
@@ -110,7 +117,7 @@ def test_an_answered_call_outlives_its_process(store: Database, caller: Caller) 
         settle(connection, charge, NOW)
         attempt = Attempt("another", "same", repeatable=True)
         call_id = calls.begin(
-            connection, caller.key_id, attempt, holder="dead", charge_id=charge, at=NOW
+            connection, caller.key_id, attempt, holder="dead", charge_id=charge.charge_id, at=NOW
         )
         calls.finish(connection, call_id, answer)
     release(store, NOW + SECOND)

@@ -29,6 +29,7 @@ from craft_server.ledger.calls import Attempt, KeyReused, Made, StillRunning, St
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
+    Reservation,
     Work,
     refund,
     reserve,
@@ -70,10 +71,15 @@ class Call:
     at: int
     server: str
     name: str
-    charge_id: int = 0
+    reserved: Reservation | None = None
     call_id: int = 0
     state: str = "reserved"
     bytes_kept: bool = True
+
+    @property
+    def charge_id(self) -> int:
+        assert self.reserved is not None
+        return self.reserved.charge_id
 
     @property
     def answer(self) -> StoredAnswer:
@@ -171,8 +177,7 @@ class Ledger(RuleBasedStateMachine):
         try:
             with self.store.writing() as connection:
                 work = Work("predictions", "tiny", "r1", units)
-                reserved = reserve(connection, caller, work, holder=call.server, at=self.now)
-                call.charge_id = reserved.charge_id
+                call.reserved = reserve(connection, caller, work, holder=call.server, at=self.now)
                 call.call_id = calls.begin(
                     connection,
                     caller.key_id,
@@ -194,7 +199,7 @@ class Ledger(RuleBasedStateMachine):
         call = self.calls[choice % len(self.calls)]
         try:
             with self.store.writing() as connection:
-                settle(connection, call.charge_id, self.now)
+                settle(connection, call.reserved, self.now)
                 calls.finish(connection, call.call_id, call.answer)
         except ChargeClosed:
             assert call.state != "reserved"
