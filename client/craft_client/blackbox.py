@@ -59,8 +59,11 @@ class BlackBox(Protocol):
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
     ) -> Scores:
         """Scores the templates and, after them, the codes [K, dim] on all pictures, in one request.
+
+        The same request under the same `name` is answered as it was, and is not charged again.
 
         Raises:
             BudgetExhausted: a budget does not cover the request. If the request is

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,12 +22,13 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from craft_client.api import Client
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
+from craft_client.paper_presets import recipe_settings
 from craft_client.remote import RemoteBlackBox
-from craft_client.settings import SettingsError, TuneSettings
+from craft_client.settings import Recipe, SettingsError, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer
+from craft_shared.wire import ImageSet, ImageUploadAnswer, Scale
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
@@ -44,14 +45,15 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes: class names, where labels are row numbers of them (from 0). With None, or where
             labels are names already, the names are the labels.
         model: the server's name of the model; None for its first.
-        budget: see `craft_client.settings.TuneSettings`, as all further ones.
+        recipe: see `craft_client.settings.TuneSettings`, as all further ones; None stands for the
+            recipe's own value.
+        budget: see there.
         seed: see there.
         population: see there.
         dim: see there.
         random_codes: see there.
         scale: see there.
         sigma: see there.
-        head: see there.
         search: see there.
         refinement: see there.
         consistency: see there.
@@ -75,24 +77,25 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         classes: Sequence[str] | None = None,
         model: str | None = None,
-        budget: int = 8000,
+        recipe: Recipe = "craftbox",
+        budget: int | None = None,
         seed: int = 1,
-        population: int = 40,
-        dim: int = 512,
-        random_codes: int = 16,
-        scale: float | Literal["paper"] = 3.0,
-        sigma: float = 1.0,
-        head: Literal["ridge", "mlp"] = "ridge",
+        population: int | None = None,
+        dim: int | None = None,
+        random_codes: int | None = None,
+        scale: Scale | None = None,
+        sigma: float | None = None,
         search: bool = True,
         refinement: bool = True,
         consistency: bool = True,
-        consistency_weight: float = 0.1,
+        consistency_weight: float | None = None,
         template: str = "a photo of a {}.",
         run_dir: str | Path | None = None,
     ) -> None:
         self.client = client
         self.classes = classes
         self.model = model
+        self.recipe = recipe
         self.budget = budget
         self.seed = seed
         self.population = population
@@ -100,7 +103,6 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_codes = random_codes
         self.scale = scale
         self.sigma = sigma
-        self.head = head
         self.search = search
         self.refinement = refinement
         self.consistency = consistency
@@ -178,7 +180,10 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _settings(self, labels: NDArray[np.int64]) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
-        return TuneSettings(
+        return recipe_settings(
+            self.recipe,
+            "",
+            int(counts[0]) if len(counts) == 1 else None,
             budget=self.budget,
             seed=self.seed,
             population=self.population,
@@ -186,13 +191,11 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             random_codes=self.random_codes,
             scale=self.scale,
             sigma=self.sigma,
-            head=self.head,
             search=self.search,
             refinement=self.refinement,
             consistency=self.consistency,
             consistency_weight=self.consistency_weight,
             template=self.template,
-            shots=int(counts[0]) if len(counts) == 1 else None,
         )
 
     @contextmanager

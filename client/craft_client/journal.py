@@ -99,6 +99,22 @@ class Journal:
         except OSError as error:
             raise _unusable(self.folder, "write", error) from error
 
+    def resume(self) -> list[dict[str, Any]]:
+        """The lines, after which `append` goes on; a line that a crash cut short is removed.
+
+        Raises:
+            JournalError: a line is damaged, or the file cannot be written.
+        """
+        lines = list(self.lines())
+        path = self.folder / LINES_FILE
+        try:
+            whole = path.read_bytes().rfind(b"\n") + 1
+            if whole < path.stat().st_size:
+                os.truncate(path, whole)
+        except OSError as error:
+            raise _unusable(path, "write", error) from error
+        return lines
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """The lines in order. One that a crash cut short at the very end is left out.
 

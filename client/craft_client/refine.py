@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from sklearn.model_selection import KFold
 
 from craft_client.losses import accuracy, cross_entropy
 from craft_shared.head import Head, LinearHead, ResidualMLPHead, Unrefined, centred_inputs
@@ -38,10 +37,8 @@ ONE_SHOT_REGULARISATION = 1e-3
 ONE_SHOT_HEAD_SCALE_PER_NAT = 10.0
 ONE_SHOT_HEAD_SCALE_AT_MOST = 20.0
 
-MLP_HIDDEN = 256
 MLP_BATCH = 256
 MLP_RATE = 1e-3
-MLP_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -218,26 +215,27 @@ def _calibrate(logits: Double, labels: Labels, start: Double) -> tuple[Double, f
 class ResidualMLP:
     """The paper's head while it is trained: s + MLP(s), C-256-C with ReLU, on one prompt's scores.
 
-    Loss: cross-entropy of the refined prediction plus `consistency_weight` times the divergence of
-    the unrefined prediction from it (CraFT, sections 3.2 and 3.3). Adam with rate 1e-3, batches
-    of 256. The first layer starts as PyTorch's default (the released code's); the last starts at
-    zero, unlike there, so that the untrained head changes nothing.
+    Adam with rate 1e-3, batches of 256, and PyTorch's default start of both layers, as in the
+    released code.
 
     Args:
         classes: C.
-        consistency_weight: >= 0.
+        hidden: H.
         seed: any integers.
     """
 
-    def __init__(self, classes: int, *, consistency_weight: float, seed: Sequence[int]) -> None:
-        self._consistency_weight = consistency_weight
+    def __init__(self, classes: int, *, hidden: int = 256, seed: Sequence[int]) -> None:
         self._generator = np.random.default_rng(seed)
-        bound = 1 / np.sqrt(classes)
+
+        def uniform(inputs: int, *shape: int) -> Array:
+            bound = 1 / np.sqrt(inputs)
+            return self._generator.uniform(-bound, bound, shape).astype(np.float32)
+
         self._parameters: list[Array] = [
-            self._generator.uniform(-bound, bound, (classes, MLP_HIDDEN)).astype(np.float32),
-            self._generator.uniform(-bound, bound, MLP_HIDDEN).astype(np.float32),
-            np.zeros((MLP_HIDDEN, classes), np.float32),
-            np.zeros(classes, np.float32),
+            uniform(classes, classes, hidden),
+            uniform(classes, hidden),
+            uniform(hidden, hidden, classes),
+            uniform(hidden, classes),
         ]
         self._first_moments = [np.zeros_like(parameter) for parameter in self._parameters]
         self._second_moments = [np.zeros_like(parameter) for parameter in self._parameters]
@@ -248,13 +246,17 @@ class ResidualMLP:
         hidden_weight, hidden_bias, weight, bias = self._parameters
         return ResidualMLPHead(hidden_weight.copy(), hidden_bias.copy(), weight.copy(), bias.copy())
 
-    def train_epoch(self, scores: Array, labels: Labels) -> None:
-        """One pass over the pictures' log-probabilities [N, C], in a random order."""
+    def train_epoch(self, scores: Array, labels: Labels, *, consistency_weight: float) -> None:
+        """One pass over the pictures' log-probabilities [N, C], in a random order.
+
+        Loss: cross-entropy of the refined prediction plus `consistency_weight` times the divergence
+        of the unrefined prediction from it (CraFT, sections 3.2 and 3.3).
+        """
         order = self._generator.permutation(len(labels))
         for begin in range(0, len(order), MLP_BATCH):
             batch = order[begin : begin + MLP_BATCH]
             _, gradients = mlp_loss(
-                self._parameters, scores[batch], labels[batch], self._consistency_weight
+                self._parameters, scores[batch], labels[batch], consistency_weight
             )
             self._adam_step(gradients)
 
@@ -305,35 +307,6 @@ def mlp_loss(
         slope.sum(axis=0),
     ]
     return float(loss), gradients
-
-
-def cross_validate_mlp(
-    mlp: ResidualMLP,
-    scores: Array,
-    labels: Labels,
-    *,
-    epochs: int,
-    consistency_weight: float,
-    seed: Sequence[int],
-) -> Refinement:
-    """What the trained `mlp` is worth, judged by others trained alike without a fold each.
-
-    Leaving single pictures out would need N trainings; here are four, each for `epochs` on three
-    quarters of the pictures' log-probabilities [N, C] under the searched prompt. It is measured on
-    the same pictures as the other heads (`measurable`), or on all where these have none.
-    """
-    held_out = np.zeros_like(scores)
-    folds = KFold(min(MLP_FOLDS, len(labels)), shuffle=True, random_state=seed[0] % 2**32)
-    for fold, (inside, outside) in enumerate(folds.split(scores)):
-        other = ResidualMLP(
-            scores.shape[1], consistency_weight=consistency_weight, seed=[*seed, fold]
-        )
-        for _ in range(epochs):
-            other.train_epoch(scores[inside], labels[inside])
-        held_out[outside] = other.head()(scores[None, outside])
-    rows = measurable(labels)
-    rows = rows if rows.any() else np.ones_like(rows)
-    return _measured(mlp.head(), held_out, labels, rows)
 
 
 def _measured(

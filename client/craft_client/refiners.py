@@ -12,11 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.losses import accuracy
 from craft_client.refine import (
     Refinement,
-    ResidualMLP,
-    cross_validate_mlp,
     fit_ridge,
     unrefined,
 )
@@ -120,8 +117,6 @@ def refiner_for(settings: TuneSettings, kept: Kept) -> Refiner:
     """The refiner that the settings name, fitted on the first request's answers."""
     if not settings.refinement:
         return _NoRefiner(kept)
-    if settings.head == "mlp":
-        return _MLPRefiner(settings, kept)
     return _RidgeRefiner(kept)
 
 
@@ -222,51 +217,6 @@ class _RidgeRefiner:
 
 def _fit_all(kept: Kept, searched: Searched) -> Refinement:
     return fit_ridge(np.concatenate([kept.opening, searched.log_probs[None]]), kept.labels)
-
-
-class _MLPRefiner:
-    """The paper's head on the best code so far, one epoch a generation.
-
-    Without a search it is trained on the plain prompt, for as many epochs as the budget would have
-    had generations. Its accuracy while it is trained is not held out, as in the paper.
-    """
-
-    def __init__(self, settings: TuneSettings, kept: Kept) -> None:
-        self._settings = settings
-        self._weight = settings.consistency_weight if settings.consistency else 0.0
-        self._seed = settings.stream("mlp")
-        self._mlp = ResidualMLP(
-            kept.plain.shape[1], consistency_weight=self._weight, seed=self._seed
-        )
-        self._epochs = 0
-        self.accuracy: float | None = accuracy(kept.plain, kept.labels)
-
-    def refined(self, log_probs: Array) -> Array | None:
-        head = self._mlp.head()
-        return np.stack([head(one[None]) for one in log_probs])
-
-    def learn(self, kept: Kept, generation: int) -> None:
-        scores = kept.plain if kept.searched is None else kept.searched.log_probs
-        self._mlp.train_epoch(scores, kept.labels)
-        self._epochs += 1
-        self.accuracy = accuracy(self._mlp.head()(scores[None]), kept.labels)
-
-    def choose(self, kept: Kept) -> Choice:
-        if kept.searched is None:
-            for epoch in range(self._settings.budget // self._settings.population):
-                self.learn(kept, epoch)
-        found = _unrefined_candidates(kept)
-        last = found[-1]
-        refinement = cross_validate_mlp(
-            self._mlp,
-            kept.plain if kept.searched is None else kept.searched.log_probs,
-            kept.labels,
-            epochs=self._epochs,
-            consistency_weight=self._weight,
-            seed=self._seed,
-        )
-        candidates = [*found, Candidate(f"{last.name} mlp", last.codes, refinement)]
-        return Choice(_last_improvement(candidates), candidates)
 
 
 def _loss(candidate: Candidate) -> float:

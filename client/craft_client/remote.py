@@ -47,12 +47,15 @@ class RemoteBlackBox:
         image_set: the N pictures.
         classes: the C class names.
         dtype: precision in which answers travel.
+        run: unlike any other run of the key's, 1 to 200 visible ASCII characters; with it, requests
+            that have a name are idempotent.
     """
 
     client: Client
     image_set: ImageSet
     classes: Sequence[str]
     dtype: Literal["float16", "float32"] = "float16"
+    run: str | None = None
 
     @property
     def model(self) -> str:
@@ -74,6 +77,7 @@ class RemoteBlackBox:
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
     ) -> Scores:
         """Scores the templates and after them the codes, [P, N, C], in as few calls as possible.
 
@@ -91,7 +95,8 @@ class RemoteBlackBox:
         )
         costs: list[Cost] = []
         answers: list[str] = []
-        for prompts, rows in self._calls(len(scores)):
+        named = self.run is not None and name is not None
+        for number, (prompts, rows) in enumerate(self._calls(len(scores))):
             code = slice(*(max(0, end - len(templates)) for end in (prompts.start, prompts.stop)))
             some_codes = found[code]
             request = self._request(
@@ -99,7 +104,11 @@ class RemoteBlackBox:
                 context=context if len(some_codes) else None,
                 rows=None if len(rows) == self.image_set.count else list(rows),
             )
-            answer = self.client.predict(request, codes=some_codes if len(some_codes) else None)
+            answer = self.client.predict(
+                request,
+                codes=some_codes if len(some_codes) else None,
+                idempotency_key=f"{self.run}/{name}/{number}" if named else None,
+            )
             scores[prompts.start : prompts.stop, rows.start : rows.stop] = answer.log_probs
             costs.append(answer.cost)
             answers.append(answer.idempotency_key)

@@ -19,8 +19,6 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Could not import matplotlib")
     import cma
 
-BOUND = 5.0
-
 
 class CodeSearch:
     """Looks for the code of least loss.
@@ -32,10 +30,13 @@ class CodeSearch:
         dim: length of a code.
         population: codes a generation, >= 4.
         sigma: initial standard deviation of each coordinate, > 0; the start is zero.
+        bound: that no coordinate passes; 0 for none.
         seed: any integers.
     """
 
-    def __init__(self, dim: int, *, population: int, sigma: float, seed: Sequence[int]) -> None:
+    def __init__(
+        self, dim: int, *, population: int, sigma: float, bound: float, seed: Sequence[int]
+    ) -> None:
         generator = np.random.default_rng(seed)
 
         def standard_normal(*shape: int) -> NDArray[np.float64]:
@@ -46,7 +47,7 @@ class CodeSearch:
             sigma,
             {
                 "popsize": population,
-                "bounds": [-BOUND, BOUND],
+                "bounds": [-bound, bound] if bound else None,
                 # A generator of its own: pycma's seed would set numpy's global one, and takes 0
                 # for the clock.
                 "randn": standard_normal,
@@ -80,6 +81,24 @@ class CodeSearch:
         first = int(np.argmin(losses))
         if self._best is None or losses[first] < self._best[1]:
             self._best = codes[first].copy(), float(losses[first])
+
+    def drawn_mean(self) -> NDArray[np.float32]:
+        """The mean of a second population, drawn for this alone, float32 [dim].
+
+        The released code's prompt after a generation.
+        """
+        strategy = self._strategy
+        # Not by `ask`, which counts on each of its populations being told.
+        steps = np.asarray(strategy.sm.sample(strategy.popsize))
+        codes = [
+            strategy.gp.pheno(
+                strategy.mean + strategy.sigma * strategy.sigma_vec.scaling * step,
+                into_bounds=strategy.boundary_handler.repair,
+            )
+            for step in steps
+        ]
+        mean: NDArray[np.float64] = np.mean(codes, axis=0)
+        return mean.astype(np.float32)
 
     @property
     def mean(self) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,14 @@ from craft_client.budgets import name, shortfall
 from craft_client.exceptions import CraftError
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
-from craft_shared.wire import Budget
+from craft_shared.wire import AbsoluteScale, Budget, Scale
 
 LEAST_POPULATION = 4
 MOST_DIM = 4096
 MOST_SCALE = 1000.0
+MOST_HIDDEN = 65_536
+
+Recipe = Literal["craftbox", "paper"]
 
 
 class SettingsError(CraftError):
@@ -39,11 +42,13 @@ def one_each(prompts: int) -> Units:
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """The options of a tuning run. Defaults are the paper's where it has them.
+    """The options of a tuning run. Defaults are craftbox's own recipe's; see `paper_presets`.
 
     Attributes:
+        recipe: `craftbox`: random codes, a closed-form head on all of them, and a search for a
+            prompt that adds to them. `paper`: CraFT as published.
         budget: queries that the run may spend, all stages together.
-        seed: of the random codes, the search, the context's projection and the MLP.
+        seed: of the random codes, the search, the context's projection and the paper's head.
         population: codes a generation of the search.
         dim: length of a code, the paper's intrinsic dimension.
         random_codes: codes drawn from a standard normal and scored before the search.
@@ -51,12 +56,14 @@ class TuneSettings:
             coordinate of the prompt by this many standard deviations of the model's token
             embeddings. "paper" is the released code's absolute scale.
         sigma: the search's initial standard deviation.
-        head: the closed form, or the paper's residual MLP.
+        bound: that no coordinate of the search passes; 0 for none.
+        hidden: units of the paper's head.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
         consistency: whether losses have the prediction-consistency term; off is the paper's
             ablation. Without refinement there is no such term either.
         consistency_weight: of that term.
+        consistency_share: of the budget, in which the loss of the paper's head has the term.
         template: the plain prompt, with one `{}` for the class name.
         shots: pictures a class, for the adapter's card only.
 
@@ -64,18 +71,21 @@ class TuneSettings:
         SettingsError: an option's value is impossible, alone or with the others.
     """
 
+    recipe: Recipe = "craftbox"
     budget: int = 8000
     seed: int = 1
     population: int = 40
     dim: int = 512
     random_codes: int = 16
-    scale: float | Literal["paper"] = 3.0
+    scale: Scale = 3.0
     sigma: float = 1.0
-    head: Literal["ridge", "mlp"] = "ridge"
+    bound: float = 5.0
+    hidden: int = 256
     search: bool = True
     refinement: bool = True
     consistency: bool = True
     consistency_weight: float = 0.1
+    consistency_share: float = 0.25
     template: str = "a photo of a {}."
     shots: int | None = None
 
@@ -87,12 +97,15 @@ class TuneSettings:
             _number("dim", self.dim, 2, MOST_DIM),
             _number("random_codes", self.random_codes, 0, math.inf),
             _number("scale", self.scale, 0, MOST_SCALE, open_below=True)
-            if self.scale != "paper"
-            else None,
+            if not isinstance(self.scale, str)
+            else _choice("scale", self.scale, get_args(AbsoluteScale)),
             _number("sigma", self.sigma, 0, math.inf, open_below=True),
             _number("consistency_weight", self.consistency_weight, 0, math.inf),
             _number("shots", self.shots, 1, math.inf) if self.shots is not None else None,
-            _choice("head", self.head, ("ridge", "mlp")),
+            _number("bound", self.bound, 0, math.inf),
+            _number("hidden", self.hidden, 1, MOST_HIDDEN),
+            _number("consistency_share", self.consistency_share, 0, 1),
+            _choice("recipe", self.recipe, get_args(Recipe)),
             _template(self.template),
         ]
         _raise_if(
@@ -111,7 +124,17 @@ class TuneSettings:
     @property
     def opening(self) -> int:
         """Prompts of the first request: the plain one and the random codes."""
-        return 1 + self.random_codes
+        return 1 + (self.random_codes if self.recipe == "craftbox" else 0)
+
+    @property
+    def generation_requests(self) -> tuple[int, ...]:
+        """Prompts of each request of a generation."""
+        return (self.population,) if self.recipe == "craftbox" else (self.population, 1)
+
+    def generation_units(self, units: Callable[[int], Units] = one_each) -> Units:
+        """What a generation is charged; none without a search."""
+        requests = self.generation_requests if self.search else ()
+        return sum((units(prompts) for prompts in requests), Units())
 
     def check_task(
         self,
@@ -134,7 +157,7 @@ class TuneSettings:
         """
         _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
         errors = self._budget_errors("budget", "queries", self.budget, units)
-        first_steps = units(self.opening) + (units(self.population) if self.search else Units())
+        first_steps = units(self.opening) + self.generation_units(units)
         short = shortfall(budgets, first_steps)
         # What the steps cost is known only once the server has answered.
         if not errors and short and short.budget.unit != "cost_micros":
@@ -150,16 +173,16 @@ class TuneSettings:
         if not self.search:
             return 0
         left = self.budget - units(self.opening).queries
-        return left // units(self.population).queries
+        return left // self.generation_units(units).queries
 
     def _budget_errors(
         self, field: str, unit: Unit, budget: int, units: Callable[[int], Units]
     ) -> list[FieldError]:
         opening = units(self.opening)[unit]
-        generation = units(self.population)[unit] if self.search else 0
+        generation = self.generation_units(units)[unit]
         if budget >= opening + generation:
             return []
-        needs = f"the plain prompt and {self.random_codes} random codes take {opening}"
+        needs = f"the plain prompt and {self.opening - 1} random codes take {opening}"
         ways = "fewer random codes"
         if self.search:
             needs += f" and one generation takes {generation}"

@@ -87,6 +87,11 @@ class ModelList(Answer):
 # --- prompts ----------------------------------------------------------------------------------
 
 
+# Standard deviations of the released code's projections, by name; see `Context`.
+AbsoluteScale = Literal["paper", "paper-wide"]
+Scale = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | AbsoluteScale
+
+
 class Context(Message):
     """A search space for prompts, p = p0 + A z (CraFT, section 3.1; the server holds p0 and A).
 
@@ -95,14 +100,15 @@ class Context(Message):
         dim: intrinsic dimension, the length of a code z.
         seed: names the Gaussian projection A.
         scale: a standard normal code moves each coordinate of p0 by `scale` times the standard
-            deviation of the model's token embeddings. `"paper"` instead draws A's entries with the
-            absolute standard deviation 0.2 of the released code.
+            deviation of the model's token embeddings. By name, A's entries have an absolute
+            standard deviation of the released code instead: 0.2 for `"paper"`, its setting of most
+            data sets, and 1 for `"paper-wide"`, that of ImageNet, DTD and EuroSAT.
     """
 
     init: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "a photo of a"
     dim: int = Field(default=512, ge=1, le=4096)
     seed: int = Field(default=1, ge=0, lt=2**63)
-    scale: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Literal["paper"] = 1.0
+    scale: Scale = 1.0
 
 
 # --- budgets and usage --------------------------------------------------------------------------

@@ -125,6 +125,7 @@ class FakeBlackBox:
         self._price_micros = price_micros
         self.charged = Units()
         self.acknowledged: list[str] = []
+        self.names: list[str | None] = []
         self._clip = clip
         self._features = clip.features(pictures)
 
@@ -134,7 +135,9 @@ class FakeBlackBox:
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
     ) -> Scores:
+        self.names.append(name)
         log_probs = self._clip.log_probs(self._features, self.classes, templates, context, codes)
         charged = self.units(len(log_probs))
         assert self._purse is None or self.charged.queries + charged.queries <= self._purse

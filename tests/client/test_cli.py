@@ -238,10 +238,14 @@ def test_parts_that_are_switched_off_are_not_paid(
 
 
 def test_the_commands_defaults_are_the_settings_own() -> None:
-    options = inspect.signature(tune_command.tune).parameters
+    options = inspect.signature(tune_command.tune, eval_str=True).parameters
     for field in fields(TuneSettings):
         if field.name in options and field.name != "shots":
-            assert str(options[field.name].default) == str(field.default), field.name
+            shown = options[field.name].default
+            if shown is None:
+                (option,) = options[field.name].annotation.__metadata__
+                shown = option.show_default.partition(";")[0]
+            assert str(shown) == str(field.default), field.name
 
 
 # --- errors, before anything is charged -----------------------------------------------------------
@@ -358,7 +362,7 @@ def test_data_that_cannot_be_used_is_told_without_any_call(
 ) -> None:
     refused(craft("tune", "--data", "nowhere"), "'nowhere' does not exist")
     refused(craft("tune", "--data", picture_folder), "16 shots", "--shots 6", "'owl': has 6")
-    refused(craft("tune", "--data", picture_folder, *TUNE, "--head", "tree"), "head", "ridge")
+    refused(craft("tune", "--data", picture_folder, *TUNE, "--recipe", "tree"), "recipe", "paper")
     refused(craft("tune", "--data", picture_folder, *TUNE, "--budget", "5"), "budget", "12")
     assert connected.calls == []
 
@@ -470,7 +474,7 @@ def test_ctrl_c_says_where_the_run_is(
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stdout == ""
-    assert f"What it paid for is in '{tmp_path / 'run'}'" in stderr
+    assert f"craft tune --resume {tmp_path / 'run'}" in stderr
     assert "Interrupted." in stderr
     assert "Traceback" not in stderr
     assert (tmp_path / "run/journal.jsonl").read_text().count("\n") >= 2

@@ -7,7 +7,6 @@ from craft_client.losses import accuracy, cross_entropy
 from craft_client.refine import (
     Refinement,
     ResidualMLP,
-    cross_validate_mlp,
     fit_ridge,
     measurable,
     mlp_loss,
@@ -263,44 +262,38 @@ def test_consistency_adds_the_divergence_of_the_unrefined_from_the_refined_predi
     assert difference == pytest.approx(expected)
 
 
-def test_an_untrained_mlp_changes_nothing() -> None:
-    log_probs, _ = _answers(FakeClip(5), 4, prompts=1)
-    head = ResidualMLP(5, consistency_weight=0.1, seed=[0]).head()
-    np.testing.assert_allclose(head(log_probs), log_probs[0], atol=1e-6)
+def test_an_mlp_starts_as_the_released_codes_does() -> None:
+    """PyTorch's default: uniform within one over the square root of a layer's inputs."""
+    head = ResidualMLP(100, hidden=400, seed=[0]).head()
+    for tensor, inputs in (
+        (head.hidden_weight, 100),
+        (head.hidden_bias, 100),
+        (head.weight, 400),
+        (head.bias, 400),
+    ):
+        bound = inputs**-0.5
+        assert 0.9 * bound < np.abs(tensor).max() <= bound
+        assert tensor.std() == pytest.approx(bound / 3**0.5, rel=0.2)
 
 
 def test_training_lowers_the_loss_and_the_head_does_not_change_afterwards() -> None:
     log_probs, labels = _answers(FakeClip(5), 80, prompts=1)
-    mlp = ResidualMLP(5, consistency_weight=0.1, seed=[0])
-    before = mlp.head()
+    mlp = ResidualMLP(5, seed=[0])
+    untrained = mlp.head()
+    before = untrained(log_probs)
     for _ in range(30):
-        mlp.train_epoch(log_probs[0], labels)
+        mlp.train_epoch(log_probs[0], labels, consistency_weight=0.1)
     after = mlp.head()(log_probs)
-    assert cross_entropy(after[None], labels)[0] < cross_entropy(log_probs, labels)[0] - 0.05
-    np.testing.assert_allclose(before(log_probs), log_probs[0], atol=1e-6)
+    assert cross_entropy(after[None], labels)[0] < cross_entropy(before[None], labels)[0] - 0.05
+    np.testing.assert_array_equal(untrained(log_probs), before)
 
 
 def test_a_larger_consistency_weight_keeps_the_mlp_nearer_to_the_plain_prediction() -> None:
     log_probs, labels = _answers(FakeClip(5), 20, prompts=1)
     moved = []
     for weight in (0.0, 10.0):
-        mlp = ResidualMLP(5, consistency_weight=weight, seed=[0])
+        mlp = ResidualMLP(5, seed=[0])
         for _ in range(100):
-            mlp.train_epoch(log_probs[0], labels)
+            mlp.train_epoch(log_probs[0], labels, consistency_weight=weight)
         moved.append(np.abs(np.exp(mlp.head()(log_probs)) - np.exp(log_probs[0])).mean())
     assert moved[1] < 0.5 * moved[0]
-
-
-def test_cross_validation_is_not_fooled_by_learning_noise_by_heart() -> None:
-    rng = np.random.default_rng(0)
-    scores = log_softmax(rng.normal(size=(40, 5)).astype(np.float32))
-    labels = rng.integers(5, size=40)
-    labels[:10] = np.repeat(np.arange(5), 2)
-    mlp = ResidualMLP(5, consistency_weight=0.0, seed=[0])
-    for _ in range(600):
-        mlp.train_epoch(scores, labels)
-    by_heart = accuracy(mlp.head()(scores[None]), labels)
-    judged = cross_validate_mlp(mlp, scores, labels, epochs=600, consistency_weight=0.0, seed=[0])
-    assert by_heart > 80
-    assert judged.accuracy is not None
-    assert judged.accuracy < 45

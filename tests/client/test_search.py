@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from craft_client.search import BOUND, CodeSearch
+from craft_client.search import CodeSearch
 
+BOUND = 5.0
 DIM, POPULATION = 10, 8
 
 
 def _search(seed: int = 0, sigma: float = 1.0) -> CodeSearch:
-    return CodeSearch(DIM, population=POPULATION, sigma=sigma, seed=[seed])
+    return CodeSearch(DIM, population=POPULATION, sigma=sigma, bound=BOUND, seed=[seed])
 
 
 def _run(search: CodeSearch, target: float, generations: int) -> None:
@@ -95,10 +96,25 @@ def test_codes_that_were_not_asked_for_are_refused() -> None:
 @pytest.mark.parametrize("population", [4, 5])
 @pytest.mark.filterwarnings("error")
 def test_small_populations_search_without_warnings(population: int) -> None:
-    search = CodeSearch(4, population=population, sigma=1.0, seed=[0])
+    search = CodeSearch(4, population=population, sigma=1.0, bound=BOUND, seed=[0])
     _run(search, 0.5, 40)
 
 
 def test_nothing_told_has_no_best() -> None:
     with pytest.raises(ValueError, match="nothing has been told"):
         _ = _search().best
+
+
+def test_a_drawn_mean_is_near_the_centre_and_leaves_the_generation_as_it_was() -> None:
+    """Its standard deviation is one over the square root of the population."""
+    search = CodeSearch(400, population=25, sigma=1.0, bound=0.0, seed=[1])
+    codes = search.ask()
+    mean = search.drawn_mean()
+    assert mean.std() == pytest.approx(1 / 5, rel=0.15)
+    assert not np.allclose(mean, codes.mean(axis=0), atol=0.1)
+    search.tell(codes, np.arange(25, dtype=np.float32))
+
+
+def test_without_a_bound_codes_go_as_far_as_they_like() -> None:
+    search = CodeSearch(50, population=20, sigma=9.0, bound=0.0, seed=[1])
+    assert np.abs(search.ask()).max() > 5.0

@@ -24,7 +24,7 @@ from craft_client.tune import (
 )
 from craft_shared import problems
 from craft_shared.adapter import Adapter
-from craft_shared.head import LinearHead, ResidualMLPHead, Unrefined
+from craft_shared.head import LinearHead, Unrefined
 from craft_shared.problems import Problem
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Context
@@ -213,25 +213,6 @@ def test_the_consistency_weight_scales_the_term(tuned: Tune) -> None:
     assert one > none
 
 
-def test_the_papers_head_is_trained_on_the_searched_prompt(tuned: Tune) -> None:
-    clip = FakeClip(5, ignorance=3.0)
-    options = replace(SMALL, head="mlp", budget=250, population=4)
-    result, journal = tuned(options, clip=clip, shots=60)
-    assert journal.summary()["deployed"] == "searched mlp"
-    assert isinstance(result.adapter.head, ResidualMLPHead)
-    assert result.adapter.config.prompts == 2
-    assert _test_accuracy(clip, result.adapter) > result.accuracy_before
-
-
-def test_the_papers_head_without_search_is_trained_on_the_plain_prompt(tuned: Tune) -> None:
-    clip = FakeClip(5, ignorance=2.0)
-    options = replace(SMALL, head="mlp", search=False, budget=500)
-    result, journal = tuned(options, clip=clip, shots=30)
-    assert journal.summary()["deployed"] == "plain mlp"
-    assert result.adapter.config.codes == 0
-    assert _test_accuracy(clip, result.adapter) > result.accuracy_before
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -240,7 +221,7 @@ def test_the_papers_head_without_search_is_trained_on_the_plain_prompt(tuned: Tu
         ("random_codes", 4),
         ("scale", 1.0),
         ("template", "the {}."),
-        ("head", "mlp"),
+        ("recipe", "paper"),
     ],
 )
 def test_each_option_changes_the_adapter(tuned: Tune, option: str, value: Any) -> None:
@@ -393,11 +374,12 @@ class Refusing(FakeBlackBox):
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
     ) -> Scores:
         if self.charged.queries == 12:
             detail = "this call needs 8 queries and 3 are left in the team's budget"
             raise problem_error(Problem.of(problems.BUDGET_EXHAUSTED, detail))
-        return super().score(templates=templates, context=context, codes=codes)
+        return super().score(templates=templates, context=context, codes=codes, name=name)
 
     def units(self, prompts: int) -> Units:
         return super().units(prompts).model_copy(update={"requests": self._calls})
@@ -444,8 +426,9 @@ class Spoilt(FakeBlackBox):
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
     ) -> Scores:
-        scores = super().score(templates=templates, context=context, codes=codes)
+        scores = super().score(templates=templates, context=context, codes=codes, name=name)
         if self.charged.requests < 3:
             return scores
         return replace(scores, log_probs=self._spoil(scores.log_probs))
@@ -534,8 +517,9 @@ def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
             templates: Sequence[str] = (),
             context: Context | None = None,
             codes: NDArray[np.float32] | None = None,
+            name: str | None = None,
         ) -> Scores:
-            scores = super().score(templates=templates, context=context, codes=codes)
+            scores = super().score(templates=templates, context=context, codes=codes, name=name)
             half = scores.log_probs.astype(np.float16).astype(np.float32)
             return replace(scores, log_probs=half)
 
@@ -554,10 +538,11 @@ class Breaking(FakeBlackBox):
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
     ) -> Scores:
         if self.charged.requests == 3:
             raise CraftError("the line is dead")
-        return super().score(templates=templates, context=context, codes=codes)
+        return super().score(templates=templates, context=context, codes=codes, name=name)
 
 
 def test_an_interrupted_run_leaves_a_journal_of_what_was_paid(tuned: Tune, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Data, Key, Model, Template, Url
+from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Template, Url
 from craft_client.cli.progress import watch
 from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, percent, say, table
@@ -22,7 +23,12 @@ from craft_shared.units import UNITS, Units
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from craft_client.api import Client
     from craft_client.data import Sample
+    from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.wire import ImageSet, Limits
@@ -31,19 +37,43 @@ _TUNING = "Tuning"
 _PARTS = "Parts of the method"
 
 
-def _scale(text: str) -> str:
-    if text != "paper":
+def _scale(text: str | None) -> str | None:
+    if text is not None and text not in ("paper", "paper-wide"):
         try:
             float(text)
         except ValueError as error:
-            raise typer.BadParameter(f"'{text}' is neither a number nor 'paper'.") from error
+            raise typer.BadParameter(
+                f"'{text}' is neither a number nor 'paper' nor 'paper-wide'."
+            ) from error
     return text
 
 
 def tune(
-    data: Data,
+    context: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            show_default=False,
+            help="Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.",
+        ),
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Training pictures a class.")] = 16,
-    budget: Annotated[int, typer.Option(min=1, help="Queries that the run may spend.")] = 8000,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="craftbox (random prompts, closed form, search) or paper (CraFT as published, "
+            "with its settings for the data set)."
+        ),
+    ] = "craftbox",
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="8000; paper: its own, by shots",
+            help="Queries that the run may spend.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the search.")] = 1,
     run: Annotated[
         Path | None,
@@ -51,36 +81,61 @@ def tune(
             show_default="runs/NAME-SHOTSshots-seedSEED", help="A new or empty run directory."
         ),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Goes on with a run that was interrupted; nothing is paid for twice.",
+        ),
+    ] = None,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
     population: Annotated[
-        int, typer.Option(help="Codes a generation of the search.", rich_help_panel=_TUNING)
-    ] = 40,
-    dim: Annotated[int, typer.Option(help="Length of a code.", rich_help_panel=_TUNING)] = 512,
-    random_codes: Annotated[
-        int, typer.Option(help="Codes scored before the search.", rich_help_panel=_TUNING)
-    ] = 16,
-    scale: Annotated[
-        str,
+        int | None,
         typer.Option(
-            callback=_scale,
-            help="How far codes move the prompt, in standard deviations of the model's token "
-            "embeddings; or 'paper'.",
+            show_default="40", help="Codes a generation of the search.", rich_help_panel=_TUNING
+        ),
+    ] = None,
+    dim: Annotated[
+        int | None,
+        typer.Option(show_default="512", help="Length of a code.", rich_help_panel=_TUNING),
+    ] = None,
+    random_codes: Annotated[
+        int | None,
+        typer.Option(
+            show_default="16; paper: 0",
+            help="Codes scored before the search.",
             rich_help_panel=_TUNING,
         ),
-    ] = "3.0",
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            callback=_scale,
+            show_default="3.0; paper: its own, by data set",
+            help="How far codes move the prompt, in standard deviations of the model's token "
+            "embeddings; or the released code's 'paper' or 'paper-wide'.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
     sigma: Annotated[
-        float,
-        typer.Option(help="The search's first standard deviation.", rich_help_panel=_TUNING),
-    ] = 1.0,
-    head: Annotated[
-        str, typer.Option(help="ridge (closed form) or mlp (paper).", rich_help_panel=_TUNING)
-    ] = "ridge",
+        float | None,
+        typer.Option(
+            show_default="1.0; paper: its own, by data set",
+            help="The search's first standard deviation.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
     consistency_weight: Annotated[
-        float, typer.Option(help="Of the consistency loss.", rich_help_panel=_TUNING)
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            show_default="0.1; paper: its own, by data set",
+            help="Of the consistency loss.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
     no_search: Annotated[
-        bool, typer.Option("--no-search", help="Only random codes.", rich_help_panel=_PARTS)
+        bool, typer.Option("--no-search", help="No CMA-ES.", rich_help_panel=_PARTS)
     ] = False,
     no_refinement: Annotated[
         bool, typer.Option("--no-refinement", help="No head.", rich_help_panel=_PARTS)
@@ -94,84 +149,151 @@ def tune(
 ) -> None:
     """Tune the model on a few pictures a class, within a budget of queries."""
     from craft_client.data import few_shot, load_dataset
-    from craft_client.settings import TuneSettings
+    from craft_client.paper_presets import recipe_settings
 
     started = time.monotonic()
-    settings = TuneSettings(
-        budget=budget,
-        seed=seed,
-        population=population,
-        dim=dim,
-        random_codes=random_codes,
-        scale="paper" if scale == "paper" else float(scale),
-        sigma=sigma,
-        head=cast(Literal["ridge", "mlp"], head),
-        search=not no_search,
-        refinement=not no_refinement,
-        consistency=not no_consistency,
-        consistency_weight=consistency_weight,
-        template=template,
-        shots=shots,
-    )
-    dataset = load_dataset(data)
-    folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
-    samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
-    with _run_folder(folder):
-        result, image_set, uploaded = _tune(
-            settings, dataset.classes, samples, data, folder, model, url, key
+    if resume is not None:
+        _refuse_other_options(context)
+        task, folder = _task_of(resume), resume
+    else:
+        if data is None:
+            raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
+        dataset = load_dataset(data)
+        settings = recipe_settings(
+            recipe,
+            dataset.name,
+            shots,
+            budget=budget,
+            seed=seed,
+            population=population,
+            dim=dim,
+            random_codes=random_codes,
+            scale=scale if scale is None or scale.startswith("paper") else float(scale),
+            sigma=sigma,
+            search=not no_search,
+            refinement=not no_refinement,
+            consistency=not no_consistency,
+            consistency_weight=consistency_weight,
+            template=template,
         )
+        samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
+        task = _Task(settings, dataset.classes, data, samples)
+        folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
+    with _run_folder(folder, resumed=resume is not None):
+        result, image_set, uploaded = _tune(task, folder, model, url, key)
     _report(result, image_set, uploaded, folder, time.monotonic() - started, as_json=as_json)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Settings, class names, and pictures of the folder `data`."""
+
+    settings: TuneSettings
+    classes: Sequence[str]
+    data: Path
+    samples: Sequence[Sample]
+
+
+def _refuse_other_options(context: typer.Context) -> None:
+    with_resume = {"resume", "url", "key", "as_json"}
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in with_resume
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(
+            f"leave {', '.join(given)} out: a resumed run goes on as it was begun.",
+            param_hint="--resume",
+        )
+
+
+def _task_of(folder: Path) -> _Task:
+    """The task of a run that was begun."""
+    from craft_client.data import Sample
+    from craft_client.journal import Journal
+    from craft_client.tune import run_settings
+
+    journal = Journal.open(folder)
+    if journal.finished:
+        raise DataError(
+            f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
+        )
+    settings = run_settings(journal)
+    document = journal.document
+    data = Path(document["data"])
+    samples = [
+        Sample(data / picture, label)
+        for picture, label in zip(document["pictures"], document["labels"], strict=True)
+    ]
+    return _Task(settings, document["classes"], data, samples)
+
+
 def _tune(
-    settings: TuneSettings,
-    classes: Sequence[str],
-    samples: Sequence[Sample],
-    data: Path,
-    folder: Path,
-    model: str | None,
-    url: str | None,
-    key: str | None,
+    task: _Task, folder: Path, model: str | None, url: str | None, key: str | None
 ) -> tuple[TuneResult, ImageSet, Units]:
     """Checks everything that can be checked for free, then uploads, then tunes."""
     import numpy as np
 
+    from craft_client.journal import RUN_FILE, Journal
+    from craft_client.remote import RemoteBlackBox
+    from craft_client.tune import tune
+
+    labels = np.array([sample.label for sample in task.samples], np.int64)
+    begun = Journal.open(folder) if (folder / RUN_FILE).exists() else None
+    run: str = _run_name(folder) if begun is None else begun.document["run"]
+    with connect(url, key, run=run) as client:
+        if begun is None:
+            journal, image_set = _begin(task, folder, labels, client, run, model)
+        else:
+            journal, image_set = begun, client.image_set(begun.document["image_set"])
+        image_set, uploaded = upload(client, image_set, task.samples[image_set.count :])
+        black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
+        with watch() as on_progress:
+            result = tune(black_box, labels, task.settings, journal, on_progress)
+    return result, image_set, uploaded
+
+
+def _begin(
+    task: _Task,
+    folder: Path,
+    labels: NDArray[np.int64],
+    client: Client,
+    run: str,
+    model: str | None,
+) -> tuple[Journal, ImageSet]:
+    """Checks what can be checked for free, and begins the run's journal."""
     from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox, check_prompts
-    from craft_client.tune import run_document, tune
+    from craft_client.tune import run_document
     from craft_shared.wire import Context
 
-    labels = np.array([sample.label for sample in samples], np.int64)
-    run = _run_name(folder)
-    with connect(url, key, run=run) as client:
-        card = client.model(model)
-        check_files(samples, card.limits)
-        image_set = client.create_image_set(card.name)
-        expected = RemoteBlackBox(
-            client, image_set.model_copy(update={"count": len(samples)}), classes
-        )
-        about = run_document(
-            expected,
-            labels,
-            settings,
-            run=run,
-            data=str(data.resolve()),
-            pictures=[sample.path.relative_to(data).as_posix() for sample in samples],
-            image_set=image_set.id,
-        )
-        check_budgets(
-            client,
-            _need(settings, expected, card.limits),
-            remedy="Use a smaller --budget, or ask the provider for a top-up.",
-        )
-        context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
-        check_prompts(client, image_set, classes, templates=[settings.template], context=context)
-        image_set, uploaded = upload(client, image_set, samples)
-        black_box = RemoteBlackBox(client, image_set, classes)
-        journal = Journal.create(folder, about)
-        with watch() as on_progress:
-            result = tune(black_box, labels, settings, journal, on_progress)
-    return result, image_set, uploaded
+    settings, samples = task.settings, task.samples
+    card = client.model(model)
+    check_files(samples, card.limits)
+    image_set = client.create_image_set(card.name)
+    expected = RemoteBlackBox(
+        client, image_set.model_copy(update={"count": len(samples)}), task.classes
+    )
+    about = run_document(
+        expected,
+        labels,
+        settings,
+        run=run,
+        data=str(task.data.resolve()),
+        pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
+        image_set=image_set.id,
+    )
+    check_budgets(
+        client,
+        _need(settings, expected, card.limits),
+        remedy="Use a smaller --budget, or ask the provider for a top-up.",
+    )
+    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
+    check_prompts(client, image_set, task.classes, templates=[settings.template], context=context)
+    return Journal.create(folder, about), image_set
 
 
 def _run_name(folder: Path) -> str:
@@ -181,7 +303,7 @@ def _run_name(folder: Path) -> str:
 
 
 @contextmanager
-def _run_folder(folder: Path) -> Iterator[None]:
+def _run_folder(folder: Path, *, resumed: bool) -> Iterator[None]:
     """Makes the run directory before anything is sent, so that what was paid can be written.
 
     When the run ends early, it says where the journal is, or removes the directory if it is empty.
@@ -190,7 +312,7 @@ def _run_folder(folder: Path) -> Iterator[None]:
         DataError: the directory is not empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    if not resumed and any(folder.iterdir()):
         raise DataError(
             f"'{folder}' already holds a run or other files.",
             remedy="Name another run directory with --run, or remove this one.",
@@ -199,7 +321,7 @@ def _run_folder(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if any(folder.iterdir()):
-            say(f"The run ended early. What it paid for is in '{folder}'.")
+            say(f"The run ended early. Go on with it: craft tune --resume {folder}")
         else:
             folder.rmdir()
         raise
@@ -207,9 +329,8 @@ def _run_folder(folder: Path) -> Iterator[None]:
 
 def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
     """What the run charges if no picture has to be encoded anew."""
-    opening, generation = (
-        black_box.units(prompts) for prompts in (settings.opening, settings.population)
-    )
+    opening = black_box.units(settings.opening)
+    generation = settings.generation_units(black_box.units)
     generations = settings.generations(black_box.units)
     uploads = -(-black_box.image_set.count // limits.images_per_call)
     scores = Units(**{unit: opening[unit] + generations * generation[unit] for unit in UNITS})

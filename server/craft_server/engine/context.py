@@ -18,8 +18,8 @@ from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokens
 from craft_shared.wire import Context
 
-# The standard deviation of A's entries in the authors' released code.
-PAPER_STD = 0.2
+# The standard deviations of A's entries in the authors' released code.
+ABSOLUTE_STD: dict[str, float] = {"paper": 0.2, "paper-wide": 1.0}
 # 128 MiB in float32.
 MAX_PROJECTION_ENTRIES = 2**25
 REMEMBERED_PROJECTIONS = 4
@@ -50,7 +50,8 @@ class ContextSpace:
         return (p0 + moved.view(len(codes), *p0.shape)).clamp(-MAX_EMBEDDING, MAX_EMBEDDING)
 
     def _draw_projection(self, words: int, dim: int, seed: int, scale: float | str) -> Tensor:
-        std = PAPER_STD if scale == "paper" else float(scale) * self.sigma / math.sqrt(dim)
+        by_name = ABSOLUTE_STD.get(scale) if isinstance(scale, str) else None
+        std = float(scale) * self.sigma / math.sqrt(dim) if by_name is None else by_name
         A = standard_normal(seed, words * self._tower.width * dim)
         A *= np.float32(std)
         return torch.from_numpy(A.reshape(-1, dim)).to(self._tower.device)

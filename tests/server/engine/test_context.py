@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from craft_server.engine import Engine
-from craft_server.engine.context import PAPER_STD, ContextSpace, standard_normal
-from craft_shared.wire import Context
+from craft_server.engine.context import ABSOLUTE_STD, ContextSpace, standard_normal
+from craft_shared.wire import AbsoluteScale, Context
 
 
 @pytest.fixture
@@ -60,10 +60,11 @@ def test_standard_normal_code_moves_by_scale_times_sigma(
     assert float(moved.std()) == pytest.approx(scale * space.sigma, rel=0.05)
 
 
-def test_paper_scale_is_absolute(space: ContextSpace) -> None:
-    context = Context(dim=64, scale="paper")
+@pytest.mark.parametrize("scale", ["paper", "paper-wide"])
+def test_paper_scale_is_absolute(space: ContextSpace, scale: AbsoluteScale) -> None:
+    context = Context(dim=64, scale=scale)
     columns = displacement(space, context, np.eye(64, dtype=np.float32))
-    assert float(columns.std()) == pytest.approx(PAPER_STD, rel=0.05)
+    assert float(columns.std()) == pytest.approx(ABSOLUTE_STD[scale], rel=0.05)
 
 
 def test_displacement_is_linear_in_the_code(space: ContextSpace) -> None:

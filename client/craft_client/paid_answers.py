@@ -1,0 +1,187 @@
+"""Every answer that a run pays for: asked once, on disk before it is used, read from there later.
+
+A run that is resumed asks the same questions in the same order. Those that the journal has answers
+to are not sent: what was read from the answer then, is given again. The first one that it has no
+answer to is sent under the name that it had before, so that one that was in flight when the run
+ended is not paid for twice.
+
+It knows black boxes, budgets and the journal; it does not know what a question is good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.blackbox import BlackBox, Scores
+from craft_client.exceptions import CraftError
+from craft_client.journal import Journal, JournalError
+from craft_shared.codec import Tensors
+from craft_shared.units import Units
+from craft_shared.wire import Budget, Context
+
+Array = NDArray[np.float32]
+
+
+class AnswerError(CraftError):
+    """The model's answer cannot be learnt from. It was paid for, and the journal says so."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is used of an answer.
+
+    Attributes:
+        losses: float32 [P], of the templates and, after them, the codes.
+        kept: tensors that heads read, by name.
+    """
+
+    losses: Array
+    kept: Tensors
+
+
+class PaidAnswers:
+    """Asks the black box and keeps the books.
+
+    Args:
+        black_box: answers for N pictures.
+        pictures: N.
+        journal: of the run; lines that it has already are the answers to the first questions.
+        budgets: all that bound the key now.
+
+    Attributes:
+        units: everything charged by the run so far.
+        budgets: as the last answer told them.
+    """
+
+    def __init__(
+        self, black_box: BlackBox, pictures: int, journal: Journal, budgets: Sequence[Budget]
+    ) -> None:
+        self._black_box = black_box
+        self._pictures = pictures
+        self._journal = journal
+        self._past = journal.resume()
+        self._asked = 0
+        self._prices: dict[int, int] = {}
+        self.units = Units()
+        self.budgets = budgets
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the journal has the answer to the next question."""
+        return self._asked < len(self._past)
+
+    def price(self, prompts: int) -> int | None:
+        """What scoring that many prompts cost when it was done last, in micros; None if never."""
+        return self._prices.get(prompts)
+
+    def ask(
+        self,
+        about: Mapping[str, Any],
+        read: Callable[[Array], Reading],
+        *,
+        context: Context,
+        codes: Array,
+        templates: Sequence[str] = (),
+    ) -> Reading:
+        """What is to be used of the answer to one question: the scores of templates and codes.
+
+        Args:
+            about: what the journal's line says of it, for people and reports.
+            read: is given the answer, log-probabilities [P, N, C], unless the journal has been
+                told what it said of it.
+            context: of the codes.
+            codes: float32 [K, dim].
+            templates: scored before them.
+
+        Raises:
+            AnswerError: the answer was not finite or had the wrong shape.
+            JournalError: the journal cannot be written, or it answers other questions.
+            CraftError: the black box refused or failed.
+        """
+        if self.replaying:
+            return self._recall(codes)
+        scores = self._black_box.score(
+            templates=templates,
+            context=context if len(codes) else None,
+            codes=codes if len(codes) else None,
+            name=f"{self._asked:06d}",
+        )
+        self._count(len(templates) + len(codes), scores.charged, scores.cost_micros)
+        self.budgets = scores.budgets
+        line = {
+            **about,
+            "charged": scores.charged.model_dump(),
+            "cost_micros": scores.cost_micros,
+        }
+        self._check(len(templates) + len(codes), scores, line, codes)
+        reading = read(scores.log_probs)
+        losses = reading.losses
+        line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
+        kept = _halved_where_exact(reading.kept)
+        self._write(line, {"codes": codes, "losses": losses, **kept})
+        self._black_box.acknowledge(scores)
+        return reading
+
+    def _recall(self, codes: Array) -> Reading:
+        line = self._past[self._asked]
+        tensors = self._journal.tensors(_name(self._asked))
+        if not np.array_equal(tensors.pop("codes"), codes):
+            raise JournalError(
+                f"The run in '{self._journal.folder}' was searched by other codes from request "
+                f"{self._asked} on, so that it cannot be resumed here.",
+                remedy="Resume it with the versions of craftbox, cma and numpy that began it.",
+            )
+        if "error" in line:
+            raise _unusable(line["error"])
+        losses = tensors.pop("losses")
+        kept = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        self._count(len(losses), Units(**line["charged"]), line["cost_micros"])
+        self._asked += 1
+        return Reading(losses, kept)
+
+    def _count(self, prompts: int, charged: Units, cost_micros: int) -> None:
+        self.units += charged
+        self._prices[prompts] = cost_micros
+
+    def _check(self, prompts: int, scores: Scores, line: dict[str, Any], codes: Array) -> None:
+        expected = (prompts, self._pictures, len(self._black_box.classes))
+        found = scores.log_probs
+        if found.shape != expected:
+            self._refuse(line, codes, f"has shape {found.shape}; {expected} was asked for")
+        if not np.isfinite(found).all():
+            bad = np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))
+            self._refuse(line, codes, f"holds NaN or infinity for prompts {bad.tolist()}")
+
+    def _refuse(self, line: dict[str, Any], codes: Array, problem: str) -> NoReturn:
+        error = f"the answer {problem}"
+        self._write({**line, "error": error}, {"codes": codes})
+        raise _unusable(error)
+
+    def _write(self, line: dict[str, Any], tensors: Tensors) -> None:
+        self._journal.append(line, {_name(self._asked): tensors})
+        self._asked += 1
+
+
+def _name(question: int) -> str:
+    return f"{question:06d}"
+
+
+def _unusable(error: str) -> AnswerError:
+    return AnswerError(
+        f"The model's answer cannot be used: {error}.",
+        remedy="Tell the provider. A smaller scale keeps prompts nearer to the plain one.",
+    )
+
+
+def _halved_where_exact(tensors: Tensors) -> Tensors:
+    """Half precision for what travelled in half precision: the same numbers in half the bytes."""
+    halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    return {
+        name: halves[name] if np.array_equal(halves[name], tensor) else tensor
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,108 @@
+"""The paper's settings: of its recipe in general, by shots, and by data set.
+
+Source: CraFT (arXiv 2402.04050), section 4.1, and the configurations of its released code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from craft_client.settings import TuneSettings
+
+POPULATION = 40
+# Queries that the paper counts, one for each code of each population, by shots.
+BUDGETS = {1: 2000, 2: 4000, 4: 4000, 8: 8000, 16: 8000}
+
+# What differs from the settings of most data sets. Data sets go by many names: see `_key`.
+_MOST: dict[str, Any] = {
+    "scale": "paper",
+    "sigma": 1.0,
+    "bound": 5.0,
+    "consistency_weight": 0.1,
+    "consistency_share": 1 / 4,
+    "hidden": 256,
+}
+_OF_DATA: dict[str, dict[str, Any]] = {
+    "caltech101": {},
+    "oxfordflowers": {},
+    "stanfordcars": {},
+    "sun397": {},
+    "ucf101": {},
+    "describabletextures": {
+        "scale": "paper-wide",
+        "sigma": 0.02,
+        "consistency_weight": 0.001,
+        "consistency_share": 1.0,
+    },
+    "eurosat": {
+        "scale": "paper-wide",
+        "sigma": 0.02,
+        "consistency_weight": 0.01,
+        "consistency_share": 1.0,
+    },
+    "fgvcaircraft": {"sigma": 0.02, "bound": 0.0},
+    "food101": {"bound": 0.0, "consistency_weight": 1.0, "consistency_share": 1.0},
+    "oxfordpets": {"sigma": 0.02, "consistency_share": 1.0},
+    "imagenet": {
+        "scale": "paper-wide",
+        "bound": 0.0,
+        "consistency_weight": 0.0,
+        "consistency_share": 1.0,
+        "hidden": 512,
+    },
+}
+_OTHER_NAMES = {
+    "flowers102": "oxfordflowers",
+    "flowers": "oxfordflowers",
+    "cars": "stanfordcars",
+    "dtd": "describabletextures",
+    "fgvc": "fgvcaircraft",
+    "aircraft": "fgvcaircraft",
+    "food": "food101",
+    "pets": "oxfordpets",
+    "caltech": "caltech101",
+}
+
+
+def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
+    """Settings of the paper's recipe, as arguments of `TuneSettings`.
+
+    The budget covers what the paper's budget covers, and the queries that the paper does not count:
+    the plain prompt's and one of each generation's mean.
+
+    Args:
+        data: the data set's name; one that the paper does not have gets the settings of most.
+        shots: pictures a class, None where classes differ; between the paper's, the next larger
+            one's budget.
+    """
+    most = max(BUDGETS)
+    counted = BUDGETS[min((known for known in BUDGETS if known >= (shots or most)), default=most)]
+    key = _key(data)
+    if key == "imagenet":
+        counted = min(counted, 4000)
+    return {
+        "recipe": "paper",
+        "population": POPULATION,
+        "dim": 512,
+        "random_codes": 0,
+        "budget": 1 + counted // POPULATION * (POPULATION + 1),
+        **_MOST,
+        **_OF_DATA.get(key, {}),
+    }
+
+
+def recipe_settings(recipe: str, data: str, shots: int | None, **given: Any) -> TuneSettings:
+    """Settings of a recipe for a data set, in which what is `given` and not None comes first.
+
+    Raises:
+        SettingsError: an option's value is impossible.
+    """
+    preset = paper_settings(data, shots) if recipe == "paper" else {"recipe": recipe}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return TuneSettings(**{**preset, **chosen, "shots": shots})
+
+
+def _key(data: str) -> str:
+    key = re.sub(r"[^a-z0-9]", "", data.lower())
+    return _OTHER_NAMES.get(key, key)

@@ -1,0 +1,121 @@
+"""craftbox's own recipe: random prompts and a closed form, then a search for what they lack.
+
+With P prompts, N pictures, C classes:
+
+1. One request scores the plain prompt and some random codes.
+2. A closed-form head is fitted on these answers.
+3. Each generation asks CMA-ES for a population of codes and scores it in one request. A code's loss
+   is the cross-entropy of its prediction, plus a term for how far it is from the refined one. Then
+   the head learns from the best code so far, whose answer is already paid for.
+4. Of the heads that all these answers allow, the best on held-out pictures is deployed: from the
+   plain prediction on, one that has seen more of the labels replaces one that has seen less only
+   if it is better beyond chance.
+
+It knows the method; it does not know HTTP, nor what a picture is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.exceptions import BudgetExhausted
+from craft_client.losses import accuracy, cross_entropy, divergence
+from craft_client.paid_answers import Reading
+from craft_client.refiners import Choice, Kept, Refiner, Searched, refiner_for
+from craft_client.search import CodeSearch
+from craft_client.settings import TuneSettings
+from craft_client.tuning_run import Outcome, TuningRun
+
+Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def run_craftbox(run: TuningRun) -> Outcome:
+    """Runs the recipe.
+
+    Raises:
+        CraftError: see `craft_client.tune.tune`.
+    """
+    settings, labels = run.settings, run.labels
+    random = _random_codes(settings)
+    opening = run.ask(
+        lambda log_probs: Reading(cross_entropy(log_probs, labels), {"log_probs": log_probs}),
+        random,
+        templates=[settings.template],
+    )
+    kept = Kept(random, opening.kept["log_probs"], labels)
+    refiner = refiner_for(settings, kept)
+    best_loss = float(opening.losses.min())
+    run.report("start", float(opening.losses.mean()), best_loss, refiner.accuracy)
+
+    search = CodeSearch(
+        settings.dim,
+        population=settings.population,
+        sigma=settings.sigma,
+        bound=settings.bound,
+        seed=settings.stream("search"),
+    )
+
+    def read(log_probs: Array) -> Reading:
+        losses = _losses(log_probs, labels, refiner, settings)
+        first = int(losses.argmin())
+        improved = kept.searched is None or losses[first] < best_loss
+        return Reading(losses, {"log_probs": log_probs[first]} if improved else {})
+
+    while run.covers_generation():
+        run.generation += 1
+        codes = search.ask()
+        try:
+            reading = run.ask(read, codes)
+        except BudgetExhausted as error:
+            run.refused(error)
+            break
+        search.tell(codes, reading.losses)
+        if "log_probs" in reading.kept:
+            best = codes[reading.losses.argmin()].copy()
+            kept.searched = Searched(best, reading.kept["log_probs"].copy())
+        refiner.learn(kept, run.generation)
+        if kept.searched is not None:
+            # Measured anew, because the refined prediction that it is compared with moves.
+            log_probs = kept.searched.log_probs[None]
+            best_loss = float(_losses(log_probs, labels, refiner, settings)[0])
+        run.report("search", float(reading.losses.mean()), best_loss, refiner.accuracy)
+
+    return _outcome(refiner.choose(kept), kept, best_loss)
+
+
+def _random_codes(settings: TuneSettings) -> Array:
+    generator = np.random.default_rng(settings.stream("random codes"))
+    return generator.standard_normal((settings.random_codes, settings.dim), dtype=np.float32)
+
+
+def _losses(log_probs: Array, labels: Labels, refiner: Refiner, settings: TuneSettings) -> Array:
+    """Losses [P] of codes: cross-entropy plus inconsistency with the refined prediction."""
+    losses = cross_entropy(log_probs, labels)
+    refined = refiner.refined(log_probs) if settings.consistency else None
+    if refined is not None:
+        losses += np.float32(settings.consistency_weight) * divergence(refined, log_probs)
+    return losses
+
+
+def _outcome(choice: Choice, kept: Kept, best_loss: float) -> Outcome:
+    chosen = choice.chosen
+    return Outcome(
+        deployed=chosen.name,
+        codes=chosen.codes,
+        head=chosen.refinement.head,
+        accuracy_before=accuracy(kept.plain, kept.labels),
+        accuracy_after=chosen.refinement.accuracy,
+        best_loss=best_loss,
+        candidates=[
+            {
+                "name": candidate.name,
+                "prompts": 1 + len(candidate.codes),
+                "accuracy": candidate.refinement.accuracy,
+                "loss": candidate.refinement.loss,
+                "regularisation": candidate.refinement.regularisation,
+            }
+            for candidate in choice.candidates
+        ],
+    )

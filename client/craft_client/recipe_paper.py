@@ -1,0 +1,105 @@
+"""The paper's recipe: prompts searched and a residual MLP trained, each with the other's help.
+
+Each generation,
+
+1. asks CMA-ES for a population of codes and tells it their losses: cross-entropy of the prompt's
+   prediction, plus the divergence of the refined prediction from it;
+2. draws a second population and takes its mean code for the prompt;
+3. trains the head on that prompt's scores for one epoch: cross-entropy of the refined prediction,
+   plus, in the first part of the run, the divergence of the unrefined prediction from it.
+
+The last mean code and the head are deployed, whatever they are worth. docs/reproduction.md says
+where this follows the released code rather than the paper, and where it can follow neither.
+
+It knows the method; it does not know HTTP, nor what a picture is.
+
+Source: CraFT (arXiv 2402.04050), sections 3.1 to 3.4 and 4.1, and the released code. Without
+refinement it is black-box tuning (BBT: Sun et al., ICML 2022).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.exceptions import BudgetExhausted
+from craft_client.losses import accuracy, cross_entropy, divergence
+from craft_client.paid_answers import Reading
+from craft_client.refine import ResidualMLP
+from craft_client.search import CodeSearch
+from craft_client.tuning_run import Outcome, TuningRun
+from craft_shared.head import Unrefined
+
+Array = NDArray[np.float32]
+
+
+def run_paper(run: TuningRun) -> Outcome:
+    """Runs the recipe.
+
+    Raises:
+        CraftError: see `craft_client.tune.tune`.
+    """
+    settings, labels = run.settings, run.labels
+    no_codes = np.zeros((0, settings.dim), np.float32)
+
+    def with_scores(log_probs: Array) -> Reading:
+        return Reading(cross_entropy(log_probs, labels), {"log_probs": log_probs[0]})
+
+    plain = run.ask(with_scores, no_codes, templates=[settings.template])
+    scores, codes = plain.kept["log_probs"], no_codes
+    loss = best_loss = float(plain.losses[0])
+    before = accuracy(scores, labels)
+    mlp = ResidualMLP(scores.shape[1], hidden=settings.hidden, seed=settings.stream("mlp"))
+    run.report("start", loss, best_loss, before)
+
+    def losses_of(log_probs: Array) -> Reading:
+        losses = cross_entropy(log_probs, labels)
+        if settings.refinement and settings.consistency:
+            head = mlp.head()
+            refined = np.stack([head(one[None]) for one in log_probs])
+            losses += np.float32(settings.consistency_weight) * divergence(refined, log_probs)
+        return Reading(losses, {})
+
+    def train() -> None:
+        consistent = settings.consistency and run.answers.units.queries <= (
+            settings.budget * settings.consistency_share
+        )
+        weight = settings.consistency_weight if consistent else 0.0
+        mlp.train_epoch(scores, labels, consistency_weight=weight)
+
+    search = CodeSearch(
+        settings.dim,
+        population=settings.population,
+        sigma=settings.sigma,
+        bound=settings.bound,
+        seed=settings.stream("search"),
+    )
+    while run.covers_generation():
+        run.generation += 1
+        population = search.ask()
+        try:
+            losses = run.ask(losses_of, population).losses
+            search.tell(population, losses)
+            mean = search.drawn_mean()[None]
+            scores, codes = run.ask(with_scores, mean).kept["log_probs"], mean
+        except BudgetExhausted as error:
+            run.refused(error)
+            break
+        if settings.refinement:
+            train()
+        loss, best_loss = float(losses.mean()), min(best_loss, float(losses.min()))
+        refined = mlp.head()(scores[None]) if settings.refinement else scores
+        run.report("search", loss, best_loss, accuracy(refined, labels))
+
+    if not settings.search and settings.refinement:
+        for _ in range(settings.budget // settings.population):
+            train()
+    return Outcome(
+        deployed="the last mean, refined" if settings.refinement else "the last mean",
+        codes=codes,
+        head=mlp.head() if settings.refinement else Unrefined(),
+        accuracy_before=before,
+        accuracy_after=None,
+        best_loss=best_loss,
+        candidates=[],
+    )

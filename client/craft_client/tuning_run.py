@@ -1,0 +1,194 @@
+"""What all recipes share: a task, its settings, the answers it pays for, and how far it has come.
+
+It knows when a budget ends a run and tells where the run is; it does not know how prompts are
+searched or predictions refined.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.blackbox import BlackBox
+from craft_client.budgets import shortfall, times_covered
+from craft_client.exceptions import BudgetExhausted
+from craft_client.journal import Journal
+from craft_client.paid_answers import PaidAnswers, Reading
+from craft_client.settings import TuneSettings
+from craft_shared.head import Head
+from craft_shared.units import Units
+from craft_shared.wire import Budget, Context
+
+Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Stage = Literal["start", "search", "deploy"]
+
+
+@dataclass(frozen=True)
+class TuneProgress:
+    """Where a run is, after each request.
+
+    Attributes:
+        stage: `start` after the first request, `search` after each generation, `deploy` at the end.
+        generation: generations done.
+        generations: generations that the budgets, the run's and the key's, cover as they stand.
+        queries: spent by this run.
+        budget: queries that the run may spend in all: the settings' budget, or what others leave.
+        loss: mean loss of the latest request's codes (of the plain prompt where it had none).
+        best_loss: least loss of a single prompt so far.
+        accuracy: percent on the training pictures, held out where a closed-form head is fitted;
+            None where the labels leave nothing to measure (one picture a class).
+        units: everything charged by this run.
+        elapsed_s: seconds since the run began, or was resumed.
+    """
+
+    stage: Stage
+    generation: int
+    generations: int
+    queries: int
+    budget: int
+    loss: float
+    best_loss: float
+    accuracy: float | None
+    units: Units
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe deploys.
+
+    Attributes:
+        deployed: its name, for the run's summary.
+        codes: that follow the plain prompt, float32 [K, dim].
+        head: on the plain prompt and the codes.
+        accuracy_before: of the plain prompt on the training pictures, percent.
+        accuracy_after: held out, percent; None where nothing was.
+        best_loss: least loss of a single prompt.
+        candidates: JSON-able; what was chosen from.
+    """
+
+    deployed: str
+    codes: Array
+    head: Head
+    accuracy_before: float
+    accuracy_after: float | None
+    best_loss: float
+    candidates: Sequence[dict[str, Any]]
+
+
+class TuningRun:
+    """One run of a recipe.
+
+    Attributes:
+        settings: what to do.
+        labels: the pictures' classes, int64 [N].
+        context: of all codes.
+        answers: the books.
+        generation: generations begun.
+        stopped_by: the budget of the key that ended the search before the run's own did, in words.
+        history: one entry for the first request and each generation: `generation`, `queries`,
+            `loss`, `best_loss`, `accuracy`.
+    """
+
+    def __init__(
+        self,
+        black_box: BlackBox,
+        labels: Labels,
+        settings: TuneSettings,
+        journal: Journal,
+        budgets: Sequence[Budget],
+        on_progress: Callable[[TuneProgress], None],
+    ) -> None:
+        self.settings = settings
+        self.labels = labels
+        self.context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
+        self.answers = PaidAnswers(black_box, len(labels), journal, budgets)
+        self.generation = 0
+        self.stopped_by: str | None = None
+        self.history: list[dict[str, Any]] = []
+        self._black_box = black_box
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+
+    def ask(
+        self, read: Callable[[Array], Reading], codes: Array, *, templates: Sequence[str] = ()
+    ) -> Reading:
+        """One question; see `PaidAnswers.ask`."""
+        about = {"stage": "search" if self.generation else "start", "generation": self.generation}
+        return self.answers.ask(about, read, context=self.context, codes=codes, templates=templates)
+
+    def covers_generation(self) -> bool:
+        """Whether the run's budget and, as the last answer told, all others cover one more."""
+        if self.stopped_by is not None or self._own_generations_left() < 1:
+            return False
+        if self.answers.replaying:
+            return True
+        short = shortfall(self.answers.budgets, self._need(), self._price())
+        if short is not None:
+            self.stopped_by = f"{short} for a generation"
+        return short is None
+
+    def refused(self, error: BudgetExhausted) -> None:
+        """Notes that a request was refused, since others have spent what was left.
+
+        Raises:
+            BudgetExhausted: some calls of the request may have been charged before, so that the
+                books would be wrong.
+        """
+        if any(self._black_box.units(prompts).requests > 1 for prompts in self._requests()):
+            raise error
+        self.stopped_by = error.problem.detail.removesuffix(".")
+
+    def report(self, stage: Stage, loss: float, best_loss: float, accuracy: float | None) -> None:
+        """Tells the caller where the run is, and adds to the history what a request brought."""
+        queries = self.answers.units.queries
+        budgets = self.answers.budgets
+        need = self._need()
+        further = 0 if self.stopped_by else self._own_generations_left()
+        further = times_covered(budgets, need, self._price(), most=further)
+        remaining = [budget.remaining for budget in budgets if budget.unit == "queries"]
+        done = len(self.history) if stage == "search" else max(0, len(self.history) - 1)
+        if stage != "deploy":
+            self.history.append(
+                {
+                    "generation": self.generation,
+                    "queries": queries,
+                    "loss": loss,
+                    "best_loss": best_loss,
+                    "accuracy": accuracy,
+                }
+            )
+        self._on_progress(
+            TuneProgress(
+                stage=stage,
+                generation=done,
+                generations=done + further,
+                queries=queries,
+                budget=min([self.settings.budget, *(queries + left for left in remaining)]),
+                loss=loss,
+                best_loss=best_loss,
+                accuracy=accuracy,
+                units=self.answers.units,
+                elapsed_s=time.monotonic() - self._began,
+            )
+        )
+
+    def _requests(self) -> Sequence[int]:
+        return self.settings.generation_requests
+
+    def _need(self) -> Units:
+        return sum((self._black_box.units(prompts) for prompts in self._requests()), Units())
+
+    def _price(self) -> int | None:
+        prices = [self.answers.price(prompts) for prompts in self._requests()]
+        return None if None in prices else sum(price for price in prices if price is not None)
+
+    def _own_generations_left(self) -> int:
+        left = self.settings.budget - self.answers.units.queries
+        return left // self._need().queries if self.settings.search else 0

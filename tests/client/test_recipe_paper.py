@@ -1,0 +1,108 @@
+"""The paper's recipe, on a tiny CLIP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from craft_client.journal import Journal
+from craft_client.losses import cross_entropy, divergence
+from craft_client.refine import ResidualMLP
+from craft_client.settings import TuneSettings
+from craft_client.tune import TuneResult, run_document, tune
+from craft_shared.head import ResidualMLPHead, Unrefined
+
+from .fake_clip import FakeBlackBox, FakeClip
+
+CLIP = FakeClip(5, ignorance=2.0)
+PAPER = TuneSettings(
+    recipe="paper", population=4, dim=8, random_codes=0, budget=1 + 6 * 5, hidden=32, scale=1.0
+)
+
+
+def run(
+    folder: Path, settings: TuneSettings = PAPER, *, shots: int = 8, **more: Any
+) -> tuple[TuneResult, Journal]:
+    pictures, labels = CLIP.pictures(shots)
+    black_box = FakeBlackBox(CLIP, pictures, **more)
+    journal = Journal.create(folder, run_document(black_box, labels, settings))
+    return tune(black_box, labels, settings, journal), journal
+
+
+def test_each_generation_is_a_population_and_its_mean(tmp_path: Path) -> None:
+    result, journal = run(tmp_path / "run")
+    sizes = [len(journal.tensors(line["tensors"][0])["losses"]) for line in journal.lines()]
+    assert sizes == [1] + 6 * [4, 1]
+    assert result.units.queries == PAPER.budget
+    assert [entry["generation"] for entry in result.history] == list(range(7))
+
+
+def test_the_last_mean_and_the_head_are_deployed(tmp_path: Path) -> None:
+    result, journal = run(tmp_path / "run")
+    *_, last = journal.lines()
+    np.testing.assert_array_equal(
+        result.adapter.codes, journal.tensors(last["tensors"][0])["codes"]
+    )
+    assert isinstance(result.adapter.head, ResidualMLPHead)
+    assert result.accuracy_after is None
+
+
+def test_the_head_is_trained_on_each_mean_and_losses_are_consistent_with_it(
+    tmp_path: Path,
+) -> None:
+    """The whole run again, by hand; the consistency of the head's loss ends after a quarter."""
+    settings = replace(PAPER, consistency_weight=0.5, consistency_share=0.4)
+    result, journal = run(tmp_path / "run", settings)
+    pictures, labels = CLIP.pictures(8)
+    features, context = CLIP.features(pictures), result.adapter.config.context
+    mlp = ResidualMLP(5, hidden=32, seed=settings.stream("mlp"))
+    queries = 1
+    lines = list(journal.lines())[1:]
+    for of_population, of_mean in zip(lines[::2], lines[1::2], strict=True):
+        tensors = journal.tensors(of_population["tensors"][0])
+        log_probs = CLIP.log_probs(features, CLIP.names, [], context, tensors["codes"])
+        refined = np.stack([mlp.head()(one[None]) for one in log_probs])
+        expected = cross_entropy(log_probs, labels) + 0.5 * divergence(refined, log_probs)
+        np.testing.assert_allclose(tensors["losses"], expected, rtol=1e-5)
+        queries += 5
+        scores = journal.tensors(of_mean["tensors"][0])["log_probs"].astype(np.float32)
+        weight = 0.5 if queries <= 0.4 * settings.budget else 0.0
+        mlp.train_epoch(scores, labels, consistency_weight=weight)
+    for name, tensor in mlp.head().tensors().items():
+        np.testing.assert_array_equal(result.adapter.head.tensors()[name], tensor)
+
+
+def test_without_refinement_it_is_black_box_tuning(tmp_path: Path) -> None:
+    result, journal = run(tmp_path / "run", replace(PAPER, refinement=False))
+    assert isinstance(result.adapter.head, Unrefined)
+    tensors = journal.tensors("000001")
+    pictures, labels = CLIP.pictures(8)
+    log_probs = CLIP.log_probs(
+        CLIP.features(pictures), CLIP.names, [], result.adapter.config.context, tensors["codes"]
+    )
+    np.testing.assert_array_equal(tensors["losses"], cross_entropy(log_probs, labels))
+
+
+def test_without_search_the_head_is_trained_on_the_plain_prompt_for_one_query(
+    tmp_path: Path,
+) -> None:
+    settings = replace(PAPER, search=False, budget=2000)
+    result, journal = run(tmp_path / "run", settings, shots=60)
+    assert result.units.queries == 1
+    assert result.adapter.config.codes == 0
+    _, labels = CLIP.pictures(60)
+    scores = journal.tensors("000000")["log_probs"]
+    refined = result.adapter.head(scores[None])
+    assert cross_entropy(refined[None], labels)[0] < cross_entropy(scores[None], labels)[0] - 0.05
+
+
+@pytest.mark.parametrize("purse", [31, 30, 26, 6])
+def test_no_generation_is_begun_that_the_key_does_not_cover_whole(
+    tmp_path: Path, purse: int
+) -> None:
+    result, _ = run(tmp_path / "run", queries=purse)
+    assert result.units.queries == 1 + (purse - 1) // 5 * 5

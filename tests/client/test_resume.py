@@ -1,0 +1,143 @@
+"""Runs that are interrupted and gone on with, by both recipes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from craft_client.blackbox import Scores
+from craft_client.journal import LINES_FILE, Journal, JournalError
+from craft_client.tune import AnswerError, TuneResult, TuneSettings, run_document, tune
+from craft_shared.wire import Context
+
+from .fake_clip import FakeBlackBox, FakeClip
+
+CLIP = FakeClip(5, ignorance=2.0)
+PICTURES, LABELS = CLIP.pictures(6)
+CRAFTBOX = TuneSettings(budget=100, population=8, dim=8, random_codes=3)
+PAPER = TuneSettings(
+    recipe="paper", population=4, dim=8, random_codes=0, budget=1 + 8 * 5, hidden=16, scale=1.0
+)
+RECIPES = pytest.mark.parametrize("settings", [CRAFTBOX, PAPER], ids=["craftbox", "paper"])
+
+
+class Killed(BaseException):
+    """What no code catches by accident."""
+
+
+class Mortal(FakeBlackBox):
+    """Ends the run after some requests, once the last one was charged, before it is answered."""
+
+    def __init__(self, requests: int, **more: Any) -> None:
+        super().__init__(CLIP, PICTURES, **more)
+        self._requests = requests
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+        name: str | None = None,
+    ) -> Scores:
+        scores = super().score(templates=templates, context=context, codes=codes, name=name)
+        if self.charged.requests > self._requests:
+            raise Killed
+        half = scores.log_probs.astype(np.float16).astype(np.float32)
+        return replace(scores, log_probs=half)
+
+
+def begin(folder: Path, settings: TuneSettings, black_box: FakeBlackBox) -> TuneResult:
+    journal = Journal.create(folder, run_document(black_box, LABELS, settings))
+    return tune(black_box, LABELS, settings, journal)
+
+
+def resume(folder: Path, settings: TuneSettings, black_box: FakeBlackBox) -> TuneResult:
+    return tune(black_box, LABELS, settings, Journal.open(folder))
+
+
+def interrupted(folder: Path, settings: TuneSettings, requests: int) -> None:
+    with pytest.raises(Killed):
+        begin(folder, settings, Mortal(requests))
+
+
+@RECIPES
+@pytest.mark.parametrize("requests", [0, 1, 2, 3, 6, 9])
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(
+    tmp_path: Path, settings: TuneSettings, requests: int
+) -> None:
+    whole = begin(tmp_path / "whole", settings, Mortal(1000))
+    interrupted(tmp_path / "run", settings, requests)
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", settings, black_box)
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    assert result.history == whole.history
+    assert result.units == whole.units
+    assert black_box.charged.requests == whole.units.requests - requests
+
+
+@RECIPES
+def test_a_request_has_the_same_name_when_it_is_sent_again(
+    tmp_path: Path, settings: TuneSettings
+) -> None:
+    interrupted(tmp_path / "run", settings, 3)
+    black_box = Mortal(1000)
+    resume(tmp_path / "run", settings, black_box)
+    assert black_box.names[:2] == ["000003", "000004"]
+
+
+def test_an_ended_run_whose_files_are_missing_is_finished_without_a_question(
+    tmp_path: Path,
+) -> None:
+    whole = begin(tmp_path / "run", CRAFTBOX, Mortal(1000))
+    (tmp_path / "run" / "summary.json").unlink()
+    black_box = Mortal(1000, queries=0)
+    assert resume(tmp_path / "run", CRAFTBOX, black_box).adapter.digest == whole.adapter.digest
+    assert black_box.charged.requests == 0
+    assert Journal.open(tmp_path / "run").finished
+
+
+def test_a_line_that_was_cut_short_is_asked_for_again(tmp_path: Path) -> None:
+    whole = begin(tmp_path / "whole", CRAFTBOX, Mortal(1000))
+    interrupted(tmp_path / "run", CRAFTBOX, 5)
+    lines = tmp_path / "run" / LINES_FILE
+    os.truncate(lines, lines.stat().st_size - 7)
+    black_box = Mortal(1000)
+    assert resume(tmp_path / "run", CRAFTBOX, black_box).adapter.digest == whole.adapter.digest
+    assert black_box.names[0] == "000004"
+    assert len(list(Journal.open(tmp_path / "run").lines())) == whole.units.requests
+
+
+def test_a_purse_that_is_empty_by_now_ends_the_resumed_run_in_good_order(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", CRAFTBOX, 4)
+    result = resume(tmp_path / "run", CRAFTBOX, Mortal(1000, queries=0))
+    assert result.units.requests == 4
+    assert result.stopped_by is not None
+
+
+def test_a_run_that_was_searched_by_other_codes_is_not_gone_on_with(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", CRAFTBOX, 4)
+    with pytest.raises(JournalError, match="other codes"):
+        resume(tmp_path / "run", replace(CRAFTBOX, sigma=0.5), Mortal(1000))
+
+
+def test_an_answer_that_could_not_be_used_still_cannot(tmp_path: Path) -> None:
+    class Broken(FakeBlackBox):
+        def score(self, **question: Any) -> Scores:
+            scores = super().score(**question)
+            return replace(scores, log_probs=np.full_like(scores.log_probs, np.nan))
+
+    with pytest.raises(AnswerError) as first:
+        begin(tmp_path / "run", CRAFTBOX, Broken(CLIP, PICTURES))
+    black_box = Mortal(1000)
+    with pytest.raises(AnswerError) as second:
+        resume(tmp_path / "run", CRAFTBOX, black_box)
+    assert str(first.value) == str(second.value)
+    assert black_box.charged.requests == 0

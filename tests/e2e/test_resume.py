@@ -1,0 +1,78 @@
+"""`craft tune` killed with SIGKILL at random moments and resumed: nothing is paid for twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import BIN, Server
+from e2e.metering.caller import FULL
+
+KILLS = 20 if FULL else 3
+OPTIONS = {
+    "craftbox": ("--shots", "2", "--budget", str(1 + 16 + 40 * 12)),
+    "paper": ("--shots", "2", "--recipe", "paper", "--budget", str(1 + 41 * 12)),
+}
+
+
+def adapter_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "adapter").iterdir())}
+
+
+@pytest.mark.parametrize("recipe", ["craftbox", "paper"])
+@pytest.mark.timeout(900)
+def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
+    server: Server, digits: Path, tmp_path: Path, recipe: str
+) -> None:
+    tune = ("tune", "--data", digits, *OPTIONS[recipe], "--seed", "5")
+    key = server.key(owner=f"whole-{recipe}")
+    began = time.monotonic()
+    server.craft_json(key, *tune, "--run", tmp_path / "whole")
+    seconds = time.monotonic() - began
+    expected = adapter_of(tmp_path / "whole")
+    price = server.craft_json(key, "usage")["total"]
+
+    moments = random.Random(recipe)
+    cut_short = 0
+    for number in range(KILLS):
+        run = tmp_path / f"run-{number}"
+        key = server.key(owner=f"{recipe}-{number}")
+        env = {**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key}
+        command = [BIN / "craft", *map(str, tune), "--run", str(run)]
+        process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.2, 1.0) * seconds)
+        process.kill()
+        process.wait(30)
+        if (run / "summary.json").exists():
+            continue
+        cut_short += 1
+        if (run / "run.json").exists():
+            done = server.craft(key, "tune", "--resume", run)
+        else:  # killed before it began
+            done = server.craft(key, *tune, "--run", tmp_path / f"again-{number}")
+            run = tmp_path / f"again-{number}"
+        assert done.returncode == 0, done.stderr
+        assert adapter_of(run) == expected
+        charged = server.craft_json(key, "usage")["total"]
+        # An image set is uploaded by more calls where one of them was cut off.
+        for unit in ("queries", "predictions", "images", "texts"):
+            assert charged[unit] == price[unit], unit
+    assert cut_short > KILLS // 2
+
+
+def test_a_finished_run_is_not_resumed(server: Server, digits: Path, tmp_path: Path) -> None:
+    key = server.key(owner="finisher")
+    server.craft_json(
+        key, "tune", "--data", digits, "--shots", "2", "--budget", "57", "--run", tmp_path / "run"
+    )
+    done = server.craft(key, "tune", "--resume", tmp_path / "run")
+    assert done.returncode == 1
+    assert "came to its end" in done.stderr
+    done = server.craft(key, "tune", "--resume", tmp_path / "run", "--seed", "3")
+    assert done.returncode == 2
+    assert "--seed" in done.stderr
