@@ -24,7 +24,7 @@ from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.paper_presets import recipe_settings
 from craft_client.remote import RemoteBlackBox
-from craft_client.settings import Recipe, SettingsError, TuneSettings
+from craft_client.settings import Recipe, SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
@@ -54,6 +54,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_codes: see there.
         scale: see there.
         sigma: see there.
+        strategy: see there.
         search: see there.
         refinement: see there.
         consistency: see there.
@@ -85,6 +86,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_codes: int | None = None,
         scale: Scale | None = None,
         sigma: float | None = None,
+        strategy: Strategy = "cma-es",
         search: bool = True,
         refinement: bool = True,
         consistency: bool = True,
@@ -103,6 +105,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_codes = random_codes
         self.scale = scale
         self.sigma = sigma
+        self.strategy = strategy
         self.search = search
         self.refinement = refinement
         self.consistency = consistency
@@ -191,6 +194,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             random_codes=self.random_codes,
             scale=self.scale,
             sigma=self.sigma,
+            strategy=self.strategy,
             search=self.search,
             refinement=self.refinement,
             consistency=self.consistency,

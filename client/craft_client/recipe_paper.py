@@ -26,7 +26,7 @@ from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy, divergence
 from craft_client.paid_answers import Reading
 from craft_client.refine import ResidualMLP
-from craft_client.search import CodeSearch
+from craft_client.search import search_by
 from craft_client.tuning_run import Outcome, TuningRun
 from craft_shared.head import Unrefined
 
@@ -67,7 +67,8 @@ def run_paper(run: TuningRun) -> Outcome:
         weight = settings.consistency_weight if consistent else 0.0
         mlp.train_epoch(scores, labels, consistency_weight=weight)
 
-    search = CodeSearch(
+    search = search_by(
+        settings.strategy,
         settings.dim,
         population=settings.population,
         sigma=settings.sigma,
@@ -80,7 +81,7 @@ def run_paper(run: TuningRun) -> Outcome:
         try:
             losses = run.ask(losses_of, population).losses
             search.tell(population, losses)
-            mean = search.drawn_mean()[None]
+            mean = search.current()[None]
             scores, codes = run.ask(with_scores, mean).kept["log_probs"], mean
         except BudgetExhausted as error:
             run.refused(error)

@@ -1,18 +1,24 @@
-"""Ask/tell search over codes: CMA-ES, with pycma behind it.
+"""Ask/tell search over codes: CMA-ES with pycma behind it, and what it is compared with.
 
 It knows codes and their losses; it does not know prompts, images, or how a loss comes about.
 
-Source: N. Hansen's pycma; bounds, population and start as in CraFT (section 4.1 and its code).
+Sources: N. Hansen's pycma; bounds, population and start as in CraFT (section 4.1 and its code).
+J. Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient
+approximation", IEEE TAC 37 (1992), and his guidelines for gains (IEEE TAES 34, 1998); with momentum
+as in BlackVIP (Oh et al., CVPR 2023).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from craft_client.settings import Strategy
 
 with warnings.catch_warnings():
     # pycma says on import that it cannot plot where matplotlib is missing; nothing here plots.
@@ -20,11 +26,61 @@ with warnings.catch_warnings():
     import cma
 
 
-class CodeSearch:
+Codes = NDArray[np.float32]
+
+
+class CodeSearch(Protocol):
     """Looks for the code of least loss.
 
     Each generation is one `ask` and one `tell`. Two searches of equal arguments that are told equal
     losses ask for equal codes, whatever else draws random numbers meanwhile.
+    """
+
+    def ask(self) -> Codes:
+        """The next generation: codes, float32 [population, dim], within the bounds."""
+        ...
+
+    def tell(self, codes: Codes, losses: Codes) -> None:
+        """Reports the losses [population] of the codes that `ask` gave last.
+
+        Raises:
+            ValueError: these are not those codes, a loss is not finite, or there is not one for
+                each code.
+        """
+        ...
+
+    def current(self) -> Codes:
+        """The code that the search stands for after a generation, float32 [dim]."""
+        ...
+
+
+def search_by(
+    strategy: Strategy,
+    dim: int,
+    *,
+    population: int,
+    sigma: float,
+    bound: float,
+    seed: Sequence[int],
+) -> CodeSearch:
+    """The search of that name; for the arguments see `CMAES`."""
+    kinds: dict[Strategy, Callable[..., CodeSearch]] = {
+        "cma-es": CMAES,
+        "random": RandomSearch,
+        "spsa": SPSA,
+    }
+    return kinds[strategy](dim, population=population, sigma=sigma, bound=bound, seed=seed)
+
+
+def _check(asked: Codes, codes: Codes, losses: Codes) -> None:
+    if not np.array_equal(codes, asked):
+        raise ValueError("these are not the codes that were asked for last")
+    if losses.shape != (len(codes),) or not np.isfinite(losses).all():
+        raise ValueError(f"{len(codes)} codes need as many finite losses")
+
+
+class CMAES:
+    """Covariance matrix adaptation.
 
     Args:
         dim: length of a code.
@@ -58,35 +114,20 @@ class CodeSearch:
             },
         )
         self._asked: list[NDArray[np.float64]] = []
-        self._best: tuple[NDArray[np.float32], float] | None = None
 
-    def ask(self) -> NDArray[np.float32]:
-        """The next generation: codes, float32 [population, dim], within the bounds."""
+    def ask(self) -> Codes:
+        """See `CodeSearch`."""
         self._asked = self._strategy.ask()
         return np.asarray(self._asked, dtype=np.float32)
 
-    def tell(self, codes: NDArray[np.float32], losses: NDArray[np.float32]) -> None:
-        """Reports the losses [population] of the codes that `ask` gave last.
-
-        Raises:
-            ValueError: these are not those codes, a loss is not finite, or there is not one for
-                each code.
-        """
-        if not np.array_equal(codes, np.asarray(self._asked, dtype=np.float32)):
-            raise ValueError("these are not the codes that were asked for last")
-        if losses.shape != (len(codes),) or not np.isfinite(losses).all():
-            raise ValueError(f"{len(codes)} codes need as many finite losses")
+    def tell(self, codes: Codes, losses: Codes) -> None:
+        """See `CodeSearch`."""
+        _check(np.asarray(self._asked, dtype=np.float32), codes, losses)
         # Its own solutions, because it treats others, even when only rounded, as strangers'.
         self._strategy.tell(self._asked, losses.astype(np.float64).tolist())
-        first = int(np.argmin(losses))
-        if self._best is None or losses[first] < self._best[1]:
-            self._best = codes[first].copy(), float(losses[first])
 
-    def drawn_mean(self) -> NDArray[np.float32]:
-        """The mean of a second population, drawn for this alone, float32 [dim].
-
-        The released code's prompt after a generation.
-        """
+    def current(self) -> Codes:
+        """The mean of a second population, drawn for this alone, as in the released code."""
         strategy = self._strategy
         # Not by `ask`, which counts on each of its populations being told.
         steps = np.asarray(strategy.sm.sample(strategy.popsize))
@@ -100,18 +141,100 @@ class CodeSearch:
         mean: NDArray[np.float64] = np.mean(codes, axis=0)
         return mean.astype(np.float32)
 
-    @property
-    def mean(self) -> NDArray[np.float32]:
-        """The centre of the distribution that codes are drawn from, float32 [dim]."""
-        return np.asarray(self._strategy.result.xfavorite, dtype=np.float32)
+
+class RandomSearch:
+    """Draws from one normal distribution, whatever the losses, and stands for the best so far."""
+
+    def __init__(
+        self, dim: int, *, population: int, sigma: float, bound: float, seed: Sequence[int]
+    ) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._shape = population, dim
+        self._sigma = sigma
+        self._bound = bound or np.inf
+        self._asked = np.zeros((0, dim), np.float32)
+        self._best = np.zeros(dim, np.float32), np.inf
+
+    def ask(self) -> Codes:
+        """See `CodeSearch`."""
+        codes = self._sigma * self._generator.standard_normal(self._shape)
+        self._asked = np.clip(codes, -self._bound, self._bound).astype(np.float32)
+        return self._asked
+
+    def tell(self, codes: Codes, losses: Codes) -> None:
+        """See `CodeSearch`."""
+        _check(self._asked, codes, losses)
+        first = int(np.argmin(losses))
+        if losses[first] < self._best[1]:
+            self._best = codes[first].copy(), float(losses[first])
+
+    def current(self) -> Codes:
+        """See `CodeSearch`."""
+        return self._best[0]
+
+
+class SPSA:
+    """Descends along slopes measured in random directions: pairs of codes about the centre."""
+
+    MOMENTUM = 0.9
+    # The distance of a pair's codes from the centre, and a coordinate's first step, in sigmas.
+    PERTURBATION = 0.1
+    FIRST_STEP = 0.1
+    # Spall's exponents of the two gains' decay, and a tenth of some 200 generations.
+    STEP_DECAY = 0.602
+    PERTURBATION_DECAY = 0.101
+    STABILITY = 20
+
+    def __init__(
+        self, dim: int, *, population: int, sigma: float, bound: float, seed: Sequence[int]
+    ) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._population = population
+        self._sigma = sigma
+        self._bound = bound or np.inf
+        self._centre = np.zeros(dim)
+        self._velocity = np.zeros(dim)
+        self._gain = 0.0
+        self._generation = 0
+        self._directions = np.zeros((0, dim))
+        self._asked = np.zeros((0, dim), np.float32)
+
+    def ask(self) -> Codes:
+        """See `CodeSearch`. The centre itself is the last of an odd population."""
+        pairs = self._population // 2
+        shape = pairs, len(self._centre)
+        self._directions = self._generator.choice([-1.0, 1.0], shape) * self._distance
+        codes = np.concatenate(
+            [
+                self._centre + self._directions,
+                self._centre - self._directions,
+                np.tile(self._centre, (self._population - 2 * pairs, 1)),
+            ]
+        )
+        self._asked = np.clip(codes, -self._bound, self._bound).astype(np.float32)
+        return self._asked
+
+    def tell(self, codes: Codes, losses: Codes) -> None:
+        """See `CodeSearch`."""
+        _check(self._asked, codes, losses)
+        pairs = len(self._directions)
+        slopes = (losses[:pairs] - losses[pairs : 2 * pairs]).astype(np.float64)
+        gradient = slopes @ self._directions / (2 * pairs * self._distance**2)
+        if not self._gain:
+            size = np.abs(gradient).mean() or 1.0
+            first = (1 + self.STABILITY) ** self.STEP_DECAY
+            self._gain = self.FIRST_STEP * self._sigma * first / size
+        self._velocity = self.MOMENTUM * self._velocity + (1 - self.MOMENTUM) * gradient
+        self._generation += 1
+        step = self._gain / (self._generation + self.STABILITY) ** self.STEP_DECAY
+        moved = self._centre - step * self._velocity
+        self._centre = np.clip(moved, -self._bound, self._bound)
+
+    def current(self) -> Codes:
+        """See `CodeSearch`."""
+        return self._centre.astype(np.float32)
 
     @property
-    def best(self) -> tuple[NDArray[np.float32], float]:
-        """The code of least loss told so far, float32 [dim], and that loss.
-
-        Raises:
-            ValueError: nothing has been told.
-        """
-        if self._best is None:
-            raise ValueError("nothing has been told yet")
-        return self._best
+    def _distance(self) -> float:
+        decay: float = (self._generation + 1) ** self.PERTURBATION_DECAY
+        return self.PERTURBATION * self._sigma / decay

@@ -26,6 +26,7 @@ MOST_SCALE = 1000.0
 MOST_HIDDEN = 65_536
 
 Recipe = Literal["craftbox", "paper"]
+Strategy = Literal["cma-es", "random", "spsa"]
 
 
 class SettingsError(CraftError):
@@ -58,6 +59,7 @@ class TuneSettings:
         sigma: the search's initial standard deviation.
         bound: that no coordinate of the search passes; 0 for none.
         hidden: units of the paper's head.
+        strategy: of the search: `cma-es`, or for comparison `random` or `spsa`.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
         consistency: whether losses have the prediction-consistency term; off is the paper's
@@ -81,6 +83,7 @@ class TuneSettings:
     sigma: float = 1.0
     bound: float = 5.0
     hidden: int = 256
+    strategy: Strategy = "cma-es"
     search: bool = True
     refinement: bool = True
     consistency: bool = True
@@ -106,6 +109,7 @@ class TuneSettings:
             _number("hidden", self.hidden, 1, MOST_HIDDEN),
             _number("consistency_share", self.consistency_share, 0, 1),
             _choice("recipe", self.recipe, get_args(Recipe)),
+            _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
         ]
         _raise_if(

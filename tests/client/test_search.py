@@ -3,14 +3,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from craft_client.search import CodeSearch
+from craft_client.search import CodeSearch, search_by
+from craft_client.settings import Strategy
 
 BOUND = 5.0
 DIM, POPULATION = 10, 8
+STRATEGIES = pytest.mark.parametrize("strategy", ["cma-es", "random", "spsa"])
 
 
-def _search(seed: int = 0, sigma: float = 1.0) -> CodeSearch:
-    return CodeSearch(DIM, population=POPULATION, sigma=sigma, bound=BOUND, seed=[seed])
+def _search(
+    strategy: Strategy = "cma-es",
+    seed: int = 0,
+    *,
+    sigma: float = 1.0,
+    dim: int = DIM,
+    population: int = POPULATION,
+    bound: float = BOUND,
+) -> CodeSearch:
+    return search_by(strategy, dim, population=population, sigma=sigma, bound=bound, seed=[seed])
 
 
 def _run(search: CodeSearch, target: float, generations: int) -> None:
@@ -19,36 +29,63 @@ def _run(search: CodeSearch, target: float, generations: int) -> None:
         search.tell(codes, ((codes - target) ** 2).sum(axis=1))
 
 
-def test_generations_have_the_promised_shape_type_and_bounds() -> None:
-    codes = _search(sigma=4.0).ask()
-    assert codes.shape == (POPULATION, DIM)
-    assert codes.dtype == np.float32
-    assert np.abs(codes).max() <= BOUND
+@STRATEGIES
+def test_generations_have_the_promised_shape_type_and_bounds(strategy: Strategy) -> None:
+    search = _search(strategy, sigma=4.0)
+    for _ in range(3):
+        codes = search.ask()
+        assert codes.shape == (POPULATION, DIM)
+        assert codes.dtype == np.float32
+        assert np.abs(codes).max() <= BOUND
+        search.tell(codes, codes.sum(axis=1))
+    assert search.current().shape == (DIM,)
+    assert search.current().dtype == np.float32
 
 
-def test_a_quadratic_is_minimised() -> None:
-    search = _search()
-    np.testing.assert_array_equal(search.mean, np.zeros(DIM))
-    _run(search, 0.5, 120)
-    np.testing.assert_allclose(search.mean, 0.5, atol=0.05)
-    assert search.best[1] < 0.02
+@STRATEGIES
+def test_without_a_bound_codes_go_as_far_as_they_like(strategy: Strategy) -> None:
+    assert np.abs(_search(strategy, sigma=60.0, bound=0.0).ask()).max() > BOUND
 
 
-def test_best_is_the_least_loss_of_all_generations() -> None:
-    search = _search()
+@pytest.mark.parametrize(
+    ("strategy", "generations", "distance"), [("cma-es", 120, 0.05), ("spsa", 400, 0.05)]
+)
+def test_a_quadratic_is_minimised(strategy: Strategy, generations: int, distance: float) -> None:
+    search = _search(strategy)
+    _run(search, 0.5, generations)
+    np.testing.assert_allclose(search.current(), 0.5, atol=distance)
+
+
+def test_random_search_stands_for_the_best_code_of_all_generations() -> None:
+    search = _search("random")
     told: list[tuple[float, np.ndarray]] = []
     for losses in (np.arange(POPULATION) + 1.0, np.arange(POPULATION)[::-1] + 5.0):
         codes = search.ask()
         search.tell(codes, losses.astype(np.float32))
         told += zip(losses, codes, strict=True)
-    loss, code = min(told, key=lambda pair: pair[0])
-    assert search.best[1] == loss
-    np.testing.assert_array_equal(search.best[0], code)
+    _, code = min(told, key=lambda pair: pair[0])
+    np.testing.assert_array_equal(search.current(), code)
 
 
+def test_random_search_is_not_moved_by_losses() -> None:
+    first, second = _search("random"), _search("random")
+    first.tell(first.ask(), np.arange(POPULATION, dtype=np.float32))
+    second.tell(second.ask(), np.arange(POPULATION, dtype=np.float32)[::-1])
+    np.testing.assert_array_equal(first.ask(), second.ask())
+
+
+def test_spsa_asks_for_pairs_about_its_centre() -> None:
+    codes = _search("spsa", population=7).ask()
+    np.testing.assert_allclose(codes[:3], -codes[3:6])
+    np.testing.assert_array_equal(codes[6], np.zeros(DIM))
+
+
+@STRATEGIES
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
-def test_equal_seeds_search_alike_whatever_else_draws_random_numbers(seed: int) -> None:
-    first, second = _search(seed), _search(seed)
+def test_equal_seeds_search_alike_whatever_else_draws_random_numbers(
+    strategy: Strategy, seed: int
+) -> None:
+    first, second = _search(strategy, seed), _search(strategy, seed)
     for _ in range(5):
         codes = first.ask()
         np.random.default_rng().normal(size=3)
@@ -56,10 +93,12 @@ def test_equal_seeds_search_alike_whatever_else_draws_random_numbers(seed: int) 
         np.testing.assert_array_equal(second.ask(), codes)
         first.tell(codes, codes.sum(axis=1))
         second.tell(codes, codes.sum(axis=1))
+        np.testing.assert_array_equal(first.current(), second.current())
 
 
-def test_seeds_differ() -> None:
-    assert not np.array_equal(_search(0).ask(), _search(1).ask())
+@STRATEGIES
+def test_seeds_differ(strategy: Strategy) -> None:
+    assert not np.array_equal(_search(strategy, 0).ask(), _search(strategy, 1).ask())
 
 
 def test_numpys_global_generator_is_left_alone() -> None:
@@ -80,14 +119,18 @@ def test_it_says_nothing_and_writes_nothing(
 
 
 @pytest.mark.parametrize("losses", [[np.nan] * POPULATION, [np.inf] * POPULATION, [1.0]])
-def test_losses_that_are_not_finite_or_too_few_are_refused(losses: list[float]) -> None:
-    search = _search()
+@STRATEGIES
+def test_losses_that_are_not_finite_or_too_few_are_refused(
+    strategy: Strategy, losses: list[float]
+) -> None:
+    search = _search(strategy)
     with pytest.raises(ValueError, match="finite losses"):
         search.tell(search.ask(), np.array(losses, np.float32))
 
 
-def test_codes_that_were_not_asked_for_are_refused() -> None:
-    search = _search()
+@STRATEGIES
+def test_codes_that_were_not_asked_for_are_refused(strategy: Strategy) -> None:
+    search = _search(strategy)
     codes = search.ask()
     with pytest.raises(ValueError, match="not the codes"):
         search.tell(codes + 1, np.zeros(POPULATION, np.float32))
@@ -96,25 +139,14 @@ def test_codes_that_were_not_asked_for_are_refused() -> None:
 @pytest.mark.parametrize("population", [4, 5])
 @pytest.mark.filterwarnings("error")
 def test_small_populations_search_without_warnings(population: int) -> None:
-    search = CodeSearch(4, population=population, sigma=1.0, bound=BOUND, seed=[0])
-    _run(search, 0.5, 40)
+    _run(_search(dim=4, population=population), 0.5, 40)
 
 
-def test_nothing_told_has_no_best() -> None:
-    with pytest.raises(ValueError, match="nothing has been told"):
-        _ = _search().best
-
-
-def test_a_drawn_mean_is_near_the_centre_and_leaves_the_generation_as_it_was() -> None:
+def test_a_second_draws_mean_is_near_the_centre_and_leaves_the_generation_as_it_was() -> None:
     """Its standard deviation is one over the square root of the population."""
-    search = CodeSearch(400, population=25, sigma=1.0, bound=0.0, seed=[1])
+    search = _search(dim=400, population=25, bound=0.0)
     codes = search.ask()
-    mean = search.drawn_mean()
+    mean = search.current()
     assert mean.std() == pytest.approx(1 / 5, rel=0.15)
     assert not np.allclose(mean, codes.mean(axis=0), atol=0.1)
     search.tell(codes, np.arange(25, dtype=np.float32))
-
-
-def test_without_a_bound_codes_go_as_far_as_they_like() -> None:
-    search = CodeSearch(50, population=20, sigma=9.0, bound=0.0, seed=[1])
-    assert np.abs(search.ask()).max() > 5.0

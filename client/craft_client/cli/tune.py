@@ -134,8 +134,11 @@ def tune(
             rich_help_panel=_TUNING,
         ),
     ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="Of the search: cma-es, random or spsa.", rich_help_panel=_TUNING)
+    ] = "cma-es",
     no_search: Annotated[
-        bool, typer.Option("--no-search", help="No CMA-ES.", rich_help_panel=_PARTS)
+        bool, typer.Option("--no-search", help="No search.", rich_help_panel=_PARTS)
     ] = False,
     no_refinement: Annotated[
         bool, typer.Option("--no-refinement", help="No head.", rich_help_panel=_PARTS)
@@ -170,6 +173,7 @@ def tune(
             random_codes=random_codes,
             scale=scale if scale is None or scale.startswith("paper") else float(scale),
             sigma=sigma,
+            strategy=strategy,
             search=not no_search,
             refinement=not no_refinement,
             consistency=not no_consistency,
