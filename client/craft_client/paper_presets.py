@@ -22,6 +22,7 @@ _MOST: dict[str, Any] = {
     "consistency_weight": 0.1,
     "consistency_share": 1 / 4,
     "hidden": 256,
+    "batch_size": 256,
 }
 _OF_DATA: dict[str, dict[str, Any]] = {
     "caltech101": {},
@@ -43,9 +44,9 @@ _OF_DATA: dict[str, dict[str, Any]] = {
     },
     "fgvcaircraft": {"sigma": 0.02, "bound": 0.0},
     "food101": {"bound": 0.0, "consistency_weight": 1.0, "consistency_share": 1.0},
-    "oxfordpets": {"sigma": 0.02, "consistency_share": 1.0},
+    "oxfordpets": {"sigma": 0.02, "consistency_share": 1.0, "batch_size": 64},
     "imagenet": {
-        "scale": "paper-wide",
+        "scale": "paper-imagenet",
         "bound": 0.0,
         "consistency_weight": 0.0,
         "consistency_share": 1.0,

@@ -61,11 +61,9 @@ def run_paper(run: TuningRun) -> Outcome:
         return Reading(losses, {})
 
     def train() -> None:
-        consistent = settings.consistency and run.answers.units.queries <= (
-            settings.budget * settings.consistency_share
-        )
-        weight = settings.consistency_weight if consistent else 0.0
-        mlp.train_epoch(scores, labels, consistency_weight=weight)
+        within = run.generation <= settings.consistency_share * settings.generations()
+        weight = settings.consistency_weight if settings.consistency and within else 0.0
+        mlp.train_epoch(scores, labels, batch_size=settings.batch_size, consistency_weight=weight)
 
     search = search_by(
         settings.strategy,

@@ -37,7 +37,6 @@ ONE_SHOT_REGULARISATION = 1e-3
 ONE_SHOT_HEAD_SCALE_PER_NAT = 10.0
 ONE_SHOT_HEAD_SCALE_AT_MOST = 20.0
 
-MLP_BATCH = 256
 MLP_RATE = 1e-3
 
 
@@ -215,7 +214,7 @@ def _calibrate(logits: Double, labels: Labels, start: Double) -> tuple[Double, f
 class ResidualMLP:
     """The paper's head while it is trained: s + MLP(s), C-256-C with ReLU, on one prompt's scores.
 
-    Adam with rate 1e-3, batches of 256, and PyTorch's default start of both layers, as in the
+    Adam with rate 1e-3, and PyTorch's default start of both layers, as in the
     released code.
 
     Args:
@@ -246,15 +245,17 @@ class ResidualMLP:
         hidden_weight, hidden_bias, weight, bias = self._parameters
         return ResidualMLPHead(hidden_weight.copy(), hidden_bias.copy(), weight.copy(), bias.copy())
 
-    def train_epoch(self, scores: Array, labels: Labels, *, consistency_weight: float) -> None:
+    def train_epoch(
+        self, scores: Array, labels: Labels, *, consistency_weight: float, batch_size: int = 256
+    ) -> None:
         """One pass over the pictures' log-probabilities [N, C], in a random order.
 
         Loss: cross-entropy of the refined prediction plus `consistency_weight` times the divergence
         of the unrefined prediction from it (CraFT, sections 3.2 and 3.3).
         """
         order = self._generator.permutation(len(labels))
-        for begin in range(0, len(order), MLP_BATCH):
-            batch = order[begin : begin + MLP_BATCH]
+        for begin in range(0, len(order), batch_size):
+            batch = order[begin : begin + batch_size]
             _, gradients = mlp_loss(
                 self._parameters, scores[batch], labels[batch], consistency_weight
             )

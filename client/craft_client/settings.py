@@ -59,13 +59,15 @@ class TuneSettings:
         sigma: the search's initial standard deviation.
         bound: that no coordinate of the search passes; 0 for none.
         hidden: units of the paper's head.
+        batch_size: pictures of a step of its training.
         strategy: of the search: `cma-es`, or for comparison `random` or `spsa`.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
         consistency: whether losses have the prediction-consistency term; off is the paper's
             ablation. Without refinement there is no such term either.
         consistency_weight: of that term.
-        consistency_share: of the budget, in which the loss of the paper's head has the term.
+        consistency_share: of the generations that the budget covers, in which the loss of the
+            paper's head has the term.
         template: the plain prompt, with one `{}` for the class name.
         shots: pictures a class, for the adapter's card only.
 
@@ -83,6 +85,7 @@ class TuneSettings:
     sigma: float = 1.0
     bound: float = 5.0
     hidden: int = 256
+    batch_size: int = 256
     strategy: Strategy = "cma-es"
     search: bool = True
     refinement: bool = True
@@ -107,6 +110,7 @@ class TuneSettings:
             _number("shots", self.shots, 1, math.inf) if self.shots is not None else None,
             _number("bound", self.bound, 0, math.inf),
             _number("hidden", self.hidden, 1, MOST_HIDDEN),
+            _number("batch_size", self.batch_size, 1, math.inf),
             _number("consistency_share", self.consistency_share, 0, 1),
             _choice("recipe", self.recipe, get_args(Recipe)),
             _choice("strategy", self.strategy, get_args(Strategy)),

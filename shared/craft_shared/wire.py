@@ -88,7 +88,7 @@ class ModelList(Answer):
 
 
 # Standard deviations of the released code's projections, by name; see `Context`.
-AbsoluteScale = Literal["paper", "paper-wide"]
+AbsoluteScale = Literal["paper", "paper-wide", "paper-imagenet"]
 Scale = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | AbsoluteScale
 
 
@@ -102,7 +102,7 @@ class Context(Message):
         scale: a standard normal code moves each coordinate of p0 by `scale` times the standard
             deviation of the model's token embeddings. By name, A's entries have an absolute
             standard deviation of the released code instead: 0.2 for `"paper"`, its setting of most
-            data sets, and 1 for `"paper-wide"`, that of ImageNet, DTD and EuroSAT.
+            data sets, 1 for `"paper-wide"` (DTD, EuroSAT), and 0.0255 for `"paper-imagenet"`.
     """
 
     init: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "a photo of a"

@@ -12,7 +12,11 @@ from craft_client.settings import TuneSettings
         ("EuroSAT", {"consistency_weight": 0.01, "consistency_share": 1.0}),
         ("fgvc_aircraft", {"bound": 0.0, "sigma": 0.02, "consistency_weight": 0.1}),
         ("food-101", {"bound": 0.0, "consistency_weight": 1.0}),
-        ("ImageNet", {"hidden": 512, "bound": 0.0, "consistency_weight": 0.0}),
+        ("oxford_pets", {"batch_size": 64, "consistency_share": 1.0}),
+        (
+            "ImageNet",
+            {"scale": "paper-imagenet", "hidden": 512, "bound": 0.0, "consistency_weight": 0.0},
+        ),
         ("somebody's own", {"scale": "paper", "sigma": 1.0, "hidden": 256}),
     ],
 )
@@ -31,6 +35,11 @@ def test_the_budget_covers_the_papers_generations(shots: int | None, generations
     settings = TuneSettings(**paper_settings("caltech101", shots))
     assert settings.budget == 1 + generations * 41
     assert settings.generations() == generations
+
+
+def test_the_heads_consistency_ends_after_a_quarter_of_the_generations() -> None:
+    settings = TuneSettings(**paper_settings("caltech101", 16))
+    assert settings.consistency_share * settings.generations() == 50
 
 
 def test_imagenet_has_half_the_budget() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -19,6 +19,7 @@ from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, percent, say, table
 from craft_client.exceptions import DataError
 from craft_shared.units import UNITS, Units
+from craft_shared.wire import AbsoluteScale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,13 +39,12 @@ _PARTS = "Parts of the method"
 
 
 def _scale(text: str | None) -> str | None:
-    if text is not None and text not in ("paper", "paper-wide"):
+    if text is not None and text not in get_args(AbsoluteScale):
         try:
             float(text)
         except ValueError as error:
-            raise typer.BadParameter(
-                f"'{text}' is neither a number nor 'paper' nor 'paper-wide'."
-            ) from error
+            names = ", ".join(get_args(AbsoluteScale))
+            raise typer.BadParameter(f"'{text}' is neither a number nor one of {names}.") from error
     return text
 
 
@@ -114,7 +114,7 @@ def tune(
             callback=_scale,
             show_default="3.0; paper: its own, by data set",
             help="How far codes move the prompt, in standard deviations of the model's token "
-            "embeddings; or the released code's 'paper' or 'paper-wide'.",
+            "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
             rich_help_panel=_TUNING,
         ),
     ] = None,

@@ -19,7 +19,12 @@ from craft_server.engine.tokens import Tokens
 from craft_shared.wire import Context
 
 # The standard deviations of A's entries in the authors' released code.
-ABSOLUTE_STD: dict[str, float] = {"paper": 0.2, "paper-wide": 1.0}
+ABSOLUTE_STD: dict[str, float] = {
+    "paper": 0.2,
+    "paper-wide": 1.0,
+    # Of PyTorch's default start of a layer with 512 inputs, which its ImageNet script keeps.
+    "paper-imagenet": (3 * 512) ** -0.5,
+}
 # 128 MiB in float32.
 MAX_PROJECTION_ENTRIES = 2**25
 REMEMBERED_PROJECTIONS = 4

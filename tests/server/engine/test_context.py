@@ -60,7 +60,7 @@ def test_standard_normal_code_moves_by_scale_times_sigma(
     assert float(moved.std()) == pytest.approx(scale * space.sigma, rel=0.05)
 
 
-@pytest.mark.parametrize("scale", ["paper", "paper-wide"])
+@pytest.mark.parametrize("scale", ["paper", "paper-wide", "paper-imagenet"])
 def test_paper_scale_is_absolute(space: ContextSpace, scale: AbsoluteScale) -> None:
     context = Context(dim=64, scale=scale)
     columns = displacement(space, context, np.eye(64, dtype=np.float32))
