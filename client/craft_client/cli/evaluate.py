@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from craft_client.api import Client
     from craft_client.data import Dataset, Sample
     from craft_client.remote import RemoteBlackBox
-    from craft_shared.adapter import Adapter
     from craft_shared.wire import ImageSet
 
 _TOP_UP = "Ask the provider for a top-up, or use a split with fewer pictures."
@@ -38,6 +38,34 @@ def zero_shot(
     as_json: AsJson = False,
 ) -> None:
     """Measure the untuned model on labelled pictures."""
+    _report(measure_zero_shot(data, split, template, model, url, key), as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies by name, percent; what was measured; on which pictures; what it cost."""
+
+    accuracies: dict[str, float]
+    about: dict[str, Any]
+    image_set: ImageSet
+    charged: Units
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            **self.about,
+            "pictures": self.image_set.count,
+            **self.accuracies,
+            "image_set": self.image_set.id,
+            "charged": self.charged.model_dump(),
+        }
+
+
+def measure_zero_shot(
+    data: Path, split: str, template: str, model: str | None, url: str | None, key: str | None
+) -> Measured:
+    """Scores the plain prompt over HTTP."""
     from craft_client.remote import check_prompts
 
     dataset, samples = _pictures(data, split)
@@ -53,9 +81,8 @@ def zero_shot(
         check_prompts(client, image_set, dataset.classes, templates=[template])
         image_set, uploaded = upload(client, image_set, samples)
         scores = _black_box(client, image_set, dataset.classes).score(templates=[template])
-    accuracy = _accuracy(scores.log_probs[0], _labels(samples))
-    _report(
-        {"accuracy": accuracy},
+    return Measured(
+        {"accuracy": _accuracy(scores.log_probs[0], _labels(samples))},
         {
             "data": str(data),
             "split": split,
@@ -65,7 +92,6 @@ def zero_shot(
         },
         image_set,
         uploaded + scores.charged,
-        as_json=as_json,
     )
 
 
@@ -87,29 +113,19 @@ def evaluate(
     """Measure a tuned adapter on labelled pictures: a run's, or a published one."""
     if (run is None) == (adapter is None):
         raise typer.BadParameter("name either a run directory or --adapter NAME.")
-    dataset, samples = _pictures(data, split)
     if run is not None:
-        from craft_client.journal import Journal
-
-        _evaluate_run(
-            Journal.open(run).adapter(), run, dataset, samples, split, url, key, as_json=as_json
-        )
+        measured = measure_run(run, data, split, url, key)
     else:
-        _evaluate_published(str(adapter), dataset, samples, split, url, key, as_json=as_json)
+        measured = _measure_published(str(adapter), data, split, url, key)
+    _report(measured, as_json=as_json)
 
 
-def _evaluate_run(
-    adapter: Adapter,
-    run: Path,
-    dataset: Dataset,
-    samples: Sequence[Sample],
-    split: str,
-    url: str | None,
-    key: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Scores the adapter's prompts over HTTP and applies its head here."""
+def measure_run(run: Path, data: Path, split: str, url: str | None, key: str | None) -> Measured:
+    """Scores the prompts of a run's adapter over HTTP and applies its head here."""
+    from craft_client.journal import Journal
+
+    dataset, samples = _pictures(data, split)
+    adapter = Journal.open(run).adapter()
     config = adapter.config
     labels = _labels(samples, dataset.classes, config.classes)
     with connect(url, key) as client:
@@ -131,7 +147,7 @@ def _evaluate_run(
         scores = _black_box(client, image_set, config.classes).score(
             templates=config.templates, context=config.context, codes=adapter.codes
         )
-    _report(
+    return Measured(
         {
             "accuracy_before": _accuracy(scores.log_probs[0], labels),
             "accuracy_after": _accuracy(adapter.head(scores.log_probs), labels),
@@ -145,23 +161,16 @@ def _evaluate_run(
         },
         image_set,
         uploaded + scores.charged,
-        as_json=as_json,
     )
 
 
-def _evaluate_published(
-    name: str,
-    dataset: Dataset,
-    samples: Sequence[Sample],
-    split: str,
-    url: str | None,
-    key: str | None,
-    *,
-    as_json: bool,
-) -> None:
+def _measure_published(
+    name: str, data: Path, split: str, url: str | None, key: str | None
+) -> Measured:
     """Lets the server classify with a published adapter."""
     from craft_client.remote import RemoteAdapter
 
+    dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.adapter(name)
         labels = _labels(samples, dataset.classes, card.classes)
@@ -176,7 +185,7 @@ def _evaluate_published(
         check_budgets(client, need, remedy=_TOP_UP)
         image_set, uploaded = upload(client, client.create_image_set(card.model), samples)
         found = remote.classify_image_set(image_set)
-    _report(
+    return Measured(
         {"accuracy_after": _accuracy(found.log_probs, labels)},
         {
             "adapter": card.name,
@@ -188,39 +197,24 @@ def _evaluate_published(
         },
         image_set,
         uploaded + found.charged,
-        as_json=as_json,
     )
 
 
-def _report(
-    accuracies: dict[str, float],
-    about: dict[str, Any],
-    image_set: ImageSet,
-    charged: Units,
-    *,
-    as_json: bool,
-) -> None:
+def _report(measured: Measured, *, as_json: bool) -> None:
     if as_json:
-        document(
-            {
-                **about,
-                "pictures": image_set.count,
-                **accuracies,
-                "image_set": image_set.id,
-                "charged": charged.model_dump(),
-            }
-        )
+        document(measured.document)
         return
     names = {
         "accuracy": "zero-shot",
         "accuracy_before": "before (plain prompt)",
         "accuracy_after": "after (adapter)",
     }
+    image_set = measured.image_set
     table(
-        [f"{about['split']} pictures: {image_set.count:,}", "accuracy"],
-        [[names[field], percent(accuracy)] for field, accuracy in accuracies.items()],
+        [f"{measured.about['split']} pictures: {image_set.count:,}", "accuracy"],
+        [[names[field], percent(accuracy)] for field, accuracy in measured.accuracies.items()],
     )
-    say(f"Charged: {units_line(charged)}.")
+    say(f"Charged: {units_line(measured.charged)}.")
     say(
         f"The pictures stay in image set {image_set.id}, free for the next evaluation; "
         f"'craft image-sets delete {image_set.id}' removes them."

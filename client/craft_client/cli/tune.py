@@ -157,7 +157,7 @@ def tune(
     started = time.monotonic()
     if resume is not None:
         _refuse_other_options(context)
-        task, folder = _task_of(resume), resume
+        task, folder = task_of(resume), resume
     else:
         if data is None:
             raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
@@ -181,15 +181,15 @@ def tune(
             template=template,
         )
         samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
-        task = _Task(settings, dataset.classes, data, samples)
+        task = Task(settings, dataset.classes, data, samples)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with _run_folder(folder, resumed=resume is not None):
-        result, image_set, uploaded = _tune(task, folder, model, url, key)
+        result, image_set, uploaded = tune_task(task, folder, model, url, key)
     _report(result, image_set, uploaded, folder, time.monotonic() - started, as_json=as_json)
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """Settings, class names, and pictures of the folder `data`."""
 
     settings: TuneSettings
@@ -214,7 +214,7 @@ def _refuse_other_options(context: typer.Context) -> None:
         )
 
 
-def _task_of(folder: Path) -> _Task:
+def task_of(folder: Path) -> Task:
     """The task of a run that was begun."""
     from craft_client.data import Sample
     from craft_client.journal import Journal
@@ -232,11 +232,11 @@ def _task_of(folder: Path) -> _Task:
         Sample(data / picture, label)
         for picture, label in zip(document["pictures"], document["labels"], strict=True)
     ]
-    return _Task(settings, document["classes"], data, samples)
+    return Task(settings, document["classes"], data, samples)
 
 
-def _tune(
-    task: _Task, folder: Path, model: str | None, url: str | None, key: str | None
+def tune_task(
+    task: Task, folder: Path, model: str | None, url: str | None, key: str | None
 ) -> tuple[TuneResult, ImageSet, Units]:
     """Checks everything that can be checked for free, then uploads, then tunes."""
     import numpy as np
@@ -261,7 +261,7 @@ def _tune(
 
 
 def _begin(
-    task: _Task,
+    task: Task,
     folder: Path,
     labels: NDArray[np.int64],
     client: Client,
