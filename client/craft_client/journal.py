@@ -63,7 +63,7 @@ class Journal:
             (folder / TENSOR_FOLDER).mkdir()
             (folder / LINES_FILE).touch()
             # Last, because a directory with this file is a run.
-            _write_whole(folder / RUN_FILE, _pretty(document))
+            write_whole(folder / RUN_FILE, _pretty(document))
         except OSError as error:
             raise _unusable(folder, "write", error) from error
         return cls(folder, document)
@@ -91,7 +91,7 @@ class Journal:
         text = _line({**line, "tensors": sorted(files)})
         try:
             for name, content in files.items():
-                _write_whole(self._tensor_path(name), codec.encode({}, content))
+                write_whole(self._tensor_path(name), codec.encode({}, content))
             with (self.folder / LINES_FILE).open("ab") as file:
                 file.write(text)
                 file.flush()
@@ -154,7 +154,7 @@ class Journal:
         """
         try:
             adapter.save(self.folder / ADAPTER_FOLDER)
-            _write_whole(self.folder / SUMMARY_FILE, _pretty(summary))
+            write_whole(self.folder / SUMMARY_FILE, _pretty(summary))
         except OSError as error:
             raise _unusable(self.folder, "write", error) from error
 
@@ -220,7 +220,8 @@ def _unusable(path: Path, verb: str, error: OSError) -> JournalError:
     )
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is on disk, whole, under its name or not there at all."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(data)

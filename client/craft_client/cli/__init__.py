@@ -1,6 +1,7 @@
 """The command `craft`: one module a group of commands.
 
     tune        craft tune
+    bench       craft bench
     evaluate    craft zero-shot, craft evaluate
     adapters    craft publish, adapters, retire, predict
     account     craft models, usage, budget, image-sets
@@ -12,10 +13,10 @@ is slow to import is imported by the command that needs it, so that `craft --hel
 
 from __future__ import annotations
 
-from craft_client.cli import account, adapters, evaluate, receipts, tune
+from craft_client.cli import account, adapters, bench, evaluate, receipts, tune
 from craft_client.cli.root import app
 
 __all__ = ["app"]
 
-for module in (tune, evaluate, adapters, account, receipts):
+for module in (tune, bench, evaluate, adapters, account, receipts):
     module.register(app)

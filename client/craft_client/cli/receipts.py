@@ -55,15 +55,31 @@ def receipt(
     as_json: AsJson = False,
 ) -> None:
     """Get a signed receipt of what a run was charged; it is verified before it is written."""
+    text, content = fetch_receipt(run, url, key, since=since, until=until)
+    out.write_text(f"{text}\n", encoding="ascii")
+    _show(content, as_json)
+    say(f"Wrote the receipt to '{out}'.")
+
+
+def fetch_receipt(
+    run: str | None,
+    url: str | None,
+    key: str | None,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+) -> tuple[str, Receipt]:
+    """A receipt over a run, given as its directory or by its name, or over all; and what it says.
+
+    Raises:
+        CraftError: the server's receipt is not valid, or there is none.
+    """
     from craft_shared.receipt import read_keys, verify
 
     name = None if run is None else _run_name(run)
     with connect(url, key) as client, _telling(f"The receipt of {client.base_url}"):
         text = client.receipt(name, since=since, until=until)
-        content = verify(text, read_keys(client.receipt_keys()))
-    out.write_text(f"{text}\n", encoding="ascii")
-    _show(content, as_json)
-    say(f"Wrote the receipt to '{out}'.")
+        return text, verify(text, read_keys(client.receipt_keys()))
 
 
 def verify_receipt(

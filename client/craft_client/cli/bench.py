@@ -1,0 +1,144 @@
+"""`craft bench`: data sets x shots x recipes x seeds, tuned and measured; it can be interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url
+from craft_client.cli.show import document, say, table
+from craft_client.exceptions import DataError
+
+if TYPE_CHECKING:
+    from craft_client.bench import Cell
+    from craft_client.data import Dataset
+
+RESULT_FILE = "result.json"
+
+
+def bench(
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            show_default=False,
+            help="Holds a folder a data set, named as CoOp names them.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Results; what is there already is kept.")] = Path(
+        "bench"
+    ),
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(show_default="the paper's eleven", help="Folder of a data set; repeatable."),
+    ] = None,
+    shots: Annotated[list[int] | None, typer.Option(show_default="16", help="Repeatable.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(show_default="1 2 3", help="Repeatable.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(show_default="craftbox", help="As of tune; repeatable.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="the recipe's", help="Queries that each run may spend."),
+    ] = None,
+    model: Model = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune and measure on many data sets, with mean and spread over seeds.
+
+    Each run has a receipt of what it was charged. Data sets that are not there are named and left
+    out. A benchmark that was interrupted goes on where it was: nothing is paid for twice.
+    """
+    from craft_client import bench as benchmark
+    from craft_client.journal import write_whole
+
+    found, missing = benchmark.find_datasets(data, dataset or benchmark.PAPER_SETS)
+    for reason in missing:
+        say(f"Skipped {reason}")
+    if not found:
+        raise DataError(
+            f"'{data}' holds none of the data sets.", remedy="Name folders in it with --dataset."
+        )
+    results: list[dict[str, Any]] = []
+    sets = {one.name: one for one in found}
+    plan = benchmark.cells(sets, recipe or ["craftbox"], shots or [16], seed or [1, 2, 3])
+    for number, cell in enumerate(plan, start=1):
+        say(f"{number}/{len(plan)} {cell.data}, {cell.recipe}, {cell.shots} shots, {cell.seed}")
+        folder = cell.folder(out)
+        if (folder / RESULT_FILE).exists():
+            results.append(json.loads((folder / RESULT_FILE).read_bytes()))
+            continue
+        result = _measure(cell, sets[cell.data], data / cell.data, folder, budget, model, url, key)
+        write_whole(folder / RESULT_FILE, json.dumps(result, indent=1).encode())
+        results.append(result)
+        write_whole(out / "results.json", json.dumps(results, indent=1).encode())
+        text = benchmark.markdown(benchmark.summarise(results))
+        write_whole(out / "results.md", text.encode())
+    lines = benchmark.summarise(results)
+    if as_json:
+        document({"results": results, "summary": lines, "skipped": missing})
+        return
+    table(benchmark.COLUMNS, benchmark.rows(lines))
+    paper = ", ".join(f"{name} {mean}" for name, mean in benchmark.PAPER_MEANS.items())
+    say(f"{benchmark.PAPER_NOTE} {paper}.")
+
+
+def _measure(
+    cell: Cell,
+    dataset: Dataset,
+    data: Path,
+    folder: Path,
+    budget: int | None,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+) -> dict[str, Any]:
+    from craft_client.cli.evaluate import measure_run
+    from craft_client.cli.receipts import fetch_receipt
+    from craft_client.cli.tune import Task, tune_task
+    from craft_client.data import few_shot
+    from craft_client.journal import SUMMARY_FILE, Journal, write_whole
+    from craft_client.paper_presets import recipe_settings
+
+    run = folder / "run"
+    if not (run / SUMMARY_FILE).exists():
+        settings = recipe_settings(
+            cell.recipe,
+            cell.data,
+            cell.shots,
+            budget=budget,
+            seed=cell.seed,
+            template=PLAIN_TEMPLATE,
+        )
+        samples = few_shot(dataset.split("train"), cell.shots, cell.seed, dataset.classes)
+        run.mkdir(parents=True, exist_ok=True)
+        tune_task(Task(settings, dataset.classes, data, samples), run, model, url, key)
+    summary = Journal.open(run).summary()
+    text, receipt = fetch_receipt(str(run), url, key)
+    write_whole(folder / "receipt.jws", f"{text}\n".encode())
+    measured = measure_run(run, data, "test", url, key)
+    return {
+        "data": cell.data,
+        "recipe": cell.recipe,
+        "shots": cell.shots,
+        "seed": cell.seed,
+        "zero_shot": measured.accuracies["accuracy_before"],
+        "accuracy": measured.accuracies["accuracy_after"],
+        "deployed": summary["deployed"],
+        "tuning": receipt.total.model_dump(),
+        "evaluation": measured.charged.model_dump(),
+        "model": measured.about["model"],
+        "revision": measured.about["revision"],
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(bench)

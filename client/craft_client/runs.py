@@ -1,0 +1,274 @@
+"""A run directory as reports read it: what was asked for, what each generation brought, its end.
+
+It knows what a run's files mean and reads them without changing anything; it does not know how
+they are shown or drawn. Of a run that is unfinished there is no accuracy: the journal has none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+
+from craft_client.journal import (
+    ADAPTER_FOLDER,
+    LINES_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    TENSOR_FOLDER,
+    Journal,
+    JournalError,
+)
+from craft_shared.adapter import CONFIG_FILE, AdapterConfig
+from craft_shared.units import Units
+
+
+class Settings(BaseModel):
+    """What all runs' settings have for reports; the others are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    recipe: str | None = None
+    mode: str | None = None
+    shots: int | None = None
+    seed: int | None = None
+    budget: int | None = None
+
+
+class About(BaseModel):
+    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of pictures."""
+
+    craftbox: str
+    started_at: str
+    model: str
+    revision: str
+    settings: Settings
+    classes: list[str]
+    labels: list[int]
+    data: Path | None = None
+
+
+class Candidate(BaseModel):
+    """What might have been deployed; accuracy in percent, held out."""
+
+    name: str
+    prompts: int
+    accuracy: FiniteFloat | None = None
+    loss: FiniteFloat | None = None
+    regularisation: FiniteFloat | None = None
+
+
+class Moment(BaseModel):
+    """An entry of the summary's history."""
+
+    generation: int
+    accuracy: FiniteFloat | None
+
+
+class Summary(BaseModel):
+    """What `summary.json` says, but for what the journal's lines say too."""
+
+    finished_at: str
+    accuracy_before: FiniteFloat
+    accuracy_after: FiniteFloat | None
+    stopped_by: str | None
+    adapter: str
+    deployed: str
+    candidates: list[Candidate]
+    history: list[Moment]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run was after its first request, or after a generation.
+
+    Attributes:
+        queries: charged until then.
+        predictions: charged until then.
+        loss: mean of the generation's prompts.
+        best_loss: least of a single prompt until then, as it was when that prompt was scored.
+        accuracy: on the training pictures, percent; None where unfinished or not measurable.
+        cost_micros: charged until then; None where a line does not tell it.
+    """
+
+    queries: int
+    predictions: int
+    loss: float
+    best_loss: float
+    accuracy: float | None
+    cost_micros: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not. Use `load`.
+
+    Attributes:
+        folder: its directory.
+        about: what was asked for.
+        points: in order.
+        units: charged by the tuning; the pictures' upload is not in the journal.
+        cost_micros: the price of these units; None where a line does not tell it.
+        failure: why the last answer could not be used; None where it could.
+        summary: how it ended; None where it is unfinished.
+        prompts: that the adapter has; None where it is unfinished.
+    """
+
+    folder: Path
+    about: About
+    points: tuple[Point, ...]
+    units: Units
+    cost_micros: int | None
+    failure: str | None
+    summary: Summary | None
+    prompts: int | None
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads the directory.
+
+        Raises:
+            JournalError: there is no run, or it is damaged.
+        """
+        journal = Journal.open(folder)
+        about = _checked(About, journal.document, f"'{folder / RUN_FILE}'")
+        # Before the lines, which a run that is still going on may add to.
+        summary, prompts = None, None
+        if journal.finished:
+            summary = _checked(Summary, journal.summary(), f"'{folder / SUMMARY_FILE}'")
+            prompts = _adapter_config(folder / ADAPTER_FOLDER / CONFIG_FILE).prompts
+        lines = [
+            _checked(_Line, line, f"'{folder / LINES_FILE}', line {number},")
+            for number, line in enumerate(journal.lines(), start=1)
+        ]
+        return cls(
+            folder=folder,
+            about=about,
+            points=tuple(_points(lines, summary.history if summary else [])),
+            units=sum((line.charged for line in lines), Units()),
+            cost_micros=_cost(lines),
+            failure=lines[-1].error if lines else None,
+            summary=summary,
+            prompts=prompts,
+        )
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def data(self) -> str:
+        """The name of the data set."""
+        return self.about.data.name if self.about.data else "unknown"
+
+    @property
+    def state(self) -> str:
+        """`finished` or `unfinished`."""
+        return "finished" if self.summary else "unfinished"
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A directory that cannot be read as a run, and why."""
+
+    folder: Path
+    reason: str
+
+
+def runs_below(folder: Path) -> tuple[list[Run], list[Damaged]]:
+    """All runs in a folder and below, by path; what cannot be read does not hide the others.
+
+    Raises:
+        JournalError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise JournalError(
+            f"There is no folder '{folder}'.", remedy="Name the folder that holds run directories."
+        )
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+
+    def unreadable(error: OSError) -> None:
+        damaged.append(Damaged(Path(error.filename), f"Cannot be read: {error.strerror}."))
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        if RUN_FILE in files or LINES_FILE in files:
+            # Runs may lie in runs, but not among the files of one.
+            folders[:] = set(folders) - {TENSOR_FOLDER, ADAPTER_FOLDER}
+            try:
+                runs.append(Run.load(Path(place)))
+            except JournalError as error:
+                damaged.append(Damaged(Path(place), error.message))
+        folders.sort()
+    return runs, damaged
+
+
+class _Line(BaseModel):
+    """A line of the journal: one paid answer."""
+
+    generation: int
+    charged: Units
+    cost_micros: NonNegativeInt | None = None
+    mean_loss: FiniteFloat | None = None
+    best_loss: FiniteFloat | None = None
+    error: str | None = None
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _checked(model: type[_Model], value: Mapping[str, Any], where: str) -> _Model:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _damaged(where, error) from error
+
+
+def _adapter_config(path: Path) -> AdapterConfig:
+    try:
+        return AdapterConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise JournalError(f"Cannot read '{path}': {error.strerror or error}.") from error
+    except ValidationError as error:
+        raise _damaged(f"'{path}'", error) from error
+
+
+def _damaged(where: str, error: ValidationError) -> JournalError:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    problem = ": ".join(part for part in (field, first["msg"]) if part)
+    return JournalError(f"{where} is damaged, or of another version of craftbox: {problem}.")
+
+
+def _points(lines: Iterable[_Line], history: Iterable[Moment]) -> Iterator[Point]:
+    accuracies = {moment.generation: moment.accuracy for moment in history}
+    units, best_loss = Units(), float("inf")
+    seen: list[_Line] = []
+    for generation, requests in groupby(lines, key=lambda line: line.generation):
+        made = list(requests)
+        seen += made
+        units += sum((line.charged for line in made), Units())
+        # The first request has the population; the paper's recipe scores its mean in a second.
+        loss, least = made[0].mean_loss, made[0].best_loss
+        if loss is None or least is None:
+            continue
+        best_loss = min(best_loss, least)
+        yield Point(
+            queries=units.queries,
+            predictions=units.predictions,
+            loss=loss,
+            best_loss=best_loss,
+            accuracy=accuracies.get(generation),
+            cost_micros=_cost(seen),
+        )
+
+
+def _cost(lines: Iterable[_Line]) -> int | None:
+    costs = [line.cost_micros for line in lines]
+    return None if None in costs else sum(cost for cost in costs if cost is not None)
