@@ -46,7 +46,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels are names already, the names are the labels.
         model: the server's name of the model; None for its first.
         recipe: see `craft_client.settings.TuneSettings`, as all further ones; None stands for the
-            recipe's own value.
+            recipe's own value (see `craft_client.paper_presets.recipe_settings`).
         budget: see there.
         seed: see there.
         population: see there.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from craft_client.settings import TuneSettings
+from craft_client.settings import RANDOM_CODES, TuneSettings
 
 POPULATION = 40
 # Queries that the paper counts, one for each code of each population, by shots.
@@ -96,12 +96,18 @@ def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
 def recipe_settings(recipe: str, data: str, shots: int | None, **given: Any) -> TuneSettings:
     """Settings of a recipe for a data set, in which what is `given` and not None comes first.
 
+    craftbox's recipe without a `budget` is the plain prompt and the random codes; a search, which
+    adds little to them, is for those who give it one.
+
     Raises:
         SettingsError: an option's value is impossible.
     """
-    preset = paper_settings(data, shots) if recipe == "paper" else {"recipe": recipe}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return TuneSettings(**{**preset, **chosen, "shots": shots})
+    if recipe == "paper":
+        return TuneSettings(**{**paper_settings(data, shots), **chosen, "shots": shots})
+    if "budget" not in chosen:
+        chosen |= {"search": False, "budget": 1 + chosen.get("random_codes", RANDOM_CODES)}
+    return TuneSettings(**{**chosen, "recipe": recipe, "shots": shots})
 
 
 def _key(data: str) -> str:

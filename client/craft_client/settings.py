@@ -24,6 +24,8 @@ LEAST_POPULATION = 4
 MOST_DIM = 4096
 MOST_SCALE = 1000.0
 MOST_HIDDEN = 65_536
+# With the plain prompt, 32 queries.
+RANDOM_CODES = 31
 
 Recipe = Literal["craftbox", "paper"]
 Strategy = Literal["cma-es", "random", "spsa"]
@@ -80,7 +82,7 @@ class TuneSettings:
     seed: int = 1
     population: int = 40
     dim: int = 512
-    random_codes: int = 16
+    random_codes: int = RANDOM_CODES
     scale: Scale = 3.0
     sigma: float = 1.0
     bound: float = 5.0

@@ -46,6 +46,13 @@ def test_imagenet_has_half_the_budget() -> None:
     assert TuneSettings(**paper_settings("imagenet", 16)).generations() == 100
 
 
+def test_craftboxs_recipe_searches_only_where_a_budget_is_given() -> None:
+    alone = recipe_settings("craftbox", "dtd", 16, seed=3)
+    assert (alone.budget, alone.search, alone.generations()) == (32, False, 0)
+    assert recipe_settings("craftbox", "dtd", 16, random_codes=7).budget == 8
+    assert recipe_settings("craftbox", "dtd", 16, budget=112).generations() == 2
+
+
 def test_what_is_given_comes_first() -> None:
     settings = recipe_settings("paper", "dtd", 16, budget=500, sigma=None, seed=3)
     assert (settings.budget, settings.sigma, settings.seed, settings.shots) == (500, 0.02, 3, 16)

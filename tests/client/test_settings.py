@@ -105,9 +105,9 @@ def test_one_class_is_no_task() -> None:
 
 
 def test_a_key_that_cannot_pay_for_the_first_generation_is_told() -> None:
-    _check(budgets=[budget("queries", 57)])
-    with pytest.raises(SettingsError, match="the key's queries budget: is 56"):
-        _check(budgets=[budget("queries", 56)])
+    _check(budgets=[budget("queries", 72)])
+    with pytest.raises(SettingsError, match="the key's queries budget: is 71"):
+        _check(budgets=[budget("queries", 71)])
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,15 @@ def test_a_key_that_cannot_pay_for_the_first_generation_is_told() -> None:
     [
         (
             [budget("queries", 500), budget("queries", 60, spent=10, of="team")],
-            "the team's queries budget: is 50, but .* take 17 and one generation takes 40",
+            "the team's queries budget: is 50, but .* take 32 and one generation takes 40",
         ),
         (
-            [budget("queries", 500), budget("queries", 56, window="day")],
-            "the key's queries budget of this day: is 56",
+            [budget("queries", 500), budget("queries", 71, window="day")],
+            "the key's queries budget of this day: is 71",
         ),
         (
-            [budget("predictions", 227, of="team", window="month")],
-            "the team's predictions budget of this month: is 227, but .* take 68 and .* 160",
+            [budget("predictions", 287, of="team", window="month")],
+            "the team's predictions budget of this month: is 287, but .* take 128 and .* 160",
         ),
         ([budget("requests", 1)], "the key's requests budget: is 1, but .* Raise it to at least 2"),
     ],
@@ -139,6 +139,6 @@ def test_the_least_of_all_budgets_counts_whoever_and_whatever_it_bounds(
 def test_a_prompt_may_be_several_queries() -> None:
     settings = TuneSettings(budget=200)
     assert settings.generations() == 4
-    assert settings.generations(lambda prompts: _units(prompts, 2)) == 2
-    with pytest.raises(SettingsError, match="at least 228"):
+    assert settings.generations(lambda prompts: _units(prompts, 2)) == 1
+    with pytest.raises(SettingsError, match="at least 288"):
         settings.check_task(LABELS, CLASSES, [], lambda prompts: _units(prompts, 4))

@@ -51,8 +51,8 @@ def test_it_tunes_against_a_server_elsewhere(
         "CRAFT_API_KEY": server.key("--queries", "100", owner="alone"),
     }
     command = [client_venv / "bin/craft", "tune", "--data", digits, "--shots", "2"]
-    command += ["--budget", "57", "--run", tmp_path / "run", "--json"]
+    command += ["--budget", "72", "--run", tmp_path / "run", "--json"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["charged"]["queries"] == 57
+    assert json.loads(done.stdout)["charged"]["queries"] == 72
     assert (tmp_path / "run/adapter/adapter.safetensors").exists()

@@ -11,7 +11,7 @@ from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import Server
 
-BUDGET = 57  # the plain prompt, 16 random codes, one generation of 40
+BUDGET = 72  # the plain prompt, 31 random codes, one generation of 40
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_ledger_agrees_with_the_client_to_the_last_unit(
     spent = [
         server.craft_json(key, "zero-shot", "--data", digits),
         server.craft_json(
-            key, "tune", "--data", digits, "--shots", "4", "--budget", "57", "--run", tmp_path / "r"
+            key, "tune", "--data", digits, "--shots", "4", "--budget", "72", "--run", tmp_path / "r"
         ),
         server.craft_json(key, "evaluate", tmp_path / "r", "--data", digits),
     ]
@@ -93,7 +93,7 @@ def test_same_seed_gives_the_same_adapter(
     for attempt in ("first", "second"):
         folder = tmp_path / attempt
         server.craft_json(
-            key, "tune", "--data", digits, "--shots", "2", "--budget", "57", "--run", folder
+            key, "tune", "--data", digits, "--shots", "2", "--budget", "72", "--run", folder
         )
         adapter = Adapter.load(folder / "adapter")
         digests.append((adapter.codes.tobytes(), adapter.head.tensors()["head.weight"].tobytes()))

@@ -70,8 +70,9 @@ def tune(
         int | None,
         typer.Option(
             min=1,
-            show_default="8000; paper: its own, by shots",
-            help="Queries that the run may spend.",
+            show_default="for the random codes alone; paper: its own, by shots",
+            help="Queries that the run may spend; what is left after the random codes, the search "
+            "spends.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the search.")] = 1,
@@ -103,7 +104,7 @@ def tune(
     random_codes: Annotated[
         int | None,
         typer.Option(
-            show_default="16; paper: 0",
+            show_default="31; paper: 0",
             help="Codes scored before the search.",
             rich_help_panel=_TUNING,
         ),
