@@ -130,7 +130,7 @@ def test_zero_shot_measures_the_plain_prompt(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:
     found = answer(craft("zero-shot", "--data", picture_folder, "--json"))
-    assert found["template"] == "a photo of a {}."
+    assert found["templates"] == ["a photo of a {}."]
     assert cost(found) == Units(queries=1, predictions=12, images=12, texts=3, requests=3)
     assert cost(found) == connected.charged
     again = answer(craft("zero-shot", "--data", picture_folder, "--json"))
@@ -138,6 +138,14 @@ def test_zero_shot_measures_the_plain_prompt(
     assert cost(again).images == 0
     train = answer(craft("zero-shot", "--data", picture_folder, "--split", "train", "--json"))
     assert train["pictures"] == 18
+
+
+def test_an_ensemble_is_a_query_for_each_template(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    found = answer(craft("zero-shot", "--data", picture_folder, "--ensemble", "--json"))
+    assert len(found["templates"]) == 7
+    assert cost(found) == Units(queries=7, predictions=84, images=12, texts=21, requests=3)
 
 
 def test_the_account_is_shown_free_of_charge(
