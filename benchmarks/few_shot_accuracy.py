@@ -72,7 +72,8 @@ def measure(env: dict[str, str], data: Path, args: argparse.Namespace) -> dict[s
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            settings = ["--shots", args.shots, "--budget", args.budget, "--seed", seed]
+            settings = ["--shots", args.shots, "--seed", seed]
+            settings += [] if args.budget is None else ["--budget", args.budget]
             tuned = command(
                 env, "craft", "tune", "--data", data, *settings, *args.tune, "--run", run
             )
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--budget", type=int, default=8000)
+    parser.add_argument("--budget", type=int, help="queries of a run; the recipe's by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--json", type=Path)
     parser.add_argument("tune", nargs="*", help="further options for craft tune, after --")
