@@ -168,6 +168,11 @@ class Run:
         return self.about.data.name if self.about.data else "unknown"
 
     @property
+    def accuracies(self) -> list[tuple[Point, float]]:
+        """The points whose accuracy is known, and that."""
+        return [(point, point.accuracy) for point in self.points if point.accuracy is not None]
+
+    @property
     def state(self) -> str:
         """`finished` or `unfinished`."""
         return "finished" if self.summary else "unfinished"
@@ -249,11 +254,12 @@ def _damaged(where: str, error: ValidationError) -> JournalError:
 def _points(lines: Iterable[_Line], history: Iterable[Moment]) -> Iterator[Point]:
     accuracies = {moment.generation: moment.accuracy for moment in history}
     units, best_loss = Units(), float("inf")
-    seen: list[_Line] = []
+    cost: int | None = 0
     for generation, requests in groupby(lines, key=lambda line: line.generation):
         made = list(requests)
-        seen += made
         units += sum((line.charged for line in made), Units())
+        more = _cost(made)
+        cost = None if cost is None or more is None else cost + more
         # The first request has the population; the paper's recipe scores its mean in a second.
         loss, least = made[0].mean_loss, made[0].best_loss
         if loss is None or least is None:
@@ -265,7 +271,7 @@ def _points(lines: Iterable[_Line], history: Iterable[Moment]) -> Iterator[Point
             loss=loss,
             best_loss=best_loss,
             accuracy=accuracies.get(generation),
-            cost_micros=_cost(seen),
+            cost_micros=cost,
         )
 
 

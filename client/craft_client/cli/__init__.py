@@ -6,6 +6,7 @@
     adapters    craft publish, adapters, retire, predict
     account     craft models, usage, budget, image-sets
     receipts    craft receipt, verify-receipt
+    runs        craft runs, report, compare
 
 The commands know what to ask and how to show it; they know neither HTTP nor optimisation. Whatever
 is slow to import is imported by the command that needs it, so that `craft --help` is quick.
@@ -13,10 +14,10 @@ is slow to import is imported by the command that needs it, so that `craft --hel
 
 from __future__ import annotations
 
-from craft_client.cli import account, adapters, bench, evaluate, receipts, tune
+from craft_client.cli import account, adapters, bench, evaluate, receipts, runs, tune
 from craft_client.cli.root import app
 
 __all__ = ["app"]
 
-for module in (tune, bench, evaluate, adapters, account, receipts):
+for module in (tune, bench, evaluate, adapters, account, receipts, runs):
     module.register(app)

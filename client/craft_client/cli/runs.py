@@ -1,0 +1,372 @@
+"""`craft runs`, `craft report` and `craft compare`: what run directories hold."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from craft_client.budgets import currency
+from craft_client.cli.options import AsJson
+from craft_client.cli.show import document, percent, say, table
+from craft_client.exceptions import CraftError
+from craft_shared.units import UNITS
+
+if TYPE_CHECKING:
+    from craft_client.runs import Run, Summary
+
+
+def _picture_or_page(out: Path | None) -> Path | None:
+    if out is not None and out.suffix.lower() not in (".png", ".html"):
+        raise typer.BadParameter(f"'{out}' ends neither in .png nor in .html.")
+    return out
+
+
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds run directories.")
+    ] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder and below: what each was asked for, and what it came to.
+
+    Costs, where there are any, are in the provider's currency.
+    """
+    from craft_client.runs import runs_below
+
+    found, damaged = runs_below(folder)
+    if as_json:
+        document(
+            {
+                "runs": [_facts(run) for run in found],
+                "damaged": [{"run": str(bad.folder), "reason": bad.reason} for bad in damaged],
+            }
+        )
+        return
+    if found:
+        table(*_list(found))
+    else:
+        say(f"There are no runs in '{folder}' or below.")
+    for bad in damaged:
+        say(f"Damaged: '{bad.folder}'. {bad.reason}", style="bold red")
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", file_okay=False, show_default="RUN", help="The folder to write into."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run's accuracy, loss and cost over its budget: report.png and report.html.
+
+    The page needs nothing but itself, so that it can be sent to others as it is.
+    """
+    from craft_client.plots import draw_run
+    from craft_client.runs import Run
+
+    found = Run.load(run)
+    light, dark = draw_run(found), draw_run(found, dark=True)
+    page = _page(
+        f"Run {found.name}",
+        _notes(found),
+        _sections(found),
+        alt="What the run reached over its queries.",
+        light=light,
+        dark=dark,
+    )
+    folder = out or run
+    png, html = folder / "report.png", folder / "report.html"
+    _write_whole({png: light, html: page})
+    if as_json:
+        document({**_facts(found), "png": str(png), "html": str(html)})
+    if not found.summary:
+        say(f"The run in '{run}' is unfinished; the report says what its journal holds.")
+    say(f"Wrote '{png}' and '{html}'.")
+
+
+def compare(
+    run: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Run directories.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            dir_okay=False,
+            callback=_picture_or_page,
+            show_default=False,
+            help="Draw accuracies over predictions into this .png or .html file.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: what each was asked for, what it was charged, and what it came to."""
+    from craft_client.runs import Run
+
+    found = [Run.load(folder) for folder in run]
+    drawn = None if out is None else _drawn(found, as_page=out.suffix.lower() == ".html")
+    if as_json:
+        document({"runs": [_facts(one) for one in found]})
+    else:
+        table(*_comparison(found))
+    _say_differences(found)
+    if out is not None and drawn is not None:
+        _write_whole({out: drawn})
+        left_out = [f"'{one.folder}'" for one in found if not one.accuracies]
+        if left_out:
+            say(f"Not drawn, because no accuracy is known: {', '.join(left_out)}.")
+        say(f"Wrote '{out}'.")
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """JSON-able; what is not known is null."""
+    settings, summary = run.about.settings, run.summary
+    return {
+        "run": str(run.folder),
+        "data": run.data,
+        "model": run.about.model,
+        "revision": run.about.revision,
+        "recipe": settings.recipe,
+        "mode": settings.mode,
+        "shots": settings.shots,
+        "seed": settings.seed,
+        "state": run.state,
+        "deployed": summary.deployed if summary else None,
+        "prompts": run.prompts,
+        **run.units.model_dump(),
+        "cost_micros": run.cost_micros,
+        "accuracy_before": summary.accuracy_before if summary else None,
+        "accuracy_after": summary.accuracy_after if summary else None,
+    }
+
+
+_Columns = dict[str, Callable[["Run"], object]]
+_ACCURACIES: _Columns = {
+    "accuracy before": lambda run: _before(run.summary),
+    "accuracy after": lambda run: _after(run.summary),
+}
+
+
+def _list(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
+    columns: _Columns = {
+        "run": lambda run: run.folder,
+        "data": lambda run: run.data,
+        "model": lambda run: run.about.model,
+        "shots": lambda run: _known(run.about.settings.shots),
+        "seed": lambda run: _known(run.about.settings.seed),
+        "state": lambda run: run.state,
+        "queries": lambda run: run.units.queries,
+        "predictions": lambda run: run.units.predictions,
+        **_ACCURACIES,
+    }
+    if any(run.cost_micros for run in found):
+        columns["cost"] = _cost
+    return _rows(columns, found)
+
+
+def _comparison(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
+    columns: _Columns = {"run": lambda run: run.folder, "data": lambda run: run.data}
+    if any(run.about.settings.recipe for run in found):
+        columns["recipe"] = lambda run: _known(run.about.settings.recipe)
+    if any(run.about.settings.mode for run in found):
+        columns["mode"] = lambda run: _known(run.about.settings.mode)
+    columns["shots"] = lambda run: _known(run.about.settings.shots)
+    columns["seed"] = lambda run: _known(run.about.settings.seed)
+    columns["deployed"] = lambda run: run.summary.deployed if run.summary else "not yet"
+    columns["prompts"] = lambda run: "not yet" if run.prompts is None else run.prompts
+    for unit in UNITS:
+        columns[unit] = lambda run, unit=unit: run.units[unit]  # type: ignore[misc]
+    return _rows({**columns, **_ACCURACIES}, found)
+
+
+def _rows(columns: _Columns, found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
+    return list(columns), [[value(run) for value in columns.values()] for run in found]
+
+
+def _before(summary: Summary | None) -> str:
+    return _accuracy(summary.accuracy_before) if summary else "not yet"
+
+
+def _after(summary: Summary | None) -> str:
+    return _accuracy(summary.accuracy_after) if summary else "not yet"
+
+
+def _accuracy(accuracy: float | None) -> str:
+    return "not measurable" if accuracy is None else percent(accuracy)
+
+
+def _cost(run: Run) -> object:
+    return "unknown" if run.cost_micros is None else currency(run.cost_micros)
+
+
+def _known(value: object) -> object:
+    return "unknown" if value is None else value
+
+
+def _say_differences(found: Sequence[Run]) -> None:
+    data = dict.fromkeys(str(run.about.data or "unknown") for run in found)
+    if len(data) > 1:
+        say(f"The runs differ in their data: {', '.join(data)}.")
+    if len({tuple(run.about.classes) for run in found}) > 1:
+        say("The runs differ in their classes.")
+
+
+def _drawn(found: Sequence[Run], *, as_page: bool) -> bytes:
+    from craft_client.plots import draw_comparison
+
+    light = draw_comparison(found)
+    if not as_page:
+        return light
+    return _page(
+        f"Comparison of {len(found)} runs",
+        ["Accuracies are those on the training pictures."],
+        [_Section("Runs", *_comparison(found))],
+        alt="Accuracy of each run over its predictions.",
+        light=light,
+        dark=draw_comparison(found, dark=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A table of a page, without a head where `columns` is empty; `marked` rows stand out."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    marked: Collection[int] = ()
+
+
+def _notes(run: Run) -> list[str]:
+    notes = []
+    if not run.summary:
+        notes.append(
+            "The run is unfinished: this is what its journal holds. Accuracy is known when it ends."
+        )
+    if run.failure:
+        notes.append(f"It broke off: {run.failure}.")
+    if run.summary and run.summary.stopped_by:
+        stopped_by = run.summary.stopped_by
+        notes.append(f"Stopped before the run's own budget was used up: {stopped_by}.")
+    return notes
+
+
+def _sections(run: Run) -> list[_Section]:
+    about, summary = run.about, run.summary
+    facts: dict[str, object] = {
+        "state": run.state,
+        "began": about.started_at,
+        "ended": summary.finished_at if summary else "not yet",
+        "data": run.data,
+        "classes": len(about.classes),
+        "training pictures": len(about.labels),
+        "model": about.model,
+        "revision": about.revision,
+        "craftbox": about.craftbox,
+    }
+    if summary:
+        facts |= {
+            "deployed": summary.deployed,
+            "its prompts": run.prompts,
+            "its digest": summary.adapter,
+            "accuracy before: the plain prompt": _before(summary),
+            "accuracy after: held out": _after(summary),
+        }
+    charged: dict[str, object] = {unit: run.units[unit] for unit in UNITS}
+    if run.cost_micros != 0:
+        charged["cost"] = _cost(run)
+    settings = {name: str(value) for name, value in about.settings if name != "mode" or value}
+    sections = [
+        _Section("Run", [], list(facts.items())),
+        _Section("Charged by the tuning, without the upload", list(charged), [[*charged.values()]]),
+    ]
+    if summary and summary.candidates:
+        sections.append(
+            _Section(
+                "What might have been deployed",
+                ["candidate", "prompts", "accuracy, held out", "loss", "regularisation", ""],
+                [
+                    [
+                        one.name,
+                        one.prompts,
+                        _accuracy(one.accuracy),
+                        "" if one.loss is None else f"{one.loss:.4f}",
+                        "" if one.regularisation is None else f"{one.regularisation:.2g}",
+                        "deployed" if one.name == summary.deployed else "",
+                    ]
+                    for one in summary.candidates
+                ],
+                [
+                    index
+                    for index, one in enumerate(summary.candidates)
+                    if one.name == summary.deployed
+                ],
+            )
+        )
+    return [*sections, _Section("Settings", ["setting", "value"], list(settings.items()))]
+
+
+def _page(
+    title: str,
+    notes: Sequence[str],
+    sections: Sequence[_Section],
+    *,
+    alt: str,
+    light: bytes,
+    dark: bytes,
+) -> bytes:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("craft_client", ""), autoescape=True, undefined=StrictUndefined
+    )
+    text = environment.get_template("report.html.jinja").render(
+        title=title,
+        notes=notes,
+        tables=sections,
+        alt=alt,
+        light=b64encode(light).decode(),
+        dark=b64encode(dark).decode(),
+    )
+    return text.encode()
+
+
+def _write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Writes files whole or not at all.
+
+    Raises:
+        CraftError: one cannot be written.
+    """
+    partials = {path: path.with_name(path.name + ".partial") for path in contents}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partials[path].write_bytes(content)
+        for path, partial in partials.items():
+            partial.replace(path)
+    except OSError as error:
+        names = ", ".join(f"'{path}'" for path in contents)
+        raise CraftError(
+            f"Cannot write {names}: {error.strerror or error}.",
+            remedy="Name another place with --out.",
+        ) from error
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command()(runs)
+    app.command()(report)
+    app.command()(compare)
