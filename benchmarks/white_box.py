@@ -381,7 +381,7 @@ def print_tables(report: dict[str, list[dict[str, Any]]]) -> None:
             f"| {entry['seconds']:.0f} | {entry['peak_mib']:.0f} |"
         )
     header = (
-        *("data", "shots", "method", "epochs", "mean ± spread"),
+        *("data", "shots", "method", "epochs", "seeds", "mean ± spread"),
         *("images", "texts", "seconds", "CPU seconds", "peak MiB", "MiB of the fit"),
     )
     print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
@@ -391,9 +391,9 @@ def print_tables(report: dict[str, list[dict[str, Any]]]) -> None:
         groups.setdefault(named, []).append(fit)
     for named, fits in groups.items():
         accuracies = [fit["accuracy"] for fit in fits]
-        spread = statistics.stdev(accuracies) if len(fits) > 1 else 0.0
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(fits) > 1 else ""
         print(
-            f"| {' | '.join(named)} | {statistics.mean(accuracies):.2f} ± {spread:.2f} "
+            f"| {' | '.join(named)} | {len(fits)} | {statistics.mean(accuracies):.2f}{spread} "
             f"| {fits[0]['images']:,} | {fits[0]['texts']:,} "
             f"| {statistics.mean(fit['seconds'] for fit in fits):.1f} "
             f"| {statistics.mean(fit['cpu_seconds'] for fit in fits):.1f} "

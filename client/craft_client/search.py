@@ -103,6 +103,8 @@ class CMAES:
             sigma,
             {
                 "popsize": population,
+                # By name, since pycma's default has changed: the paper's results are this one's.
+                "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
                 "bounds": [-bound, bound] if bound else None,
                 # A generator of its own: pycma's seed would set numpy's global one, and takes 0
                 # for the clock.

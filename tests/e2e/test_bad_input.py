@@ -118,7 +118,8 @@ def test_a_keys_budget_that_does_not_cover_a_generation(
 ) -> None:
     key = server.key("--queries", "71", owner="poor")
     run = tmp_path / "run"
-    done = server.craft(key, "tune", "--data", digits, "--shots", "2", "--run", run)
+    task = ("tune", "--data", digits, "--shots", "2", "--run", run)
+    done = server.craft(key, *task, "--budget", "8000")
     check_refused(done, ["key's queries budget", "71", "at least 72"])
     check_not_charged(server, key)
     assert not run.exists()
