@@ -23,7 +23,7 @@ from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy, divergence
 from craft_client.paid_answers import Reading
 from craft_client.refiners import Choice, Kept, Refiner, Searched, refiner_for
-from craft_client.search import search_by
+from craft_client.search import search_for
 from craft_client.settings import TuneSettings
 from craft_client.tuning_run import Outcome, TuningRun
 
@@ -49,14 +49,7 @@ def run_craftbox(run: TuningRun) -> Outcome:
     best_loss = float(opening.losses.min())
     run.report("start", float(opening.losses.mean()), best_loss, refiner.accuracy)
 
-    search = search_by(
-        settings.strategy,
-        settings.dim,
-        population=settings.population,
-        sigma=settings.sigma,
-        bound=settings.bound,
-        seed=settings.stream("search"),
-    )
+    search = search_for(settings)
 
     def read(log_probs: Array) -> Reading:
         losses = _losses(log_probs, labels, refiner, settings)

@@ -26,7 +26,7 @@ from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy, divergence
 from craft_client.paid_answers import Reading
 from craft_client.refine import ResidualMLP
-from craft_client.search import search_by
+from craft_client.search import search_for
 from craft_client.tuning_run import Outcome, TuningRun
 from craft_shared.head import Unrefined
 
@@ -65,14 +65,7 @@ def run_paper(run: TuningRun) -> Outcome:
         weight = settings.consistency_weight if settings.consistency and within else 0.0
         mlp.train_epoch(scores, labels, batch_size=settings.batch_size, consistency_weight=weight)
 
-    search = search_by(
-        settings.strategy,
-        settings.dim,
-        population=settings.population,
-        sigma=settings.sigma,
-        bound=settings.bound,
-        seed=settings.stream("search"),
-    )
+    search = search_for(settings)
     while run.covers_generation():
         run.generation += 1
         population = search.ask()

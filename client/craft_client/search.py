@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.settings import Strategy
+from craft_client.settings import Strategy, TuneSettings
 
 with warnings.catch_warnings():
     # pycma says on import that it cannot plot where matplotlib is missing; nothing here plots.
@@ -70,6 +70,18 @@ def search_by(
         "spsa": SPSA,
     }
     return kinds[strategy](dim, population=population, sigma=sigma, bound=bound, seed=seed)
+
+
+def search_for(settings: TuneSettings) -> CodeSearch:
+    """The search of a run with these settings."""
+    return search_by(
+        settings.strategy,
+        settings.dim,
+        population=settings.population,
+        sigma=settings.sigma,
+        bound=settings.bound,
+        seed=settings.stream("search"),
+    )
 
 
 def _check(asked: Codes, codes: Codes, losses: Codes) -> None:
