@@ -38,14 +38,16 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
     price = server.craft_json(key, "usage")["total"]
 
     moments = random.Random(recipe)
-    cut_short = 0
-    for number in range(KILLS):
+    cut_short = number = 0
+    while cut_short < KILLS:
+        number += 1
+        assert number <= 5 * KILLS, "too few runs were still going when they were killed"
         run = tmp_path / f"run-{number}"
         key = server.key(owner=f"{recipe}-{number}")
         env = {**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key}
         command = [BIN / "craft", *map(str, tune), "--run", str(run)]
         process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.2, 1.0) * seconds)
+        time.sleep(moments.uniform(0.2, 0.9) * seconds)
         process.kill()
         process.wait(30)
         if (run / "summary.json").exists():
@@ -62,7 +64,6 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
         # An image set is uploaded by more calls where one of them was cut off.
         for unit in ("queries", "predictions", "images", "texts"):
             assert charged[unit] == price[unit], unit
-    assert cut_short > KILLS // 2
 
 
 def test_a_finished_run_is_not_resumed(server: Server, digits: Path, tmp_path: Path) -> None:
