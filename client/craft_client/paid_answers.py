@@ -109,7 +109,7 @@ class PaidAnswers:
             templates=templates,
             context=context if len(codes) else None,
             codes=codes if len(codes) else None,
-            name=f"{self._asked:06d}",
+            name=_name(self._asked),
         )
         self._count(len(templates) + len(codes), scores.charged, scores.cost_micros)
         self.budgets = scores.budgets

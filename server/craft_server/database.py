@@ -62,8 +62,9 @@ class DatabaseError(Exception):
 class Database:
     """An open database whose schema is the newest.
 
-    `read`, `query`, `write` and `write_deferred` run one function in one transaction on the
-    database's threads; `reading` and `writing` are the same for callers without an event loop.
+    `read`, `query`, `write` and `write_deferred` run one function in one transaction, on the
+    database's threads unless it need not wait (`query` and `write_deferred` on SQLite); `reading`
+    and `writing` are `read` and `write` for callers without an event loop.
     """
 
     def __init__(self, url: URL) -> None:

@@ -91,7 +91,7 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
         made = None
         if admission.record is not None:
             made = _unless_kept(
-                await services.database.query(recall, admission.record, attempt.fingerprint)
+                await services.database.read(recall, admission.record, attempt.fingerprint)
             )
         try:
             yield Call(attempt, made, run)
