@@ -21,7 +21,8 @@ class Scores:
     """The answer to one request.
 
     Attributes:
-        log_probs: float32 [P, N, C], natural-log probabilities of P prompts, N pictures, C classes.
+        log_probs: natural-log probabilities of P prompts on N pictures, C classes and M further
+            texts: float32 [P, N, C + M].
         charged: what the request cost.
         cost_micros: its price, in millionths of the provider's currency.
         budgets: all that bound further requests, as they stand after this one.
@@ -59,11 +60,13 @@ class BlackBox(Protocol):
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        texts: Sequence[str] = (),
         name: str | None = None,
     ) -> Scores:
         """Scores the templates and, after them, the codes [K, dim] on all pictures, in one request.
 
-        The same request under the same `name` is answered as it was, and is not charged again.
+        Every prompt is scored on the class names and, after them, the further `texts`. The same
+        request under the same `name` is answered as it was, and is not charged again.
 
         Raises:
             BudgetExhausted: a budget does not cover the request. If the request is
@@ -79,8 +82,11 @@ class BlackBox(Protocol):
         """
         ...
 
-    def units(self, prompts: int) -> Units:
-        """What scoring that many prompts in one request is charged: one query each, as a rule."""
+    def units(self, prompts: int, texts: int = 0) -> Units:
+        """What scoring that many prompts in one request is charged: one query each, as a rule.
+
+        `texts` are those beside the class names.
+        """
         ...
 
     def budgets(self) -> Sequence[Budget]:

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from craft_client.api import Client
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
+from craft_client.open_text import beside
 from craft_client.paper_presets import recipe_settings
 from craft_client.remote import RemoteBlackBox
 from craft_client.settings import Recipe, SettingsError, Strategy, TuneSettings
@@ -60,6 +61,9 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         consistency: see there.
         consistency_weight: see there.
         template: see there.
+        texts: see there; None for strict mode (`craft_client.open_text.common_nouns()` is a
+            vocabulary for open-text mode). Class names among them are left out.
+        keep_texts: see there.
         run_dir: keeps the run's journal in this new directory; None for a temporary one. Clones
             that are fitted, as in cross-validation, each need their own: leave it None there.
 
@@ -92,6 +96,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         consistency: bool = True,
         consistency_weight: float | None = None,
         template: str = "a photo of a {}.",
+        texts: Sequence[str] | None = None,
+        keep_texts: int | None = None,
         run_dir: str | Path | None = None,
     ) -> None:
         self.client = client
@@ -111,6 +117,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.consistency = consistency
         self.consistency_weight = consistency_weight
         self.template = template
+        self.texts = texts
+        self.keep_texts = keep_texts
         self.run_dir = run_dir
 
     def fit(self, X: Iterable[Any], y: ArrayLike) -> Self:
@@ -128,7 +136,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         files = _files(X)
         check_consistent_length(files, y)
         self.classes_, names, labels = _encode_labels(y, self.classes)
-        settings = self._settings(labels)
+        settings = self._settings(labels, names)
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             with _image_set(client, client.model(self.model).name) as empty:
@@ -155,7 +163,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     remedy="Fit it anew.",
                 )
             image_set, _ = _upload(client, empty, files)
-            scores = RemoteBlackBox(client, image_set, config.classes).score(
+            scores = RemoteBlackBox(client, image_set, config.scored).score(
                 templates=config.templates,
                 context=config.context,
                 codes=self.adapter_.codes if config.codes else None,
@@ -181,7 +189,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.string = True
         return tags
 
-    def _settings(self, labels: NDArray[np.int64]) -> TuneSettings:
+    def _settings(self, labels: NDArray[np.int64], names: Sequence[str]) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
         return recipe_settings(
             self.recipe,
@@ -200,6 +208,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             consistency=self.consistency,
             consistency_weight=self.consistency_weight,
             template=self.template,
+            texts=None if self.texts is None else beside(names, self.texts),
+            keep_texts=self.keep_texts,
         )
 
     @contextmanager

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from craft_client.blackbox import BlackBox, Scores
 from craft_client.exceptions import CraftError
 from craft_client.journal import Journal, JournalError
+from craft_client.settings import Question
 from craft_shared.codec import Tensors
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Context
@@ -66,7 +67,7 @@ class PaidAnswers:
         self._journal = journal
         self._past = journal.resume()
         self._asked = 0
-        self._prices: dict[int, int] = {}
+        self._prices: dict[Question, int] = {}
         self.units = Units()
         self.budgets = budgets
 
@@ -75,9 +76,9 @@ class PaidAnswers:
         """Whether the journal has the answer to the next question."""
         return self._asked < len(self._past)
 
-    def price(self, prompts: int) -> int | None:
-        """What scoring that many prompts cost when it was done last, in micros; None if never."""
-        return self._prices.get(prompts)
+    def price(self, question: Question) -> int | None:
+        """What such a question cost when it was asked last, in micros; None if never."""
+        return self._prices.get(question)
 
     def ask(
         self,
@@ -87,38 +88,42 @@ class PaidAnswers:
         context: Context,
         codes: Array,
         templates: Sequence[str] = (),
+        texts: Sequence[str] = (),
     ) -> Reading:
         """What is to be used of the answer to one question: the scores of templates and codes.
 
         Args:
             about: what the journal's line says of it, for people and reports.
-            read: is given the answer, log-probabilities [P, N, C], unless the journal has been
+            read: is given the answer, log-probabilities [P, N, C + M], unless the journal has been
                 told what it said of it.
             context: of the codes.
             codes: float32 [K, dim].
             templates: scored before them.
+            texts: M of them, scored beside the class names.
 
         Raises:
             AnswerError: the answer was not finite or had the wrong shape.
             JournalError: the journal cannot be written, or it answers other questions.
             CraftError: the black box refused or failed.
         """
+        question = Question(len(templates) + len(codes), len(texts))
         if self.replaying:
-            return self._recall(codes)
+            return self._recall(question, codes)
         scores = self._black_box.score(
             templates=templates,
             context=context if len(codes) else None,
             codes=codes if len(codes) else None,
+            texts=texts,
             name=_name(self._asked),
         )
-        self._count(len(templates) + len(codes), scores.charged, scores.cost_micros)
+        self._count(question, scores.charged, scores.cost_micros)
         self.budgets = scores.budgets
         line = {
             **about,
             "charged": scores.charged.model_dump(),
             "cost_micros": scores.cost_micros,
         }
-        self._check(len(templates) + len(codes), scores, line, codes)
+        self._check(question, scores, line, codes)
         reading = read(scores.log_probs)
         losses = reading.losses
         line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
@@ -127,7 +132,7 @@ class PaidAnswers:
         self._black_box.acknowledge(scores)
         return reading
 
-    def _recall(self, codes: Array) -> Reading:
+    def _recall(self, question: Question, codes: Array) -> Reading:
         line = self._past[self._asked]
         tensors = self._journal.tensors(_name(self._asked))
         if not np.array_equal(tensors.pop("codes"), codes):
@@ -140,16 +145,19 @@ class PaidAnswers:
             raise _unusable(line["error"])
         losses = tensors.pop("losses")
         kept = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-        self._count(len(losses), Units(**line["charged"]), line["cost_micros"])
+        self._count(question, Units(**line["charged"]), line["cost_micros"])
         self._asked += 1
         return Reading(losses, kept)
 
-    def _count(self, prompts: int, charged: Units, cost_micros: int) -> None:
+    def _count(self, question: Question, charged: Units, cost_micros: int) -> None:
         self.units += charged
-        self._prices[prompts] = cost_micros
+        self._prices[question] = cost_micros
 
-    def _check(self, prompts: int, scores: Scores, line: dict[str, Any], codes: Array) -> None:
-        expected = (prompts, self._pictures, len(self._black_box.classes))
+    def _check(
+        self, question: Question, scores: Scores, line: dict[str, Any], codes: Array
+    ) -> None:
+        texts = len(self._black_box.classes) + question.texts
+        expected = (question.prompts, self._pictures, texts)
         found = scores.log_probs
         if found.shape != expected:
             self._refuse(line, codes, f"has shape {found.shape}; {expected} was asked for")

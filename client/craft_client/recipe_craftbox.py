@@ -2,7 +2,9 @@
 
 With P prompts, N pictures, C classes:
 
-1. One request scores the plain prompt and some random codes.
+1. One request scores the plain prompt and some random codes. (In open-text mode the plain prompt
+   comes first, with a vocabulary beside the class names; every further prompt scores the texts that
+   are kept of it.)
 2. A closed-form head is fitted on these answers.
 3. Each generation asks CMA-ES for a population of codes and scores it in one request. A code's loss
    is the cross-entropy of its prediction, plus a term for how far it is from the refined one. Then
@@ -21,11 +23,13 @@ from numpy.typing import NDArray
 
 from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy, divergence
+from craft_client.open_text import spanning_texts
 from craft_client.paid_answers import Reading
 from craft_client.refiners import Choice, Kept, Refiner, Searched, refiner_for
 from craft_client.search import search_for
 from craft_client.settings import TuneSettings
 from craft_client.tuning_run import Outcome, TuningRun
+from craft_shared.head import log_softmax
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -38,21 +42,16 @@ def run_craftbox(run: TuningRun) -> Outcome:
         CraftError: see `craft_client.tune.tune`.
     """
     settings, labels = run.settings, run.labels
-    random = _random_codes(settings)
-    opening = run.ask(
-        lambda log_probs: Reading(cross_entropy(log_probs, labels), {"log_probs": log_probs}),
-        random,
-        templates=[settings.template],
-    )
-    kept = Kept(random, opening.kept["log_probs"], labels)
+    kept = _open(run)
     refiner = refiner_for(settings, kept)
-    best_loss = float(opening.losses.min())
-    run.report("start", float(opening.losses.mean()), best_loss, refiner.accuracy)
+    losses = cross_entropy(kept.of_classes(kept.opening), labels)
+    best_loss = float(losses.min())
+    run.report("start", float(losses.mean()), best_loss, refiner.accuracy)
 
     search = search_for(settings)
 
     def read(log_probs: Array) -> Reading:
-        losses = _losses(log_probs, labels, refiner, settings)
+        losses = _losses(kept.of_classes(log_probs), labels, refiner, settings)
         first = int(losses.argmin())
         improved = kept.searched is None or losses[first] < best_loss
         return Reading(losses, {"log_probs": log_probs[first]} if improved else {})
@@ -61,7 +60,7 @@ def run_craftbox(run: TuningRun) -> Outcome:
         run.generation += 1
         codes = search.ask()
         try:
-            reading = run.ask(read, codes)
+            reading = run.ask(read, codes, texts=kept.texts)
         except BudgetExhausted as error:
             run.refused(error)
             break
@@ -72,11 +71,34 @@ def run_craftbox(run: TuningRun) -> Outcome:
         refiner.learn(kept, run.generation)
         if kept.searched is not None:
             # Measured anew, because the refined prediction that it is compared with moves.
-            log_probs = kept.searched.log_probs[None]
+            log_probs = kept.of_classes(kept.searched.log_probs)[None]
             best_loss = float(_losses(log_probs, labels, refiner, settings)[0])
         run.report("search", float(reading.losses.mean()), best_loss, refiner.accuracy)
 
     return _outcome(refiner.choose(kept), kept, best_loss)
+
+
+def _open(run: TuningRun) -> Kept:
+    """Asks what comes before any search."""
+    settings, labels = run.settings, run.labels
+    random = _random_codes(settings)
+
+    def read(log_probs: Array) -> Reading:
+        losses = cross_entropy(log_softmax(log_probs[..., : labels.max() + 1]), labels)
+        return Reading(losses, {"log_probs": log_probs})
+
+    template = [settings.template]
+    if not settings.texts:
+        return Kept(random, (), run.ask(read, random, templates=template).kept["log_probs"], labels)
+    wide = run.ask(read, random[:0], templates=template, texts=settings.texts).kept["log_probs"]
+    classes = wide.shape[2] - len(settings.texts)
+    chosen = spanning_texts(wide[0], classes, settings.keep_texts)
+    texts = [settings.texts[text] for text in chosen]
+    opening = log_softmax(wide[:, :, np.concatenate([np.arange(classes), classes + chosen])])
+    if len(random):
+        codes = run.ask(read, random, texts=texts)
+        opening = np.concatenate([opening, codes.kept["log_probs"]])
+    return Kept(random, texts, opening, labels)
 
 
 def _random_codes(settings: TuneSettings) -> Array:
@@ -98,6 +120,7 @@ def _outcome(choice: Choice, kept: Kept, best_loss: float) -> Outcome:
     return Outcome(
         deployed=chosen.name,
         codes=chosen.codes,
+        texts=chosen.texts,
         head=chosen.refinement.head,
         accuracy_before=accuracy(kept.plain, kept.labels),
         accuracy_after=chosen.refinement.accuracy,
@@ -106,6 +129,7 @@ def _outcome(choice: Choice, kept: Kept, best_loss: float) -> Outcome:
             {
                 "name": candidate.name,
                 "prompts": 1 + len(candidate.codes),
+                "texts": len(candidate.texts),
                 "accuracy": candidate.refinement.accuracy,
                 "loss": candidate.refinement.loss,
                 "regularisation": candidate.refinement.regularisation,

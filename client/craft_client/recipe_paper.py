@@ -89,6 +89,7 @@ def run_paper(run: TuningRun) -> Outcome:
     return Outcome(
         deployed="the last mean, refined" if settings.refinement else "the last mean",
         codes=codes,
+        texts=(),
         head=mlp.head() if settings.refinement else Unrefined(),
         accuracy_before=before,
         accuracy_after=None,

@@ -5,7 +5,7 @@ that anybody paid for them.
 
 Two heads: a closed-form linear one, and the residual MLP of CraFT (section 3.2).
 
-Shapes: P prompts, N pictures, C classes, D = P * C inputs, H hidden units.
+Shapes: P prompts, N pictures, C classes, M further texts, D = P * (C + M) inputs, H hidden units.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def unrefined(log_probs: Array, labels: Labels) -> Refinement:
 def fit_ridge(
     log_probs: Array, labels: Labels, regularisations: Sequence[float] | Double = REGULARISATIONS
 ) -> Refinement:
-    """Fits the closed-form head on log-probabilities [P, N, C]; prompt 0 is the plain one.
+    """Fits the closed-form head on log-probabilities [P, N, C + M]; prompt 0 is the plain one.
+
+    C is the largest label and one: each class has a picture.
 
     Ridge regression from the centred log-probabilities of all prompts to one-hot labels. For each
     regularisation the exact leave-one-out predictions come from one eigendecomposition; on them the
@@ -117,8 +119,8 @@ def fit_ridge(
     calibrated plain prediction.
     """
     inputs = centred_inputs(log_probs).astype(np.float64)
-    plain = log_probs[0].astype(np.float64)
-    targets = np.eye(log_probs.shape[2])[labels]
+    targets = np.eye(int(labels.max()) + 1)[labels]
+    plain = log_probs[0, :, : targets.shape[1]].astype(np.float64)
     path = _RidgePath(inputs, targets)
     rows = measurable(labels)
     if not rows.any():

@@ -18,6 +18,7 @@ from craft_client.refine import (
     unrefined,
 )
 from craft_client.settings import TuneSettings
+from craft_shared.head import log_softmax
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -30,7 +31,7 @@ SEARCHED_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class Searched:
-    """The best code of the search, float32 [dim], and its log-probabilities [N, C]."""
+    """The best code of the search, float32 [dim], and its log-probabilities [N, C + M]."""
 
     code: Array
     log_probs: Array
@@ -42,12 +43,15 @@ class Kept:
 
     Attributes:
         random: the random codes, float32 [K, dim].
-        opening: log-probabilities of the plain prompt and the random codes, float32 [1 + K, N, C].
+        texts: M texts that every prompt has scored beside the class names; none in strict mode.
+        opening: log-probabilities of the plain prompt and the random codes, float32
+            [1 + K, N, C + M].
         labels: int64 [N].
         searched: None before the first generation.
     """
 
     random: Array
+    texts: Sequence[str]
     opening: Array
     labels: Labels
     searched: Searched | None = None
@@ -55,8 +59,18 @@ class Kept:
     @property
     def plain(self) -> Array:
         """Log-probabilities [N, C] of the plain prompt."""
-        answer: Array = self.opening[0]
-        return answer
+        return self.of_classes(self.opening[0])
+
+    @property
+    def plain_alone(self) -> Array:
+        """The same, as an answer to one prompt in strict mode: [1, N, C]."""
+        return self.plain[None]
+
+    def of_classes(self, log_probs: Array) -> Array:
+        """Log-probabilities [..., C + M] as they are without the texts: [..., C]."""
+        if not self.texts:
+            return log_probs
+        return log_softmax(log_probs[..., : -len(self.texts)])
 
     @property
     def none(self) -> Array:
@@ -71,6 +85,7 @@ class Candidate:
     Attributes:
         name: for the run's summary.
         codes: float32 [k, dim].
+        texts: that the head reads beside the class names.
         refinement: the head, and its worth.
         errors: standard errors by which it must be better to replace a simpler candidate.
     """
@@ -79,6 +94,7 @@ class Candidate:
     codes: Array
     refinement: Refinement
     errors: float = 1.0
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,7 @@ def _unrefined_candidates(kept: Kept) -> list[Candidate]:
     plain = Candidate("plain", kept.none, unrefined(kept.plain, kept.labels))
     if kept.searched is None:
         return [plain]
-    searched = unrefined(kept.searched.log_probs, kept.labels)
+    searched = unrefined(kept.of_classes(kept.searched.log_probs), kept.labels)
     code = kept.searched.code[None]
     return [plain, Candidate("searched", code, searched, SEARCHED_ERRORS)]
 
@@ -145,7 +161,7 @@ class _NoRefiner:
         random = [
             Candidate(f"random {index}", code[None], unrefined(log_probs, kept.labels))
             for index, (code, log_probs) in enumerate(
-                zip(kept.random, kept.opening[1:], strict=True)
+                zip(kept.random, kept.of_classes(kept.opening[1:]), strict=True)
             )
         ]
         candidates = [*_unrefined_candidates(kept), *random]
@@ -185,34 +201,51 @@ class _RidgeRefiner:
 
     def choose(self, kept: Kept) -> Choice:
         plain, *searched = _unrefined_candidates(kept)
-        name = "plain+random ridge" if len(kept.random) else "plain ridge"
-        opening = Candidate(name, kept.random, self._opening)
+        opening = Candidate(
+            _name(kept.texts, kept.random), kept.random, self._opening, texts=kept.texts
+        )
         if self._opening.loss is None:
-            # Nothing can be held out: random codes, which are fitted to nothing, can be trusted.
+            # Nothing can be held out: texts and random codes, which are fitted to nothing, can be
+            # trusted.
             return Choice(opening, [plain, opening])
         candidates = [plain]
-        if len(kept.random):
-            alone = fit_ridge(kept.opening[:1], kept.labels)
+        if kept.texts or len(kept.random):
+            alone = fit_ridge(kept.plain_alone, kept.labels)
             candidates.append(Candidate("plain ridge", kept.none, alone))
+        if kept.texts and len(kept.random):
+            with_texts = fit_ridge(kept.opening[:1], kept.labels)
+            name = _name(kept.texts, kept.none)
+            candidates.append(Candidate(name, kept.none, with_texts, texts=kept.texts))
         candidates += [opening, *searched]
         if kept.searched is not None:
             code = kept.searched.code[None]
             if len(kept.random):
-                pair = np.stack([kept.plain, kept.searched.log_probs])
+                pair = np.stack([kept.opening[0], kept.searched.log_probs])
                 candidates.append(
                     Candidate(
-                        "plain+searched ridge", code, fit_ridge(pair, kept.labels), SEARCHED_ERRORS
+                        _name(kept.texts, kept.none, code),
+                        code,
+                        fit_ridge(pair, kept.labels),
+                        SEARCHED_ERRORS,
+                        kept.texts,
                     )
                 )
             candidates.append(
                 Candidate(
-                    "plain+random+searched ridge",
+                    _name(kept.texts, kept.random, code),
                     np.concatenate([kept.random, code]),
                     _fit_all(kept, kept.searched),
                     SEARCHED_ERRORS,
+                    kept.texts,
                 )
             )
         return Choice(_last_improvement(candidates), candidates)
+
+
+def _name(texts: Sequence[str], random: Array, searched: Sequence[Array] | Array = ()) -> str:
+    """A closed-form candidate's name, after what its head reads."""
+    parts = {"plain": True, "texts": bool(texts), "random": len(random), "searched": len(searched)}
+    return "+".join(part for part, there in parts.items() if there) + " ridge"
 
 
 def _fit_all(kept: Kept, searched: Searched) -> Refinement:

@@ -77,9 +77,10 @@ class RemoteBlackBox:
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        texts: Sequence[str] = (),
         name: str | None = None,
     ) -> Scores:
-        """Scores the templates and after them the codes, [P, N, C], in as few calls as possible.
+        """Scores the templates and after them the codes, [P, N, C + M], in the fewest calls.
 
         A prompt is one query however many calls the prompts are spread over. Only where one
         prompt's answer is larger than the server sends at once is it asked for in several calls,
@@ -90,16 +91,18 @@ class RemoteBlackBox:
             AnswerLost: an answer did not arrive.
         """
         found = np.zeros((0, 0), np.float32) if codes is None else codes
+        scored = [*self.classes, *texts]
         scores = np.empty(
-            (len(templates) + len(found), self.image_set.count, len(self.classes)), np.float32
+            (len(templates) + len(found), self.image_set.count, len(scored)), np.float32
         )
         costs: list[Cost] = []
         answers: list[str] = []
         named = self.run is not None and name is not None
-        for number, (prompts, rows) in enumerate(self._calls(len(scores))):
+        for number, (prompts, rows) in enumerate(self._calls(len(scores), len(scored))):
             code = slice(*(max(0, end - len(templates)) for end in (prompts.start, prompts.stop)))
             some_codes = found[code]
             request = self._request(
+                scored,
                 templates=list(templates[prompts.start : prompts.stop]),
                 context=context if len(some_codes) else None,
                 rows=None if len(rows) == self.image_set.count else list(rows),
@@ -129,17 +132,18 @@ class RemoteBlackBox:
             with suppress(CraftError):
                 self.client.acknowledge(answer)
 
-    def units(self, prompts: int) -> Units:
+    def units(self, prompts: int, texts: int = 0) -> Units:
         """What scoring that many prompts is charged."""
+        scored = len(self.classes) + texts
         return sum(
             (
                 Units(
                     queries=len(block),
                     predictions=len(block) * len(rows),
-                    texts=len(block) * len(self.classes),
+                    texts=len(block) * scored,
                     requests=1,
                 )
-                for block, rows in self._calls(prompts)
+                for block, rows in self._calls(prompts, scored)
             ),
             Units(),
         )
@@ -148,9 +152,9 @@ class RemoteBlackBox:
         """All budgets that bound the key now. Asks the server; `Scores` tells them too."""
         return self.client.budgets()
 
-    def _calls(self, prompts: int) -> Iterator[tuple[range, range]]:
-        """Cuts [P, N] into the (prompts, rows) of each call."""
-        row_bytes = len(self.classes) * np.dtype(self.dtype).itemsize
+    def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
+        """Cuts [P, N] into the (prompts, rows) of each call, which scores so many texts."""
+        row_bytes = scored * np.dtype(self.dtype).itemsize
         rows = _per_call(self._limits, row_bytes, self.image_set.count)
         prompts_at_once = min(
             self._limits.prompts_per_call,
@@ -161,12 +165,17 @@ class RemoteBlackBox:
         )
 
     def _request(
-        self, *, templates: list[str], context: Context | None, rows: list[int] | None
+        self,
+        scored: list[str],
+        *,
+        templates: list[str],
+        context: Context | None,
+        rows: list[int] | None,
     ) -> PredictionRequest:
         try:
             return PredictionRequest(
                 model=self.model,
-                classes=list(self.classes),
+                classes=scored,
                 templates=templates,
                 context=context,
                 image_set=self.image_set.id,

@@ -7,9 +7,10 @@ know how tuning works.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,14 @@ MOST_SCALE = 1000.0
 MOST_HIDDEN = 65_536
 # With the plain prompt, 32 queries.
 RANDOM_CODES = 31
+KEPT_TEXTS = 64
 
 Recipe = Literal["craftbox", "paper"]
 Strategy = Literal["cma-es", "random", "spsa"]
+
+
+# Units of a number of prompts, and of texts that each of them scores beside the class names.
+PricedQuestion = Callable[[int, int], Units]
 
 
 class SettingsError(CraftError):
@@ -38,7 +44,19 @@ class SettingsError(CraftError):
     """
 
 
-def one_each(prompts: int) -> Units:
+class Question(NamedTuple):
+    """How much one request asks.
+
+    Attributes:
+        prompts: how many.
+        texts: that each of them scores beside the class names.
+    """
+
+    prompts: int
+    texts: int = 0
+
+
+def one_each(prompts: int, texts: int = 0) -> Units:
     """A query for each prompt, as a rule."""
     return Units(queries=prompts)
 
@@ -71,6 +89,9 @@ class TuneSettings:
         consistency_share: of the generations that the budget covers, in which the loss of the
             paper's head has the term.
         template: the plain prompt, with one `{}` for the class name.
+        texts: open-text mode: a vocabulary that the plain prompt scores beside the class names, and
+            of which the head reads some. None of them is a class name. Empty in strict mode.
+        keep_texts: how many of them the head reads, and every further prompt scores, at most.
         shots: pictures a class, for the adapter's card only.
 
     Raises:
@@ -95,6 +116,8 @@ class TuneSettings:
     consistency_weight: float = 0.1
     consistency_share: float = 0.25
     template: str = "a photo of a {}."
+    texts: tuple[str, ...] = ()
+    keep_texts: int = KEPT_TEXTS
     shots: int | None = None
 
     def __post_init__(self) -> None:
@@ -114,9 +137,11 @@ class TuneSettings:
             _number("hidden", self.hidden, 1, MOST_HIDDEN),
             _number("batch_size", self.batch_size, 1, math.inf),
             _number("consistency_share", self.consistency_share, 0, 1),
+            _number("keep_texts", self.keep_texts, 1, math.inf),
             _choice("recipe", self.recipe, get_args(Recipe)),
             _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
+            *self._text_errors(),
         ]
         _raise_if(
             "The settings cannot be used.",
@@ -132,26 +157,43 @@ class TuneSettings:
         return [self.seed, ("random codes", "search", "mlp").index(purpose)]
 
     @property
-    def opening(self) -> int:
-        """Prompts of the first request: the plain one and the random codes."""
-        return 1 + (self.random_codes if self.recipe == "craftbox" else 0)
+    def kept_texts(self) -> int:
+        """M, the texts that the head reads."""
+        return min(self.keep_texts, len(self.texts))
 
     @property
-    def generation_requests(self) -> tuple[int, ...]:
-        """Prompts of each request of a generation."""
-        return (self.population,) if self.recipe == "craftbox" else (self.population, 1)
+    def opening_questions(self) -> tuple[Question, ...]:
+        """What is asked before any search: the plain prompt and the random codes.
 
-    def generation_units(self, units: Callable[[int], Units] = one_each) -> Units:
+        With a vocabulary the plain prompt is asked alone, since the codes score the kept texts.
+        """
+        codes = self.random_codes if self.recipe == "craftbox" else 0
+        if not self.texts:
+            return (Question(1 + codes),)
+        plain = Question(1, len(self.texts))
+        return (plain, Question(codes, self.kept_texts)) if codes else (plain,)
+
+    @property
+    def generation_questions(self) -> tuple[Question, ...]:
+        """What is asked in each generation."""
+        population = Question(self.population, self.kept_texts)
+        return (population,) if self.recipe == "craftbox" else (population, Question(1))
+
+    def opening_units(self, units: PricedQuestion = one_each) -> Units:
+        """What is charged before any search."""
+        return sum((units(*question) for question in self.opening_questions), Units())
+
+    def generation_units(self, units: PricedQuestion = one_each) -> Units:
         """What a generation is charged; none without a search."""
-        requests = self.generation_requests if self.search else ()
-        return sum((units(prompts) for prompts in requests), Units())
+        questions = self.generation_questions if self.search else ()
+        return sum((units(*question) for question in questions), Units())
 
     def check_task(
         self,
         labels: NDArray[np.int64],
         classes: Sequence[str],
         budgets: Sequence[Budget],
-        units: Callable[[int], Units],
+        units: PricedQuestion,
     ) -> None:
         """Checks the settings against the task, before anything is asked.
 
@@ -159,15 +201,16 @@ class TuneSettings:
             labels: the pictures' classes, int64 [N].
             classes: the C class names.
             budgets: all that bound the key.
-            units: what scoring a number of prompts is charged.
+            units: what a question is charged.
 
         Raises:
             SettingsError: there are fewer than two classes, a label names none, a class has no
-                picture, or a budget does not cover the first steps.
+                picture, a text is a class name, or a budget does not cover the first steps.
         """
         _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
+        _raise_if("The texts cannot be used.", _shared_errors(self.texts, classes))
         errors = self._budget_errors("budget", "queries", self.budget, units)
-        first_steps = units(self.opening) + self.generation_units(units)
+        first_steps = self.opening_units(units) + self.generation_units(units)
         short = shortfall(budgets, first_steps)
         # What the steps cost is known only once the server has answered.
         if not errors and short and short.budget.unit != "cost_micros":
@@ -175,24 +218,44 @@ class TuneSettings:
             errors = self._budget_errors(name(short.budget), short.budget.unit, left, units)
         _raise_if("The budget does not cover this run.", errors)
 
-    def generations(self, units: Callable[[int], Units] = one_each) -> int:
-        """How many whole generations the run's own budget covers after the first request.
+    def generations(self, units: PricedQuestion = one_each) -> int:
+        """How many whole generations the run's own budget covers after the opening.
 
-        `units` says what scoring a number of prompts is charged.
+        `units` says what a question is charged.
         """
         if not self.search:
             return 0
-        left = self.budget - units(self.opening).queries
+        left = self.budget - self.opening_units(units).queries
         return left // self.generation_units(units).queries
 
+    def _text_errors(self) -> list[FieldError]:
+        if not self.texts:
+            return []
+        if self.recipe == "paper" or not self.refinement:
+            return [
+                FieldError(
+                    field="texts",
+                    message="are read by craftbox's closed-form head, which this run has not.",
+                    remedy="Leave them out.",
+                )
+            ]
+        twice = [text for text, count in Counter(self.texts).items() if count > 1]
+        return [
+            FieldError(
+                field="texts", message=f"'{text}' is there twice.", remedy="Name each text once."
+            )
+            for text in twice[:1]
+        ]
+
     def _budget_errors(
-        self, field: str, unit: Unit, budget: int, units: Callable[[int], Units]
+        self, field: str, unit: Unit, budget: int, units: PricedQuestion
     ) -> list[FieldError]:
-        opening = units(self.opening)[unit]
+        opening = self.opening_units(units)[unit]
         generation = self.generation_units(units)[unit]
         if budget >= opening + generation:
             return []
-        needs = f"the plain prompt and {self.opening - 1} random codes take {opening}"
+        codes = sum(question.prompts for question in self.opening_questions) - 1
+        needs = f"the plain prompt and {codes} random codes take {opening}"
         ways = "fewer random codes"
         if self.search:
             needs += f" and one generation takes {generation}"
@@ -204,6 +267,19 @@ class TuneSettings:
                 remedy=f"Raise it to at least {opening + generation}, or ask for {ways}.",
             )
         ]
+
+
+def _shared_errors(texts: Sequence[str], classes: Sequence[str]) -> list[FieldError]:
+    names = set(classes)
+    return [
+        FieldError(
+            field="texts",
+            message=f"'{text}' is a class name.",
+            remedy="Leave it out: class names are scored anyway.",
+        )
+        for text in texts
+        if text in names
+    ][:1]
 
 
 def _raise_if(message: str, errors: Sequence[FieldError]) -> None:

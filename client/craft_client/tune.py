@@ -38,7 +38,7 @@ __all__ = [
 
 Labels = NDArray[np.int64]
 
-RUN_SCHEMA = 2
+RUN_SCHEMA = 3
 
 _RECIPES: dict[Recipe, Callable[[TuningRun], Outcome]] = {
     "craftbox": run_craftbox,
@@ -103,7 +103,8 @@ def run_settings(journal: Journal) -> TuneSettings:
             f"The run in '{journal.folder}' was begun by another version of craftbox.",
             remedy="Resume it with that version, or tune anew.",
         )
-    return TuneSettings(**journal.document["settings"])
+    settings = journal.document["settings"]
+    return TuneSettings(**{**settings, "texts": tuple(settings["texts"])})
 
 
 def tune(
@@ -149,7 +150,9 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox) -> TuneResult
     config = AdapterConfig(
         model=black_box.model,
         revision=black_box.revision,
+        access_mode="open-text" if outcome.texts else "strict",
         classes=list(black_box.classes),
+        texts=list(outcome.texts),
         templates=[settings.template],
         context=run.context if len(outcome.codes) else None,
         codes=len(outcome.codes),

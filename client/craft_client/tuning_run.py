@@ -19,7 +19,7 @@ from craft_client.budgets import shortfall, times_covered
 from craft_client.exceptions import BudgetExhausted
 from craft_client.journal import Journal
 from craft_client.paid_answers import PaidAnswers, Reading
-from craft_client.settings import TuneSettings
+from craft_client.settings import Question, TuneSettings
 from craft_shared.head import Head
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Context
@@ -66,6 +66,7 @@ class Outcome:
     Attributes:
         deployed: its name, for the run's summary.
         codes: that follow the plain prompt, float32 [K, dim].
+        texts: that they score beside the class names.
         head: on the plain prompt and the codes.
         accuracy_before: of the plain prompt on the training pictures, percent.
         accuracy_after: held out, percent; None where nothing was.
@@ -75,6 +76,7 @@ class Outcome:
 
     deployed: str
     codes: Array
+    texts: Sequence[str]
     head: Head
     accuracy_before: float
     accuracy_after: float | None
@@ -117,11 +119,18 @@ class TuningRun:
         self._began = time.monotonic()
 
     def ask(
-        self, read: Callable[[Array], Reading], codes: Array, *, templates: Sequence[str] = ()
+        self,
+        read: Callable[[Array], Reading],
+        codes: Array,
+        *,
+        templates: Sequence[str] = (),
+        texts: Sequence[str] = (),
     ) -> Reading:
         """One question; see `PaidAnswers.ask`."""
         about = {"stage": "search" if self.generation else "start", "generation": self.generation}
-        return self.answers.ask(about, read, context=self.context, codes=codes, templates=templates)
+        return self.answers.ask(
+            about, read, context=self.context, codes=codes, templates=templates, texts=texts
+        )
 
     def covers_generation(self) -> bool:
         """Whether the run's budget and, as the last answer told, all others cover one more."""
@@ -141,7 +150,7 @@ class TuningRun:
             BudgetExhausted: some calls of the request may have been charged before, so that the
                 books would be wrong.
         """
-        if any(self._black_box.units(prompts).requests > 1 for prompts in self._requests()):
+        if any(self._black_box.units(*question).requests > 1 for question in self._questions()):
             raise error
         self.stopped_by = error.problem.detail.removesuffix(".")
 
@@ -179,14 +188,14 @@ class TuningRun:
             )
         )
 
-    def _requests(self) -> Sequence[int]:
-        return self.settings.generation_requests
+    def _questions(self) -> Sequence[Question]:
+        return self.settings.generation_questions
 
     def _need(self) -> Units:
-        return sum((self._black_box.units(prompts) for prompts in self._requests()), Units())
+        return sum((self._black_box.units(*question) for question in self._questions()), Units())
 
     def _price(self) -> int | None:
-        prices = [self.answers.price(prompts) for prompts in self._requests()]
+        prices = [self.answers.price(question) for question in self._questions()]
         return None if None in prices else sum(price for price in prices if price is not None)
 
     def _own_generations_left(self) -> int:

@@ -64,7 +64,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class ServableAdapter:
-    """What a prediction needs: the head, and the prompts' text features [P, C, width]."""
+    """What a prediction needs: the head, and the prompts' text features [P, C + M, width]."""
 
     adapter: Adapter
     text_features: NDArray[np.float32]
@@ -170,7 +170,7 @@ def read_content(connection: sa.Connection, adapter_id: int) -> tuple[bytes, byt
 def servable(body: bytes, text_features: bytes) -> ServableAdapter:
     """Parses what `read_content` read."""
     adapter = Adapter.from_bytes(body)
-    shape = (adapter.config.prompts, len(adapter.config.classes), -1)
+    shape = (adapter.config.prompts, len(adapter.config.scored), -1)
     flat = np.frombuffer(bytearray(text_features), np.float32)  # writable, as torch wants it
     return ServableAdapter(adapter, flat.reshape(shape))
 

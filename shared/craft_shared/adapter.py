@@ -54,8 +54,10 @@ class AdapterConfig(Message):
         method: how it was tuned.
         model: the model's name.
         revision: the model's revision; predictions under any other are refused.
-        access_mode: `strict` uses only the task's class names.
+        access_mode: `strict` uses only the task's class names; `open-text` has further texts.
         classes: the C class names.
+        texts: M further texts that every prompt scores beside the class names, for the head alone:
+            predictions are of the classes.
         templates: plain prompts, each with one `{}`; the first is the plain prompt 0.
         context: the codes' search space.
         codes: how many codes follow the templates.
@@ -69,6 +71,7 @@ class AdapterConfig(Message):
     revision: str
     access_mode: Literal["strict", "open-text"] = "strict"
     classes: list[ClassName] = Field(min_length=1)
+    texts: list[ClassName] = Field(default_factory=list)
     templates: list[Template] = Field(min_length=1)
     context: Context | None = None
     codes: int = Field(default=0, ge=0)
@@ -79,6 +82,10 @@ class AdapterConfig(Message):
     def _consistent(self) -> AdapterConfig:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: two classes have the same name")
+        if len(set(self.scored)) != len(self.scored):
+            raise ValueError("texts: two texts are the same, or one is a class name")
+        if bool(self.texts) != (self.access_mode == "open-text"):
+            raise ValueError("texts: they are what access_mode 'open-text' means, and it alone")
         if self.codes and self.context is None:
             raise ValueError("context: required when there are codes")
         return self
@@ -88,6 +95,11 @@ class AdapterConfig(Message):
         """P, the number of prompts."""
         return len(self.templates) + self.codes
 
+    @property
+    def scored(self) -> list[str]:
+        """What every prompt scores, C + M: the class names and, after them, the further texts."""
+        return [*self.classes, *self.texts]
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -96,7 +108,7 @@ class Adapter:
     Attributes:
         config: the document.
         codes: float32 [codes, dim].
-        head: maps log-probabilities [P, N, C] to [N, C].
+        head: maps log-probabilities [P, N, C + M] to [N, C].
     """
 
     config: AdapterConfig
@@ -124,7 +136,11 @@ class Adapter:
                 check_tensors({k: v for k, v in tensors.items() if k == "codes"}, {"codes": shape})
                 codes = tensors.pop("codes")
             head = head_from_tensors(
-                config.head, tensors, prompts=config.prompts, classes=len(config.classes)
+                config.head,
+                tensors,
+                prompts=config.prompts,
+                classes=len(config.classes),
+                texts=len(config.texts),
             )
         except ValidationError as error:
             first = error.errors()[0]

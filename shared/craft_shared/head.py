@@ -4,7 +4,8 @@ A head is what the paper calls the prediction refinement module (CraFT, section 
 it (`craft_client.refine`), the server applies the very same function when it serves an adapter. It
 knows no prompts, no images and no HTTP.
 
-Shapes: P prompts, N images, C classes. Prompt 0 is the plain prompt.
+Shapes: P prompts, N images, C classes, M further texts that are scored beside the classes (none in
+strict mode). Prompt 0 is the plain prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Head(Protocol):
         ...
 
     def __call__(self, log_probs: Array) -> Array:
-        """Maps log-probabilities [P, N, C] to refined log-probabilities [N, C]."""
+        """Maps log-probabilities [P, N, C + M] to refined log-probabilities [N, C]."""
         ...
 
     def tensors(self) -> Tensors:
@@ -46,14 +47,14 @@ def log_softmax(logits: Array) -> Array:
 
 
 def centred_inputs(log_probs: Array) -> Array:
-    """The linear head's inputs, [N, P * C]: each prompt's log-probabilities less their class mean.
+    """The linear head's inputs, [N, P * (C + M)]: each prompt's log-probabilities less their mean.
 
     Centring takes the softmax normaliser away, so that what is left is linear in the hidden image
     embedding.
     """
-    prompts, images, classes = log_probs.shape
+    prompts, images, texts = log_probs.shape
     centred = log_probs - log_probs.mean(axis=-1, keepdims=True)
-    return np.ascontiguousarray(centred.transpose(1, 0, 2)).reshape(images, prompts * classes)
+    return np.ascontiguousarray(centred.transpose(1, 0, 2)).reshape(images, prompts * texts)
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class Unrefined:
 class LinearHead:
     """The closed-form head: a linear map of all prompts' centred log-probabilities.
 
-    logits = head_scale * (X W + b) + plain_scale * (log-probabilities of the plain prompt)
+    logits = head_scale * (X W + b) + plain_scale * (the classes' log-probabilities under prompt 0)
 
     Attributes:
-        weight: W, float32 [P * C, C].
+        weight: W, float32 [P * (C + M), C].
         bias: b, float32 [C].
         head_scale: how much the linear map counts, >= 0.
         plain_scale: how much the plain prompt's prediction counts, >= 0.
@@ -93,8 +94,9 @@ class LinearHead:
     def __call__(self, log_probs: Array) -> Array:
         """See `Head`."""
         scores = centred_inputs(log_probs) @ self.weight + self.bias
+        plain = log_probs[0, :, : len(self.bias)]
         return log_softmax(
-            np.float32(self.head_scale) * scores + np.float32(self.plain_scale) * log_probs[0]
+            np.float32(self.head_scale) * scores + np.float32(self.plain_scale) * plain
         )
 
     def tensors(self) -> Tensors:
@@ -141,12 +143,19 @@ class ResidualMLPHead:
         }
 
 
-def head_from_tensors(kind: HeadKind, tensors: Tensors, *, prompts: int, classes: int) -> Head:
+def head_from_tensors(
+    kind: HeadKind, tensors: Tensors, *, prompts: int, classes: int, texts: int = 0
+) -> Head:
     """Builds a head from an adapter's tensors after checking names, dtypes, shapes, finiteness.
 
+    `texts` is M.
+
     Raises:
-        ValueError: a tensor is missing, unknown, not float32, of another shape, or not finite.
+        ValueError: a tensor is missing, unknown, not float32, of another shape, or not finite; or
+            the head is not one that reads texts beside the classes.
     """
+    if texts and kind != "ridge":
+        raise ValueError(f"a head of kind '{kind}' reads no texts beside the classes")
     if kind == "none":
         check_tensors(tensors, {})
         return Unrefined()
@@ -154,7 +163,7 @@ def head_from_tensors(kind: HeadKind, tensors: Tensors, *, prompts: int, classes
         check_tensors(
             tensors,
             {
-                "head.weight": (prompts * classes, classes),
+                "head.weight": (prompts * (classes + texts), classes),
                 "head.bias": (classes,),
                 "head.scales": (2,),
             },

@@ -9,6 +9,7 @@ predictions smoothly and non-linearly, and the image features tell the classes a
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +78,10 @@ class FakeClip:
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Log-probabilities [P, N, C] of templates and, after them, codes."""
+        """Log-probabilities [P, N, C] of templates and, after them, codes.
+
+        A name that is no class is a text that looks like something else.
+        """
         contexts = [np.zeros(CONTEXT) for _ in templates]
         if codes is not None:
             assert context is not None
@@ -85,16 +89,23 @@ class FakeClip:
             A = rng.normal(size=(context.dim, CONTEXT)) / np.sqrt(context.dim)
             assert isinstance(context.scale, float)
             contexts += list(context.scale * (codes @ A))
-        rows = [self.names.index(name) for name in names]
-        logits = [LOGIT_SCALE * features @ self._texts(delta)[rows].T for delta in contexts]
+        looks = np.stack([self._look(name) for name in names])
+        logits = [LOGIT_SCALE * features @ self._texts(looks, delta).T for delta in contexts]
         return log_softmax(np.stack(logits).astype(np.float32))
 
-    def _texts(self, delta: NDArray[np.float64]) -> NDArray[np.float64]:
-        moved = self._tower(self._context + delta) - self._tower(self._context)
-        return _unit(self._looks + 0.6 * moved)
+    def _look(self, name: str) -> NDArray[np.float64]:
+        if name in self.names:
+            return self._looks[self.names.index(name)]
+        return _unit(np.random.default_rng(zlib.crc32(name.encode())).normal(size=WIDTH))
 
-    def _tower(self, context: NDArray[np.float64]) -> NDArray[np.float64]:
-        inputs = np.hstack([np.tile(context, (len(self._looks), 1)), 4 * self._looks])
+    def _texts(self, looks: NDArray[np.float64], delta: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = self._tower(looks, self._context + delta) - self._tower(looks, self._context)
+        return _unit(looks + 0.6 * moved)
+
+    def _tower(
+        self, looks: NDArray[np.float64], context: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        inputs = np.hstack([np.tile(context, (len(looks), 1)), 4 * looks])
         hidden: NDArray[np.float64] = np.tanh(inputs @ self._first) @ self._second
         return hidden
 
@@ -135,11 +146,13 @@ class FakeBlackBox:
         templates: Sequence[str] = (),
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
+        texts: Sequence[str] = (),
         name: str | None = None,
     ) -> Scores:
         self.names.append(name)
-        log_probs = self._clip.log_probs(self._features, self.classes, templates, context, codes)
-        charged = self.units(len(log_probs))
+        scored = [*self.classes, *texts]
+        log_probs = self._clip.log_probs(self._features, scored, templates, context, codes)
+        charged = self.units(len(log_probs), len(texts))
         assert self._purse is None or self.charged.queries + charged.queries <= self._purse
         self.charged += charged
         return Scores(
@@ -153,11 +166,11 @@ class FakeBlackBox:
     def acknowledge(self, scores: Scores) -> None:
         self.acknowledged += scores.answers
 
-    def units(self, prompts: int) -> Units:
+    def units(self, prompts: int, texts: int = 0) -> Units:
         return Units(
             queries=prompts,
             predictions=prompts * len(self._features),
-            texts=prompts * len(self.classes),
+            texts=prompts * (len(self.classes) + texts),
             requests=1,
         )
 

@@ -248,7 +248,7 @@ def test_parts_that_are_switched_off_are_not_paid(
 def test_the_commands_defaults_are_the_settings_own() -> None:
     options = inspect.signature(tune_command.tune, eval_str=True).parameters
     for field in fields(TuneSettings):
-        if field.name in options and field.name not in ("shots", "budget"):
+        if field.name in options and field.name not in ("shots", "budget", "texts"):
             shown = options[field.name].default
             if shown is None:
                 (option,) = options[field.name].annotation.__metadata__

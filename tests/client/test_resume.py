@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from craft_client.blackbox import Scores
 from craft_client.journal import LINES_FILE, Journal, JournalError
 from craft_client.tune import AnswerError, TuneResult, TuneSettings, run_document, tune
-from craft_shared.wire import Context
 
 from .fake_clip import FakeBlackBox, FakeClip
 
@@ -39,15 +36,8 @@ class Mortal(FakeBlackBox):
         super().__init__(CLIP, PICTURES, **more)
         self._requests = requests
 
-    def score(
-        self,
-        *,
-        templates: Sequence[str] = (),
-        context: Context | None = None,
-        codes: NDArray[np.float32] | None = None,
-        name: str | None = None,
-    ) -> Scores:
-        scores = super().score(templates=templates, context=context, codes=codes, name=name)
+    def score(self, **question: Any) -> Scores:
+        scores = super().score(**question)
         if self.charged.requests > self._requests:
             raise Killed
         half = scores.log_probs.astype(np.float16).astype(np.float32)

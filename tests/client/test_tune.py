@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from craft_shared.adapter import Adapter
 from craft_shared.head import LinearHead, Unrefined
 from craft_shared.problems import Problem
 from craft_shared.units import Units
-from craft_shared.wire import Budget, Context
+from craft_shared.wire import Budget
 
 from .fake_clip import FakeBlackBox, FakeClip, budget
 
@@ -64,7 +64,7 @@ def _test_accuracy(clip: FakeClip, adapter: Adapter) -> float:
     config = adapter.config
     codes = adapter.codes if config.codes else None
     log_probs = clip.log_probs(
-        clip.features(pictures), config.classes, config.templates, config.context, codes
+        clip.features(pictures), config.scored, config.templates, config.context, codes
     )
     return accuracy(adapter.head(log_probs), labels)
 
@@ -103,6 +103,58 @@ def test_a_searched_prompt_that_is_best_unrefined_is_deployed_alone(tuned: Tune)
         clip.features(pictures), clip.names, config.templates, config.context, result.adapter.codes
     )
     assert accuracy(result.adapter.head(log_probs), labels) == result.accuracy_after
+
+
+TEXTS = tuple(f"thing {number}" for number in range(40))
+
+
+def test_further_texts_show_more_of_a_picture_than_the_class_names(tuned: Tune) -> None:
+    clip = FakeClip(6, ignorance=4.0)
+    plain = replace(SMALL, search=False, random_codes=0, budget=1)
+    strict = tuned(plain, clip=clip)[0]
+    result, journal = tuned(replace(plain, texts=TEXTS, keep_texts=16), clip=clip)
+    config = result.adapter.config
+    assert journal.summary()["deployed"] == "plain+texts ridge"
+    assert (config.access_mode, len(config.texts)) == ("open-text", 16)
+    assert set(config.texts) < set(TEXTS)
+    assert config.classes == clip.names
+    assert result.units == Units(queries=1, predictions=30, texts=6 + 40, requests=1)
+    assert _test_accuracy(clip, result.adapter) > _test_accuracy(clip, strict.adapter) + 5
+
+
+def test_every_prompt_after_the_first_scores_the_kept_texts(tuned: Tune) -> None:
+    options = replace(SMALL, texts=TEXTS, keep_texts=4, budget=12)
+    result, journal = tuned(options, clip=FakeClip(6, ignorance=2.0))
+    assert result.units == Units(
+        queries=12, predictions=12 * 30, texts=46 + 3 * 10 + 8 * 10, requests=3
+    )
+    shapes = [journal.tensors(name)["log_probs"].shape for name in ("000000", "000001")]
+    assert shapes == [(1, 30, 46), (3, 30, 10)]
+
+
+def test_a_vocabulary_smaller_than_what_is_kept_is_kept_whole(tuned: Tune) -> None:
+    options = replace(SMALL, texts=TEXTS[:5], keep_texts=64, search=False, budget=4)
+    result, _ = tuned(options, clip=FakeClip(6, ignorance=2.0))
+    assert result.units.texts == 11 + 3 * 11
+    assert set(result.adapter.config.texts) <= set(TEXTS[:5])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"texts": ("a", "a")}, "'a' is there twice"),
+        ({"texts": ("class 1",)}, "'class 1' is a class name"),
+        ({"texts": ("a",), "refinement": False}, "closed-form head, which this run has not"),
+        ({"texts": ("a",), "recipe": "paper"}, "closed-form head, which this run has not"),
+        ({"texts": ("a",), "keep_texts": 0}, "keep_texts is 0"),
+    ],
+)
+def test_texts_that_cannot_be_used_are_refused(
+    tuned: Tune, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        tuned(replace(SMALL, **options))
+    assert words in " ".join(f"{field.field} {field.message}" for field in error.value.errors)
 
 
 def test_equal_arguments_give_equal_adapters_and_seeds_differ(tuned: Tune) -> None:
@@ -368,21 +420,14 @@ class Refusing(FakeBlackBox):
         super().__init__(CLIP, PICTURES)
         self._calls = calls
 
-    def score(
-        self,
-        *,
-        templates: Sequence[str] = (),
-        context: Context | None = None,
-        codes: NDArray[np.float32] | None = None,
-        name: str | None = None,
-    ) -> Scores:
+    def score(self, **question: Any) -> Scores:
         if self.charged.queries == 12:
             detail = "this call needs 8 queries and 3 are left in the team's budget"
             raise problem_error(Problem.of(problems.BUDGET_EXHAUSTED, detail))
-        return super().score(templates=templates, context=context, codes=codes, name=name)
+        return super().score(**question)
 
-    def units(self, prompts: int) -> Units:
-        return super().units(prompts).model_copy(update={"requests": self._calls})
+    def units(self, prompts: int, texts: int = 0) -> Units:
+        return super().units(prompts, texts).model_copy(update={"requests": self._calls})
 
 
 def test_a_purse_that_others_empty_ends_the_search_in_good_order(tuned: Tune) -> None:
@@ -420,15 +465,8 @@ class Spoilt(FakeBlackBox):
         super().__init__(CLIP, PICTURES)
         self._spoil = spoil
 
-    def score(
-        self,
-        *,
-        templates: Sequence[str] = (),
-        context: Context | None = None,
-        codes: NDArray[np.float32] | None = None,
-        name: str | None = None,
-    ) -> Scores:
-        scores = super().score(templates=templates, context=context, codes=codes, name=name)
+    def score(self, **question: Any) -> Scores:
+        scores = super().score(**question)
         if self.charged.requests < 3:
             return scores
         return replace(scores, log_probs=self._spoil(scores.log_probs))
@@ -511,15 +549,8 @@ def test_the_journal_keeps_single_answers_only(tuned: Tune) -> None:
 
 def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
     class Half(FakeBlackBox):
-        def score(
-            self,
-            *,
-            templates: Sequence[str] = (),
-            context: Context | None = None,
-            codes: NDArray[np.float32] | None = None,
-            name: str | None = None,
-        ) -> Scores:
-            scores = super().score(templates=templates, context=context, codes=codes, name=name)
+        def score(self, **question: Any) -> Scores:
+            scores = super().score(**question)
             half = scores.log_probs.astype(np.float16).astype(np.float32)
             return replace(scores, log_probs=half)
 
@@ -532,17 +563,10 @@ def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
 class Breaking(FakeBlackBox):
     """Refuses its fourth request."""
 
-    def score(
-        self,
-        *,
-        templates: Sequence[str] = (),
-        context: Context | None = None,
-        codes: NDArray[np.float32] | None = None,
-        name: str | None = None,
-    ) -> Scores:
+    def score(self, **question: Any) -> Scores:
         if self.charged.requests == 3:
             raise CraftError("the line is dead")
-        return super().score(templates=templates, context=context, codes=codes, name=name)
+        return super().score(**question)
 
 
 def test_an_interrupted_run_leaves_a_journal_of_what_was_paid(tuned: Tune, tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ class WireServer:
             if card.digest == adapter.digest:
                 return 201, {"adapter": card.model_dump(), "cost": self._cost(Units())}, None
         config = adapter.config
-        texts = config.prompts * len(config.classes)
+        texts = config.prompts * len(config.scored)
         cost = self._charge("publish", Units(texts=texts, requests=1))
         card = AdapterCard(
             name=name,
@@ -318,7 +318,7 @@ class WireServer:
             digest=adapter.digest,
             model="fake",
             revision=REVISION,
-            access_mode="strict",
+            access_mode=config.access_mode,
             classes=list(config.classes),
             prompts=config.prompts,
             published_at="2026-01-01T00:00:00Z",
@@ -338,7 +338,7 @@ class WireServer:
         card, adapter = self._adapter(name)
         prompts = [*adapter.config.templates, *(code.tobytes() for code in adapter.codes)]
         images = self._images(request, tensors)
-        log_probs = adapter.head(self._score(prompts, card.classes, images))
+        log_probs = adapter.head(self._score(prompts, adapter.config.scored, images))
         cost = self._charge(
             "adapter",
             Units(

@@ -20,6 +20,15 @@ def key(server: Server) -> str:
 
 
 @pytest.fixture(scope="module")
+def open_text(server: Server, key: str, digits: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("open") / "digits"
+    tuned = server.craft_json(
+        key, "tune", "--data", digits, "--open-text", "--random-codes", "0", "--run", folder
+    )
+    return folder, tuned
+
+
+@pytest.fixture(scope="module")
 def run(server: Server, key: str, digits: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     tuned = server.craft_json(
@@ -55,24 +64,37 @@ def test_ledger_agrees_with_the_client_to_the_last_unit(
     assert ledger["queries"] == 1000 - server.craft_json(key, "budget")["budgets"][0]["remaining"]
 
 
+def test_open_text_mode_learns_from_one_query(server: Server, key: str, open_text, digits) -> None:
+    folder, tuned = open_text
+    assert tuned["charged"]["queries"] == 1
+    assert tuned["charged"]["texts"] == 1010
+    assert len(tuned["texts"]) == 64
+    before = server.craft_json(key, "zero-shot", "--data", digits)
+    after = server.craft_json(key, "evaluate", folder, "--data", digits)
+    assert after["charged"]["texts"] == 74
+    assert after["accuracy_after"] > before["accuracy"] + 30
+
+
+@pytest.mark.parametrize("mode", ["run", "open_text"])
 def test_published_adapter_gives_the_tuners_own_predictions_to_another_key(
-    server: Server, key: str, run, digits: Path
+    server: Server, key: str, mode: str, digits: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder, _ = run
-    assert server.craft(key, "publish", folder, "--name", "digits").returncode == 0
+    folder, _ = request.getfixturevalue(mode)
+    assert server.craft(key, "publish", folder, "--name", mode).returncode == 0
     pictures = [sample.path.read_bytes() for sample in load_dataset(digits).test[:20]]
     adapter = Adapter.load(folder / "adapter")
 
     with Client(server.url, key) as tuner:
-        request = PredictionRequest(
+        question = PredictionRequest(
             model="pocket",
-            classes=adapter.config.classes,
+            classes=adapter.config.scored,
             templates=adapter.config.templates,
             context=adapter.config.context,
         )
-        local = adapter.head(tuner.predict(request, codes=adapter.codes, images=pictures).log_probs)
+        codes = adapter.codes if adapter.config.codes else None
+        local = adapter.head(tuner.predict(question, codes=codes, images=pictures).log_probs)
     with Client(server.url, server.key(owner="tuner")) as other:
-        served = other.adapter_predict("digits", images=pictures)
+        served = other.adapter_predict(mode, images=pictures)
     assert served.classes == adapter.config.classes
     np.testing.assert_allclose(served.log_probs, local, atol=1e-4)
 

@@ -46,6 +46,22 @@ def test_linear_head_ignores_a_constant_added_to_the_logits_of_an_image() -> Non
     np.testing.assert_allclose(head(moved), head(LOG_PROBS), atol=1e-4)
 
 
+def test_a_linear_head_reads_further_texts_and_predicts_the_classes_alone() -> None:
+    head = LinearHead(_array(P * (C + 2), C), _array(C), 1.5, 0.5)
+    log_probs = log_softmax(_array(P, N, C + 2))
+    scores = centred_inputs(log_probs) @ head.weight + head.bias
+    expected = log_softmax(1.5 * scores + 0.5 * log_probs[0, :, :C])
+    np.testing.assert_allclose(head(log_probs), expected, rtol=1e-5)
+    again = head_from_tensors("ridge", head.tensors(), prompts=P, classes=C, texts=2)
+    np.testing.assert_array_equal(again(log_probs), head(log_probs))
+
+
+@pytest.mark.parametrize("head", [HEADS[0], HEADS[2]], ids=lambda head: head.kind)
+def test_other_heads_read_no_further_texts(head) -> None:
+    with pytest.raises(ValueError, match="reads no texts beside the classes"):
+        head_from_tensors(head.kind, head.tensors(), prompts=P, classes=C, texts=1)
+
+
 def test_inputs_are_grouped_by_prompt() -> None:
     inputs = centred_inputs(LOG_PROBS)
     expected = LOG_PROBS[1, 2] - LOG_PROBS[1, 2].mean()

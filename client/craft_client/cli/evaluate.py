@@ -164,16 +164,17 @@ def measure_run(run: Path, data: Path, split: str, url: str | None, key: str | N
         image_set = client.create_image_set(card.name)
         check_budgets(
             client,
-            _need(_black_box(client, _filled(image_set, samples), config.classes), config.prompts),
+            _need(_black_box(client, _filled(image_set, samples), config.scored), config.prompts),
             remedy=_TOP_UP,
         )
         image_set, uploaded = upload(client, image_set, samples)
-        scores = _black_box(client, image_set, config.classes).score(
+        scores = _black_box(client, image_set, config.scored).score(
             templates=config.templates, context=config.context, codes=adapter.codes
         )
+    plain = scores.log_probs[0, :, : len(config.classes)]
     return Measured(
         {
-            "accuracy_before": _accuracy(scores.log_probs[0], labels),
+            "accuracy_before": _accuracy(plain, labels),
             "accuracy_after": _accuracy(adapter.head(scores.log_probs), labels),
         },
         {

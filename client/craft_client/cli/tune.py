@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from craft_shared.wire import ImageSet, Limits
 
 _TUNING = "Tuning"
+_TEXTS = "Open-text mode"
 _PARTS = "Parts of the method"
 
 
@@ -138,6 +139,26 @@ def tune(
     strategy: Annotated[
         str, typer.Option(help="Of the search: cma-es, random or spsa.", rich_help_panel=_TUNING)
     ] = "cma-es",
+    open_text: Annotated[
+        bool,
+        typer.Option(
+            "--open-text",
+            help="Score about a thousand common nouns beside the class names, and keep a few.",
+            rich_help_panel=_TEXTS,
+        ),
+    ] = False,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="none, or with --open-text common nouns",
+            help="Open-text mode with your own vocabulary: a file, one text a line.",
+            rich_help_panel=_TEXTS,
+        ),
+    ] = None,
+    keep_texts: Annotated[
+        int | None,
+        typer.Option(show_default="64", help="Texts that the head reads.", rich_help_panel=_TEXTS),
+    ] = None,
     no_search: Annotated[
         bool, typer.Option("--no-search", help="No search.", rich_help_panel=_PARTS)
     ] = False,
@@ -180,6 +201,8 @@ def tune(
             consistency=not no_consistency,
             consistency_weight=consistency_weight,
             template=template,
+            texts=_vocabulary(dataset.classes, texts, open_text=open_text),
+            keep_texts=keep_texts,
         )
         samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
         task = Task(settings, dataset.classes, data, samples)
@@ -187,6 +210,16 @@ def tune(
     with _run_folder(folder, resumed=resume is not None):
         result, image_set, uploaded = tune_task(task, folder, model, url, key)
     _report(result, image_set, uploaded, folder, time.monotonic() - started, as_json=as_json)
+
+
+def _vocabulary(
+    classes: Sequence[str], file: Path | None, *, open_text: bool
+) -> tuple[str, ...] | None:
+    from craft_client.open_text import beside, common_nouns, read_vocabulary
+
+    if file is not None:
+        return beside(classes, read_vocabulary(file))
+    return beside(classes, common_nouns()) if open_text else None
 
 
 @dataclass(frozen=True)
@@ -297,7 +330,8 @@ def _begin(
         remedy="Use a smaller --budget, or ask the provider for a top-up.",
     )
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
-    check_prompts(client, image_set, task.classes, templates=[settings.template], context=context)
+    scored = [*task.classes, *settings.texts]
+    check_prompts(client, image_set, scored, templates=[settings.template], context=context)
     return Journal.create(folder, about), image_set
 
 
@@ -334,7 +368,7 @@ def _run_folder(folder: Path, *, resumed: bool) -> Iterator[None]:
 
 def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
     """What the run charges if no picture has to be encoded anew."""
-    opening = black_box.units(settings.opening)
+    opening = settings.opening_units(black_box.units)
     generation = settings.generation_units(black_box.units)
     generations = settings.generations(black_box.units)
     uploads = -(-black_box.image_set.count // limits.images_per_call)
@@ -363,6 +397,7 @@ def _report(
                 "accuracy_before": result.accuracy_before,
                 "accuracy_after": result.accuracy_after,
                 "prompts": result.adapter.config.prompts,
+                "texts": result.adapter.config.texts,
                 "seconds": seconds,
                 "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),

@@ -80,8 +80,8 @@ async def publish(
 ) -> Response:
     """Publishes the next version under a name; versions never change.
 
-    Charged: prompts x classes of `texts`, since their texts are encoded here, once; and one of
-    `requests`.
+    Charged: prompts x (classes + further texts) of `texts`, since they are encoded here, once; and
+    one of `requests`.
     """
     if content_type(request) != codec.MEDIA_TYPE:
         raise unsupported(content_type(request), codec.MEDIA_TYPE)
@@ -93,7 +93,7 @@ async def publish(
     _check_texts(services, adapter)
     prompts = await checked_prompts(
         services,
-        classes=config.classes,
+        classes=config.scored,
         templates=config.templates,
         context=config.context,
         codes=adapter.codes,
@@ -110,10 +110,10 @@ async def publish(
             None,
             now_ms(),
         )
-    units = Units(texts=config.prompts * len(config.classes), requests=1)
+    units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
-        text_features = await services.engine.encode_prompts(prompts, config.classes)
+        text_features = await services.engine.encode_prompts(prompts, config.scored)
         return await booked.settle_with(
             lambda card: _published(201, card, booked.cost),
             adapters.add,
@@ -241,12 +241,12 @@ def _check_revision(services: Services, model: str, revision: str) -> None:
 
 
 def _check_texts(services: Services, adapter: Adapter) -> None:
-    texts = adapter.config.prompts * len(adapter.config.classes)
+    texts = adapter.config.prompts * len(adapter.config.scored)
     allowed = services.settings.texts_per_adapter
     if texts > allowed:
         raise invalid_field(
             "adapter",
-            f"prompts x classes is {texts}; {allowed} are allowed",
+            f"prompts x (classes + texts) is {texts}; {allowed} are allowed",
             "Tune with fewer kept prompts.",
         )
 
@@ -268,8 +268,8 @@ async def _load(services: Services, publication: Publication) -> ServableAdapter
 async def _refined(
     services: Services, servable: ServableAdapter, features: Features
 ) -> NDArray[np.float32]:
-    prompts, classes, _ = servable.text_features.shape
-    step = max(1, _SCORES_AT_ONCE // (prompts * classes))
+    prompts, texts, _ = servable.text_features.shape
+    step = max(1, _SCORES_AT_ONCE // (prompts * texts))
     parts = []
     for start in range(0, len(features), step):
         log_probs = await services.engine.score(
