@@ -33,7 +33,8 @@ from craft_server.engine.worker import Worker
 from craft_shared.problems import FieldError
 from craft_shared.wire import Context
 
-IMAGES_PER_TASK = 32
+# On a CPU few pictures at a time are faster: what they become stays in its caches.
+IMAGES_PER_TASK = {"cpu": 8, "cuda": 32}
 # One task should take a second or two, so that others get their turn.
 TOKENS_PER_TASK = {"cpu": 4096, "cuda": 65536}
 SCORES_PER_TASK = 2**22
@@ -66,6 +67,7 @@ class Engine:
         self._tower = TextTower(model.module)
         self._tokens = Tokens(model.tokenize, self._tower.context_length)
         self._contexts = ContextSpace(self._tower, self._tokens)
+        self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = Worker(f"engine-{name}")
         self._features = self._worker.submit(self._warm_up).result()
@@ -123,9 +125,10 @@ class Engine:
             Overloaded: too many tasks wait for the model.
             WorkerDied: the engine is closed or broken.
         """
+        step = self._images_per_task
         parts = [
-            await self._worker.run(partial(self._image_features, images[i : i + IMAGES_PER_TASK]))
-            for i in range(0, len(images), IMAGES_PER_TASK)
+            await self._worker.run(partial(self._image_features, images[i : i + step]))
+            for i in range(0, len(images), step)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self._features), np.float32)
 
@@ -211,7 +214,9 @@ class Engine:
     def _image_features(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
         # Attributes of modules that share no type.
         module: Any = self._model.module
-        pixels = torch.stack(list(images)).to(self._model.device, self._model.dtype)
+        pixels = torch.stack(list(images)).to(
+            self._model.device, self._model.dtype, memory_format=torch.channels_last
+        )
         features = module.encode_image(pixels).float()
         unit: NDArray[np.float32] = functional.normalize(features, dim=-1).cpu().numpy()
         return unit
