@@ -9,7 +9,6 @@ model. This module knows the format and checks it; it does not know how an adapt
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +142,7 @@ class Adapter:
                 texts=len(config.texts),
             )
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise AdapterError(f"{where}: {message}" if where else message) from error
+            raise AdapterError(_first_of(error)) from error
         except ValueError as error:
             raise AdapterError(str(error)) from error
         return cls(config, codes, head)
@@ -172,19 +168,26 @@ class Adapter:
         """
         try:
             data = (folder / TENSOR_FILE).read_bytes()
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = AdapterConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
         except OSError as error:
             raise AdapterError(f"no adapter at '{folder}': {error.strerror}") from error
-        except ValueError as error:
-            raise AdapterError(f"'{folder / CONFIG_FILE}' is not valid JSON") from error
+        except ValidationError as error:
+            raise AdapterError(f"'{folder / CONFIG_FILE}': {_first_of(error)}") from error
         adapter = cls.from_bytes(data)
-        if config != adapter.config.model_dump(mode="json"):
+        if config != adapter.config:
             raise AdapterError(f"{CONFIG_FILE} and {TENSOR_FILE} in '{folder}' disagree")
         return adapter
 
     def _tensors(self) -> codec.Tensors:
         codes = {"codes": self.codes} if len(self.codes) else {}
         return {**codes, **self.head.tensors()}
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -75,6 +75,24 @@ def test_folder_whose_files_disagree_is_refused(adapter: Adapter, tmp_path: Path
         Adapter.load(tmp_path)
 
 
+def test_a_folder_of_before_there_were_further_texts_is_read(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    adapter.save(tmp_path)
+    document, tensors = codec.decode((tmp_path / TENSOR_FILE).read_bytes())
+    del document["texts"]
+    (tmp_path / TENSOR_FILE).write_bytes(codec.encode(document, tensors))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(document))
+    assert Adapter.load(tmp_path).digest == adapter.digest
+
+
+def test_folder_whose_config_is_no_config_is_refused(adapter: Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text("{")
+    with pytest.raises(AdapterError, match="Invalid JSON"):
+        Adapter.load(tmp_path)
+
+
 def test_folder_without_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no adapter at"):
         Adapter.load(tmp_path)

@@ -2,8 +2,10 @@
 
 The tower is causal, which saves twice, exactly: nothing after the end token matters, so that
 sequences are cut there; and texts with the same beginning share its keys and values, which are
-computed once. It knows open_clip's text transformer (`open_clip.model.CLIP`, or the `text` part of
-`CustomTextCLIP`). It does not know tokenizers, prompts or batching.
+computed once. It saves once more at either end: in the first layer a text's own tokens are the same
+under every prompt, and of the last layer only the end token is needed. It knows open_clip's text
+transformer (`open_clip.model.CLIP`, or the `text` part of `CustomTextCLIP`). It does not know
+tokenizers, prompts or batching.
 
 Shapes: P prompts, C texts a prompt, L shared tokens, S own tokens, W the tower's width.
 """
@@ -72,11 +74,11 @@ class TextTower:
         x = self._placed(embeddings, first=0)
         keys, values = [], []
         for block in self._blocks:
-            q, k, v = self._attention_inputs(block, x)
-            keys.append(k)
-            values.append(v)
+            q, k, v = self._attention_inputs(block, x[:, None])
+            keys.append(k.squeeze(2))
+            values.append(v.squeeze(2))
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = self._block_output(block, x, mixed)
+            x = self._block_output(block, x[:, None], mixed).squeeze(1)
         return Prefix(tuple(keys), tuple(values), length)
 
     def encode(self, prefix: Prefix, embeddings: Tensor) -> Tensor:
@@ -89,20 +91,15 @@ class TextTower:
         Returns:
             Unit features, float32 [P, C, features].
         """
-        texts, own = embeddings.shape[:2]
-        prompts = prefix.keys[0].shape[0]
-        placed = self._placed(embeddings, first=prefix.length)
-        x = placed.expand(prompts, -1, -1, -1).reshape(prompts * texts, own, self.width)
-        seen = torch.ones(own, prefix.length + own, dtype=torch.bool, device=x.device)
-        seen = seen.tril(prefix.length)
+        # Of one prompt as of all, until the first layer has seen them.
+        x = self._placed(embeddings, first=prefix.length)[None]
         for block, keys, values in zip(self._blocks, prefix.keys, prefix.values, strict=True):
             q, k, v = self._attention_inputs(block, x)
-            k = torch.cat([keys.repeat_interleave(texts, dim=0), k], dim=2)
-            v = torch.cat([values.repeat_interleave(texts, dim=0), v], dim=2)
-            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-            x = self._block_output(block, x, mixed)
-        features = self._project(self._tower.ln_final(x[:, -1]))
-        return functional.normalize(features.float(), dim=-1).view(prompts, texts, -1)
+            if block is self._blocks[-1]:
+                q, x = q[..., -1:, :], x[..., -1:, :]
+            x = self._block_output(block, x, _attend(q, k, v, keys, values))
+        features = self._project(self._tower.ln_final(x[:, :, -1]))
+        return functional.normalize(features.float(), dim=-1)
 
     def _placed(self, embeddings: Tensor, *, first: int) -> Tensor:
         positions = self._tower.positional_embedding[first : first + embeddings.shape[-2]]
@@ -111,16 +108,17 @@ class TextTower:
 
     @staticmethod
     def _attention_inputs(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [batch, heads, tokens, W / heads] of x [batch, tokens, W]."""
+        """Queries, keys and values [P, heads, C, tokens, W / heads] of x [P, C, tokens, W]."""
         attention = block.attn
         joint = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        parts = joint.view(*x.shape[:2], 3, attention.num_heads, -1)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        parts = joint.unflatten(-1, (3, attention.num_heads, -1))
+        q, k, v = parts.permute(3, 0, 4, 1, 2, 5)
         return q, k, v
 
     @staticmethod
     def _block_output(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+        joint = mixed.permute(0, 2, 3, 1, 4).flatten(3)
+        x = x + block.ls_1(block.attn.out_proj(joint))
         output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
         return output
 
@@ -130,6 +128,34 @@ class TextTower:
             return x
         projected: Tensor = projection(x) if isinstance(projection, nn.Module) else x @ projection
         return projected
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What texts' tokens gather from their prompt's prefix and from their own text up to there.
+
+    Args:
+        q: queries of a text's last Q tokens, [P, heads, C, Q, W / heads]; P may be 1 for all.
+        k: its own keys, [P, heads, C, S, W / heads].
+        v: its own values, alike.
+        keys: of the prefixes, [P, heads, L, W / heads].
+        values: alike.
+
+    Returns:
+        [P, heads, C, Q, W / heads].
+    """
+    prompts, length = keys.shape[0], keys.shape[2]
+    texts, asking, own = q.shape[2], q.shape[3], k.shape[3]
+    q = q * q.shape[-1] ** -0.5
+    # All texts of a prompt at once, so that its prefix is not copied for each.
+    flat = q.flatten(2, 3)
+    of_prefix = (flat @ keys.mT).unflatten(2, (texts, asking))
+    of_own = q @ k.mT
+    later = torch.ones(asking, own, dtype=torch.bool, device=q.device).triu(1 + own - asking)
+    of_own = of_own.masked_fill(later, -torch.inf).expand(prompts, -1, -1, -1, -1)
+    weights = torch.cat([of_prefix, of_own], dim=-1).softmax(dim=-1)
+    gathered = weights[..., :length].flatten(2, 3) @ values
+    mixed: Tensor = gathered.unflatten(2, (texts, asking)) + weights[..., length:] @ v
+    return mixed
 
 
 def _check(tower: Any) -> None:
