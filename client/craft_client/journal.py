@@ -2,7 +2,8 @@
 
     run.json        what was asked for: settings, model, classes, labels, when
     journal.jsonl   one line a paid answer, only ever appended to
-    tensors/        what the lines refer to: codes with their losses, answers that heads read
+    tensors/        what the lines refer to: codes with their losses, answers that heads read; and
+                    a checkpoint: what was learnt from answers that are not kept any more
     adapter/        the tuned adapter
     summary.json    how the run ended
 
@@ -27,6 +28,7 @@ RUN_FILE = "run.json"
 LINES_FILE = "journal.jsonl"
 SUMMARY_FILE = "summary.json"
 TENSOR_FOLDER = "tensors"
+CHECKPOINT = "checkpoint"
 ADAPTER_FOLDER = "adapter"
 
 
@@ -138,13 +140,33 @@ class Journal:
         Raises:
             JournalError: it is missing or damaged.
         """
-        path = self._tensor_path(name)
-        try:
-            return codec.decode(path.read_bytes())[1]
-        except OSError as error:
-            raise _unusable(path, "read", error) from error
-        except CodecError as error:
-            raise JournalError(f"'{path}' is damaged: {error}.") from error
+        return self._read_tensors(name)[1]
+
+    def replace(self, name: str, tensors: Tensors) -> None:
+        """Writes the tensor file of an earlier line anew.
+
+        Raises:
+            JournalError: it cannot be written; it is as it was before.
+        """
+        self._write_tensors(name, {}, tensors)
+
+    def save_checkpoint(self, document: Mapping[str, Any], tensors: Tensors) -> None:
+        """Writes a checkpoint in the place of the one before.
+
+        Raises:
+            JournalError: it cannot be written; the one before is still there.
+        """
+        self._write_tensors(CHECKPOINT, document, tensors)
+
+    def checkpoint(self) -> tuple[dict[str, Any], Tensors] | None:
+        """The last checkpoint; None where there is none.
+
+        Raises:
+            JournalError: it is damaged.
+        """
+        if not self._tensor_path(CHECKPOINT).exists():
+            return None
+        return self._read_tensors(CHECKPOINT)
 
     def finish(self, adapter: Adapter, summary: Mapping[str, Any]) -> None:
         """Writes the adapter and, last, the summary.
@@ -184,6 +206,21 @@ class Journal:
             JournalError: it has not ended, or the file is damaged.
         """
         return _read_object(self.folder / SUMMARY_FILE, "The run did not come to its end")
+
+    def _write_tensors(self, name: str, document: Mapping[str, Any], tensors: Tensors) -> None:
+        try:
+            write_whole(self._tensor_path(name), codec.encode(dict(document), tensors))
+        except OSError as error:
+            raise _unusable(self.folder, "write", error) from error
+
+    def _read_tensors(self, name: str) -> tuple[dict[str, Any], Tensors]:
+        path = self._tensor_path(name)
+        try:
+            return codec.decode(path.read_bytes())
+        except OSError as error:
+            raise _unusable(path, "read", error) from error
+        except CodecError as error:
+            raise JournalError(f"'{path}' is damaged: {error}.") from error
 
     def _tensor_path(self, name: str) -> Path:
         return self.folder / TENSOR_FOLDER / f"{name}.safetensors"

@@ -5,6 +5,8 @@ to are not sent: what was read from the answer then, is given again. The first o
 answer to is sent under the name that it had before, so that one that was in flight when the run
 ended is not paid for twice.
 
+Kept answers may be many. Once something has been learnt from them, it can be saved in their place.
+
 It knows black boxes, budgets and the journal; it does not know what a question is good for.
 """
 
@@ -45,6 +47,21 @@ class Reading:
     kept: Tensors
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was learnt from the first answers, of which the kept tensors are gone.
+
+    Attributes:
+        asked: how many answers.
+        document: JSON-able.
+        tensors: by name.
+    """
+
+    asked: int
+    document: dict[str, Any]
+    tensors: Tensors
+
+
 class PaidAnswers:
     """Asks the black box and keeps the books.
 
@@ -68,8 +85,40 @@ class PaidAnswers:
         self._past = journal.resume()
         self._asked = 0
         self._prices: dict[Question, int] = {}
+        self._held: dict[str, int] = {}
         self.units = Units()
         self.budgets = budgets
+        self._checkpoint = self._last_checkpoint() if self._past else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What kept tensors take on disk that a checkpoint would free."""
+        return sum(self._held.values())
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the checkpoint stands for the last answer, of which nothing else is kept."""
+        return self._checkpoint is not None and self._asked <= self._checkpoint.asked
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint, once all answers that it stands for were given again."""
+        at = self._checkpoint
+        return at if at is not None and at.asked == self._asked else None
+
+    def save_checkpoint(self, document: Mapping[str, Any], tensors: Tensors) -> None:
+        """Saves what was learnt from all answers until now, and forgets what was kept of them.
+
+        Of the first answer everything stays, since runs are measured by it.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        self._journal.save_checkpoint({**document, "asked": self._asked}, tensors)
+        for name in self._held:
+            reduced = self._journal.tensors(name)
+            self._journal.replace(name, {part: reduced[part] for part in ("codes", "losses")})
+        self._held.clear()
 
     @property
     def replaying(self) -> bool:
@@ -128,6 +177,7 @@ class PaidAnswers:
         losses = reading.losses
         line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
         kept = _halved_where_exact(reading.kept)
+        self._hold(kept)
         self._write(line, {"codes": codes, "losses": losses, **kept})
         self._black_box.acknowledge(scores)
         return reading
@@ -144,6 +194,7 @@ class PaidAnswers:
         if "error" in line:
             raise _unusable(line["error"])
         losses = tensors.pop("losses")
+        self._hold(tensors)
         kept = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
         self._count(question, Units(**line["charged"]), line["cost_micros"])
         self._asked += 1
@@ -169,6 +220,17 @@ class PaidAnswers:
         error = f"the answer {problem}"
         self._write({**line, "error": error}, {"codes": codes})
         raise _unusable(error)
+
+    def _hold(self, kept: Tensors) -> None:
+        if kept and self._asked:
+            self._held[_name(self._asked)] = sum(tensor.nbytes for tensor in kept.values())
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        found = self._journal.checkpoint()
+        if found is None:
+            return None
+        document, tensors = found
+        return Checkpoint(document.pop("asked"), document, tensors)
 
     def _write(self, line: dict[str, Any], tensors: Tensors) -> None:
         self._journal.append(line, {_name(self._asked): tensors})

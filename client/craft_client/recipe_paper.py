@@ -32,6 +32,9 @@ from craft_shared.head import Unrefined
 
 Array = NDArray[np.float32]
 
+# What the scores of means may take in the journal before the head's state is saved in their place.
+HELD_BYTES = 16 * 2**20
+
 
 def run_paper(run: TuningRun) -> Outcome:
     """Runs the recipe.
@@ -46,10 +49,10 @@ def run_paper(run: TuningRun) -> Outcome:
         return Reading(cross_entropy(log_probs, labels), {"log_probs": log_probs[0]})
 
     plain = run.ask(with_scores, no_codes, templates=[settings.template])
-    scores, codes = plain.kept["log_probs"], no_codes
+    plain_scores, codes = plain.kept["log_probs"], no_codes
     loss = best_loss = float(plain.losses[0])
-    before = accuracy(scores, labels)
-    mlp = ResidualMLP(scores.shape[1], hidden=settings.hidden, seed=settings.stream("mlp"))
+    before = accuracy(plain_scores, labels)
+    mlp = ResidualMLP(plain_scores.shape[1], hidden=settings.hidden, seed=settings.stream("mlp"))
     run.report("start", loss, best_loss, before)
 
     def losses_of(log_probs: Array) -> Reading:
@@ -60,10 +63,17 @@ def run_paper(run: TuningRun) -> Outcome:
             losses += np.float32(settings.consistency_weight) * divergence(refined, log_probs)
         return Reading(losses, {})
 
-    def train() -> None:
+    def train(scores: Array) -> None:
         within = run.generation <= settings.consistency_share * settings.generations()
         weight = settings.consistency_weight if settings.consistency and within else 0.0
         mlp.train_epoch(scores, labels, batch_size=settings.batch_size, consistency_weight=weight)
+
+    def learn(scores: Array) -> float:
+        """Trains on the mean's scores; the accuracy on them."""
+        if settings.refinement:
+            train(scores)
+        refined = mlp.head()(scores[None]) if settings.refinement else scores
+        return accuracy(refined, labels)
 
     search = search_for(settings)
     while run.covers_generation():
@@ -73,19 +83,22 @@ def run_paper(run: TuningRun) -> Outcome:
             losses = run.ask(losses_of, population).losses
             search.tell(population, losses)
             mean = search.current()[None]
-            scores, codes = run.ask(with_scores, mean).kept["log_probs"], mean
+            of_mean, codes = run.ask(with_scores, mean), mean
         except BudgetExhausted as error:
             run.refused(error)
             break
-        if settings.refinement:
-            train()
         loss, best_loss = float(losses.mean()), min(best_loss, float(losses.min()))
-        refined = mlp.head()(scores[None]) if settings.refinement else scores
-        run.report("search", loss, best_loss, accuracy(refined, labels))
+        if not run.answers.learnt:
+            run.report("search", loss, best_loss, learn(of_mean.kept["log_probs"]))
+            if run.answers.held_bytes > HELD_BYTES:
+                run.save_checkpoint(*mlp.state())
+        elif (checkpoint := run.answers.checkpoint) is not None:
+            mlp.restore(checkpoint.document, checkpoint.tensors)
+            run.recall(checkpoint)
 
     if not settings.search and settings.refinement:
         for _ in range(settings.budget // settings.population):
-            train()
+            train(plain_scores)
     return Outcome(
         deployed="the last mean, refined" if settings.refinement else "the last mean",
         codes=codes,

@@ -10,7 +10,7 @@ Shapes: P prompts, N pictures, C classes, M further texts, D = P * (C + M) input
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,6 +246,29 @@ class ResidualMLP:
         """The head as it is now."""
         hidden_weight, hidden_bias, weight, bias = self._parameters
         return ResidualMLPHead(hidden_weight.copy(), hidden_bias.copy(), weight.copy(), bias.copy())
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """All that further training depends on: what JSON can hold, and tensors."""
+        tensors = {
+            f"{kind}.{number}": tensor
+            for kind, group in self._groups()
+            for number, tensor in enumerate(group)
+        }
+        return {"steps": self._steps, "generator": self._generator.bit_generator.state}, tensors
+
+    def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
+        """Goes on from what `state` told."""
+        self._steps = document["steps"]
+        self._generator.bit_generator.state = document["generator"]
+        for kind, group in self._groups():
+            group[:] = [tensors[f"{kind}.{number}"].copy() for number in range(len(group))]
+
+    def _groups(self) -> list[tuple[str, list[Array]]]:
+        return [
+            ("parameter", self._parameters),
+            ("first moment", self._first_moments),
+            ("second moment", self._second_moments),
+        ]
 
     def train_epoch(
         self, scores: Array, labels: Labels, *, consistency_weight: float, batch_size: int = 256

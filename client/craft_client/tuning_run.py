@@ -18,8 +18,9 @@ from craft_client.blackbox import BlackBox
 from craft_client.budgets import shortfall, times_covered
 from craft_client.exceptions import BudgetExhausted
 from craft_client.journal import Journal
-from craft_client.paid_answers import PaidAnswers, Reading
+from craft_client.paid_answers import Checkpoint, PaidAnswers, Reading
 from craft_client.settings import Question, TuneSettings
+from craft_shared.codec import Tensors
 from craft_shared.head import Head
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Context
@@ -153,6 +154,14 @@ class TuningRun:
         if any(self._black_box.units(*question).requests > 1 for question in self._questions()):
             raise error
         self.stopped_by = error.problem.detail.removesuffix(".")
+
+    def save_checkpoint(self, document: dict[str, Any], tensors: Tensors) -> None:
+        """Saves what was learnt until now; see `PaidAnswers.save_checkpoint`."""
+        self.answers.save_checkpoint({**document, "history": self.history}, tensors)
+
+    def recall(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint, as it had been reported until then."""
+        self.history[:] = checkpoint.document["history"]
 
     def report(self, stage: Stage, loss: float, best_loss: float, accuracy: float | None) -> None:
         """Tells the caller where the run is, and adds to the history what a request brought."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from craft_client import recipe_paper
 from craft_client.blackbox import Scores
 from craft_client.journal import LINES_FILE, Journal, JournalError
 from craft_client.tune import AnswerError, TuneResult, TuneSettings, run_document, tune
@@ -71,6 +72,60 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     assert result.history == whole.history
     assert result.units == whole.units
     assert black_box.charged.requests == whole.units.requests - requests
+
+
+def _kept(folder: Path) -> list[bool]:
+    journal = Journal.open(folder)
+    return ["log_probs" in journal.tensors(line["tensors"][0]) for line in journal.lines()]
+
+
+@pytest.mark.parametrize("held", [0, 1000])
+def test_what_the_head_has_learnt_is_saved_in_place_of_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    assert sum(_kept(tmp_path / "whole")) == 1 + PAPER.generations()
+    monkeypatch.setattr(recipe_paper, "HELD_BYTES", held)
+    result = begin(tmp_path / "run", PAPER, Mortal(1000))
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    kept = _kept(tmp_path / "run")
+    assert kept[0]
+    one = LABELS.size * len(CLIP.names) * 2
+    assert sum(kept[1:]) * one <= held
+
+
+@pytest.mark.parametrize("held", [0, 1000])
+@pytest.mark.parametrize("requests", [2, 3, 4, 5, 8, 9])
+def test_a_run_is_resumed_from_what_the_head_has_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, requests: int
+) -> None:
+    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    monkeypatch.setattr(recipe_paper, "HELD_BYTES", held)
+    interrupted(tmp_path / "run", PAPER, requests)
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", PAPER, black_box)
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    assert result.history == whole.history
+    assert black_box.charged.requests == whole.units.requests - requests
+
+
+def test_a_run_that_was_killed_while_it_saved_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is there, and so are the answers that it stands for."""
+    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    monkeypatch.setattr(recipe_paper, "HELD_BYTES", 1000)
+    replace_tensors = Journal.replace
+
+    def killed(*_arguments: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Journal, "replace", killed)
+    interrupted(tmp_path / "run", PAPER, 1000)
+    monkeypatch.setattr(Journal, "replace", replace_tensors)
+    result = resume(tmp_path / "run", PAPER, Mortal(1000))
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    assert result.history == whole.history
 
 
 @RECIPES
