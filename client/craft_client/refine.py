@@ -20,7 +20,14 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from craft_client.losses import accuracy, cross_entropy
-from craft_shared.head import Head, LinearHead, ResidualMLPHead, Unrefined, centred_inputs
+from craft_shared.head import (
+    Head,
+    LinearHead,
+    ResidualMLPHead,
+    Unrefined,
+    centred,
+    centred_inputs,
+)
 
 Array = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -278,6 +285,7 @@ class ResidualMLP:
         Loss: cross-entropy of the refined prediction plus `consistency_weight` times the divergence
         of the unrefined prediction from it (CraFT, sections 3.2 and 3.3).
         """
+        scores = centred(scores)
         order = self._generator.permutation(len(labels))
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
@@ -305,7 +313,7 @@ def mlp_loss(
 
     Args:
         parameters: hidden weight [C, H], hidden bias [H], weight [H, C], bias [C].
-        scores: [N, C].
+        scores: centred, [N, C].
         labels: int64 [N].
         consistency_weight: >= 0.
 

@@ -46,15 +46,21 @@ def log_softmax(logits: Array) -> Array:
     return normalised
 
 
-def centred_inputs(log_probs: Array) -> Array:
-    """The linear head's inputs, [N, P * (C + M)]: each prompt's log-probabilities less their mean.
+def centred(log_probs: Array) -> Array:
+    """Log-probabilities [..., C] less their mean.
 
-    Centring takes the softmax normaliser away, so that what is left is linear in the hidden image
-    embedding.
+    That takes the softmax normaliser away, so that what is left is linear in the hidden image
+    embedding: the model's scores, but for a number for each image.
     """
+    scores: Array = log_probs - log_probs.mean(axis=-1, keepdims=True)
+    return scores
+
+
+def centred_inputs(log_probs: Array) -> Array:
+    """The linear head's inputs, [N, P * (C + M)]: each prompt's centred log-probabilities."""
     prompts, images, texts = log_probs.shape
-    centred = log_probs - log_probs.mean(axis=-1, keepdims=True)
-    return np.ascontiguousarray(centred.transpose(1, 0, 2)).reshape(images, prompts * texts)
+    scores = centred(log_probs).transpose(1, 0, 2)
+    return np.ascontiguousarray(scores).reshape(images, prompts * texts)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class LinearHead:
 class ResidualMLPHead:
     """The paper's head: s + MLP(s) with one hidden layer and ReLU, on one prompt's scores s.
 
-    The prompt is the last of the P prompts, the searched one. Source: CraFT, section 3.2.
+    Scores are centred log-probabilities. The prompt is the last of the P prompts, the searched one. Source: CraFT, section 3.2.
 
     Attributes:
         hidden_weight: float32 [C, H].
@@ -129,7 +135,7 @@ class ResidualMLPHead:
 
     def __call__(self, log_probs: Array) -> Array:
         """See `Head`."""
-        scores = log_probs[-1]
+        scores = centred(log_probs[-1])
         hidden = np.maximum(scores @ self.hidden_weight + self.hidden_bias, 0)
         return log_softmax(scores + hidden @ self.weight + self.bias)
 

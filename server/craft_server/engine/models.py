@@ -113,8 +113,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         dtype=dtype,
         random_weights=random_weights,
     )
+    module.to(device=device, dtype=dtype)
     # Convolutions are faster with a pixel's channels side by side.
-    module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)
     return loaded
 
 

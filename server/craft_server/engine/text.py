@@ -111,7 +111,7 @@ class TextTower:
         """Queries, keys and values [P, heads, C, tokens, W / heads] of x [P, C, tokens, W]."""
         attention = block.attn
         joint = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        parts = joint.unflatten(-1, (3, attention.num_heads, -1))
+        parts = joint.view(*x.shape[:3], 3, attention.num_heads, -1)
         q, k, v = parts.permute(3, 0, 4, 1, 2, 5)
         return q, k, v
 
@@ -148,13 +148,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Te
     q = q * q.shape[-1] ** -0.5
     # All texts of a prompt at once, so that its prefix is not copied for each.
     flat = q.flatten(2, 3)
-    of_prefix = (flat @ keys.mT).unflatten(2, (texts, asking))
+    of_prefix = (flat @ keys.mT).view(prompts, -1, texts, asking, length)
     of_own = q @ k.mT
     later = torch.ones(asking, own, dtype=torch.bool, device=q.device).triu(1 + own - asking)
     of_own = of_own.masked_fill(later, -torch.inf).expand(prompts, -1, -1, -1, -1)
     weights = torch.cat([of_prefix, of_own], dim=-1).softmax(dim=-1)
     gathered = weights[..., :length].flatten(2, 3) @ values
-    mixed: Tensor = gathered.unflatten(2, (texts, asking)) + weights[..., length:] @ v
+    mixed: Tensor = weights[..., length:] @ v + gathered.view(
+        prompts, -1, texts, asking, v.shape[-1]
+    )
     return mixed
 
 
