@@ -118,7 +118,8 @@ class LinearHead:
 class ResidualMLPHead:
     """The paper's head: s + MLP(s) with one hidden layer and ReLU, on one prompt's scores s.
 
-    Scores are centred log-probabilities. The prompt is the last of the P prompts, the searched one. Source: CraFT, section 3.2.
+    Scores are centred log-probabilities. The prompt is the last of the P prompts, the searched one.
+    Source: CraFT, section 3.2.
 
     Attributes:
         hidden_weight: float32 [C, H].

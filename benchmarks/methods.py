@@ -1,0 +1,255 @@
+"""Accuracy against queries: every recipe and baseline on the same pictures, over HTTP.
+
+One craft-server process; the craft command alone drives it. Each method is tuned on the few shots
+of each seed and then measured on the whole test split, with everything that it was charged. What
+the JSON file holds already is not measured again, so that a run can be interrupted, and further
+data sets, seeds or methods added. At the end it writes the tables (Markdown) and the curves (PNG)
+beside the JSON file.
+
+    python benchmarks/methods.py --data DIR [DIR ...] --json docs/methods.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from few_shot_accuracy import UNITS, command, serving
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table.
+
+    Attributes:
+        family: methods of a family are one curve.
+        options: of `craft tune`, or of `craft zero-shot` where the family is that.
+    """
+
+    family: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For people and for the JSON file."""
+        return f"{self.family} ({' '.join(self.options)})" if self.options else self.family
+
+
+ZERO_SHOT = "zero-shot"
+DEFAULT = "random codes"
+ONE_QUERY = "open-text, 1 query"
+# Generations of 40 codes, and one query of each for its mean.
+BUDGETS = tuple(str(1 + generations * 41) for generations in (5, 25, 200))
+
+METHODS = [
+    Method(ZERO_SHOT),
+    Method(ZERO_SHOT, ("--ensemble",)),
+    *(Method(DEFAULT, ("--random-codes", str(codes))) for codes in (0, 3, 15, 31, 63)),
+    *(
+        Method(ONE_QUERY, ("--open-text", "--random-codes", "0", "--keep-texts", kept))
+        for kept in ("16", "32", "64", "128", "256", "1000")
+    ),
+    Method("open-text and random codes", ("--open-text",)),
+    Method("random codes, then search", ("--budget", "1032")),
+    Method("refinement alone", ("--recipe", "paper", "--no-search")),
+    *(
+        Method("prompt alone, CMA-ES (BBT)", _prompt_alone)
+        for _prompt_alone in (
+            ("--recipe", "paper", "--no-refinement", "--budget", budget) for budget in BUDGETS[:2]
+        )
+    ),
+    *(
+        Method(
+            f"prompt alone, {strategy}",
+            ("--recipe", "paper", "--no-refinement", "--strategy", strategy, "--budget", budget),
+        )
+        for strategy in ("random", "spsa")
+        for budget in BUDGETS[:2]
+    ),
+    *(Method("CraFT", ("--recipe", "paper", "--budget", budget)) for budget in BUDGETS),
+]
+
+
+def measure(env: dict[str, str], data: Path, method: Method, shots: int, seed: int) -> Any:
+    """Tunes, and measures on the test split; zero-shot is only measured."""
+    if method.family == ZERO_SHOT:
+        found = command(env, "craft", "zero-shot", "--data", data, *method.options)
+        return {"accuracy": found["accuracy"], "tuning": None, "evaluation": found["charged"]}
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        few = ("--shots", shots, "--seed", seed)
+        tuned = command(env, "craft", "tune", "--data", data, *few, *method.options, "--run", run)
+        evaluated = command(env, "craft", "evaluate", run, "--data", data)
+    return {
+        "accuracy": evaluated["accuracy_after"],
+        "tuning": tuned["charged"],
+        "evaluation": evaluated["charged"],
+        "prompts": tuned["prompts"],
+        "texts": len(tuned["texts"]),
+        "seconds": tuned["seconds"],
+    }
+
+
+def plan(
+    data: list[Path], methods: list[Method], seeds: list[int]
+) -> Iterator[tuple[Path, Method, int]]:
+    """What is to be measured, all of a seed before the next one."""
+    for seed in seeds:
+        for folder in data:
+            for method in methods:
+                if method.family != ZERO_SHOT or seed == seeds[0]:
+                    yield folder, method, seed
+
+
+def summaries(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each data set and method: accuracy's mean and spread, and mean units."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["data"], result["method"]), []).append(result)
+    lines = []
+    for (data, method), runs in groups.items():
+        accuracies = [run["accuracy"] for run in runs]
+        units = [run["tuning"] or dict.fromkeys(UNITS, 0) for run in runs]
+        lines.append(
+            {
+                "data": data,
+                "method": method,
+                "family": runs[0]["family"],
+                "accuracies": accuracies,
+                "kept_texts": runs[0].get("texts", 0),
+                "mean": statistics.mean(accuracies),
+                "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+                **{unit: statistics.mean(one[unit] for one in units) for unit in UNITS},
+            }
+        )
+    return lines
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """The lines as a table a data set."""
+    parts = []
+    for data in dict.fromkeys(line["data"] for line in lines):
+        header = ("method", "accuracy, each seed", "mean ± spread", *UNITS)
+        parts += [f"### {data}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        for line in (line for line in lines if line["data"] == data):
+            spread = "" if line["spread"] is None else f" ± {line['spread']:.2f}"
+            each = ", ".join(f"{accuracy:.2f}" for accuracy in line["accuracies"])
+            units = " | ".join(f"{line[unit]:,.0f}" for unit in UNITS)
+            parts.append(f"| {line['method']} | {each} | {line['mean']:.2f}{spread} | {units} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def knee(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fewest kept texts within a point of the best."""
+    best = max(point["mean"] for point in points)
+    return next(point for point in points if point["mean"] >= best - 1)
+
+
+def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> None:
+    """A column for each data set: accuracy against queries, and against kept texts.
+
+    `ridge` is the white box's accuracy by data set.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sets = list(dict.fromkeys(line["data"] for line in lines))
+    figure, panels = plt.subplots(2, len(sets), figsize=(5 * len(sets), 8.5), squeeze=False)
+    for panel, data in zip(panels[1], sets, strict=True):
+        points = [line for line in lines if (line["data"], line["family"]) == (data, ONE_QUERY)]
+        points.sort(key=lambda line: line["kept_texts"])
+        if points:
+            texts, means = ([point[of] for point in points] for of in ("kept_texts", "mean"))
+            panel.errorbar(
+                texts, means, [point["spread"] or 0 for point in points], marker="o", capsize=2
+            )
+            bend = knee(points)
+            panel.plot(bend["kept_texts"], bend["mean"], "o", ms=14, mfc="none", label="knee")
+        panel.set(xscale="log", xlabel="kept texts, one query", ylabel="test accuracy, %")
+    for panel, data in zip(panels.flat, [*sets, *sets], strict=True):
+        if data in ridge:
+            panel.axhline(ridge[data], color="black", ls="--", label="ridge on hidden features")
+        panel.grid(alpha=0.3)
+    families = list(dict.fromkeys(line["family"] for line in lines))
+    colours = dict(zip(families, plt.get_cmap("tab10").colors, strict=False))
+    for panel, data in zip(panels[0], sets, strict=True):
+        for family in families:
+            points = [line for line in lines if (line["data"], line["family"]) == (data, family)]
+            points.sort(key=lambda line: line["queries"])
+            if not points:
+                continue
+            if family == ZERO_SHOT:
+                panel.axhline(points[0]["mean"], color=colours[family], ls=":", label=family)
+                continue
+            panel.errorbar(
+                [line["queries"] for line in points],
+                [line["mean"] for line in points],
+                [line["spread"] or 0 for line in points],
+                color=colours[family],
+                marker="o",
+                capsize=2,
+                label=family,
+            )
+        panel.set(xscale="log", xlabel="queries of tuning", ylabel="test accuracy, %", title=data)
+    for row in panels:
+        row[-1].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def white_box_ridge(file: Path) -> dict[str, float]:
+    """The accuracy of the ridge on hidden features by data set, as `white_box.py` wrote it."""
+    fits = json.loads(file.read_text())["fits"] if file.exists() else []
+    accuracies: dict[str, list[float]] = {}
+    for fit in fits:
+        if fit["method"] == "ridge":
+            accuracies.setdefault(fit["data"], []).append(fit["accuracy"])
+    return {data: statistics.mean(found) for data, found in accuracies.items()}
+
+
+def main() -> None:
+    """Runs the measurement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--families", nargs="+", choices={method.family for method in METHODS})
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--white-box", type=Path, default=Path("docs/white_box.json"))
+    args = parser.parse_args()
+
+    for absent in [data for data in args.data if not data.is_dir()]:
+        print(f"skipped: there is no folder {absent}", file=sys.stderr)
+    data = [data for data in args.data if data.is_dir()]
+    methods = [one for one in METHODS if args.families is None or one.family in args.families]
+    results = json.loads(args.json.read_text()) if args.json.exists() else []
+    known = {(result["data"], result["method"], result["seed"]) for result in results}
+    with tempfile.TemporaryDirectory() as folder, serving(args.model, Path(folder)) as env:
+        for folder_of_data, method, seed in plan(data, methods, args.seeds):
+            name = {"data": folder_of_data.name, "method": method.name, "seed": seed}
+            if tuple(name.values()) in known:
+                continue
+            result = measure(env, folder_of_data, method, args.shots, seed)
+            results.append({**name, "family": method.family, "shots": args.shots, **result})
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{name}: {result['accuracy']:.2f} %", file=sys.stderr, flush=True)
+    order = {method.name: number for number, method in enumerate(METHODS)}
+    lines = sorted(summaries(results), key=lambda line: (line["data"], order[line["method"]]))
+    args.json.with_suffix(".md").write_text(markdown(lines))
+    draw(lines, white_box_ridge(args.white_box), args.json.with_suffix(".png"))
+    print(markdown(lines))
+
+
+if __name__ == "__main__":
+    main()
