@@ -23,6 +23,7 @@ from craft_client.exceptions import CraftError
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.codec import CodecError, Tensors
+from craft_shared.files import write_whole
 
 RUN_FILE = "run.json"
 LINES_FILE = "journal.jsonl"
@@ -255,18 +256,3 @@ def _unusable(path: Path, verb: str, error: OSError) -> JournalError:
         f"Cannot {verb} '{path}': {error.strerror or error}.",
         remedy="Check its permissions and the free space, or name another run directory.",
     )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is on disk, whole, under its name or not there at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -2,7 +2,8 @@
 
 Wire models (`craft_shared.wire`), the tensor codec (`craft_shared.codec`), problem types
 (`craft_shared.problems`), counted units (`craft_shared.units`), heads as functions
-(`craft_shared.head`) and the adapter format (`craft_shared.adapter`).
+(`craft_shared.head`), the adapter format (`craft_shared.adapter`) and files that are written whole
+(`craft_shared.files`).
 
 This package knows neither HTTP, models, optimisation nor money.
 """

@@ -9,7 +9,6 @@ model. This module knows the format and checks it; it does not know how an adapt
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from craft_shared import codec
+from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.units import Units
 from craft_shared.wire import ClassName, Context, Message, Template
@@ -156,8 +156,8 @@ class Adapter:
         """Writes the folder, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.model_dump_json(indent=2).encode() + b"\n"
-        _write_whole(folder / TENSOR_FILE, self.to_bytes())
-        _write_whole(folder / CONFIG_FILE, config)
+        write_whole(folder / TENSOR_FILE, self.to_bytes())
+        write_whole(folder / CONFIG_FILE, config)
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
@@ -188,12 +188,3 @@ def _first_of(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

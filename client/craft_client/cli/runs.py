@@ -14,6 +14,7 @@ from craft_client.budgets import currency
 from craft_client.cli.options import AsJson
 from craft_client.cli.show import document, percent, say, table
 from craft_client.exceptions import CraftError
+from craft_shared.files import write_whole
 from craft_shared.units import UNITS
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def report(
     )
     folder = out or run
     png, html = folder / "report.png", folder / "report.html"
-    _write_whole({png: light, html: page})
+    _write({png: light, html: page})
     if as_json:
         document({**_facts(found), "png": str(png), "html": str(html)})
     if not found.summary:
@@ -121,7 +122,7 @@ def compare(
         table(*_comparison(found))
     _say_differences(found)
     if out is not None and drawn is not None:
-        _write_whole({out: drawn})
+        _write({out: drawn})
         left_out = [f"'{one.folder}'" for one in found if not one.accuracies]
         if left_out:
             say(f"Not drawn, because no accuracy is known: {', '.join(left_out)}.")
@@ -341,28 +342,22 @@ def _page(
     return text.encode()
 
 
-def _write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Writes files whole or not at all.
+def _write(contents: Mapping[Path, bytes]) -> None:
+    """Writes files, each whole or not at all.
 
     Raises:
         CraftError: one cannot be written.
     """
-    partials = {path: path.with_name(path.name + ".partial") for path in contents}
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            partials[path].write_bytes(content)
-        for path, partial in partials.items():
-            partial.replace(path)
+            write_whole(path, content)
     except OSError as error:
         names = ", ".join(f"'{path}'" for path in contents)
         raise CraftError(
             f"Cannot write {names}: {error.strerror or error}.",
             remedy="Name another place with --out.",
         ) from error
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
 
 
 def register(app: typer.Typer) -> None:
