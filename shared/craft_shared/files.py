@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all. It knows the file system; it does not know what is written."""
+"""Files that appear whole or not at all. It does not know what is written to them."""
 
 from __future__ import annotations
 
