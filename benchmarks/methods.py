@@ -3,10 +3,11 @@
 One craft-server process; the craft command alone drives it. Each method is tuned on the few shots
 of each seed and then measured on the whole test split, with everything that it was charged. What
 the JSON file holds already is not measured again, so that a run can be interrupted, and further
-data sets, seeds or methods added. At the end it writes the tables (Markdown) and the curves (PNG)
-beside the JSON file.
+data sets, seeds or methods added. At the end it draws the curves beside the JSON file and writes
+the tables into a page, between the lines BEGIN and END.
 
-    python benchmarks/methods.py --data DIR [DIR ...] --json docs/methods.json
+    python benchmarks/methods.py --data DIR [DIR ...] --json docs/methods.json \
+        --page docs/results.md
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Method:
         return f"{self.family} ({' '.join(self.options)})" if self.options else self.family
 
 
+BEGIN, END = "<!-- benchmarks/methods.py -->", "<!-- end -->"
 ZERO_SHOT = "zero-shot"
 DEFAULT = "random codes"
 ONE_QUERY = "open-text, 1 query"
@@ -137,7 +139,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     parts = []
     for data in dict.fromkeys(line["data"] for line in lines):
         header = ("method", "accuracy, each seed", "mean ± spread", *UNITS)
-        parts += [f"### {data}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        parts += [f"**{data}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for line in (line for line in lines if line["data"] == data):
             spread = "" if line["spread"] is None else f" ± {line['spread']:.2f}"
             each = ", ".join(f"{accuracy:.2f}" for accuracy in line["accuracies"])
@@ -145,6 +147,13 @@ def markdown(lines: list[dict[str, Any]]) -> str:
             parts.append(f"| {line['method']} | {each} | {line['mean']:.2f}{spread} | {units} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def with_tables(page: str, tables: str) -> str:
+    """The page with these tables between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
 
 
 def knee(points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -226,6 +235,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--families", nargs="+", choices={method.family for method in METHODS})
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--page", type=Path)
     parser.add_argument("--white-box", type=Path, default=Path("docs/white_box.json"))
     args = parser.parse_args()
 
@@ -246,8 +256,9 @@ def main() -> None:
             print(f"{name}: {result['accuracy']:.2f} %", file=sys.stderr, flush=True)
     order = {method.name: number for number, method in enumerate(METHODS)}
     lines = sorted(summaries(results), key=lambda line: (line["data"], order[line["method"]]))
-    args.json.with_suffix(".md").write_text(markdown(lines))
     draw(lines, white_box_ridge(args.white_box), args.json.with_suffix(".png"))
+    if args.page:
+        args.page.write_text(with_tables(args.page.read_text(), markdown(lines)))
     print(markdown(lines))
 
 
