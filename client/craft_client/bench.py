@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft_client.data import Dataset, load_dataset
+from craft_client.data import Dataset
 from craft_client.exceptions import DataError
+from craft_client.layouts import load_dataset
 from craft_shared.units import UNITS
 
 # Folders as CoOp's instructions name them.

@@ -248,10 +248,11 @@ def _report(measured: Measured, *, as_json: bool) -> None:
 
 def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:
     from craft_client import data as pictures
+    from craft_client.layouts import load_dataset
 
     if split not in ("train", "validation", "test"):
         raise typer.BadParameter(f"'{split}' is none of train, validation, test.")
-    dataset = pictures.load_dataset(data)
+    dataset = load_dataset(data)
     return dataset, dataset.split(cast(pictures.Split, split))
 
 
