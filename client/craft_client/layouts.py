@@ -1,13 +1,14 @@
 """Data sets on disk: finds the classes and the splits below a folder, whichever layout it has.
 
-Three layouts are understood:
+These layouts are understood:
 
 - split folders: `train/CLASS/*`, optionally `validation/CLASS/*` (or `val`) and `test/CLASS/*`;
 - flat: `CLASS/*`, all of it training pictures;
 - CoOp: a file `split_zhou_*.json` with lists `train`, `val` and `test` of [path, label, name], and
-  the pictures in the folder itself or in one below it.
+  the pictures in the folder itself or in one below it;
+- FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the pictures in `images`.
 
-Class names are folder names, or CoOp's names, with underscores as spaces. Every error is a
+Class names are folder names, or those of the lists, with underscores as spaces. Every error is a
 `DataError` that names a file, a folder or a class and the remedy.
 
 It lists folders and reads lists; it opens no picture, and does not know what data are used for.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ _SPLIT_FOLDERS: dict[str, Split] = {
 }
 _COOP_LISTS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
 _COOP_PATTERN = "split_zhou_*.json"
+_AIRCRAFT_LISTS: dict[Split, str] = {
+    "train": "images_variant_train.txt",
+    "validation": "images_variant_val.txt",
+    "test": "images_variant_test.txt",
+}
 # What operating systems, archives and people leave beside pictures.
 _JUNK = frozenset(
     {
@@ -71,6 +77,8 @@ def load_dataset(folder: Path) -> Dataset:
         )
     if coop_files:
         return _load_coop(name, folder, coop_files[0])
+    if any((folder / listed).exists() for listed in _AIRCRAFT_LISTS.values()):
+        return _load_aircraft(name, folder)
     splits = _split_folders(folder)
     return _load_folders(name, splits or {"train": folder})
 
@@ -273,6 +281,71 @@ def _coop_root(folder: Path, paths: Sequence[str]) -> Path:
             remedy="Unpack the pictures again, or correct the split file.",
         )
     return root
+
+
+# --- FGVC Aircraft ------------------------------------------------------------------------------
+
+
+def _load_aircraft(name: str, folder: Path) -> Dataset:
+    """Reads FGVC Aircraft (Maji et al., 2013) by variant, its classes in the order of the file."""
+    variants_file = folder / "variants.txt"
+    variants = _lines(variants_file)
+    classes = [
+        (_class_name(variant), f"'{variants_file}', line {number}") for number, variant in variants
+    ]
+    _check_class_names(classes)
+    labels = {variant: label for label, (_, variant) in enumerate(variants)}
+    images = folder / "images"
+    present = {path.name for path in images.iterdir()} if images.is_dir() else set()
+    samples = {
+        split: _aircraft_samples(folder / listed, images, present, labels)
+        for split, listed in _AIRCRAFT_LISTS.items()
+    }
+    return Dataset(
+        name,
+        tuple(class_name for class_name, _ in classes),
+        samples["train"],
+        samples["validation"],
+        samples["test"],
+    )
+
+
+def _aircraft_samples(
+    list_file: Path, images: Path, present: Container[str], labels: Mapping[str, int]
+) -> tuple[Sample, ...]:
+    """The pictures that a split's list names, sorted by path; `present` are the files there."""
+    samples = []
+    missing = []
+    for number, line in _lines(list_file):
+        image, _, variant = line.partition(" ")
+        if variant not in labels:
+            raise DataError(
+                f"'{list_file}', line {number}: '{variant}' is no line of 'variants.txt'.",
+                remedy="Unpack the data set's lists again.",
+            )
+        if f"{image}.jpg" not in present:
+            missing.append(FieldError(field=f"'{image}.jpg'", message="is missing."))
+        samples.append(Sample(images / f"{image}.jpg", labels[variant]))
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(samples)} pictures that '{list_file}' lists are not in "
+            f"'{images}'.",
+            errors=told(missing),
+            remedy="Unpack the pictures again.",
+        )
+    return tuple(sorted(samples, key=lambda sample: sample.path.as_posix()))
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """A text file's lines with their numbers, without those that are empty."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"'{path}' cannot be read: {error}.", remedy="Download or unpack it again."
+        ) from error
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(number, line) for number, line in stripped if line]
 
 
 # --- names ------------------------------------------------------------------------------------

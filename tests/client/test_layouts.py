@@ -23,6 +23,17 @@ def coop(folder: Path, document: Any, name: str = "split_zhou_Pets.json") -> Pat
     return folder
 
 
+def aircraft(folder: Path, *, variants: list[str], **lists: list[str]) -> Path:
+    """FGVC Aircraft with these lists; all the pictures that they name are there."""
+    folder.mkdir(parents=True)
+    (folder / "variants.txt").write_text("".join(f"{variant}\n" for variant in variants))
+    for split, lines in lists.items():
+        (folder / f"images_variant_{split}.txt").write_text("".join(f"{one}\n" for one in lines))
+        for line in lines:
+            touch(folder / "images" / f"{line.split()[0]}.jpg")
+    return folder
+
+
 # --- layouts ------------------------------------------------------------------------------------
 
 
@@ -88,6 +99,26 @@ def test_a_coop_split_is_read_and_its_pictures_are_found(tmp_path: Path, root: s
     )
     assert data.validation == ()
     assert data.test == (Sample(folder / root / "a/9.jpg", 0),)
+
+
+def test_fgvc_aircraft_has_the_classes_and_the_order_of_its_list_of_variants(
+    tmp_path: Path,
+) -> None:
+    folder = aircraft(
+        tmp_path / "fgvc_aircraft",
+        variants=["F/A-18", "A300B4", "Cessna 172"],
+        train=["0000002 F/A-18", "0000001 Cessna 172"],
+        val=["0000003 A300B4"],
+        test=["0000004 Cessna 172"],
+    )
+    data = load_dataset(folder)
+    assert data.classes == ("F/A-18", "A300B4", "Cessna 172")
+    assert data.train == (
+        Sample(folder / "images/0000001.jpg", 2),
+        Sample(folder / "images/0000002.jpg", 0),
+    )
+    assert data.validation == (Sample(folder / "images/0000003.jpg", 1),)
+    assert data.test == (Sample(folder / "images/0000004.jpg", 2),)
 
 
 def test_hidden_files_and_known_junk_are_skipped(tmp_path: Path) -> None:
@@ -175,6 +206,28 @@ def test_two_coop_splits_and_a_damaged_one_are_told(tmp_path: Path) -> None:
     coop(tmp_path, {}, "split_zhou_B.json")
     with pytest.raises(DataError, match=r"split_zhou_A.json', 'split_zhou_B.json"):
         load_dataset(tmp_path)
+
+
+def test_fgvc_aircraft_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    folder = aircraft(
+        tmp_path / "planes",
+        variants=["707-320", "A340"],
+        train=["1 707-320", "2 A340"],
+        val=["3 A340"],
+    )
+    with pytest.raises(DataError, match=r"images_variant_test.txt' cannot be read.*No such file"):
+        load_dataset(folder)
+    (folder / "images_variant_test.txt").write_text("\n4 A340\n5 A380\n")
+    touch(folder / "images/4.jpg")
+    with pytest.raises(DataError, match=r"test.txt', line 3: 'A380' is no line of 'variants.txt'"):
+        load_dataset(folder)
+    (folder / "images_variant_test.txt").write_text("4 A340\n")
+    (folder / "images/2.jpg").unlink()
+    with pytest.raises(DataError, match=r"(?s)1 of the 2 .*_train.txt' lists.*'2.jpg': is missing"):
+        load_dataset(folder)
+    (folder / "variants.txt").write_text("707-320\nA340\na340\n")
+    with pytest.raises(DataError, match=r"(?s)same name.*variants.txt', line 2: is class 'A340'"):
+        load_dataset(folder)
 
 
 def test_a_missing_split_is_told_with_those_that_are_there(tmp_path: Path) -> None:
