@@ -6,7 +6,10 @@ These layouts are understood:
 - flat: `CLASS/*`, all of it training pictures;
 - CoOp: a file `split_zhou_*.json` with lists `train`, `val` and `test` of [path, label, name], and
   the pictures in the folder itself or in one below it;
-- FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the pictures in `images`.
+- FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the pictures in `images`;
+- ImageNet and the four data sets of its classes on which robustness is measured: `classnames.txt`
+  and the pictures as CoOp's instructions have them, ImageNet's validation pictures as the test
+  split. The four have a test split alone, and those of the classes that have pictures there.
 
 Class names are folder names, or those of the lists, with underscores as spaces. Every error is a
 `DataError` that names a file, a folder or a class and the remedy.
@@ -17,8 +20,10 @@ It lists folders and reads lists; it opens no picture, and does not know what da
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,20 @@ _AIRCRAFT_LISTS: dict[Split, str] = {
     "validation": "images_variant_val.txt",
     "test": "images_variant_test.txt",
 }
+# Where ImageNet, -V2, -Sketch, -A and -R have a split's class folders.
+_IMAGENET_FOLDERS: dict[str, Split] = {
+    "images/train/n[0-9]*": "train",
+    "images/val/n[0-9]*": "test",
+    "imagenetv2-matched-frequency-format-val/[0-9]*": "test",
+    "images/n[0-9]*": "test",
+    "imagenet-a/n[0-9]*": "test",
+    "imagenet-r/n[0-9]*": "test",
+}
+_IMAGENET_NAMES = "classnames.txt"
+# CoOp's list is that of CLIP's authors, in which each of these has the name of another class (a
+# missile, sunglasses). A model that is asked by name cannot tell two such classes apart, and the
+# protocol has no two alike: these two go by WordNet's first name for them.
+_IMAGENET_TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
 # What operating systems, archives and people leave beside pictures.
 _JUNK = frozenset(
     {
@@ -68,7 +87,8 @@ def load_dataset(folder: Path) -> Dataset:
         raise DataError(
             f"'{folder}' {state}.", remedy="Name a folder of pictures, a folder a class."
         )
-    name = folder.resolve().name
+    # As it is called here, though it may be a link to data that are called otherwise.
+    name = Path(os.path.abspath(folder)).name  # noqa: PTH100
     coop_files = sorted(folder.glob(_COOP_PATTERN))
     if len(coop_files) > 1:
         found = ", ".join(f"'{path.name}'" for path in coop_files)
@@ -79,17 +99,19 @@ def load_dataset(folder: Path) -> Dataset:
         return _load_coop(name, folder, coop_files[0])
     if any((folder / listed).exists() for listed in _AIRCRAFT_LISTS.values()):
         return _load_aircraft(name, folder)
-    splits = _split_folders(folder)
-    return _load_folders(name, splits or {"train": folder})
+    splits = _imagenet_splits(folder)
+    if splits:
+        return _load_imagenet(name, folder, splits)
+    splits = _split_folders(folder) or {"train": folder}
+    return _load_folders(name, {split: _class_folders(path) for split, path in splits.items()})
 
 
 # --- folders ----------------------------------------------------------------------------------
 
 
-def _load_folders(name: str, splits: dict[Split, Path]) -> Dataset:
-    """Reads `CLASS/*` below each split's folder; the training split's classes count."""
-    class_folders = {split: _class_folders(path) for split, path in splits.items()}
-    first: Split = "train" if "train" in splits else "test"
+def _load_folders(name: str, class_folders: Mapping[Split, Mapping[str, Path]]) -> Dataset:
+    """Lists each split's class folders, given by class name; the training split's classes count."""
+    first: Split = "train" if "train" in class_folders else "test"
     classes = tuple(class_folders[first])
     labels = {class_name: label for label, class_name in enumerate(classes)}
     samples: dict[Split, tuple[Sample, ...]] = {}
@@ -97,7 +119,7 @@ def _load_folders(name: str, splits: dict[Split, Path]) -> Dataset:
         for class_name, folder in folders.items():
             if class_name not in labels:
                 raise DataError(
-                    f"'{folder}' is a class that '{splits[first]}' does not have.",
+                    f"'{folder}' is a class that the {first} split does not have.",
                     remedy="Give it training pictures, or remove it.",
                 )
         samples[split] = tuple(
@@ -143,14 +165,13 @@ def _class_folders(parent: Path) -> dict[str, Path]:
 
 def _pictures(folder: Path) -> list[Path]:
     """The files of a class folder that claim to be pictures, sorted by name."""
-    pictures: list[Path] = []
     suffixes = _picture_suffixes()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if _is_junk(path):
-            continue
+    pictures = []
+    for entry in _entries(folder):
+        path = folder / entry.name
         suffix = path.suffix.lower()
-        if path.is_dir() or (suffix and suffix not in suffixes):
-            what = "a folder" if path.is_dir() else "not a picture"
+        if entry.is_dir() or (suffix and suffix not in suffixes):
+            what = "a folder" if entry.is_dir() else "not a picture"
             raise DataError(
                 f"'{path}' is {what}.", remedy="A class folder holds only pictures: remove it."
             )
@@ -164,20 +185,31 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(
-        (path for path in parent.iterdir() if path.is_dir() and not _is_junk(path)),
-        key=lambda path: path.name,
-    )
+    return [parent / entry.name for entry in _entries(parent) if entry.is_dir()]
 
 
-def _is_junk(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in _JUNK
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder but for junk, sorted by name; asks the disk for the listing alone.
+
+    A data set has a million files, and most listings tell which entries are folders: a question
+    about each would take minutes.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(
+            (
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower() not in _JUNK
+            ),
+            key=lambda entry: entry.name,
+        )
 
 
-def _picture_suffixes() -> set[str]:
-    return {
+@cache
+def _picture_suffixes() -> frozenset[str]:
+    return frozenset(
         suffix for suffix, kind in Image.registered_extensions().items() if kind in PICTURE_FORMATS
-    }
+    )
 
 
 # --- CoOp -------------------------------------------------------------------------------------
@@ -336,6 +368,65 @@ def _aircraft_samples(
     return tuple(sorted(samples, key=lambda sample: sample.path.as_posix()))
 
 
+# --- ImageNet -----------------------------------------------------------------------------------
+
+
+def _imagenet_splits(folder: Path) -> dict[Split, Path]:
+    """The folders of the splits of ImageNet or one of the four; none when it is something else."""
+    return {
+        split: (folder / pattern).parent
+        for pattern, split in _IMAGENET_FOLDERS.items()
+        if any(path.is_dir() for path in folder.glob(pattern))
+    }
+
+
+def _load_imagenet(name: str, folder: Path, splits: Mapping[Split, Path]) -> Dataset:
+    """Reads class folders that are called by WordNet's numbers, or counted in the order of these.
+
+    The second is ImageNetV2's way. Labels are in that order too.
+    """
+    names = _imagenet_names(folder / _IMAGENET_NAMES)
+    counted = {str(count): class_name for count, class_name in enumerate(names.values())}
+    return _load_folders(
+        name,
+        {split: _numbered_folders(path, names | counted) for split, path in splits.items()},
+    )
+
+
+def _numbered_folders(parent: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The class folders below a folder by class name, in the order of `names`, by folder name."""
+    folders = {path.name: path for path in _folders(parent)}
+    for number, folder in folders.items():
+        if number not in names:
+            raise DataError(
+                f"'{folder}' is no class that '{_IMAGENET_NAMES}' names.",
+                remedy=f"Add it to '{_IMAGENET_NAMES}', or remove the folder.",
+            )
+    return {names[number]: folders[number] for number in names if number in folders}
+
+
+def _imagenet_names(names_file: Path) -> dict[str, str]:
+    """The class names by WordNet number, in the order of the numbers."""
+    names: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for count, line in _lines(names_file):
+        number, _, class_name = line.partition(" ")
+        places[number] = f"'{names_file}', line {count}"
+        if number in names:
+            raise DataError(
+                f"{places[number]}: '{number}' is named a second time.", remedy="Correct the file."
+            )
+        names[number] = _class_name(class_name)
+    for number, own_name in _IMAGENET_TWINS.items():
+        if number in names and list(names.values()).count(names[number]) > 1:
+            names[number] = own_name
+    _check_class_names([(class_name, places[number]) for number, class_name in names.items()])
+    return dict(sorted(names.items()))
+
+
+# --- names and lists ----------------------------------------------------------------------------
+
+
 def _lines(path: Path) -> list[tuple[int, str]]:
     """A text file's lines with their numbers, without those that are empty."""
     try:
@@ -346,9 +437,6 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         ) from error
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
     return [(number, line) for number, line in stripped if line]
-
-
-# --- names ------------------------------------------------------------------------------------
 
 
 def _class_name(name: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def aircraft(folder: Path, *, variants: list[str], **lists: list[str]) -> Path:
         (folder / f"images_variant_{split}.txt").write_text("".join(f"{one}\n" for one in lines))
         for line in lines:
             touch(folder / "images" / f"{line.split()[0]}.jpg")
+    return folder
+
+
+NAMES = {"n00000003": "cat", "n00000001": "sea_lion", "n00000002": "Band Aid"}
+
+
+def imagenet(folder: Path, *files: str, names: dict[str, str] = NAMES) -> Path:
+    """ImageNet or a data set of its classes: these files, and the list of class names."""
+    for file in files:
+        touch(folder / file)
+    (folder / "classnames.txt").write_text("".join(f"{n} {name}\n" for n, name in names.items()))
     return folder
 
 
@@ -119,6 +131,114 @@ def test_fgvc_aircraft_has_the_classes_and_the_order_of_its_list_of_variants(
     )
     assert data.validation == (Sample(folder / "images/0000003.jpg", 1),)
     assert data.test == (Sample(folder / "images/0000004.jpg", 2),)
+
+
+def test_imagenet_has_classes_by_number_and_its_validation_pictures_as_the_test_split(
+    tmp_path: Path,
+) -> None:
+    folder = imagenet(
+        tmp_path / "imagenet",
+        "images/train/n00000003/n00000003_7.JPEG",
+        "images/train/n00000001/n00000001_10.JPEG",
+        "images/train/n00000001/n00000001_1.JPEG",
+        "images/train/n00000002/n00000002_5.JPEG",
+        "images/val/n00000002/ILSVRC2012_val_00000001.JPEG",
+    )
+    data = load_dataset(folder)
+    assert data.classes == ("sea lion", "Band Aid", "cat")
+    assert data.train == (
+        Sample(folder / "images/train/n00000001/n00000001_1.JPEG", 0),
+        Sample(folder / "images/train/n00000001/n00000001_10.JPEG", 0),
+        Sample(folder / "images/train/n00000002/n00000002_5.JPEG", 1),
+        Sample(folder / "images/train/n00000003/n00000003_7.JPEG", 2),
+    )
+    assert data.validation == ()
+    assert data.test == (Sample(folder / "images/val/n00000002/ILSVRC2012_val_00000001.JPEG", 1),)
+
+
+@pytest.mark.parametrize("below", ["images", "imagenet-a", "imagenet-r"])
+def test_a_shift_of_imagenet_has_a_test_split_alone_of_the_classes_with_pictures(
+    tmp_path: Path, below: str
+) -> None:
+    folder = imagenet(
+        tmp_path / "shift",
+        f"{below}/n00000003/sketch_0.JPEG",
+        f"{below}/n00000001/art_3.jpg",
+        f"{below}/README.txt",
+    )
+    data = load_dataset(folder)
+    assert data.classes == ("sea lion", "cat")
+    assert data.train == data.validation == ()
+    assert data.test == (
+        Sample(folder / below / "n00000001/art_3.jpg", 0),
+        Sample(folder / below / "n00000003/sketch_0.JPEG", 1),
+    )
+
+
+def test_the_folders_of_imagenetv2_count_the_classes_as_numbers_not_as_words(
+    tmp_path: Path,
+) -> None:
+    below = "imagenetv2-matched-frequency-format-val"
+    names = {f"n{number:08}": f"class {number}" for number in reversed(range(12))}
+    files = [f"{below}/{number}/{number}.jpeg" for number in (2, 10, 11)]
+    data = load_dataset(imagenet(tmp_path / "imagenetv2", *files, names=names))
+    assert data.classes == ("class 2", "class 10", "class 11")
+    assert [(sample.path.name, sample.label) for sample in data.test] == [
+        ("2.jpeg", 0),
+        ("10.jpeg", 1),
+        ("11.jpeg", 2),
+    ]
+
+
+def test_the_two_pairs_of_classes_with_one_name_in_clips_list_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    names = {
+        "n03773504": "missile",
+        "n04008634": "missile",
+        "n04355933": "sunglasses",
+        "n04356056": "sunglasses",
+    }
+    files = [f"images/train/{number}/1.JPEG" for number in names]
+    data = load_dataset(imagenet(tmp_path / "imagenet", *files, names=names))
+    assert data.classes == ("missile", "projectile", "sunglass", "sunglasses")
+    # Another list's names are left alone.
+    names |= {"n04008634": "shell", "n04355933": "burning glass"}
+    data = load_dataset(imagenet(tmp_path / "imagenet", names=names))
+    assert data.classes == ("missile", "shell", "burning glass", "sunglasses")
+
+
+def test_a_folder_goes_by_the_name_of_the_link_to_it(tmp_path: Path) -> None:
+    touch(tmp_path / "ILSVRC/train/cat/1.jpg")
+    (tmp_path / "imagenet").symlink_to(tmp_path / "ILSVRC")
+    assert load_dataset(tmp_path / "imagenet").name == "imagenet"
+
+
+def test_no_picture_is_asked_about_and_no_folder_of_pictures_listed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [f"n{number:08}" for number in range(20)]
+    files = [f"images/train/{number}/{name}.JPEG" for number in numbers for name in range(30)]
+    names = {number: f"class {number}" for number in numbers}
+    folder = imagenet(tmp_path / "imagenet", *files, names=names)
+    asked: list[tuple[str, str]] = []
+
+    def watched(name: str) -> Any:
+        plain = getattr(os, name)
+
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            asked.append((name, os.fspath(path)))
+            return plain(path, *arguments, **options)
+
+        return call
+
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, watched(name))
+    data = load_dataset(folder)
+    assert len(data.train) == 600
+    assert not [path for _, path in asked if path.endswith(".JPEG")]
+    listed = [path for call, path in asked if call in ("scandir", "listdir")]
+    assert [listed.count(str(folder / "images/train" / number)) for number in numbers] == [1] * 20
 
 
 def test_hidden_files_and_known_junk_are_skipped(tmp_path: Path) -> None:
@@ -227,6 +347,51 @@ def test_fgvc_aircraft_that_cannot_be_used_is_told(tmp_path: Path) -> None:
         load_dataset(folder)
     (folder / "variants.txt").write_text("707-320\nA340\na340\n")
     with pytest.raises(DataError, match=r"(?s)same name.*variants.txt', line 2: is class 'A340'"):
+        load_dataset(folder)
+
+
+TRAIN = ["images/train/n00000001/1.JPEG", "images/train/n00000003/1.JPEG"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "words"),
+    [
+        (TRAIN, {"n00000001": "cat"}, r"n00000003' is no class that 'classnames.txt' names"),
+        (
+            TRAIN,
+            {"n00000001": "crane", "n00000002": "dog", "n00000003": "crane"},
+            r"(?s)same name.*names.txt', line 1: is class 'crane'.*names.txt', line 3: is class",
+        ),
+        (TRAIN, NAMES | {"n00000002": ""}, r"classnames.txt', line 3: .* has 0 characters"),
+        (
+            [*TRAIN, "images/val/n00000002/1.JPEG"],
+            NAMES,
+            "val/n00000002' is a class that the train split does not have",
+        ),
+        (
+            ["imagenetv2-matched-frequency-format-val/3/1.jpeg"],
+            NAMES,
+            "format-val/3' is no class that",
+        ),
+    ],
+)
+def test_an_imagenet_that_cannot_be_used_is_told(
+    tmp_path: Path, files: list[str], names: dict[str, str], words: str
+) -> None:
+    folder = imagenet(tmp_path / "imagenet", *files, names=names)
+    with pytest.raises(DataError, match=words):
+        load_dataset(folder)
+
+
+def test_a_list_of_class_names_that_is_missing_or_names_a_class_twice_is_told(
+    tmp_path: Path,
+) -> None:
+    folder = imagenet(tmp_path / "imagenet", *TRAIN)
+    (folder / "classnames.txt").write_text("n00000001 cat\nn00000003 dog\nn00000001 owl\n")
+    with pytest.raises(DataError, match=r"line 3: 'n00000001' is named a second time"):
+        load_dataset(folder)
+    (folder / "classnames.txt").unlink()
+    with pytest.raises(DataError, match=r"classnames.txt' cannot be read.*No such file"):
         load_dataset(folder)
 
 
