@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from craft_client.data import few_shot, load_dataset
+from craft_client.data import few_shot
+from craft_client.layouts import load_dataset
 from craft_server.engine.models import ModelSpec
 from few_shot_accuracy import BIN, command, serving
 from white_box import encode_pictures, in_own_process, measure

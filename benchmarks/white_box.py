@@ -52,7 +52,8 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from torch.nn import functional
 
-from craft_client.data import Dataset, Sample, few_shot, load_dataset
+from craft_client.data import Dataset, Sample, few_shot
+from craft_client.layouts import load_dataset
 from craft_client.open_text import common_nouns
 from craft_server.engine.batches import batches
 from craft_server.engine.images import decode

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft_client.data import Dataset, load_dataset
+from craft_client.data import Dataset, Split
 from craft_client.exceptions import DataError
+from craft_client.layouts import load_dataset
 from craft_shared.units import UNITS
 
 # Folders as CoOp's instructions name them.
@@ -32,6 +33,11 @@ PAPER_SETS = (
     "eurosat",
     "ucf101",
 )
+
+# Folders of other pictures of ImageNet's classes, as CoOp's instructions name them: what is tuned
+# on it is measured on them too.
+SHIFTED = "imagenet"
+SHIFTS = ("imagenetv2", "imagenet-sketch", "imagenet-adversarial", "imagenet-rendition")
 
 PAPER_MEANS = {
     "zero-shot": 58.77,
@@ -57,23 +63,47 @@ class Cell:
         return out / self.data / self.recipe / f"{self.shots}shots-seed{self.seed}"
 
 
-def find_datasets(root: Path, names: Sequence[str]) -> tuple[list[Dataset], list[str]]:
+def find_datasets(
+    root: Path, names: Sequence[str], splits: Sequence[Split] = ("train", "test")
+) -> tuple[list[Dataset], list[str]]:
     """The data sets below a folder, and of each that cannot be used why.
 
     Args:
         root: holds a folder a data set.
         names: of the folders.
+        splits: that each must have.
     """
     found, missing = [], []
     for name in names:
         try:
             dataset = load_dataset(root / name)
-            dataset.split("train")
-            dataset.split("test")
+            for split in splits:
+                dataset.split(split)
         except DataError as error:
             missing.append(f"{name}: {error.message}")
         else:
             found.append(dataset)
+    return found, missing
+
+
+def find_shifts(root: Path, tuned: Dataset) -> tuple[list[str], list[str]]:
+    """The shifts of a data set below a folder, and of each that cannot be used why.
+
+    Args:
+        root: holds a folder a data set.
+        tuned: the data set; one that is not ImageNet has no shifts.
+    """
+    if tuned.name != SHIFTED:
+        return [], []
+    datasets, missing = find_datasets(root, SHIFTS, ["test"])
+    known = set(tuned.classes)
+    found = []
+    for dataset in datasets:
+        unknown = [name for name in dataset.classes if name not in known]
+        if unknown:
+            missing.append(f"{dataset.name}: '{unknown[0]}' is no class of '{tuned.name}'.")
+        else:
+            found.append(dataset.name)
     return found, missing
 
 
@@ -95,22 +125,30 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         results: a document for each run: `data`, `recipe`, `shots`, `seed`, `zero_shot`, `accuracy`
-            (percent on the test split), `tuning` and `evaluation` (units).
+            (percent on the test split), `tuning` and `evaluation` (units); where there are shifts,
+            `shifts` has `zero_shot`, `accuracy` and `evaluation` for each by name.
 
     Returns:
-        Documents with `data`, `recipe`, `shots`, `seeds`, `zero_shot`, `mean`, `spread` (None for
-        one seed) and the mean of each unit of tuning.
+        Documents with `data`, `shift` (None: the data set's own test split), `recipe`, `shots`,
+        `seeds`, `zero_shot`, `mean`, `spread` (None for one seed) and the mean of each unit of
+        tuning, which are none for a shift: what was tuned was tuned on the data set.
     """
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str | None, int, str], list[dict[str, Any]]] = {}
     for result in results:
-        key = result["data"], result["shots"], result["recipe"]
-        groups.setdefault(key, []).append(result)
+        measured = {None: result} | {
+            shift: {**one, "seed": result["seed"], "tuning": dict.fromkeys(UNITS, 0)}
+            for shift, one in result.get("shifts", {}).items()
+        }
+        for shift, one in measured.items():
+            key = result["data"], shift, result["shots"], result["recipe"]
+            groups.setdefault(key, []).append(one)
     lines = []
-    for (data, shots, recipe), runs in groups.items():
+    for (data, shift, shots, recipe), runs in groups.items():
         accuracies = [run["accuracy"] for run in runs]
         lines.append(
             {
                 "data": data,
+                "shift": shift,
                 "shots": shots,
                 "recipe": recipe,
                 "seeds": [run["seed"] for run in runs],
@@ -128,11 +166,15 @@ def _mean_units(units: Sequence[dict[str, int]]) -> dict[str, float]:
 
 
 def rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The lines as cells of a table, a mean over data sets for each recipe and shots last."""
-    shown = [_row(line["data"], line) for line in lines]
+    """The lines as cells of a table, a mean over data sets for each recipe and shots last.
+
+    Shifts are no data sets of their own: they are in no mean.
+    """
+    shown = [_row(_name(line), line) for line in lines]
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for line in lines:
-        groups.setdefault((line["shots"], line["recipe"]), []).append(line)
+        if line["shift"] is None:
+            groups.setdefault((line["shots"], line["recipe"]), []).append(line)
     for members in groups.values():
         if len(members) > 1:
             fields = ("zero_shot", "mean", *UNITS)
@@ -156,6 +198,10 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
 
 
 PAPER_NOTE = "The paper's means over its eleven data sets (RN50, 16 shots):"
+
+
+def _name(line: dict[str, Any]) -> str:
+    return line["data"] if line["shift"] is None else f"{line['data']} -> {line['shift']}"
 
 
 def _row(name: str, line: dict[str, Any]) -> list[str]:

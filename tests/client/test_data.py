@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import json
 import random
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_client.data import Sample, check_pictures, few_shot, load_dataset
+from craft_client.data import Sample, check_pictures, few_shot
 from craft_client.exceptions import DataError
 from craft_shared.wire import Limits
 
@@ -28,180 +26,6 @@ LIMITS = Limits(
     dim=16,
     answer_bytes=2**20,
 )
-
-
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
-
-
-def coop(folder: Path, document: Any, name: str = "split_zhou_Pets.json") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(json.dumps(document))
-    return folder
-
-
-# --- layouts ------------------------------------------------------------------------------------
-
-
-def test_split_folders_give_classes_by_folder_name(tmp_path: Path) -> None:
-    for path in (
-        "train/big_cat/2.jpg",
-        "train/big_cat/1.PNG",
-        "train/dog/1.jpg",
-        "val/dog/3.webp",
-        "test/big_cat/9.jpeg",
-    ):
-        touch(tmp_path / "pets" / path)
-    data = load_dataset(tmp_path / "pets")
-    root = tmp_path / "pets"
-    assert data.name == "pets"
-    assert data.classes == ("big cat", "dog")
-    assert data.train == (
-        Sample(root / "train/big_cat/1.PNG", 0),
-        Sample(root / "train/big_cat/2.jpg", 0),
-        Sample(root / "train/dog/1.jpg", 1),
-    )
-    assert data.validation == (Sample(root / "val/dog/3.webp", 1),)
-    assert data.test == (Sample(root / "test/big_cat/9.jpeg", 0),)
-
-
-def test_flat_folders_are_all_training_pictures(tmp_path: Path) -> None:
-    touch(tmp_path / "dog/1.jpg")
-    touch(tmp_path / "cat/1.jpg")
-    data = load_dataset(tmp_path)
-    assert data.classes == ("cat", "dog")
-    assert [sample.label for sample in data.train] == [0, 1]
-    assert data.test == data.validation == ()
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    touch(tmp_path / "train/1.jpg")
-    touch(tmp_path / "plane/1.jpg")
-    assert load_dataset(tmp_path).classes == ("plane", "train")
-
-
-def test_a_test_split_alone_is_enough(tmp_path: Path) -> None:
-    touch(tmp_path / "test/cat/1.jpg")
-    data = load_dataset(tmp_path)
-    assert (data.classes, len(data.test), data.train) == (("cat",), 1, ())
-
-
-@pytest.mark.parametrize("root", ["", "images"])
-def test_a_coop_split_is_read_and_its_pictures_are_found(tmp_path: Path, root: str) -> None:
-    split = {
-        "train": [["b/2.jpg", 1, "sea_lion"], ["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "sea_lion"]],
-        "val": [],
-        "test": [["a/9.jpg", 0, "cat"]],
-    }
-    folder = coop(tmp_path / "pets", split)
-    for path in ("a/1.jpg", "a/9.jpg", "b/1.jpg", "b/2.jpg"):
-        touch(folder / root / path)
-    data = load_dataset(folder)
-    assert data.classes == ("cat", "sea lion")
-    assert data.train == (
-        Sample(folder / root / "a/1.jpg", 0),
-        Sample(folder / root / "b/1.jpg", 1),
-        Sample(folder / root / "b/2.jpg", 1),
-    )
-    assert data.validation == ()
-    assert data.test == (Sample(folder / root / "a/9.jpg", 0),)
-
-
-def test_hidden_files_and_known_junk_are_skipped(tmp_path: Path) -> None:
-    for name in ("1.jpg", ".DS_Store", "Thumbs.db", "README.txt", "desktop.ini", ".cache/x.jpg"):
-        touch(tmp_path / "cat" / name)
-    touch(tmp_path / "__MACOSX/1.jpg")
-    touch(tmp_path / ".git/1.jpg")
-    touch(tmp_path / "labels.csv")
-    data = load_dataset(tmp_path)
-    assert data.train == (Sample(tmp_path / "cat/1.jpg", 0),)
-
-
-# --- what is wrong is named ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ([], ["has no class folders"]),
-        (["train/cat/1.jpg", "train/dog/.DS_Store"], ["train/dog' holds no pictures"]),
-        (["cat/1.jpg", "cat/notes.csv"], ["cat/notes.csv' is not a picture", "remove it"]),
-        (["cat/1.jpg", "cat/more/2.jpg"], ["cat/more' is a folder"]),
-        (["big_cat/1.jpg", "big cat/1.jpg"], ["big_cat'", "big cat'", "'big cat'", "Rename"]),
-        (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], ["'Cat'", "'cat'"]),
-        (["train/cat/1.jpg", "test/owl/1.jpg"], ["test/owl'", "does not have"]),
-        (["train/cat/1.jpg", "val/cat/1.jpg", "validation/cat/1.jpg"], ["val'", "validation'"]),
-        (["___/1.jpg"], ["___'", "0 characters"]),
-        ([f"{'x' * 201}/1.jpg"], ["201 characters"]),
-    ],
-)
-def test_folders_that_cannot_be_used_are_named(
-    tmp_path: Path, files: list[str], words: list[str]
-) -> None:
-    for file in files:
-        touch(tmp_path / file)
-    with pytest.raises(DataError) as caught:
-        load_dataset(tmp_path)
-    for word in words:
-        assert word in str(caught.value)
-    assert len(str(caught.value).splitlines()) > 1, "there is a remedy"
-
-
-def test_no_such_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere' does not exist"):
-        load_dataset(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"a.jpg' is not a folder"):
-        load_dataset(touch(tmp_path / "a.jpg"))
-
-
-CAT = ["1.jpg", 0, "cat"]
-
-
-@pytest.mark.parametrize(
-    ("document", "words"),
-    [
-        ([], "has no list 'train'"),
-        ({"train": {}}, "has no list 'train'"),
-        ({"train": [CAT], "test": [["2.jpg", "0", "cat"]]}, r"test\[0\] is not \[path, label"),
-        ({"train": [CAT, ["2.jpg", 0]]}, r"train\[1\] is not \[path, label"),
-        ({"train": [CAT, ["2.jpg", 0, "dog"]]}, "label 0 two names: 'cat' and 'dog'"),
-        ({"train": [CAT, ["2.jpg", 2, "dog"]]}, "without a gap"),
-        ({"train": []}, "without a gap"),
-        ({"train": [CAT, ["2.jpg", 1, "Cat"]]}, "same name"),
-        ({"train": [CAT, ["../secret.jpg", 1, "dog"]]}, r"train\[1\]: '../secret.jpg' leads out"),
-        ({"train": [CAT, ["/etc/secret.jpg", 1, "dog"]]}, "leads out"),
-        ({"train": [CAT, ["2.jpg", 1, "dog"], ["3.jpg", 1, "dog"]]}, r"(?s)1 of the 3.*'3.jpg'"),
-        ({"train": [["8.jpg", 0, "cat"], ["9.jpg", 0, "cat"]]}, r"(?s)None of the 2.*'8.jpg'"),
-    ],
-)
-def test_a_coop_split_that_cannot_be_used_is_told(
-    tmp_path: Path, document: Any, words: str
-) -> None:
-    folder = coop(tmp_path / "pets", document)
-    touch(folder / "images/1.jpg")
-    touch(folder / "images/2.jpg")
-    touch(tmp_path / "secret.jpg")
-    with pytest.raises(DataError, match=words):
-        load_dataset(folder)
-
-
-def test_two_coop_splits_and_a_damaged_one_are_told(tmp_path: Path) -> None:
-    (tmp_path / "split_zhou_A.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
-        load_dataset(tmp_path)
-    coop(tmp_path, {}, "split_zhou_B.json")
-    with pytest.raises(DataError, match=r"split_zhou_A.json', 'split_zhou_B.json"):
-        load_dataset(tmp_path)
-
-
-def test_a_missing_split_is_told_with_those_that_are_there(tmp_path: Path) -> None:
-    touch(tmp_path / "cat/1.jpg")
-    data = load_dataset(tmp_path)
-    assert data.split("train") == data.train
-    with pytest.raises(DataError, match=r"(?s)no test split.*--split: 'train'"):
-        data.split("test")
 
 
 # --- few-shot sampling --------------------------------------------------------------------------

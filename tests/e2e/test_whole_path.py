@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from craft_client.api import Client
-from craft_client.data import load_dataset
+from craft_client.layouts import load_dataset
 from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import Server

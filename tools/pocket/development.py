@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from craft_client.data import load_dataset
+from craft_client.layouts import load_dataset
 from craft_server.pocket import CLASSIFIER, VISION_MODEL, load_vision_weights
 from export import PREPROCESS
 

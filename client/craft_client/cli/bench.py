@@ -11,6 +11,7 @@ import typer
 from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url
 from craft_client.cli.show import document, say, table
 from craft_client.exceptions import DataError
+from craft_shared.files import write_whole
 
 if TYPE_CHECKING:
     from craft_client.bench import Cell
@@ -53,37 +54,59 @@ def bench(
 ) -> None:
     """Tune and measure on many data sets, with mean and spread over seeds.
 
-    Each run has a receipt of what it was charged. Data sets that are not there are named and left
+    Each run has a receipt of what it was charged. What was tuned on ImageNet is measured on its
+    four shifts too (V2, Sketch, A, R). Data sets and shifts that are not there are named and left
     out. A benchmark that was interrupted goes on where it was: nothing is paid for twice.
     """
     from craft_client import bench as benchmark
-    from craft_client.journal import write_whole
 
     found, missing = benchmark.find_datasets(data, dataset or benchmark.PAPER_SETS)
+    shifts: dict[str, list[str]] = {}
+    for tuned in found:
+        shifts[tuned.name], unusable = benchmark.find_shifts(data, tuned)
+        missing += unusable
     for reason in missing:
         say(f"Skipped {reason}")
     if not found:
         raise DataError(
             f"'{data}' holds none of the data sets.", remedy="Name folders in it with --dataset."
         )
-    results: list[dict[str, Any]] = []
     sets = {one.name: one for one in found}
     plan = benchmark.cells(sets, recipe or ["craftbox"], shots or [16], seed or [1, 2, 3])
-    for number, cell in enumerate(plan, start=1):
-        say(f"{number}/{len(plan)} {cell.data}, {cell.recipe}, {cell.shots} shots, {cell.seed}")
-        folder = cell.folder(out)
-        if (folder / RESULT_FILE).exists():
-            results.append(json.loads((folder / RESULT_FILE).read_bytes()))
-            continue
-        result = _measure(cell, sets[cell.data], data / cell.data, folder, budget, model, url, key)
-        write_whole(folder / RESULT_FILE, json.dumps(result, indent=1).encode())
-        results.append(result)
-        write_whole(out / "results.json", json.dumps(results, indent=1).encode())
-        text = benchmark.markdown(benchmark.summarise(results))
+    results: dict[Cell, dict[str, Any]] = {
+        cell: json.loads(file.read_bytes())
+        for cell in plan
+        if (file := cell.folder(out) / RESULT_FILE).exists()
+    }
+
+    def in_order() -> list[dict[str, Any]]:
+        return [results[cell] for cell in plan if cell in results]
+
+    def store(cell: Cell, result: dict[str, Any]) -> None:
+        results[cell] = result
+        write_whole(cell.folder(out) / RESULT_FILE, json.dumps(result, indent=1).encode())
+        write_whole(out / "results.json", json.dumps(in_order(), indent=1).encode())
+        text = benchmark.markdown(benchmark.summarise(in_order()))
         write_whole(out / "results.md", text.encode())
-    lines = benchmark.summarise(results)
+
+    for number, cell in enumerate(plan, start=1):
+        what = f"{number}/{len(plan)} {cell.data}, {cell.recipe}, {cell.shots} shots, {cell.seed}"
+        say(what)
+        folder = cell.folder(out)
+        if cell not in results:
+            store(
+                cell,
+                _measure(cell, sets[cell.data], data / cell.data, folder, budget, model, url, key),
+            )
+        for shift in shifts[cell.data]:
+            measured = results[cell].get("shifts", {})
+            if shift not in measured:
+                say(f"{what}, on {shift}")
+                one = _measure_shift(folder, data / shift, url, key)
+                store(cell, {**results[cell], "shifts": {**measured, shift: one}})
+    lines = benchmark.summarise(in_order())
     if as_json:
-        document({"results": results, "summary": lines, "skipped": missing})
+        document({"results": in_order(), "summary": lines, "skipped": missing})
         return
     table(benchmark.COLUMNS, benchmark.rows(lines))
     paper = ", ".join(f"{name} {mean}" for name, mean in benchmark.PAPER_MEANS.items())
@@ -104,7 +127,7 @@ def _measure(
     from craft_client.cli.receipts import fetch_receipt
     from craft_client.cli.tune import Task, tune_task
     from craft_client.data import few_shot
-    from craft_client.journal import SUMMARY_FILE, Journal, write_whole
+    from craft_client.journal import SUMMARY_FILE, Journal
     from craft_client.paper_presets import recipe_settings
 
     run = folder / "run"
@@ -136,6 +159,18 @@ def _measure(
         "evaluation": measured.charged.model_dump(),
         "model": measured.about["model"],
         "revision": measured.about["revision"],
+    }
+
+
+def _measure_shift(folder: Path, data: Path, url: str | None, key: str | None) -> dict[str, Any]:
+    """What the cell's run comes to on a shift, among the classes that the shift has."""
+    from craft_client.cli.evaluate import measure_run
+
+    measured = measure_run(folder / "run", data, "test", url, key, among_its_classes=True)
+    return {
+        "zero_shot": measured.accuracies["accuracy_before"],
+        "accuracy": measured.accuracies["accuracy_after"],
+        "evaluation": measured.charged.model_dump(),
     }
 
 

@@ -144,14 +144,33 @@ def evaluate(
     _report(measured, as_json=as_json)
 
 
-def measure_run(run: Path, data: Path, split: str, url: str | None, key: str | None) -> Measured:
-    """Scores the prompts of a run's adapter over HTTP and applies its head here."""
+def measure_run(
+    run: Path,
+    data: Path,
+    split: str,
+    url: str | None,
+    key: str | None,
+    *,
+    among_its_classes: bool = False,
+) -> Measured:
+    """Scores the prompts of a run's adapter over HTTP and applies its head here.
+
+    Args:
+        run: the run directory.
+        data: the folder of pictures; the adapter may know more classes than these have.
+        split: of the data.
+        url: the server's.
+        key: the API key.
+        among_its_classes: a prediction is the likeliest of the data's classes, not of all that the
+            adapter knows. Every class is scored and charged all the same.
+    """
     from craft_client.journal import Journal
 
     dataset, samples = _pictures(data, split)
     adapter = Journal.open(run).adapter()
     config = adapter.config
-    labels = _labels(samples, dataset.classes, config.classes)
+    columns = _columns(dataset.classes, config.classes)
+    labels = columns[_labels(samples)]
     with connect(url, key) as client:
         card = client.model(config.model)
         if card.revision != config.revision:
@@ -172,10 +191,11 @@ def measure_run(run: Path, data: Path, split: str, url: str | None, key: str | N
             templates=config.templates, context=config.context, codes=adapter.codes
         )
     plain = scores.log_probs[0, :, : len(config.classes)]
+    among = columns if among_its_classes else None
     return Measured(
         {
-            "accuracy_before": _accuracy(plain, labels),
-            "accuracy_after": _accuracy(adapter.head(scores.log_probs), labels),
+            "accuracy_before": _accuracy(plain, labels, among),
+            "accuracy_after": _accuracy(adapter.head(scores.log_probs), labels, among),
         },
         {
             "run": str(run),
@@ -198,7 +218,7 @@ def _measure_published(
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.adapter(name)
-        labels = _labels(samples, dataset.classes, card.classes)
+        labels = _columns(dataset.classes, card.classes)[_labels(samples)]
         remote = RemoteAdapter(client, card)
         check_files(samples, remote.limits)
         calls = len(remote.row_calls(len(samples)))
@@ -248,17 +268,27 @@ def _report(measured: Measured, *, as_json: bool) -> None:
 
 def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:
     from craft_client import data as pictures
+    from craft_client.layouts import load_dataset
 
     if split not in ("train", "validation", "test"):
         raise typer.BadParameter(f"'{split}' is none of train, validation, test.")
-    dataset = pictures.load_dataset(data)
+    dataset = load_dataset(data)
     return dataset, dataset.split(cast(pictures.Split, split))
 
 
-def _labels(
-    samples: Sequence[Sample], classes: Sequence[str] = (), known: Sequence[str] = ()
-) -> NDArray[np.int64]:
-    """The samples' labels as indices into the adapter's classes, matched by name."""
+def _labels(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """The samples' labels [N]."""
+    import numpy as np
+
+    return np.array([sample.label for sample in samples], np.int64)
+
+
+def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
+    """The data's C classes as indices into the adapter's classes [C], matched by name.
+
+    Raises:
+        DataError: the adapter does not know them all.
+    """
     import numpy as np
 
     numbers = {name: number for number, name in enumerate(known)}
@@ -269,13 +299,20 @@ def _labels(
             f"'{unknown[0]}'.",
             remedy="Evaluate it on the classes that it was tuned for.",
         )
-    labels = [sample.label for sample in samples]
-    return np.array([numbers[classes[label]] if classes else label for label in labels], np.int64)
+    return np.array([numbers[name] for name in classes], np.int64)
 
 
-def _accuracy(log_probs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Top-1 accuracy in percent."""
-    return float(100 * (log_probs.argmax(axis=-1) == labels).mean())
+def _accuracy(
+    log_probs: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    among: NDArray[np.int64] | None = None,
+) -> float:
+    """Top-1 accuracy in percent of [N, C] for [N] labels, where asked among some columns alone."""
+    if among is None:
+        predicted = log_probs.argmax(axis=-1)
+    else:
+        predicted = among[log_probs[:, among].argmax(axis=-1)]
+    return float(100 * (predicted == labels).mean())
 
 
 def _filled(image_set: ImageSet, samples: Sequence[Sample]) -> ImageSet:

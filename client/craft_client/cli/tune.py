@@ -173,7 +173,8 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on a few pictures a class, within a budget of queries."""
-    from craft_client.data import few_shot, load_dataset
+    from craft_client.data import few_shot
+    from craft_client.layouts import load_dataset
     from craft_client.paper_presets import recipe_settings
 
     started = time.monotonic()

@@ -1,0 +1,464 @@
+"""Data sets on disk: finds the classes and the splits below a folder, whichever layout it has.
+
+These layouts are understood:
+
+- split folders: `train/CLASS/*`, optionally `validation/CLASS/*` (or `val`) and `test/CLASS/*`;
+- flat: `CLASS/*`, all of it training pictures;
+- CoOp: a file `split_zhou_*.json` with lists `train`, `val` and `test` of [path, label, name], and
+  the pictures in the folder itself or in one below it;
+- FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the pictures in `images`;
+- ImageNet and the four data sets of its classes on which robustness is measured: `classnames.txt`
+  and the pictures as CoOp's instructions have them, ImageNet's validation pictures as the test
+  split. The four have a test split alone, and those of the classes that have pictures there.
+
+Class names are folder names, or those of the lists, with underscores as spaces. Every error is a
+`DataError` that names a file, a folder or a class and the remedy.
+
+It lists folders and reads lists; it opens no picture, and does not know what data are used for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from craft_client.data import Dataset, Sample, Split, told
+from craft_client.exceptions import DataError
+from craft_shared.problems import FieldError
+from craft_shared.wire import LONGEST_CLASS_NAME, PICTURE_FORMATS
+
+_SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
+_COOP_LISTS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
+_COOP_PATTERN = "split_zhou_*.json"
+_AIRCRAFT_LISTS: dict[Split, str] = {
+    "train": "images_variant_train.txt",
+    "validation": "images_variant_val.txt",
+    "test": "images_variant_test.txt",
+}
+# Where ImageNet, -V2, -Sketch, -A and -R have a split's class folders.
+_IMAGENET_FOLDERS: dict[str, Split] = {
+    "images/train/n[0-9]*": "train",
+    "images/val/n[0-9]*": "test",
+    "imagenetv2-matched-frequency-format-val/[0-9]*": "test",
+    "images/n[0-9]*": "test",
+    "imagenet-a/n[0-9]*": "test",
+    "imagenet-r/n[0-9]*": "test",
+}
+_IMAGENET_NAMES = "classnames.txt"
+# CoOp's list is that of CLIP's authors, in which each of these has the name of another class (a
+# missile, sunglasses). A model that is asked by name cannot tell two such classes apart, and the
+# protocol has no two alike: these two go by WordNet's first name for them.
+_IMAGENET_TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
+# What operating systems, archives and people leave beside pictures.
+_JUNK = frozenset(
+    {
+        "thumbs.db",
+        "desktop.ini",
+        "__macosx",
+        "readme",
+        "readme.txt",
+        "readme.md",
+        "license",
+        "license.txt",
+    }
+)
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """Finds the classes and splits below a folder. Opens no picture.
+
+    Raises:
+        DataError: it is no folder of pictures in one of the layouts; the message says why.
+    """
+    if not folder.is_dir():
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(
+            f"'{folder}' {state}.", remedy="Name a folder of pictures, a folder a class."
+        )
+    # As it is called here, though it may be a link to data that are called otherwise.
+    name = Path(os.path.abspath(folder)).name  # noqa: PTH100
+    coop_files = sorted(folder.glob(_COOP_PATTERN))
+    if len(coop_files) > 1:
+        found = ", ".join(f"'{path.name}'" for path in coop_files)
+        raise DataError(
+            f"'{folder}' has more than one CoOp split: {found}.", remedy="Leave only one there."
+        )
+    if coop_files:
+        return _load_coop(name, folder, coop_files[0])
+    if any((folder / listed).exists() for listed in _AIRCRAFT_LISTS.values()):
+        return _load_aircraft(name, folder)
+    splits = _imagenet_splits(folder)
+    if splits:
+        return _load_imagenet(name, folder, splits)
+    splits = _split_folders(folder) or {"train": folder}
+    return _load_folders(name, {split: _class_folders(path) for split, path in splits.items()})
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def _load_folders(name: str, class_folders: Mapping[Split, Mapping[str, Path]]) -> Dataset:
+    """Lists each split's class folders, given by class name; the training split's classes count."""
+    first: Split = "train" if "train" in class_folders else "test"
+    classes = tuple(class_folders[first])
+    labels = {class_name: label for label, class_name in enumerate(classes)}
+    samples: dict[Split, tuple[Sample, ...]] = {}
+    for split, folders in class_folders.items():
+        for class_name, folder in folders.items():
+            if class_name not in labels:
+                raise DataError(
+                    f"'{folder}' is a class that the {first} split does not have.",
+                    remedy="Give it training pictures, or remove it.",
+                )
+        samples[split] = tuple(
+            Sample(path, labels[class_name])
+            for class_name, folder in folders.items()
+            for path in _pictures(folder)
+        )
+    return Dataset(
+        name,
+        classes,
+        samples.get("train", ()),
+        samples.get("validation", ()),
+        samples.get("test", ()),
+    )
+
+
+def _split_folders(folder: Path) -> dict[Split, Path]:
+    """The folders of the splits; none when the layout is flat (a class may be called "train")."""
+    splits: dict[Split, Path] = {}
+    for path in _folders(folder):
+        split = _SPLIT_FOLDERS.get(path.name.lower())
+        if split in splits:
+            raise DataError(
+                f"'{splits[split]}' and '{path}' are both the {split} split.",
+                remedy="Put their pictures together.",
+            )
+        if split and (_folders(path) or not any(path.iterdir())):
+            splits[split] = path
+    return splits if splits.keys() & {"train", "test"} else {}
+
+
+def _class_folders(parent: Path) -> dict[str, Path]:
+    """The class folders below a folder by class name, sorted by folder name."""
+    folders = _folders(parent)
+    if not folders:
+        raise DataError(
+            f"'{parent}' has no class folders.",
+            remedy="Put each class's pictures into a folder of its own there.",
+        )
+    _check_class_names([(_class_name(path.name), f"'{path}'") for path in folders])
+    return {_class_name(path.name): path for path in folders}
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The files of a class folder that claim to be pictures, sorted by name."""
+    suffixes = _picture_suffixes()
+    pictures = []
+    for entry in _entries(folder):
+        path = folder / entry.name
+        suffix = path.suffix.lower()
+        if entry.is_dir() or (suffix and suffix not in suffixes):
+            what = "a folder" if entry.is_dir() else "not a picture"
+            raise DataError(
+                f"'{path}' is {what}.", remedy="A class folder holds only pictures: remove it."
+            )
+        pictures.append(path)
+    if not pictures:
+        raise DataError(
+            f"The class folder '{folder}' holds no pictures.",
+            remedy="Put pictures there, or remove the folder.",
+        )
+    return pictures
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [parent / entry.name for entry in _entries(parent) if entry.is_dir()]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder but for junk, sorted by name; asks the disk for the listing alone.
+
+    A data set has a million files, and most listings tell which entries are folders: a question
+    about each would take minutes.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(
+            (
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower() not in _JUNK
+            ),
+            key=lambda entry: entry.name,
+        )
+
+
+@cache
+def _picture_suffixes() -> frozenset[str]:
+    return frozenset(
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in PICTURE_FORMATS
+    )
+
+
+# --- CoOp -------------------------------------------------------------------------------------
+
+
+def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
+    """Reads a CoOp split file (Zhou et al., 2022, https://github.com/KaiyangZhou/CoOp)."""
+    entries = _coop_entries(split_file)
+    names: dict[int, str] = {}
+    for _, label, class_name in (entry for of_split in entries.values() for entry in of_split):
+        if names.setdefault(label, class_name) != class_name:
+            raise DataError(
+                f"'{split_file}' gives label {label} two names: '{names[label]}' and "
+                f"'{class_name}'.",
+                remedy="Correct the file.",
+            )
+    if sorted(names) != list(range(len(names))) or not names:
+        raise DataError(
+            f"The labels in '{split_file}' are not 0, 1, 2, ... without a gap.",
+            remedy="Correct the file.",
+        )
+    classes = [(_class_name(names[label]), f"label {label}") for label in range(len(names))]
+    _check_class_names(classes)
+    root = _coop_root(folder, [path for of_split in entries.values() for path, _, _ in of_split])
+    samples = {
+        split: tuple(
+            sorted(
+                (Sample(root / path, label) for path, label, _ in of_split),
+                key=lambda sample: sample.path.as_posix(),
+            )
+        )
+        for split, of_split in entries.items()
+    }
+    return Dataset(
+        name,
+        tuple(class_name for class_name, _ in classes),
+        samples["train"],
+        samples["validation"],
+        samples["test"],
+    )
+
+
+def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
+    """The split file's entries, each checked."""
+    try:
+        document = json.loads(split_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"'{split_file}' cannot be read as JSON: {error}.", remedy="Download it again."
+        ) from error
+    entries: dict[Split, list[tuple[str, int, str]]] = {}
+    for key, split in _COOP_LISTS.items():
+        listed = document.get(key, []) if isinstance(document, dict) else None
+        if not isinstance(listed, list):
+            raise DataError(
+                f"'{split_file}' has no list '{key}'.",
+                remedy="It is an object with lists 'train', 'val' and 'test'.",
+            )
+        entries[split] = [
+            _coop_entry(split_file, f"{key}[{index}]", entry) for index, entry in enumerate(listed)
+        ]
+    return entries
+
+
+def _coop_entry(split_file: Path, where: str, entry: Any) -> tuple[str, int, str]:
+    match entry:
+        case [str(path), int(label), str(class_name)] if path and class_name.strip():
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise DataError(
+                    f"'{split_file}', {where}: '{path}' leads out of the folder.",
+                    remedy="Use paths relative to the folder of pictures.",
+                )
+            return path, label, class_name
+    raise DataError(
+        f"'{split_file}', {where} is not [path, label, class name].", remedy="Correct the file."
+    )
+
+
+def _coop_root(folder: Path, paths: Sequence[str]) -> Path:
+    """The folder under which the split's paths lie: the data folder or one directly below it.
+
+    Raises:
+        DataError: files are missing; they are counted and the first ones named.
+    """
+    candidates = [folder, *_folders(folder)]
+    root = next(
+        (parent for path in paths for parent in candidates if (parent / path).is_file()), None
+    )
+    if root is None:
+        raise DataError(
+            f"None of the {len(paths)} pictures that the split file lists is in '{folder}'.",
+            errors=told(FieldError(field=f"'{path}'", message="is missing.") for path in paths),
+            remedy="Put the folder of pictures beside the split file.",
+        )
+    missing = [path for path in paths if not (root / path).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(paths)} pictures that the split file lists are not in "
+            f"'{root}'.",
+            errors=told(FieldError(field=f"'{path}'", message="is missing.") for path in missing),
+            remedy="Unpack the pictures again, or correct the split file.",
+        )
+    return root
+
+
+# --- FGVC Aircraft ------------------------------------------------------------------------------
+
+
+def _load_aircraft(name: str, folder: Path) -> Dataset:
+    """Reads FGVC Aircraft (Maji et al., 2013) by variant, its classes in the order of the file."""
+    variants_file = folder / "variants.txt"
+    variants = _lines(variants_file)
+    classes = [
+        (_class_name(variant), f"'{variants_file}', line {number}") for number, variant in variants
+    ]
+    _check_class_names(classes)
+    labels = {variant: label for label, (_, variant) in enumerate(variants)}
+    images = folder / "images"
+    present = {path.name for path in images.iterdir()} if images.is_dir() else set()
+    samples = {
+        split: _aircraft_samples(folder / listed, images, present, labels)
+        for split, listed in _AIRCRAFT_LISTS.items()
+    }
+    return Dataset(
+        name,
+        tuple(class_name for class_name, _ in classes),
+        samples["train"],
+        samples["validation"],
+        samples["test"],
+    )
+
+
+def _aircraft_samples(
+    list_file: Path, images: Path, present: Container[str], labels: Mapping[str, int]
+) -> tuple[Sample, ...]:
+    """The pictures that a split's list names, sorted by path; `present` are the files there."""
+    samples = []
+    missing = []
+    for number, line in _lines(list_file):
+        image, _, variant = line.partition(" ")
+        if variant not in labels:
+            raise DataError(
+                f"'{list_file}', line {number}: '{variant}' is no line of 'variants.txt'.",
+                remedy="Unpack the data set's lists again.",
+            )
+        if f"{image}.jpg" not in present:
+            missing.append(FieldError(field=f"'{image}.jpg'", message="is missing."))
+        samples.append(Sample(images / f"{image}.jpg", labels[variant]))
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(samples)} pictures that '{list_file}' lists are not in "
+            f"'{images}'.",
+            errors=told(missing),
+            remedy="Unpack the pictures again.",
+        )
+    return tuple(sorted(samples, key=lambda sample: sample.path.as_posix()))
+
+
+# --- ImageNet -----------------------------------------------------------------------------------
+
+
+def _imagenet_splits(folder: Path) -> dict[Split, Path]:
+    """The folders of the splits of ImageNet or one of the four; none when it is something else."""
+    return {
+        split: (folder / pattern).parent
+        for pattern, split in _IMAGENET_FOLDERS.items()
+        if any(path.is_dir() for path in folder.glob(pattern))
+    }
+
+
+def _load_imagenet(name: str, folder: Path, splits: Mapping[Split, Path]) -> Dataset:
+    """Reads class folders that are called by WordNet's numbers, or counted in the order of these.
+
+    The second is ImageNetV2's way. Labels are in that order too.
+    """
+    names = _imagenet_names(folder / _IMAGENET_NAMES)
+    counted = {str(count): class_name for count, class_name in enumerate(names.values())}
+    return _load_folders(
+        name,
+        {split: _numbered_folders(path, names | counted) for split, path in splits.items()},
+    )
+
+
+def _numbered_folders(parent: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The class folders below a folder by class name, in the order of `names`, by folder name."""
+    folders = {path.name: path for path in _folders(parent)}
+    for number, folder in folders.items():
+        if number not in names:
+            raise DataError(
+                f"'{folder}' is no class that '{_IMAGENET_NAMES}' names.",
+                remedy=f"Add it to '{_IMAGENET_NAMES}', or remove the folder.",
+            )
+    return {names[number]: folders[number] for number in names if number in folders}
+
+
+def _imagenet_names(names_file: Path) -> dict[str, str]:
+    """The class names by WordNet number, in the order of the numbers."""
+    names: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for count, line in _lines(names_file):
+        number, _, class_name = line.partition(" ")
+        places[number] = f"'{names_file}', line {count}"
+        if number in names:
+            raise DataError(
+                f"{places[number]}: '{number}' is named a second time.", remedy="Correct the file."
+            )
+        names[number] = _class_name(class_name)
+    for number, own_name in _IMAGENET_TWINS.items():
+        if number in names and list(names.values()).count(names[number]) > 1:
+            names[number] = own_name
+    _check_class_names([(class_name, places[number]) for number, class_name in names.items()])
+    return dict(sorted(names.items()))
+
+
+# --- names and lists ----------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """A text file's lines with their numbers, without those that are empty."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"'{path}' cannot be read: {error}.", remedy="Download or unpack it again."
+        ) from error
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(number, line) for number, line in stripped if line]
+
+
+def _class_name(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _check_class_names(names: Sequence[tuple[str, str]]) -> None:
+    """Checks (class name, where it stands): not empty, not too long, no two alike."""
+    for name, where in names:
+        if not name or len(name) > LONGEST_CLASS_NAME:
+            raise DataError(
+                f"{where}: the class name '{name[:40]}' has {len(name)} characters.",
+                remedy=f"Use 1 to {LONGEST_CLASS_NAME} characters.",
+            )
+    counts = Counter(name.casefold() for name, _ in names)
+    twins = [(name, where) for name, where in names if counts[name.casefold()] > 1]
+    if twins:
+        raise DataError(
+            "Two classes have the same name (underscores count as spaces, case does not count).",
+            errors=told(
+                FieldError(field=where, message=f"is class '{name}'.")
+                for name, where in sorted(twins, key=lambda twin: twin[0].casefold())
+            ),
+            remedy="Rename one, or put their pictures together.",
+        )

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from craft_client.data import Sample
+from craft_client.exceptions import DataError
+from craft_client.layouts import load_dataset
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def coop(folder: Path, document: Any, name: str = "split_zhou_Pets.json") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(document))
+    return folder
+
+
+def aircraft(folder: Path, *, variants: list[str], **lists: list[str]) -> Path:
+    """FGVC Aircraft with these lists; all the pictures that they name are there."""
+    folder.mkdir(parents=True)
+    (folder / "variants.txt").write_text("".join(f"{variant}\n" for variant in variants))
+    for split, lines in lists.items():
+        (folder / f"images_variant_{split}.txt").write_text("".join(f"{one}\n" for one in lines))
+        for line in lines:
+            touch(folder / "images" / f"{line.split()[0]}.jpg")
+    return folder
+
+
+NAMES = {"n00000003": "cat", "n00000001": "sea_lion", "n00000002": "Band Aid"}
+
+
+def imagenet(folder: Path, *files: str, names: dict[str, str] = NAMES) -> Path:
+    """ImageNet or a data set of its classes: these files, and the list of class names."""
+    for file in files:
+        touch(folder / file)
+    (folder / "classnames.txt").write_text("".join(f"{n} {name}\n" for n, name in names.items()))
+    return folder
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+def test_split_folders_give_classes_by_folder_name(tmp_path: Path) -> None:
+    for path in (
+        "train/big_cat/2.jpg",
+        "train/big_cat/1.PNG",
+        "train/dog/1.jpg",
+        "val/dog/3.webp",
+        "test/big_cat/9.jpeg",
+    ):
+        touch(tmp_path / "pets" / path)
+    data = load_dataset(tmp_path / "pets")
+    root = tmp_path / "pets"
+    assert data.name == "pets"
+    assert data.classes == ("big cat", "dog")
+    assert data.train == (
+        Sample(root / "train/big_cat/1.PNG", 0),
+        Sample(root / "train/big_cat/2.jpg", 0),
+        Sample(root / "train/dog/1.jpg", 1),
+    )
+    assert data.validation == (Sample(root / "val/dog/3.webp", 1),)
+    assert data.test == (Sample(root / "test/big_cat/9.jpeg", 0),)
+
+
+def test_flat_folders_are_all_training_pictures(tmp_path: Path) -> None:
+    touch(tmp_path / "dog/1.jpg")
+    touch(tmp_path / "cat/1.jpg")
+    data = load_dataset(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert [sample.label for sample in data.train] == [0, 1]
+    assert data.test == data.validation == ()
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    touch(tmp_path / "train/1.jpg")
+    touch(tmp_path / "plane/1.jpg")
+    assert load_dataset(tmp_path).classes == ("plane", "train")
+
+
+def test_a_test_split_alone_is_enough(tmp_path: Path) -> None:
+    touch(tmp_path / "test/cat/1.jpg")
+    data = load_dataset(tmp_path)
+    assert (data.classes, len(data.test), data.train) == (("cat",), 1, ())
+
+
+@pytest.mark.parametrize("root", ["", "images"])
+def test_a_coop_split_is_read_and_its_pictures_are_found(tmp_path: Path, root: str) -> None:
+    split = {
+        "train": [["b/2.jpg", 1, "sea_lion"], ["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "sea_lion"]],
+        "val": [],
+        "test": [["a/9.jpg", 0, "cat"]],
+    }
+    folder = coop(tmp_path / "pets", split)
+    for path in ("a/1.jpg", "a/9.jpg", "b/1.jpg", "b/2.jpg"):
+        touch(folder / root / path)
+    data = load_dataset(folder)
+    assert data.classes == ("cat", "sea lion")
+    assert data.train == (
+        Sample(folder / root / "a/1.jpg", 0),
+        Sample(folder / root / "b/1.jpg", 1),
+        Sample(folder / root / "b/2.jpg", 1),
+    )
+    assert data.validation == ()
+    assert data.test == (Sample(folder / root / "a/9.jpg", 0),)
+
+
+def test_fgvc_aircraft_has_the_classes_and_the_order_of_its_list_of_variants(
+    tmp_path: Path,
+) -> None:
+    folder = aircraft(
+        tmp_path / "fgvc_aircraft",
+        variants=["F/A-18", "A300B4", "Cessna 172"],
+        train=["0000002 F/A-18", "0000001 Cessna 172"],
+        val=["0000003 A300B4"],
+        test=["0000004 Cessna 172"],
+    )
+    data = load_dataset(folder)
+    assert data.classes == ("F/A-18", "A300B4", "Cessna 172")
+    assert data.train == (
+        Sample(folder / "images/0000001.jpg", 2),
+        Sample(folder / "images/0000002.jpg", 0),
+    )
+    assert data.validation == (Sample(folder / "images/0000003.jpg", 1),)
+    assert data.test == (Sample(folder / "images/0000004.jpg", 2),)
+
+
+def test_imagenet_has_classes_by_number_and_its_validation_pictures_as_the_test_split(
+    tmp_path: Path,
+) -> None:
+    folder = imagenet(
+        tmp_path / "imagenet",
+        "images/train/n00000003/n00000003_7.JPEG",
+        "images/train/n00000001/n00000001_10.JPEG",
+        "images/train/n00000001/n00000001_1.JPEG",
+        "images/train/n00000002/n00000002_5.JPEG",
+        "images/val/n00000002/ILSVRC2012_val_00000001.JPEG",
+    )
+    data = load_dataset(folder)
+    assert data.classes == ("sea lion", "Band Aid", "cat")
+    assert data.train == (
+        Sample(folder / "images/train/n00000001/n00000001_1.JPEG", 0),
+        Sample(folder / "images/train/n00000001/n00000001_10.JPEG", 0),
+        Sample(folder / "images/train/n00000002/n00000002_5.JPEG", 1),
+        Sample(folder / "images/train/n00000003/n00000003_7.JPEG", 2),
+    )
+    assert data.validation == ()
+    assert data.test == (Sample(folder / "images/val/n00000002/ILSVRC2012_val_00000001.JPEG", 1),)
+
+
+@pytest.mark.parametrize("below", ["images", "imagenet-a", "imagenet-r"])
+def test_a_shift_of_imagenet_has_a_test_split_alone_of_the_classes_with_pictures(
+    tmp_path: Path, below: str
+) -> None:
+    folder = imagenet(
+        tmp_path / "shift",
+        f"{below}/n00000003/sketch_0.JPEG",
+        f"{below}/n00000001/art_3.jpg",
+        f"{below}/README.txt",
+    )
+    data = load_dataset(folder)
+    assert data.classes == ("sea lion", "cat")
+    assert data.train == data.validation == ()
+    assert data.test == (
+        Sample(folder / below / "n00000001/art_3.jpg", 0),
+        Sample(folder / below / "n00000003/sketch_0.JPEG", 1),
+    )
+
+
+def test_the_folders_of_imagenetv2_count_the_classes_as_numbers_not_as_words(
+    tmp_path: Path,
+) -> None:
+    below = "imagenetv2-matched-frequency-format-val"
+    names = {f"n{number:08}": f"class {number}" for number in reversed(range(12))}
+    files = [f"{below}/{number}/{number}.jpeg" for number in (2, 10, 11)]
+    data = load_dataset(imagenet(tmp_path / "imagenetv2", *files, names=names))
+    assert data.classes == ("class 2", "class 10", "class 11")
+    assert [(sample.path.name, sample.label) for sample in data.test] == [
+        ("2.jpeg", 0),
+        ("10.jpeg", 1),
+        ("11.jpeg", 2),
+    ]
+
+
+def test_the_two_pairs_of_classes_with_one_name_in_clips_list_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    names = {
+        "n03773504": "missile",
+        "n04008634": "missile",
+        "n04355933": "sunglasses",
+        "n04356056": "sunglasses",
+    }
+    files = [f"images/train/{number}/1.JPEG" for number in names]
+    data = load_dataset(imagenet(tmp_path / "imagenet", *files, names=names))
+    assert data.classes == ("missile", "projectile", "sunglass", "sunglasses")
+    # Another list's names are left alone.
+    names |= {"n04008634": "shell", "n04355933": "burning glass"}
+    data = load_dataset(imagenet(tmp_path / "imagenet", names=names))
+    assert data.classes == ("missile", "shell", "burning glass", "sunglasses")
+
+
+def test_a_folder_goes_by_the_name_of_the_link_to_it(tmp_path: Path) -> None:
+    touch(tmp_path / "ILSVRC/train/cat/1.jpg")
+    (tmp_path / "imagenet").symlink_to(tmp_path / "ILSVRC")
+    assert load_dataset(tmp_path / "imagenet").name == "imagenet"
+
+
+def test_no_picture_is_asked_about_and_no_folder_of_pictures_listed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [f"n{number:08}" for number in range(20)]
+    files = [f"images/train/{number}/{name}.JPEG" for number in numbers for name in range(30)]
+    names = {number: f"class {number}" for number in numbers}
+    folder = imagenet(tmp_path / "imagenet", *files, names=names)
+    asked: list[tuple[str, str]] = []
+
+    def watched(name: str) -> Any:
+        plain = getattr(os, name)
+
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            asked.append((name, os.fspath(path)))
+            return plain(path, *arguments, **options)
+
+        return call
+
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, watched(name))
+    data = load_dataset(folder)
+    assert len(data.train) == 600
+    assert not [path for _, path in asked if path.endswith(".JPEG")]
+    listed = [path for call, path in asked if call in ("scandir", "listdir")]
+    assert [listed.count(str(folder / "images/train" / number)) for number in numbers] == [1] * 20
+
+
+def test_hidden_files_and_known_junk_are_skipped(tmp_path: Path) -> None:
+    for name in ("1.jpg", ".DS_Store", "Thumbs.db", "README.txt", "desktop.ini", ".cache/x.jpg"):
+        touch(tmp_path / "cat" / name)
+    touch(tmp_path / "__MACOSX/1.jpg")
+    touch(tmp_path / ".git/1.jpg")
+    touch(tmp_path / "labels.csv")
+    data = load_dataset(tmp_path)
+    assert data.train == (Sample(tmp_path / "cat/1.jpg", 0),)
+
+
+# --- what is wrong is named ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], ["has no class folders"]),
+        (["train/cat/1.jpg", "train/dog/.DS_Store"], ["train/dog' holds no pictures"]),
+        (["cat/1.jpg", "cat/notes.csv"], ["cat/notes.csv' is not a picture", "remove it"]),
+        (["cat/1.jpg", "cat/more/2.jpg"], ["cat/more' is a folder"]),
+        (["big_cat/1.jpg", "big cat/1.jpg"], ["big_cat'", "big cat'", "'big cat'", "Rename"]),
+        (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], ["'Cat'", "'cat'"]),
+        (["train/cat/1.jpg", "test/owl/1.jpg"], ["test/owl'", "does not have"]),
+        (["train/cat/1.jpg", "val/cat/1.jpg", "validation/cat/1.jpg"], ["val'", "validation'"]),
+        (["___/1.jpg"], ["___'", "0 characters"]),
+        ([f"{'x' * 201}/1.jpg"], ["201 characters"]),
+    ],
+)
+def test_folders_that_cannot_be_used_are_named(
+    tmp_path: Path, files: list[str], words: list[str]
+) -> None:
+    for file in files:
+        touch(tmp_path / file)
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) > 1, "there is a remedy"
+
+
+def test_no_such_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere' does not exist"):
+        load_dataset(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"a.jpg' is not a folder"):
+        load_dataset(touch(tmp_path / "a.jpg"))
+
+
+CAT = ["1.jpg", 0, "cat"]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ([], "has no list 'train'"),
+        ({"train": {}}, "has no list 'train'"),
+        ({"train": [CAT], "test": [["2.jpg", "0", "cat"]]}, r"test\[0\] is not \[path, label"),
+        ({"train": [CAT, ["2.jpg", 0]]}, r"train\[1\] is not \[path, label"),
+        ({"train": [CAT, ["2.jpg", 0, "dog"]]}, "label 0 two names: 'cat' and 'dog'"),
+        ({"train": [CAT, ["2.jpg", 2, "dog"]]}, "without a gap"),
+        ({"train": []}, "without a gap"),
+        ({"train": [CAT, ["2.jpg", 1, "Cat"]]}, "same name"),
+        ({"train": [CAT, ["../secret.jpg", 1, "dog"]]}, r"train\[1\]: '../secret.jpg' leads out"),
+        ({"train": [CAT, ["/etc/secret.jpg", 1, "dog"]]}, "leads out"),
+        ({"train": [CAT, ["2.jpg", 1, "dog"], ["3.jpg", 1, "dog"]]}, r"(?s)1 of the 3.*'3.jpg'"),
+        ({"train": [["8.jpg", 0, "cat"], ["9.jpg", 0, "cat"]]}, r"(?s)None of the 2.*'8.jpg'"),
+    ],
+)
+def test_a_coop_split_that_cannot_be_used_is_told(
+    tmp_path: Path, document: Any, words: str
+) -> None:
+    folder = coop(tmp_path / "pets", document)
+    touch(folder / "images/1.jpg")
+    touch(folder / "images/2.jpg")
+    touch(tmp_path / "secret.jpg")
+    with pytest.raises(DataError, match=words):
+        load_dataset(folder)
+
+
+def test_two_coop_splits_and_a_damaged_one_are_told(tmp_path: Path) -> None:
+    (tmp_path / "split_zhou_A.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        load_dataset(tmp_path)
+    coop(tmp_path, {}, "split_zhou_B.json")
+    with pytest.raises(DataError, match=r"split_zhou_A.json', 'split_zhou_B.json"):
+        load_dataset(tmp_path)
+
+
+def test_fgvc_aircraft_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    folder = aircraft(
+        tmp_path / "planes",
+        variants=["707-320", "A340"],
+        train=["1 707-320", "2 A340"],
+        val=["3 A340"],
+    )
+    with pytest.raises(DataError, match=r"images_variant_test.txt' cannot be read.*No such file"):
+        load_dataset(folder)
+    (folder / "images_variant_test.txt").write_text("\n4 A340\n5 A380\n")
+    touch(folder / "images/4.jpg")
+    with pytest.raises(DataError, match=r"test.txt', line 3: 'A380' is no line of 'variants.txt'"):
+        load_dataset(folder)
+    (folder / "images_variant_test.txt").write_text("4 A340\n")
+    (folder / "images/2.jpg").unlink()
+    with pytest.raises(DataError, match=r"(?s)1 of the 2 .*_train.txt' lists.*'2.jpg': is missing"):
+        load_dataset(folder)
+    (folder / "variants.txt").write_text("707-320\nA340\na340\n")
+    with pytest.raises(DataError, match=r"(?s)same name.*variants.txt', line 2: is class 'A340'"):
+        load_dataset(folder)
+
+
+TRAIN = ["images/train/n00000001/1.JPEG", "images/train/n00000003/1.JPEG"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "words"),
+    [
+        (TRAIN, {"n00000001": "cat"}, r"n00000003' is no class that 'classnames.txt' names"),
+        (
+            TRAIN,
+            {"n00000001": "crane", "n00000002": "dog", "n00000003": "crane"},
+            r"(?s)same name.*names.txt', line 1: is class 'crane'.*names.txt', line 3: is class",
+        ),
+        (TRAIN, NAMES | {"n00000002": ""}, r"classnames.txt', line 3: .* has 0 characters"),
+        (
+            [*TRAIN, "images/val/n00000002/1.JPEG"],
+            NAMES,
+            "val/n00000002' is a class that the train split does not have",
+        ),
+        (
+            ["imagenetv2-matched-frequency-format-val/3/1.jpeg"],
+            NAMES,
+            "format-val/3' is no class that",
+        ),
+    ],
+)
+def test_an_imagenet_that_cannot_be_used_is_told(
+    tmp_path: Path, files: list[str], names: dict[str, str], words: str
+) -> None:
+    folder = imagenet(tmp_path / "imagenet", *files, names=names)
+    with pytest.raises(DataError, match=words):
+        load_dataset(folder)
+
+
+def test_a_list_of_class_names_that_is_missing_or_names_a_class_twice_is_told(
+    tmp_path: Path,
+) -> None:
+    folder = imagenet(tmp_path / "imagenet", *TRAIN)
+    (folder / "classnames.txt").write_text("n00000001 cat\nn00000003 dog\nn00000001 owl\n")
+    with pytest.raises(DataError, match=r"line 3: 'n00000001' is named a second time"):
+        load_dataset(folder)
+    (folder / "classnames.txt").unlink()
+    with pytest.raises(DataError, match=r"classnames.txt' cannot be read.*No such file"):
+        load_dataset(folder)
+
+
+def test_a_missing_split_is_told_with_those_that_are_there(tmp_path: Path) -> None:
+    touch(tmp_path / "cat/1.jpg")
+    data = load_dataset(tmp_path)
+    assert data.split("train") == data.train
+    with pytest.raises(DataError, match=r"(?s)no test split.*--split: 'train'"):
+        data.split("test")
