@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from craft_client.settings import KEPT_TEXTS
 from few_shot_accuracy import UNITS, command, serving
 
 
@@ -194,6 +195,8 @@ def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> No
     for panel, data in zip(panels[0], sets, strict=True):
         for family in families:
             points = [line for line in lines if (line["data"], line["family"]) == (data, family)]
+            if family == ONE_QUERY:
+                points = [line for line in points if line["kept_texts"] == KEPT_TEXTS]
             points.sort(key=lambda line: line["queries"])
             if not points:
                 continue
@@ -210,9 +213,10 @@ def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> No
                 label=family,
             )
         panel.set(xscale="log", xlabel="queries of tuning", ylabel="test accuracy, %", title=data)
-    for row in panels:
-        row[-1].legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
+    drawn = [panel.get_legend_handles_labels() for panel in panels.flat]
+    by_label = {label: handle for found in drawn for handle, label in zip(*found, strict=True)}
+    figure.legend(by_label.values(), by_label.keys(), fontsize=9, loc="lower center", ncols=4)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(file, dpi=110)
 
 
