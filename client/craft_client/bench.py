@@ -49,6 +49,11 @@ PAPER_MEANS = {
 }
 
 
+PAPER_NOTE = "The paper's means over its eleven data sets (RN50, 16 shots): {}.".format(
+    ", ".join(f"{name} {mean}" for name, mean in PAPER_MEANS.items())
+)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of the benchmark."""
@@ -193,11 +198,7 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
     """The table as Markdown, with the paper's means below it."""
     head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     body = [f"| {' | '.join(row)} |" for row in rows(lines)]
-    paper = ", ".join(f"{name} {mean}" for name, mean in PAPER_MEANS.items())
-    return "\n".join([*head, *body, "", f"{PAPER_NOTE} {paper}.", ""])
-
-
-PAPER_NOTE = "The paper's means over its eleven data sets (RN50, 16 shots):"
+    return "\n".join([*head, *body, "", PAPER_NOTE, ""])
 
 
 def _name(line: dict[str, Any]) -> str:

@@ -106,6 +106,19 @@ def load_dataset(folder: Path) -> Dataset:
     return _load_folders(name, {split: _class_folders(path) for split, path in splits.items()})
 
 
+def _dataset(
+    name: str, classes: Sequence[str], samples: Mapping[Split, tuple[Sample, ...]]
+) -> Dataset:
+    """The data set; a split that its layout does not have is empty."""
+    return Dataset(
+        name,
+        tuple(classes),
+        samples.get("train", ()),
+        samples.get("validation", ()),
+        samples.get("test", ()),
+    )
+
+
 # --- folders ----------------------------------------------------------------------------------
 
 
@@ -127,13 +140,7 @@ def _load_folders(name: str, class_folders: Mapping[Split, Mapping[str, Path]]) 
             for class_name, folder in folders.items()
             for path in _pictures(folder)
         )
-    return Dataset(
-        name,
-        classes,
-        samples.get("train", ()),
-        samples.get("validation", ()),
-        samples.get("test", ()),
-    )
+    return _dataset(name, classes, samples)
 
 
 def _split_folders(folder: Path) -> dict[Split, Path]:
@@ -243,13 +250,7 @@ def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
         )
         for split, of_split in entries.items()
     }
-    return Dataset(
-        name,
-        tuple(class_name for class_name, _ in classes),
-        samples["train"],
-        samples["validation"],
-        samples["test"],
-    )
+    return _dataset(name, [class_name for class_name, _ in classes], samples)
 
 
 def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
@@ -333,13 +334,7 @@ def _load_aircraft(name: str, folder: Path) -> Dataset:
         split: _aircraft_samples(folder / listed, images, present, labels)
         for split, listed in _AIRCRAFT_LISTS.items()
     }
-    return Dataset(
-        name,
-        tuple(class_name for class_name, _ in classes),
-        samples["train"],
-        samples["validation"],
-        samples["test"],
-    )
+    return _dataset(name, [class_name for class_name, _ in classes], samples)
 
 
 def _aircraft_samples(

@@ -61,11 +61,6 @@ class Kept:
         """Log-probabilities [N, C] of the plain prompt."""
         return self.of_classes(self.opening[0])
 
-    @property
-    def plain_alone(self) -> Array:
-        """The same, as an answer to one prompt in strict mode: [1, N, C]."""
-        return self.plain[None]
-
     def of_classes(self, log_probs: Array) -> Array:
         """Log-probabilities [..., C + M] as they are without the texts: [..., C]."""
         if not self.texts:
@@ -210,7 +205,7 @@ class _RidgeRefiner:
             return Choice(opening, [plain, opening])
         candidates = [plain]
         if kept.texts or len(kept.random):
-            alone = fit_ridge(kept.plain_alone, kept.labels)
+            alone = fit_ridge(kept.plain[None], kept.labels)
             candidates.append(Candidate("plain ridge", kept.none, alone))
         if kept.texts and len(kept.random):
             with_texts = fit_ridge(kept.opening[:1], kept.labels)

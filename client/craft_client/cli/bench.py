@@ -109,8 +109,7 @@ def bench(
         document({"results": in_order(), "summary": lines, "skipped": missing})
         return
     table(benchmark.COLUMNS, benchmark.rows(lines))
-    paper = ", ".join(f"{name} {mean}" for name, mean in benchmark.PAPER_MEANS.items())
-    say(f"{benchmark.PAPER_NOTE} {paper}.")
+    say(benchmark.PAPER_NOTE)
 
 
 def _measure(
