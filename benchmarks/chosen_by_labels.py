@@ -12,11 +12,8 @@ Computed in process, for it takes thousands of heads and no further answer of th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +26,7 @@ from craft_client.refine import REGULARISATIONS, fit_ridge
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_shared.head import centred_inputs, log_softmax
 from craft_shared.wire import Context
+from options import parser_for, present, save
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -146,26 +144,17 @@ async def measure(
 
 def main() -> None:
     """Runs the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--json", type=Path)
+    parser = parser_for(__doc__)
     args = parser.parse_args()
-
-    for absent in [data for data in args.data if not data.is_dir()]:
-        print(f"skipped: there is no folder {absent}", file=sys.stderr)
     engine = Engine.load(ModelSpec(args.model))
     results = []
-    for folder in [data for data in args.data if data.is_dir()]:
+    for folder in present(args.data):
         data = load_dataset(folder)
         samples = [*data.train, *data.validation]
         pool = dict(zip(samples, asyncio.run(features(engine, samples)), strict=True))
         for seed in args.seeds:
             results += asyncio.run(measure(engine, data, pool, args.shots, seed))
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=1) + "\n")
+            save(results, args.json)
     print("| data | choice | count | seed | left-out accuracy | left-out loss | others |")
     print("|" + "---|" * 7)
     for one in results:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from options import parser_for, present, save
 from quickstart import free_port, wait_until_ready
 
 BIN = Path(sys.executable).parent
@@ -121,21 +122,14 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Runs the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--shots", type=int, default=16)
+    parser = parser_for(__doc__)
     parser.add_argument("--budget", type=int, help="queries of a run; the recipe's by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--json", type=Path)
     parser.add_argument("tune", nargs="*", help="further options for craft tune, after --")
     args = parser.parse_args()
 
-    for absent in [data for data in args.data if not data.is_dir()]:
-        print(f"skipped: there is no folder {absent}", file=sys.stderr)
     results = []
     with tempfile.TemporaryDirectory() as folder, serving(args.model, Path(folder)) as env:
-        for data in [data for data in args.data if data.is_dir()]:
+        for data in present(args.data):
             before = command(env, "craft", "usage")["total"]
             result = measure(env, data, args)
             after = command(env, "craft", "usage")["total"]
@@ -143,8 +137,7 @@ def main() -> None:
             if ledger != result["charged"]:
                 raise SystemExit(f"the ledger says {ledger}, the client {result['charged']}")
             results.append({**result, "ledger": ledger})
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=1) + "\n")
+            save(results, args.json)
     print_table(results)
 
 

@@ -12,7 +12,6 @@ the tables into a page, between the lines BEGIN and END.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 from craft_client.settings import KEPT_TEXTS
 from few_shot_accuracy import UNITS, command, serving
+from options import parser_for, present, save
 
 
 @dataclass(frozen=True)
@@ -232,20 +232,15 @@ def white_box_ridge(file: Path) -> dict[str, float]:
 
 def main() -> None:
     """Runs the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = parser_for(__doc__)
     parser.add_argument("--families", nargs="+", choices={method.family for method in METHODS})
-    parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--page", type=Path)
     parser.add_argument("--white-box", type=Path, default=Path("docs/white_box.json"))
     args = parser.parse_args()
+    if args.json is None:
+        parser.error("--json is required, for it is what an interrupted run goes on from")
 
-    for absent in [data for data in args.data if not data.is_dir()]:
-        print(f"skipped: there is no folder {absent}", file=sys.stderr)
-    data = [data for data in args.data if data.is_dir()]
+    data = present(args.data)
     methods = [one for one in METHODS if args.families is None or one.family in args.families]
     results = json.loads(args.json.read_text()) if args.json.exists() else []
     known = {(result["data"], result["method"], result["seed"]) for result in results}
@@ -256,7 +251,7 @@ def main() -> None:
                 continue
             result = measure(env, folder_of_data, method, args.shots, seed)
             results.append({**name, "family": method.family, "shots": args.shots, **result})
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
+            save(results, args.json)
             print(f"{name}: {result['accuracy']:.2f} %", file=sys.stderr, flush=True)
     order = {method.name: number for number, method in enumerate(METHODS)}
     lines = sorted(summaries(results), key=lambda line: (line["data"], order[line["method"]]))

@@ -16,7 +16,6 @@ model (`white_box.py`), on the same pictures and the same machine, one after the
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -26,11 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from craft_client.data import few_shot
 from craft_client.layouts import load_dataset
 from craft_server.engine.models import ModelSpec
 from few_shot_accuracy import BIN, command, serving
-from white_box import encode_pictures, in_own_process, measure
+from options import parser_for, present, save
+from white_box import draw_few, encode_pictures, in_own_process, measure
 
 WHITE_BOX = "coop, rate chosen"
 FIELDS = ("accuracy", "seconds", "peak_mib")
@@ -75,14 +74,11 @@ def tuned_with_gradients(
 ) -> Iterator[dict[str, Any]]:
     """CoOp, for each seed."""
     data = load_dataset(folder)
-    draws = {seed: few_shot(data.train, shots, seed, data.classes) for seed in seeds}
-    train = sorted({sample for draw in draws.values() for sample in draw})
-    row = {sample: i for i, sample in enumerate(train)}
+    train, rows_of = draw_few(data, shots, seeds)
     with tempfile.TemporaryDirectory() as temporary:
         features = Path(temporary) / "features.npz"
         in_own_process(encode_pictures, spec, data, train, features)
-        for seed, draw in draws.items():
-            rows = [row[sample] for sample in draw]
+        for seed, rows in rows_of.items():
             options = {"seed": seed, "epochs": epochs}
             yield in_own_process(measure, spec, WHITE_BOX, data.classes, features, rows, options)
 
@@ -108,21 +104,14 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Runs the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = parser_for(__doc__)
     parser.add_argument("--recipes", nargs="+", default=["craftbox", "paper"])
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    for absent in [data for data in args.data if not data.is_dir()]:
-        print(f"skipped: there is no folder {absent}", file=sys.stderr)
     spec = ModelSpec(args.model, None, device="cpu")
     results = []
-    for data in [data for data in args.data if data.is_dir()]:
+    for data in present(args.data):
         coop = list(tuned_with_gradients(spec, data, args.shots, args.seeds, args.epochs))
         methods: dict[str, list[dict[str, Any]]] = {WHITE_BOX: coop}
         with tempfile.TemporaryDirectory() as folder, serving(args.model, Path(folder)) as env:
@@ -132,8 +121,7 @@ def main() -> None:
                 ]
         results.append({"data": data.name, "epochs": args.epochs, "methods": methods})
         print_table(results[-1:])
-        if args.json:
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
+        save(results, args.json)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ is kept.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
@@ -60,6 +59,7 @@ from craft_server.engine.images import decode
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
 from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokens
+from options import parser_for, present, save
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -301,6 +301,16 @@ def _gaussian_discriminant(features: Array, labels: Labels) -> Classifier:
 # --- measuring; each of the next two functions runs in a process of its own ----------------------
 
 
+def draw_few(
+    data: Dataset, shots: int, seeds: list[int]
+) -> tuple[list[Sample], dict[int, list[int]]]:
+    """All pictures that the seeds draw, and of each seed which of them."""
+    draws = {seed: few_shot(data.train, shots, seed, data.classes) for seed in seeds}
+    train = sorted({sample for draw in draws.values() for sample in draw})
+    row = {sample: i for i, sample in enumerate(train)}
+    return train, {seed: [row[sample] for sample in draw] for seed, draw in draws.items()}
+
+
 def encode_pictures(
     spec: ModelSpec, data: Dataset, train: list[Sample], to: Path
 ) -> dict[str, Any]:
@@ -430,21 +440,14 @@ def print_tables(report: dict[str, list[dict[str, Any]]]) -> None:
 
 def main() -> None:
     """Runs the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", default="pocket")
+    parser = parser_for(__doc__)
     parser.add_argument("--pretrained")
-    parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.shots < 2:
         parser.error("--shots must be at least 2, for choices are made on pictures left out")
 
-    for absent in [data for data in args.data if not data.is_dir()]:
-        print(f"skipped: there is no folder {absent}", file=sys.stderr)
     spec = ModelSpec(args.model, args.pretrained, device="cpu")
     report: dict[str, list[dict[str, Any]]] = {"encodings": [], "fits": []}
     if args.json and args.json.exists():
@@ -453,20 +456,16 @@ def main() -> None:
     def record(kind: str, name: dict[str, Any], result: dict[str, Any]) -> None:
         others = [entry for entry in report[kind] if not name.items() <= entry.items()]
         report[kind] = [*others, {**name, **result}]
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(report, args.json)
 
-    for folder in [data for data in args.data if data.is_dir()]:
+    for folder in present(args.data):
         data = load_dataset(folder)
-        draws = {seed: few_shot(data.train, args.shots, seed, data.classes) for seed in args.seeds}
-        train = sorted({sample for draw in draws.values() for sample in draw})
-        row = {sample: i for i, sample in enumerate(train)}
+        train, rows_of = draw_few(data, args.shots, args.seeds)
         named = {"model": args.model, "data": data.name, "shots": args.shots}
         with tempfile.TemporaryDirectory() as temporary:
             features = Path(temporary) / "features.npz"
             record("encodings", named, in_own_process(encode_pictures, spec, data, train, features))
-            for method, (seed, draw) in product(args.methods, draws.items()):
-                rows = [row[sample] for sample in draw]
+            for method, (seed, rows) in product(args.methods, rows_of.items()):
                 options = {"seed": seed, "epochs": args.epochs}
                 result = in_own_process(
                     measure, spec, method, data.classes, features, rows, options
