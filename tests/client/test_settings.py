@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,9 @@ def _check(
     TuneSettings(budget=100).check_task(labels, classes, budgets, _units)
 
 
-def _units(prompts: int, times: int = 1) -> Units:
-    queries = times * prompts
-    return Units(queries=queries, predictions=queries * 4, texts=queries * 2, requests=1)
+def _units(prompts: int, texts: int = 0, *, queries_each: int = 1) -> Units:
+    queries = queries_each * prompts
+    return Units(queries=queries, predictions=queries * 4, texts=queries * (2 + texts), requests=1)
 
 
 def test_classes_without_pictures_are_named() -> None:
@@ -139,6 +140,6 @@ def test_the_least_of_all_budgets_counts_whoever_and_whatever_it_bounds(
 def test_a_prompt_may_be_several_queries() -> None:
     settings = TuneSettings(budget=200)
     assert settings.generations() == 4
-    assert settings.generations(lambda prompts: _units(prompts, 2)) == 1
+    assert settings.generations(partial(_units, queries_each=2)) == 1
     with pytest.raises(SettingsError, match="at least 288"):
-        settings.check_task(LABELS, CLASSES, [], lambda prompts: _units(prompts, 4))
+        settings.check_task(LABELS, CLASSES, [], partial(_units, queries_each=4))
