@@ -42,13 +42,13 @@ class StubEngine:
     def decode_image(self, _data: bytes, **_: Any) -> Any:
         return None
 
-    async def encode_images(self, images: Any) -> Any:
+    async def encode_images(self, images: Any, **_: Any) -> Any:
         return np.ones((len(images), 8), np.float32)
 
-    async def encode_prompts(self, prompts: Any, classes: Any) -> Any:
+    async def encode_prompts(self, prompts: Any, classes: Any, **_: Any) -> Any:
         return np.ones((prompts.count, len(classes), 8), np.float32)
 
-    async def score(self, images: Any, texts: Any, dtype: str) -> Any:
+    async def score(self, images: Any, texts: Any, dtype: str, **_: Any) -> Any:
         return np.zeros((len(texts), len(images), texts.shape[1]), dtype)
 
 

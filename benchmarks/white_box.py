@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from craft_server.engine.batches import batches
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.covariance import ledoit_wolf
@@ -54,7 +55,6 @@ from torch.nn import functional
 from craft_client.data import Dataset, Sample, few_shot
 from craft_client.layouts import load_dataset
 from craft_client.open_text import common_nouns
-from craft_server.engine.batches import batches
 from craft_server.engine.images import decode
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
 from craft_server.engine.text import TextTower

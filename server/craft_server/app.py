@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
-from cachetools import LRUCache
 from fastapi import FastAPI
 
 from craft_server.api import (
@@ -21,6 +20,7 @@ from craft_server.api import (
     errors,
     health,
     image_sets,
+    metrics,
     models,
     predictions,
     receipts,
@@ -28,10 +28,12 @@ from craft_server.api import (
 from craft_server.api.access_log import AccessLogMiddleware
 from craft_server.api.body_limit import BodyLimitMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
+from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.api.in_flight import InFlight
 from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.api.services import Services
+from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.lease import Lease
@@ -78,8 +80,8 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
             min(os.cpu_count() or 1, _MAX_DECODERS), thread_name_prefix="craft-decoder"
         ),
         in_flight=InFlight(),
-        features=LRUCache(settings.features_cache_bytes, lambda features: features.nbytes),
-        adapters=LRUCache(settings.adapters_cache_bytes, lambda servable: servable.nbytes),
+        features=ByteCache(settings.features_cache_bytes),
+        adapters=ByteCache(settings.adapters_cache_bytes),
     )
 
     @asynccontextmanager
@@ -103,6 +105,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
     app.state.services = services
     for module in (
         health,
+        metrics,
         models,
         image_sets,
         predictions,
@@ -116,6 +119,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
     errors.install(app)
     documents.install(app)
     # The last one added is the outermost: every log line and answer has the call's id.
+    app.add_middleware(HangUpMiddleware)
     app.add_middleware(UnhandledErrorsMiddleware)
     app.add_middleware(RateLimitHeadersMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)

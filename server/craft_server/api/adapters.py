@@ -113,7 +113,9 @@ async def publish(
     units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
-        text_features = await services.engine.encode_prompts(prompts, config.scored)
+        text_features = await services.engine.encode_prompts(
+            prompts, config.scored, tenant=caller.tenant
+        )
         return await booked.settle_with(
             lambda card: _published(201, card, booked.cost),
             adapters.add,
@@ -208,8 +210,9 @@ async def predict(
     work = Work("adapter-predictions", card.model, card.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
         servable = await _load(services, publication)
-        features = await pictures.features(services)
-        answer = await encode_log_probs(request, await _refined(services, servable, features))
+        features = await pictures.features(services, caller)
+        log_probs = await _refined(services, caller, servable, features)
+        answer = await encode_log_probs(request, log_probs)
         response = await answer.with_document(
             AdapterPredictionAnswer(
                 adapter=card.name, version=card.version, classes=card.classes, cost=booked.cost
@@ -260,20 +263,22 @@ async def _load(services: Services, publication: Publication) -> ServableAdapter
     if servable is None:
         content = await services.database.read(adapters.read_content, publication.id)
         servable = await asyncio.to_thread(adapters.servable, *content)
-        if servable.nbytes <= services.adapters.maxsize:
-            services.adapters[publication.id] = servable
+        services.adapters.put(publication.id, servable)
     return servable
 
 
 async def _refined(
-    services: Services, servable: ServableAdapter, features: Features
+    services: Services, caller: Caller, servable: ServableAdapter, features: Features
 ) -> NDArray[np.float32]:
     prompts, texts, _ = servable.text_features.shape
     step = max(1, _SCORES_AT_ONCE // (prompts * texts))
     parts = []
     for start in range(0, len(features), step):
         log_probs = await services.engine.score(
-            features[start : start + step], servable.text_features, "float32"
+            features[start : start + step],
+            servable.text_features,
+            "float32",
+            tenant=caller.tenant,
         )
         parts.append(await asyncio.to_thread(servable.adapter.head, log_probs))
     return np.concatenate(parts)

@@ -84,8 +84,7 @@ async def get(services: WithServices, caller: WithPredictKey, image_set_id: str)
 async def delete(services: WithServices, caller: WithPredictKey, image_set_id: str) -> None:
     """Deletes an image set, and what the server knows of pictures that no other one holds. Free."""
     await services.database.write(image_sets.delete_image_set, caller.owner, image_set_id)
-    for key in [key for key in services.features if key[0] == image_set_id]:
-        del services.features[key]
+    services.features.discard(lambda key: key[0] == image_set_id)
 
 
 @router.post(
@@ -124,7 +123,7 @@ async def upload(
     units = Units(images=len(new), requests=1)
     work = Work("images", image_set.model, image_set.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
-        encoded = await services.engine.encode_images(pictures) if pictures else ()
+        encoded = await services.engine.encode_images(pictures, tenant=caller.tenant)
         return await booked.settle_with(
             lambda grown: json_response(ImageUploadAnswer(image_set=grown, cost=booked.cost)),
             image_sets.add_rows,

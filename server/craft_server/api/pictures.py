@@ -62,11 +62,11 @@ class Pictures:
     known: Features | None
     decoded: Sequence[torch.Tensor]
 
-    async def features(self, services: Services) -> Features:
+    async def features(self, services: Services, caller: Caller) -> Features:
         """[N, width], unit norm."""
         if self.known is not None:
             return self.known
-        return await services.engine.encode_images(self.decoded)
+        return await services.engine.encode_images(self.decoded, tenant=caller.tenant)
 
 
 async def select_pictures(
@@ -222,6 +222,5 @@ async def _all_features(services: Services, image_set: ImageSet) -> Features:
     features = services.features.get(key)
     if features is None:
         features = await services.database.read(read_features, image_set)
-        if features.nbytes <= services.features.maxsize:
-            services.features[key] = features
+        services.features.put(key, features)
     return features

@@ -87,9 +87,11 @@ async def predict(
     await use_predictions(request, services, caller, units.predictions)
     work = Work("predictions", engine.name, engine.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
-        image_features = await pictures.features(services)
-        text_features = await engine.encode_prompts(prompts, message.classes)
-        log_probs = await engine.score(image_features, text_features, message.dtype)
+        image_features = await pictures.features(services, caller)
+        text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
+        log_probs = await engine.score(
+            image_features, text_features, message.dtype, tenant=caller.tenant
+        )
         answer = await encode_log_probs(request, log_probs)
         response = await answer.with_document(
             PredictionAnswer(model=engine.name, revision=engine.revision, cost=booked.cost)

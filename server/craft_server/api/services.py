@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
-from cachetools import LRUCache
 from fastapi import Depends, Request
 
 from craft_server.adapters import ServableAdapter
 from craft_server.api.in_flight import InFlight
+from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.image_sets import Features
@@ -45,8 +45,8 @@ class Services:
     receipts: Receipts
     decoders: ThreadPoolExecutor
     in_flight: InFlight
-    features: LRUCache[tuple[str, int], Features]
-    adapters: LRUCache[int, ServableAdapter]
+    features: ByteCache[tuple[str, int], Features]
+    adapters: ByteCache[int, ServableAdapter]
 
 
 async def _services(request: Request) -> Services:

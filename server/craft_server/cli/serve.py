@@ -78,7 +78,7 @@ def _run(settings: Settings) -> None:
             precision=settings.precision,
         )
         try:
-            engine = Engine.load(spec)
+            engine = Engine.load(spec, text_features_bytes=settings.texts_cache_bytes)
         except ModelLoadError as error:
             fail(str(error))
         with closing(engine), suppress(KeyboardInterrupt):

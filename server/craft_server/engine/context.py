@@ -16,6 +16,7 @@ from torch import Tensor
 
 from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokens
+from craft_server.engine.uncut_text import UncutTextTower
 from craft_shared.wire import Context
 
 # The standard deviations of A's entries in the authors' released code.
@@ -40,7 +41,7 @@ class ContextSpace:
         sigma: standard deviation of the entries of the model's token embeddings.
     """
 
-    def __init__(self, tower: TextTower, tokens: Tokens) -> None:
+    def __init__(self, tower: TextTower | UncutTextTower, tokens: Tokens) -> None:
         self._tower = tower
         self._tokens = tokens
         self.sigma = float(tower.embed(torch.arange(tokens.vocabulary)).float().std())

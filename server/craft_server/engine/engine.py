@@ -1,7 +1,8 @@
 """The engine: pictures and prompts in, unit features and log-probabilities out.
 
 It knows one model and how work is cut into tasks for the one thread that owns it, so that several
-requests take turns. It does not know keys, money, HTTP, or what an answer may reveal.
+calls take turns. It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a
+name like any other, among which the worker is fair and which share no remembered texts.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
 server.
@@ -10,26 +11,30 @@ server.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from craft_server.byte_cache import ByteCache
 from craft_server.engine import images as pictures
 from craft_server.engine import prompts as checks
-from craft_server.engine.batches import Batch, batches
 from craft_server.engine.context import ContextSpace
 from craft_server.engine.models import LoadedModel, ModelLoadError, ModelSpec, load_model
+from craft_server.engine.packs import Pack, packs
 from craft_server.engine.prompts import Prompts
-from craft_server.engine.text import TextTower, UnsupportedTowerError
+from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, Tokens
-from craft_server.engine.worker import Worker
+from craft_server.engine.uncut_text import UncutTextTower
+from craft_server.engine.worker import Task, Worker
 from craft_shared.problems import FieldError
 from craft_shared.wire import Context
 
@@ -38,14 +43,37 @@ IMAGES_PER_TASK = {"cpu": 8, "cuda": 32}
 # One task should take a second or two, so that others get their turn.
 TOKENS_PER_TASK = {"cpu": 4096, "cuda": 65536}
 SCORES_PER_TASK = 2**22
+# A GPU is filled by several calls together. A CPU gains nothing by it, and then the last bits of an
+# answer would depend on who else asks.
+TURNS_TOGETHER = {"cpu": 0.0, "cuda": 1.0}
+
+TEXT_FEATURES_CACHE_BYTES = 256 * 2**20
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class _Moved:
+class _Codes:
     """Codes that move the first words of a text; without them a text is read as it stands."""
 
     context: Context
     codes: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """A pack, and the codes that move it."""
+
+    pack: Pack
+    moved: _Codes | None
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Images [N, width] and texts [P, C, width] to be scored against each other."""
+
+    images: NDArray[np.float32]
+    texts: NDArray[np.float32]
 
 
 class Engine:
@@ -56,31 +84,41 @@ class Engine:
         revision: opaque; changes with the weights.
         image_size: side in pixels that pictures are resized to.
         random_weights: whether the weights are random, and predictions therefore meaningless.
+        text_features: of prompts that were asked before, each tenant's under digests of its own, so
+            that nobody can tell by the clock what others have asked.
     """
 
-    def __init__(self, name: str, model: LoadedModel) -> None:
+    def __init__(
+        self, name: str, model: LoadedModel, *, text_features_bytes: int = TEXT_FEATURES_CACHE_BYTES
+    ) -> None:
         self.name = name
         self.revision = model.revision
         self.image_size = model.image_size
         self.random_weights = model.random_weights
         self._model = model
-        self._tower = TextTower(model.module)
+        self.text_features: ByteCache[bytes, NDArray[np.float32]] = ByteCache(text_features_bytes)
+        self._tower = _text_tower(name, model.module)
         self._tokens = Tokens(model.tokenize, self._tower.context_length)
         self._contexts = ContextSpace(self._tower, self._tokens)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
-        self._worker = Worker(f"engine-{name}")
-        self._features = self._worker.submit(self._warm_up).result()
+        self._worker = Worker(f"engine-{name}", together=TURNS_TOGETHER[model.device.type])
+        (started,) = self._worker.submit(self._warm_up, [Task(None, 0.0)])
+        self._features = started.result()
 
     @classmethod
-    def load(cls, spec: ModelSpec) -> Self:
+    def load(cls, spec: ModelSpec, *, text_features_bytes: int = TEXT_FEATURES_CACHE_BYTES) -> Self:
         """Loads the model, starts its worker thread, and runs both towers once.
+
+        Args:
+            spec: which model.
+            text_features_bytes: memory for features of texts that may be asked again.
 
         Raises:
             ModelLoadError: the model cannot be loaded.
         """
         try:
-            return cls(spec.name, load_model(spec))
+            return cls(spec.name, load_model(spec), text_features_bytes=text_features_bytes)
         except UnsupportedTowerError as error:
             raise ModelLoadError(
                 f"model '{spec.name}' cannot be used: {error}; choose another, such as RN50"
@@ -90,6 +128,11 @@ class Engine:
                 f"model '{spec.name}' does not fit the memory of device '{spec.device}': "
                 "free some, or choose a smaller model"
             ) from error
+
+    @property
+    def waiting(self) -> float:
+        """Turns that wait for the model; one is about as much as it does at once."""
+        return self._worker.waiting
 
     @property
     def alive(self) -> bool:
@@ -118,39 +161,43 @@ class Engine:
         """
         return pictures.decode(data, self._model.preprocess, max_pixels=max_pixels)
 
-    async def encode_images(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
+    async def encode_images(
+        self, images: Sequence[Tensor], *, tenant: str = ""
+    ) -> NDArray[np.float32]:
         """Unit image features, [N, width], of what `decode_image` returned.
 
         Raises:
-            Overloaded: too many tasks wait for the model.
+            Overloaded: too much work waits for the model.
             WorkerDied: the engine is closed or broken.
         """
         step = self._images_per_task
-        parts = [
-            await self._worker.run(partial(self._image_features, images[i : i + step]))
+        tasks = [
+            Task(images[i : i + step], len(images[i : i + step]) / step)
             for i in range(0, len(images), step)
         ]
+        parts = await self._worker.run(self._image_features, tasks, tenant=tenant)
         return np.concatenate(parts) if parts else np.zeros((0, self._features), np.float32)
 
-    async def encode_prompts(self, prompts: Prompts, classes: Sequence[str]) -> NDArray[np.float32]:
+    async def encode_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> NDArray[np.float32]:
         """Unit text features, [P, C, width], of prompts that `check_prompts` has passed.
 
         Raises:
-            Overloaded: too many tasks wait for the model.
+            Overloaded: too much work waits for the model.
             WorkerDied: the engine is closed or broken.
         """
         parts = [
-            await self._text_features(partial(self._tokens.template, template), classes)
+            await self._text_features(
+                ("template", template), partial(self._tokens.template, template), classes, tenant
+            )
             for template in prompts.templates
         ]
         if prompts.context is not None and len(prompts.codes):
-            parts.append(
-                await self._text_features(
-                    partial(self._tokens.context, prompts.context.init),
-                    classes,
-                    _Moved(prompts.context, prompts.codes),
-                )
-            )
+            moved = _Codes(prompts.context, prompts.codes)
+            sequence = partial(self._tokens.context, prompts.context.init)
+            key = ("codes", prompts.context.model_dump_json(), prompts.codes.tobytes())
+            parts.append(await self._text_features(key, sequence, classes, tenant, moved))
         return np.concatenate(parts)
 
     async def score(
@@ -158,6 +205,8 @@ class Engine:
         image_features: NDArray[np.float32],
         text_features: NDArray[np.float32],
         dtype: Literal["float32", "float16"] = "float32",
+        *,
+        tenant: str = "",
     ) -> NDArray[Any]:
         """Log-probabilities over the classes, [P, N, C].
 
@@ -167,76 +216,125 @@ class Engine:
             image_features: x, [N, width].
             text_features: t, [P, C, width].
             dtype: of the answer.
+            tenant: who asks.
 
         Raises:
-            Overloaded: too many tasks wait for the model.
+            Overloaded: too much work waits for the model.
             WorkerDied: the engine is closed or broken.
         """
         prompts, classes = text_features.shape[:2]
         scores = np.empty((prompts, len(image_features), classes), dtype=dtype)
-        step = max(1, SCORES_PER_TASK // max(1, len(image_features) * classes))
-        for i in range(0, prompts, step):
-            task = partial(self._log_probs, image_features, text_features[i : i + step])
-            scores[i : i + step] = await self._worker.run(task)
+        of_one = max(1, len(image_features) * classes)
+        step = max(1, SCORES_PER_TASK // of_one)
+        parts = [slice(i, min(i + step, prompts)) for i in range(0, prompts, step)]
+        tasks = [
+            Task(
+                _Pairs(image_features, text_features[part]),
+                (part.stop - part.start) * of_one / SCORES_PER_TASK,
+            )
+            for part in parts
+        ]
+        found = await self._worker.run(self._log_probs, tasks, tenant=tenant)
+        for part, log_probs in zip(parts, found, strict=True):
+            scores[part] = log_probs
         return scores
 
     async def _text_features(
-        self, sequence: Callable[[str], Ids], classes: Sequence[str], moved: _Moved | None = None
+        self,
+        key: tuple[str | bytes, ...],
+        sequence: Callable[[str], Ids],
+        classes: Sequence[str],
+        tenant: str,
+        moved: _Codes | None = None,
     ) -> NDArray[np.float32]:
-        """Features of the texts of one template, [1, C, width], or of K codes, [K, C, width]."""
-        sequences = await asyncio.to_thread(lambda: [sequence(name) for name in classes])
-        prompts = 1 if moved is None else len(moved.codes)
-        features = np.empty((prompts, len(classes), self._features), np.float32)
-        for batch in batches(sequences, prompts=prompts, max_tokens=self._tokens_per_task):
-            task = partial(self._encode_batch, batch, moved, features)
-            await self._worker.run(task)
+        """Features of the texts of one template, [1, C, width], or of K codes, [K, C, width].
+
+        They are remembered as a whole, never code by code: how work is cut changes the last bits.
+        """
+        name = _digest(tenant, *key, *classes)
+        features = self.text_features.get(name)
+        if features is None:
+            sequences = await asyncio.to_thread(lambda: [sequence(name) for name in classes])
+            prompts = 1 if moved is None else len(moved.codes)
+            bound = self._tokens_per_task
+            tasks = [
+                Task(_Texts(pack, moved), pack.tokens / bound)
+                for pack in packs(sequences, prompts=prompts, max_tokens=bound)
+            ]
+            parts = await self._worker.run(self._encode_texts, tasks, tenant=tenant)
+            features = np.empty((prompts, len(classes), self._features), np.float32)
+            for task, part in zip(tasks, parts, strict=True):
+                pack = task.payload.pack
+                features[pack.prompts.start : pack.prompts.stop, list(pack.classes)] = part
+            self.text_features.put(name, features)
         return features
 
     # What follows runs in the worker thread.
 
     @torch.inference_mode()
-    def _encode_batch(
-        self, batch: Batch, moved: _Moved | None, features: NDArray[np.float32]
-    ) -> None:
-        """Writes the features of a batch where they belong in `features`."""
-        tower, rows = self._tower, slice(batch.prompts.start, batch.prompts.stop)
-        embeddings = tower.embed(torch.tensor([batch.prefix]))
-        if moved is not None:
-            words = self._contexts.embeddings(moved.context, moved.codes[rows]).to(embeddings)
-            embeddings = embeddings.repeat(len(words), 1, 1)
-            embeddings[:, 1 : 1 + words.shape[1]] = words
-        prefix = tower.read_prefix(embeddings)
-        for group in batch.groups:
-            encoded = tower.encode(prefix, tower.embed(torch.tensor(group.suffixes)))
-            features[rows, list(group.classes)] = encoded.cpu().numpy()
+    def _encode_texts(self, batch: Sequence[_Texts]) -> list[NDArray[np.float32]]:
+        """For each its features, [P, C, width]."""
+        features = self._tower.encode([Moved(one.pack, self._words(one)) for one in batch])
+        return [one.cpu().numpy() for one in features]
+
+    def _words(self, texts: _Texts) -> Tensor | None:
+        if texts.moved is None:
+            return None
+        prompts = texts.pack.prompts
+        codes = texts.moved.codes[prompts.start : prompts.stop]
+        return self._contexts.embeddings(texts.moved.context, codes)
 
     @torch.inference_mode()
-    def _image_features(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
+    def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[NDArray[np.float32]]:
+        """For each its features, [N, width]."""
         # Attributes of modules that share no type.
         module: Any = self._model.module
-        pixels = torch.stack(list(images)).to(
+        pixels = torch.stack([image for images in batch for image in images]).to(
             self._model.device, self._model.dtype, memory_format=torch.channels_last
         )
-        features = module.encode_image(pixels).float()
-        unit: NDArray[np.float32] = functional.normalize(features, dim=-1).cpu().numpy()
-        return unit
+        features = functional.normalize(module.encode_image(pixels).float(), dim=-1).cpu()
+        return [part.numpy() for part in features.split([len(images) for images in batch])]
 
     @torch.inference_mode()
-    def _log_probs(
-        self, images: NDArray[np.float32], texts: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        x = torch.from_numpy(images).to(self._model.device)
-        t = torch.from_numpy(texts).to(self._model.device)
-        logits = self._model.logit_scale * (x @ t.mT)
-        log_probs: NDArray[np.float32] = logits.log_softmax(dim=-1).cpu().numpy()
-        return log_probs
+    def _log_probs(self, batch: Sequence[_Pairs]) -> list[NDArray[np.float32]]:
+        """For each its log-probabilities, [P, N, C]."""
+        found = []
+        for pairs in batch:
+            x = torch.from_numpy(pairs.images).to(self._model.device)
+            t = torch.from_numpy(pairs.texts).to(self._model.device)
+            logits = self._model.logit_scale * (x @ t.mT)
+            found.append(logits.log_softmax(dim=-1).cpu().numpy())
+        return found
 
-    def _warm_up(self) -> int:
+    def _warm_up(self, _started: Sequence[None]) -> list[int]:
         """Runs both towers once and tells the width of their features."""
         blank = torch.zeros(3, self.image_size, self.image_size)
-        width: int = self._image_features([blank]).shape[1]
+        (of_images,) = self._image_features([[blank]])
         sequences = [self._tokens.template("a photo of a {}.", "cat")]
-        features = np.empty((1, 1, width), np.float32)
-        for batch in batches(sequences, prompts=1, max_tokens=self._tokens_per_task):
-            self._encode_batch(batch, None, features)
-        return width
+        (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
+        self._encode_texts([_Texts(pack, None)])
+        width: int = of_images.shape[1]
+        return [width]
+
+
+def _digest(*parts: str | bytes) -> bytes:
+    """SHA-256 of parts, each with its length."""
+    every = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        every.update(len(data).to_bytes(8, "little"))
+        every.update(data)
+    return every.digest()
+
+
+def _text_tower(name: str, module: nn.Module) -> TextTower | UncutTextTower:
+    try:
+        return TextTower(module)
+    except UnsupportedTowerError as error:
+        log.warning(
+            "SLOW TEXTS: every text is read whole, by itself; choose a model with a causal text "
+            "tower, such as RN50 or ViT-B-32, if queries should be fast",
+            model=name,
+            reason=str(error),
+        )
+        return UncutTextTower(module)

@@ -191,10 +191,10 @@ def _check_supported(name: str) -> None:
             + f"; models are '{POCKET}' and those of open_clip.list_models()"
         )
     text = config["text_cfg"]
-    if "hf_model_name" in text or "hf_tokenizer_name" in text or text.get("no_causal_mask"):
+    if "hf_model_name" in text or "hf_tokenizer_name" in text:
         raise ModelLoadError(
-            f"model '{name}' has no causal CLIP text tower, which craftbox needs; "
-            "choose another, such as RN50 or ViT-B-32"
+            f"model '{name}' reads texts with a tokenizer of its own, which craftbox does not "
+            "know; choose another, such as RN50 or ViT-B-32"
         )
 
 

@@ -1,7 +1,14 @@
-"""The one thread that owns the model.
+"""The one thread that owns the model, and the queue before it.
 
-It knows how to run callables one after the other, in order of arrival, and to hand each its own
-result or error. It does not know what the callables do, nor anything about a particular event loop.
+It knows how to take turns fairly, to do tasks of one kind together, and to hand each its own result
+or error. It does not know what tasks do, whose they are, nor anything about a particular event
+loop.
+
+Work is counted in turns: a task of one turn is about as much as should run at once. Among tenants
+the one that has had the least work goes next, and among a tenant's calls alike (a form of
+start-time fair queueing, Goyal et al., SIGCOMM 1996), so that neither a tenant with many calls nor
+a call with many tasks makes others wait for more than a turn of each. Tasks of several calls that
+wait at the same time may be done together; none waits for others to come.
 """
 
 from __future__ import annotations
@@ -9,32 +16,124 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
+P = TypeVar("P")
+R = TypeVar("R")
+
+# Does tasks of one kind together: their payloads in, as many results out.
+Kind = Callable[[Sequence[P]], Sequence[R]]
 
 
 class Overloaded(Exception):  # noqa: N818 - the name of the problem that it becomes
-    """The queue is full; the task was not accepted and nothing was done."""
+    """The queue is full; nothing was accepted and nothing was done."""
 
 
 class WorkerDied(Exception):  # noqa: N818 - reads as what happened, beside Overloaded
     """The thread has ended; nothing will run any more."""
 
 
-class Worker:
-    """A daemon thread with a bounded queue.
+@dataclass(frozen=True)
+class Task(Generic[P]):
+    """Something to be done.
 
-    A task whose future was cancelled before its turn is dropped. An `Exception` that a task raises
-    goes to its caller alone. Anything graver (`SystemExit`, for example) goes to the caller too and
-    ends the thread; what still waited fails with `WorkerDied`.
+    Attributes:
+        payload: what its kind is given.
+        turns: how much work it is, as a share of what should run at once.
     """
 
-    def __init__(self, name: str, *, capacity: int = 256) -> None:
+    payload: P
+    turns: float
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    kind: Kind[Any, Any]
+    task: Task[Any]
+    future: Future[Any]
+
+
+@dataclass
+class _Call:
+    had: float
+    waiting: deque[_Waiting] = field(default_factory=deque)
+
+
+@dataclass
+class _Tenant:
+    had: float
+    calls: dict[int, _Call] = field(default_factory=dict)
+
+
+class _FairQueue:
+    """Whose task is next. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._tenants: dict[str, _Tenant] = {}
+        self._served_last = 0.0
+        self.turns = 0.0
+
+    def put(self, tenant: str, call: int, items: Sequence[_Waiting]) -> None:
+        # Who comes back after a pause has saved nothing up.
+        queue = self._tenants.setdefault(tenant, _Tenant(self._served_last))
+        least = min((one.had for one in queue.calls.values()), default=0.0)
+        queue.calls[call] = _Call(least, deque(items))
+        self.turns += sum(item.task.turns for item in items)
+
+    def head(self) -> _Waiting | None:
+        if not self._tenants:
+            return None
+        _, _, call = self._next()
+        return call.waiting[0]
+
+    def take(self) -> _Waiting:
+        name, number, call = self._next()
+        tenant = self._tenants[name]
+        item = call.waiting.popleft()
+        self._served_last = tenant.had
+        tenant.had += item.task.turns
+        call.had += item.task.turns
+        if not call.waiting:
+            del tenant.calls[number]
+        if not tenant.calls:
+            del self._tenants[name]
+        # What adding and subtracting shares leaves behind ends with the last task.
+        self.turns = self.turns - item.task.turns if self._tenants else 0.0
+        return item
+
+    def drain(self) -> Iterator[_Waiting]:
+        while self._tenants:
+            yield self.take()
+
+    def _next(self) -> tuple[str, int, _Call]:
+        name, tenant = min(self._tenants.items(), key=lambda item: item[1].had)
+        number, call = min(tenant.calls.items(), key=lambda item: item[1].had)
+        return name, number, call
+
+
+class Worker:
+    """A daemon thread with a bounded, fair queue.
+
+    A task whose future was cancelled before its turn is dropped. An `Exception` that a task raises
+    goes to its caller alone; if several were done together, each is done again by itself. Anything
+    graver (`SystemExit`, for example) goes to the callers too and ends the thread; what still
+    waited fails with `WorkerDied`.
+
+    Args:
+        name: of the thread.
+        capacity: turns that may wait, more than which are only accepted by an empty queue.
+        together: turns of one kind that may be done together; 0 does every task by itself.
+    """
+
+    def __init__(self, name: str, *, capacity: float = 256, together: float = 0) -> None:
         self._capacity = capacity
-        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._together = together
+        self._queue = _FairQueue()
+        self._calls = count()
         self._changed = threading.Condition()
         self._closing = False
         self._dead = False
@@ -46,31 +145,52 @@ class Worker:
         """Whether a task given now would run."""
         return self._thread.is_alive() and not self._closing and not self._dead
 
-    def submit(self, task: Callable[[], T]) -> Future[T]:
-        """Queues a task from any thread.
+    @property
+    def waiting(self) -> float:
+        """Turns that wait."""
+        return self._queue.turns
+
+    def submit(
+        self, kind: Kind[P, R], tasks: Sequence[Task[P]], *, tenant: str = ""
+    ) -> list[Future[R]]:
+        """Queues the tasks of one call from any thread, all of them or none.
 
         Raises:
-            Overloaded: `capacity` tasks wait already.
+            Overloaded: there is no room for them.
             WorkerDied: the thread has ended or is being closed.
         """
-        future: Future[T] = Future()
+        futures: list[Future[R]] = [Future() for _ in tasks]
+        if not tasks:
+            return futures
+        turns = sum(task.turns for task in tasks)
         with self._changed:
             if not self.alive:
                 raise WorkerDied("the engine's worker thread has ended")
-            if len(self._waiting) >= self._capacity:
-                raise Overloaded(f"{self._capacity} tasks wait for the model already")
-            self._waiting.append((future, task))
+            if self._queue.turns and self._queue.turns + turns > self._capacity:
+                raise Overloaded("the model has as much to do as it may")
+            items = [
+                _Waiting(kind, task, future) for task, future in zip(tasks, futures, strict=True)
+            ]
+            self._queue.put(tenant, next(self._calls), items)
             self._changed.notify()
-        return future
+        return futures
 
-    async def run(self, task: Callable[[], T]) -> T:
-        """Queues a task and awaits its result; cancelling the await drops a task not yet begun.
+    async def run(self, kind: Kind[P, R], tasks: Sequence[Task[P]], *, tenant: str = "") -> list[R]:
+        """Queues the tasks of one call and awaits their results.
+
+        If one fails, or the await is cancelled, those not yet begun are dropped.
 
         Raises:
-            Overloaded: `capacity` tasks wait already.
+            Overloaded: there is no room for them.
             WorkerDied: the thread has ended or is being closed.
         """
-        return await asyncio.wrap_future(self.submit(task))
+        futures = self.submit(kind, tasks, tenant=tenant)
+        try:
+            return await asyncio.gather(*map(asyncio.wrap_future, futures))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
 
     def close(self) -> None:
         """Refuses new tasks, finishes those that wait, and ends the thread."""
@@ -81,37 +201,53 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while (item := self._next()) is not None:
-                self._do(*item)
-                # The last task must not be kept alive while the thread waits for another.
-                del item
+            while batch := self._next():
+                self._do(batch)
+                # The last tasks must not be kept alive while the thread waits for others.
+                del batch
         finally:
             self._bury()
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _next(self) -> list[_Waiting]:
+        """The next task and those after it that can be done with it; none when all is done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            return self._waiting.popleft() if self._waiting else None
+            while True:
+                self._changed.wait_for(lambda: self._queue.head() or self._closing)
+                batch = list(self._take())
+                if batch or (self._queue.head() is None and self._closing):
+                    return batch
 
-    @staticmethod
-    def _do(future: Future[Any], task: Callable[[], Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+    def _take(self) -> Iterator[_Waiting]:
+        kind, turns = None, 0.0
+        while (head := self._queue.head()) is not None:
+            if kind is not None and (head.kind != kind or turns + head.task.turns > self._together):
+                return
+            item = self._queue.take()
+            if item.future.set_running_or_notify_cancel():
+                kind, turns = item.kind, turns + item.task.turns
+                yield item
+
+    def _do(self, batch: Sequence[_Waiting]) -> None:
         try:
-            result = task()
+            results = batch[0].kind([item.task.payload for item in batch])
         except Exception as error:
-            future.set_exception(error)
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+                return
+            for item in batch:
+                self._do([item])
         except BaseException as error:
-            future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
+            for item in batch:
+                item.future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
             raise
         else:
-            future.set_result(result)
+            for item, result in zip(batch, results, strict=True):
+                item.future.set_result(result)
 
     def _bury(self) -> None:
         with self._changed:
             self._dead = True
-            orphans = list(self._waiting)
-            self._waiting.clear()
-        for future, _ in orphans:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(WorkerDied("the engine's worker thread has ended"))
+            orphans = list(self._queue.drain())
+        for item in orphans:
+            if item.future.set_running_or_notify_cancel():
+                item.future.set_exception(WorkerDied("the engine's worker thread has ended"))

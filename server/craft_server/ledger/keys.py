@@ -62,6 +62,11 @@ class Caller:
     scopes: frozenset[str]
     rates: Rates
 
+    @property
+    def tenant(self) -> str:
+        """What the engine, which knows no keys, calls the key."""
+        return str(self.key_id)
+
 
 @dataclass(frozen=True)
 class KeyEntry:

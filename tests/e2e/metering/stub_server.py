@@ -71,14 +71,14 @@ class StubEngine:
     def decode_image(self, data: bytes, *, max_pixels: int) -> bytes:
         return data
 
-    async def encode_images(self, images: Sequence[bytes]) -> Any:
+    async def encode_images(self, images: Sequence[bytes], **_: Any) -> Any:
         return np.zeros((len(images), 1), np.float32)
 
-    async def encode_prompts(self, prompts: Any, classes: Sequence[str]) -> Any:
+    async def encode_prompts(self, prompts: Any, classes: Sequence[str], **_: Any) -> Any:
         scores = [score_of(template) for template in prompts.templates]
         return np.repeat(np.array(scores, np.float32)[:, None, None], len(classes), 1)
 
-    async def score(self, images: Any, texts: Any, _dtype: str = "float32") -> Any:
+    async def score(self, images: Any, texts: Any, _dtype: str = "float32", **_: Any) -> Any:
         await asyncio.sleep(0)
         log_probs = np.repeat(texts[:, None, :, 0], len(images), 1)
         _die("after the work")

@@ -231,10 +231,10 @@ def test_a_key_has_only_so_many_calls_at_a_time(
         def __getattr__(self, name: str) -> Any:
             return getattr(tiny_engine, name)
 
-        async def score(self, *arguments: Any) -> Any:
+        async def score(self, *arguments: Any, **named: Any) -> Any:
             inside.release()
             assert await asyncio.to_thread(let_through.wait, 30)
-            return await tiny_engine.score(*arguments)
+            return await tiny_engine.score(*arguments, **named)
 
     file = picture()
     with (

@@ -55,7 +55,7 @@ class Failing:
         if name != self._method:
             return getattr(self._engine, name)
 
-        async def fail(*_arguments: Any) -> None:
+        async def fail(*_arguments: Any, **_named: Any) -> None:
             raise self._error
 
         return fail
@@ -172,7 +172,7 @@ def test_a_call_cut_off_by_the_servers_end_is_refunded(
         def __getattr__(self, name: str) -> Any:
             return getattr(tiny_engine, name)
 
-        async def score(self, *_arguments: Any) -> None:
+        async def score(self, *_arguments: Any, **_named: Any) -> None:
             begun.set()
             await asyncio.Event().wait()
 

@@ -14,6 +14,7 @@ from craft_shared import codec
 from craft_shared.problems import MEDIA_TYPE
 
 GUARDED = [
+    ("GET", "/metrics"),
     ("GET", "/v1/models"),
     ("POST", "/v1/image-sets"),
     ("GET", "/v1/image-sets/x"),

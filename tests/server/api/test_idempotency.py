@@ -197,13 +197,13 @@ class Gate:
         if name not in ("encode_images", "encode_prompts"):
             return real
 
-        async def wait(*arguments: Any) -> Any:
+        async def wait(*arguments: Any, **named: Any) -> Any:
             self.entered.set()
             assert await asyncio.to_thread(self._open.wait, 30)
             if self.error is not None:
                 error, self.error = self.error, None
                 raise error
-            return await real(*arguments)
+            return await real(*arguments, **named)
 
         return wait
 

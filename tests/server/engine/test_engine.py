@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import open_clip
 import pytest
+import structlog
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -142,6 +143,49 @@ def test_requests_take_turns(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatc
         return finished
 
     assert asyncio.run(both()) == ["small", "large"]
+
+
+def test_texts_that_were_asked_before_are_remembered_for_the_same_tenant(
+    tiny_engine: Engine,
+) -> None:
+    cache = tiny_engine.text_features
+    codes = np.random.default_rng(4).standard_normal((2, 8), dtype=np.float32)
+    prompts = Prompts(("remembered {}",), Context(dim=8), codes)
+
+    def ask(classes: list[str], tenant: str) -> tuple[NDArray[np.float32], int, int]:
+        hits, misses = cache.hits, cache.misses
+        features = asyncio.run(tiny_engine.encode_prompts(prompts, classes, tenant=tenant))
+        return features, cache.hits - hits, cache.misses - misses
+
+    first, *counts = ask(CLASSES, "a")
+    assert counts == [0, 2]  # of the template and of the codes
+    again, *counts = ask(CLASSES, "a")
+    assert counts == [2, 0]
+    assert np.array_equal(first, again)
+    again[:] = 0
+    assert np.array_equal(ask(CLASSES, "a")[0], first)
+    other, *counts = ask(CLASSES, "b")
+    assert counts == [0, 2]
+    assert np.array_equal(first, other)
+    fewer, *counts = ask(CLASSES[1:], "a")
+    assert counts == [0, 2]
+    assert relative_error(fewer, first[:, 1:]) < 1e-5
+    elsewhere = Prompts((), Context(dim=8, seed=2), codes)
+    moved = asyncio.run(tiny_engine.encode_prompts(elsewhere, CLASSES, tenant="a"))
+    assert relative_error(moved, first[1:]) > 1e-3
+
+
+def test_tower_that_is_not_causal_is_said_to_be_slow() -> None:
+    with structlog.testing.capture_logs() as lines:
+        engine = Engine.load(ModelSpec("MobileCLIP2-S0", device="cpu"))
+    try:
+        (line,) = [line for line in lines if "SLOW TEXTS" in line["event"]]
+        assert line["model"] == "MobileCLIP2-S0"
+        template = "a photo of a {}."
+        features = texts(engine, Prompts((template,), None, NO_CODES))
+        assert relative_error(features[0], reference(engine, template)) < 1e-5
+    finally:
+        engine.close()
 
 
 def test_half_precision_is_close(tiny_engine: Engine) -> None:

@@ -52,8 +52,8 @@ def test_name_in_other_case_is_a_near_match() -> None:
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
-def test_text_tower_of_another_kind(name: str) -> None:
-    assert "no causal CLIP text tower" in message(ModelSpec(name))
+def test_tokenizer_of_another_kind(name: str) -> None:
+    assert "a tokenizer of its own" in message(ModelSpec(name))
 
 
 def test_unknown_tag_lists_the_tags() -> None:

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from craft_server.engine import Engine
-from craft_server.engine.text import TextTower, UnsupportedTowerError
+from craft_server.engine.packs import Pack
+from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
+from craft_server.engine.tokens import Ids
+from craft_server.engine.uncut_text import UncutTextTower
 
 NAMES = ["cat", "golden retriever", "hot-air balloon"]
 
@@ -15,12 +18,16 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
-def features(tower: TextTower, sentence: str, cut: int) -> Tensor:
+def ids_of(sentence: str) -> Ids:
+    ids: list[int] = open_clip.tokenize([sentence])[0].tolist()
+    return tuple(ids[: ids.index(max(ids)) + 1])
+
+
+def features(tower: TextTower | UncutTextTower, sentence: str, cut: int) -> Tensor:
     """One text whose first `cut` tokens are read as the prefix."""
-    ids = open_clip.tokenize([sentence])[0]
-    ids = ids[: int(ids.argmax()) + 1]
-    prefix = tower.read_prefix(tower.embed(ids[None, :cut]))
-    return tower.encode(prefix, tower.embed(ids[None, cut:]))[0, 0]
+    ids = ids_of(sentence)
+    (found,) = tower.encode([Moved(Pack(range(1), ids[:cut], (0,), (ids[cut:],)), None)])
+    return found[0, 0]
 
 
 def custom_text(**text: object) -> nn.Module:
@@ -38,17 +45,46 @@ def test_where_the_prefix_ends_does_not_matter(tiny_engine: Engine) -> None:
         assert relative_error(features(tiny_engine._tower, sentence, cut), reference) < 1e-5
 
 
+def moved(tower: TextTower | UncutTextTower, prompts: int, names: list[str], seed: int) -> Moved:
+    """`names` after a start token and four words, moved at random for each prompt."""
+    words = torch.randn(prompts, 4, tower.width, generator=torch.Generator().manual_seed(seed))
+    prefix = ids_of("a photo of a cat")[:5]
+    suffixes = sorted((ids_of(name)[1:] for name in names), key=len)
+    return Moved(Pack(range(prompts), prefix, tuple(range(len(names))), tuple(suffixes)), words)
+
+
 @torch.inference_mode()
 def test_each_prompt_and_text_meet_where_they_should(tiny_engine: Engine) -> None:
     tower = tiny_engine._tower
-    generator = torch.Generator().manual_seed(1)
-    prefixes = torch.randn(3, 5, tower.width, generator=generator) * 0.02
-    texts = torch.randn(4, 2, tower.width, generator=generator) * 0.02
-    together = tower.encode(tower.read_prefix(prefixes), texts)
-    for p in range(3):
-        for c in range(4):
-            alone = tower.encode(tower.read_prefix(prefixes[p : p + 1]), texts[c : c + 1])
-            assert relative_error(together[p, c], alone[0, 0]) < 1e-5
+    batch = [moved(tower, 3, NAMES, 1), moved(tower, 2, ["dog", "polka-dotted", "ox"], 2)]
+    for one, together in zip(batch, tower.encode(batch), strict=True):
+        pack, words = one.pack, one.words
+        assert words is not None
+        assert together.shape[:2] == (len(pack.prompts), len(pack.suffixes))
+        for p in pack.prompts:
+            for c, suffix in enumerate(pack.suffixes):
+                alone = Moved(Pack(range(1), pack.prefix, (0,), (suffix,)), words[p : p + 1])
+                (expected,) = tower.encode([alone])
+                assert relative_error(together[p, c], expected[0, 0]) < 1e-5
+
+
+@torch.inference_mode()
+def test_what_is_remembered_of_the_first_layer_is_of_these_texts(tiny_engine: Engine) -> None:
+    tower = TextTower(tiny_engine._model.module)
+    for names in (["cat"], ["dog"], ["cat"]):
+        one = moved(tower, 1, names, 1)
+        (again,), (new,) = tower.encode([one]), TextTower(tiny_engine._model.module).encode([one])
+        assert torch.equal(again, new)
+
+
+@torch.inference_mode()
+def test_uncut_tower_moves_the_same_words(tiny_engine: Engine) -> None:
+    one = moved(tiny_engine._tower, 3, NAMES, 1)
+    (cut,), (uncut,) = (
+        tower.encode([one])
+        for tower in (tiny_engine._tower, UncutTextTower(tiny_engine._model.module))
+    )
+    assert relative_error(uncut, cut) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -75,6 +111,16 @@ def test_custom_text_towers_agree_with_open_clip(text: dict[str, object]) -> Non
     ],
     ids=["not causal", "class token", "last token", "other blocks"],
 )
-def test_other_towers_are_refused(text: dict[str, object]) -> None:
+@torch.inference_mode()
+def test_other_towers_are_read_uncut(text: dict[str, object]) -> None:
+    model = custom_text(**text)
     with pytest.raises(UnsupportedTowerError):
-        TextTower(custom_text(**text))
+        TextTower(model)
+    sentence = "a photo of a golden retriever."
+    reference = model.encode_text(open_clip.tokenize([sentence]), normalize=True)[0]
+    assert relative_error(features(UncutTextTower(model), sentence, 4), reference) < 1e-5
+
+
+def test_tower_without_token_embeddings_is_refused() -> None:
+    with pytest.raises(UnsupportedTowerError, match="no table of token embeddings"):
+        UncutTextTower(nn.Linear(2, 2))

@@ -3,13 +3,34 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
-from craft_server.engine.worker import Overloaded, Worker, WorkerDied
+from craft_server.engine.worker import Overloaded, Task, Worker, WorkerDied
 
 DEADLINE = 10.0
+
+
+def call(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Does each task by itself, whatever is done together."""
+    return [task() for task in tasks]
+
+
+def submit(
+    worker: Worker, task: Callable[[], Any], *, turns: float = 1, tenant: str = ""
+) -> Future[Any]:
+    (future,) = worker.submit(call, [Task(task, turns)], tenant=tenant)
+    return future
+
+
+async def run(worker: Worker, task: Callable[[], Any]) -> Any:
+    (result,) = await worker.run(call, [Task(task, 1)])
+    return result
 
 
 @pytest.fixture
@@ -19,19 +40,25 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
-@pytest.fixture
-def gate(worker: Worker) -> Iterator[threading.Event]:
-    """Holds the worker back until it is set."""
+@contextmanager
+def held_back(worker: Worker) -> Iterator[threading.Event]:
+    """Holds the worker back until the event is set, or the block ends."""
     gate, entered = threading.Event(), threading.Event()
 
     def wait() -> None:
         entered.set()
         gate.wait(DEADLINE)
 
-    worker.submit(wait)
+    submit(worker, wait, turns=0)
     assert entered.wait(DEADLINE)
     yield gate
     gate.set()
+
+
+@pytest.fixture
+def gate(worker: Worker) -> Iterator[threading.Event]:
+    with held_back(worker) as gate:
+        yield gate
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -52,18 +79,19 @@ def end_thread() -> None:
 def test_all_tasks_run_in_one_thread_in_order(worker: Worker) -> None:
     ran: list[int] = []
 
-    async def run(i: int) -> int:
-        await worker.run(lambda: ran.append(i))
-        return await worker.run(threading.get_ident)
+    async def both(i: int) -> int:
+        await run(worker, lambda: ran.append(i))
+        ident: int = await run(worker, threading.get_ident)
+        return ident
 
-    idents = {asyncio.run(run(i)) for i in range(3)}
+    idents = {asyncio.run(both(i)) for i in range(3)}
     assert ran == [0, 1, 2]
     assert len(idents) == 1
     assert threading.get_ident() not in idents
 
 
 def test_poisoned_task_fails_alone(worker: Worker, gate: threading.Event) -> None:
-    poisoned, sound = worker.submit(fail), worker.submit(lambda: "sound")
+    poisoned, sound = submit(worker, fail), submit(worker, lambda: "sound")
     gate.set()
     with pytest.raises(RuntimeError, match="poison"):
         poisoned.result(DEADLINE)
@@ -72,38 +100,38 @@ def test_poisoned_task_fails_alone(worker: Worker, gate: threading.Event) -> Non
 
 
 def test_full_queue_refuses_and_recovers(worker: Worker, gate: threading.Event) -> None:
-    accepted = [worker.submit(lambda: "done") for _ in range(2)]
+    accepted = [submit(worker, lambda: "done") for _ in range(2)]
     with pytest.raises(Overloaded):
-        worker.submit(lambda: "refused")
+        submit(worker, lambda: "refused")
     gate.set()
     assert [future.result(DEADLINE) for future in accepted] == ["done", "done"]
-    assert worker.submit(lambda: "again").result(DEADLINE) == "again"
+    assert submit(worker, lambda: "again").result(DEADLINE) == "again"
 
 
 def test_task_of_cancelled_caller_is_dropped(worker: Worker, gate: threading.Event) -> None:
     ran: list[str] = []
 
     async def cancel_before_its_turn() -> None:
-        call = asyncio.create_task(worker.run(lambda: ran.append("cancelled")))
+        asking = asyncio.create_task(run(worker, lambda: ran.append("cancelled")))
         await asyncio.sleep(0)
-        call.cancel()
+        asking.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await call
+            await asking
 
     asyncio.run(cancel_before_its_turn())
-    last = worker.submit(lambda: ran.append("last"))
+    last = submit(worker, lambda: ran.append("last"))
     gate.set()
     last.result(DEADLINE)
     assert ran == ["last"]
 
 
 def test_close_finishes_what_waits_and_refuses_more(worker: Worker, gate: threading.Event) -> None:
-    waiting = worker.submit(lambda: "finished")
+    waiting = submit(worker, lambda: "finished")
     closing = threading.Thread(target=worker.close)
     closing.start()
     until(lambda: not worker.alive)
     with pytest.raises(WorkerDied):
-        worker.submit(lambda: "late")
+        submit(worker, lambda: "late")
     gate.set()
     closing.join(DEADLINE)
     assert waiting.result(0) == "finished"
@@ -112,7 +140,7 @@ def test_close_finishes_what_waits_and_refuses_more(worker: Worker, gate: thread
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_death_of_the_thread_fails_all_and_shows(worker: Worker, gate: threading.Event) -> None:
-    deadly, orphan = worker.submit(end_thread), worker.submit(lambda: "never")
+    deadly, orphan = submit(worker, end_thread), submit(worker, lambda: "never")
     assert worker.alive
     gate.set()
     for future in (deadly, orphan):
@@ -120,4 +148,122 @@ def test_death_of_the_thread_fails_all_and_shows(worker: Worker, gate: threading
             future.result(DEADLINE)
     until(lambda: not worker.alive)
     with pytest.raises(WorkerDied):
-        worker.submit(lambda: "after")
+        submit(worker, lambda: "after")
+
+
+def test_empty_queue_takes_what_is_larger_than_it(worker: Worker) -> None:
+    assert submit(worker, lambda: "large", turns=100).result(DEADLINE) == "large"
+
+
+def test_all_tasks_of_a_call_are_accepted_or_none(worker: Worker, gate: threading.Event) -> None:
+    ran: list[str] = []
+    first = submit(worker, lambda: ran.append("first"))
+    with pytest.raises(Overloaded):
+        worker.submit(call, [Task(lambda: ran.append("refused"), 1)] * 2)
+    assert worker.waiting == 1
+    gate.set()
+    first.result(DEADLINE)
+    assert ran == ["first"]
+    assert worker.waiting == 0
+
+
+def test_what_waits_is_dropped_when_a_task_of_the_same_call_fails(worker: Worker) -> None:
+    ran: list[str] = []
+
+    async def ask() -> None:
+        tasks = [Task(fail, 0.5), Task(lambda: time.sleep(0.2), 0.5)]
+        with pytest.raises(RuntimeError, match="poison"):
+            await worker.run(call, [*tasks, Task(lambda: ran.append("late"), 0.5)])
+
+    asyncio.run(ask())
+    submit(worker, lambda: None).result(DEADLINE)
+    assert ran == []
+
+
+def order(worker: Worker, calls: Sequence[tuple[str, str, Sequence[float]]]) -> str:
+    """The letters of calls (letter, tenant, turns of the tasks) in the order of their tasks."""
+    ran: list[str] = []
+    with held_back(worker) as gate:
+        futures = [
+            future
+            for letter, tenant, turns in calls
+            for future in worker.submit(
+                call,
+                [Task(partial(ran.append, letter), one) for one in turns],
+                tenant=tenant,
+            )
+        ]
+        gate.set()
+        for future in futures:
+            future.result(DEADLINE)
+    return "".join(ran)
+
+
+@pytest.fixture
+def roomy() -> Iterator[Worker]:
+    worker = Worker("roomy")
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([("a", "x", [1] * 4), ("b", "x", [1])], "abaaa"),
+        ([("a", "x", [1] * 4), ("b", "y", [1] * 2)], "ababaa"),
+        # Calls do not buy a tenant more turns.
+        ([*[("a", "x", [1])] * 4, ("b", "y", [1] * 2)], "ababaa"),
+        # What counts is work, not tasks.
+        ([("a", "x", [1] * 3), ("b", "y", [0.25] * 8)], "abbbbabbbba"),
+    ],
+    ids=["calls of one tenant", "tenants", "many calls", "work"],
+)
+def test_turns_are_taken_fairly(
+    roomy: Worker, calls: list[tuple[str, str, list[float]]], expected: str
+) -> None:
+    assert order(roomy, calls) == expected
+
+
+def test_who_was_idle_has_saved_nothing_up(roomy: Worker) -> None:
+    order(roomy, [("a", "x", [1] * 10)])
+    assert order(roomy, [("a", "x", [1] * 3), ("b", "y", [1] * 3)]) == "ababab"
+
+
+def batches_of(worker: Worker, tasks: Sequence[tuple[str, float]]) -> list[list[str]]:
+    """Which payloads, each of a call of its own, are done together."""
+    seen: list[list[str]] = []
+
+    def note(payloads: Sequence[str]) -> list[str]:
+        seen.append(list(payloads))
+        if "poison" in payloads:
+            raise RuntimeError("poison")
+        return [payload.upper() for payload in payloads]
+
+    with held_back(worker) as gate:
+        futures = [
+            (payload, worker.submit(note, [Task(payload, turns)])[0]) for payload, turns in tasks
+        ]
+        gate.set()
+        for payload, future in futures:
+            if payload == "poison":
+                with pytest.raises(RuntimeError, match="poison"):
+                    future.result(DEADLINE)
+            else:
+                assert future.result(DEADLINE) == payload.upper()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("together", "expected"), [(0.0, [["a"], ["b"], ["c"]]), (1.0, [["a", "b"], ["c"]])]
+)
+def test_calls_are_done_together_up_to_a_bound(together: float, expected: list[list[str]]) -> None:
+    worker = Worker("test", together=together)
+    assert batches_of(worker, [("a", 0.5), ("b", 0.5), ("c", 0.5)]) == expected
+    worker.close()
+
+
+def test_poisoned_task_among_others_fails_alone() -> None:
+    worker = Worker("test", together=1)
+    seen = batches_of(worker, [("a", 0.25), ("poison", 0.25), ("b", 0.25)])
+    assert seen == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+    worker.close()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_server.engine.batches import batches
+from craft_server.engine.packs import packs
 from craft_server.engine.tokens import Ids, shared_length
 
 sequences = st.lists(
@@ -23,18 +23,17 @@ def test_shared_beginning_leaves_each_a_token_and_is_longest(texts: list[Ids]) -
 
 
 @given(sequences, st.integers(1, 9), st.integers(1, 60))
-def test_batches_cover_everything_once_within_the_bound(
+def test_packs_cover_everything_once_within_the_bound(
     texts: list[Ids], prompts: int, bound: int
 ) -> None:
     seen = []
-    for batch in batches(texts, prompts=prompts, max_tokens=bound):
-        own = sum(len(suffix) for group in batch.groups for suffix in group.suffixes)
-        members = [i for group in batch.groups for i in group.classes]
-        assert own <= bound or len(members) == 1
-        assert len(batch.prompts) * (len(batch.prefix) + own) <= bound or len(batch.prompts) == 1
-        for group in batch.groups:
-            assert len({len(suffix) for suffix in group.suffixes}) == 1
-            for i, suffix in zip(group.classes, group.suffixes, strict=True):
-                assert batch.prefix + suffix == texts[i]
-                seen += [(prompt, i) for prompt in batch.prompts]
+    for pack in packs(texts, prompts=prompts, max_tokens=bound):
+        lengths = [len(suffix) for suffix in pack.suffixes]
+        assert lengths == sorted(lengths)
+        assert sum(lengths) <= bound or len(lengths) == 1
+        assert pack.tokens == len(pack.prompts) * (len(pack.prefix) + sum(lengths))
+        assert pack.tokens <= bound or len(pack.prompts) == 1
+        for i, suffix in zip(pack.classes, pack.suffixes, strict=True):
+            assert pack.prefix + suffix == texts[i]
+            seen += [(prompt, i) for prompt in pack.prompts]
     assert sorted(seen) == [(p, i) for p in range(prompts) for i in range(len(texts))]

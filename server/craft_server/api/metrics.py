@@ -1,0 +1,89 @@
+"""`GET /metrics`: the engine's queue and the caches, in Prometheus' text format. For operators.
+
+It tells nothing about a tenant, but much about all of them together, so that it takes an admin key
+(in Prometheus: `authorization` in the scrape configuration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from craft_server.api import documents
+from craft_server.api.auth import caller_with
+from craft_server.api.services import Services, WithServices
+from craft_server.byte_cache import ByteCache
+from craft_server.ledger.keys import Caller
+
+router = APIRouter(tags=["health"])
+
+
+@router.get(
+    "/metrics",
+    summary="Measurements of this process",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "Prometheus' text format",
+        },
+        **documents.problems(*documents.SCOPED),
+    },
+)
+async def metrics(
+    services: WithServices, _caller: Annotated[Caller, Depends(caller_with("admin"))]
+) -> Response:
+    """What the process does now and has done since its start. Needs an admin key; free."""
+    registry = CollectorRegistry()
+    registry.register(_OfServices(services))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _OfServices(Collector):
+    """Reads everything at the moment of the call."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterable[Metric]:
+        engine = self._services.engine
+        yield GaugeMetricFamily(
+            "craft_engine_alive", "1 while the model runs.", value=float(engine.alive)
+        )
+        yield GaugeMetricFamily(
+            "craft_engine_waiting_turns",
+            "Work that waits for the model; a turn is about as much as it does at once.",
+            value=engine.waiting,
+        )
+        caches: dict[str, ByteCache[Any, Any]] = {
+            "image_features": self._services.features,
+            "text_features": engine.text_features,
+            "adapters": self._services.adapters,
+        }
+        yield from _caches(caches)
+
+
+def _caches(caches: dict[str, ByteCache[Any, Any]]) -> Iterator[Metric]:
+    used = GaugeMetricFamily("craft_cache_bytes", "Memory that a cache takes.", labels=["cache"])
+    bound = GaugeMetricFamily(
+        "craft_cache_max_bytes", "Memory that a cache may take.", labels=["cache"]
+    )
+    hits = CounterMetricFamily(
+        "craft_cache_hits", "How often what was asked for was there.", labels=["cache"]
+    )
+    misses = CounterMetricFamily(
+        "craft_cache_misses", "How often it had to be made.", labels=["cache"]
+    )
+    for name, cache in caches.items():
+        used.add_metric([name], cache.nbytes)
+        bound.add_metric([name], cache.max_bytes)
+        hits.add_metric([name], cache.hits)
+        misses.add_metric([name], cache.misses)
+    yield from (used, bound, hits, misses)

@@ -1,0 +1,66 @@
+"""A cache bounded in bytes that forgets what was used least recently, and counts.
+
+It knows arrays' sizes and their age. It does not know what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+from cachetools import LRUCache
+
+
+class Sized(Protocol):
+    """What tells how much memory it takes."""
+
+    @property
+    def nbytes(self) -> int:
+        """In bytes."""
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=Sized)
+
+
+class ByteCache(Generic[K, V]):
+    """A bounded cache. Belongs to one thread.
+
+    Attributes:
+        hits: how often what was asked for was there.
+        misses: how often it was not.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._values: LRUCache[K, V] = LRUCache(max_bytes, lambda value: value.nbytes)
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the values take."""
+        return int(self._values.currsize)
+
+    @property
+    def max_bytes(self) -> int:
+        """Memory that they may take."""
+        return int(self._values.maxsize)
+
+    def get(self, key: K) -> V | None:
+        """The value, or None."""
+        value: V | None = self._values.get(key)
+        if value is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Keeps a value until others need its place; one that has no place is not kept."""
+        if value.nbytes <= self._values.maxsize:
+            self._values[key] = value
+
+    def discard(self, which: Callable[[K], bool]) -> None:
+        """Forgets the values of these keys."""
+        for key in [key for key in self._values if which(key)]:
+            del self._values[key]
