@@ -62,6 +62,12 @@ class _OfServices(Collector):
             "Work that waits for the model; a turn is about as much as it does at once.",
             value=engine.waiting,
         )
+        busy = CounterMetricFamily(
+            "craft_engine_busy_seconds", "How long the model has worked.", labels=["on"]
+        )
+        for what, seconds in engine.busy_seconds.items():
+            busy.add_metric([what], seconds)
+        yield busy
         caches: dict[str, ByteCache[Any, Any]] = {
             "image_features": self._services.features,
             "text_features": engine.text_features,

@@ -135,6 +135,15 @@ class Engine:
         return self._worker.waiting
 
     @property
+    def busy_seconds(self) -> dict[str, float]:
+        """How long the model has worked on texts, images and scores since its start."""
+        return {
+            "texts": self._worker.busy_seconds(self._encode_texts),
+            "images": self._worker.busy_seconds(self._image_features),
+            "scores": self._worker.busy_seconds(self._log_probs),
+        }
+
+    @property
     def alive(self) -> bool:
         """Whether the worker thread runs."""
         return self._worker.alive
@@ -293,7 +302,7 @@ class Engine:
             self._model.device, self._model.dtype, memory_format=torch.channels_last
         )
         features = functional.normalize(module.encode_image(pixels).float(), dim=-1).cpu()
-        return [part.numpy() for part in features.split([len(images) for images in batch])]
+        return [part.numpy() for part in torch.split(features, [len(images) for images in batch])]
 
     @torch.inference_mode()
     def _log_probs(self, batch: Sequence[_Pairs]) -> list[NDArray[np.float32]]:

@@ -128,7 +128,7 @@ class TextTower:
                 x = x[_ends(packs)]
             x = _block_output(block, x, mixed)
         features = functional.normalize(self._project(self._tower.ln_final(x)).float(), dim=-1)
-        shares = features.split([rows.prompts * rows.texts for rows in packs])
+        shares = torch.split(features, [rows.prompts * rows.texts for rows in packs])
         return [
             share.view(rows.prompts, rows.texts, -1)
             for share, rows in zip(shares, packs, strict=True)
@@ -227,11 +227,9 @@ def _ends(packs: Sequence[_Rows]) -> Tensor:
 
 def _apart(joint: Tensor, packs: Sequence[_Rows]) -> Iterator[tuple[Tensor, Tensor]]:
     """All packs' rows as each pack's shared [P, L, 3 W] and own tokens [P, T, 3 W]."""
-    for part, rows in zip(joint.split([rows.count for rows in packs]), packs, strict=True):
-        shared, own = part.view(rows.prompts, rows.shared + rows.own, -1).split(
-            [rows.shared, rows.own], dim=1
-        )
-        yield shared, own
+    for part, rows in zip(torch.split(joint, [rows.count for rows in packs]), packs, strict=True):
+        tokens = part.view(rows.prompts, rows.shared + rows.own, -1)
+        yield tokens[:, : rows.shared], tokens[:, rows.shared :]
 
 
 def _joint(block: Any, x: Tensor) -> Tensor:
@@ -267,7 +265,8 @@ def _mix(shared: Tensor, own: Tensor, rows: _Rows, *, heads: int, ends_alone: bo
         gathered.append(prefix.transpose(1, 2).reshape(P, L, W))
     for where, texts, length in rows.slices():
         group = own[:, where].view(-1, texts, length, 3, heads, W // heads)
-        mixed = _attend(*group.permute(3, 0, 4, 1, 2, 5), keys, values, ends_alone=ends_alone)
+        own_q, own_k, own_v = group.permute(3, 0, 4, 1, 2, 5)
+        mixed = _attend(own_q, own_k, own_v, keys, values, ends_alone=ends_alone)
         gathered.append(mixed.permute(0, 2, 3, 1, 4).reshape(P, -1, W))
     return torch.cat(gathered, dim=1).flatten(0, 1)
 

@@ -79,7 +79,7 @@ class UncutTextTower:
             features = torch.cat(
                 [
                     self._model.encode_text(some)
-                    for some in ids.split(TEXTS_AT_ONCE[self.device.type])
+                    for some in torch.split(ids, TEXTS_AT_ONCE[self.device.type])
                 ]
             )
         return functional.normalize(features.float(), dim=-1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -133,6 +134,7 @@ class Worker:
         self._capacity = capacity
         self._together = together
         self._queue = _FairQueue()
+        self._busy: dict[Kind[Any, Any], float] = {}
         self._calls = count()
         self._changed = threading.Condition()
         self._closing = False
@@ -149,6 +151,10 @@ class Worker:
     def waiting(self) -> float:
         """Turns that wait."""
         return self._queue.turns
+
+    def busy_seconds(self, kind: Kind[P, R]) -> float:
+        """How long tasks of a kind have run, all together."""
+        return self._busy.get(kind, 0.0)
 
     def submit(
         self, kind: Kind[P, R], tasks: Sequence[Task[P]], *, tenant: str = ""
@@ -228,8 +234,9 @@ class Worker:
                 yield item
 
     def _do(self, batch: Sequence[_Waiting]) -> None:
+        kind, began = batch[0].kind, time.perf_counter()
         try:
-            results = batch[0].kind([item.task.payload for item in batch])
+            results = kind([item.task.payload for item in batch])
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
@@ -241,6 +248,7 @@ class Worker:
                 item.future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
             raise
         else:
+            self._busy[kind] = self.busy_seconds(kind) + time.perf_counter() - began
             for item, result in zip(batch, results, strict=True):
                 item.future.set_result(result)
 

@@ -15,14 +15,14 @@ from craft_server.ledger.keys import create_key
 
 
 def read(server: Any) -> dict[tuple[str, str], float]:
-    """Each measurement by its name and its cache."""
+    """Each measurement by its name and its label."""
     with server.database.writing() as connection:
         key = create_key(connection, owner="operator", scopes=["admin"], at=now_ms())
     answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {key}"})
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
     return {
-        (sample.name, sample.labels.get("cache", "")): sample.value
+        (sample.name, "".join(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
@@ -53,5 +53,7 @@ def test_caches_show_their_use_and_their_bounds(serve: Any, picture: Callable[..
     assert grown("craft_cache_hits_total", "text_features") == 2
     assert grown("craft_cache_bytes", "text_features") == 2 * 32 * 4
     assert after["craft_cache_max_bytes", "image_features"] == 5000
+    assert grown("craft_engine_busy_seconds_total", "texts") > 0
+    assert grown("craft_engine_busy_seconds_total", "scores") > 0
     assert after["craft_engine_alive", ""] == 1
     assert after["craft_engine_waiting_turns", ""] == 0
