@@ -10,7 +10,7 @@ server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
@@ -174,11 +174,35 @@ class Engine:
         """
         prompts, classes = text_features.shape[:2]
         scores = np.empty((prompts, len(image_features), classes), dtype=dtype)
-        step = max(1, SCORES_PER_TASK // max(1, len(image_features) * classes))
-        for i in range(0, prompts, step):
-            task = partial(self._log_probs, image_features, text_features[i : i + step])
-            scores[i : i + step] = await self._worker.run(task)
+        async for some_prompts, some_images, part in self.score_parts(
+            image_features, text_features
+        ):
+            scores[some_prompts, some_images] = part
         return scores
+
+    async def score_parts(
+        self, image_features: NDArray[np.float32], text_features: NDArray[np.float32]
+    ) -> AsyncIterator[tuple[slice, slice, NDArray[np.float32]]]:
+        """What `score` answers, in float32 and in parts of bounded size: for who keeps less of it.
+
+        Yields:
+            The prompts and the images of a part, and its log-probabilities.
+
+        Raises:
+            Overloaded: too many tasks wait for the model.
+            WorkerDied: the engine is closed or broken.
+        """
+        prompts, classes = text_features.shape[:2]
+        images = len(image_features)
+        rows = max(1, min(images, SCORES_PER_TASK // max(1, classes)))
+        step = max(1, SCORES_PER_TASK // (rows * max(1, classes)))
+        for i in range(0, prompts, step):
+            for j in range(0, images, rows):
+                some_prompts, some_images = slice(i, i + step), slice(j, j + rows)
+                task = partial(
+                    self._log_probs, image_features[some_images], text_features[some_prompts]
+                )
+                yield some_prompts, some_images, await self._worker.run(task)
 
     async def _text_features(
         self, sequence: Callable[[str], Ids], classes: Sequence[str], moved: _Moved | None = None
