@@ -104,9 +104,12 @@ class Prediction:
     Attributes:
         model: the model's name.
         revision: the model's revision.
-        log_probs: float32 [prompts, images, classes].
+        log_probs: float32 [prompts, images, classes]; with `top_k` the largest of them, in
+            descending order, [prompts, images, top_k].
         cost: what the call cost, and the budgets after it.
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
+        top_classes: int32 like `log_probs`, which of the request's classes each number belongs to;
+            None without `top_k`.
     """
 
     model: str
@@ -114,6 +117,7 @@ class Prediction:
     log_probs: NDArray[np.float32]
     cost: Cost
     idempotency_key: str
+    top_classes: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,12 @@ class AdapterPrediction:
         adapter: the adapter's name.
         version: the version that answered.
         classes: the C class names.
-        log_probs: float32 [images, C].
+        log_probs: float32 [images, C]; with `top_k` the largest of them, in descending order,
+            [images, top_k].
         cost: what the call cost, and the budgets after it.
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
+        top_classes: int32 like `log_probs`, which of `classes` each number belongs to; None without
+            `top_k`.
     """
 
     adapter: str
@@ -135,6 +142,7 @@ class AdapterPrediction:
     log_probs: NDArray[np.float32]
     cost: Cost
     idempotency_key: str
+    top_classes: NDArray[np.int32] | None = None
 
 
 class Client:
@@ -327,16 +335,19 @@ class Client:
         response = self._send(
             "POST", "/v1/predictions", tensors=body, idempotency_key=idempotency_key
         )
-        answer, log_probs = self._tensor(PredictionAnswer, response)
+        answer, tensors = self._tensors(PredictionAnswer, response)
         prompts = len(request.templates) + (0 if codes is None else len(codes))
         count = len(images) if images is not None else _length(request.rows)
-        _check_log_probs(log_probs, (prompts, count, len(request.classes)))
+        log_probs, top_classes = _checked_scores(
+            tensors, (prompts, count), len(request.classes), request.top_k
+        )
         return Prediction(
             answer.model,
             answer.revision,
-            log_probs.astype(np.float32),
+            log_probs,
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
+            top_classes,
         )
 
     def acknowledge(self, idempotency_key: str) -> None:
@@ -433,14 +444,22 @@ class Client:
         images: Sequence[bytes] | None = None,
         image_set: str | None = None,
         rows: Sequence[int] | None = None,
+        top_k: int | None = None,
         idempotency_key: str | None = None,
     ) -> AdapterPrediction:
         """Classifies pictures, or rows of an image set, with a published adapter in one call.
 
-        `idempotency_key` is as in `predict`.
+        Args:
+            name: the adapter's, or `NAME@VERSION`.
+            images: encoded pictures, where no image set is named.
+            image_set: an image set's id.
+            rows: of the image set; all when None.
+            top_k: how many classes of each picture to answer, the most probable ones; all when
+                None. The charge is the same.
+            idempotency_key: as in `predict`.
         """
         request = AdapterPredictionRequest(
-            image_set=image_set, rows=None if rows is None else list(rows)
+            image_set=image_set, rows=None if rows is None else list(rows), top_k=top_k
         )
         body = codec.encode(
             request.model_dump(mode="json", exclude={"images"}),
@@ -452,16 +471,17 @@ class Client:
             tensors=body,
             idempotency_key=idempotency_key,
         )
-        answer, log_probs = self._tensor(AdapterPredictionAnswer, response)
+        answer, tensors = self._tensors(AdapterPredictionAnswer, response)
         count = len(images) if images is not None else _length(rows)
-        _check_log_probs(log_probs, (count, len(answer.classes)))
+        log_probs, top_classes = _checked_scores(tensors, (count,), len(answer.classes), top_k)
         return AdapterPrediction(
             answer.adapter,
             answer.version,
             answer.classes,
-            log_probs.astype(np.float32),
+            log_probs,
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
+            top_classes,
         )
 
     # --- HTTP ---------------------------------------------------------------------------------
@@ -554,21 +574,18 @@ class Client:
         except ValidationError as error:
             raise _unexpected(response, _first(error)) from error
 
-    def _tensor(
+    def _tensors(
         self, kind: type[_Answer], response: httpx.Response
-    ) -> tuple[_Answer, NDArray[Any]]:
-        """The document and the tensor `log_probs` of an answer."""
+    ) -> tuple[_Answer, codec.Tensors]:
+        """The document and the tensors of an answer."""
         _check_content_type(response, codec.MEDIA_TYPE)
         try:
             document, tensors = codec.decode(response.content)
-            answer = kind.model_validate(document)
+            return kind.model_validate(document), tensors
         except ValidationError as error:
             raise _unexpected(response, _first(error)) from error
         except codec.CodecError as error:
             raise _unexpected(response, str(error)) from error
-        if tensors.keys() != {"log_probs"}:
-            raise _unexpected(response, "it does not hold exactly the tensor 'log_probs'")
-        return answer, tensors["log_probs"]
 
 
 def picture_chunks(images: Iterable[bytes], limits: Limits) -> Iterator[list[bytes]]:
@@ -669,6 +686,34 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
     date = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
+
+def _checked_scores(
+    tensors: codec.Tensors, rows: tuple[int | None, ...], classes: int, top_k: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
+    """The log-probabilities and the top classes of an answer.
+
+    Raises:
+        ProtocolError: they are not those of so many rows (None: any number) over the classes.
+    """
+    wanted = ["log_probs"] if top_k is None else ["log_probs", "top_classes"]
+    if tensors.keys() != set(wanted):
+        raise ProtocolError(
+            f"The server answered with the tensors {sorted(tensors)}; {wanted} were asked for."
+        )
+    log_probs = tensors["log_probs"]
+    _check_log_probs(log_probs, (*rows, classes if top_k is None else top_k))
+    if top_k is None:
+        return log_probs.astype(np.float32), None
+    top_classes = tensors["top_classes"]
+    if top_classes.dtype != np.int32 or top_classes.shape != log_probs.shape:
+        raise ProtocolError(
+            f"The server answered with top classes of shape {top_classes.shape} and type "
+            f"{top_classes.dtype}; int32 of shape {log_probs.shape} was asked for."
+        )
+    if ((top_classes < 0) | (top_classes >= classes)).any():
+        raise ProtocolError(f"The server answered with a class that is none of the {classes}.")
+    return log_probs.astype(np.float32), top_classes
 
 
 def _check_log_probs(log_probs: NDArray[Any], shape: tuple[int | None, ...]) -> None:

@@ -288,7 +288,7 @@ class WireServer:
             ),
         )
         answer = {"model": "fake", "revision": REVISION, "cost": cost}
-        return 200, answer, {"log_probs": log_probs.astype(request.dtype)}
+        return 200, answer, _top(log_probs.astype(request.dtype), request.top_k)
 
     def _usage(self, after: int) -> Answer:
         page = [charge for charge in self.charges if charge.id > after]
@@ -349,7 +349,7 @@ class WireServer:
             ),
         )
         answer = {"adapter": card.name, "version": card.version, "classes": card.classes}
-        return 200, answer | {"cost": cost}, {"log_probs": log_probs}
+        return 200, answer | {"cost": cost}, _top(log_probs, request.top_k)
 
     def _images(
         self, request: PredictionRequest | AdapterPredictionRequest, tensors: codec.Tensors
@@ -424,6 +424,14 @@ class WireServer:
         charged = self.charged_micros if budget.unit == "cost_micros" else self.charged[budget.unit]
         spent = budget.spent + charged
         return budget.model_copy(update={"spent": spent, "remaining": budget.limit - spent})
+
+
+def _top(log_probs: NDArray[Any], top_k: int | None) -> codec.Tensors:
+    if top_k is None:
+        return {"log_probs": log_probs}
+    order = np.argsort(-log_probs, axis=-1, kind="stable")[..., :top_k]
+    best = np.take_along_axis(log_probs, order, -1)
+    return {"log_probs": best, "top_classes": order.astype(np.int32)}
 
 
 def _feature(name: str) -> NDArray[np.float32]:
