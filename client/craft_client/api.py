@@ -21,6 +21,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -35,6 +36,7 @@ import stamina
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from craft_client import compression
 from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
@@ -77,6 +79,7 @@ from craft_shared.wire import (
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "CRAFT_URL"
 KEY_VARIABLE = "CRAFT_API_KEY"
+COMPRESS_VARIABLE = "CRAFT_COMPRESS"
 
 JSON_TYPE = "application/json"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -156,12 +159,17 @@ class Client:
             when None.
         api_key: the key; the environment's CRAFT_API_KEY when None.
         run: what the ledger is to call the run that the calls are part of, printable ASCII.
+        compress: whether large answers travel compressed (zstd), which takes processor time on both
+            sides and pays on slow networks only; the environment's CRAFT_COMPRESS (1 or 0) when
+            None, and no without it. Needs the extra `zstd`.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
     Raises:
         MissingKey: there is no key.
-        CraftError: the address is not an HTTP URL, or the run's name cannot be sent.
+        MissingPackage: answers are to be compressed, and the extra `zstd` is not installed.
+        CraftError: the address is not an HTTP URL, the run's name cannot be sent, or CRAFT_COMPRESS
+            is neither yes nor no.
     """
 
     def __init__(
@@ -170,6 +178,7 @@ class Client:
         api_key: str | None = None,
         *,
         run: str | None = None,
+        compress: bool | None = None,
         timeout: float = 300.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -178,6 +187,9 @@ class Client:
         headers = {
             "Authorization": f"Bearer {_checked_key(api_key)}",
             "User-Agent": f"craftbox/{version('craftbox')}",
+            "Accept-Encoding": compression.accepted_codings(
+                compress=_compress_of_environment() if compress is None else compress
+            ),
         }
         if run is not None:
             headers[RUN_HEADER] = _checked_header("run", run, _RUN)
@@ -541,7 +553,8 @@ class Client:
 
     def _send_once(self, request: httpx.Request) -> httpx.Response:
         try:
-            response = self._http.send(request)
+            with closing(self._http.send(request, stream=True)) as streamed:
+                response = compression.read(streamed)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ConnectionFailed(
                 f"Cannot connect to the craftbox server at {self.base_url}: {_words(error)}.",
@@ -759,6 +772,17 @@ def _checked_key(api_key: str | None) -> str:
             remedy=f"Copy {KEY_VARIABLE} again; a key looks like 'craft_...'.",
         )
     return key
+
+
+def _compress_of_environment() -> bool:
+    value = os.environ.get(COMPRESS_VARIABLE, "").strip().lower()
+    if value in ("1", "true", "yes", "on"):
+        return True
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    raise CraftError(
+        f"{COMPRESS_VARIABLE} is '{value}'.", remedy="Set it to 1 or 0, or leave it out."
+    )
 
 
 def _checked_header(name: str, value: str, form: re.Pattern[str]) -> str:
