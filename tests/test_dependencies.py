@@ -7,6 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
+EXTRAS = {"core", "client", "server", "postgres", "redis", "zstd", "dev"}
 
 
 def _declared() -> set[tuple[str, str]]:
@@ -29,7 +30,7 @@ def _documented() -> set[tuple[str, str]]:
     return {
         (name, extra)
         for names, extras in rows
-        if extras in {"core", "client", "server", "postgres", "redis", "dev", "client, server"}
+        if set(extras.split(", ")) <= EXTRAS
         for name in names.split(", ")
         for extra in extras.split(", ")
     }

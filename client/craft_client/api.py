@@ -21,6 +21,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -35,6 +36,7 @@ import stamina
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from craft_client import compression
 from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
@@ -77,6 +79,7 @@ from craft_shared.wire import (
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "CRAFT_URL"
 KEY_VARIABLE = "CRAFT_API_KEY"
+COMPRESS_VARIABLE = "CRAFT_COMPRESS"
 
 JSON_TYPE = "application/json"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -104,9 +107,12 @@ class Prediction:
     Attributes:
         model: the model's name.
         revision: the model's revision.
-        log_probs: float32 [prompts, images, classes].
+        log_probs: float32 [prompts, images, classes]; with `top_k` the largest of them, in
+            descending order, [prompts, images, top_k].
         cost: what the call cost, and the budgets after it.
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
+        top_classes: int32 like `log_probs`, which of the request's classes each number belongs to;
+            None without `top_k`.
     """
 
     model: str
@@ -114,6 +120,7 @@ class Prediction:
     log_probs: NDArray[np.float32]
     cost: Cost
     idempotency_key: str
+    top_classes: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,12 @@ class AdapterPrediction:
         adapter: the adapter's name.
         version: the version that answered.
         classes: the C class names.
-        log_probs: float32 [images, C].
+        log_probs: float32 [images, C]; with `top_k` the largest of them, in descending order,
+            [images, top_k].
         cost: what the call cost, and the budgets after it.
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
+        top_classes: int32 like `log_probs`, which of `classes` each number belongs to; None without
+            `top_k`.
     """
 
     adapter: str
@@ -135,6 +145,7 @@ class AdapterPrediction:
     log_probs: NDArray[np.float32]
     cost: Cost
     idempotency_key: str
+    top_classes: NDArray[np.int32] | None = None
 
 
 class Client:
@@ -148,12 +159,17 @@ class Client:
             when None.
         api_key: the key; the environment's CRAFT_API_KEY when None.
         run: what the ledger is to call the run that the calls are part of, printable ASCII.
+        compress: whether large answers travel compressed (zstd), which takes processor time on both
+            sides and pays on slow networks only; the environment's CRAFT_COMPRESS (1 or 0) when
+            None, and no without it. Needs the extra `zstd`.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
     Raises:
         MissingKey: there is no key.
-        CraftError: the address is not an HTTP URL, or the run's name cannot be sent.
+        MissingPackage: answers are to be compressed, and the extra `zstd` is not installed.
+        CraftError: the address is not an HTTP URL, the run's name cannot be sent, or CRAFT_COMPRESS
+            is neither yes nor no.
     """
 
     def __init__(
@@ -162,6 +178,7 @@ class Client:
         api_key: str | None = None,
         *,
         run: str | None = None,
+        compress: bool | None = None,
         timeout: float = 300.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -170,6 +187,9 @@ class Client:
         headers = {
             "Authorization": f"Bearer {_checked_key(api_key)}",
             "User-Agent": f"craftbox/{version('craftbox')}",
+            "Accept-Encoding": compression.accepted_codings(
+                compress=_compress_of_environment() if compress is None else compress
+            ),
         }
         if run is not None:
             headers[RUN_HEADER] = _checked_header("run", run, _RUN)
@@ -327,16 +347,19 @@ class Client:
         response = self._send(
             "POST", "/v1/predictions", tensors=body, idempotency_key=idempotency_key
         )
-        answer, log_probs = self._tensor(PredictionAnswer, response)
+        answer, tensors = self._tensors(PredictionAnswer, response)
         prompts = len(request.templates) + (0 if codes is None else len(codes))
         count = len(images) if images is not None else _length(request.rows)
-        _check_log_probs(log_probs, (prompts, count, len(request.classes)))
+        log_probs, top_classes = _checked_scores(
+            tensors, (prompts, count), len(request.classes), request.top_k
+        )
         return Prediction(
             answer.model,
             answer.revision,
-            log_probs.astype(np.float32),
+            log_probs,
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
+            top_classes,
         )
 
     def acknowledge(self, idempotency_key: str) -> None:
@@ -433,14 +456,22 @@ class Client:
         images: Sequence[bytes] | None = None,
         image_set: str | None = None,
         rows: Sequence[int] | None = None,
+        top_k: int | None = None,
         idempotency_key: str | None = None,
     ) -> AdapterPrediction:
         """Classifies pictures, or rows of an image set, with a published adapter in one call.
 
-        `idempotency_key` is as in `predict`.
+        Args:
+            name: the adapter's, or `NAME@VERSION`.
+            images: encoded pictures, where no image set is named.
+            image_set: an image set's id.
+            rows: of the image set; all when None.
+            top_k: how many classes of each picture to answer, the most probable ones; all when
+                None. The charge is the same.
+            idempotency_key: as in `predict`.
         """
         request = AdapterPredictionRequest(
-            image_set=image_set, rows=None if rows is None else list(rows)
+            image_set=image_set, rows=None if rows is None else list(rows), top_k=top_k
         )
         body = codec.encode(
             request.model_dump(mode="json", exclude={"images"}),
@@ -452,16 +483,17 @@ class Client:
             tensors=body,
             idempotency_key=idempotency_key,
         )
-        answer, log_probs = self._tensor(AdapterPredictionAnswer, response)
+        answer, tensors = self._tensors(AdapterPredictionAnswer, response)
         count = len(images) if images is not None else _length(rows)
-        _check_log_probs(log_probs, (count, len(answer.classes)))
+        log_probs, top_classes = _checked_scores(tensors, (count,), len(answer.classes), top_k)
         return AdapterPrediction(
             answer.adapter,
             answer.version,
             answer.classes,
-            log_probs.astype(np.float32),
+            log_probs,
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
+            top_classes,
         )
 
     # --- HTTP ---------------------------------------------------------------------------------
@@ -521,7 +553,8 @@ class Client:
 
     def _send_once(self, request: httpx.Request) -> httpx.Response:
         try:
-            response = self._http.send(request)
+            with closing(self._http.send(request, stream=True)) as streamed:
+                response = compression.read(streamed)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ConnectionFailed(
                 f"Cannot connect to the craftbox server at {self.base_url}: {_words(error)}.",
@@ -554,21 +587,18 @@ class Client:
         except ValidationError as error:
             raise _unexpected(response, _first(error)) from error
 
-    def _tensor(
+    def _tensors(
         self, kind: type[_Answer], response: httpx.Response
-    ) -> tuple[_Answer, NDArray[Any]]:
-        """The document and the tensor `log_probs` of an answer."""
+    ) -> tuple[_Answer, codec.Tensors]:
+        """The document and the tensors of an answer."""
         _check_content_type(response, codec.MEDIA_TYPE)
         try:
             document, tensors = codec.decode(response.content)
-            answer = kind.model_validate(document)
+            return kind.model_validate(document), tensors
         except ValidationError as error:
             raise _unexpected(response, _first(error)) from error
         except codec.CodecError as error:
             raise _unexpected(response, str(error)) from error
-        if tensors.keys() != {"log_probs"}:
-            raise _unexpected(response, "it does not hold exactly the tensor 'log_probs'")
-        return answer, tensors["log_probs"]
 
 
 def picture_chunks(images: Iterable[bytes], limits: Limits) -> Iterator[list[bytes]]:
@@ -671,6 +701,34 @@ def _seconds(retry_after: str | None) -> float | None:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
+def _checked_scores(
+    tensors: codec.Tensors, rows: tuple[int | None, ...], classes: int, top_k: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
+    """The log-probabilities and the top classes of an answer.
+
+    Raises:
+        ProtocolError: they are not those of so many rows (None: any number) over the classes.
+    """
+    wanted = ["log_probs"] if top_k is None else ["log_probs", "top_classes"]
+    if tensors.keys() != set(wanted):
+        raise ProtocolError(
+            f"The server answered with the tensors {sorted(tensors)}; {wanted} were asked for."
+        )
+    log_probs = tensors["log_probs"]
+    _check_log_probs(log_probs, (*rows, classes if top_k is None else top_k))
+    if top_k is None:
+        return log_probs.astype(np.float32), None
+    top_classes = tensors["top_classes"]
+    if top_classes.dtype != np.int32 or top_classes.shape != log_probs.shape:
+        raise ProtocolError(
+            f"The server answered with top classes of shape {top_classes.shape} and type "
+            f"{top_classes.dtype}; int32 of shape {log_probs.shape} was asked for."
+        )
+    if ((top_classes < 0) | (top_classes >= classes)).any():
+        raise ProtocolError(f"The server answered with a class that is none of the {classes}.")
+    return log_probs.astype(np.float32), top_classes
+
+
 def _check_log_probs(log_probs: NDArray[Any], shape: tuple[int | None, ...]) -> None:
     """Raises ProtocolError unless it is a float tensor of that shape (None: any) without NaN."""
     fits = log_probs.ndim == len(shape) and all(
@@ -714,6 +772,17 @@ def _checked_key(api_key: str | None) -> str:
             remedy=f"Copy {KEY_VARIABLE} again; a key looks like 'craft_...'.",
         )
     return key
+
+
+def _compress_of_environment() -> bool:
+    value = os.environ.get(COMPRESS_VARIABLE, "").strip().lower()
+    if value in ("1", "true", "yes", "on"):
+        return True
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    raise CraftError(
+        f"{COMPRESS_VARIABLE} is '{value}'.", remedy="Set it to 1 or 0, or leave it out."
+    )
 
 
 def _checked_header(name: str, value: str, form: re.Pattern[str]) -> str:

@@ -151,6 +151,11 @@ def check_pictures(
         raise DataError(f"{len(bad)} of {len(samples)} pictures cannot be used.", errors=told(bad))
 
 
+def picture_bytes(samples: Sequence[Sample]) -> int:
+    """How many bytes the pictures' files have together."""
+    return sum(sample.path.stat().st_size for sample in samples)
+
+
 def _picture_error(path: Path, limits: Limits) -> FieldError | None:
     """What is wrong with a picture, or None."""
     where = f"'{path}'"

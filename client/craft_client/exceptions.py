@@ -2,6 +2,7 @@
 
     CraftError
      ├── MissingKey              no API key was given
+     ├── MissingPackage          an optional package is not installed
      ├── DataError               the data on disk cannot be used; nothing was sent
      ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
      ├── ConnectionFailed        no connection; the server has not seen the call
@@ -73,6 +74,10 @@ class CraftError(Exception):
 
 class MissingKey(CraftError):
     """No API key was given, or one that cannot be a key."""
+
+
+class MissingPackage(CraftError):
+    """An optional package is not installed. Nothing was sent to the server."""
 
 
 class DataError(CraftError):

@@ -148,6 +148,14 @@ class RemoteBlackBox:
             Units(),
         )
 
+    def answer_bytes(self, prompts: int, texts: int = 0) -> int:
+        """How many bytes of log-probabilities scoring that many prompts brings.
+
+        Beside them each call has a document of a kilobyte or so. Compressed answers are smaller.
+        """
+        scored = len(self.classes) + texts
+        return prompts * self.image_set.count * scored * np.dtype(self.dtype).itemsize
+
     def budgets(self) -> Sequence[Budget]:
         """All budgets that bound the key now. Asks the server; `Scores` tells them too."""
         return self.client.budgets()

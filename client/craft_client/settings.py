@@ -179,6 +179,14 @@ class TuneSettings:
         population = Question(self.population, self.kept_texts)
         return (population,) if self.recipe == "craftbox" else (population, Question(1))
 
+    def questions(self, units: PricedQuestion = one_each) -> list[tuple[Question, int]]:
+        """All that the run asks at most, and how often; `units` says what a question is charged."""
+        generations = self.generations(units)
+        return [
+            *((question, 1) for question in self.opening_questions),
+            *((question, generations) for question in self.generation_questions),
+        ]
+
     def opening_units(self, units: PricedQuestion = one_each) -> Units:
         """What is charged before any search."""
         return sum((units(*question) for question in self.opening_questions), Units())

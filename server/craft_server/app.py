@@ -27,6 +27,7 @@ from craft_server.api import (
 )
 from craft_server.api.access_log import AccessLogMiddleware
 from craft_server.api.body_limit import BodyLimitMiddleware
+from craft_server.api.compression import CompressionMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
 from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.api.in_flight import InFlight
@@ -123,6 +124,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
     app.add_middleware(UnhandledErrorsMiddleware)
     app.add_middleware(RateLimitHeadersMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
+    app.add_middleware(CompressionMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

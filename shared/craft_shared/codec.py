@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 8 * 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
+    "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
     "U8": np.dtype(np.uint8),
 }
@@ -36,7 +37,7 @@ class CodecError(ValueError):
 
 
 def encode(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """Packs a JSON-able document and tensors (float16, float32, int64, uint8) into one file."""
+    """Packs a JSON-able document and tensors (float16, float32, int32, int64, uint8)."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES.values():
             raise CodecError(f"tensor '{name}' has dtype {tensor.dtype}, which does not travel")

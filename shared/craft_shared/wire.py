@@ -23,6 +23,7 @@ Name = Annotated[
 ]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
 Template = Annotated[str, StringConstraints(min_length=2, max_length=300)]
+TopK = Annotated[int, Field(ge=1)]
 
 
 # Pillow's names of the picture formats that a server decodes.
@@ -248,7 +249,9 @@ class PredictionRequest(Message):
         image_set: an image set's id.
         rows: rows of the image set to score; all when null.
         images: pictures as base64 strings (JSON only).
-        dtype: precision of the answer's tensor.
+        dtype: precision of the answer's log-probabilities.
+        top_k: of each prompt and picture only the so many most probable classes are answered, at
+            most C; all when null. The charge is the same.
     """
 
     model: str
@@ -260,6 +263,7 @@ class PredictionRequest(Message):
     rows: list[int] | None = None
     images: list[str] | None = None
     dtype: Literal["float32", "float16"] = "float32"
+    top_k: TopK | None = None
 
 
 class PredictionAnswer(Answer):
@@ -267,12 +271,17 @@ class PredictionAnswer(Answer):
 
     Attributes:
         log_probs: tensor [prompts, images, classes] of natural-log probabilities over the classes.
+            With `top_k`, [prompts, images, top_k]: the largest of these same numbers, in descending
+            order.
+        top_classes: tensor, int32 of the same shape, only with `top_k`: which of the request's
+            classes each number belongs to, from 0. Of equal numbers the lower index comes first.
     """
 
     model: str
     revision: str
     cost: Cost
     log_probs: list[list[list[float]]] | None = None
+    top_classes: list[list[list[int]]] | None = None
 
 
 # --- adapters -----------------------------------------------------------------------------------
@@ -306,18 +315,30 @@ class AdapterPublishAnswer(Answer):
 
 
 class AdapterPredictionRequest(Message):
-    """Body of `POST /v1/adapters/{name}/predictions`; pictures or an image set, as above."""
+    """Body of `POST /v1/adapters/{name}/predictions`; pictures or an image set, as above.
+
+    Attributes:
+        image_set: an image set's id.
+        rows: rows of the image set to classify; all when null.
+        images: pictures as base64 strings (JSON only).
+        top_k: of each picture only the so many most probable classes are answered, at most as many
+            as the adapter has; all when null. The charge is the same.
+    """
 
     image_set: str | None = None
     rows: list[int] | None = None
     images: list[str] | None = None
+    top_k: TopK | None = None
 
 
 class AdapterPredictionAnswer(Answer):
     """Refined predictions.
 
     Attributes:
-        log_probs: tensor, float32 [images, classes].
+        log_probs: tensor, float32 [images, classes]. With `top_k`, [images, top_k]: the largest of
+            these same numbers, in descending order.
+        top_classes: tensor, int32 of the same shape, only with `top_k`: which of `classes` each
+            number belongs to, from 0. Of equal numbers the lower index comes first.
     """
 
     adapter: str
@@ -325,6 +346,7 @@ class AdapterPredictionAnswer(Answer):
     classes: list[str]
     cost: Cost
     log_probs: list[list[float]] | None = None
+    top_classes: list[list[int]] | None = None
 
 
 # --- administration -----------------------------------------------------------------------------

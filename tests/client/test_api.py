@@ -160,6 +160,25 @@ def test_pictures_sent_along_are_scored_as_those_of_an_image_set(client: Client)
     assert inline.cost.charged.images == 3
 
 
+def test_with_top_k_the_most_probable_classes_arrive_with_their_indices(client: Client) -> None:
+    image_set = client.upload_images(client.create_image_set("fake"), pictures(5))
+    whole = client.predict(plain(image_set.id))
+    assert whole.top_classes is None
+    best = client.predict(plain(image_set.id, top_k=2))
+    assert best.top_classes is not None
+    assert best.top_classes.shape == best.log_probs.shape == (1, 5, 2)
+    found = np.take_along_axis(whole.log_probs, best.top_classes, -1)
+    np.testing.assert_array_equal(best.log_probs, found)
+    np.testing.assert_array_equal(best.log_probs[..., 0], whole.log_probs.max(-1))
+
+    client.publish("pets", adapter())
+    refined = client.adapter_predict("pets", image_set=image_set.id)
+    assert refined.top_classes is None
+    top = client.adapter_predict("pets", image_set=image_set.id, top_k=1)
+    np.testing.assert_array_equal(top.top_classes, refined.log_probs.argmax(-1)[:, None])
+    np.testing.assert_array_equal(top.log_probs, refined.log_probs.max(-1, keepdims=True))
+
+
 def test_usage_merges_all_pages(client: Client, connected: WireServer) -> None:
     connected.prices = {"queries": 20}
     image_set = client.upload_images(client.create_image_set("fake"), pictures(2))
@@ -257,7 +276,7 @@ def log_probs(shape: tuple[int, ...], value: float = -1.0, dtype: str = "float32
     ("body", "words"),
     [
         (b"not safetensors", "header claims"),
-        (codec.encode(DOCUMENT, {}), "exactly the tensor"),
+        (codec.encode(DOCUMENT, {}), r"tensors \[\]; \['log_probs'\] were asked for"),
         (codec.encode({}, {"log_probs": np.zeros(1, np.float32)}), "model: Field required"),
         (log_probs((2, 4, 3)), r"shape \(2, 4, 3\).*\(1, any, 3\)"),
         (log_probs((1, 4, 3), dtype="int64"), "type int64"),
@@ -271,6 +290,28 @@ def test_log_probabilities_that_were_not_asked_for_are_a_protocol_error(
     client = answering(body, codec.MEDIA_TYPE)
     with pytest.raises(ProtocolError, match=words):
         client.predict(plain("set-1"))
+
+
+def top(classes: Any, count: int = 2) -> bytes:
+    scores = np.full((1, 4, count), -1, np.float32)
+    return codec.encode(DOCUMENT, {"log_probs": scores, "top_classes": np.array(classes)})
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (log_probs((1, 4, 2)), r"\['log_probs'\]; \['log_probs', 'top_classes'\] were asked"),
+        (top(np.zeros((1, 4, 3), np.int32), count=3), r"shape \(1, 4, 3\).*\(1, any, 2\)"),
+        (top(np.zeros((1, 4, 1), np.int32)), r"top classes of shape \(1, 4, 1\)"),
+        (top(np.zeros((1, 4, 2), np.int64)), "type int64"),
+        (top(np.full((1, 4, 2), 3, np.int32)), "none of the 3"),
+        (top(np.full((1, 4, 2), -1, np.int32)), "none of the 3"),
+    ],
+)
+def test_top_classes_that_were_not_asked_for_are_a_protocol_error(body: bytes, words: str) -> None:
+    client = answering(body, codec.MEDIA_TYPE)
+    with pytest.raises(ProtocolError, match=words):
+        client.predict(plain("set-1", top_k=2))
 
 
 def test_the_number_of_images_is_checked_where_it_is_known() -> None:

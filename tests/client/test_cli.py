@@ -108,6 +108,48 @@ def test_tune_evaluate_publish_and_predict(
     assert before + cost(predicted) == connected.charged
 
 
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        # Prompts x (classes and texts) of each question; 12 pictures, two bytes a number.
+        (TUNE, 4 * 3 + 4 * 8 * 3),
+        (("--shots", 4, "--recipe", "paper", "--budget", 19, "--population", 8), 19 * 3),
+        (("--shots", 4, "--open-text", "--random-codes", 2, "--keep-texts", 5), None),
+    ],
+    ids=["craftbox", "paper", "open-text"],
+)
+def test_what_a_run_will_move_is_told_before_it_starts(
+    craft: Craft,
+    connected: WireServer,
+    picture_folder: Path,
+    options: tuple[object, ...],
+    numbers: int | None,
+) -> None:
+    connected.limits = connected.limits.model_copy(update={"classes": 2000})
+    received: list[int] = []
+    score = connected._score
+
+    def counting(*arguments: Any) -> Any:
+        log_probs = score(*arguments)
+        received.append(log_probs.size)
+        return log_probs
+
+    connected._score = counting  # type: ignore[method-assign]
+    result = craft("tune", "--data", picture_folder, *options, "--json")
+    tuned = answer(result)
+    assert tuned["answer_bytes"] == 2 * sum(received)
+    if numbers is not None:
+        assert tuned["answer_bytes"] == 2 * 12 * numbers
+    pictures = json.loads(Path(tuned["run"], "run.json").read_text())["pictures"]
+    sizes = [(picture_folder / picture).stat().st_size for picture in pictures]
+    assert tuned["picture_bytes"] == sum(sizes)
+    told, _, rest = result.stderr.partition("Image set ")
+    assert rest, "told before the upload"
+    assert "This run takes at most" in told
+    kilobytes = f"{tuned['answer_bytes'] / 1000:,.1f} kB"
+    assert f"receives at most {kilobytes} of answers" in told
+
+
 def test_tables_say_what_json_says(craft: Craft, picture_folder: Path) -> None:
     result = craft("tune", "--data", picture_folder, *TUNE)
     assert result.exit_code == 0, result.stderr

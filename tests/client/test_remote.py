@@ -123,6 +123,20 @@ def test_what_a_question_will_be_charged_is_known_beforehand(
     assert (scores.charged.requests > 1) == bool(limits)
 
 
+@pytest.mark.parametrize("texts", [(), ("tree", "sky")])
+def test_how_many_bytes_a_question_brings_is_known_beforehand(
+    black_box: RemoteBlackBox, connected: WireServer, texts: tuple[str, ...]
+) -> None:
+    """The server sends that many at once if it is allowed to, and not one less."""
+    expected = black_box.answer_bytes(3, len(texts))
+    assert expected == black_box.score(templates=TEMPLATES, texts=texts).log_probs.nbytes // 2
+    assert replace(black_box, dtype="float32").answer_bytes(3, len(texts)) == 2 * expected
+    for allowed, requests in ((expected, 1), (expected - 1, 2)):
+        limit(connected, answer_bytes=allowed)
+        fresh = replace(black_box)  # which has not seen the limits yet
+        assert fresh.score(templates=TEMPLATES, texts=texts).charged.requests == requests
+
+
 def test_an_answer_tells_its_price_and_the_budgets_after_it(
     black_box: RemoteBlackBox, connected: WireServer
 ) -> None:

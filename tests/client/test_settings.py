@@ -137,6 +137,26 @@ def test_the_least_of_all_budgets_counts_whoever_and_whatever_it_bounds(
     _check(budgets=[one.model_copy(update={"remaining": 1000}) for one in budgets])
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"budget": 32, "search": False}, [(32, 0, 1), (40, 0, 0)]),
+        ({"budget": 120}, [(32, 0, 1), (40, 0, 2)]),
+        ({"budget": 83, "recipe": "paper"}, [(1, 0, 1), (40, 0, 2), (1, 0, 2)]),
+        (
+            {"budget": 75, "texts": ("a", "b", "c"), "keep_texts": 2},
+            [(1, 3, 1), (31, 2, 1), (40, 2, 1)],
+        ),
+    ],
+    ids=["opening", "search", "paper", "open text"],
+)
+def test_all_that_a_run_asks_is_known_beforehand(
+    options: dict[str, Any], asked: list[tuple[int, int, int]]
+) -> None:
+    questions = TuneSettings(**options).questions()
+    assert [(*question, times) for question, times in questions] == asked
+
+
 def test_a_prompt_may_be_several_queries() -> None:
     settings = TuneSettings(budget=200)
     assert settings.generations() == 4

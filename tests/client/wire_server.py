@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from craft_shared import codec, problems
@@ -36,6 +37,7 @@ from craft_shared.wire import (
 KEY = "craft_test_key"
 REVISION = "0123456789abcdef"
 WIDTH = 16
+COMPRESSED_FROM = 1000  # bytes
 
 Answer = tuple[int, dict[str, Any], codec.Tensors | None]
 
@@ -288,7 +290,7 @@ class WireServer:
             ),
         )
         answer = {"model": "fake", "revision": REVISION, "cost": cost}
-        return 200, answer, {"log_probs": log_probs.astype(request.dtype)}
+        return 200, answer, _top(log_probs.astype(request.dtype), request.top_k)
 
     def _usage(self, after: int) -> Answer:
         page = [charge for charge in self.charges if charge.id > after]
@@ -349,7 +351,7 @@ class WireServer:
             ),
         )
         answer = {"adapter": card.name, "version": card.version, "classes": card.classes}
-        return 200, answer | {"cost": cost}, {"log_probs": log_probs}
+        return 200, answer | {"cost": cost}, _top(log_probs, request.top_k)
 
     def _images(
         self, request: PredictionRequest | AdapterPredictionRequest, tensors: codec.Tensors
@@ -426,6 +428,14 @@ class WireServer:
         return budget.model_copy(update={"spent": spent, "remaining": budget.limit - spent})
 
 
+def _top(log_probs: NDArray[Any], top_k: int | None) -> codec.Tensors:
+    if top_k is None:
+        return {"log_probs": log_probs}
+    order = np.argsort(-log_probs, axis=-1, kind="stable")[..., :top_k]
+    best = np.take_along_axis(log_probs, order, -1)
+    return {"log_probs": best, "top_classes": order.astype(np.int32)}
+
+
 def _feature(name: str) -> NDArray[np.float32]:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     vector = np.random.default_rng(seed).standard_normal(WIDTH)
@@ -441,6 +451,8 @@ def _handler(server: WireServer) -> type[BaseHTTPRequestHandler]:
             pass
 
         def _respond(self, status: int, content_type: str, body: bytes, **headers: str) -> None:
+            if "zstd" in self.headers.get("Accept-Encoding", "") and len(body) > COMPRESSED_FROM:
+                headers, body = headers | {"Content-Encoding": "zstd"}, zstandard.compress(body)
             self.send_response(status)
             for name, value in ({"Content-Type": content_type} | headers).items():
                 self.send_header(name, value)

@@ -95,8 +95,13 @@ def test_published_adapter_gives_the_tuners_own_predictions_to_another_key(
         local = adapter.head(tuner.predict(question, codes=codes, images=pictures).log_probs)
     with Client(server.url, server.key(owner="tuner")) as other:
         served = other.adapter_predict(mode, images=pictures)
+        best = other.adapter_predict(mode, images=pictures, top_k=3)
     assert served.classes == adapter.config.classes
     np.testing.assert_allclose(served.log_probs, local, atol=1e-4)
+    assert best.top_classes is not None
+    np.testing.assert_array_equal(best.top_classes[:, 0], served.log_probs.argmax(axis=1))
+    kept = np.take_along_axis(served.log_probs, best.top_classes, 1)
+    np.testing.assert_array_equal(best.log_probs, kept)
 
 
 def test_predict_command_names_the_classes(server: Server, key: str, run, digits: Path) -> None:

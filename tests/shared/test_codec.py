@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from craft_shared import codec
 from craft_shared.codec import CodecError
 
-DTYPES = st.sampled_from([np.float32, np.float16, np.int64, np.uint8])
+DTYPES = st.sampled_from([np.float32, np.float16, np.int32, np.int64, np.uint8])
 TENSORS = st.dictionaries(
     st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8),
     DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0))),

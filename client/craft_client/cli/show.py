@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +53,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 def units_line(units: Units) -> str:
     """All five units in words."""
     return ", ".join(f"{units[unit]:,} {unit}" for unit in UNITS)
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that fits, of 1,000 of the next smaller one."""
+    return decimal(count)
 
 
 def percent(share: float) -> str:

@@ -16,7 +16,7 @@ import typer
 from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Template, Url
 from craft_client.cli.progress import watch
 from craft_client.cli.session import check_budgets, check_files, connect, upload
-from craft_client.cli.show import document, percent, say, table
+from craft_client.cli.show import document, percent, say, size, table
 from craft_client.exceptions import DataError
 from craft_shared.units import UNITS, Units
 from craft_shared.wire import AbsoluteScale
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _TUNING = "Tuning"
 _TEXTS = "Open-text mode"
 _PARTS = "Parts of the method"
+_TRAFFIC = ("answer_bytes", "picture_bytes")
 
 
 def _scale(text: str | None) -> str | None:
@@ -209,8 +210,8 @@ def tune(
         task = Task(settings, dataset.classes, data, samples)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with _run_folder(folder, resumed=resume is not None):
-        result, image_set, uploaded = tune_task(task, folder, model, url, key)
-    _report(result, image_set, uploaded, folder, time.monotonic() - started, as_json=as_json)
+        tuned = tune_task(task, folder, model, url, key)
+    _report(tuned, folder, time.monotonic() - started, as_json=as_json)
 
 
 def _vocabulary(
@@ -231,6 +232,23 @@ class Task:
     classes: Sequence[str]
     data: Path
     samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a run came to.
+
+    Attributes:
+        result: of tuning.
+        image_set: its pictures on the server.
+        uploaded: what they were charged.
+        traffic: what was told of the whole run when it began, see `_traffic`.
+    """
+
+    result: TuneResult
+    image_set: ImageSet
+    uploaded: Units
+    traffic: dict[str, int]
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -272,7 +290,7 @@ def task_of(folder: Path) -> Task:
 
 def tune_task(
     task: Task, folder: Path, model: str | None, url: str | None, key: str | None
-) -> tuple[TuneResult, ImageSet, Units]:
+) -> Tuned:
     """Checks everything that can be checked for free, then uploads, then tunes."""
     import numpy as np
 
@@ -292,7 +310,9 @@ def tune_task(
         black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
         with watch() as on_progress:
             result = tune(black_box, labels, task.settings, journal, on_progress)
-    return result, image_set, uploaded
+    # A run that an earlier version began has no word of it.
+    traffic = {name: journal.document[name] for name in _TRAFFIC if name in journal.document}
+    return Tuned(result, image_set, uploaded, traffic)
 
 
 def _begin(
@@ -316,6 +336,7 @@ def _begin(
     expected = RemoteBlackBox(
         client, image_set.model_copy(update={"count": len(samples)}), task.classes
     )
+    traffic = _traffic(task, expected)
     about = run_document(
         expected,
         labels,
@@ -324,15 +345,18 @@ def _begin(
         data=str(task.data.resolve()),
         pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
         image_set=image_set.id,
+        **traffic,
     )
-    check_budgets(
-        client,
-        _need(settings, expected, card.limits),
-        remedy="Use a smaller --budget, or ask the provider for a top-up.",
-    )
+    need = _need(settings, expected, card.limits)
+    check_budgets(client, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
     scored = [*task.classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)
+    answers, pictures = (size(traffic[name]) for name in _TRAFFIC)
+    say(
+        f"This run takes at most {need.queries:,} queries, receives at most {answers} of answers, "
+        f"and uploads {pictures} of pictures."
+    )
     return Journal.create(folder, about), image_set
 
 
@@ -377,15 +401,20 @@ def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> 
     return scores + Units(requests=uploads)
 
 
-def _report(
-    result: TuneResult,
-    image_set: ImageSet,
-    uploaded: Units,
-    folder: Path,
-    seconds: float,
-    *,
-    as_json: bool,
-) -> None:
+def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
+    """Bytes of log-probabilities that the run receives at most, and of pictures that it uploads.
+
+    Pictures that the server knows already are uploaded too.
+    """
+    from craft_client.data import picture_bytes
+
+    questions = task.settings.questions(black_box.units)
+    answers = sum(times * black_box.answer_bytes(*question) for question, times in questions)
+    return dict(zip(_TRAFFIC, (answers, picture_bytes(task.samples)), strict=True))
+
+
+def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> None:
+    result, image_set, uploaded = tuned.result, tuned.image_set, tuned.uploaded
     charged = uploaded + result.units
     if as_json:
         document(
@@ -402,6 +431,7 @@ def _report(
                 "seconds": seconds,
                 "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),
+                **tuned.traffic,
                 "history": result.history,
             }
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api import documents
-from craft_server.api.answer import encode_log_probs, json_response
+from craft_server.api.answer import encode_tensors, json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of, content_type, read_bytes, unsupported
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts
@@ -22,6 +22,7 @@ from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
 from craft_server.api.services import Services, WithServices
+from craft_server.api.top_classes import check_top_k, most_probable
 from craft_server.clock import now_ms
 from craft_server.image_sets import Features
 from craft_server.ledger.charges import Work, cost_of
@@ -165,7 +166,7 @@ async def retire(services: WithServices, caller: WithPublishKey, name: str) -> N
         "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]",
     ),
     responses={
-        **documents.tensor_answer(AdapterPredictionAnswer, "float32 [images, classes]"),
+        **documents.tensor_answer(AdapterPredictionAnswer, "float32 [images, {}]"),
         **documents.problems(
             *documents.CHARGED,
             ADAPTER_NOT_FOUND,
@@ -185,17 +186,25 @@ async def predict(
 ) -> Response:
     """Classifies pictures with an adapter of P prompts.
 
+    With `top_k` the answer holds of each picture that many classes: the most probable ones, their
+    log-probabilities the same as in the whole answer.
+
     Charged: P of `queries`, P x N of `predictions`, one of `images` for each picture in the body,
-    one of `requests`. The adapter's texts were charged when it was published.
+    one of `requests`; with `top_k` as without. The adapter's texts were charged when it was
+    published.
     """
     publication = await services.database.read(adapters.find, caller.owner, name)
     card = publication.card
     _check_revision(services, card.model, card.revision)
+    top_k = body.message.top_k
+    check_top_k(top_k, len(card.classes))
     selection = await select_pictures(services, caller, body.message, body.files)
     check_answer_size(
         request,
         services,
-        numbers=selection.count * len(card.classes),
+        rows=selection.count,
+        classes=len(card.classes),
+        top_k=top_k,
         dtype="float32",
         field=selection.field,
     )
@@ -211,8 +220,8 @@ async def predict(
     async with booking(services, caller, call, work) as booked:
         servable = await _load(services, publication)
         features = await pictures.features(services, caller)
-        log_probs = await _refined(services, caller, servable, features)
-        answer = await encode_log_probs(request, log_probs)
+        tensors = await _refined(services, caller, servable, features, top_k)
+        answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
             AdapterPredictionAnswer(
                 adapter=card.name, version=card.version, classes=card.classes, cost=booked.cost
@@ -268,8 +277,16 @@ async def _load(services: Services, publication: Publication) -> ServableAdapter
 
 
 async def _refined(
-    services: Services, caller: Caller, servable: ServableAdapter, features: Features
-) -> NDArray[np.float32]:
+    services: Services,
+    caller: Caller,
+    servable: ServableAdapter,
+    features: Features,
+    top_k: int | None,
+) -> codec.Tensors:
+    def refine(log_probs: NDArray[np.float32]) -> codec.Tensors:
+        refined = servable.adapter.head(log_probs)
+        return {"log_probs": refined} if top_k is None else most_probable(refined, top_k)
+
     prompts, texts, _ = servable.text_features.shape
     step = max(1, _SCORES_AT_ONCE // (prompts * texts))
     parts = []
@@ -280,5 +297,5 @@ async def _refined(
             "float32",
             tenant=caller.tenant,
         )
-        parts.append(await asyncio.to_thread(servable.adapter.head, log_probs))
-    return np.concatenate(parts)
+        parts.append(await asyncio.to_thread(refine, log_probs))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,13 +1,13 @@
-"""Answers with a tensor: JSON, or safetensors where the client asks for it by `Accept`.
+"""Answers with tensors: JSON, or safetensors where the client asks for it by `Accept`.
 
-A tensor is encoded before the call is settled, so that what can fail has been done by then.
+Tensors are encoded before the call is settled, so that what can fail has been done by then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,31 +16,34 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from craft_server.api.negotiation import names
 from craft_shared import codec
 
 DType = Literal["float32", "float16"]
 
 JSON_TYPE = "application/json"
-JSON_BYTES_A_NUMBER = 26  # the longest float32 as text, such as -1.1754943508222875e-38, and more
+# The longest number as text, such as -1.1754943508222875e-38, with its comma and brackets.
+_JSON_BYTES = {"float32": 28, "float16": 28, "int32": 15}
 _NUMBERS_A_PIECE = 1 << 16
 
 
 class TensorAnswer:
-    """An answer whose tensor is encoded and whose document is still to come."""
+    """An answer whose tensors are encoded and whose document is still to come."""
 
-    def __init__(self, log_probs: NDArray[Any], text: bytes | None) -> None:
-        self._log_probs = log_probs
-        self._text = text
+    def __init__(self, tensors: codec.Tensors, texts: Mapping[str, bytes] | None) -> None:
+        self._tensors = tensors
+        self._texts = texts
 
     async def with_document(self, document: BaseModel) -> Response:
-        """The response: `document`, whose field `log_probs` the tensor takes."""
-        fields = document.model_dump(mode="json", exclude={"log_probs"})
-        if self._text is None:
-            data = await asyncio.to_thread(codec.encode, fields, {"log_probs": self._log_probs})
+        """The response: `document`, whose tensors' fields the tensors take."""
+        fields = document.model_dump(mode="json", exclude={"log_probs", "top_classes"})
+        if self._texts is None:
+            data = await asyncio.to_thread(codec.encode, fields, self._tensors)
             return Response(data, media_type=codec.MEDIA_TYPE)
-        head = json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()
-        body = b"".join((head, b',"log_probs":', self._text, b"}"))
-        return Response(body, media_type=JSON_TYPE)
+        parts = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
+        for name, text in self._texts.items():
+            parts += [f',"{name}":'.encode(), text]
+        return Response(b"".join((*parts, b"}")), media_type=JSON_TYPE)
 
 
 def json_response(document: BaseModel, *, status: int = 200) -> Response:
@@ -48,32 +51,39 @@ def json_response(document: BaseModel, *, status: int = 200) -> Response:
     return Response(document.model_dump_json(), status_code=status, media_type=JSON_TYPE)
 
 
-async def encode_log_probs(request: Request, log_probs: NDArray[Any]) -> TensorAnswer:
-    """Encodes the tensor as the request wants it."""
+async def encode_tensors(request: Request, tensors: codec.Tensors) -> TensorAnswer:
+    """Encodes the tensors as the request wants them."""
     if wants_safetensors(request):
-        return TensorAnswer(log_probs, None)
-    return TensorAnswer(log_probs, await asyncio.to_thread(_json_of, log_probs))
+        return TensorAnswer(tensors, None)
+    texts = {name: await asyncio.to_thread(_json_of, tensor) for name, tensor in tensors.items()}
+    return TensorAnswer(tensors, texts)
 
 
 def wants_safetensors(request: Request) -> bool:
     """Whether `Accept` names safetensors and does not refuse it (RFC 9110, section 12.5.1)."""
-    for media_range in request.headers.get("accept", "").split(","):
-        media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
-        if media_type == codec.MEDIA_TYPE:
-            return not any(_is_zero_weight(parameter) for parameter in parameters)
-    return False
+    return names(request.headers.get("accept", ""), codec.MEDIA_TYPE)
 
 
-def answer_bytes(request: Request, numbers: int, dtype: DType) -> int:
-    """An upper bound of an answer's tensor of so many numbers, in bytes."""
-    return numbers * (
-        np.dtype(dtype).itemsize if wants_safetensors(request) else JSON_BYTES_A_NUMBER
+def answer_bytes(
+    request: Request, *, rows: int, classes: int, top_k: int | None, dtype: DType
+) -> int:
+    """An upper bound of an answer's tensors, in bytes.
+
+    Args:
+        request: which media type it wants.
+        rows: how many distributions are answered.
+        classes: over which they are.
+        top_k: how many numbers of each are answered, with their classes; all when None.
+        dtype: of log-probabilities.
+    """
+    sizes = (
+        {name: np.dtype(name).itemsize for name in _JSON_BYTES}
+        if wants_safetensors(request)
+        else _JSON_BYTES
     )
-
-
-def _is_zero_weight(parameter: str) -> bool:
-    name, _, value = parameter.partition("=")
-    return name.strip() == "q" and value.strip(" 0.") == ""
+    if top_k is None:
+        return rows * classes * sizes[dtype]
+    return rows * top_k * (sizes[dtype] + sizes["int32"])
 
 
 def _json_of(array: NDArray[Any]) -> bytes:

@@ -48,16 +48,27 @@ async def checked_prompts(
 
 
 def check_answer_size(
-    request: Request, services: Services, *, numbers: int, dtype: DType, field: str
+    request: Request,
+    services: Services,
+    *,
+    rows: int,
+    classes: int,
+    top_k: int | None,
+    dtype: DType,
+    field: str,
 ) -> None:
-    """Raises ProblemError if an answer of so many numbers were too large; `field` is to blame."""
-    size = answer_bytes(request, numbers, dtype)
+    """Raises ProblemError if such an answer were too large; `field` is to blame.
+
+    What is answered is as in `craft_server.api.answer.answer_bytes`.
+    """
+    size = answer_bytes(request, rows=rows, classes=classes, top_k=top_k, dtype=dtype)
     allowed = services.settings.limits.answer_bytes
     if size > allowed:
         raise invalid_field(
             field,
             f"the answer would take up to {size} bytes; {allowed} are allowed",
-            "Ask for fewer pictures or prompts in one call, for float16, or for safetensors.",
+            "Ask for fewer pictures or prompts in one call, for float16, for safetensors, or for a "
+            "small top_k.",
         )
 
 

@@ -100,13 +100,20 @@ def safetensors_body(description: str) -> dict[str, Any]:
 
 
 def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[str, Any]]:
-    """The 200 of a call that answers with the tensor `log_probs`."""
+    """The 200 of a call that answers with the tensor `log_probs`, of a shape with a gap.
+
+    The gap is the axis of the classes, of which `top_k` leaves some and says which.
+    """
+    tensors = (
+        f"`log_probs` {shape.format('classes')}; with `top_k` {shape.format('top_k')}, and of the "
+        "same shape `top_classes` int32, the classes' indices"
+    )
     return {
         200: {
-            "description": f"The document, and the tensor `log_probs` {shape}",
+            "description": f"The document, and the tensors {tensors}",
             "content": {
                 "application/json": {"schema": _reference(model)},
-                codec.MEDIA_TYPE: {"schema": _file(model, f"`log_probs` {shape}")},
+                codec.MEDIA_TYPE: {"schema": _file(model, tensors)},
             },
         }
     }

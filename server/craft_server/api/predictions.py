@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from numpy.typing import NDArray
 
 from craft_server.api import documents
-from craft_server.api.answer import encode_log_probs
+from craft_server.api.answer import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts
@@ -16,9 +18,12 @@ from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking
 from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
-from craft_server.api.services import WithServices
+from craft_server.api.services import Services, WithServices
+from craft_server.api.top_classes import check_top_k, most_probable_of_parts
+from craft_server.image_sets import Features
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
+from craft_shared.codec import Tensors
 from craft_shared.problems import (
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
@@ -39,7 +44,7 @@ router = APIRouter(tags=["predictions"])
         "`codes` float32 [prompts, dim]; `files` uint8 [bytes] and `file_sizes` int64 [pictures]",
     ),
     responses={
-        **documents.tensor_answer(PredictionAnswer, "[prompts, images, classes]"),
+        **documents.tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
         **documents.problems(
             *documents.CHARGED, MODEL_NOT_FOUND, IMAGE_SET_NOT_FOUND, INVALID_IMAGE
         ),
@@ -54,11 +59,15 @@ async def predict(
 ) -> Response:
     """Scores P prompts on N pictures over C classes.
 
+    With `top_k` the answer holds of each picture, under each prompt, that many classes: the most
+    probable ones, their log-probabilities the same as in the whole answer.
+
     Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
-    picture in the body, one of `requests`.
+    picture in the body, one of `requests`; with `top_k` as without.
     """
     message = body.message
     check_model(services, message.model)
+    check_top_k(message.top_k, len(message.classes))
     prompts = await checked_prompts(
         services,
         classes=message.classes,
@@ -71,7 +80,9 @@ async def predict(
     check_answer_size(
         request,
         services,
-        numbers=count * selection.count * len(message.classes),
+        rows=count * selection.count,
+        classes=len(message.classes),
+        top_k=message.top_k,
         dtype=message.dtype,
         field=selection.field,
     )
@@ -89,11 +100,29 @@ async def predict(
     async with booking(services, caller, call, work) as booked:
         image_features = await pictures.features(services, caller)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
-        log_probs = await engine.score(
-            image_features, text_features, message.dtype, tenant=caller.tenant
-        )
-        answer = await encode_log_probs(request, log_probs)
+        tensors = await _scores(services, caller, message, image_features, text_features)
+        answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
             PredictionAnswer(model=engine.name, revision=engine.revision, cost=booked.cost)
         )
         return await booked.settle(response)
+
+
+async def _scores(
+    services: Services,
+    caller: Caller,
+    message: PredictionRequest,
+    image_features: Features,
+    text_features: NDArray[np.float32],
+) -> Tensors:
+    engine, tenant = services.engine, caller.tenant
+    if message.top_k is None:
+        log_probs = await engine.score(image_features, text_features, message.dtype, tenant=tenant)
+        return {"log_probs": log_probs}
+    return await most_probable_of_parts(
+        engine.score_parts(image_features, text_features, tenant=tenant),
+        prompts=len(text_features),
+        images=len(image_features),
+        top_k=message.top_k,
+        dtype=message.dtype,
+    )

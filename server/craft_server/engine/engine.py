@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
@@ -233,20 +233,40 @@ class Engine:
         """
         prompts, classes = text_features.shape[:2]
         scores = np.empty((prompts, len(image_features), classes), dtype=dtype)
-        of_one = max(1, len(image_features) * classes)
-        step = max(1, SCORES_PER_TASK // of_one)
-        parts = [slice(i, min(i + step, prompts)) for i in range(0, prompts, step)]
-        tasks = [
-            Task(
-                _Pairs(image_features, text_features[part]),
-                (part.stop - part.start) * of_one / SCORES_PER_TASK,
-            )
-            for part in parts
-        ]
-        found = await self._worker.run(self._log_probs, tasks, tenant=tenant)
-        for part, log_probs in zip(parts, found, strict=True):
-            scores[part] = log_probs
+        async for some_prompts, some_images, part in self.score_parts(
+            image_features, text_features, tenant=tenant
+        ):
+            scores[some_prompts, some_images] = part
         return scores
+
+    async def score_parts(
+        self,
+        image_features: NDArray[np.float32],
+        text_features: NDArray[np.float32],
+        *,
+        tenant: str = "",
+    ) -> AsyncIterator[tuple[slice, slice, NDArray[np.float32]]]:
+        """What `score` answers, in float32 and in parts of bounded size: for who keeps less of it.
+
+        Yields:
+            The prompts and the images of a part, and its log-probabilities.
+
+        Raises:
+            Overloaded: too much work waits for the model.
+            WorkerDied: the engine is closed or broken.
+        """
+        prompts, classes = text_features.shape[:2]
+        images = len(image_features)
+        rows = max(1, min(images, SCORES_PER_TASK // max(1, classes)))
+        step = max(1, SCORES_PER_TASK // (rows * max(1, classes)))
+        for i in range(0, prompts, step):
+            for j in range(0, images, rows):
+                some_prompts, some_images = slice(i, i + step), slice(j, j + rows)
+                pairs = _Pairs(image_features[some_images], text_features[some_prompts])
+                numbers = len(pairs.images) * pairs.texts.shape[0] * classes
+                task = Task(pairs, numbers / SCORES_PER_TASK)
+                (part,) = await self._worker.run(self._log_probs, [task], tenant=tenant)
+                yield some_prompts, some_images, part
 
     async def _text_features(
         self,

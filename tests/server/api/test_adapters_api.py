@@ -109,15 +109,53 @@ def test_a_published_adapter_predicts_as_its_head_on_the_prompts_scores(
     )
 
 
+@pytest.mark.parametrize("top_k", [None, 2])
 def test_large_sets_are_refined_in_parts(
-    client: httpx.Client, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, picture: Picture, monkeypatch: pytest.MonkeyPatch, top_k: int | None
 ) -> None:
     publish(client, make(client))
     images = [base64.b64encode(picture(seed)).decode() for seed in range(5)]
-    whole = client.post("/v1/adapters/pets/predictions", json={"images": images}).json()
+    body = {"images": images, "top_k": top_k}
+    whole = client.post("/v1/adapters/pets/predictions", json=body).json()
     monkeypatch.setattr("craft_server.api.adapters._SCORES_AT_ONCE", 18)
-    parts = client.post("/v1/adapters/pets/predictions", json={"images": images}).json()
+    parts = client.post("/v1/adapters/pets/predictions", json=body).json()
     np.testing.assert_allclose(parts["log_probs"], whole["log_probs"], atol=1e-5)
+    assert parts.get("top_classes") == whole.get("top_classes")
+
+
+def test_top_k_leaves_the_most_probable_classes_of_the_same_answer_at_the_same_charge(
+    client: httpx.Client, picture: Picture
+) -> None:
+    publish(client, make(client))
+    images = [base64.b64encode(picture(seed)).decode() for seed in range(4)]
+    address = "/v1/adapters/pets/predictions"
+    whole = client.post(address, json={"images": images}).json()
+    body = {"images": images, "top_k": 2}
+    as_json = client.post(address, json=body).json()
+    packed = client.post(address, json=body, headers={"Accept": codec.MEDIA_TYPE})
+    _, tensors = codec.decode(packed.content)
+    assert tensors["top_classes"].dtype == np.int32
+    scores = np.array(whole["log_probs"])
+    order = np.argsort(-scores, axis=-1, kind="stable")[:, :2]
+    for found in (as_json, tensors):
+        np.testing.assert_array_equal(found["top_classes"], order)
+        np.testing.assert_array_equal(
+            np.array(found["log_probs"], np.float32),
+            np.take_along_axis(scores, order, -1).astype(np.float32),
+        )
+    assert as_json["cost"]["charged"] == whole["cost"]["charged"]
+
+
+def test_more_classes_than_the_adapter_has_are_refused_free_of_charge(
+    client: httpx.Client, picture: Picture
+) -> None:
+    publish(client, make(client))
+    before = usage(client)
+    body = {"images": [base64.b64encode(picture()).decode()], "top_k": 4}
+    answer = client.post("/v1/adapters/pets/predictions", json=body)
+    check(answer, 422, "invalid-request", "top_k")
+    assert "at most 3" in answer.json()["errors"][0]["remedy"]
+    assert usage(client) == before
 
 
 def test_the_same_content_again_is_the_same_version_without_charge(client: httpx.Client) -> None:

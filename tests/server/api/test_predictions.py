@@ -148,6 +148,46 @@ def test_half_precision_is_the_same_answer_rounded(client: httpx.Client, picture
     np.testing.assert_array_equal(tensors["float16"], tensors["float32"].astype(np.float16))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_top_k_leaves_the_most_probable_classes_of_the_same_answer_at_the_same_charge(
+    client: httpx.Client, picture: Picture, dtype: str
+) -> None:
+    fields = request(
+        client,
+        context=CONTEXT,
+        classes=["cat", "dog", "tree frog", "owl", "bee"],
+        codes=CODES.tolist(),
+        images=b64(picture(1), picture(2)),
+        dtype=dtype,
+    )
+    whole = client.post("/v1/predictions", json=fields).json()
+    assert "top_classes" not in whole
+    as_json = client.post("/v1/predictions", json={**fields, "top_k": 2})
+    as_tensors = client.post(
+        "/v1/predictions", json={**fields, "top_k": 2}, headers={"Accept": codec.MEDIA_TYPE}
+    )
+    document, tensors = codec.decode(as_tensors.content)
+    assert not {"log_probs", "top_classes"} & document.keys()
+    assert tensors["log_probs"].dtype == dtype
+    assert tensors["top_classes"].dtype == np.int32
+    scores = np.array(whole["log_probs"])
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :2]
+    for found in (as_json.json(), tensors):
+        np.testing.assert_array_equal(found["top_classes"], order)
+        np.testing.assert_array_equal(
+            np.array(found["log_probs"], dtype),
+            np.take_along_axis(scores, order, -1).astype(dtype),
+        )
+    for cost in (as_json.json()["cost"], document["cost"]):
+        assert cost["charged"] == whole["cost"]["charged"]
+
+
+def test_top_k_may_be_all_classes(client: httpx.Client, picture: Picture) -> None:
+    fields = request(client, images=b64(picture()), top_k=3)
+    answer = client.post("/v1/predictions", json=fields).json()
+    assert sorted(answer["top_classes"][0][0]) == [0, 1, 2]
+
+
 def test_an_image_set_scores_as_its_pictures_do(client: httpx.Client, picture: Picture) -> None:
     files = [picture(seed) for seed in range(5)]
     image_set = new_set(client, *files)
@@ -251,6 +291,9 @@ BAD_REQUESTS: list[tuple[dict[str, Any], int, str, list[str]]] = [
     ({"images": ["AAAA"], "rows": [0]}, 422, "invalid-request", ["rows"]),
     ({"images": ["AAAA"], "image_set": "is_x"}, 422, "invalid-request", ["image_set"]),
     ({"dtype": "float64"}, 422, "invalid-request", ["dtype"]),
+    ({"top_k": 0}, 422, "invalid-request", ["top_k"]),
+    ({"top_k": 4}, 422, "invalid-request", ["top_k"]),
+    ({"top_k": 1.5}, 422, "invalid-request", ["top_k"]),
     ({"picture": 1}, 422, "invalid-request", ["picture"]),
     ({}, 422, "invalid-request", ["image_set"]),
 ]
@@ -374,6 +417,19 @@ def test_an_answer_too_large_as_json_may_fit_as_safetensors(serve: Any, picture:
         check_problem(client.post("/v1/predictions", json=body), 422, "invalid-request", "images")
         answer = client.post("/v1/predictions", json=body, headers={"Accept": codec.MEDIA_TYPE})
         assert answer.status_code == 200
+
+
+def test_with_top_k_the_answers_size_is_that_of_both_tensors(serve: Any, picture: Picture) -> None:
+    # Two pictures, three classes: 24 bytes without top_k, 8 for each class that it leaves of each.
+    with serve(limits={"answer_bytes": 16}) as server, server.client() as client:
+        for top_k, status in ((None, 422), (1, 200), (2, 422)):
+            answer = client.post(
+                "/v1/predictions",
+                json=request(client, images=b64(picture(1), picture(2)), top_k=top_k),
+                headers={"Accept": codec.MEDIA_TYPE},
+            )
+            assert answer.status_code == status, (top_k, answer.text)
+        assert usage(client)["requests"] == 1
 
 
 def test_an_image_set_of_another_revision_is_refused(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -110,6 +111,27 @@ def test_images_keep_their_order_across_tasks(
 
 def test_no_images_are_no_features(tiny_engine: Engine) -> None:
     assert asyncio.run(tiny_engine.encode_images([])).shape == (0, 32)
+
+
+def test_scores_come_in_parts_that_make_up_the_whole(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    x, t = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 8), (3, 4, 8)))
+    whole = asyncio.run(tiny_engine.score(x, t))
+
+    async def parts() -> list[tuple[slice, slice, Any]]:
+        return [part async for part in tiny_engine.score_parts(x, t)]
+
+    for most, count in ((40, 2), (8, 9), (1, 15)):
+        monkeypatch.setattr(module, "SCORES_PER_TASK", most)
+        found = np.full_like(whole, np.nan)
+        every = asyncio.run(parts())
+        assert len(every) == count
+        for prompts, images, part in every:
+            assert part.size <= max(most, 4)
+            found[prompts, images] = part
+        np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
