@@ -116,7 +116,17 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     module.to(device=device, dtype=dtype)
     # Convolutions are faster with a pixel's channels side by side.
     module.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        _lay_out_for_few_rows(module)
     return loaded
+
+
+def _lay_out_for_few_rows(module: nn.Module) -> None:
+    """Stores the weights of linear layers by input: products of few rows read them faster."""
+    for layer in module.modules():
+        for weight in (getattr(layer, "in_proj_weight", None), getattr(layer, "weight", None)):
+            if weight is not None and isinstance(layer, nn.Linear | nn.MultiheadAttention):
+                weight.data = weight.data.t().contiguous().t()
 
 
 def revision(module: nn.Module, architecture: str) -> str:
