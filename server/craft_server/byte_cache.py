@@ -5,6 +5,7 @@ It knows arrays' sizes and their age. It does not know what they mean.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
@@ -24,7 +25,7 @@ V = TypeVar("V", bound=Sized)
 
 
 class ByteCache(Generic[K, V]):
-    """A bounded cache. Belongs to one thread.
+    """A bounded, thread-safe cache.
 
     Attributes:
         hits: how often what was asked for was there.
@@ -33,6 +34,7 @@ class ByteCache(Generic[K, V]):
 
     def __init__(self, max_bytes: int) -> None:
         self._values: LRUCache[K, V] = LRUCache(max_bytes, lambda value: value.nbytes)
+        self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
 
@@ -48,19 +50,22 @@ class ByteCache(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """The value, or None."""
-        value: V | None = self._values.get(key)
-        if value is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-        return value
+        with self._lock:
+            value: V | None = self._values.get(key)
+            if value is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+            return value
 
     def put(self, key: K, value: V) -> None:
         """Keeps a value until others need its place; one that has no place is not kept."""
-        if value.nbytes <= self._values.maxsize:
-            self._values[key] = value
+        with self._lock:
+            if value.nbytes <= self._values.maxsize:
+                self._values[key] = value
 
     def discard(self, which: Callable[[K], bool]) -> None:
         """Forgets the values of these keys."""
-        for key in [key for key in self._values if which(key)]:
-            del self._values[key]
+        with self._lock:
+            for key in [key for key in self._values if which(key)]:
+                del self._values[key]

@@ -1,7 +1,7 @@
-"""`GET /metrics`: the engine's queue and the caches, in Prometheus' text format. For operators.
+"""`GET /metrics`: the process, the engine's queue and the caches, in Prometheus' text format.
 
-It tells nothing about a tenant, but much about all of them together, so that it takes an admin key
-(in Prometheus: `authorization` in the scrape configuration).
+For operators. It tells nothing about a tenant, but much about all of them together, so that it
+takes an admin key (in Prometheus: `authorization` in the scrape configuration).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -42,6 +42,7 @@ async def metrics(
 ) -> Response:
     """What the process does now and has done since its start. Needs an admin key; free."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     registry.register(_OfServices(services))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 

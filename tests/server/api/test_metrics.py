@@ -55,5 +55,6 @@ def test_caches_show_their_use_and_their_bounds(serve: Any, picture: Callable[..
     assert after["craft_cache_max_bytes", "image_features"] == 5000
     assert grown("craft_engine_busy_seconds_total", "texts") > 0
     assert grown("craft_engine_busy_seconds_total", "scores") > 0
+    assert after["process_resident_memory_bytes", ""] > 0
     assert after["craft_engine_alive", ""] == 1
     assert after["craft_engine_waiting_turns", ""] == 0
