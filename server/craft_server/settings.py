@@ -37,7 +37,8 @@ class Settings(BaseSettings):
         model: the model's name, `pocket` or one of open_clip's.
         pretrained: which weights of an open_clip model, or a checkpoint's path.
         device: where the model runs; `auto` takes a GPU where there is one.
-        precision: of the model's arithmetic; `auto` fits it to the device.
+        precision: of the model's arithmetic; `auto` is exact on a CPU, `fastest` measures what the
+            device is fastest at.
         host: address to listen on.
         port: TCP port to listen on; 0 takes a free one.
         limits: what one call may hold; one of them is set by, say, `CRAFT_LIMITS__BODY_BYTES`.
@@ -68,7 +69,7 @@ class Settings(BaseSettings):
     model: str = "pocket"
     pretrained: str | None = None
     device: str = "auto"
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    precision: Literal["auto", "fastest", "float32", "float16", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     limits: Limits = DEFAULT_LIMITS

@@ -33,7 +33,7 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, float32, float16 or bfloat16.")
+        str | None, typer.Option(help="auto, fastest, float32, float16 or bfloat16.")
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")

@@ -13,7 +13,7 @@ import torch
 from structlog.testing import capture_logs
 
 from craft_server.engine import Engine, ModelLoadError, ModelSpec
-from craft_server.engine.models import _needs_quick_gelu, load_model, revision
+from craft_server.engine.models import _needs_quick_gelu, _seconds_of_product, load_model, revision
 
 pytestmark = pytest.mark.usefixtures("tiny_engine")  # registers the tiny architecture
 TINY = ModelSpec("craft-tiny", device="cpu")
@@ -172,3 +172,20 @@ def test_pocket_is_an_engine_like_any_other() -> None:
 def test_preprocessing_is_the_models_own() -> None:
     _, _, reference = open_clip.create_model_and_transforms(TINY.name)
     assert str(load_model(TINY).preprocess) == str(reference)
+
+
+@pytest.mark.parametrize(
+    ("half_takes", "chosen"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2.0, torch.float32)]
+)
+def test_fastest_precision_is_measured(
+    monkeypatch: pytest.MonkeyPatch, half_takes: float, chosen: torch.dtype
+) -> None:
+    def seconds(_device: torch.device, dtype: torch.dtype) -> float:
+        return 1.0 if dtype == torch.float32 else half_takes
+
+    monkeypatch.setattr("craft_server.engine.models._seconds_of_product", seconds)
+    assert load_model(ModelSpec("ViT-B-32", device="cpu", precision="fastest")).dtype == chosen
+
+
+def test_products_are_timed() -> None:
+    assert 0 < _seconds_of_product(torch.device("cpu"), torch.float32) < 10

@@ -28,7 +28,7 @@ def test_every_thread_gets_its_share_of_the_work(prompts: int, classes: int, thr
     found = list(packs(texts, prompts=prompts, max_tokens=4096, threads=threads))
     tokens = [pack.tokens for pack in found]
     alone = sum(pack.tokens for pack in packs(texts, prompts=prompts, max_tokens=4096))
-    # No thread has more to do than its share, but for a prompt's texts or what is too little to cut.
+    # No thread has more than its share, but for a prompt's texts or what is too little to cut.
     of_one = 5 + 3 * classes
     assert max(tokens) <= max(LEAST_TOKENS, -(-alone // threads) + of_one)
     assert max(tokens) <= 4096
