@@ -7,7 +7,6 @@ scaled. It does not know class names, the rest of the tower, or how codes are se
 from __future__ import annotations
 
 import math
-import threading
 from functools import lru_cache
 
 import numpy as np
@@ -36,7 +35,7 @@ _PAIRS_AT_ONCE = 2**20
 
 
 class ContextSpace:
-    """The contexts of one model; thread-safe.
+    """The contexts of one model. Belongs to the thread that owns the model.
 
     Attributes:
         sigma: standard deviation of the entries of the model's token embeddings.
@@ -46,15 +45,13 @@ class ContextSpace:
         self._tower = tower
         self._tokens = tokens
         self.sigma = float(tower.embed(torch.arange(tokens.vocabulary)).float().std())
-        self._lock = threading.Lock()
         self._projection = lru_cache(REMEMBERED_PROJECTIONS)(self._draw_projection)
 
     def embeddings(self, context: Context, codes: NDArray[np.float32]) -> Tensor:
         """Prompt embeddings of codes [K, dim]: float32 [K, words of init, width]."""
         words = self._tokens.words(context.init)
         p0 = self._tower.embed(torch.tensor(words)).float()
-        with self._lock:  # so that no projection is drawn twice at the same time
-            A = self._projection(len(words), context.dim, context.seed, context.scale)
+        A = self._projection(len(words), context.dim, context.seed, context.scale)
         moved = torch.from_numpy(codes).to(A.device) @ A.T
         return (p0 + moved.view(len(codes), *p0.shape)).clamp(-MAX_EMBEDDING, MAX_EMBEDDING)
 

@@ -1,7 +1,7 @@
 """The engine: pictures and prompts in, unit features and log-probabilities out.
 
-It knows one model and how work is cut into tasks for the threads that run it, so that several calls
-take turns. It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a
+It knows one model and how work is cut into tasks for the one thread that runs it, so that several
+calls take turns. It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a
 name like any other, among which the worker is fair and which share no remembered texts.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
@@ -43,9 +43,6 @@ IMAGES_PER_TASK = {"cpu": 8, "cuda": 32}
 # One task should take a second or two, so that others get their turn.
 TOKENS_PER_TASK = {"cpu": 4096, "cuda": 65536}
 SCORES_PER_TASK = 2**22
-# As many tasks run at a time as there are cores, each on one, which wastes no time on waiting for
-# each other within a task. More tasks than this would need more memory than they save time.
-MOST_THREADS = 8
 # A GPU is filled by several calls together. A CPU gains nothing by it, and then the last bits of an
 # answer would depend on who else asks.
 TURNS_TOGETHER = {"cpu": 0.0, "cuda": 1.0}
@@ -105,14 +102,7 @@ class Engine:
         self._contexts = ContextSpace(self._tower, self._tokens)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
-        cores = torch.get_num_threads()
-        self._threads = min(cores, MOST_THREADS) if model.device.type == "cpu" else 1
-        self._worker = Worker(
-            f"engine-{name}",
-            threads=self._threads,
-            initializer=partial(torch.set_num_threads, cores // self._threads),
-            together=TURNS_TOGETHER[model.device.type],
-        )
+        self._worker = Worker(f"engine-{name}", together=TURNS_TOGETHER[model.device.type])
         (started,) = self._worker.submit(self._warm_up, [Task(None, 0.0)])
         self._features = started.result()
 
@@ -190,12 +180,10 @@ class Engine:
             WorkerDied: the engine is closed or broken.
         """
         step = self._images_per_task
-        tasks = [
-            Task(images[i : i + step], len(images[i : i + step]) / step)
-            for i in range(0, len(images), step)
-        ]
-        parts = await self._worker.run(self._image_features, tasks, tenant=tenant)
-        return np.concatenate(parts) if parts else np.zeros((0, self._features), np.float32)
+        parts = [images[i : i + step] for i in range(0, len(images), step)]
+        tasks = [Task(part, len(part) / step) for part in parts]
+        features = await self._worker.run(self._image_features, tasks, tenant=tenant)
+        return np.concatenate(features) if features else np.zeros((0, self._features), np.float32)
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
@@ -298,9 +286,7 @@ class Engine:
             bound = self._tokens_per_task
             tasks = [
                 Task(_Texts(pack, moved), pack.tokens / bound)
-                for pack in packs(
-                    sequences, prompts=prompts, max_tokens=bound, threads=self._threads
-                )
+                for pack in packs(sequences, prompts=prompts, max_tokens=bound)
             ]
             parts = await self._worker.run(self._encode_texts, tasks, tenant=tenant)
             features = np.empty((prompts, len(classes), self._features), np.float32)
@@ -310,7 +296,7 @@ class Engine:
             self.text_features.put(name, features)
         return features
 
-    # What follows runs in the worker's threads.
+    # What follows runs in the worker's thread.
 
     @torch.inference_mode()
     def _encode_texts(self, batch: Sequence[_Texts]) -> list[NDArray[np.float32]]:

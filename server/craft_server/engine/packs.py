@@ -5,7 +5,6 @@ It knows token sequences and a bound in tokens. It does not know embeddings or t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,13 +34,7 @@ class Pack:
         return len(self.prompts) * (len(self.prefix) + sum(map(len, self.suffixes)))
 
 
-# Fewer tokens than this at a time leave a processor's arithmetic waiting for its memory.
-LEAST_TOKENS = 64
-
-
-def packs(
-    sequences: Sequence[Ids], *, prompts: int, max_tokens: int, threads: int = 1
-) -> Iterator[Pack]:
+def packs(sequences: Sequence[Ids], *, prompts: int, max_tokens: int) -> Iterator[Pack]:
     """Cuts prompts x classes into packs of about `max_tokens` tokens, never none.
 
     Args:
@@ -49,14 +42,9 @@ def packs(
             differ in what the tokens' embeddings are).
         prompts: how many prompts.
         max_tokens: bound on `Pack.tokens`, as far as one prompt with one class allows.
-        threads: that share the work, and should all get some.
     """
     cut = shared_length(sequences)
     prefix = sequences[0][:cut]
-    of_one = cut + sum(len(sequence) - cut for sequence in sequences)
-    of_thread = -(-prompts // threads) if prompts >= threads else prompts / threads
-    share = math.ceil(of_one * of_thread)
-    max_tokens = min(max_tokens, max(share, LEAST_TOKENS))
     for classes in _slices([len(sequence) - cut for sequence in sequences], max_tokens):
         suffixes = tuple(sequences[i][cut:] for i in classes)
         step = max(1, max_tokens // (cut + sum(map(len, suffixes))))

@@ -1,4 +1,4 @@
-"""The threads that run the model, and the queue before them.
+"""The one thread that owns the model, and the queue before it.
 
 It knows how to take turns fairly, to do tasks of one kind together, and to hand each its own result
 or error. It does not know what tasks do, whose they are, nor anything about a particular event
@@ -117,30 +117,20 @@ class _FairQueue:
 
 
 class Worker:
-    """Daemon threads with one bounded, fair queue.
+    """A daemon thread with a bounded, fair queue.
 
     A task whose future was cancelled before its turn is dropped. An `Exception` that a task raises
     goes to its caller alone; if several were done together, each is done again by itself. Anything
-    graver (`SystemExit`, for example) goes to the callers too and ends all threads; what still
+    graver (`SystemExit`, for example) goes to the callers too and ends the thread; what still
     waited fails with `WorkerDied`.
 
     Args:
-        name: of the threads.
-        threads: how many tasks run at a time.
-        initializer: called in each thread before its first task.
+        name: of the thread.
         capacity: turns that may wait, more than which are only accepted by an empty queue.
         together: turns of one kind that may be done together; 0 does every task by itself.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        threads: int = 1,
-        initializer: Callable[[], None] = lambda: None,
-        capacity: float = 256,
-        together: float = 0,
-    ) -> None:
+    def __init__(self, name: str, *, capacity: float = 256, together: float = 0) -> None:
         self._capacity = capacity
         self._together = together
         self._queue = _FairQueue()
@@ -149,22 +139,13 @@ class Worker:
         self._changed = threading.Condition()
         self._closing = False
         self._dead = False
-        self._initializer = initializer
-        self._threads = [
-            threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True)
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether a task given now would run."""
-        return (
-            not self._closing
-            and not self._dead
-            and all(thread.is_alive() for thread in self._threads)
-        )
+        return self._thread.is_alive() and not self._closing and not self._dead
 
     @property
     def waiting(self) -> float:
@@ -197,7 +178,7 @@ class Worker:
                 _Waiting(kind, task, future) for task, future in zip(tasks, futures, strict=True)
             ]
             self._queue.put(tenant, next(self._calls), items)
-            self._changed.notify_all()
+            self._changed.notify()
         return futures
 
     async def run(self, kind: Kind[P, R], tasks: Sequence[Task[P]], *, tenant: str = "") -> list[R]:
@@ -218,16 +199,14 @@ class Worker:
             raise
 
     def close(self) -> None:
-        """Refuses new tasks, finishes those that wait, and ends the threads."""
+        """Refuses new tasks, finishes those that wait, and ends the thread."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+            self._changed.notify()
+        self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._initializer()
             while batch := self._next():
                 self._do(batch)
                 # The last tasks must not be kept alive while the thread waits for others.
@@ -239,9 +218,9 @@ class Worker:
         """The next task and those after it that can be done with it; none when all is done."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._queue.head() or self._closing or self._dead)
+                self._changed.wait_for(lambda: self._queue.head() or self._closing)
                 batch = list(self._take())
-                if batch or self._closing or self._dead:
+                if batch or (self._queue.head() is None and self._closing):
                     return batch
 
     def _take(self) -> Iterator[_Waiting]:
@@ -269,8 +248,7 @@ class Worker:
                 item.future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
             raise
         else:
-            with self._changed:
-                self._busy[kind] = self.busy_seconds(kind) + time.perf_counter() - began
+            self._busy[kind] = self.busy_seconds(kind) + time.perf_counter() - began
             for item, result in zip(batch, results, strict=True):
                 item.future.set_result(result)
 
@@ -278,7 +256,6 @@ class Worker:
         with self._changed:
             self._dead = True
             orphans = list(self._queue.drain())
-            self._changed.notify_all()
         for item in orphans:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(WorkerDied("the engine's worker thread has ended"))

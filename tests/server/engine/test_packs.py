@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_server.engine.packs import LEAST_TOKENS, packs
+from craft_server.engine.packs import packs
 from craft_server.engine.tokens import Ids, shared_length
 
 sequences = st.lists(
@@ -20,18 +20,6 @@ def test_shared_beginning_leaves_each_a_token_and_is_longest(texts: list[Ids]) -
     assert all(len(text) > cut for text in texts)
     if all(len(text) > cut + 1 for text in texts):
         assert len({text[: cut + 1] for text in texts}) > 1
-
-
-@given(st.integers(1, 50), st.integers(1, 60), st.integers(1, 8))
-def test_every_thread_gets_its_share_of_the_work(prompts: int, classes: int, threads: int) -> None:
-    texts: list[Ids] = [(8, 1, 1, 1, 1, i + 10, i + 11, 9) for i in range(classes)]
-    found = list(packs(texts, prompts=prompts, max_tokens=4096, threads=threads))
-    tokens = [pack.tokens for pack in found]
-    alone = sum(pack.tokens for pack in packs(texts, prompts=prompts, max_tokens=4096))
-    # No thread has more than its share, but for a prompt's texts or what is too little to cut.
-    of_one = 5 + 3 * classes
-    assert max(tokens) <= max(LEAST_TOKENS, -(-alone // threads) + of_one)
-    assert max(tokens) <= 4096
 
 
 @given(sequences, st.integers(1, 9), st.integers(1, 60))

@@ -224,35 +224,6 @@ def test_turns_are_taken_fairly(
     assert order(roomy, calls) == expected
 
 
-def test_as_many_tasks_run_at_a_time_as_there_are_threads() -> None:
-    ready = threading.local()
-
-    def prepare() -> None:
-        ready.yes = True
-
-    worker = Worker("test", threads=2, initializer=prepare)
-    together = threading.Barrier(2, timeout=DEADLINE)
-
-    def meet() -> bool:
-        together.wait()
-        return bool(ready.yes)
-
-    futures = worker.submit(call, [Task(meet, 1)] * 4)
-    assert [future.result(DEADLINE) for future in futures] == [True] * 4
-    worker.close()
-    assert not worker.alive
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_death_of_one_thread_ends_the_others() -> None:
-    worker = Worker("test", threads=3)
-    with pytest.raises(WorkerDied):
-        submit(worker, end_thread).result(DEADLINE)
-    until(lambda: not any(thread.is_alive() for thread in worker._threads))
-    with pytest.raises(WorkerDied):
-        submit(worker, lambda: "after")
-
-
 def test_who_was_idle_has_saved_nothing_up(roomy: Worker) -> None:
     order(roomy, [("a", "x", [1] * 10)])
     assert order(roomy, [("a", "x", [1] * 3), ("b", "y", [1] * 3)]) == "ababab"
