@@ -4,8 +4,8 @@ A craft-server process with RN50 (random weights: speed does not depend on them)
 pictures, and the craft command in a process of its own. Runs of few and of more generations are
 timed; a generation is the difference, divided, so that starting and uploading are not in it. A
 whole run is 200 generations and one plain prompt. The server's own measurements say how long the
-model has worked, on all cores; what remains is HTTP, metering, encoding of answers and the client. The first run
-uploads the pictures, the others send pictures that the server knows.
+model has worked, on all cores; what remains is HTTP, metering, encoding of answers and the client.
+The first run uploads the pictures, the others send pictures that the server knows.
 
     python benchmarks/tuning_run.py --json docs/tuning_run.json
 """

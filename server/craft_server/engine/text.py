@@ -3,10 +3,10 @@
 The tower is causal, which saves twice, exactly: nothing after the end token matters, so that
 sequences are cut there; and texts with the same beginning share its keys and values, which are
 computed once. Nothing is padded: the tokens of all texts of all prompts are the rows of one matrix,
-and in attention, masked, a few dozen of them stand side by side. It saves once more at either end: in the first layer a
-text's own tokens are the same under every prompt, and of the last layer only the end token is
-needed. It knows open_clip's text transformer (`open_clip.model.CLIP`, or the `text` part of
-`CustomTextCLIP`). It does not know tokenizers, contexts or how work is cut.
+and in attention, masked, a few dozen of them stand side by side. It saves once more at either end:
+in the first layer a text's own tokens are the same under every prompt, and of the last layer only
+the end token is needed. It knows open_clip's text transformer (`open_clip.model.CLIP`, or the
+`text` part of `CustomTextCLIP`). It does not know tokenizers, contexts or how work is cut.
 
 Shapes: P prompts, C texts a prompt, L shared tokens, S own tokens of a text, T own tokens of all C
 texts, W the tower's width.
