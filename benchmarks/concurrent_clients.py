@@ -1,7 +1,7 @@
 """Many tuning clients at once beside one alone: throughput, fairness, memory.
 
-A craft-server process with pocket, and clients in processes of their own, each with its own key,
-that run the paper's recipe on the same pictures. One alone comes first and last. Rates count the
+A craft-server process with pocket, and clients in processes of their own, each with its own key
+of one owner, that run the paper's recipe on the same pictures. One alone comes first and last. Rates count the
 queries answered in a window that begins when all clients have uploaded and asked once. A client has
 one request in flight; populations and single prompts are told apart, since one is 40 times the
 other's work. Memory is the server's, as it reports it.
@@ -98,8 +98,8 @@ def measure(
 ) -> dict[str, Any]:
     """So many clients for so long."""
     keys = [
-        command(env, "craft-server", "keys", "create", "--owner", f"client {i}")["key"]
-        for i in range(clients)
+        command(env, "craft-server", "keys", "create", "--owner", "laboratory")["key"]
+        for _ in range(clients)
     ]
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(clients), spawn.Queue()

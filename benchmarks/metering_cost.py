@@ -36,6 +36,9 @@ class StubEngine:
     name, revision, image_size = MODEL, REVISION, 32
     random_weights, alive = False, True
 
+    def use_one_core(self) -> None:
+        """It computes nothing."""
+
     def check_prompts(self, *_: Any) -> list[Any]:
         return []
 

@@ -78,7 +78,9 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         rate_limits=RateLimits(settings.rate_limits_url),
         receipts=Receipts(database, signer, issuer=settings.receipt_issuer),
         decoders=ThreadPoolExecutor(
-            min(os.cpu_count() or 1, _MAX_DECODERS), thread_name_prefix="craft-decoder"
+            min(os.cpu_count() or 1, _MAX_DECODERS),
+            thread_name_prefix="craft-decoder",
+            initializer=engine.use_one_core,
         ),
         in_flight=InFlight(),
         features=ByteCache(settings.features_cache_bytes),

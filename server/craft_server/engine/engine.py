@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
@@ -28,7 +30,13 @@ from craft_server.byte_cache import ByteCache
 from craft_server.engine import images as pictures
 from craft_server.engine import prompts as checks
 from craft_server.engine.context import ContextSpace
-from craft_server.engine.models import LoadedModel, ModelLoadError, ModelSpec, load_model
+from craft_server.engine.models import (
+    LoadedModel,
+    ModelLoadError,
+    ModelSpec,
+    device_of,
+    load_model,
+)
 from craft_server.engine.packs import Pack, packs
 from craft_server.engine.prompts import Prompts
 from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
@@ -89,7 +97,7 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, model: LoadedModel, *, text_features_bytes: int = TEXT_FEATURES_CACHE_BYTES
+        self, name: str, model: LoadedModel, worker: Worker, *, text_features_bytes: int
     ) -> None:
         self.name = name
         self.revision = model.revision
@@ -102,13 +110,15 @@ class Engine:
         self._contexts = ContextSpace(self._tower, self._tokens)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
-        self._worker = Worker(f"engine-{name}", together=TURNS_TOGETHER[model.device.type])
-        (started,) = self._worker.submit(self._warm_up, [Task(None, 0.0)])
-        self._features = started.result()
+        self._worker = worker
+        self._features = self._warm_up()
 
     @classmethod
     def load(cls, spec: ModelSpec, *, text_features_bytes: int = TEXT_FEATURES_CACHE_BYTES) -> Self:
-        """Loads the model, starts its worker, and runs both towers once.
+        """Starts a worker that loads the model and runs both towers once.
+
+        All that is computed is computed on the worker's thread: another one that had computed too
+        would have left helpers of its own, which then take turns on the cores with the worker's.
 
         Args:
             spec: which model.
@@ -117,8 +127,20 @@ class Engine:
         Raises:
             ModelLoadError: the model cannot be loaded.
         """
+        device = device_of(spec.device)
+        worker = Worker(f"engine-{spec.name}", together=TURNS_TOGETHER[device.type])
+
+        def make(_: Sequence[None]) -> list[Self]:
+            model = load_model(spec)
+            return [cls(spec.name, model, worker, text_features_bytes=text_features_bytes)]
+
         try:
-            return cls(spec.name, load_model(spec), text_features_bytes=text_features_bytes)
+            with ExitStack() as on_failure:
+                on_failure.callback(worker.close)
+                making: Future[Self] = worker.submit(make, [Task(None, 0.0)])[0]
+                engine = making.result()
+                on_failure.pop_all()
+            return engine
         except UnsupportedTowerError as error:
             raise ModelLoadError(
                 f"model '{spec.name}' cannot be used: {error}; choose another, such as RN50"
@@ -128,6 +150,11 @@ class Engine:
                 f"model '{spec.name}' does not fit the memory of device '{spec.device}': "
                 "free some, or choose a smaller model"
             ) from error
+
+    @staticmethod
+    def use_one_core() -> None:
+        """Lets the calling thread compute on one core, so that it takes none from the model."""
+        torch.set_num_threads(1)
 
     @property
     def waiting(self) -> float:
@@ -333,7 +360,7 @@ class Engine:
             found.append(logits.log_softmax(dim=-1).cpu().numpy())
         return found
 
-    def _warm_up(self, _started: Sequence[None]) -> list[int]:
+    def _warm_up(self) -> int:
         """Runs both towers once and tells the width of their features."""
         blank = torch.zeros(3, self.image_size, self.image_size)
         (of_images,) = self._image_features([[blank]])
@@ -341,7 +368,7 @@ class Engine:
         (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
         self._encode_texts([_Texts(pack, None)])
         width: int = of_images.shape[1]
-        return [width]
+        return width
 
 
 def _digest(*parts: str | bytes) -> bytes:

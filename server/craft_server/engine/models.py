@@ -97,7 +97,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     Raises:
         ModelLoadError: there is no such model, or its weights or device are not available.
     """
-    device = _device(spec.device)
+    device = device_of(spec.device)
     dtype = _dtype(spec.precision, device)
     random_weights = False
     quick_gelu = False
@@ -150,7 +150,12 @@ def revision(module: nn.Module, architecture: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of that name; see `ModelSpec`.
+
+    Raises:
+        ModelLoadError: there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -107,23 +107,24 @@ class TextTower:
         prefixes = [self._prefixes(moved) for moved in batch]
         owns = [self._first_layer(moved.pack) for moved in batch]
         x = torch.cat(
+            [_with_own(prefix, own.placed) for prefix, own in zip(prefixes, owns, strict=True)]
+        )
+        joint = torch.cat(
             [
-                torch.cat([prefix, own.placed.expand(rows.prompts, -1, -1)], dim=1).flatten(0, 1)
-                for rows, prefix, own in zip(packs, prefixes, owns, strict=True)
+                _with_own(_joint(self._blocks[0], prefix), own.joint)
+                for prefix, own in zip(prefixes, owns, strict=True)
             ]
         )
-        joint = [
-            (_joint(self._blocks[0], prefix), own.joint[None])
-            for prefix, own in zip(prefixes, owns, strict=True)
-        ]
         for block in self._blocks:
             if block is not self._blocks[0]:
-                joint = list(_apart(_joint(block, x), packs))
+                joint = _joint(block, x)
             ends_alone = block is self._blocks[-1]
             mixed = torch.cat(
                 [
-                    _mix(*one, rows, heads=block.attn.num_heads, ends_alone=ends_alone)
-                    for one, rows in zip(joint, packs, strict=True)
+                    _mix(part, rows, heads=block.attn.num_heads, ends_alone=ends_alone)
+                    for part, rows in zip(
+                        torch.split(joint, [rows.count for rows in packs]), packs, strict=True
+                    )
                 ]
             )
             if ends_alone:
@@ -170,16 +171,16 @@ class TextTower:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Texts of a pack whose tokens attend together.
+    """Tokens of a pack that attend together: of whole texts; in the first chunk, shared ones too.
 
     Attributes:
-        own: where their tokens are among the pack's own ones.
+        where: they stand, among the L + T tokens of a prompt.
         ends: of these tokens the end tokens, int64 [texts].
-        seen: which tokens each of them sees, of the shared ones and its own text up to itself; bool
-            [tokens, L + tokens].
+        seen: which tokens each of them sees, of the shared ones and its own text, up to itself;
+            bool [tokens, L + tokens], in the first chunk [tokens, tokens].
     """
 
-    own: slice
+    where: slice
     ends: Tensor
     seen: Tensor
 
@@ -191,7 +192,7 @@ class _Rows:
     Attributes:
         prompts: P.
         shared: L.
-        chunks: the texts, in their order.
+        chunks: the tokens of a prompt, in their order.
     """
 
     prompts: int
@@ -200,11 +201,12 @@ class _Rows:
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> _Rows:
-        chunks, first = [], 0
+        shared = len(pack.prefix)
+        chunks: list[_Chunk] = []
         for lengths in _slices([len(suffix) for suffix in pack.suffixes]):
-            chunks.append(_chunk(first, lengths, len(pack.prefix), device))
-            first = chunks[-1].own.stop
-        return cls(len(pack.prompts), len(pack.prefix), tuple(chunks))
+            first = chunks[-1].where.stop if chunks else 0
+            chunks.append(_chunk(first, lengths, shared, device))
+        return cls(len(pack.prompts), shared, tuple(chunks))
 
     @property
     def texts(self) -> int:
@@ -212,20 +214,20 @@ class _Rows:
         return sum(len(chunk.ends) for chunk in self.chunks)
 
     @property
-    def own(self) -> int:
-        """T."""
-        return int(self.chunks[-1].own.stop)
+    def tokens(self) -> int:
+        """L + T."""
+        return int(self.chunks[-1].where.stop)
 
     @property
     def count(self) -> int:
         """P (L + T)."""
-        return self.prompts * (self.shared + self.own)
+        return self.prompts * self.tokens
 
     def ends(self) -> Tensor:
         """Rows of the end tokens, [P C]."""
-        of_one = torch.cat([chunk.own.start + chunk.ends for chunk in self.chunks])
+        of_one = torch.cat([chunk.where.start + chunk.ends for chunk in self.chunks])
         prompts = torch.arange(self.prompts, device=of_one.device)[:, None]
-        return (prompts * (self.shared + self.own) + self.shared + of_one).flatten()
+        return (prompts * self.tokens + of_one).flatten()
 
 
 def _slices(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -241,11 +243,14 @@ def _slices(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def _chunk(first: int, lengths: Sequence[int], shared: int, device: torch.device) -> _Chunk:
     counts = torch.tensor(lengths)
-    text = torch.repeat_interleave(torch.arange(len(lengths)), counts)
-    same_text = (text[:, None] == text).tril()
-    seen = torch.cat([torch.ones(len(text), shared, dtype=torch.bool), same_text], dim=1)
-    ends = counts.cumsum(0) - 1
-    return _Chunk(slice(first, first + len(text)), ends.to(device), seen.to(device))
+    # The shared tokens are text 0, which all others see.
+    text = torch.repeat_interleave(torch.arange(1, len(lengths) + 1), counts)
+    keys = torch.cat([torch.zeros(shared, dtype=text.dtype), text])
+    seen = ((keys[:, None] == keys) | (keys == 0)).tril()
+    ends = shared + counts.cumsum(0) - 1
+    if first:
+        seen, ends = seen[shared:], ends - shared
+    return _Chunk(slice(first, first + len(seen)), ends.to(device), seen.to(device))
 
 
 def _ends(packs: Sequence[_Rows]) -> Tensor:
@@ -254,11 +259,9 @@ def _ends(packs: Sequence[_Rows]) -> Tensor:
     return torch.cat([first + rows.ends() for first, rows in zip(firsts, packs, strict=True)])
 
 
-def _apart(joint: Tensor, packs: Sequence[_Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-    """All packs' rows as each pack's shared [P, L, 3 W] and own tokens [P, T, 3 W]."""
-    for part, rows in zip(torch.split(joint, [rows.count for rows in packs]), packs, strict=True):
-        tokens = part.view(rows.prompts, rows.shared + rows.own, -1)
-        yield tokens[:, : rows.shared], tokens[:, rows.shared :]
+def _with_own(prefix: Tensor, own: Tensor) -> Tensor:
+    """Rows [P (L + T), ...] of each prompt's prefix [P, L, ...] and the own tokens [T, ...]."""
+    return torch.cat([prefix, own.expand(len(prefix), -1, -1)], dim=1).flatten(0, 1)
 
 
 def _joint(block: Any, x: Tensor) -> Tensor:
@@ -273,12 +276,11 @@ def _block_output(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
     return output
 
 
-def _mix(shared: Tensor, own: Tensor, rows: _Rows, *, heads: int, ends_alone: bool) -> Tensor:
+def _mix(joint: Tensor, rows: _Rows, *, heads: int, ends_alone: bool) -> Tensor:
     """Attention within a pack.
 
     Args:
-        shared: queries, keys and values of the prefixes, [P, L, 3 W].
-        own: of the texts' own tokens, [P, T, 3 W]; P may be 1 for all.
+        joint: queries, keys and values, side by side, of its tokens, [P (L + T), 3 W].
         rows: where these tokens belong.
         heads: of the attention.
         ends_alone: whether only the end tokens ask.
@@ -286,25 +288,18 @@ def _mix(shared: Tensor, own: Tensor, rows: _Rows, *, heads: int, ends_alone: bo
     Returns:
         What each token has gathered, [P (L + T), W]; of the end tokens alone, [P C, W].
     """
-    q, keys, values = _by_head(shared, heads)
+    by_head = joint.view(rows.prompts, rows.tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    shared_keys, shared_values = by_head[1:, :, :, : rows.shared]
     gathered = []
-    if not ends_alone:
-        gathered.append(functional.scaled_dot_product_attention(q, keys, values, is_causal=True))
     for chunk in rows.chunks:
-        of_chunk = own[:, chunk.own].expand(rows.prompts, -1, -1)
-        q, k, v = _by_head(of_chunk, heads)
+        q, k, v = by_head[:, :, :, chunk.where]
+        if chunk.where.start:
+            k, v = torch.cat([shared_keys, k], dim=2), torch.cat([shared_values, v], dim=2)
         seen = chunk.seen
         if ends_alone:
             q, seen = q[:, :, chunk.ends], seen[chunk.ends]
-        k, v = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
         gathered.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=seen))
     return torch.cat(gathered, dim=2).transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _by_head(joint: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [P, heads, tokens, W / heads] of [P, tokens, 3 W]."""
-    q, k, v = joint.view(*joint.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-    return q, k, v
 
 
 def _check(tower: Any) -> None:

@@ -65,6 +65,9 @@ class StubEngine:
     random_weights = True
     alive = True
 
+    def use_one_core(self) -> None:
+        """It computes nothing."""
+
     def check_prompts(self, _prompts: Any, _classes: Sequence[str]) -> list[Any]:
         return []
 
