@@ -1,10 +1,10 @@
 """Many tuning clients at once beside one alone: throughput, fairness, memory.
 
 A craft-server process with pocket, and clients in processes of their own, each with its own key
-of one owner, that run the paper's recipe on the same pictures. One alone comes first and last. Rates count the
-queries answered in a window that begins when all clients have uploaded and asked once. A client has
-one request in flight; populations and single prompts are told apart, since one is 40 times the
-other's work. Memory is the server's, as it reports it.
+of one owner, that run the paper's recipe on the same pictures. One alone comes first and last.
+Rates count the queries answered in a window that begins when all clients have uploaded and asked
+once. A client has one request in flight; populations and single prompts are told apart, since one
+is 40 times the other's work. Memory is the server's, as it reports it.
 
     python benchmarks/concurrent_clients.py --seconds 600 --json docs/concurrent_clients.json
 """
