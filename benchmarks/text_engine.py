@@ -40,6 +40,7 @@ from craft_server.engine.tokens import Ids, shared_length
 from craft_server.engine.worker import Task
 from craft_shared.wire import Context
 from options import save
+from white_box import in_own_process
 
 # The classes of the Describable Textures Dataset.
 DTD = (Path(__file__).parent / "dtd_classes.txt").read_text().split()
@@ -123,15 +124,18 @@ LEFT, RIGHT = (torch.randn(RATE_SIDE, RATE_SIDE) for _ in range(2))
 
 
 def measure(
-    loop: asyncio.Runner,
-    engine: Engine,
+    name: str,
     threads: int,
     classes: Sequence[str],
     prompts: int,
     repetitions: int,
     baselines: int,
 ) -> dict[str, Any]:
-    """One line of the table; the straightforward encoder runs `baselines` times."""
+    """One line of the table; the straightforward encoder runs `baselines` times.
+
+    In a process of its own, since a server hosts one model too.
+    """
+    engine, loop = Engine.load(ModelSpec(name, device="cpu")), asyncio.Runner()
     rng = np.random.default_rng(1)
 
     def new_codes() -> NDArray[np.float32]:
@@ -211,18 +215,12 @@ def main() -> None:
         ("pocket", DTD, 40, 5, 3),
     ]
     results = []
-    engines: dict[str, Engine] = {}
-    loop = asyncio.Runner()
     for threads in args.threads:
         for name, classes, *counts in cases:
-            if name not in engines:
-                engines[name] = Engine.load(ModelSpec(name, device="cpu"))
-            results.append(measure(loop, engines[name], threads, classes, *counts))
+            results.append(in_own_process(measure, name, threads, classes, *counts))
             print_table(results[-1:])
             save(results, args.json)
     print_table(results)
-    for engine in engines.values():
-        engine.close()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ scaled. It does not know class names, the rest of the tower, or how codes are se
 from __future__ import annotations
 
 import math
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -35,7 +36,7 @@ _PAIRS_AT_ONCE = 2**20
 
 
 class ContextSpace:
-    """The contexts of one model. Belongs to the thread that owns the model.
+    """The contexts of one model; thread-safe.
 
     Attributes:
         sigma: standard deviation of the entries of the model's token embeddings.
@@ -45,13 +46,15 @@ class ContextSpace:
         self._tower = tower
         self._tokens = tokens
         self.sigma = float(tower.embed(torch.arange(tokens.vocabulary)).float().std())
+        self._lock = threading.Lock()
         self._projection = lru_cache(REMEMBERED_PROJECTIONS)(self._draw_projection)
 
     def embeddings(self, context: Context, codes: NDArray[np.float32]) -> Tensor:
         """Prompt embeddings of codes [K, dim]: float32 [K, words of init, width]."""
         words = self._tokens.words(context.init)
         p0 = self._tower.embed(torch.tensor(words)).float()
-        A = self._projection(len(words), context.dim, context.seed, context.scale)
+        with self._lock:  # so that no projection is drawn twice at the same time
+            A = self._projection(len(words), context.dim, context.seed, context.scale)
         moved = torch.from_numpy(codes).to(A.device) @ A.T
         return (p0 + moved.view(len(codes), *p0.shape)).clamp(-MAX_EMBEDDING, MAX_EMBEDDING)
 

@@ -1,6 +1,6 @@
 """The engine: pictures and prompts in, unit features and log-probabilities out.
 
-It knows one model and how work is cut into tasks for the one thread that runs it, so that several
+It knows one model and how work is cut into tasks for the threads that run it, so that several
 calls take turns. It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a
 name like any other, among which the worker is fair and which share no remembered texts.
 
@@ -51,6 +51,10 @@ IMAGES_PER_TASK = {"cpu": 8, "cuda": 32}
 # A task should not keep others from their turn for long. More tokens at a time are not faster.
 TOKENS_PER_TASK = {"cpu": 2048, "cuda": 65536}
 SCORES_PER_TASK = 2**22
+# As many tasks run at a time as there are cores, each on one, but for memory's sake no more than
+# these. A single pack of a text tower that is at least so wide is shared between the cores.
+MOST_THREADS = 8
+LEAST_WIDTH_TO_SHARE = 512
 # A GPU is filled by several calls together. A CPU gains nothing by it, and then the last bits of an
 # answer would depend on who else asks.
 TURNS_TOGETHER = {"cpu": 0.0, "cuda": 1.0}
@@ -70,10 +74,11 @@ class _Codes:
 
 @dataclass(frozen=True)
 class _Texts:
-    """A pack, and the codes that move it."""
+    """A pack, the codes that move it, and whether all cores share it."""
 
     pack: Pack
     moved: _Codes | None
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,13 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, model: LoadedModel, worker: Worker, *, text_features_bytes: int
+        self,
+        name: str,
+        model: LoadedModel,
+        worker: Worker,
+        cores: int,
+        *,
+        text_features_bytes: int,
     ) -> None:
         self.name = name
         self.revision = model.revision
@@ -111,14 +122,16 @@ class Engine:
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
+        self._cores = cores
+        self._shares_packs = self._tower.width >= LEAST_WIDTH_TO_SHARE
         self._features = self._warm_up()
 
     @classmethod
     def load(cls, spec: ModelSpec, *, text_features_bytes: int = TEXT_FEATURES_CACHE_BYTES) -> Self:
         """Starts a worker that loads the model and runs both towers once.
 
-        All that is computed is computed on the worker's thread: another one that had computed too
-        would have left helpers of its own, which then take turns on the cores with the worker's.
+        It is loaded on the worker's first thread: another one that computes on several cores would
+        leave helpers of its own, which then take turns on the cores with the first one's.
 
         Args:
             spec: which model.
@@ -128,16 +141,21 @@ class Engine:
             ModelLoadError: the model cannot be loaded.
         """
         device = device_of(spec.device)
-        worker = Worker(f"engine-{spec.name}", together=TURNS_TOGETHER[device.type])
+        cores = min(torch.get_num_threads(), MOST_THREADS)
+        worker = Worker(
+            f"engine-{spec.name}",
+            threads=cores if device.type == "cpu" else 1,
+            together=TURNS_TOGETHER[device.type],
+        )
 
         def make(_: Sequence[None]) -> list[Self]:
             model = load_model(spec)
-            return [cls(spec.name, model, worker, text_features_bytes=text_features_bytes)]
+            return [cls(spec.name, model, worker, cores, text_features_bytes=text_features_bytes)]
 
         try:
             with ExitStack() as on_failure:
                 on_failure.callback(worker.close)
-                making: Future[Self] = worker.submit(make, [Task(None, 0.0)])[0]
+                making: Future[Self] = worker.submit(make, [Task(None, 0.0, wide=True)])[0]
                 engine = making.result()
                 on_failure.pop_all()
             return engine
@@ -163,7 +181,7 @@ class Engine:
 
     @property
     def busy_seconds(self) -> dict[str, float]:
-        """How long the model has worked on texts, images and scores since its start."""
+        """How long texts, images and scores have kept cores busy since the start, all together."""
         return {
             "texts": self._worker.busy_seconds(self._encode_texts),
             "images": self._worker.busy_seconds(self._image_features),
@@ -311,9 +329,11 @@ class Engine:
             sequences = await asyncio.to_thread(lambda: [sequence(name) for name in classes])
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
+            cut = list(packs(sequences, prompts=prompts, max_tokens=bound))
+            # It depends on nothing but the call, since it may change the last bits of an answer.
+            wide = self._shares_packs and len(cut) == 1
             tasks = [
-                Task(_Texts(pack, moved), pack.tokens / bound)
-                for pack in packs(sequences, prompts=prompts, max_tokens=bound)
+                Task(_Texts(pack, moved, wide), pack.tokens / bound, wide=wide) for pack in cut
             ]
             parts = await self._worker.run(self._encode_texts, tasks, tenant=tenant)
             features = np.empty((prompts, len(classes), self._features), np.float32)
@@ -323,11 +343,12 @@ class Engine:
             self.text_features.put(name, features)
         return features
 
-    # What follows runs in the worker's thread.
+    # What follows runs in the worker's threads.
 
     @torch.inference_mode()
     def _encode_texts(self, batch: Sequence[_Texts]) -> list[NDArray[np.float32]]:
         """For each its features, [P, C, width]."""
+        torch.set_num_threads(self._cores if batch[0].wide else 1)
         features = self._tower.encode([Moved(one.pack, self._words(one)) for one in batch])
         return [one.cpu().numpy() for one in features]
 
@@ -341,6 +362,7 @@ class Engine:
     @torch.inference_mode()
     def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[NDArray[np.float32]]:
         """For each its features, [N, width]."""
+        torch.set_num_threads(1)
         # Attributes of modules that share no type.
         module: Any = self._model.module
         pixels = torch.stack([image for images in batch for image in images]).to(
@@ -352,6 +374,7 @@ class Engine:
     @torch.inference_mode()
     def _log_probs(self, batch: Sequence[_Pairs]) -> list[NDArray[np.float32]]:
         """For each its log-probabilities, [P, N, C]."""
+        torch.set_num_threads(1)
         found = []
         for pairs in batch:
             x = torch.from_numpy(pairs.images).to(self._model.device)
@@ -366,7 +389,7 @@ class Engine:
         (of_images,) = self._image_features([[blank]])
         sequences = [self._tokens.template("a photo of a {}.", "cat")]
         (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
-        self._encode_texts([_Texts(pack, None)])
+        self._encode_texts([_Texts(pack, None, wide=True)])
         width: int = of_images.shape[1]
         return width
 

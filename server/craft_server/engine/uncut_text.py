@@ -10,6 +10,7 @@ Shapes: P prompts, C texts a prompt, W the tower's width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,8 @@ class UncutTextTower:
             raise UnsupportedTowerError("the text tower has no table of token embeddings")
         self._model: Any = model
         self._embedding = embedding
+        # What moves words would move those of other threads' texts.
+        self._lock = threading.Lock()
         self.width = embedding.embedding_dim
         self.context_length: int = model.context_length  # type: ignore[assignment] # of nn.Module
 
@@ -75,7 +78,7 @@ class UncutTextTower:
 
     def _read(self, ids: Tensor, words: Tensor | None) -> Tensor:
         """Unit features [C, features] of ids [C, tokens] with these words [moved words, W]."""
-        with self._moved(words):
+        with self._lock, self._moved(words):
             features = torch.cat(
                 [
                     self._model.encode_text(some)

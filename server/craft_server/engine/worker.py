@@ -1,4 +1,4 @@
-"""The one thread that owns the model, and the queue before it.
+"""The threads that run the model, and the queue before them.
 
 It knows how to take turns fairly, to do tasks of one kind together, and to hand each its own result
 or error. It does not know what tasks do, whose they are, nor anything about a particular event
@@ -9,6 +9,9 @@ the one that has had the least work goes next, and among a tenant's calls alike 
 start-time fair queueing, Goyal et al., SIGCOMM 1996), so that neither a tenant with many calls nor
 a call with many tasks makes others wait for more than a turn of each. Tasks of several calls that
 wait at the same time may be done together; none waits for others to come.
+
+A task runs on one core, side by side with others, or on all of them: then always on the first
+thread, so that no other one gets helpers that would take turns on the cores with the first one's.
 """
 
 from __future__ import annotations
@@ -45,10 +48,12 @@ class Task(Generic[P]):
     Attributes:
         payload: what its kind is given.
         turns: how much work it is, as a share of what should run at once.
+        wide: whether it uses all cores.
     """
 
     payload: P
     turns: float
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,43 +122,61 @@ class _FairQueue:
 
 
 class Worker:
-    """A daemon thread with a bounded, fair queue.
+    """Daemon threads with one bounded, fair queue.
 
     A task whose future was cancelled before its turn is dropped. An `Exception` that a task raises
     goes to its caller alone; if several were done together, each is done again by itself. Anything
-    graver (`SystemExit`, for example) goes to the callers too and ends the thread; what still
+    graver (`SystemExit`, for example) goes to the callers too and ends all threads; what still
     waited fails with `WorkerDied`.
 
     Args:
-        name: of the thread.
+        name: of the threads.
+        threads: how many tasks run at a time; as many as there are cores, or one.
         capacity: turns that may wait, more than which are only accepted by an empty queue.
         together: turns of one kind that may be done together; 0 does every task by itself.
     """
 
-    def __init__(self, name: str, *, capacity: float = 256, together: float = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        threads: int = 1,
+        capacity: float = 256,
+        together: float = 0,
+    ) -> None:
         self._capacity = capacity
         self._together = together
-        self._queue = _FairQueue()
+        self._queue, self._wide_queue = _FairQueue(), _FairQueue()
         self._busy: dict[Kind[Any, Any], float] = {}
         self._calls = count()
         self._changed = threading.Condition()
         self._closing = False
         self._dead = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(queues,), name=f"{name}-{i}", daemon=True)
+            for i, queues in enumerate(
+                [(self._wide_queue, self._queue)] + [(self._queue,)] * (threads - 1)
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether a task given now would run."""
-        return self._thread.is_alive() and not self._closing and not self._dead
+        return (
+            not self._closing
+            and not self._dead
+            and all(thread.is_alive() for thread in self._threads)
+        )
 
     @property
     def waiting(self) -> float:
         """Turns that wait."""
-        return self._queue.turns
+        return self._queue.turns + self._wide_queue.turns
 
     def busy_seconds(self, kind: Kind[P, R]) -> float:
-        """How long tasks of a kind have run, all together."""
+        """How long tasks of a kind have kept cores busy, all together."""
         return self._busy.get(kind, 0.0)
 
     def submit(
@@ -172,13 +195,14 @@ class Worker:
         with self._changed:
             if not self.alive:
                 raise WorkerDied("the engine's worker thread has ended")
-            if self._queue.turns and self._queue.turns + turns > self._capacity:
+            if self.waiting and self.waiting + turns > self._capacity:
                 raise Overloaded("the model has as much to do as it may")
             items = [
                 _Waiting(kind, task, future) for task, future in zip(tasks, futures, strict=True)
             ]
-            self._queue.put(tenant, next(self._calls), items)
-            self._changed.notify()
+            queue = self._wide_queue if any(task.wide for task in tasks) else self._queue
+            queue.put(tenant, next(self._calls), items)
+            self._changed.notify_all()
         return futures
 
     async def run(self, kind: Kind[P, R], tasks: Sequence[Task[P]], *, tenant: str = "") -> list[R]:
@@ -199,36 +223,41 @@ class Worker:
             raise
 
     def close(self) -> None:
-        """Refuses new tasks, finishes those that wait, and ends the thread."""
+        """Refuses new tasks, finishes those that wait, and ends the threads."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _run(self, queues: Sequence[_FairQueue]) -> None:
         try:
-            while batch := self._next():
+            while batch := self._next(queues):
                 self._do(batch)
                 # The last tasks must not be kept alive while the thread waits for others.
                 del batch
         finally:
             self._bury()
 
-    def _next(self) -> list[_Waiting]:
+    def _next(self, queues: Sequence[_FairQueue]) -> list[_Waiting]:
         """The next task and those after it that can be done with it; none when all is done."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._queue.head() or self._closing)
-                batch = list(self._take())
-                if batch or (self._queue.head() is None and self._closing):
-                    return batch
+                self._changed.wait_for(
+                    lambda: self._closing or self._dead or any(queue.head() for queue in queues)
+                )
+                for queue in queues:
+                    if batch := list(self._take(queue)):
+                        return batch
+                if self._closing or self._dead:
+                    return []
 
-    def _take(self) -> Iterator[_Waiting]:
+    def _take(self, queue: _FairQueue) -> Iterator[_Waiting]:
         kind, turns = None, 0.0
-        while (head := self._queue.head()) is not None:
+        while (head := queue.head()) is not None:
             if kind is not None and (head.kind != kind or turns + head.task.turns > self._together):
                 return
-            item = self._queue.take()
+            item = queue.take()
             if item.future.set_running_or_notify_cancel():
                 kind, turns = item.kind, turns + item.task.turns
                 yield item
@@ -248,14 +277,18 @@ class Worker:
                 item.future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
             raise
         else:
-            self._busy[kind] = self.busy_seconds(kind) + time.perf_counter() - began
+            with self._changed:
+                cores = len(self._threads) if batch[0].task.wide else 1
+                took = cores * (time.perf_counter() - began)
+                self._busy[kind] = self.busy_seconds(kind) + took
             for item, result in zip(batch, results, strict=True):
                 item.future.set_result(result)
 
     def _bury(self) -> None:
         with self._changed:
             self._dead = True
-            orphans = list(self._queue.drain())
+            orphans = [*self._queue.drain(), *self._wide_queue.drain()]
+            self._changed.notify_all()
         for item in orphans:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(WorkerDied("the engine's worker thread has ended"))

@@ -224,6 +224,41 @@ def test_turns_are_taken_fairly(
     assert order(roomy, calls) == expected
 
 
+def test_as_many_tasks_run_at_a_time_as_there_are_threads() -> None:
+    worker = Worker("test", threads=2)
+    together = threading.Barrier(2, timeout=DEADLINE)
+    for future in worker.submit(call, [Task(together.wait, 1)] * 4):
+        future.result(DEADLINE)
+    worker.close()
+    assert not worker.alive
+
+
+def test_wide_tasks_all_run_on_one_thread_beside_others() -> None:
+    worker = Worker("test", threads=3)
+    together = threading.Barrier(3, timeout=DEADLINE)
+
+    def meet() -> int:
+        together.wait()
+        return threading.get_ident()
+
+    narrow = worker.submit(call, [Task(meet, 1)] * 4)
+    wide = worker.submit(call, [Task(meet, 1, wide=True)] * 2)
+    idents = {future.result(DEADLINE) for future in wide}
+    assert len(idents) == 1
+    assert idents.isdisjoint(future.result(DEADLINE) for future in narrow)
+    worker.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_death_of_one_thread_ends_the_others() -> None:
+    worker = Worker("test", threads=3)
+    with pytest.raises(WorkerDied):
+        submit(worker, end_thread).result(DEADLINE)
+    until(lambda: not any(thread.is_alive() for thread in worker._threads))
+    with pytest.raises(WorkerDied):
+        submit(worker, lambda: "after")
+
+
 def test_who_was_idle_has_saved_nothing_up(roomy: Worker) -> None:
     order(roomy, [("a", "x", [1] * 10)])
     assert order(roomy, [("a", "x", [1] * 3), ("b", "y", [1] * 3)]) == "ababab"
