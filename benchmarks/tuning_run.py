@@ -4,8 +4,8 @@ A craft-server process with RN50 (random weights: speed does not depend on them)
 pictures, and the craft command in a process of its own. Runs of few and of more generations are
 timed; a generation is the difference, divided, so that starting and uploading are not in it. A
 whole run is 200 generations and one plain prompt. The server's own measurements say how long the
-model has worked, on all cores; what remains is HTTP, metering, encoding of answers and the client.
-The first run uploads the pictures, the others send pictures that the server knows. At last the
+model has kept the cores busy; what remains of the time of all of them is HTTP, metering, encoding
+of answers and the client. The first run uploads the pictures, the others send pictures that the server knows. At last the
 client's own work, CMA-ES, head and journal, by itself: the same generations on answers that are
 there at once.
 
@@ -35,6 +35,7 @@ from craft_client.journal import Journal
 from craft_client.paper_presets import recipe_settings
 from craft_client.settings import TuneSettings
 from craft_client.tune import run_document, tune
+from craft_server.engine.engine import MOST_THREADS
 from craft_shared.head import log_softmax
 from craft_shared.units import Units
 from craft_shared.wire import Budget
@@ -140,10 +141,12 @@ def children_cpu() -> float:
 def a_generation(few: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
     """What one generation takes, in seconds, by what it is spent on."""
     generations = more["generations"] - few["generations"]
+    cores = min(os.cpu_count() or 1, MOST_THREADS)
     return {
         **{name: (more[name] - few[name]) / generations for name in ("seconds", "client_cpu")},
         **{
-            name: (more["model"][name] - few["model"][name]) / generations for name in more["model"]
+            name: (more["model"][name] - few["model"][name]) / generations / cores
+            for name in more["model"]
         },
     }
 

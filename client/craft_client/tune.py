@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from craft_client.blackbox import BlackBox
 from craft_client.journal import Journal, JournalError
@@ -138,7 +139,9 @@ def tune(
     run = TuningRun(black_box, labels, settings, journal, budgets, on_progress)
     if not run.answers.replaying:
         settings.check_task(labels, black_box.classes, budgets, black_box.units)
-    outcome = _RECIPES[settings.recipe](run)
+    # The paper's head is too small for several cores, which would only wait for each other.
+    with threadpool_limits(1 if settings.recipe == "paper" else None, "blas"):
+        outcome = _RECIPES[settings.recipe](run)
     result = _result(outcome, run, black_box)
     journal.finish(result.adapter, _summary(result, outcome))
     run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)

@@ -64,7 +64,7 @@ class _OfServices(Collector):
             value=engine.waiting,
         )
         busy = CounterMetricFamily(
-            "craft_engine_busy_seconds", "How long the model has worked.", labels=["on"]
+            "craft_engine_busy_seconds", "How long cores have been kept busy.", labels=["on"]
         )
         for what, seconds in engine.busy_seconds.items():
             busy.add_metric([what], seconds)
