@@ -5,9 +5,9 @@ pictures, and the craft command in a process of its own. Runs of few and of more
 timed; a generation is the difference, divided, so that starting and uploading are not in it. A
 whole run is 200 generations and one plain prompt. The server's own measurements say how long the
 model has kept the cores busy; what remains of the time of all of them is HTTP, metering, encoding
-of answers and the client. The first run uploads the pictures, the others send pictures that the server knows. At last the
-client's own work, CMA-ES, head and journal, by itself: the same generations on answers that are
-there at once.
+of answers and the client. The first run uploads the pictures, the others send pictures that the
+server knows. At last the client's own work, CMA-ES, head and journal, by itself: the same
+generations on answers that are there at once.
 
     python benchmarks/tuning_run.py --json docs/tuning_run.json
 """
