@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from craft_client.cli import progress as view
+from craft_client.cli.interrupt import remembered_interrupt
 from craft_client.tune import TuneProgress
 from craft_shared.units import Units
 
@@ -83,3 +86,23 @@ def test_without_a_terminal_lines_come_now_and_then(
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     # The first of each stage, and one ten seconds after the last.
     assert told == [f"generation {number} of 10" for number in (0, 1, 3, 4)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_destructor_swallowed_is_raised_at_the_next_progress() -> None:
+    class Deaf:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with remembered_interrupt() as check:
+        check()
+        Deaf()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_is_raised_at_once_where_it_can_be() -> None:
+    with remembered_interrupt(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from craft_client.cli.interrupt import remembered_interrupt
 from craft_client.cli.show import percent, stderr, units_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,18 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def watch() -> Iterator[Callable[[TuneProgress], None]]:
-    """Gives the function to call with each progress."""
+    """Gives the function to call with each progress; it raises a Ctrl-C that was lost."""
+    with remembered_interrupt() as check, _view() as show:
+
+        def on_progress(progress: TuneProgress) -> None:
+            check()
+            show(progress)
+
+        yield on_progress
+
+
+@contextmanager
+def _view() -> Iterator[Callable[[TuneProgress], None]]:
     console = stderr()
     if not console.is_terminal:
         yield _Lines(console)
