@@ -100,18 +100,21 @@ def unavoidable(engine: Engine, prompts: int, classes: Sequence[str]) -> float:
     return linear + attention
 
 
-def seconds_of(engine: Engine, function: Callable[..., object], *arguments: object) -> float:
+def seconds_of(
+    engine: Engine, threads: int, function: Callable[..., object], *arguments: object
+) -> float:
     """Wall time of one call on the engine's own thread.
 
     Threads that compute in turn keep each other's helpers from their cores.
     """
 
     def timed(_: object) -> list[float]:
+        torch.set_num_threads(threads)
         began = time.perf_counter()
         function(*arguments)
         return [time.perf_counter() - began]
 
-    (future,) = engine._worker.submit(timed, [Task(None, 0.0)])
+    (future,) = engine._worker.submit(timed, [Task(None, 0.0, wide=True)])
     return future.result()
 
 
@@ -144,7 +147,6 @@ def measure(
     def ask(codes: NDArray[np.float32]) -> NDArray[np.float32]:
         return loop.run(engine.encode_prompts(Prompts((), CONTEXT, codes), classes))
 
-    seconds_of(engine, torch.set_num_threads, threads)
     codes = new_codes()
     found, expected = ask(codes)[:1], np.zeros(0, np.float32)
 
@@ -152,17 +154,17 @@ def measure(
         nonlocal expected
         expected = straightforward(engine, codes[:1], classes)
 
-    seconds_of(engine, check)
+    seconds_of(engine, threads, check)
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     times: dict[str, list[float]] = {"engine": [], "straightforward": [], "product": []}
     for repetition in range(repetitions):
         codes = new_codes()
-        times["product"] += [seconds_of(engine, product) for _ in range(10)]
+        times["product"] += [seconds_of(engine, threads, product) for _ in range(10)]
         began = time.perf_counter()
         ask(codes)
         times["engine"].append(time.perf_counter() - began)
         if repetition < baselines:
-            one = seconds_of(engine, straightforward, engine, codes[:1], classes)
+            one = seconds_of(engine, threads, straightforward, engine, codes[:1], classes)
             times["straightforward"].append(prompts * one)
     median = {name: statistics.median(values) for name, values in times.items()}
     rate = RATE_SIDE**3 / median["product"]

@@ -43,7 +43,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from craft_server.engine.batches import batches
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.covariance import ledoit_wolf
@@ -57,7 +56,8 @@ from craft_client.layouts import load_dataset
 from craft_client.open_text import common_nouns
 from craft_server.engine.images import decode
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
-from craft_server.engine.text import TextTower
+from craft_server.engine.packs import packs
+from craft_server.engine.text import Moved, TextTower
 from craft_server.engine.tokens import Tokens
 from options import parser_for, present, save
 
@@ -90,25 +90,17 @@ class ClassTexts:
         self._tower = TextTower(model.module)
         tokens = Tokens(model.tokenize, self._tower.context_length)
         sequences = [tokens.context(CONTEXT, name) for name in classes]
-        # No bound: all classes in one batch.
-        (self._batch,) = batches(sequences, prompts=1, max_tokens=sys.maxsize)
+        # No bound: all classes in one pack.
+        (self._pack,) = packs(sequences, prompts=1, max_tokens=sys.maxsize)
         self.start = self._tower.embed(torch.tensor(tokens.words(CONTEXT)))
         self.encoded = 0
 
     def features(self, words: Tensor) -> Tensor:
         """Unit features [C, F] of the class names after context words [M, W]; has gradients."""
-        prefix = self._tower.embed(torch.tensor(self._batch.prefix))
-        # Class names may share tokens after the context, so the prefix may be longer than it.
-        prefix = torch.cat([prefix[:1], words, prefix[1 + len(words) :]])
-        read = self._tower.read_prefix(prefix[None])
-        groups = self._batch.groups
-        parts = [
-            self._tower.encode(read, self._tower.embed(torch.tensor(group.suffixes)))[0]
-            for group in groups
-        ]
-        order = torch.tensor([i for group in groups for i in group.classes])
+        (features,) = self._tower.encode([Moved(self._pack, words[None])])
+        order = torch.tensor(self._pack.classes)
         self.encoded += len(order)
-        return torch.cat(parts)[order.argsort()]
+        return features[0][order.argsort()]
 
 
 @dataclass(frozen=True)
