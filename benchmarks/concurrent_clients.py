@@ -23,9 +23,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from craft_client.api import Client
 from craft_client.blackbox import Scores
@@ -35,7 +33,7 @@ from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune
 from few_shot_accuracy import command, serving
 from options import save
-from tuning_run import DTD, make_pictures
+from tuning_run import DTD, make_pictures, metric
 
 MEBIBYTE = 2**20
 SHOTS = 16
@@ -143,13 +141,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 def resident_mib(env: dict[str, str], admin: str) -> float:
     """The server's memory."""
-    answer = httpx.get(f"{env['CRAFT_URL']}/metrics", headers={"Authorization": f"Bearer {admin}"})
-    return next(
-        sample.value / MEBIBYTE
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-        if sample.name == "process_resident_memory_bytes"
-    )
+    return metric(env, admin, "process_resident_memory_bytes")[""] / MEBIBYTE
 
 
 def print_table(results: list[dict[str, Any]]) -> None:

@@ -40,10 +40,9 @@ from craft_server.engine.tokens import Ids, shared_length
 from craft_server.engine.worker import Task
 from craft_shared.wire import Context
 from options import save
+from tuning_run import DTD
 from white_box import in_own_process
 
-# The classes of the Describable Textures Dataset.
-DTD = (Path(__file__).parent / "dtd_classes.txt").read_text().split()
 CONTEXT = Context(init="a photo of a", dim=512, seed=1, scale=3.0)
 RATE_SIDE = 1024
 

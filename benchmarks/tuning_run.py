@@ -42,6 +42,7 @@ from craft_shared.wire import Budget
 from few_shot_accuracy import command, serving
 from options import save
 
+# The classes of the Describable Textures Dataset.
 DTD = (Path(__file__).parent / "dtd_classes.txt").read_text().split()
 GENERATIONS = 200
 
@@ -98,16 +99,21 @@ def client_seconds(shots: int, generations: int) -> float:
         return (time.perf_counter() - began) / generations
 
 
-def busy_seconds(env: dict[str, str], admin: str) -> dict[str, float]:
-    """How long the server's model has worked on texts, images and scores."""
+def metric(env: dict[str, str], admin: str, name: str) -> dict[str, float]:
+    """What the server's `/metrics` say under a name, by label."""
     answer = httpx.get(f"{env['CRAFT_URL']}/metrics", headers={"Authorization": f"Bearer {admin}"})
     answer.raise_for_status()
     return {
-        sample.labels["on"]: sample.value
+        "".join(sample.labels.values()): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
-        if sample.name == "craft_engine_busy_seconds_total"
+        if sample.name == name
     }
+
+
+def busy_seconds(env: dict[str, str], admin: str) -> dict[str, float]:
+    """How long texts, images and scores have kept the server's cores busy."""
+    return metric(env, admin, "craft_engine_busy_seconds_total")
 
 
 def run(

@@ -123,7 +123,8 @@ class Engine:
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
         self._cores = cores
-        self._shares_packs = self._tower.width >= LEAST_WIDTH_TO_SHARE
+        # One thread alone would do what is shared first, and all else would wait for it.
+        self._shares_packs = cores > 1 and self._tower.width >= LEAST_WIDTH_TO_SHARE
         self._features = self._warm_up()
 
     @classmethod
@@ -141,12 +142,8 @@ class Engine:
             ModelLoadError: the model cannot be loaded.
         """
         device = device_of(spec.device)
-        cores = min(torch.get_num_threads(), MOST_THREADS)
-        worker = Worker(
-            f"engine-{spec.name}",
-            threads=cores if device.type == "cpu" else 1,
-            together=TURNS_TOGETHER[device.type],
-        )
+        cores = min(torch.get_num_threads(), MOST_THREADS) if device.type == "cpu" else 1
+        worker = Worker(f"engine-{spec.name}", threads=cores, together=TURNS_TOGETHER[device.type])
 
         def make(_: Sequence[None]) -> list[Self]:
             model = load_model(spec)

@@ -210,6 +210,17 @@ def test_tower_that_is_not_causal_is_said_to_be_slow() -> None:
         engine.close()
 
 
+@pytest.mark.parametrize(("cores", "shares"), [(1, False), (2, True)])
+def test_one_core_shares_no_packs_so_that_no_call_goes_first(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, cores: int, shares: bool
+) -> None:
+    monkeypatch.setattr(module, "LEAST_WIDTH_TO_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    engine = Engine.load(ModelSpec(tiny_engine.name, device="cpu"))
+    engine.close()
+    assert engine._shares_packs is shares
+
+
 def test_half_precision_is_close(tiny_engine: Engine) -> None:
     half = Engine.load(ModelSpec(tiny_engine.name, device="cpu", precision="bfloat16"))
     try:
