@@ -56,10 +56,13 @@ from craft_shared.adapter import Adapter
 from craft_shared.problems import Problem
 from craft_shared.wire import (
     AdapterCard,
+    AdapterChange,
     AdapterList,
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
     AdapterPublishAnswer,
+    AdapterSettings,
+    AdapterUsage,
     Budget,
     BudgetList,
     Charge,
@@ -137,6 +140,8 @@ class AdapterPrediction:
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
         top_classes: int32 like `log_probs`, which of `classes` each number belongs to; None without
             `top_k`.
+        abstained: bool [images], whether the most probable class is less probable than the
+            threshold; None where there is none.
     """
 
     adapter: str
@@ -146,6 +151,7 @@ class AdapterPrediction:
     cost: Cost
     idempotency_key: str
     top_classes: NDArray[np.int32] | None = None
+    abstained: NDArray[np.bool_] | None = None
 
 
 class Client:
@@ -342,7 +348,7 @@ class Client:
             tensors["codes"] = np.ascontiguousarray(codes, np.float32)
         if images is not None:
             tensors |= codec.pack_files(images)
-        document = request.model_dump(mode="json", exclude={"codes", "images"})
+        document = request.model_dump(mode="json", exclude={"codes", "images"}, exclude_none=True)
         body = codec.encode(document, tensors)
         response = self._send(
             "POST", "/v1/predictions", tensors=body, idempotency_key=idempotency_key
@@ -426,28 +432,55 @@ class Client:
 
     # --- adapters -----------------------------------------------------------------------------
 
-    def publish(self, name: str, adapter: Adapter) -> AdapterPublishAnswer:
-        """Publishes an adapter under a name; the same adapter again is free and changes nothing."""
+    def publish(
+        self, name: str, adapter: Adapter, *, aliases: Sequence[str] = ()
+    ) -> AdapterPublishAnswer:
+        """Publishes an adapter under a name; the same adapter again is free.
+
+        `aliases` mean this version from then on.
+        """
         response = self._send(
             "POST",
             "/v1/adapters",
-            query={"name": name},
+            query={"name": name, "alias": list(aliases)},
             tensors=adapter.to_bytes(),
             accept=JSON_TYPE,
         )
         return self._json(AdapterPublishAnswer, response)
 
     def adapters(self) -> list[AdapterCard]:
-        """The adapters that the key may use. Free."""
+        """The adapters that the key may use: its owner's, shared ones, public ones. Free."""
         return self._json(AdapterList, self._send("GET", "/v1/adapters")).adapters
 
     def adapter(self, name: str) -> AdapterCard:
-        """The adapter `NAME`, or one version of it as `NAME@VERSION`. Free."""
+        """The version that `[OWNER/]NAME[@VERSION|@ALIAS]` means now. Free."""
         return self._json(AdapterCard, self._send("GET", _path("adapters", name)))
 
+    def adapter_versions(self, name: str) -> list[AdapterCard]:
+        """All versions of one of the owner's adapters, the retired ones too. Free."""
+        response = self._send("GET", _path("adapters", name, "versions"))
+        return self._json(AdapterList, response).adapters
+
+    def adapter_settings(self, name: str) -> AdapterSettings:
+        """Who may use one of the owner's adapters, who pays, and what its aliases mean. Free."""
+        return self._json(AdapterSettings, self._send("GET", _path("adapters", name, "settings")))
+
+    def change_adapter(self, name: str, change: AdapterChange) -> AdapterSettings:
+        """Changes what `change` was given, of all versions at once; what holds after it. Free."""
+        body = change.model_dump_json(exclude_unset=True).encode()
+        return self._json(AdapterSettings, self._send("PATCH", _path("adapters", name), json=body))
+
+    def adapter_usage(self, name: str) -> AdapterUsage:
+        """What was classified with one of the owner's adapters, by everybody. Free."""
+        return self._json(AdapterUsage, self._send("GET", _path("adapters", name, "usage")))
+
     def retire(self, name: str) -> None:
-        """Takes an adapter out of service. Free."""
+        """Takes `NAME@VERSION`, or all versions of `NAME`, out of service. Free."""
         self._send("DELETE", _path("adapters", name))
+
+    def restore(self, name: str) -> None:
+        """Takes what was retired into service again. Free."""
+        self._send("POST", _path("adapters", name, "restore"))
 
     def adapter_predict(
         self,
@@ -457,24 +490,30 @@ class Client:
         image_set: str | None = None,
         rows: Sequence[int] | None = None,
         top_k: int | None = None,
+        abstain_below: float | None = None,
         idempotency_key: str | None = None,
     ) -> AdapterPrediction:
         """Classifies pictures, or rows of an image set, with a published adapter in one call.
 
         Args:
-            name: the adapter's, or `NAME@VERSION`.
+            name: `[OWNER/]NAME[@VERSION|@ALIAS]`.
             images: encoded pictures, where no image set is named.
             image_set: an image set's id.
             rows: of the image set; all when None.
             top_k: how many classes of each picture to answer, the most probable ones; all when
                 None. The charge is the same.
+            abstain_below: probability that a picture's best class must have; the adapter's own
+                threshold when None.
             idempotency_key: as in `predict`.
         """
         request = AdapterPredictionRequest(
-            image_set=image_set, rows=None if rows is None else list(rows), top_k=top_k
+            image_set=image_set,
+            rows=None if rows is None else list(rows),
+            top_k=top_k,
+            abstain_below=abstain_below,
         )
         body = codec.encode(
-            request.model_dump(mode="json", exclude={"images"}),
+            request.model_dump(mode="json", exclude_none=True),
             {} if images is None else codec.pack_files(images),
         )
         response = self._send(
@@ -485,6 +524,7 @@ class Client:
         )
         answer, tensors = self._tensors(AdapterPredictionAnswer, response)
         count = len(images) if images is not None else _length(rows)
+        abstained = tensors.pop("abstained", None)
         log_probs, top_classes = _checked_scores(tensors, (count,), len(answer.classes), top_k)
         return AdapterPrediction(
             answer.adapter,
@@ -494,6 +534,7 @@ class Client:
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
             top_classes,
+            None if abstained is None else abstained.astype(np.bool_),
         )
 
     # --- HTTP ---------------------------------------------------------------------------------
@@ -503,7 +544,7 @@ class Client:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         json: bytes | None = None,
         tensors: bytes | None = None,
         accept: str | None = None,

@@ -23,8 +23,9 @@ from craft_client.recipe_craftbox import run_craftbox
 from craft_client.recipe_paper import run_paper
 from craft_client.settings import Recipe, SettingsError, TuneSettings
 from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
-from craft_shared.adapter import Adapter, AdapterConfig, Provenance
+from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.units import Units
+from craft_shared.wire import Provenance
 
 __all__ = [
     "AnswerError",

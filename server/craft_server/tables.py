@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from craft_server.adapters import ADAPTERS
+from craft_server.adapters.tables import (
+    ADAPTER_ALIASES,
+    ADAPTER_GRANTS,
+    ADAPTER_SETTINGS,
+    ADAPTER_TOTALS,
+    ADAPTERS,
+)
 from craft_server.database import METADATA
 from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
 from craft_server.ledger.tables import (
@@ -19,6 +25,10 @@ from craft_server.ledger.tables import (
 
 __all__ = [
     "ADAPTERS",
+    "ADAPTER_ALIASES",
+    "ADAPTER_GRANTS",
+    "ADAPTER_SETTINGS",
+    "ADAPTER_TOTALS",
     "API_KEYS",
     "BUDGETS",
     "CALLS",

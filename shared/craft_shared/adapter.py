@@ -20,8 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from craft_shared import codec
 from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
-from craft_shared.units import Units
-from craft_shared.wire import ClassName, Context, Message, Template
+from craft_shared.wire import ClassName, Context, Message, Provenance, Template
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -29,20 +28,6 @@ TENSOR_FILE = "adapter.safetensors"
 
 class AdapterError(ValueError):
     """The adapter is not one that this version of craftbox accepts; the message says why."""
-
-
-class Provenance(Message):
-    """How the adapter came to be, for its card; nothing is computed from it.
-
-    `accuracy_before` and `accuracy_after` are leave-one-out accuracies, in percent, of the plain
-    prompt and of the adapter on the training pictures. `units` were charged by the tuning run.
-    """
-
-    shots: int | None = None
-    seed: int | None = None
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-    units: Units = Units()
 
 
 class AdapterConfig(Message):

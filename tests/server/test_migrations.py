@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import make_url
 
-from craft_server import migrations
+from craft_server import adapters, migrations
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import leases
@@ -165,3 +165,42 @@ def test_an_empty_database_of_0001_is_migrated(store_url: str, tmp_path: Path) -
     database.close()
     assert caller is not None
     assert caller.key_id == 1
+
+
+def test_adapters_of_0002_stay_private_and_are_counted(store_url: str, tmp_path: Path) -> None:
+    engine = at_revision(store_url, "0002")
+    for version in (1, 2):
+        insert(
+            engine,
+            "adapters",
+            owner="ann",
+            name="pets",
+            version=version,
+            digest="0" * 64,
+            model="tiny",
+            revision="r1",
+            access_mode="strict",
+            classes='["cat"]',
+            prompts=1,
+            published_at=SAID,
+            body=b"",
+            text_features=b"",
+        )
+    engine.dispose()
+    database = Database.open(store_url, tmp_path)
+    with database.writing() as connection:
+        callers = []
+        for owner in ("ann", "bob"):
+            secret = create_key(connection, owner=owner, at=now_ms())
+            callers.append(authenticate(connection, secret, now_ms()))
+        ann, bob = callers
+        assert ann is not None
+        assert bob is not None
+        found = adapters.find(connection, ann, "pets")
+        assert (found.card.version, found.card.aliases, found.payer_key_id) == (2, ["latest"], None)
+        adapters.count_use(connection, found.id, Units(queries=1))
+        uses = adapters.usage(connection, "ann", "pets").versions
+        assert [(use.version, use.calls) for use in uses] == [(1, 0), (2, 1)]
+        with pytest.raises(adapters.NoSuchAdapter):
+            adapters.find(connection, bob, "ann/pets")
+    database.close()

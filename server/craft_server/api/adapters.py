@@ -1,22 +1,30 @@
-"""`/v1/adapters`: publish, list, retire and use tuned adapters."""
+"""`/v1/adapters`: publish, list, share, retire and use tuned adapters.
+
+An adapter of the caller's own is `NAME`, another owner's `OWNER/NAME`; either may end in `@VERSION`
+or `@ALIAS`. What a key may not use does not exist for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Connection
 
 from craft_server import adapters
-from craft_server.adapters import Publication, ServableAdapter
+from craft_server.adapters import NoSuchAdapter, Reference
 from craft_server.api import documents
 from craft_server.api.answer import encode_tensors, json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of, content_type, read_bytes, unsupported
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts
+from craft_server.api.classification import classify, load
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.pictures import load_pictures, select_pictures
@@ -24,7 +32,6 @@ from craft_server.api.rate_limits import use_predictions
 from craft_server.api.services import Services, WithServices
 from craft_server.api.top_classes import check_top_k, most_probable
 from craft_server.clock import now_ms
-from craft_server.image_sets import Features
 from craft_server.ledger.charges import Work, cost_of
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field
@@ -39,11 +46,16 @@ from craft_shared.problems import (
 )
 from craft_shared.units import Units
 from craft_shared.wire import (
+    LATEST,
     AdapterCard,
+    AdapterChange,
     AdapterList,
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
     AdapterPublishAnswer,
+    AdapterSettings,
+    AdapterUsage,
+    Alias,
     Cost,
     Name,
 )
@@ -52,8 +64,13 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 WithPublishKey = Annotated[Caller, Depends(caller_with("publish"))]
 WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
+OwnName = Annotated[str, Path(description="The adapter's name under the key's owner.")]
+Version = Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")]
+Versions = Annotated[str, Path(description="`NAME@VERSION`, or `NAME` for all of its versions.")]
 
-_SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C] that one step of a prediction holds in memory
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+# What follows a name in an address cannot be one, since an owner's name may come before it.
+_RESERVED = ("predictions", "restore", "settings", "usage", "versions")
 
 
 @router.post(
@@ -77,15 +94,24 @@ async def publish(
     services: WithServices,
     caller: WithPublishKey,
     call: Annotated[Call, Depends(call_of(repeatable=False))],
-    name: Annotated[Name, Query(description="What the adapter is called under this owner.")],
+    name: Annotated[str, Query(description="What the adapter is called under the key's owner.")],
+    alias: Annotated[
+        list[Alias] | None, Query(description="What means this version from now on.")
+    ] = None,
 ) -> Response:
     """Publishes the next version under a name; versions never change.
+
+    It is the owner's alone until it is shared. It is there, with its aliases, as a whole or not at
+    all, while calls that asked an earlier version go on with that.
 
     Charged: prompts x (classes + further texts) of `texts`, since they are encoded here, once; and
     one of `requests`.
     """
     if content_type(request) != codec.MEDIA_TYPE:
         raise unsupported(content_type(request), codec.MEDIA_TYPE)
+    name, aliases = _own_new_name(caller, name), alias or []
+    if LATEST in aliases:
+        raise invalid_field("alias", "'latest' is always the newest version", "Leave it out.")
     body = await read_bytes(request)
     adapter, digest = await asyncio.to_thread(_parse, body)
     config = adapter.config
@@ -101,15 +127,15 @@ async def publish(
     )
     same = await services.database.read(adapters.find_digest, caller.owner, name, digest)
     if same is not None:
+
+        def move(connection: Connection) -> tuple[AdapterCard, Cost]:
+            version = same.card.version
+            adapters.move_aliases(connection, caller.owner, name, dict.fromkeys(aliases, version))
+            card = adapters.find(connection, caller, f"{name}@{version}").card
+            return card, cost_of(connection, caller, None, now_ms())
+
         return await free_of_charge(
-            services,
-            caller,
-            call,
-            lambda cost: _published(200, same.card, cost),
-            cost_of,
-            caller,
-            None,
-            now_ms(),
+            services, caller, call, lambda done: _published(200, *done), move
         )
     units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
@@ -126,39 +152,113 @@ async def publish(
             digest=digest,
             body=body,
             text_features=text_features,
+            aliases=aliases,
         )
 
 
-@router.get("", summary="The owner's adapters", responses=documents.problems(*documents.SCOPED))
+@router.get("", summary="Adapters", responses=documents.problems(*documents.SCOPED))
 async def list_adapters(services: WithServices, caller: WithPredictKey) -> AdapterList:
-    """All versions that are not retired. Free."""
-    return AdapterList(adapters=await services.database.read(adapters.list_cards, caller.owner))
+    """All versions that the key may use: its owner's, those shared with it, and public ones. Free.
+
+    Retired versions are left out.
+    """
+    return AdapterList(adapters=await services.database.read(adapters.list_cards, caller))
 
 
 @router.get(
-    "/{name}",
+    "/{name:path}/versions",
+    summary="All versions of an adapter",
+    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+)
+async def list_versions(
+    services: WithServices, caller: WithPredictKey, name: OwnName
+) -> AdapterList:
+    """All versions of the owner's adapter, the retired ones too. Free."""
+    name = _own_name(caller, name)
+    return AdapterList(adapters=await services.database.read(adapters.versions, caller.owner, name))
+
+
+@router.get(
+    "/{name:path}/settings",
+    summary="An adapter's settings",
+    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+)
+async def get_settings(
+    services: WithServices, caller: WithPublishKey, name: OwnName
+) -> AdapterSettings:
+    """Who may use the owner's adapter, who pays, and what its aliases mean. Free."""
+    return await services.database.read(adapters.settings, caller.owner, _own_name(caller, name))
+
+
+@router.get(
+    "/{name:path}/usage",
+    summary="An adapter's usage",
+    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+)
+async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnName) -> AdapterUsage:
+    """What was classified with each version of the owner's adapter, by everybody. Free."""
+    return await services.database.read(adapters.usage, caller.owner, _own_name(caller, name))
+
+
+@router.post(
+    "/{name:path}/restore",
+    status_code=204,
+    summary="Restore an adapter",
+    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+)
+async def restore(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
+    """Takes retired versions of the owner's adapter into service again. Free."""
+    await services.database.write(adapters.restore, caller.owner, name)
+
+
+@router.get(
+    "/{name:path}",
     summary="An adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
-async def get(services: WithServices, caller: WithPredictKey, name: str) -> AdapterCard:
-    """The newest version of `name`, or the one that `name@version` names. Free."""
-    publication = await services.database.read(adapters.find, caller.owner, name)
+async def get(services: WithServices, caller: WithPredictKey, name: Version) -> AdapterCard:
+    """The version that a reference means now. Free."""
+    publication = await services.database.read(adapters.find, caller, name)
     return publication.card
 
 
+@router.patch(
+    "/{name:path}",
+    summary="Share an adapter, move its aliases",
+    openapi_extra=documents.json_body(AdapterChange),
+    responses=documents.problems(*documents.WITH_BODY, ADAPTER_NOT_FOUND),
+)
+async def change(
+    services: WithServices,
+    caller: WithPublishKey,
+    name: OwnName,
+    body: Annotated[Body[AdapterChange], Depends(body_of(AdapterChange))],
+) -> AdapterSettings:
+    """Changes what the body names, of all versions of the owner's adapter, at once. Free.
+
+    A key or team that does not exist is kept as it is written, and means nobody.
+    """
+    wanted = body.message
+    if LATEST in wanted.aliases:
+        message = "'latest' is always the newest version"
+        raise invalid_field(f"aliases.{LATEST}", message, "Give the alias another name.")
+    name = _own_name(caller, name)
+    return await services.database.write(adapters.change, caller, name, wanted)
+
+
 @router.delete(
-    "/{name}",
+    "/{name:path}",
     status_code=204,
     summary="Retire an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
-async def retire(services: WithServices, caller: WithPublishKey, name: str) -> None:
-    """Retires all versions of `name`, or the one that `name@version` names. Free."""
+async def retire(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
+    """Takes versions of the owner's adapter out of service, until they are restored. Free."""
     await services.database.write(adapters.retire, caller.owner, name)
 
 
 @router.post(
-    "/{name}/predictions",
+    "/{name:path}/predictions",
     summary="Predict with an adapter",
     response_class=Response,
     openapi_extra=documents.body(
@@ -181,30 +281,30 @@ async def predict(
     services: WithServices,
     caller: WithPredictKey,
     call: Annotated[Call, Depends(call_of(repeatable=True))],
-    name: str,
+    name: Version,
     body: Annotated[Body[AdapterPredictionRequest], Depends(body_of(AdapterPredictionRequest))],
 ) -> Response:
     """Classifies pictures with an adapter of P prompts.
 
     With `top_k` the answer holds of each picture that many classes: the most probable ones, their
-    log-probabilities the same as in the whole answer.
+    log-probabilities the same as in the whole answer. With a threshold it says of which pictures
+    the adapter does not know what they are.
 
-    Charged: P of `queries`, P x N of `predictions`, one of `images` for each picture in the body,
-    one of `requests`; with `top_k` as without. The adapter's texts were charged when it was
-    published.
+    Charged, to the caller unless the adapter's publisher pays: P of `queries`, P x N of
+    `predictions`, one of `images` for each picture in the body, one of `requests`; with `top_k` as
+    without. The adapter's texts were charged when it was published.
     """
-    publication = await services.database.read(adapters.find, caller.owner, name)
-    card = publication.card
+    publication = await services.database.read(adapters.find, caller, name)
+    card, message = publication.card, body.message
     _check_revision(services, card.model, card.revision)
-    top_k = body.message.top_k
-    check_top_k(top_k, len(card.classes))
-    selection = await select_pictures(services, caller, body.message, body.files)
+    check_top_k(message.top_k, len(card.classes))
+    selection = await select_pictures(services, caller, message, body.files)
     check_answer_size(
         request,
         services,
         rows=selection.count,
         classes=len(card.classes),
-        top_k=top_k,
+        top_k=message.top_k,
         dtype="float32",
         field=selection.field,
     )
@@ -217,17 +317,22 @@ async def predict(
     )
     await use_predictions(request, services, caller, units.predictions)
     work = Work("adapter-predictions", card.model, card.revision, units, call.run)
-    async with booking(services, caller, call, work) as booked:
-        servable = await _load(services, publication)
+    async with booking(services, caller, call, work, publication.payer_key_id) as booked:
+        servable = await load(services, publication)
         features = await pictures.features(services, caller)
-        tensors = await _refined(services, caller, servable, features, top_k)
+        refine = _refining(servable.adapter, message, card.abstain_below)
+        tensors = await classify(services, caller, servable, features, refine)
         answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
             AdapterPredictionAnswer(
                 adapter=card.name, version=card.version, classes=card.classes, cost=booked.cost
             )
         )
-        return await booked.settle(response)
+        if booked.repeated:
+            return await booked.settle(response)
+        return await booked.settle_with(
+            lambda _: response, adapters.count_use, publication.id, units
+        )
 
 
 def _parse(body: bytes) -> tuple[Adapter, str]:
@@ -240,6 +345,35 @@ def _parse(body: bytes) -> tuple[Adapter, str]:
     except UnicodeEncodeError as error:
         message = "a text holds half of a surrogate pair"
         raise invalid_field("adapter", message, remedy) from error
+
+
+def _own_new_name(caller: Caller, name: str) -> str:
+    owner, _, own = name.rpartition("/")
+    if owner and owner != caller.owner:
+        raise invalid_field(
+            "name",
+            "an adapter is published under the name of the key's own owner",
+            f"Leave out the owner: '{own[:64]}'.",
+        )
+    if own in _RESERVED:
+        raise invalid_field("name", f"'{own}' means something else", "Choose another name.")
+    try:
+        return _NAME.validate_python(own)
+    except ValidationError as error:
+        raise invalid_field(
+            "name",
+            "a name has up to 64 letters, digits, '.', '_' and '-', and begins with one of the "
+            "first two",
+            "Choose another name.",
+        ) from error
+
+
+def _own_name(caller: Caller, text: str) -> str:
+    wanted = Reference.parse(text)
+    named = wanted.owner in (None, caller.owner) and (wanted.version or wanted.alias) is None
+    if not named or text.endswith(f"@{LATEST}"):
+        raise NoSuchAdapter(text)
+    return wanted.name
 
 
 def _check_revision(services: Services, model: str, revision: str) -> None:
@@ -267,35 +401,21 @@ def _published(status: int, card: AdapterCard, cost: Cost) -> Response:
     return json_response(AdapterPublishAnswer(adapter=card, cost=cost), status=status)
 
 
-async def _load(services: Services, publication: Publication) -> ServableAdapter:
-    servable = services.adapters.get(publication.id)
-    if servable is None:
-        content = await services.database.read(adapters.read_content, publication.id)
-        servable = await asyncio.to_thread(adapters.servable, *content)
-        services.adapters.put(publication.id, servable)
-    return servable
+def _refining(
+    adapter: Adapter, message: AdapterPredictionRequest, abstain_below: float | None
+) -> Callable[[NDArray[np.float32]], codec.Tensors]:
+    if message.abstain_below is not None:
+        abstain_below = message.abstain_below
 
-
-async def _refined(
-    services: Services,
-    caller: Caller,
-    servable: ServableAdapter,
-    features: Features,
-    top_k: int | None,
-) -> codec.Tensors:
     def refine(log_probs: NDArray[np.float32]) -> codec.Tensors:
-        refined = servable.adapter.head(log_probs)
-        return {"log_probs": refined} if top_k is None else most_probable(refined, top_k)
-
-    prompts, texts, _ = servable.text_features.shape
-    step = max(1, _SCORES_AT_ONCE // (prompts * texts))
-    parts = []
-    for start in range(0, len(features), step):
-        log_probs = await services.engine.score(
-            features[start : start + step],
-            servable.text_features,
-            "float32",
-            tenant=caller.tenant,
+        refined = adapter.head(log_probs)
+        tensors = (
+            {"log_probs": refined}
+            if message.top_k is None
+            else most_probable(refined, message.top_k)
         )
-        parts.append(await asyncio.to_thread(refine, log_probs))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if abstain_below is not None:
+            tensors["abstained"] = (np.exp(refined.max(axis=-1)) < abstain_below).astype(np.uint8)
+        return tensors
+
+    return refine

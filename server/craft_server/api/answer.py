@@ -36,7 +36,7 @@ class TensorAnswer:
 
     async def with_document(self, document: BaseModel) -> Response:
         """The response: `document`, whose tensors' fields the tensors take."""
-        fields = document.model_dump(mode="json", exclude={"log_probs", "top_classes"})
+        fields = document.model_dump(mode="json", exclude={"log_probs", "top_classes", "abstained"})
         if self._texts is None:
             data = await asyncio.to_thread(codec.encode, fields, self._tensors)
             return Response(data, media_type=codec.MEDIA_TYPE)

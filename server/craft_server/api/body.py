@@ -62,8 +62,14 @@ async def read_bytes(request: Request) -> bytes:
     """The whole body.
 
     Raises:
-        ProblemError: it is too large, or the client went away.
+        ProblemError: it is too large, it is compressed, or the client went away.
     """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise ProblemError(
+            UNSUPPORTED_MEDIA_TYPE,
+            f"the body's content encoding is '{coding[:100]}'; bodies are taken as they are",
+        )
     try:
         return await request.body()
     except ClientDisconnect as error:

@@ -29,6 +29,7 @@ from craft_shared.problems import (
     ProblemType,
 )
 from craft_shared.wire import (
+    AdapterChange,
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
     BudgetLimits,
@@ -52,6 +53,7 @@ CHARGED = (*ONCE, BUDGET_EXHAUSTED, INTERNAL_ERROR, OVERLOADED)
 
 _REF = "#/components/schemas/{model}"
 _BY_REFERENCE: tuple[type[BaseModel], ...] = (
+    AdapterChange,
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
     BudgetLimits,

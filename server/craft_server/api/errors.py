@@ -12,16 +12,22 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server import problems
-from craft_server.adapters import NoSuchAdapter
+from craft_server.adapters import NoSuchAdapter, NoSuchVersion
 from craft_server.api.idempotency import Replayed, replay
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
 from craft_server.ledger.calls import KeyReused, StillRunning
-from craft_server.ledger.charges import BudgetExhausted, ChargeClosed, TooManyRunning
+from craft_server.ledger.charges import (
+    BudgetExhausted,
+    ChargeClosed,
+    PublisherCannotPay,
+    TooManyRunning,
+)
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
+    BUDGET_EXHAUSTED,
     CALL_IN_PROGRESS,
     IDEMPOTENCY_KEY_REUSED,
     IMAGE_SET_NOT_FOUND,
@@ -43,6 +49,7 @@ def install(app: FastAPI) -> None:
     """Registers the handlers with the application."""
     app.exception_handler(ProblemError)(_on_problem)
     app.exception_handler(BudgetExhausted)(_on_budget_exhausted)
+    app.exception_handler(PublisherCannotPay)(_on_publisher_cannot_pay)
     app.exception_handler(TooManyRunning)(_on_too_many_running)
     app.exception_handler(RateLimited)(_on_rate_limited)
     app.exception_handler(NotCounted)(_on_not_counted)
@@ -52,6 +59,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(StillRunning)(_on_still_running)
     app.exception_handler(NoSuchImageSet)(_on_no_such_image_set)
     app.exception_handler(NoSuchAdapter)(_on_no_such_adapter)
+    app.exception_handler(NoSuchVersion)(_on_no_such_version)
     app.exception_handler(Overloaded)(_on_overloaded)
     app.exception_handler(WorkerDied)(_on_overloaded)
     app.exception_handler(WrongFirstRow)(_on_wrong_first_row)
@@ -112,6 +120,11 @@ async def _on_budget_exhausted(request: Request, error: BudgetExhausted) -> Resp
     return _respond(request, problems.budget_exhausted(error.shortfalls))
 
 
+async def _on_publisher_cannot_pay(request: Request, _error: PublisherCannotPay) -> Response:
+    detail = "the adapter's publisher pays for its predictions, and has no budget left for this one"
+    return _respond(request, ProblemError(BUDGET_EXHAUSTED, detail))
+
+
 async def _on_too_many_running(request: Request, error: TooManyRunning) -> Response:
     detail = f"{error.args[0]} calls of the key are running, as many as it may have at a time"
     return _respond(request, ProblemError(RATE_LIMITED, detail, headers={"Retry-After": "1"}))
@@ -163,8 +176,19 @@ async def _on_no_such_image_set(request: Request, _error: Exception) -> Response
 
 
 async def _on_no_such_adapter(request: Request, _error: Exception) -> Response:
-    detail = "there is no adapter with this name and version under the key's owner"
+    detail = "there is no adapter of this name and version that the key may use"
     return _respond(request, ProblemError(ADAPTER_NOT_FOUND, detail))
+
+
+async def _on_no_such_version(request: Request, error: NoSuchVersion) -> Response:
+    return _respond(
+        request,
+        problems.invalid_field(
+            f"aliases.{error.alias}",
+            f"version {error.version} is not published",
+            "Name a version that GET /v1/adapters/{name}/versions lists and that is not retired.",
+        ),
+    )
 
 
 async def _on_overloaded(request: Request, error: Exception) -> Response:

@@ -21,9 +21,9 @@ from sqlalchemy import Connection
 from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
 from craft_server.api.services import Services
 from craft_server.clock import now_ms
-from craft_server.ledger import calls, charges
+from craft_server.ledger import calls, charges, keys
 from craft_server.ledger.calls import StoredAnswer
-from craft_server.ledger.charges import Reservation, Work
+from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED
@@ -41,7 +41,7 @@ class Booking:
     """A call that is being worked on.
 
     Attributes:
-        cost: what it will have cost.
+        cost: what it will have cost its caller.
     """
 
     def __init__(
@@ -51,6 +51,11 @@ class Booking:
         self._services = services
         self._reserved = reserved
         self._call_id = call_id
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the call was made and charged before."""
+        return self._reserved is None
 
     async def settle(self, response: Response) -> Response:
         """Charges the call and stores its answer, both or neither."""
@@ -104,15 +109,17 @@ class Booking:
 
 @asynccontextmanager
 async def booking(
-    services: Services, caller: Caller, call: Call, work: Work
+    services: Services, caller: Caller, call: Call, work: Work, payer_key_id: int | None = None
 ) -> AsyncIterator[Booking]:
     """Reserves the work for the block, which must settle; gives it back if the block raises.
 
     A call that was made and charged before, and whose answer is gone, is worked on free of charge.
+    `payer_key_id` is of the key that is charged in the caller's place.
 
     Raises:
         ProblemError: the engine's worker is dead; nothing was reserved.
         BudgetExhausted: the key's budgets do not cover the call; nothing was reserved.
+        PublisherCannotPay: those of the payer in its place do not; nothing was reserved.
         TooManyRunning: the key has as many calls running as it may; nothing was reserved.
     """
     if not services.engine.alive:
@@ -120,7 +127,7 @@ async def booking(
             OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
         )
     with services.in_flight.one():
-        booked = await _book(services, caller, call, work)
+        booked = await _book(services, caller, call, work, payer_key_id)
         try:
             yield booked
         except BaseException:
@@ -172,9 +179,11 @@ def _stored(response: Response) -> StoredAnswer:
     return StoredAnswer(response.status_code, response.media_type or "", bytes(response.body))
 
 
-async def _book(services: Services, caller: Caller, call: Call, work: Work) -> Booking:
+async def _book(
+    services: Services, caller: Caller, call: Call, work: Work, payer_key_id: int | None
+) -> Booking:
     booking_it = asyncio.ensure_future(
-        services.database.write_deferred(_reserve, services, caller, call, work)
+        services.database.write_deferred(_reserve, services, caller, call, work, payer_key_id)
     )
     try:
         return await asyncio.shield(booking_it)
@@ -185,7 +194,12 @@ async def _book(services: Services, caller: Caller, call: Call, work: Work) -> B
 
 
 def _reserve(
-    connection: Connection, services: Services, caller: Caller, call: Call, work: Work
+    connection: Connection,
+    services: Services,
+    caller: Caller,
+    call: Call,
+    work: Work,
+    payer_key_id: int | None,
 ) -> Booking:
     at, holder = now_ms(), services.lease.holder
     if call.made is not None:
@@ -193,7 +207,12 @@ def _reserve(
             services, None, None, charges.cost_of(connection, caller, call.made.charge_id, at)
         )
     charges.check_concurrency(connection, caller)
-    reserved = charges.reserve(connection, caller, work, holder=holder, at=at)
+    if payer_key_id is None:
+        reserved = charges.reserve(connection, caller, work, holder=holder, at=at)
+        cost = reserved.cost
+    else:
+        reserved = _reserve_of_payer(connection, payer_key_id, work, holder, at)
+        cost = charges.cost_of(connection, caller, None, at)
     call_id = None
     if call.attempt is not None:
         call_id = calls.begin(
@@ -204,4 +223,17 @@ def _reserve(
             charge_id=reserved.charge_id,
             at=at,
         )
-    return Booking(services, reserved, call_id, reserved.cost)
+    return Booking(services, reserved, call_id, cost)
+
+
+def _reserve_of_payer(
+    connection: Connection, payer_key_id: int, work: Work, holder: str, at: int
+) -> Reservation:
+    """Like `charges.reserve`, but tells the caller nothing of the payer's budgets."""
+    payer = keys.payer(connection, payer_key_id, at)
+    if payer is None:
+        raise PublisherCannotPay
+    try:
+        return charges.reserve(connection, payer, work, holder=holder, at=at)
+    except BudgetExhausted as error:
+        raise PublisherCannotPay from error

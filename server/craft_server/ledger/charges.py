@@ -84,6 +84,10 @@ class BudgetExhausted(Exception):  # noqa: N818 - the problem type's name
         self.shortfalls = shortfalls
 
 
+class PublisherCannotPay(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """Whoever pays for the call in its caller's place cannot. Nothing was reserved."""
+
+
 class ChargeClosed(Exception):  # noqa: N818 - reads as what it is where it is caught
     """The charge was settled or refunded before."""
 
@@ -294,11 +298,13 @@ def refund_all(connection: sa.Connection, held: sa.ColumnElement[bool], at: int)
 
 
 def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at: int) -> Cost:
-    """What a call did cost, and the budgets as they are now."""
+    """What a call did cost its caller, and the caller's budgets as they are now."""
     budgets = list_budgets(connection, caller.key_id, caller.team_id, at)
-    if charge_id is None:
+    row = connection.execute(
+        sa.select(CHARGES).where(CHARGES.c.id == charge_id, CHARGES.c.key_id == caller.key_id)
+    ).one_or_none()
+    if row is None:
         return Cost(charged=Units(), budgets=budgets)
-    row = connection.execute(sa.select(CHARGES).where(CHARGES.c.id == charge_id)).one()
     return Cost(charged=units_of(row), cost_micros=row.cost_micros, budgets=budgets)
 
 

@@ -200,15 +200,23 @@ def admit(
         return None, None
     if any(end is not None and end <= at for end in (row.expires_at, row.secret_expires_at)):
         return None, None
-    caller = Caller(
-        key_id=row.id,
-        prefix=row.prefix,
-        owner=row.owner,
-        team_id=row.team_id,
-        scopes=frozenset(row.scopes.split()),
-        rates=_rates(row),
-    )
-    return caller, record_of(row)
+    return _caller(row), record_of(row)
+
+
+def payer(connection: sa.Connection, key_id: int, at: int) -> Caller | None:
+    """A key as the payer of calls that others make; None once it is expired or revoked."""
+    row = connection.execute(
+        sa.select(API_KEYS, KEY_SECRETS.c.prefix)
+        .join(KEY_SECRETS, KEY_SECRETS.c.key_id == API_KEYS.c.id)
+        .where(
+            API_KEYS.c.id == key_id,
+            API_KEYS.c.revoked_at.is_(None),
+            sa.or_(API_KEYS.c.expires_at.is_(None), API_KEYS.c.expires_at > at),
+        )
+        .order_by(KEY_SECRETS.c.created_at.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _caller(row)
 
 
 def list_keys(connection: sa.Connection) -> list[KeyEntry]:
@@ -323,6 +331,17 @@ def _new_secret(connection: sa.Connection, key_id: int, at: int) -> str:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _caller(row: Any) -> Caller:
+    return Caller(
+        key_id=row.id,
+        prefix=row.prefix,
+        owner=row.owner,
+        team_id=row.team_id,
+        scopes=frozenset(row.scopes.split()),
+        rates=_rates(row),
+    )
 
 
 def _rates(row: Any) -> Rates:

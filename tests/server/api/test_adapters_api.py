@@ -10,6 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
+from craft_server.clock import now_ms
+from craft_server.ledger.keys import revoke_key
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead
@@ -117,7 +119,7 @@ def test_large_sets_are_refined_in_parts(
     images = [base64.b64encode(picture(seed)).decode() for seed in range(5)]
     body = {"images": images, "top_k": top_k}
     whole = client.post("/v1/adapters/pets/predictions", json=body).json()
-    monkeypatch.setattr("craft_server.api.adapters._SCORES_AT_ONCE", 18)
+    monkeypatch.setattr("craft_server.api.classification._SCORES_AT_ONCE", 18)
     parts = client.post("/v1/adapters/pets/predictions", json=body).json()
     np.testing.assert_allclose(parts["log_probs"], whole["log_probs"], atol=1e-5)
     assert parts.get("top_classes") == whole.get("top_classes")
@@ -175,7 +177,7 @@ def test_a_retired_adapter_is_gone(client: httpx.Client, picture: Picture) -> No
     images = [base64.b64encode(picture()).decode()]
     assert client.post("/v1/adapters/pets/predictions", json={"images": images}).is_success
     assert client.delete("/v1/adapters/pets").status_code == 204
-    assert client.get("/v1/adapters").json()["adapters"] == []
+    assert usage(client) == units()
     for answer in (
         client.get("/v1/adapters/pets"),
         client.delete("/v1/adapters/pets"),
@@ -263,7 +265,7 @@ def test_an_adapter_does_not_travel_as_json(client: httpx.Client) -> None:
 def test_a_publication_past_the_budget_publishes_nothing(server: Any) -> None:
     with server.client(texts=8) as client:
         check(publish(client, make(client)), 402, "budget-exhausted")
-        assert client.get("/v1/adapters").json()["adapters"] == []
+        assert usage(client) == units()
         assert client.get("/v1/budget").json()["budgets"][0]["remaining"] == 8
 
 
@@ -313,3 +315,169 @@ def test_keys_of_one_owner_share_objects_but_not_usage(server: Any) -> None:
         assert second.get("/v1/adapters/pets").status_code == 200
         assert usage(first) == units(texts=9, requests=1)
         assert usage(second) == units()
+
+
+def images_of(picture: Picture, count: int = 2) -> list[str]:
+    return [base64.b64encode(picture(seed)).decode() for seed in range(count)]
+
+
+def predict(client: httpx.Client, reference: str, **body: Any) -> httpx.Response:
+    return client.post(f"/v1/adapters/{reference}/predictions", json=body)
+
+
+def prefix(client: httpx.Client) -> str:
+    return client.headers["Authorization"].split("_")[1]
+
+
+def test_a_granted_key_predicts_by_the_owners_name(server: Any, picture: Picture) -> None:
+    images = images_of(picture)
+    with server.client("ann") as ann, server.client("bob") as bob:
+        publish(ann, make(ann))
+        reference = "ann/pets"
+        check(predict(bob, reference, images=images), 404, "adapter-not-found")
+        shared = ann.patch("/v1/adapters/pets", json={"keys": [prefix(bob)]})
+        assert shared.status_code == 200, shared.text
+        assert shared.json()["keys"] == [prefix(bob)]
+        theirs = predict(bob, reference, images=images)
+        mine = predict(ann, "pets@latest", images=images)
+        assert theirs.json()["log_probs"] == mine.json()["log_probs"]
+        assert theirs.json()["cost"]["charged"] == mine.json()["cost"]["charged"]
+        assert bob.get(f"/v1/adapters/{reference}").json()["owner"] == "ann"
+        # What an owner decides is not for guests, whether or not they may use it.
+        for method, path in (
+            ("GET", "/settings"),
+            ("GET", "/usage"),
+            ("GET", "/versions"),
+            ("POST", "/restore"),
+            ("PATCH", ""),
+            ("DELETE", ""),
+        ):
+            body = {"json": {}} if method == "PATCH" else {}
+            answer = bob.request(method, f"/v1/adapters/{reference}{path}", **body)
+            check(answer, 404, "adapter-not-found")
+        (used,) = ann.get("/v1/adapters/pets/usage").json()["versions"]
+        assert used["calls"] == 2
+        assert used["units"] == units(queries=6, predictions=12, images=4, requests=2)
+
+
+def test_a_publisher_who_pays_is_charged_in_the_callers_place(
+    server: Any, picture: Picture
+) -> None:
+    images = images_of(picture)
+    with server.client("cleo", queries=5) as cleo, server.client("dan", queries=0) as dan:
+        publish(cleo, make(cleo))
+        before = usage(cleo)
+        settings = cleo.patch("/v1/adapters/pets", json={"public": True, "pays": "publisher"})
+        assert settings.json()["pays"] == "publisher"
+        headers = {"Idempotency-Key": "once"}
+        path = "/v1/adapters/cleo/pets/predictions"
+        answer = dan.post(path, json={"images": images}, headers=headers)
+        assert answer.status_code == 200, answer.text
+        cost = answer.json()["cost"]
+        assert cost["charged"] == units()
+        assert [(budget["unit"], budget["limit"]) for budget in cost["budgets"]] == [("queries", 0)]
+        assert usage(dan) == units()
+        assert usage(cleo)["queries"] == before["queries"] + 3
+        # The answer again costs nobody, with its bytes and without.
+        assert dan.post(path, json={"images": images}, headers=headers).content == answer.content
+        dan.delete("/v1/answers/once")
+        anew = dan.post(path, json={"images": images}, headers=headers)
+        assert anew.json()["cost"]["charged"] == units()
+        assert anew.json()["log_probs"] == answer.json()["log_probs"]
+        assert usage(cleo)["queries"] == before["queries"] + 3
+        (used,) = cleo.get("/v1/adapters/pets/usage").json()["versions"]
+        assert used["calls"] == 1
+        # Two of five queries are left: too few, and nobody is told how few.
+        refused = dan.post(path, json={"images": images})
+        check(refused, 402, "budget-exhausted")
+        assert "publisher" in refused.json()["detail"]
+        assert not any(character.isdigit() for character in refused.json()["detail"])
+
+
+def test_a_key_that_pays_no_more_once_it_is_revoked(server: Any, picture: Picture) -> None:
+    with server.client("eve") as eve, server.client() as guest:
+        publish(eve, make(eve))
+        eve.patch("/v1/adapters/pets", json={"public": True, "pays": "publisher"})
+        with server.database.writing() as connection:
+            revoke_key(connection, prefix(eve), now_ms())
+        check(predict(guest, "eve/pets", images=images_of(picture)), 402, "budget-exhausted")
+
+
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_below_its_threshold_an_adapter_abstains(
+    client: httpx.Client, picture: Picture, top_k: int | None
+) -> None:
+    publish(client, make(client))
+    images = images_of(picture, 4)
+    whole = predict(client, "pets", images=images).json()
+    assert "abstained" not in whole
+    best = np.exp(np.array(whole["log_probs"])).max(axis=1)
+    threshold = float(np.sort(best)[1:3].mean())
+    asked = predict(client, "pets", images=images, top_k=top_k, abstain_below=threshold).json()
+    assert asked["abstained"] == (best < threshold).astype(int).tolist()
+    client.patch("/v1/adapters/pets", json={"abstain_below": threshold})
+    assert client.get("/v1/adapters/pets").json()["abstain_below"] == threshold
+    assert predict(client, "pets", images=images).json()["abstained"] == asked["abstained"]
+    assert predict(client, "pets", images=images, abstain_below=0).json()["abstained"] == [0] * 4
+    client.patch("/v1/adapters/pets", json={"abstain_below": None})
+    assert "abstained" not in predict(client, "pets", images=images).json()
+
+
+def test_aliases_move_with_a_publication_and_by_a_change(client: httpx.Client) -> None:
+    media = {"Content-Type": codec.MEDIA_TYPE}
+    first, second = make(client, 1), make(client, 2)
+
+    def publish_as(adapter: Adapter, *aliases: str) -> httpx.Response:
+        params = {"name": "pets", "alias": list(aliases)}
+        return client.post("/v1/adapters", params=params, content=adapter.to_bytes(), headers=media)
+
+    assert publish_as(first, "stable").json()["adapter"]["aliases"] == ["latest", "stable"]
+    publish_as(second)
+    assert client.get("/v1/adapters/pets@stable").json()["version"] == 1
+    again = publish_as(second, "stable", "best")
+    assert again.status_code == 200
+    assert again.json()["adapter"]["aliases"] == ["latest", "best", "stable"]
+    moved = client.patch("/v1/adapters/pets", json={"aliases": {"stable": 1, "best": None}})
+    assert moved.json()["aliases"] == {"stable": 1}
+    refused = client.patch("/v1/adapters/pets", json={"aliases": {"stable": 3}})
+    check(refused, 422, "invalid-request", "aliases.stable")
+    check(publish_as(second, "latest"), 422, "invalid-request", "alias")
+    refused = client.patch("/v1/adapters/pets", json={"aliases": {"latest": 1}})
+    check(refused, 422, "invalid-request", "aliases.latest")
+
+
+def test_what_was_retired_is_restored(client: httpx.Client) -> None:
+    publish(client, make(client))
+    assert client.delete("/v1/adapters/pets@latest").status_code == 204
+    check(client.get("/v1/adapters/pets"), 404, "adapter-not-found")
+    (version,) = client.get("/v1/adapters/pets/versions").json()["adapters"]
+    assert version["retired_at"]
+    assert client.post("/v1/adapters/pets@1/restore").status_code == 204
+    assert client.get("/v1/adapters/pets").json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("somebody/pets", "own owner"),
+        ("../../etc/passwd", "own owner"),
+        ("usage", "something else"),
+        ("pets@2", "letters"),
+        ("", "letters"),
+        ("x" * 65, "letters"),
+    ],
+)
+def test_a_name_that_cannot_be_published_under_is_told(
+    client: httpx.Client, name: str, said: str
+) -> None:
+    refused = publish(client, make(client), name)
+    check(refused, 422, "invalid-request", "name")
+    assert said in refused.json()["detail"]
+    assert usage(client) == units()
+
+
+def test_an_owner_may_name_itself(server: Any) -> None:
+    with server.client("flo") as flo:
+        assert publish(flo, make(flo), "flo/pets").json()["adapter"]["name"] == "pets"
+        assert flo.get("/v1/adapters/flo/pets@1").json()["version"] == 1
+        assert flo.get("/v1/adapters/flo%2Fpets/usage").status_code == 200

@@ -1,0 +1,278 @@
+"""Names and versions: published, found, listed, retired and restored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from craft_server.adapters.references import NoSuchAdapter, Reference
+from craft_server.adapters.sharing import move_aliases, usable_by
+from craft_server.adapters.tables import (
+    ADAPTER_ALIASES,
+    ADAPTER_SETTINGS,
+    ADAPTER_TOTALS,
+    ADAPTERS,
+)
+from craft_server.clock import now
+from craft_server.database import insert_missing
+from craft_server.ledger.keys import Caller
+from craft_shared.adapter import Adapter
+from craft_shared.units import UNITS
+from craft_shared.wire import LATEST, AdapterCard, Provenance
+
+_HEAVY = ("body", "text_features")
+_WITH_SETTINGS = (
+    sa.select(
+        *(column for column in ADAPTERS.columns if column.name not in _HEAVY),
+        ADAPTER_SETTINGS.c.payer_key_id,
+        ADAPTER_SETTINGS.c.abstain_below,
+    )
+    .join(
+        ADAPTER_SETTINGS,
+        sa.and_(
+            ADAPTER_SETTINGS.c.owner == ADAPTERS.c.owner,
+            ADAPTER_SETTINGS.c.name == ADAPTERS.c.name,
+        ),
+    )
+    .order_by(ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version)
+)
+_LIVING = ADAPTERS.c.retired_at.is_(None)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A version of an adapter.
+
+    Attributes:
+        id: of its row.
+        card: what those see who may use it.
+        payer_key_id: the key that pays for predictions; None where the caller does.
+    """
+
+    id: int
+    card: AdapterCard
+    payer_key_id: int | None
+
+
+def find(connection: sa.Connection, caller: Caller, reference: str) -> Publication:
+    """The one living version that a reference means now, if the caller may use it.
+
+    Raises:
+        NoSuchAdapter: there is none, or it is not the caller's to use; nothing tells which.
+    """
+    wanted = Reference.parse(reference)
+    owner = caller.owner if wanted.owner is None else wanted.owner
+    conditions = [*_named(owner, wanted), _LIVING]
+    if owner != caller.owner:
+        conditions.append(usable_by(caller))
+    newest = ADAPTERS.c.version.desc()
+    query = _WITH_SETTINGS.where(*conditions).order_by(None).order_by(newest).limit(1)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NoSuchAdapter(reference)
+    (publication,) = _publications(connection, [row])
+    return publication
+
+
+def find_digest(
+    connection: sa.Connection, owner: str, name: str, digest: str
+) -> Publication | None:
+    """The newest living version under `name` whose content has this digest."""
+    row = connection.execute(
+        _WITH_SETTINGS.where(
+            ADAPTERS.c.owner == owner,
+            ADAPTERS.c.name == name,
+            ADAPTERS.c.digest == digest,
+            _LIVING,
+        )
+        .order_by(None)
+        .order_by(ADAPTERS.c.version.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _publications(connection, [row])[0]
+
+
+def list_cards(connection: sa.Connection, caller: Caller) -> list[AdapterCard]:
+    """All living versions that the caller may use, its owner's own first."""
+    own = ADAPTERS.c.owner == caller.owner
+    query = _WITH_SETTINGS.where(_LIVING, sa.or_(own, usable_by(caller)))
+    rows = connection.execute(
+        query.order_by(None).order_by(
+            sa.case((own, 0), else_=1), ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version
+        )
+    ).all()
+    return [publication.card for publication in _publications(connection, rows)]
+
+
+def versions(connection: sa.Connection, owner: str, name: str) -> list[AdapterCard]:
+    """All versions under an owner's name, the retired ones too.
+
+    Raises:
+        NoSuchAdapter: there is none.
+    """
+    rows = connection.execute(
+        _WITH_SETTINGS.where(ADAPTERS.c.owner == owner, ADAPTERS.c.name == name)
+    ).all()
+    if not rows:
+        raise NoSuchAdapter(name)
+    return [publication.card for publication in _publications(connection, rows)]
+
+
+def add(
+    connection: sa.Connection,
+    owner: str,
+    name: str,
+    *,
+    adapter: Adapter,
+    digest: str,
+    body: bytes,
+    text_features: NDArray[np.float32],
+    aliases: Sequence[str] = (),
+) -> AdapterCard:
+    """Publishes the next version under `name`; numbers of retired versions are not given again.
+
+    `aliases` mean it from then on.
+    """
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        connection.execute(
+            sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(owner, 1)))
+        )
+    insert_missing(connection, ADAPTER_SETTINGS, owner=owner, name=name, public=False)
+    last = connection.execute(
+        sa.select(sa.func.max(ADAPTERS.c.version)).where(
+            ADAPTERS.c.owner == owner, ADAPTERS.c.name == name
+        )
+    ).scalar()
+    version = (last or 0) + 1
+    config = adapter.config
+    adapter_id = connection.execute(
+        sa.insert(ADAPTERS)
+        .values(
+            owner=owner,
+            name=name,
+            version=version,
+            digest=digest,
+            model=config.model,
+            revision=config.revision,
+            access_mode=config.access_mode,
+            classes=json.dumps(config.classes),
+            prompts=config.prompts,
+            published_at=now(),
+            body=body,
+            text_features=text_features.astype("<f4").tobytes(),
+            provenance=config.provenance.model_dump_json(),
+        )
+        .returning(ADAPTERS.c.id)
+    ).scalar_one()
+    nothing = dict.fromkeys(UNITS, 0)
+    connection.execute(sa.insert(ADAPTER_TOTALS).values(adapter_id=adapter_id, calls=0, **nothing))
+    move_aliases(connection, owner, name, dict.fromkeys(aliases, version))
+    row = connection.execute(_WITH_SETTINGS.where(ADAPTERS.c.id == adapter_id)).one()
+    return _publications(connection, [row])[0].card
+
+
+def retire(connection: sa.Connection, owner: str, reference: str) -> None:
+    """Takes one version, or without `@` all versions, of the owner's adapter out of service.
+
+    Aliases stay: one whose version is retired means nothing until it is moved.
+
+    Raises:
+        NoSuchAdapter: there is none that lives.
+    """
+    _set_retired(connection, owner, reference, _LIVING, now())
+
+
+def restore(connection: sa.Connection, owner: str, reference: str) -> None:
+    """Takes what was retired into service again.
+
+    Raises:
+        NoSuchAdapter: there is none that is retired.
+    """
+    _set_retired(connection, owner, reference, ~_LIVING, None)
+
+
+def _set_retired(
+    connection: sa.Connection,
+    owner: str,
+    reference: str,
+    which: sa.ColumnElement[bool],
+    at: str | None,
+) -> None:
+    wanted = Reference.parse(reference)
+    if wanted.owner not in (None, owner):
+        raise NoSuchAdapter(reference)
+    changed = connection.execute(
+        sa.update(ADAPTERS).where(*_named(owner, wanted), which).values(retired_at=at)
+    )
+    if changed.rowcount == 0:
+        raise NoSuchAdapter(reference)
+
+
+def _named(owner: str, wanted: Reference) -> list[sa.ColumnElement[bool]]:
+    """Conditions on the versions that a reference may mean: one, or all where it names none."""
+    conditions = [ADAPTERS.c.owner == owner, ADAPTERS.c.name == wanted.name]
+    if wanted.version is not None:
+        conditions.append(ADAPTERS.c.version == wanted.version)
+    if wanted.alias is not None:
+        meant = sa.select(ADAPTER_ALIASES.c.version).where(
+            ADAPTER_ALIASES.c.owner == owner,
+            ADAPTER_ALIASES.c.name == wanted.name,
+            ADAPTER_ALIASES.c.alias == wanted.alias,
+        )
+        conditions.append(ADAPTERS.c.version.in_(meant))
+    return conditions
+
+
+def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Publication]:
+    """The rows of `_WITH_SETTINGS` with their aliases."""
+    names = list({(row.owner, row.name) for row in rows})
+    newest = {
+        (row.owner, row.name): row.version
+        for row in connection.execute(
+            sa.select(
+                ADAPTERS.c.owner, ADAPTERS.c.name, sa.func.max(ADAPTERS.c.version).label("version")
+            )
+            .where(sa.tuple_(ADAPTERS.c.owner, ADAPTERS.c.name).in_(names), _LIVING)
+            .group_by(ADAPTERS.c.owner, ADAPTERS.c.name)
+        )
+    }
+    aliases: dict[tuple[str, str, int], list[str]] = {}
+    for row in connection.execute(
+        sa.select(ADAPTER_ALIASES)
+        .where(sa.tuple_(ADAPTER_ALIASES.c.owner, ADAPTER_ALIASES.c.name).in_(names))
+        .order_by(ADAPTER_ALIASES.c.alias)
+    ):
+        aliases.setdefault((row.owner, row.name, row.version), []).append(row.alias)
+    return [
+        Publication(
+            row.id,
+            AdapterCard(
+                owner=row.owner,
+                name=row.name,
+                version=row.version,
+                aliases=[
+                    *([LATEST] if newest.get((row.owner, row.name)) == row.version else []),
+                    *aliases.get((row.owner, row.name, row.version), []),
+                ],
+                digest=row.digest,
+                model=row.model,
+                revision=row.revision,
+                access_mode=row.access_mode,
+                classes=json.loads(row.classes),
+                prompts=row.prompts,
+                published_at=row.published_at,
+                retired_at=row.retired_at,
+                pays="caller" if row.payer_key_id is None else "publisher",
+                abstain_below=row.abstain_below,
+                provenance=Provenance.model_validate_json(row.provenance),
+            ),
+            row.payer_key_id,
+        )
+        for row in rows
+    ]

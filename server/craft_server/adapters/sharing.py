@@ -1,0 +1,167 @@
+"""What the owner of a name has decided: who may use it, who pays, and what its aliases mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+
+from craft_server.adapters.references import NoSuchAdapter
+from craft_server.adapters.tables import (
+    ADAPTER_ALIASES,
+    ADAPTER_GRANTS,
+    ADAPTER_SETTINGS,
+    ADAPTERS,
+)
+from craft_server.ledger.keys import Caller
+from craft_server.ledger.tables import KEY_SECRETS, TEAMS
+from craft_shared.wire import AdapterChange, AdapterSettings
+
+
+class NoSuchVersion(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """An alias was to mean a version that is not published."""
+
+    def __init__(self, alias: str, version: int) -> None:
+        super().__init__(alias, version)
+        self.alias = alias
+        self.version = version
+
+
+def usable_by(caller: Caller) -> sa.ColumnElement[bool]:
+    """A condition on `ADAPTERS` joined to `ADAPTER_SETTINGS`: public, or granted to the caller."""
+    granted_to_key = ADAPTER_GRANTS.c.grantee.in_(
+        sa.select(KEY_SECRETS.c.prefix).where(KEY_SECRETS.c.key_id == caller.key_id)
+    )
+    granted_to_team = ADAPTER_GRANTS.c.grantee.in_(
+        sa.select(TEAMS.c.name).where(TEAMS.c.id == caller.team_id)
+    )
+    granted = sa.exists().where(
+        ADAPTER_GRANTS.c.owner == ADAPTERS.c.owner,
+        ADAPTER_GRANTS.c.name == ADAPTERS.c.name,
+        sa.or_(
+            sa.and_(ADAPTER_GRANTS.c.kind == "key", granted_to_key),
+            sa.and_(ADAPTER_GRANTS.c.kind == "team", granted_to_team),
+        ),
+    )
+    return sa.or_(ADAPTER_SETTINGS.c.public, granted)
+
+
+def settings(connection: sa.Connection, owner: str, name: str) -> AdapterSettings:
+    """What holds for a name of the owner.
+
+    Raises:
+        NoSuchAdapter: nothing was ever published under it.
+    """
+    row = connection.execute(
+        sa.select(ADAPTER_SETTINGS).where(*_of_name(ADAPTER_SETTINGS, owner, name))
+    ).one_or_none()
+    if row is None:
+        raise NoSuchAdapter(name)
+    grants: dict[str, list[str]] = {"key": [], "team": []}
+    for grant in connection.execute(
+        sa.select(ADAPTER_GRANTS)
+        .where(*_of_name(ADAPTER_GRANTS, owner, name))
+        .order_by(ADAPTER_GRANTS.c.grantee)
+    ):
+        grants[grant.kind].append(grant.grantee)
+    aliases = connection.execute(
+        sa.select(ADAPTER_ALIASES.c.alias, ADAPTER_ALIASES.c.version)
+        .where(*_of_name(ADAPTER_ALIASES, owner, name))
+        .order_by(ADAPTER_ALIASES.c.alias)
+    )
+    return AdapterSettings(
+        owner=owner,
+        name=name,
+        public=row.public,
+        keys=grants["key"],
+        teams=grants["team"],
+        pays="caller" if row.payer_key_id is None else "publisher",
+        abstain_below=row.abstain_below,
+        aliases={alias.alias: alias.version for alias in aliases},
+    )
+
+
+def change(
+    connection: sa.Connection, caller: Caller, name: str, wanted: AdapterChange
+) -> AdapterSettings:
+    """Changes what `wanted` names, for the caller's owner; what holds after it.
+
+    Where `wanted` says that the publisher pays, the caller's key does.
+
+    Raises:
+        NoSuchAdapter: nothing was ever published under the name.
+        NoSuchVersion: of an alias.
+    """
+    owner, named = caller.owner, wanted.model_fields_set
+    values: dict[str, object] = {
+        field: getattr(wanted, field) for field in ("public", "abstain_below") if field in named
+    }
+    if "pays" in named:
+        values["payer_key_id"] = caller.key_id if wanted.pays == "publisher" else None
+    # Names are locked by their settings, so that two changes do not mix.
+    locked = connection.execute(
+        sa.update(ADAPTER_SETTINGS)
+        .where(*_of_name(ADAPTER_SETTINGS, owner, name))
+        .values(values or {"owner": owner})
+    )
+    if locked.rowcount == 0:
+        raise NoSuchAdapter(name)
+    if "keys" in named:
+        _grant(connection, owner, name, "key", wanted.keys)
+    if "teams" in named:
+        _grant(connection, owner, name, "team", wanted.teams)
+    if "aliases" in named:
+        move_aliases(connection, owner, name, wanted.aliases)
+    return settings(connection, owner, name)
+
+
+def move_aliases(
+    connection: sa.Connection, owner: str, name: str, aliases: Mapping[str, int | None]
+) -> None:
+    """Makes each alias mean a version, or nothing any more.
+
+    Raises:
+        NoSuchVersion: there is none that lives.
+    """
+    for alias, version in sorted(aliases.items()):
+        connection.execute(
+            sa.delete(ADAPTER_ALIASES).where(
+                *_of_name(ADAPTER_ALIASES, owner, name), ADAPTER_ALIASES.c.alias == alias
+            )
+        )
+        if version is None:
+            continue
+        living = connection.execute(
+            sa.select(ADAPTERS.c.id).where(
+                *_of_name(ADAPTERS, owner, name),
+                ADAPTERS.c.version == version,
+                ADAPTERS.c.retired_at.is_(None),
+            )
+        ).one_or_none()
+        if living is None:
+            raise NoSuchVersion(alias, version)
+        connection.execute(
+            sa.insert(ADAPTER_ALIASES).values(owner=owner, name=name, alias=alias, version=version)
+        )
+
+
+def _grant(
+    connection: sa.Connection, owner: str, name: str, kind: str, grantees: Sequence[str]
+) -> None:
+    connection.execute(
+        sa.delete(ADAPTER_GRANTS).where(
+            *_of_name(ADAPTER_GRANTS, owner, name), ADAPTER_GRANTS.c.kind == kind
+        )
+    )
+    if grantees:
+        connection.execute(
+            sa.insert(ADAPTER_GRANTS),
+            [
+                {"owner": owner, "name": name, "kind": kind, "grantee": grantee}
+                for grantee in dict.fromkeys(grantees)
+            ],
+        )
+
+
+def _of_name(table: sa.Table, owner: str, name: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (table.c.owner == owner, table.c.name == name)

@@ -1,0 +1,78 @@
+"""The tables of published adapters."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from craft_server.database import METADATA
+from craft_shared.units import UNITS
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+# One row a version. Nothing of it changes but `retired_at`.
+ADAPTERS = sa.Table(
+    "adapters",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),
+    sa.Column("access_mode", sa.Text, nullable=False),
+    sa.Column("classes", sa.Text, nullable=False),
+    sa.Column("prompts", sa.Integer, nullable=False),
+    sa.Column("published_at", sa.Text, nullable=False),
+    sa.Column("retired_at", sa.Text),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("text_features", sa.LargeBinary, nullable=False),
+    sa.Column("provenance", sa.Text, nullable=False, server_default="{}"),
+    sa.UniqueConstraint("owner", "name", "version"),
+)
+
+# One row a name: what its owner has decided for all versions.
+ADAPTER_SETTINGS = sa.Table(
+    "adapter_settings",
+    METADATA,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("public", sa.Boolean, nullable=False),
+    # The key that pays for everybody's predictions; null where each caller pays for its own.
+    sa.Column("payer_key_id", _Id, sa.ForeignKey("api_keys.id")),
+    sa.Column("abstain_below", sa.Float),
+)
+
+# A grantee is kept as it was written, whether or not it exists, so that granting tells nobody which
+# keys and teams there are.
+ADAPTER_GRANTS = sa.Table(
+    "adapter_grants",
+    METADATA,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("grantee", sa.Text, primary_key=True),
+    sa.CheckConstraint("\"kind\" IN ('key', 'team')", "known_kind"),
+    sa.Index("ix_adapter_grants_kind_grantee", "kind", "grantee"),
+)
+
+ADAPTER_ALIASES = sa.Table(
+    "adapter_aliases",
+    METADATA,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["owner", "name", "version"], ["adapters.owner", "adapters.name", "adapters.version"]
+    ),
+)
+
+# What was classified with each version in all, so that telling it takes no longer as it grows.
+ADAPTER_TOTALS = sa.Table(
+    "adapter_totals",
+    METADATA,
+    sa.Column("adapter_id", _Id, sa.ForeignKey("adapters.id"), primary_key=True),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+    *(sa.Column(unit, sa.BigInteger, nullable=False) for unit in UNITS),
+)

@@ -1,0 +1,63 @@
+"""Classifying with an adapter: image features in, what its head makes of all prompts' scores out.
+
+It knows how much is held in memory at a time, and what is kept between calls. It does not know who
+may use an adapter, nor what that costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_server import adapters
+from craft_server.adapters import Publication, ServableAdapter
+from craft_server.api.services import Services
+from craft_server.image_sets import Features
+from craft_server.ledger.keys import Caller
+from craft_shared.codec import Tensors
+
+_SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
+
+
+async def load(services: Services, publication: Publication) -> ServableAdapter:
+    """The version as it is served, kept between calls."""
+    servable = services.adapters.get(publication.id)
+    if servable is None:
+        content = await services.database.read(adapters.read_content, publication.id)
+        servable = await asyncio.to_thread(adapters.servable, *content)
+        services.adapters.put(publication.id, servable)
+    return servable
+
+
+async def classify(
+    services: Services,
+    caller: Caller,
+    servable: ServableAdapter,
+    features: Features,
+    answer: Callable[[NDArray[np.float32]], Tensors],
+) -> Tensors:
+    """What `answer` makes of the prompts' log-probabilities.
+
+    Args:
+        services: of the server.
+        caller: whose turn of the engine it is.
+        servable: P prompts, C classes, M further texts.
+        features: of N pictures.
+        answer: from log-probabilities [P, n, C + M] of some pictures to tensors [n, ...], which are
+            concatenated; runs on a thread.
+    """
+    prompts, texts, _ = servable.text_features.shape
+    step = max(1, _SCORES_AT_ONCE // (prompts * texts))
+    parts = []
+    for start in range(0, len(features), step):
+        log_probs = await services.engine.score(
+            features[start : start + step],
+            servable.text_features,
+            "float32",
+            tenant=caller.tenant,
+        )
+        parts.append(await asyncio.to_thread(answer, log_probs))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
