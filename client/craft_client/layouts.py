@@ -170,6 +170,15 @@ def _class_folders(parent: Path) -> dict[str, Path]:
     return {_class_name(path.name): path for path in folders}
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """All files anywhere below a folder whose names are those of pictures, sorted by path."""
+    suffixes = _picture_suffixes()
+    found = [
+        path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir()
+    ]
+    return sorted(found)
+
+
 def _pictures(folder: Path) -> list[Path]:
     """The files of a class folder that claim to be pictures, sorted by name."""
     suffixes = _picture_suffixes()

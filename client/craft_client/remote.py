@@ -237,10 +237,12 @@ class Classified:
     Attributes:
         log_probs: float32 [N, C].
         charged: what they cost.
+        abstained: bool [N]; None where there is no threshold.
     """
 
     log_probs: NDArray[np.float32]
     charged: Units
+    abstained: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -281,30 +283,55 @@ class RemoteAdapter:
         """Classifies all N pictures of an image set."""
         return _joined(
             self.client.adapter_predict(
-                self._version,
+                self.reference,
                 image_set=image_set.id,
                 rows=None if len(rows) == image_set.count else rows,
             )
             for rows in self.row_calls(image_set.count)
         )
 
-    def classify_pictures(self, pictures: Sequence[bytes]) -> Classified:
+    def classify_pictures(
+        self, pictures: Sequence[bytes], *, abstain_below: float | None = None
+    ) -> Classified:
         """Classifies N pictures that are sent along."""
         return _joined(
-            self.client.adapter_predict(self._version, images=some)
+            self.client.adapter_predict(self.reference, images=some, abstain_below=abstain_below)
             for some in self.picture_calls(pictures)
         )
 
+    def classify_chunk(
+        self,
+        pictures: Sequence[bytes],
+        *,
+        top_k: int,
+        abstain_below: float | None,
+        idempotency_key: str,
+    ) -> AdapterPrediction:
+        """Classifies pictures in one call, as `Client.adapter_predict` does."""
+        return self.client.adapter_predict(
+            self.reference,
+            images=pictures,
+            top_k=top_k,
+            abstain_below=abstain_below,
+            idempotency_key=idempotency_key,
+        )
+
     @property
-    def _version(self) -> str:
-        return f"{self.card.name}@{self.card.version}"
+    def reference(self) -> str:
+        """What calls name the version by, whoever makes them."""
+        owner = f"{self.card.owner}/" if self.card.owner else ""
+        return f"{owner}{self.card.name}@{self.card.version}"
 
 
 def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
     every = list(answers)
+    flags = [answer.abstained for answer in every if answer.abstained is not None]
     return Classified(
         np.concatenate([answer.log_probs for answer in every]),
         sum((answer.cost.charged for answer in every), Units()),
+        None
+        if any(flag is None for flag in flags)
+        else np.concatenate([flag for flag in flags if flag is not None]),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -143,14 +144,14 @@ def tune(
     # The paper's head is too small for several cores, which would only wait for each other.
     with threadpool_limits(1 if settings.recipe == "paper" else None, "blas"):
         outcome = _RECIPES[settings.recipe](run)
-    result = _result(outcome, run, black_box)
+    result = _result(outcome, run, black_box, journal)
     journal.finish(result.adapter, _summary(result, outcome))
     run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)
     return result
 
 
-def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox) -> TuneResult:
-    settings = run.settings
+def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Journal) -> TuneResult:
+    settings, data = run.settings, journal.document.get("data")
     config = AdapterConfig(
         model=black_box.model,
         revision=black_box.revision,
@@ -162,6 +163,9 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox) -> TuneResult
         codes=len(outcome.codes),
         head=outcome.head.kind,
         provenance=Provenance(
+            recipe=settings.recipe,
+            # Of its path the name alone: who serves the adapter need not know the tuner's folders.
+            data=PurePath(data).name[:200] if isinstance(data, str) else None,
             shots=settings.shots,
             seed=settings.seed,
             accuracy_before=outcome.accuracy_before,

@@ -1,6 +1,7 @@
 """The adapter format: what tuning produces and a server can serve.
 
-A folder with `adapter_config.json` and `adapter.safetensors`; on the wire the same as one
+A folder with `adapter_config.json`, `adapter.safetensors` and a model card, laid out as those of
+PEFT (whose format it is not); on the wire the same as one
 safetensors body with the config as its document. It holds prompts as templates and codes, the head
 and the class names: never the projection A, the embeddings p0, or any other parameter of the
 model. This module knows the format and checks it; it does not know how an adapter was found.
@@ -20,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from craft_shared import codec
 from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
+from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.wire import ClassName, Context, Message, Provenance, Template
 
 CONFIG_FILE = "adapter_config.json"
@@ -143,6 +145,7 @@ class Adapter:
         config = self.config.model_dump_json(indent=2).encode() + b"\n"
         write_whole(folder / TENSOR_FILE, self.to_bytes())
         write_whole(folder / CONFIG_FILE, config)
+        write_whole(folder / CARD_FILE, model_card(self.config).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:

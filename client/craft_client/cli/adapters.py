@@ -1,40 +1,77 @@
-"""`craft publish`, `craft adapters`, `craft retire` and `craft predict`."""
+"""Adapters on the server: publish, list, share, retire, restore them, and predict with them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from craft_client.cli.options import AsJson, Key, Url
-from craft_client.cli.session import check_budgets, check_files, connect, naming_files
+from craft_client.cli.session import (
+    check_budgets,
+    check_files,
+    connect,
+    naming_files,
+    progress_bar,
+)
 from craft_client.cli.show import document, percent, say, table, units_line
-from craft_shared.units import Units
+from craft_client.exceptions import CraftError
+from craft_shared.units import UNITS, Units
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from craft_client.api import Client
+    from craft_client.remote import Classified, RemoteAdapter
+    from craft_shared.wire import AdapterChange, AdapterSettings
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory.")]
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", show_default=False, help="NAME, or NAME@VERSION.")
+OwnName = Annotated[
+    str, typer.Argument(metavar="NAME", show_default=False, help="One of your owner's adapters.")
+]
+Versions = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", show_default=False, help="NAME@VERSION, or NAME for all its versions."
+    ),
+]
+Reference = Annotated[
+    str,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        show_default=False,
+        help="[OWNER/]NAME, its newest version; or with @VERSION or @ALIAS.",
+    ),
 ]
 
 
 def publish(
     run: Run,
     name: Annotated[str, typer.Option("--name", show_default=False, help="The adapter's name.")],
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", show_default=False, help="Means this version from now on."),
+    ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a run's adapter, so that the server classifies pictures with it."""
-    from craft_client.journal import Journal
+    """Publish a run's adapter, so that the server classifies pictures with it.
 
-    adapter = Journal.open(run).adapter()
+    The run's receipt is put beside the adapter, in RUN/adapter.
+    """
+    from craft_client.journal import ADAPTER_FOLDER, Journal
+    from craft_shared.model_card import RECEIPT_FILE
+
+    journal = Journal.open(run)
+    adapter = journal.adapter()
     with connect(url, key) as client:
-        answer = client.publish(name, adapter)
+        answer = client.publish(name, adapter, aliases=alias or [])
+    _keep_receipt(run, run / ADAPTER_FOLDER / RECEIPT_FILE, url, key)
     card, charged = answer.adapter, answer.cost.charged
     if as_json:
         document({"adapter": card.model_dump(), "charged": charged.model_dump()})
@@ -43,8 +80,23 @@ def publish(
     say(f"Next: craft predict IMAGE... --adapter {card.name}")
 
 
-def adapters(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """List the published adapters."""
+def adapters(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            show_default=False,
+            help="One of your owner's adapters: all its versions, who may use it, its usage.",
+        ),
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the adapters that you may use, or show all about one of your own."""
+    if name is not None:
+        _show_own(name, url, key, as_json)
+        return
     with connect(url, key) as client:
         cards = client.adapters()
     if as_json:
@@ -53,15 +105,16 @@ def adapters(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         )
         return
     table(
-        ["adapter", "version", "model", "classes", "prompts", "access", "published"],
+        ["owner", "adapter", "version", "aliases", "model", "classes", "prompts", "published"],
         [
             [
+                card.owner,
                 card.name,
                 card.version,
+                ", ".join(card.aliases),
                 card.model,
                 len(card.classes),
                 card.prompts,
-                card.access_mode,
                 card.published_at,
             ]
             for card in cards
@@ -69,51 +122,138 @@ def adapters(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     )
 
 
-def retire(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+def share(
+    name: OwnName,
+    public: Annotated[
+        bool | None,
+        typer.Option("--public/--private", show_default=False, help="Every key may use it."),
+    ] = None,
+    with_key: Annotated[
+        list[str] | None,
+        typer.Option("--with-key", metavar="PREFIX", show_default=False, help="This key may too."),
+    ] = None,
+    with_team: Annotated[
+        list[str] | None,
+        typer.Option("--with-team", metavar="TEAM", show_default=False, help="Its keys may too."),
+    ] = None,
+    without_key: Annotated[
+        list[str] | None,
+        typer.Option("--without-key", metavar="PREFIX", show_default=False, help="No more."),
+    ] = None,
+    without_team: Annotated[
+        list[str] | None,
+        typer.Option("--without-team", metavar="TEAM", show_default=False, help="No more."),
+    ] = None,
+    pays: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Who is charged for predictions: caller, or publisher (the key that says so now).",
+        ),
+    ] = None,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, show_default=False, help="Least probability of an answer; 0 is none."
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alias",
+            metavar="ALIAS=VERSION",
+            show_default=False,
+            help="Moves an alias; ALIAS= removes it.",
+        ),
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide who may use one of your adapters, who pays, and what its aliases mean."""
+    wanted: dict[str, object] = {}
+    if public is not None:
+        wanted["public"] = public
+    if pays is not None:
+        wanted["pays"] = pays
+    if abstain_below is not None:
+        wanted["abstain_below"] = abstain_below or None
+    if alias:
+        wanted["aliases"] = dict(map(_moved_alias, alias))
+    with connect(url, key) as client:
+        if with_key or without_key or with_team or without_team:
+            present = client.adapter_settings(name)
+            wanted["keys"] = _changed(present.keys, with_key, without_key)
+            wanted["teams"] = _changed(present.teams, with_team, without_team)
+        settings = client.change_adapter(name, _change(wanted))
+    if as_json:
+        document({"settings": settings.model_dump(), "charged": Units().model_dump()})
+    else:
+        _show_settings(settings)
+
+
+def retire(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a published adapter out of service."""
     with connect(url, key) as client:
         client.retire(name)
     if as_json:
         document({"retired": name, "charged": Units().model_dump()})
     else:
-        say(f"Retired {name}.")
+        say(f"Retired {name}. craft restore {name} takes it into service again.")
+
+
+def restore(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Take a retired adapter into service again."""
+    with connect(url, key) as client:
+        client.restore(name)
+    if as_json:
+        document({"restored": name, "charged": Units().model_dump()})
+    else:
+        say(f"Restored {name}.")
 
 
 def predict(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", show_default=False, help="Picture files.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", show_default=False, help="Picture files, or folders of them."
+        ),
     ],
-    adapter: Annotated[
-        str,
-        typer.Option("--adapter", show_default=False, help="A published adapter's name."),
-    ],
+    adapter: Reference,
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            dir_okay=False,
+            show_default=False,
+            help="A CSV file for the predictions; one that was cut off is gone on with.",
+        ),
+    ] = None,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default="the adapter's own",
+            help="Least probability of a picture's best class.",
+        ),
+    ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    from craft_client.data import Sample
     from craft_client.remote import RemoteAdapter
 
+    files = _picture_files(images)
     with connect(url, key) as client:
-        card = client.adapter(adapter)
-        remote = RemoteAdapter(client, card)
-        check_files([Sample(path, 0) for path in images], remote.limits)
-        pictures = [path.read_bytes() for path in images]
-        calls = len(remote.picture_calls(pictures))
-        check_budgets(
-            client,
-            Units(
-                queries=calls * card.prompts,
-                predictions=len(pictures) * card.prompts,
-                images=len(pictures),
-                requests=calls,
-            ),
-            remedy="Ask for fewer pictures, or ask the provider for a top-up.",
-        )
-        with naming_files(images):
-            found = remote.classify_pictures(pictures)
+        if out is not None:
+            _predict_into(client, adapter, files, out, top, abstain_below, as_json)
+            return
+        remote = RemoteAdapter(client, client.adapter(adapter))
+        found = _predict_now(remote, files, abstain_below)
+    card = remote.card
     answers = [_best(row, card.classes, top) for row in found.log_probs]
     if as_json:
         document(
@@ -127,8 +267,11 @@ def predict(
                             {"class": name, "probability": probability}
                             for name, probability in best
                         ],
+                        **({} if found.abstained is None else {"abstained": bool(abstained)}),
                     }
-                    for path, best in zip(images, answers, strict=True)
+                    for path, best, abstained in zip(
+                        files, answers, _flags(found.abstained, len(files)), strict=True
+                    )
                 ],
                 "charged": found.charged.model_dump(),
             }
@@ -137,12 +280,219 @@ def predict(
     table(
         ["picture", "class", "probability"],
         [
-            [str(path) if rank == 0 else "", name, percent(100 * probability)]
-            for path, best in zip(images, answers, strict=True)
+            [
+                str(path) if rank == 0 else "",
+                f"({name}?)" if abstained else name,
+                percent(100 * probability),
+            ]
+            for path, best, abstained in zip(
+                files, answers, _flags(found.abstained, len(files)), strict=True
+            )
             for rank, (name, probability) in enumerate(best)
         ],
     )
+    if found.abstained is not None:
+        say(f"Abstained from {int(found.abstained.sum())} of {len(files)} pictures.")
     say(f"Charged: {units_line(found.charged)}.")
+
+
+def _predict_now(
+    remote: RemoteAdapter, files: Sequence[Path], abstain_below: float | None
+) -> Classified:
+    from craft_client.data import Sample
+
+    check_files([Sample(path, 0) for path in files], remote.limits)
+    pictures = [path.read_bytes() for path in files]
+    _check_need(remote, len(remote.picture_calls(pictures)), len(pictures))
+    with naming_files(files):
+        return remote.classify_pictures(pictures, abstain_below=abstain_below)
+
+
+def _predict_into(
+    client: Client,
+    adapter: str,
+    files: Sequence[Path],
+    out: Path,
+    top: int,
+    abstain_below: float | None,
+    as_json: bool,
+) -> None:
+    from craft_client.batch import BatchProgress, Results, calls_and_pictures, classify_files
+    from craft_client.remote import RemoteAdapter
+
+    results = Results(out, top)
+    card = client.adapter(adapter)
+    remote = RemoteAdapter(client, card)
+    if results.adapter not in (None, remote.reference):
+        remote = RemoteAdapter(client, client.adapter(results.adapter or adapter))
+        same = (remote.card.owner, remote.card.name) == (card.owner, card.name)
+        if not same:
+            raise CraftError(
+                f"'{out}' holds predictions of {results.adapter}.",
+                remedy="Name another file with --out.",
+            )
+        say(f"Going on with {remote.reference}, as '{out}' began.")
+    if top > len(remote.card.classes):
+        raise CraftError(
+            f"The adapter has {len(remote.card.classes)} classes.", remedy="Lower --top."
+        )
+    left = [path for path in files if str(path) not in results.images]
+    _check_need(remote, *calls_and_pictures(remote, left))
+    with progress_bar() as bar:
+        task = bar.add_task("Classifying pictures", total=len(files))
+
+        def on_progress(progress: BatchProgress) -> None:
+            bar.update(task, completed=progress.done)
+
+        done = classify_files(
+            remote, files, results, top=top, abstain_below=abstain_below, on_progress=on_progress
+        )
+    if as_json:
+        document(
+            {
+                "adapter": remote.card.name,
+                "version": remote.card.version,
+                "out": str(out),
+                "classified": len(left) - done.failed,
+                "failed": done.failed,
+                "before": len(files) - len(left),
+                "charged": done.charged.model_dump(),
+            }
+        )
+        return
+    before = f" {len(files) - len(left):,} were there before." if len(left) < len(files) else ""
+    failed = f" {done.failed:,} cannot be used; '{out}' says why." if done.failed else ""
+    say(f"Classified {len(left) - done.failed:,} pictures into '{out}'.{failed}{before}")
+    say(f"Charged: {units_line(done.charged)}.")
+
+
+def _check_need(remote: RemoteAdapter, calls: int, pictures: int) -> None:
+    if remote.card.pays == "publisher":
+        return
+    prompts = remote.card.prompts
+    check_budgets(
+        remote.client,
+        Units(
+            queries=calls * prompts,
+            predictions=pictures * prompts,
+            images=pictures,
+            requests=calls,
+        ),
+        remedy="Ask for fewer pictures, or ask the provider for a top-up.",
+    )
+
+
+def _picture_files(images: Sequence[Path]) -> list[Path]:
+    from craft_client.layouts import pictures_below
+
+    files: list[Path] = []
+    for image in images:
+        found = pictures_below(image) if image.is_dir() else [image]
+        if not found:
+            raise CraftError(
+                f"There is no picture in '{image}'.", remedy="Name picture files, or their folder."
+            )
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> None:
+    """Puts the run's receipt beside its adapter; that there is none stops nobody."""
+    from craft_client.cli.receipts import fetch_receipt
+
+    try:
+        text, _ = fetch_receipt(str(run), url, key)
+        file.write_text(f"{text}\n", encoding="ascii")
+    except (CraftError, OSError) as error:
+        first_line = str(error).partition("\n")[0]
+        say(f"No receipt of the run was kept: {first_line}")
+
+
+def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> None:
+    with connect(url, key) as client:
+        cards = client.adapter_versions(name)
+        settings = client.adapter_settings(name)
+        usage = client.adapter_usage(name)
+    if as_json:
+        document(
+            {
+                "adapters": [card.model_dump() for card in cards],
+                "settings": settings.model_dump(),
+                "usage": [use.model_dump() for use in usage.versions],
+                "charged": Units().model_dump(),
+            }
+        )
+        return
+    uses = {use.version: use for use in usage.versions}
+    table(
+        ["version", "aliases", "classes", "before", "after", "published", "state", "calls", *UNITS],
+        [
+            [
+                card.version,
+                ", ".join(card.aliases),
+                len(card.classes),
+                _accuracy(card.provenance.accuracy_before),
+                _accuracy(card.provenance.accuracy_after),
+                card.published_at,
+                "retired" if card.retired_at else "served",
+                uses[card.version].calls,
+                *(uses[card.version].units[unit] for unit in UNITS),
+            ]
+            for card in cards
+        ],
+    )
+    _show_settings(settings)
+
+
+def _show_settings(settings: AdapterSettings) -> None:
+    threshold = settings.abstain_below
+    table(
+        ["setting", settings.name],
+        [
+            ["may use it", "every key" if settings.public else f"keys of {settings.owner}"],
+            ["keys that may too", ", ".join(settings.keys)],
+            ["teams that may too", ", ".join(settings.teams)],
+            ["pays", settings.pays],
+            ["abstains below", "never" if threshold is None else percent(100 * threshold)],
+            ["aliases", ", ".join(f"{name}={is_}" for name, is_ in settings.aliases.items())],
+        ],
+    )
+
+
+def _accuracy(value: float | None) -> str:
+    return "" if value is None else percent(value)
+
+
+def _flags(abstained: NDArray[np.bool_] | None, count: int) -> list[bool]:
+    return [False] * count if abstained is None else abstained.tolist()
+
+
+def _changed(
+    present: Sequence[str], more: Sequence[str] | None, less: Sequence[str] | None
+) -> list[str]:
+    return [name for name in dict.fromkeys([*present, *(more or [])]) if name not in (less or [])]
+
+
+def _moved_alias(text: str) -> tuple[str, int | None]:
+    alias, sign, version = text.partition("=")
+    if not sign or (version and not version.isdecimal()):
+        raise typer.BadParameter(f"'{text}' is not ALIAS=VERSION.", param_hint="--alias")
+    return alias, int(version) if version else None
+
+
+def _change(wanted: dict[str, object]) -> AdapterChange:
+    from pydantic import ValidationError
+
+    from craft_shared.wire import AdapterChange
+
+    try:
+        return AdapterChange.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CraftError(
+            f"{where}: {first['msg']}", remedy="craft share --help tells what it may be."
+        ) from error
 
 
 def _best(log_probs: NDArray[np.float32], classes: list[str], top: int) -> list[tuple[str, float]]:
@@ -157,5 +507,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command()(publish)
     app.command()(adapters)
+    app.command()(share)
     app.command()(retire)
+    app.command()(restore)
     app.command()(predict)

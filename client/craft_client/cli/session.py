@@ -66,7 +66,7 @@ def check_files(samples: Sequence[Sample], limits: Limits) -> None:
     """Opens all pictures, with a progress bar."""
     from craft_client.data import check_pictures
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Checking pictures", total=len(samples))
         check_pictures(
             samples, limits, on_checked=lambda count: progress.update(task, completed=count)
@@ -82,7 +82,7 @@ def upload(
         The image set with its new count, and what the upload cost.
     """
     charged = Units()
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Uploading pictures", total=len(samples))
 
         def on_chunk(answer: ImageUploadAnswer) -> None:
@@ -122,7 +122,8 @@ def _file_of(field: str, paths: Sequence[Path]) -> str:
     return f"'{paths[int(match[1])]}'" if match and int(match[1]) < len(paths) else field
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
+    """A bar for something that is counted; on a terminal alone."""
     console = stderr()
     return Progress(
         TextColumn("{task.description}"),

@@ -1,0 +1,244 @@
+"""Classifies any number of picture files into a CSV file, and goes on where it was cut off.
+
+Rows are written after each call; a call whose answer was paid for but not written is made again
+under the same idempotency key, so that it is not charged twice. A picture that cannot be used has a
+row that says why. This module knows files and rows; it does not know how a call is made.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from craft_client.api import AdapterPrediction
+from craft_client.exceptions import DataError, InvalidImage, LimitExceeded
+from craft_client.remote import RemoteAdapter
+from craft_shared.files import write_whole
+from craft_shared.units import Units
+
+_FIXED = ("image", "adapter", "error", "abstained")
+_HEADER_ROOM = 2**16  # of a body, for what stands before the pictures
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """How far it has come.
+
+    Attributes:
+        done: pictures that have a row, from earlier runs too.
+        total: pictures.
+        failed: pictures of this run that could not be used.
+        charged: by this run.
+    """
+
+    done: int
+    total: int
+    failed: int
+    charged: Units
+
+
+class Results:
+    """The CSV file: one row a picture, in the order in which they were classified.
+
+    Columns: `image`, `adapter` (`OWNER/NAME@VERSION`), `error`, `abstained` (1 or 0; empty without
+    a threshold), then `class_1`, `probability_1` and so on, the most probable class first.
+
+    Args:
+        file: where; made when the first rows are written.
+        top: how many classes a row names.
+
+    Raises:
+        DataError: the file is there and is not such a one.
+    """
+
+    def __init__(self, file: Path, top: int) -> None:
+        self.file = file
+        self.adapter: str | None = None
+        self.images: set[str] = set()
+        ranks = (
+            f"{column}_{rank + 1}" for rank in range(top) for column in ("class", "probability")
+        )
+        self._columns = [*_FIXED, *ranks]
+        if file.exists():
+            self._read()
+
+    def append(self, rows: Sequence[Sequence[object]]) -> None:
+        """Adds rows; they are on disk when it returns."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.file.exists():
+            writer.writerow(self._columns)
+        writer.writerows([*row, *[""] * (len(self._columns) - len(row))] for row in rows)
+        with self.file.open("ab") as file:
+            file.write(text.getvalue().encode(errors="surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
+        self.images |= {str(row[0]) for row in rows}
+
+    def _read(self) -> None:
+        data = self.file.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.decode(errors="surrogateescape").splitlines(keepends=True)
+        header, *rows = csv.reader(lines) if lines else [self._columns]
+        if header != self._columns:
+            raise DataError(
+                f"'{self.file}' was not written by this command, or names another number of "
+                "classes.",
+                remedy="Name another file with --out.",
+            )
+        if len(whole) < len(data):  # the machine stopped in the middle of a line
+            write_whole(self.file, whole)
+        self.images = {row[0] for row in rows}
+        named = {row[1] for row in rows}
+        if len(named) > 1:
+            raise DataError(
+                f"'{self.file}' holds predictions of several adapters.",
+                remedy="Name another file with --out.",
+            )
+        self.adapter = next(iter(named), None)
+
+
+def classify_files(
+    adapter: RemoteAdapter,
+    images: Sequence[Path],
+    results: Results,
+    *,
+    top: int,
+    abstain_below: float | None = None,
+    on_progress: Callable[[BatchProgress], None] = lambda progress: None,
+) -> BatchProgress:
+    """Classifies the pictures that have no row yet.
+
+    Args:
+        adapter: by which; the results' own, where they have rows.
+        images: files; their paths are what rows call them.
+        results: gets a row for each.
+        top: how many classes a row names, at most C.
+        abstain_below: as in `Client.adapter_predict`.
+        on_progress: called after each call.
+
+    Raises:
+        ProblemError: the server refused a call for another reason than a picture. What was
+            classified until then is in the results.
+    """
+    left = [image for image in images if str(image) not in results.images]
+    progress = BatchProgress(len(images) - len(left), len(images), 0, Units())
+    on_progress(progress)
+    for chunk in _chunks(left, adapter):
+        pictures, errors = _read_pictures(chunk, adapter)
+        answer = None
+        while pictures and answer is None:
+            try:
+                answer = adapter.classify_chunk(
+                    list(pictures.values()),
+                    top_k=top,
+                    abstain_below=abstain_below,
+                    idempotency_key=_key(adapter, pictures, top, abstain_below),
+                )
+            except InvalidImage as error:
+                # Refused as a whole, at no charge: the others are sent again without it.
+                refused = _refused(error, list(pictures))
+                errors |= refused
+                pictures = {path: data for path, data in pictures.items() if path not in refused}
+        rows = dict(zip(pictures, _rows(adapter, list(pictures), answer), strict=True))
+        failed = {path: [path, adapter.reference, error] for path, error in errors.items()}
+        results.append([(rows | failed)[path] for path in chunk])
+        progress = BatchProgress(
+            progress.done + len(chunk),
+            progress.total,
+            progress.failed + len(failed),
+            progress.charged + (Units() if answer is None else answer.cost.charged),
+        )
+        on_progress(progress)
+    return progress
+
+
+def calls_and_pictures(adapter: RemoteAdapter, left: Sequence[Path]) -> tuple[int, int]:
+    """How many calls these files take, and how many pictures."""
+    return sum(1 for _ in _chunks(left, adapter)), len(left)
+
+
+def _chunks(images: Sequence[Path], adapter: RemoteAdapter) -> Iterator[list[Path]]:
+    """Groups files by count and size, so that a call's body keeps within the limits."""
+    limits = adapter.limits
+    chunk: list[Path] = []
+    total = 0
+    for image in images:
+        # What is not there, or too large, is not sent.
+        size = image.stat().st_size if image.is_file() else 0
+        size = 0 if size > limits.image_bytes else size + 8
+        full = len(chunk) == limits.images_per_call
+        if chunk and (full or total + size > limits.body_bytes - _HEADER_ROOM):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(image)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _read_pictures(
+    chunk: Sequence[Path], adapter: RemoteAdapter
+) -> tuple[dict[Path, bytes], dict[Path, str]]:
+    """The files' bytes, and why some cannot be read."""
+    pictures: dict[Path, bytes] = {}
+    errors: dict[Path, str] = {}
+    for image in chunk:
+        try:
+            data = image.read_bytes()
+        except OSError as error:
+            errors[image] = error.strerror or str(error)
+            continue
+        if len(data) > adapter.limits.image_bytes:
+            allowed = adapter.limits.image_bytes
+            errors[image] = f"{len(data)} bytes; the server accepts {allowed}"
+        else:
+            pictures[image] = data
+    return pictures, errors
+
+
+def _refused(error: InvalidImage, sent: Sequence[Path]) -> dict[Path, str]:
+    refused = {
+        sent[int(field.field[7:-1])]: field.message
+        for field in error.errors
+        if field.field.startswith("images[") and field.field[7:-1].isdecimal()
+    }
+    if not refused:
+        raise error
+    return refused
+
+
+def _key(
+    adapter: RemoteAdapter, pictures: dict[Path, bytes], top: int, abstain_below: float | None
+) -> str:
+    """The same for the same call, whenever it is made."""
+    digest = hashlib.sha256(repr((adapter.reference, top, abstain_below)).encode())
+    for data in pictures.values():
+        digest.update(hashlib.sha256(data).digest())
+    return f"batch/{digest.hexdigest()}"
+
+
+def _rows(
+    adapter: RemoteAdapter, images: Sequence[Path], answer: AdapterPrediction | None
+) -> Iterator[list[object]]:
+    if answer is None:
+        return
+    if answer.top_classes is None:
+        raise LimitExceeded("The server did not answer the most probable classes.")
+    probabilities = np.exp(answer.log_probs.astype(np.float64))
+    for index, image in enumerate(images):
+        abstained = "" if answer.abstained is None else int(answer.abstained[index])
+        ranks = zip(answer.top_classes[index].tolist(), probabilities[index].tolist(), strict=True)
+        best = [
+            cell
+            for number, probability in ranks
+            for cell in (answer.classes[number], f"{probability:.6f}")
+        ]
+        yield [image, adapter.reference, "", abstained, *best]

@@ -1,0 +1,107 @@
+"""The model card of an adapter: what a reader of its folder wants to know, as Markdown.
+
+Its front matter is that of model cards on the Hugging Face Hub. It says what the adapter's config
+says; it does not know whether that is true.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from craft_shared.units import UNITS
+
+if TYPE_CHECKING:
+    from craft_shared.adapter import AdapterConfig
+
+CARD_FILE = "README.md"
+RECEIPT_FILE = "receipt.jws"
+_MOST_CLASSES = 50
+
+_ACCESS = {
+    "strict": "strict: the model scored the class names alone",
+    "open-text": "open-text: the model scored further texts beside the class names",
+}
+_HEADS = {
+    "none": "none: the prompt's own prediction",
+    "ridge": "a linear map of all prompts' scores, fitted in closed form",
+    "mlp": "CraFT's residual MLP on the searched prompt's scores",
+}
+
+
+def model_card(config: AdapterConfig) -> str:
+    """The card, a Markdown document that ends with a line feed."""
+    made = config.provenance
+    rows = [
+        ("model", f"`{config.model}`, revision `{config.revision}`"),
+        ("recipe", _or_unknown(made.recipe)),
+        ("tuned on", _or_unknown(made.data)),
+        ("training pictures a class", _or_unknown(made.shots)),
+        ("seed", _or_unknown(made.seed)),
+        ("access", _ACCESS[config.access_mode]),
+        ("prompts", f"{config.prompts}, of them {config.codes} codes"),
+        ("head", _HEADS[config.head]),
+    ]
+    accuracies = [
+        ("before: the plain prompt", _percent(made.accuracy_before)),
+        ("after: this adapter, each picture held out", _percent(made.accuracy_after)),
+    ]
+    shown = [json.dumps(name, ensure_ascii=False) for name in config.classes[:_MOST_CLASSES]]
+    more = len(config.classes) - len(shown)
+    rest = f", and {more:,} more" if more else ""
+    return f"""---
+library_name: craftbox
+pipeline_tag: image-classification
+tags: [craft, black-box-tuning, few-shot]
+---
+
+# An adapter of {len(config.classes):,} classes for `{config.model}`
+
+Found by craftbox with CraFT (Wang et al., ICML 2024) through a prediction API alone. It holds
+points of a search space, a head and class names, and no parameter of the model: only a server of
+the model and revision below can use it.
+
+{_table(("", "this adapter"), rows)}
+
+## Accuracy on the training pictures
+
+{_table(("prediction", "accuracy"), accuracies)}
+
+## What tuning was charged
+
+{_table(("unit", "charged"), [(unit, f"{made.units[unit]:,}") for unit in UNITS])}
+
+Where the provider's signed receipt was kept, it is `{RECEIPT_FILE}` beside this card:
+`craft verify-receipt {RECEIPT_FILE}`.
+
+## Classes
+
+{", ".join(_plain(name) for name in shown)}{rest}
+
+## Files
+
+- `adapter_config.json`: what it is, schema version {config.schema_version}
+- `adapter.safetensors`: the same, with codes and head; `craft publish` sends this file
+"""
+
+
+def _table(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    lines = [header, ("---", "---"), *rows]
+    return "\n".join(f"| {name} | {value} |" for name, value in lines)
+
+
+def _or_unknown(value: object) -> str:
+    return "not said" if value is None else _plain(str(value))
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1f} %"
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is Markdown or HTML, on one line."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return "".join(f"\\{mark}" if mark in _MARKS else mark for mark in text)
+
+
+_MARKS = frozenset("\\`*_{}[]<>()#+!|~&")
