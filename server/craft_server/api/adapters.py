@@ -60,6 +60,7 @@ _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C] that one step of a prediction hol
     "",
     status_code=201,
     response_model=AdapterPublishAnswer,
+    operation_id="publish_adapter",
     summary="Publish an adapter",
     openapi_extra=documents.safetensors_body(
         "An adapter: metadata `craftbox` holds its config as JSON; tensors: `codes` and the head's"
@@ -137,6 +138,7 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
 
 @router.get(
     "/{name}",
+    operation_id="get_adapter",
     summary="An adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -149,6 +151,7 @@ async def get(services: WithServices, caller: WithPredictKey, name: str) -> Adap
 @router.delete(
     "/{name}",
     status_code=204,
+    operation_id="retire_adapter",
     summary="Retire an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -159,6 +162,7 @@ async def retire(services: WithServices, caller: WithPublishKey, name: str) -> N
 
 @router.post(
     "/{name}/predictions",
+    operation_id="create_adapter_prediction",
     summary="Predict with an adapter",
     response_class=Response,
     openapi_extra=documents.body(
