@@ -100,9 +100,9 @@ def test_it_reads_what_it_spent(said: dict[str, Any]) -> None:
 
 def test_a_bad_call_gives_a_typed_problem(said: dict[str, Any]) -> None:
     assert said["problems"] == [
-        ["urn:craftbox:problem:model-not-found", 404],
-        ["urn:craftbox:problem:adapter-not-found", 404],
-        ["urn:craftbox:problem:unauthenticated", 401],
+        [404, "urn:craftbox:problem:model-not-found"],
+        [404, "urn:craftbox:problem:adapter-not-found"],
+        [401, "urn:craftbox:problem:unauthenticated"],
     ]
 
 
