@@ -22,6 +22,7 @@ from craft_server.api import (
     image_sets,
     metrics,
     models,
+    openapi,
     predictions,
     receipts,
 )
@@ -103,6 +104,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         version=version("craftbox"),
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
     )
     app.state.services = services
@@ -120,7 +122,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
     ):
         app.include_router(module.router)
     errors.install(app)
-    documents.install(app)
+    documents.install(app, openapi.complete)
     # The last one added is the outermost: every log line and answer has the call's id.
     app.add_middleware(HangUpMiddleware)
     app.add_middleware(UnhandledErrorsMiddleware)

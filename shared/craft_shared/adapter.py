@@ -1,10 +1,10 @@
 """The adapter format: what tuning produces and a server can serve.
 
-A folder with `adapter_config.json`, `adapter.safetensors` and a model card, laid out as those of
-PEFT (whose format it is not); on the wire the same as one
-safetensors body with the config as its document. It holds prompts as templates and codes, the head
-and the class names: never the projection A, the embeddings p0, or any other parameter of the
-model. This module knows the format and checks it; it does not know how an adapter was found.
+A folder with `adapter_config.json`, `adapter.safetensors` and a model card, laid out as PEFT lays
+out its own (this is not that format); on the wire one safetensors body with the config as its
+document. It holds prompts as templates and codes, the head and the class names: never the
+projection A, the embeddings p0, or any other parameter of the model. This module knows the format
+and checks it; it does not know how an adapter was found.
 """
 
 from __future__ import annotations

@@ -114,3 +114,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
     write_digits(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_adapter(server: Server, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of an adapter for the digits, tuned and published with craft for `tester`."""
+    key, run = server.key(), tmp_path_factory.mktemp("tuned") / "digits"
+    server.craft_json(key, "tune", "--data", digits, "--shots", "8", "--run", run)
+    server.craft_json(key, "publish", run, "--name", "digits-8-shots")
+    return "digits-8-shots"

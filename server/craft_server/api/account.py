@@ -17,10 +17,12 @@ from craft_shared.wire import BudgetList, Usage
 
 router = APIRouter(tags=["account"])
 
-_PROBLEMS = documents.problems(*documents.KEYED, INVALID_REQUEST)
 
-
-@router.get("/v1/usage", summary="What was charged", responses=_PROBLEMS)
+@router.get(
+    "/v1/usage",
+    summary="What was charged",
+    responses=documents.problems(*documents.KEYED, INVALID_REQUEST),
+)
 async def get_usage(
     services: WithServices,
     caller: WithCaller,
@@ -31,7 +33,7 @@ async def get_usage(
     return await services.database.read(usage, caller.key_id, after=after, limit=limit)
 
 
-@router.get("/v1/budget", summary="What is left", responses=_PROBLEMS)
+@router.get("/v1/budget", summary="What is left", responses=documents.problems(*documents.KEYED))
 async def get_budget(services: WithServices, caller: WithCaller) -> BudgetList:
     """The key's budgets. A unit without one is not bounded. Free."""
     return BudgetList(

@@ -77,6 +77,7 @@ _RESERVED = ("predictions", "restore", "settings", "usage", "versions")
     "",
     status_code=201,
     response_model=AdapterPublishAnswer,
+    operation_id="publish_adapter",
     summary="Publish an adapter",
     openapi_extra=documents.safetensors_body(
         "An adapter: metadata `craftbox` holds its config as JSON; tensors: `codes` and the head's"
@@ -167,6 +168,7 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
 
 @router.get(
     "/{name:path}/versions",
+    operation_id="list_adapter_versions",
     summary="All versions of an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -180,6 +182,7 @@ async def list_versions(
 
 @router.get(
     "/{name:path}/settings",
+    operation_id="get_adapter_settings",
     summary="An adapter's settings",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -192,6 +195,7 @@ async def get_settings(
 
 @router.get(
     "/{name:path}/usage",
+    operation_id="get_adapter_usage",
     summary="An adapter's usage",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -203,6 +207,7 @@ async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnNam
 @router.post(
     "/{name:path}/restore",
     status_code=204,
+    operation_id="restore_adapter",
     summary="Restore an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -213,6 +218,7 @@ async def restore(services: WithServices, caller: WithPublishKey, name: Versions
 
 @router.get(
     "/{name:path}",
+    operation_id="get_adapter",
     summary="An adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -224,6 +230,7 @@ async def get(services: WithServices, caller: WithPredictKey, name: Version) -> 
 
 @router.patch(
     "/{name:path}",
+    operation_id="change_adapter",
     summary="Share an adapter, move its aliases",
     openapi_extra=documents.json_body(AdapterChange),
     responses=documents.problems(*documents.WITH_BODY, ADAPTER_NOT_FOUND),
@@ -249,6 +256,7 @@ async def change(
 @router.delete(
     "/{name:path}",
     status_code=204,
+    operation_id="retire_adapter",
     summary="Retire an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
 )
@@ -259,6 +267,7 @@ async def retire(services: WithServices, caller: WithPublishKey, name: Versions)
 
 @router.post(
     "/{name:path}/predictions",
+    operation_id="create_adapter_prediction",
     summary="Predict with an adapter",
     response_class=Response,
     openapi_extra=documents.body(

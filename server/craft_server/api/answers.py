@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/answers", tags=["account"])
     "/{idempotency_key:path}",
     status_code=204,
     summary="Acknowledge an answer",
-    responses=documents.problems(UNAUTHENTICATED),
+    responses=documents.problems(UNAUTHENTICATED, *documents.ANY),
 )
 async def acknowledge_answer(
     services: WithServices, caller: WithCallerAtAnyRate, idempotency_key: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from craft_shared import codec
+from craft_shared.adapter import AdapterConfig
 from craft_shared.problems import (
     BODY_TOO_LARGE,
     BUDGET_EXHAUSTED,
@@ -23,6 +24,7 @@ from craft_shared.problems import (
     MEDIA_TYPE,
     OVERLOADED,
     RATE_LIMITED,
+    RUN_IN_PROGRESS,
     UNAUTHENTICATED,
     UNSUPPORTED_MEDIA_TYPE,
     Problem,
@@ -43,17 +45,64 @@ from craft_shared.wire import (
     PriceList,
 )
 
-# What calls of one kind may all be refused with: with a key, with a scope, with a body, done once
-# under an idempotency key, charged.
-KEYED = (UNAUTHENTICATED, RATE_LIMITED)
+# What calls of one kind may all be refused with: that read the database, with a key, with a scope,
+# with a body, done once under an idempotency key, charged.
+ANY = (INTERNAL_ERROR, OVERLOADED)
+KEYED = (UNAUTHENTICATED, RATE_LIMITED, *ANY)
 SCOPED = (*KEYED, FORBIDDEN)
 WITH_BODY = (*SCOPED, MALFORMED_BODY, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
 ONCE = (*WITH_BODY, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
-CHARGED = (*ONCE, BUDGET_EXHAUSTED, INTERNAL_ERROR, OVERLOADED)
+CHARGED = (*ONCE, BUDGET_EXHAUSTED)
+
+RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
+HEADERS: dict[str, dict[str, Any]] = {
+    name: {"description": words, "schema": {"type": "string"}, "example": example}
+    for name, words, example in (
+        (
+            "X-Request-Id",
+            "Names the call in the provider's log: the client's own id, where it sent one in this "
+            "header (1 to 64 letters, digits and `._-`), or a new one.",
+            "6aed9acb32c74bc1956c48b2c9453bd8",
+        ),
+        (
+            "RateLimit-Policy",
+            "The key's limits a minute; only where it has some (draft-ietf-httpapi-ratelimit-"
+            "headers).",
+            '"requests";q=600;w=60',
+        ),
+        ("RateLimit", "What is left of them, and for how many seconds.", '"requests";r=599;t=60'),
+        ("Retry-After", "Seconds to wait; missing where no wait would help.", "5"),
+        ("WWW-Authenticate", "The scheme by which keys are shown.", "Bearer"),
+        (
+            "Idempotency-Replayed",
+            "`true` where the answer was made by an earlier call under the same Idempotency-Key, "
+            "and is not charged again.",
+            "true",
+        ),
+        (
+            "Idempotency-Recomputed",
+            "`true` where such an answer's bytes were gone, so that it was computed anew, free.",
+            "true",
+        ),
+        (
+            "Content-Encoding",
+            "`zstd` where the answer is over 64 KiB and `Accept-Encoding` names that.",
+            "zstd",
+        ),
+        ("Vary", "What else the answer's bytes depend on.", "Accept-Encoding"),
+        ("Cache-Control", "For how long the answer may be kept.", "no-store"),
+    )
+}
+# What comes with a problem besides its document.
+_HEADERS_OF: dict[ProblemType, str] = {
+    UNAUTHENTICATED: "WWW-Authenticate",
+    **dict.fromkeys((RATE_LIMITED, OVERLOADED, CALL_IN_PROGRESS, RUN_IN_PROGRESS), "Retry-After"),
+}
 
 _REF = "#/components/schemas/{model}"
 _BY_REFERENCE: tuple[type[BaseModel], ...] = (
     AdapterChange,
+    AdapterConfig,
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
     BudgetLimits,
@@ -71,8 +120,16 @@ _DESCRIPTION = """
 A vision-language model behind a metered prediction API.
 
 Bodies and answers are JSON, or safetensors files whose metadata key `craftbox` holds the same JSON
-without what travels as a tensor. Errors are problem documents (RFC 9457). A refused call costs
-nothing. `GET /v1/usage` lists what was charged, `GET /v1/budget` what is left.
+without what travels as a tensor. JSON is the default: an answer is a safetensors file only where
+`Accept` names `application/x-safetensors`. Such a file is the header's length (8 bytes, little
+endian), the header, which is JSON, and the tensors' bytes (little endian, row by row). A header:
+
+    {"__metadata__": {"craftbox": "{\\"model\\": \\"pocket\\", \\"classes\\": [\\"cat\\"]}"},
+     "codes": {"dtype": "F32", "shape": [40, 512], "data_offsets": [0, 81920]}}
+
+Errors are problem documents (RFC 9457) with a stable `type`. A refused call costs nothing. Send a
+charged call with an `Idempotency-Key`, and it can be sent again without being charged again.
+`GET /v1/usage` lists what was charged, `GET /v1/budget` what is left.
 """
 
 
@@ -113,6 +170,7 @@ def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[st
     return {
         200: {
             "description": f"The document, and the tensors {tensors}",
+            "headers": headers("Idempotency-Recomputed", "Content-Encoding", "Vary"),
             "content": {
                 "application/json": {"schema": _reference(model)},
                 codec.MEDIA_TYPE: {"schema": _file(model, tensors)},
@@ -124,19 +182,37 @@ def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[st
 def problems(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     """The problems that a call may answer with."""
     by_status: dict[int | str, list[ProblemType]] = {}
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):
         by_status.setdefault(kind.status, []).append(kind)
     return {
         status: {
             "description": "; ".join(f"`{kind.slug}`: {kind.title}" for kind in same),
-            "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
+            "headers": headers(*(_HEADERS_OF[kind] for kind in same if kind in _HEADERS_OF)),
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": _reference(Problem),
+                    "examples": {
+                        kind.slug: {"$ref": f"#/components/examples/{kind.slug}"} for kind in same
+                    },
+                }
+            },
         }
         for status, same in by_status.items()
     }
 
 
-def install(app: FastAPI) -> None:
-    """Makes the application's description hold the models that the functions above refer to."""
+def headers(*names: str) -> dict[str, dict[str, str]]:
+    """The headers of an answer, by name."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def install(app: FastAPI, complete: Callable[[dict[str, Any]], None]) -> None:
+    """Makes the application's description hold the models that the functions above refer to.
+
+    Args:
+        app: the application, with all its routes.
+        complete: adds the rest to the description, in place.
+    """
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -147,10 +223,16 @@ def install(app: FastAPI) -> None:
                 routes=app.routes,
             )
             _, definitions = models_json_schema(
-                [(model, "validation") for model in _BY_REFERENCE], ref_template=_REF
+                [
+                    # Problems always hold all of their fields.
+                    (model, "serialization" if model is Problem else "validation")
+                    for model in _BY_REFERENCE
+                ],
+                ref_template=_REF,
             )
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             _add_missing(schemas, definitions["$defs"])
+            complete(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -21,7 +21,7 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-@router.get("/livez", summary="Whether the process lives")
+@router.get("/livez", operation_id="get_liveness", summary="Whether the process lives")
 async def live() -> Health:
     """Answers as long as the process does."""
     return Health()
@@ -29,6 +29,7 @@ async def live() -> Health:
 
 @router.get(
     "/readyz",
+    operation_id="get_readiness",
     summary="Whether the server can serve",
     responses=documents.problems(OVERLOADED),
 )

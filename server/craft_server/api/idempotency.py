@@ -12,8 +12,9 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Header, Request
 from fastapi.responses import Response
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
@@ -31,6 +32,26 @@ RECOMPUTED_HEADER = "Idempotency-Recomputed"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
+
+# For the API's description. Values are checked below, so that what is wrong is told in its words.
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=IDEMPOTENCY_KEY_HEADER,
+        description="Names the call, so that it can be sent again without being done or charged "
+        "again; a UUID, for example. The same key with another call is refused.",
+        json_schema_extra={"maxLength": 255},
+    ),
+]
+_Run = Annotated[
+    str | None,
+    Header(
+        alias=RUN_HEADER,
+        description="What the client calls the run that the call is part of: usage lists it, and "
+        "receipts can be had for it.",
+        json_schema_extra={"maxLength": 255},
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,12 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
     """
 
     async def read(
-        request: Request, services: WithServices, caller: WithCaller, admission: WithAdmission
+        request: Request,
+        services: WithServices,
+        caller: WithCaller,
+        admission: WithAdmission,
+        _key: _IdempotencyKey = None,
+        _run: _Run = None,
     ) -> AsyncIterator[Call]:
         run = _checked(
             request,

@@ -40,6 +40,7 @@ WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
 @router.post(
     "",
     status_code=201,
+    operation_id="create_image_set",
     summary="Make an image set",
     response_model=ImageSet,
     openapi_extra=documents.body(ImageSetCreate, "none"),
@@ -67,6 +68,7 @@ async def create(
 
 @router.get(
     "/{image_set_id}",
+    operation_id="get_image_set",
     summary="An image set",
     responses=documents.problems(*documents.SCOPED, IMAGE_SET_NOT_FOUND),
 )
@@ -78,6 +80,7 @@ async def get(services: WithServices, caller: WithPredictKey, image_set_id: str)
 @router.delete(
     "/{image_set_id}",
     status_code=204,
+    operation_id="delete_image_set",
     summary="Delete an image set",
     responses=documents.problems(*documents.SCOPED, IMAGE_SET_NOT_FOUND),
 )
@@ -90,6 +93,7 @@ async def delete(services: WithServices, caller: WithPredictKey, image_set_id: s
 @router.post(
     "/{image_set_id}/images",
     response_model=ImageUploadAnswer,
+    operation_id="upload_images",
     summary="Upload pictures",
     openapi_extra=documents.body(
         ImageUpload, "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]"

@@ -27,6 +27,7 @@ router = APIRouter(tags=["health"])
 
 @router.get(
     "/metrics",
+    operation_id="get_metrics",
     summary="Measurements of this process",
     response_class=Response,
     responses={

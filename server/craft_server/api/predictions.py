@@ -37,6 +37,7 @@ router = APIRouter(tags=["predictions"])
 
 @router.post(
     "/v1/predictions",
+    operation_id="create_prediction",
     summary="Score prompts",
     response_class=Response,
     openapi_extra=documents.body(

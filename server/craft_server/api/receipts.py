@@ -34,6 +34,7 @@ _MILLISECOND = timedelta(milliseconds=1)
     responses={
         200: {
             "description": "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
+            "headers": documents.headers("Cache-Control"),
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
         },
         **documents.problems(*documents.KEYED, NOT_FOUND, RUN_IN_PROGRESS, INVALID_REQUEST),
@@ -86,6 +87,7 @@ async def get_receipt(
     responses={
         200: {
             "description": "A JWK set (RFC 7517); each key's id is its thumbprint (RFC 7638)",
+            "headers": documents.headers("Cache-Control"),
             "content": {KEYS_MEDIA_TYPE: {"schema": {"type": "object"}}},
         }
     },

@@ -165,7 +165,8 @@ def test_the_description_covers_both_media_types_and_problems(server: Any) -> No
 def _check_references(part: Any, document: dict[str, Any]) -> None:
     if isinstance(part, dict):
         if "$ref" in part:
-            assert part["$ref"].rpartition("/")[2] in document["components"]["schemas"]
+            kind, name = part["$ref"].removeprefix("#/components/").split("/")
+            assert name in document["components"][kind]
         for value in part.values():
             _check_references(value, document)
     elif isinstance(part, list):

@@ -207,7 +207,7 @@ def test_a_server_does_not_start_with_a_key_file_that_cannot_be_used(
 def test_the_description_names_what_is_answered(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     answers = paths["/v1/receipts"]["get"]["responses"]
-    assert set(answers) == {"200", "401", "404", "409", "422", "429"}
+    assert set(answers) == {"200", "401", "404", "409", "422", "429", "500", "503"}
     assert set(answers["200"]["content"]) == {"application/jose"}
     keys = paths["/v1/receipts/keys"]["get"]
     assert set(keys["responses"]["200"]["content"]) == {"application/jwk-set+json"}
