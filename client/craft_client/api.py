@@ -480,7 +480,7 @@ class Client:
 
     def restore(self, name: str) -> None:
         """Takes what was retired into service again. Free."""
-        self._send("POST", _path("adapters", name, "restore"))
+        self._send("PUT", _path("adapters", name, "restore"))
 
     def adapter_predict(
         self,

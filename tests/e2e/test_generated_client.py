@@ -115,7 +115,7 @@ def test_request_examples_can_be_sent_as_they_are(
         for operation in methods.values()
         if "application/json" in operation.get("requestBody", {}).get("content", {})
     }
-    key = server.key("--scope", "predict", "--scope", "admin")
+    key = server.key("--scope", "predict", "--scope", "publish", "--scope", "admin")
     with httpx.Client(
         base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=60
     ) as client:
@@ -129,6 +129,7 @@ def test_request_examples_can_be_sent_as_they_are(
         send("upload_images", f"image-sets/{image_set}/images")
         send("create_prediction", "predictions")
         send("create_adapter_prediction", f"adapters/{digits_adapter}/predictions")
+        send("change_adapter", f"adapters/{digits_adapter.rpartition('/')[2]}", "PATCH")
         made = send("create_key", "admin/keys")["card"]
         named = {"key": f"admin/keys/{made['prefix']}", "team": f"admin/teams/{made['team']}"}
         for holder, path in named.items():

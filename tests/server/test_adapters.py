@@ -170,10 +170,11 @@ def test_a_retired_version_comes_back_as_it_was(store: Database) -> None:
     with store.reading() as connection:
         (retired,) = adapters.versions(connection, "owner", "pets")
     assert retired.retired_at is not None
-    restore(store, "pets")
-    assert find(store, "pets") == card
-    with pytest.raises(NoSuchAdapter):
+    for _ in range(2):  # as when the first answer was lost
         restore(store, "pets")
+        assert find(store, "pets") == card
+    with pytest.raises(NoSuchAdapter):
+        restore(store, "pets@2")
 
 
 def test_an_alias_means_the_version_that_it_was_moved_to(store: Database) -> None:

@@ -189,12 +189,12 @@ def retire(connection: sa.Connection, owner: str, reference: str) -> None:
 
 
 def restore(connection: sa.Connection, owner: str, reference: str) -> None:
-    """Takes what was retired into service again.
+    """Takes what was retired into service again; what is in service stays there.
 
     Raises:
-        NoSuchAdapter: there is none that is retired.
+        NoSuchAdapter: there is none, retired or not.
     """
-    _set_retired(connection, owner, reference, ~_LIVING, None)
+    _set_retired(connection, owner, reference, sa.true(), None)
 
 
 def _set_retired(

@@ -204,7 +204,7 @@ async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnNam
     return await services.database.read(adapters.usage, caller.owner, _own_name(caller, name))
 
 
-@router.post(
+@router.put(
     "/{name:path}/restore",
     status_code=204,
     operation_id="restore_adapter",

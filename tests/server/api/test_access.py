@@ -103,6 +103,11 @@ SCOPED: list[tuple[Scope, str, str]] = [
     ("predict", "POST", "/v1/adapters/x/predictions"),
     ("publish", "POST", "/v1/adapters?name=x"),
     ("publish", "DELETE", "/v1/adapters/x"),
+    ("publish", "PATCH", "/v1/adapters/x"),
+    ("publish", "PUT", "/v1/adapters/x/restore"),
+    ("publish", "GET", "/v1/adapters/x/settings"),
+    ("publish", "GET", "/v1/adapters/x/usage"),
+    ("predict", "GET", "/v1/adapters/x/versions"),
 ]
 
 
