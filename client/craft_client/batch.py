@@ -73,7 +73,7 @@ class Results:
         """Adds rows; they are on disk when it returns."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
-        if not self.file.exists():
+        if not self.file.exists() or not self.file.stat().st_size:
             writer.writerow(self._columns)
         writer.writerows([*row, *[""] * (len(self._columns) - len(row))] for row in rows)
         with self.file.open("ab") as file:

@@ -329,9 +329,7 @@ def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
     return Classified(
         np.concatenate([answer.log_probs for answer in every]),
         sum((answer.cost.charged for answer in every), Units()),
-        None
-        if any(flag is None for flag in flags)
-        else np.concatenate([flag for flag in flags if flag is not None]),
+        np.concatenate(flags) if flags else None,
     )
 
 

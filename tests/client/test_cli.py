@@ -540,3 +540,46 @@ def test_an_error_ends_the_process_with_one_message(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert "Error: Cannot connect to the craftbox server at http://127.0.0.1:1" in done.stderr
+
+
+# --- adapters that others use ---------------------------------------------------------------------
+
+
+def test_predict_into_a_file_goes_on_with_the_version_that_it_began_with(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    command = ("predict", picture_folder / "test", "--adapter", "animals", "--out", "out.csv")
+    done = answer(craft(*command, "--json"))
+    assert (done["classified"], done["failed"], done["before"]) == (12, 0, 0)
+    lines = Path("out.csv").read_text().splitlines()
+    assert len(lines) == 13
+    Path("out.csv").write_text("\n".join(lines[:9]) + "\n")
+    card, adapter = connected.adapters[-1]
+    connected.adapters.append((card.model_copy(update={"version": 2, "digest": "x"}), adapter))
+    again = answer(craft(*command, "--json"))
+    assert (again["version"], again["classified"], again["before"]) == (1, 4, 8)
+    assert sorted(Path("out.csv").read_text().splitlines()) == sorted(lines)
+
+
+def test_predict_does_not_mix_adapters_in_a_file(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    for name in ("animals", "beasts"):
+        craft("publish", "runs/animals-4shots-seed1", "--name", name)
+    craft("predict", picture_folder / "test", "--adapter", "animals", "--out", "out.csv")
+    before = Path("out.csv").read_bytes()
+    result = craft("predict", picture_folder, "--adapter", "beasts", "--out", "out.csv")
+    assert result.exit_code != 0
+    assert "holds predictions of animals@1" in result.stderr
+    assert Path("out.csv").read_bytes() == before
+
+
+def test_an_adapters_folder_has_a_card(craft: Craft, picture_folder: Path) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    card = Path("runs/animals-4shots-seed1/adapter/README.md").read_text()
+    assert "| tuned on | animals |" in card
+    assert '"big cat", "dog", "owl"' in card
+    assert "| queries | 36 |" in card

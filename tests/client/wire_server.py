@@ -351,7 +351,11 @@ class WireServer:
             ),
         )
         answer = {"adapter": card.name, "version": card.version, "classes": card.classes}
-        return 200, answer | {"cost": cost}, _top(log_probs, request.top_k)
+        scores = _top(log_probs, request.top_k)
+        if request.abstain_below is not None:
+            sure = np.exp(log_probs.max(axis=-1)) >= request.abstain_below
+            scores["abstained"] = (~sure).astype(np.uint8)
+        return 200, answer | {"cost": cost}, scores
 
     def _images(
         self, request: PredictionRequest | AdapterPredictionRequest, tensors: codec.Tensors

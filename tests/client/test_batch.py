@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from craft_client.api import Client
+from craft_client.batch import BatchProgress, Results, classify_files
+from craft_client.exceptions import DataError
+from craft_client.remote import RemoteAdapter
+from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import Unrefined
+from craft_shared.units import Units
+
+from .pictures import write_picture
+from .wire_server import REVISION, WireServer
+
+CLASSES = ["big cat", "dog", "owl"]
+
+
+@pytest.fixture
+def remote(connected: WireServer, fast_retries: None) -> Iterator[RemoteAdapter]:
+    """An adapter on a server that takes four pictures in a call."""
+    connected.limits = connected.limits.model_copy(update={"images_per_call": 4})
+    config = AdapterConfig(
+        model="fake", revision=REVISION, classes=CLASSES, templates=["a {}."], head="none"
+    )
+    with Client() as client:
+        client.publish("animals", Adapter(config, np.zeros((0, 0), np.float32), Unrefined()))
+        yield RemoteAdapter(client, client.adapter("animals"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [write_picture(tmp_path / f"pictures/{number:02}.png", number) for number in range(10)]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def classify(
+    remote: RemoteAdapter, files: list[Path], out: Path, *, stop_after: int = 99
+) -> BatchProgress:
+    calls = 0
+
+    def on_progress(_: BatchProgress) -> None:
+        nonlocal calls
+        if calls == stop_after:
+            raise KeyboardInterrupt
+        calls += 1
+
+    return classify_files(remote, files, Results(out, 2), top=2, on_progress=on_progress)
+
+
+def test_each_picture_gets_its_row_in_order(
+    remote: RemoteAdapter, files: list[Path], tmp_path: Path
+) -> None:
+    done = classify(remote, files, tmp_path / "out.csv")
+    found = rows(tmp_path / "out.csv")
+    assert [row["image"] for row in found] == [str(file) for file in files]
+    assert {row["adapter"] for row in found} == {"animals@1"}
+    whole = remote.classify_pictures([file.read_bytes() for file in files]).log_probs
+    for row, log_probs in zip(found, whole, strict=True):
+        assert row["class_1"] == CLASSES[log_probs.argmax()]
+        assert float(row["probability_1"]) == pytest.approx(np.exp(log_probs.max()), abs=1e-6)
+        assert float(row["probability_1"]) >= float(row["probability_2"])
+        assert (row["error"], row["abstained"]) == ("", "")
+    assert done.charged == Units(queries=3, predictions=10, images=10, requests=3)
+    assert (done.done, done.total, done.failed) == (10, 10, 0)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+def test_what_was_cut_off_goes_on_and_pays_once(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], tmp_path: Path, calls: int
+) -> None:
+    before = connected.charged
+    with pytest.raises(KeyboardInterrupt):
+        classify(remote, files, tmp_path / "out.csv", stop_after=calls)
+    classify(remote, files, tmp_path / "out.csv")
+    classify(remote, files, tmp_path / "whole.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    # Even a new file: the same calls under the same keys.
+    spent = Units(queries=3, predictions=10, images=10, requests=3)
+    assert connected.charged == before + spent
+
+
+def test_an_answer_that_was_paid_but_not_written_is_not_paid_again(
+    connected: WireServer,
+    remote: RemoteAdapter,
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = connected.charged
+
+    def die(_self: Results, _rows: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "append", die)
+        with pytest.raises(KeyboardInterrupt):
+            classify(remote, files[:4], tmp_path / "out.csv")
+    paid = connected.charged
+    assert paid.queries == before.queries + 1
+    classify(remote, files[:4], tmp_path / "out.csv")
+    assert connected.charged == paid
+    assert len(rows(tmp_path / "out.csv")) == 4
+
+
+def test_a_line_that_is_not_whole_is_written_anew(
+    remote: RemoteAdapter, files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    classify(remote, files, out)
+    whole = out.read_bytes()
+    for length in (len(whole) - 1, len(whole) - 30, 10, 0):
+        out.write_bytes(whole[:length])
+        classify(remote, files, out)
+        assert out.read_bytes() == whole
+
+
+def test_a_picture_that_cannot_be_used_has_a_row_that_says_why(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], tmp_path: Path
+) -> None:
+    connected.refused_pictures = {files[1].read_bytes(), files[9].read_bytes()}
+    files[5].unlink()
+    large = connected.limits.image_bytes + 1
+    files[6].write_bytes(b"0" * large)
+    done = classify(remote, files, tmp_path / "out.csv")
+    found = rows(tmp_path / "out.csv")
+    assert [row["image"] for row in found] == [str(file) for file in files]
+    errors = {index: row["error"] for index, row in enumerate(found) if row["error"]}
+    assert errors == {
+        1: "cannot be used.",
+        5: "No such file or directory",
+        6: f"{large} bytes; the server accepts {large - 1}",
+        9: "cannot be used.",
+    }
+    assert all(bool(row["class_1"]) != bool(row["error"]) for row in found)
+    assert done.failed == 4
+    assert done.charged.images == 6
+
+
+def test_nothing_is_asked_where_nothing_can_be(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], tmp_path: Path
+) -> None:
+    connected.refused_pictures = {file.read_bytes() for file in files[:2]}
+    done = classify(remote, files[:2], tmp_path / "out.csv")
+    assert (done.failed, done.charged) == (2, Units())
+
+
+def test_the_threshold_is_told_of_each_picture(
+    remote: RemoteAdapter, files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    classify_files(remote, files, Results(out, 1), top=1, abstain_below=0.8)
+    found = rows(out)
+    assert {row["abstained"] for row in found} == {"0", "1"}
+    for row in found:
+        assert (row["abstained"] == "1") == (float(row["probability_1"]) < 0.8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "something,else\n1,2\n",
+        "image,adapter,error,abstained,class_1,probability_1\n",
+        "image,adapter,error,abstained,class_1,probability_1,class_2,probability_2\n"
+        "a,x@1,,,dog,1,owl,0\nb,x@2,,,dog,1,owl,0\n",
+    ],
+)
+def test_another_file_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out.csv"
+    out.write_text(content)
+    with pytest.raises(DataError):
+        Results(out, 2)
+    assert out.read_text() == content
