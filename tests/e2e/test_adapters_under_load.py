@@ -92,7 +92,7 @@ def check_whole(name: str, answer: Any) -> None:
 def test_every_answer_is_of_one_whole_version_while_others_are_published_and_moved(
     server: Server, owner: Client, hot: tuple[str, str]
 ) -> None:
-    stop = time.monotonic() + SECONDS
+    ready = threading.Barrier(CALLERS + 2)
     pictures = [picture(number) for number in range(8)]
     published = dict.fromkeys(range(ADAPTERS), 1)
     changes = 0
@@ -101,6 +101,8 @@ def test_every_answer_is_of_one_whole_version_while_others_are_published_and_mov
     def change(seed: int) -> None:
         nonlocal changes
         rng = random.Random(seed)
+        ready.wait()
+        stop = time.monotonic() + SECONDS
         while time.monotonic() < stop:
             # Each changer has adapters of its own, so that it knows which versions there are.
             adapter = rng.randrange(seed, ADAPTERS, 2)
@@ -123,7 +125,9 @@ def test_every_answer_is_of_one_whole_version_while_others_are_published_and_mov
         with Client(server.url, server_keys[seed]) as client:
             image_set = client.create_image_set(hot[0])
             client.upload_images(image_set, pictures[:4])
-            while time.monotonic() < stop:
+            ready.wait()
+            stop = time.monotonic() + SECONDS
+            while time.monotonic() < stop or not answers:
                 name = f"load-{rng.randrange(ADAPTERS)}"
                 alias = rng.choice(["", "@stable", "@1", "@latest"])
                 of_set = {"image_set": image_set.id}
@@ -141,7 +145,7 @@ def test_every_answer_is_of_one_whole_version_while_others_are_published_and_mov
         answers = [caller.result() for caller in callers]
         for changer in changers:
             changer.result()
-    assert min(answers) > 0
+    assert sum(answers) > 4 * CALLERS
     assert changes > 10
     for adapter, last in published.items():
         assert owner.adapter(f"load-{adapter}").version == last
