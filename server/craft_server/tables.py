@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from craft_server.adapters import ADAPTERS
+from craft_server.console.sessions import CONSOLE_SESSIONS
 from craft_server.database import METADATA
 from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
 from craft_server.ledger.tables import (
@@ -16,6 +17,7 @@ from craft_server.ledger.tables import (
     TEAMS,
     TOTALS,
 )
+from craft_server.run_reports import RUN_POINTS, RUN_REPORTS
 
 __all__ = [
     "ADAPTERS",
@@ -23,6 +25,7 @@ __all__ = [
     "BUDGETS",
     "CALLS",
     "CHARGES",
+    "CONSOLE_SESSIONS",
     "HOLDERS",
     "IMAGE_FEATURES",
     "IMAGE_SETS",
@@ -30,6 +33,8 @@ __all__ = [
     "KEY_SECRETS",
     "METADATA",
     "PRICES",
+    "RUN_POINTS",
+    "RUN_REPORTS",
     "TEAMS",
     "TOTALS",
 ]
