@@ -1,4 +1,4 @@
-"""What protects pages: headers, tokens of forms, escaping; and that keys stay out of all of them."""
+"""What protects pages: headers, tokens of forms, escaping; and that keys stay out of them."""
 
 from __future__ import annotations
 
