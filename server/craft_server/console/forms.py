@@ -136,8 +136,12 @@ def do_once(
 
     Raises:
         DoneBefore: it was; the action was not run.
+        ProblemError: the form does not say which it is.
     """
-    key = f"console-{text_of(form, ONCE_FIELD)[:64]}"
+    once = text_of(form, ONCE_FIELD)[:64]
+    if not once:
+        raise ProblemError(FOREIGN_FORM, "it lacks what tells it from others")
+    key = f"console-{once}"
     attempt = Attempt(key, "console", repeatable=False)
     if calls.look_up(connection, session.caller.key_id, key, attempt.fingerprint) is not None:
         raise DoneBefore
