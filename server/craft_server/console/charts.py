@@ -81,6 +81,7 @@ def line_chart(
     series: Sequence[tuple[str, Sequence[float | None]]],
     *,
     bounds: tuple[float, float] | None = None,
+    least_span: float = 0.0,
 ) -> LineChart | None:
     """Lines over the same x, each without the points that it lacks.
 
@@ -88,6 +89,7 @@ def line_chart(
         x: ascending, one for each point.
         series: names and values; None where there is none.
         bounds: that the axis of values never goes past.
+        least_span: that it covers, so that small differences look small.
 
     Returns:
         None where there is nothing to draw.
@@ -100,7 +102,10 @@ def line_chart(
     if not drawn:
         return None
     every = [value for _, points in drawn for _, value in points]
-    y_marks = marks(min(every), max(every))
+    low, high = _widened(min(every), max(every), least_span)
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    y_marks = marks(low, high)
     low, high = y_marks[0], y_marks[-1]
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
@@ -119,8 +124,8 @@ def line_chart(
         lines.append(Line(name, " ".join(f"{a},{b}" for a, b in places), *places[-1]))
     return LineChart(
         lines,
-        [Tick(across(mark), _text(mark)) for mark in x_marks if mark <= right],
-        [Tick(down(mark), _text(mark)) for mark in y_marks if low <= mark <= high],
+        [Tick(across(mark), text) for mark, text in _texts(x_marks) if mark <= right],
+        [Tick(down(mark), text) for mark, text in _texts(y_marks) if low <= mark <= high],
     )
 
 
@@ -145,5 +150,13 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [points[row] for row in thinned_rows(len(points), most=_MOST_DRAWN)]
 
 
-def _text(mark: float) -> str:
-    return f"{mark:,.0f}" if mark == round(mark) else f"{mark:,.4g}"
+def _widened(low: float, high: float, span: float) -> tuple[float, float]:
+    more = max(0.0, span - (high - low)) / 2
+    return low - more, high + more
+
+
+def _texts(axis: Sequence[float]) -> list[tuple[float, str]]:
+    """The marks with their texts, all with as many digits as the step between them needs."""
+    step = axis[1] - axis[0]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(mark, f"{mark:,.{digits}f}") for mark in axis]

@@ -6,6 +6,7 @@ what any page is about.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from craft_server.console.assets import ASSETS
 from craft_server.console.sessions import Session
 
 _CURRENCY_MICROS = 1_000_000
+# `craft` ends a run's name with 32 of them.
+_UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ def unit_name(unit: str) -> str:
     return "cost" if unit == "cost_micros" else unit
 
 
+def short(run: str) -> str:
+    """A run's name with less of the digits that make it like no other."""
+    return _UNIQUE.sub(r"-\1…", run)
+
+
 def percent(value: float | None) -> str:
     """An accuracy, or that there is none."""
     return "–" if value is None else f"{value:.1f} %"  # noqa: RUF001 - a dash in a cell
@@ -128,6 +136,7 @@ def _environment() -> Environment:
         measure=measure,
         unit_name=unit_name,
         percent=percent,
+        short=short,
         moment=moment,
     )
     return made

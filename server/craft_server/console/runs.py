@@ -26,6 +26,7 @@ router = APIRouter(prefix="/console/runs", include_in_schema=False)
 RunName = Annotated[str, Path(max_length=200)]
 
 _ROWS = 200
+_LEAST_PERCENT = 8.0
 _SILENT_AFTER_MS = 120_000
 _MOMENT: TypeAdapter[AwareDatetime] = TypeAdapter(AwareDatetime)
 
@@ -108,7 +109,10 @@ async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
         status=status_of(curve.card, now_ms()),
         live=curve.card.state == "running",
         accuracy=line_chart(
-            x, [("accuracy", [point.accuracy for point in points])], bounds=(0, 100)
+            x,
+            [("accuracy", [point.accuracy for point in points])],
+            bounds=(0, 100),
+            least_span=_LEAST_PERCENT,
         ),
         loss=line_chart(
             x,
