@@ -82,6 +82,7 @@ def line_chart(
     *,
     bounds: tuple[float, float] | None = None,
     least_span: float = 0.0,
+    right: int = 0,
 ) -> LineChart | None:
     """Lines over the same x, each without the points that it lacks.
 
@@ -90,6 +91,7 @@ def line_chart(
         series: names and values; None where there is none.
         bounds: that the axis of values never goes past.
         least_span: that it covers, so that small differences look small.
+        right: how far the other axis goes at least, such as a budget.
 
     Returns:
         None where there is nothing to draw.
@@ -109,8 +111,8 @@ def line_chart(
     low, high = y_marks[0], y_marks[-1]
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    x_marks = marks(0, max(x[-1], 1))
-    right = max(x[-1], 1)
+    right = max(x[-1], right, 1)
+    x_marks = marks(0, right)
 
     def across(at: float) -> float:
         return round(100 * at / right, 3)

@@ -113,6 +113,7 @@ async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
             [("accuracy", [point.accuracy for point in points])],
             bounds=(0, 100),
             least_span=_LEAST_PERCENT,
+            right=curve.card.budget or 0,
         ),
         loss=line_chart(
             x,
@@ -120,6 +121,7 @@ async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
                 ("mean of the request", [point.loss for point in points]),
                 ("best so far", [point.best_loss for point in points]),
             ],
+            right=curve.card.budget or 0,
         ),
         rows=rows,
         left_out=len(points) - len(rows),
