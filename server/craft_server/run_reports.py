@@ -157,20 +157,32 @@ def list_runs(connection: sa.Connection, owner: str) -> list[RunCard]:
     ]
 
 
-def read_curve(connection: sa.Connection, owner: str, run: str) -> RunCurve:
-    """A run with all its points.
+def read_curve(
+    connection: sa.Connection, owner: str, run: str, *, most: int | None = None
+) -> RunCurve:
+    """A run with its points.
+
+    Args:
+        connection: of a transaction.
+        owner: of the run.
+        run: its name.
+        most: about how many points to read, evenly and with the last one; None reads all.
 
     Raises:
         NoSuchRun: the owner has none of this name.
     """
     row = _find(connection, owner, run)
-    rows = connection.execute(
+    card = _card(connection, row)
+    query = (
         sa.select(*_POINT_COLUMNS)
         .where(RUN_POINTS.c.report_id == row.id)
         .order_by(RUN_POINTS.c.sequence)
     )
-    points = [_as_point(point) for point in rows]
-    return RunCurve(card=_as_card(row, len(points), points[-1] if points else None), points=points)
+    if most is not None and card.latest is not None and card.points > most:
+        step = -(-card.points // most)
+        is_last = RUN_POINTS.c.sequence == card.latest.sequence
+        query = query.where(sa.or_(RUN_POINTS.c.sequence % step == 0, is_last))
+    return RunCurve(card=card, points=[_as_point(point) for point in connection.execute(query)])
 
 
 def delete(connection: sa.Connection, owner: str, run: str) -> None:

@@ -86,7 +86,7 @@ def open_page(chromium: Browser, server: Server) -> Iterator[OpenPage]:
 
 @pytest.fixture(scope="module")
 def key(server: Server) -> str:
-    return server.key("--queries", "8000", "--images", "5000", owner="botanist")
+    return server.key("--queries", "50000", "--images", "20000", owner="botanist")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_run_is_watched_live(
     page = open_page(key=key)
     command = [BIN / "craft", "tune", "--data", digits, "--shots", "8", "--budget", "4032"]
     tuning = subprocess.Popen(
-        [*command, "--seed", "2", "--run", tmp_path / "watched", "--report"],
+        [*command, "--seed", "2", "--run", tmp_path / "digits-8shots-seed2", "--report"],
         env={**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key, "COLUMNS": "200"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -192,7 +192,7 @@ def _until_shown(page: Page, address: str) -> None:
 def test_a_run_that_came_to_its_end_says_so(open_page: OpenPage, key: str, adapter: str) -> None:
     page = open_page(key=key)
     page.get_by_role("link", name="Runs").click()
-    row = page.get_by_role("row").filter(has_text="digits-8shots")
+    row = page.get_by_role("row").filter(has_text="of 112")
     expect(row).to_contain_text("finished")
     expect(row).to_contain_text("112 of 112")
 
@@ -347,7 +347,7 @@ def shoot(page: Page, name: str) -> None:
     page.set_viewport_size({**size, "height": 500})
     page.screenshot(path=path, full_page=True, animations="disabled")
     page.set_viewport_size(size)
-    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
         path, optimize=True
     )
 
@@ -374,6 +374,7 @@ def test_pictures_for_the_documentation(
 
 def _spread_over_a_month(database: Path, prefix: str) -> None:
     """Gives the key charges on earlier days, so that its charts have something to show."""
+    units = ("queries", "predictions", "images", "texts", "requests")
     with sqlite3.connect(database, timeout=30) as connection:
         (key_id,) = connection.execute(
             "SELECT key_id FROM key_secrets WHERE prefix = ?", (prefix,)
@@ -396,3 +397,14 @@ def _spread_over_a_month(database: Path, prefix: str) -> None:
                     f"INSERT INTO charges ({', '.join(columns)}) VALUES ({marks})",
                     tuple(values.values()),
                 )
+        for unit in units:
+            connection.execute(
+                f"UPDATE totals SET {unit} = (SELECT SUM({unit}) FROM charges WHERE "
+                "key_id = totals.key_id AND state = 'settled') WHERE key_id = ?",
+                (key_id,),
+            )
+            connection.execute(
+                f"UPDATE budgets SET spent = (SELECT {unit} FROM totals WHERE "
+                "key_id = budgets.key_id) WHERE key_id = ? AND unit = ?",
+                (key_id, unit),
+            )

@@ -50,6 +50,17 @@ def test_a_run_is_what_was_told_of_it(store: Database) -> None:
     assert curve.card.updated_at == "1970-01-01T00:00:00.005Z"
 
 
+def test_a_long_curve_is_read_in_parts_with_its_end(store: Database) -> None:
+    put(store)
+    add(store, *range(100))
+    with store.reading() as connection:
+        curve = run_reports.read_curve(connection, "owner", "run", most=10)
+        few = run_reports.read_curve(connection, "owner", "run", most=100)
+    assert [point.sequence for point in curve.points] == [*range(0, 100, 10), 99]
+    assert curve.card.points == 100
+    assert len(few.points) == 100
+
+
 def test_the_same_point_again_changes_nothing(store: Database) -> None:
     put(store)
     add(store, 0, 1)

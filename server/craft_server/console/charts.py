@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_MOST_DRAWN = 400  # points of a line; more could not be told apart
+_MOST_DRAWN = 500  # points of a line; more could not be told apart
 _GAP = 0.25  # of a bar's place
 
 

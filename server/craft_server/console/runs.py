@@ -25,6 +25,7 @@ router = APIRouter(prefix="/console/runs", include_in_schema=False)
 
 RunName = Annotated[str, Path(max_length=200)]
 
+_POINTS = 400
 _ROWS = 200
 _LEAST_PERCENT = 8.0
 _SILENT_AFTER_MS = 120_000
@@ -100,7 +101,9 @@ def status_of(card: RunCard, at: int) -> str:
 
 
 async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
-    curve: RunCurve = await services.database.read(run_reports.read_curve, caller.owner, run)
+    curve: RunCurve = await services.database.read(
+        run_reports.read_curve, caller.owner, run, most=_POINTS
+    )
     points = curve.points
     x = [point.queries for point in points]
     rows = [points[row] for row in reversed(thinned_rows(len(points), most=_ROWS))]
@@ -124,5 +127,5 @@ async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
             right=curve.card.budget or 0,
         ),
         rows=rows,
-        left_out=len(points) - len(rows),
+        left_out=curve.card.points - len(rows),
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import re
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
+from craft_server import console
 from craft_server.clock import now_ms
 from craft_server.console import sessions
 from craft_server.console.sessions import CONSOLE_SESSIONS
@@ -25,6 +30,31 @@ def test_who_is_not_signed_in_is_sent_to_sign_in(browse: NewBrowser, page: str) 
     sent = browse(signed_in=False).get(page)
     assert sent.status_code == 303
     assert sent.headers["location"].startswith("/console/sign-in")
+
+
+def routes() -> Iterator[tuple[str, str]]:
+    """Method and address of each route of the console."""
+    for module in pkgutil.iter_modules(console.__path__, "craft_server.console."):
+        router = getattr(importlib.import_module(module.name), "router", None)
+        for route in router.routes if router else ():
+            for method in route.methods:
+                yield method, route.path
+
+
+def test_every_page_but_a_few_needs_a_session(browse: NewBrowser) -> None:
+    found = []
+    for method, path in routes():
+        address = re.sub(r"\{[a-z_:]+\}", "x", path)
+        answer = browse(signed_in=False).http.request(method, address)
+        if not answer.headers.get("location", "").startswith("/console/sign-in"):
+            found.append((method, path))
+    assert sorted(found) == [
+        ("GET", "/console"),
+        ("GET", "/console/sign-in"),
+        ("GET", "/console/static/{name}"),
+        ("POST", "/console/sign-in"),
+    ]
+    assert len(list(routes())) > 15
 
 
 def test_sign_in_leads_to_the_page_that_was_wanted(browse: NewBrowser) -> None:
