@@ -110,9 +110,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results = []
-    print(
-        "| prompts | classes | pictures a call | encoding alone, ms | through the adapter, ms | ratio |"
-    )
+    print("| prompts | classes | pictures a call | encoding alone, ms | adapter, ms | ratio |")
     print("|" + "---|" * 6)
     with (
         tempfile.TemporaryDirectory() as folder,

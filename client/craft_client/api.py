@@ -54,6 +54,7 @@ from craft_client.exceptions import (
 from craft_shared import codec, problems
 from craft_shared.adapter import Adapter
 from craft_shared.problems import Problem
+from craft_shared.run_reports import RunPoint, RunPoints, RunReport
 from craft_shared.wire import (
     AdapterCard,
     AdapterChange,
@@ -429,6 +430,18 @@ class Client:
         response = self._send("GET", "/v1/receipts/keys", accept=KEYS_MEDIA_TYPE)
         _check_content_type(response, KEYS_MEDIA_TYPE)
         return response.content
+
+    # --- reported runs ------------------------------------------------------------------------
+
+    def report_run(self, run: str, report: RunReport) -> None:
+        """Makes or changes what the server's console says of a run. Free; tried once."""
+        body = report.model_dump_json().encode()
+        self._send("PUT", _path("runs", run), json=body, again=False)
+
+    def report_points(self, run: str, points: Sequence[RunPoint]) -> None:
+        """Adds points to a reported run's curve, unless they are there. Free; tried once."""
+        body = RunPoints(points=list(points)).model_dump_json().encode()
+        self._send("PUT", _path("runs", run, "points"), json=body, again=False)
 
     # --- adapters -----------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""The application: engine, database and API put together. It knows no process, port or signal."""
+"""The application: engine, database, API and console put together.
+
+It knows no process, port or signal.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from craft_server.api import (
     openapi,
     predictions,
     receipts,
+    run_reports,
 )
 from craft_server.api.access_log import AccessLogMiddleware
 from craft_server.api.body_limit import BodyLimitMiddleware
@@ -36,6 +40,7 @@ from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.api.services import Services
 from craft_server.byte_cache import ByteCache
+from craft_server.console import install as console
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.lease import Lease
@@ -118,17 +123,20 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         answers,
         receipts,
         adapters,
+        run_reports,
         admin,
     ):
         app.include_router(module.router)
     errors.install(app)
     documents.install(app, openapi.complete)
+    console.install(app)
     # The last one added is the outermost: every log line and answer has the call's id.
     app.add_middleware(HangUpMiddleware)
     app.add_middleware(UnhandledErrorsMiddleware)
     app.add_middleware(RateLimitHeadersMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
     app.add_middleware(CompressionMiddleware)
+    console.add_middleware(app)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

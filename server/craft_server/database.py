@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -237,6 +237,14 @@ def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) ->
     """Inserts a row unless a unique constraint says that it is there, by whoever made it."""
     insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
     connection.execute(insert(table).values(**values).on_conflict_do_nothing())
+
+
+def insert_all_missing(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Like `insert_missing` for some rows of the same columns."""
+    insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+    connection.execute(insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
 
 
 def _ping(connection: sa.Connection) -> None:

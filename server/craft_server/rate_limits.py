@@ -1,4 +1,4 @@
-"""Rate limits of keys: how much of what in a minute, on this server or, with Redis, on all of them.
+"""Rate limits: how much of what in a minute, on this server or, with Redis, on all of them.
 
 It knows counting by sliding windows (the library `limits`); it does not know HTTP or the ledger.
 The sliding window counter is approximate: just after a minute's boundary it may let one call more
@@ -68,8 +68,8 @@ class RateLimits:
             raise ValueError(f"no storage of rate limits is at '{url}'") from error
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
-    async def use(self, name: str, key_id: int, amount: int, limit: int) -> Quota:
-        """Takes `amount` of the key's limit of `name`.
+    async def use(self, name: str, who: int | str, amount: int, limit: int) -> Quota:
+        """Takes `amount` of the limit of `name` that a key has, or whoever else is named.
 
         Raises:
             RateLimited: it is not left.
@@ -77,8 +77,8 @@ class RateLimits:
         """
         item = RateLimitItemPerMinute(limit, namespace=f"craftbox/{name}")
         try:
-            taken = await self._limiter.hit(item, str(key_id), cost=amount)
-            reset, remaining = await self._limiter.get_window_stats(item, str(key_id))
+            taken = await self._limiter.hit(item, str(who), cost=amount)
+            reset, remaining = await self._limiter.get_window_stats(item, str(who))
         except StorageError as error:
             raise NotCounted(str(error)) from error
         quota = Quota(name, limit, remaining, max(0, math.ceil(reset - time.time())))

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
             database; None makes `receipt-key.pem` in `data_dir`.
         receipt_issuer: what receipts call the provider, such as the server's public address; None
             means the signing key's thumbprint.
+        console_session_hours: how long a person stays signed in to the console.
+        sign_ins_per_minute: to the console from one address, tried.
     """
 
     model_config = SettingsConfigDict(
@@ -83,3 +85,5 @@ class Settings(BaseSettings):
     rate_limits_url: str | None = Field(default=None, pattern=r"^rediss?://")
     receipt_key_file: Path | None = None
     receipt_issuer: str | None = Field(default=None, min_length=1, max_length=200)
+    console_session_hours: float = Field(default=12, gt=0, le=720)
+    sign_ins_per_minute: int = Field(default=20, ge=1)

@@ -9,6 +9,7 @@ from craft_server.adapters.tables import (
     ADAPTER_TOTALS,
     ADAPTERS,
 )
+from craft_server.console.sessions import CONSOLE_SESSIONS
 from craft_server.database import METADATA
 from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
 from craft_server.ledger.tables import (
@@ -22,6 +23,7 @@ from craft_server.ledger.tables import (
     TEAMS,
     TOTALS,
 )
+from craft_server.run_reports import RUN_POINTS, RUN_REPORTS
 
 __all__ = [
     "ADAPTERS",
@@ -33,6 +35,7 @@ __all__ = [
     "BUDGETS",
     "CALLS",
     "CHARGES",
+    "CONSOLE_SESSIONS",
     "HOLDERS",
     "IMAGE_FEATURES",
     "IMAGE_SETS",
@@ -40,6 +43,8 @@ __all__ = [
     "KEY_SECRETS",
     "METADATA",
     "PRICES",
+    "RUN_POINTS",
+    "RUN_REPORTS",
     "TEAMS",
     "TOTALS",
 ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from craft_client.data import Sample
     from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
+    from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.wire import ImageSet, Limits
 
@@ -38,6 +39,7 @@ _TUNING = "Tuning"
 _TEXTS = "Open-text mode"
 _PARTS = "Parts of the method"
 _TRAFFIC = ("answer_bytes", "picture_bytes")
+_REPORT_TIMEOUT = 5.0  # seconds
 
 
 def _scale(text: str | None) -> str | None:
@@ -91,6 +93,13 @@ def tune(
             help="Goes on with a run that was interrupted; nothing is paid for twice.",
         ),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Post the run's curve to the server's console as it goes on. Free.",
+        ),
+    ] = False,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
     population: Annotated[
@@ -210,7 +219,7 @@ def tune(
         task = Task(settings, dataset.classes, data, samples)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with _run_folder(folder, resumed=resume is not None):
-        tuned = tune_task(task, folder, model, url, key)
+        tuned = tune_task(task, folder, model, url, key, report=report)
     _report(tuned, folder, time.monotonic() - started, as_json=as_json)
 
 
@@ -252,7 +261,7 @@ class Tuned:
 
 
 def _refuse_other_options(context: typer.Context) -> None:
-    with_resume = {"resume", "url", "key", "as_json"}
+    with_resume = {"resume", "report", "url", "key", "as_json"}
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -289,13 +298,23 @@ def task_of(folder: Path) -> Task:
 
 
 def tune_task(
-    task: Task, folder: Path, model: str | None, url: str | None, key: str | None
+    task: Task,
+    folder: Path,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+    *,
+    report: bool = False,
 ) -> Tuned:
-    """Checks everything that can be checked for free, then uploads, then tunes."""
+    """Checks everything that can be checked for free, then uploads, then tunes.
+
+    With `report` the run reports itself to the server's console, as well as that goes.
+    """
     import numpy as np
 
     from craft_client.journal import RUN_FILE, Journal
     from craft_client.remote import RemoteBlackBox
+    from craft_client.run_report import reported
     from craft_client.tune import tune
 
     labels = np.array([sample.label for sample in task.samples], np.int64)
@@ -308,11 +327,54 @@ def tune_task(
             journal, image_set = begun, client.image_set(begun.document["image_set"])
         image_set, uploaded = upload(client, image_set, task.samples[image_set.count :])
         black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
-        with watch() as on_progress:
+        with (
+            watch() as show,
+            _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
+            reported(reporter, show) as on_progress,
+        ):
             result = tune(black_box, labels, task.settings, journal, on_progress)
     # A run that an earlier version began has no word of it.
     traffic = {name: journal.document[name] for name in _TRAFFIC if name in journal.document}
     return Tuned(result, image_set, uploaded, traffic)
+
+
+@contextmanager
+def _reporter(
+    task: Task,
+    folder: Path,
+    model: str,
+    run: str,
+    url: str | None,
+    key: str | None,
+    *,
+    wanted: bool,
+) -> Iterator[RunReporter | None]:
+    """What reports the run, if it is to be; it says where the run is shown."""
+    from craft_client.api import Client
+    from craft_client.run_report import RunReporter
+    from craft_shared.run_reports import RunReport
+
+    if not wanted:
+        yield None
+        return
+    report = RunReport(
+        title=_label(folder.resolve().name),
+        model=_label(model),
+        dataset=_label(task.data.resolve().name),
+        recipe=task.settings.recipe,
+        budget=task.settings.budget,
+    )
+    # Beside the run's own calls, and never in their way.
+    with Client(url, key, timeout=_REPORT_TIMEOUT) as client:
+        say(f"Watch it: {client.base_url}/console/runs/{run}")
+        yield RunReporter(
+            client, run, report, lambda why: say(f"The run goes on unreported: {why}")
+        )
+
+
+def _label(text: str) -> str:
+    """A name as a report may hold it."""
+    return "".join(sign for sign in text if sign.isprintable())[:200]
 
 
 def _begin(

@@ -30,6 +30,7 @@ from craft_shared.problems import (
     Problem,
     ProblemType,
 )
+from craft_shared.run_reports import RunPoints, RunReport
 from craft_shared.wire import (
     AdapterChange,
     AdapterPredictionAnswer,
@@ -115,6 +116,8 @@ _BY_REFERENCE: tuple[type[BaseModel], ...] = (
     PredictionRequest,
     PriceList,
     Problem,
+    RunPoints,
+    RunReport,
 )
 _DESCRIPTION = """
 A vision-language model behind a metered prediction API.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from fastapi import FastAPI, Request
@@ -25,6 +25,7 @@ from craft_server.ledger.charges import (
 )
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import NotCounted, RateLimited
+from craft_server.run_reports import NoSuchRun, TooManyPoints
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
     BUDGET_EXHAUSTED,
@@ -41,6 +42,11 @@ from craft_shared.problems import (
     FieldError,
     Problem,
 )
+from craft_shared.run_reports import POINTS_PER_RUN
+
+# Where a request's state holds how its problems become pages, if they do.
+PROBLEM_PAGE = "problem_page"
+ProblemPage = Callable[[Request, Problem, dict[str, str]], Response]
 
 _log = structlog.get_logger()
 
@@ -60,6 +66,8 @@ def install(app: FastAPI) -> None:
     app.exception_handler(NoSuchImageSet)(_on_no_such_image_set)
     app.exception_handler(NoSuchAdapter)(_on_no_such_adapter)
     app.exception_handler(NoSuchVersion)(_on_no_such_version)
+    app.exception_handler(NoSuchRun)(_on_no_such_run)
+    app.exception_handler(TooManyPoints)(_on_too_many_points)
     app.exception_handler(Overloaded)(_on_overloaded)
     app.exception_handler(WorkerDied)(_on_overloaded)
     app.exception_handler(WrongFirstRow)(_on_wrong_first_row)
@@ -98,8 +106,11 @@ class UnhandledErrorsMiddleware:
 def problem_response(
     request: Request, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer that carries a problem and the call's id."""
+    """The answer that carries a problem and the call's id: a document, or a page for people."""
     named = problem.model_copy(update={"request_id": request.state.request_id})
+    as_page: ProblemPage | None = getattr(request.state, PROBLEM_PAGE, None)
+    if as_page is not None:
+        return as_page(request, named, dict(headers or {}))
     return Response(
         named.model_dump_json(),
         status_code=problem.status,
@@ -188,6 +199,18 @@ async def _on_no_such_version(request: Request, error: NoSuchVersion) -> Respons
             f"version {error.version} is not published",
             "Name a version that GET /v1/adapters/{name}/versions lists and that is not retired.",
         ),
+    )
+
+
+async def _on_no_such_run(request: Request, _error: Exception) -> Response:
+    detail = "no run of this name was reported under the key's owner"
+    return _respond(request, ProblemError(NOT_FOUND, detail))
+
+
+async def _on_too_many_points(request: Request, _error: Exception) -> Response:
+    message = f"of one run at most {POINTS_PER_RUN} points are kept"
+    return _respond(
+        request, problems.invalid_field("points", message, "Report every tenth generation.")
     )
 
 

@@ -17,6 +17,7 @@ from craft_shared.adapter import AdapterConfig
 from craft_shared.problems import INVALID_IMAGE, INVALID_REQUEST, FieldError, Problem, ProblemType
 from craft_shared.receipt import KEYS_MEDIA_TYPE
 from craft_shared.receipt import MEDIA_TYPE as RECEIPT_MEDIA_TYPE
+from craft_shared.run_reports import RunCard, RunCurve, RunList, RunPoint, RunPoints, RunReport
 from craft_shared.units import Units
 from craft_shared.wire import (
     AdapterCard,
@@ -151,7 +152,30 @@ _LINE = UsageLine(
     team=_TEAM,
 )
 
+_REPORT = RunReport(
+    title="digits, 16 shots", model=_MODEL, dataset="digits", recipe="craftbox", budget=8000
+)
+_POINT = RunPoint(
+    sequence=1,
+    generation=1,
+    queries=72,
+    loss=2.2834,
+    best_loss=2.1417,
+    accuracy=70.0,
+    units=Units(queries=72, predictions=2880, texts=720, requests=2),
+)
+_REPORTED = RunCard(
+    run=_RUN,
+    **_REPORT.model_dump(),
+    started_at=_AT,
+    updated_at=_LATER,
+    points=1,
+    latest=_POINT,
+)
+
 REQUESTS: Mapping[str, BaseModel] = {
+    "report_run": _REPORT,
+    "report_points": RunPoints(points=[_POINT]),
     "change_adapter": AdapterChange(teams=[_TEAM], abstain_below=0.5, aliases={"stable": 1}),
     "create_image_set": ImageSetCreate(model=_MODEL),
     "upload_images": ImageUpload(first_row=0, images=[_PICTURE]),
@@ -238,6 +262,10 @@ ANSWERS: Mapping[str, BaseModel | Mapping[str, Any]] = {
     "publish_adapter": AdapterPublishAnswer(
         adapter=_ADAPTER, cost=_cost(33, texts=320, requests=1)
     ),
+    "report_run": _REPORTED,
+    "report_points": _REPORTED,
+    "list_runs": RunList(runs=[_REPORTED]),
+    "get_run": RunCurve(card=_REPORTED, points=[_POINT]),
     "list_adapters": AdapterList(adapters=[_ADAPTER]),
     "list_adapter_versions": AdapterList(adapters=[_ADAPTER]),
     "get_adapter_settings": _SHARED,

@@ -109,7 +109,7 @@ def _announce(
             err=True,
         )
     typer.echo(f"Model {engine.name}, revision {engine.revision}")
-    typer.echo(f"Listening on http://{shown}:{port} (description at /docs)")
+    typer.echo(f"Listening on http://{shown}:{port} (console at /, description at /docs)")
     with database.reading() as connection:
         has_keys = bool(list_keys(connection))
     if not has_keys:

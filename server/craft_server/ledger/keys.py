@@ -196,9 +196,7 @@ def admit(
     row = rows[0] if rows else None
     expected = row.secret_hash if row else _NO_HASH
     matches = hmac.compare_digest(_hash(shown["secret"]), expected)
-    if row is None or not matches or row.revoked_at is not None:
-        return None, None
-    if any(end is not None and end <= at for end in (row.expires_at, row.secret_expires_at)):
+    if row is None or not matches or not _lives(row, at):
         return None, None
     return _caller(row), record_of(row)
 
@@ -217,6 +215,15 @@ def payer(connection: sa.Connection, key_id: int, at: int) -> Caller | None:
         .limit(1)
     ).one_or_none()
     return None if row is None else _caller(row)
+
+
+def living_caller(connection: sa.Connection, prefix: str, at: int) -> Caller | None:
+    """The caller whose secret has this prefix, while it lives; the secret itself is not asked.
+
+    Only for who has shown the secret before.
+    """
+    rows = run(connection, (_FIND_SECRET, {"of_prefix": prefix, "of_call": None}))[0].rows
+    return _caller(rows[0]) if rows and _lives(rows[0], at) else None
 
 
 def list_keys(connection: sa.Connection) -> list[KeyEntry]:
@@ -331,6 +338,11 @@ def _new_secret(connection: sa.Connection, key_id: int, at: int) -> str:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _lives(row: Any, at: int) -> bool:
+    ends = (row.expires_at, row.secret_expires_at)
+    return row.revoked_at is None and all(end is None or end > at for end in ends)
 
 
 def _caller(row: Any) -> Caller:

@@ -1,0 +1,145 @@
+"""Pages: templates filled with values, all of which are escaped.
+
+It knows what all pages share (the frame, the menu, numbers and times in words); it does not know
+what any page is about.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from craft_server.api.services import Services
+from craft_server.console import sessions
+from craft_server.console.assets import ASSETS
+from craft_server.console.sessions import Session
+
+_CURRENCY_MICROS = 1_000_000
+# `craft` ends a run's name with 32 of them.
+_UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
+
+
+@dataclass(frozen=True)
+class MenuEntry:
+    """A link of the menu; `scope` is what a key needs to see it, if anything."""
+
+    title: str
+    address: str
+    scope: str | None = None
+
+
+MENU = (
+    MenuEntry("Overview", "/"),
+    MenuEntry("Runs", "/console/runs", "predict"),
+    MenuEntry("Adapters", "/console/adapters", "predict"),
+    MenuEntry("Try", "/console/try", "predict"),
+    MenuEntry("Keys", "/console/admin/keys", "admin"),
+)
+
+
+async def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
+    """A page of who is signed in; what the last form did is told on it, once."""
+    services: Services = request.app.state.services
+    session = _session_of(request)
+    if session is not None and session.notice:
+        await services.database.write(sessions.set_notice, session, "")
+    return render(request, template, status=status, **values)
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
+    """A page as it is: nothing is read or written for it."""
+    session = _session_of(request)
+    text = _ENVIRONMENT.get_template(template).render(
+        session=session,
+        menu=[] if session is None else _menu(session),
+        here=request.url.path,
+        **values,
+    )
+    return HTMLResponse(text, status_code=status)
+
+
+def redirect(address: str) -> Response:
+    """Sends the browser to another page of the console, which it then gets."""
+    return RedirectResponse(address, status_code=303)
+
+
+def number(value: float | int) -> str:
+    """12345 as 12,345; a share keeps two digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
+def money(micros: int) -> str:
+    """Millionths of the provider's currency as an amount of it."""
+    return f"{micros / _CURRENCY_MICROS:,.2f}"
+
+
+def measure(value: int, unit: str) -> str:
+    """An amount of a measure in figures."""
+    return money(value) if unit == "cost_micros" else number(value)
+
+
+def unit_name(unit: str) -> str:
+    """What a measure is called on a page."""
+    return "cost" if unit == "cost_micros" else unit
+
+
+def short(run: str) -> str:
+    """A run's name with less of the digits that make it like no other."""
+    return _UNIQUE.sub(r"-\1…", run)
+
+
+def percent(value: float | None) -> str:
+    """An accuracy, or that there is none."""
+    return "–" if value is None else f"{value:.1f} %"  # noqa: RUF001 - a dash in a cell
+
+
+def moment(text: str | None) -> str:
+    """An RFC 3339 time in words, to the minute."""
+    if text is None:
+        return "never"
+    at = datetime.fromisoformat(text).astimezone(UTC)
+    return f"{at.day} {at:%b %Y, %H:%M} UTC"
+
+
+def _menu(session: Session) -> list[MenuEntry]:
+    scopes = session.caller.scopes
+    return [entry for entry in MENU if entry.scope is None or entry.scope in scopes]
+
+
+def _session_of(request: Request) -> Session | None:
+    session: Session | None = getattr(request.state, "console_session", None)
+    return session
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("craft_server.console", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(
+        assets={name: asset.address for name, asset in ASSETS.items()},
+        version=version("craftbox"),
+    )
+    made.filters.update(
+        number=number,
+        money=money,
+        measure=measure,
+        unit_name=unit_name,
+        percent=percent,
+        short=short,
+        moment=moment,
+    )
+    return made
+
+
+_ENVIRONMENT = _environment()

@@ -1,0 +1,131 @@
+"""Reported runs: a list, and each one's curve while it is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import Response
+from pydantic import AwareDatetime, TypeAdapter
+
+from craft_server import run_reports
+from craft_server.api.services import WithServices
+from craft_server.clock import epoch_ms, now_ms
+from craft_server.console.access import WithPredictor
+from craft_server.console.charts import LineChart, line_chart, thinned_rows
+from craft_server.console.forms import WithForm
+from craft_server.console.rendering import page, redirect, render
+from craft_server.console.sessions import set_notice
+from craft_server.ledger.keys import Caller
+from craft_shared.run_reports import RunCard, RunCurve, RunPoint
+from craft_shared.units import UNITS
+
+router = APIRouter(prefix="/console/runs", include_in_schema=False)
+
+RunName = Annotated[str, Path(max_length=200)]
+
+_POINTS = 400
+_ROWS = 200
+_LEAST_PERCENT = 8.0
+_SILENT_AFTER_MS = 120_000
+_MOMENT: TypeAdapter[AwareDatetime] = TypeAdapter(AwareDatetime)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as its page shows it.
+
+    Attributes:
+        card: of the run.
+        status: its state, or `silent` where it says that it runs and has said nothing for long.
+        live: whether more may come.
+        accuracy: over queries; None where none was measured.
+        loss: the same.
+        rows: points for the table, the newest first.
+        left_out: points that the table does not hold.
+    """
+
+    card: RunCard
+    status: str
+    live: bool
+    accuracy: LineChart | None
+    loss: LineChart | None
+    rows: list[RunPoint]
+    left_out: int
+
+
+@router.get("")
+async def show_all(request: Request, services: WithServices, session: WithPredictor) -> Response:
+    """All runs that the owner's keys have reported."""
+    cards = await services.database.read(run_reports.list_runs, session.caller.owner)
+    at = now_ms()
+    return await page(
+        request, "runs.html.jinja", runs=[(card, status_of(card, at)) for card in cards]
+    )
+
+
+@router.get("/{run}")
+async def show(
+    request: Request, services: WithServices, session: WithPredictor, run: RunName
+) -> Response:
+    """One run."""
+    view = await _view(services, session.caller, run)
+    return await page(request, "run.html.jinja", view=view, units=UNITS)
+
+
+@router.get("/{run}/curve")
+async def show_curve(
+    request: Request, services: WithServices, session: WithPredictor, run: RunName
+) -> Response:
+    """The part of a run's page that changes while it runs."""
+    view = await _view(services, session.caller, run)
+    return render(request, "run_curve.html.jinja", view=view, units=UNITS)
+
+
+@router.post("/{run}/delete")
+async def delete(
+    services: WithServices, session: WithPredictor, _form: WithForm, run: RunName
+) -> Response:
+    """Forgets a report."""
+    await services.database.write(run_reports.delete, session.caller.owner, run)
+    await services.database.write(set_notice, session, f"The report of {run} was deleted.")
+    return redirect("/console/runs")
+
+
+def status_of(card: RunCard, at: int) -> str:
+    """The run's state, as far as one can tell."""
+    heard = epoch_ms(_MOMENT.validate_python(card.updated_at))
+    silent = card.state == "running" and at - heard > _SILENT_AFTER_MS
+    return "silent" if silent else card.state
+
+
+async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
+    curve: RunCurve = await services.database.read(
+        run_reports.read_curve, caller.owner, run, most=_POINTS
+    )
+    points = curve.points
+    x = [point.queries for point in points]
+    rows = [points[row] for row in reversed(thinned_rows(len(points), most=_ROWS))]
+    return RunView(
+        card=curve.card,
+        status=status_of(curve.card, now_ms()),
+        live=curve.card.state == "running",
+        accuracy=line_chart(
+            x,
+            [("accuracy", [point.accuracy for point in points])],
+            bounds=(0, 100),
+            least_span=_LEAST_PERCENT,
+            right=curve.card.budget or 0,
+        ),
+        loss=line_chart(
+            x,
+            [
+                ("mean of the request", [point.loss for point in points]),
+                ("best so far", [point.best_loss for point in points]),
+            ],
+            right=curve.card.budget or 0,
+        ),
+        rows=rows,
+        left_out=curve.card.points - len(rows),
+    )

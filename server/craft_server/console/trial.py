@@ -1,0 +1,146 @@
+"""One picture under an adapter, beside what the untuned model says: scored once, charged once.
+
+The untuned model is the adapter's plain prompt, its first, over the class names alone. It costs
+what the API's prediction with the adapter costs. This module does not know pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from craft_server import adapters
+from craft_server.adapters import ServableAdapter
+from craft_server.api.classification import classify, load
+from craft_server.api.idempotency import Call
+from craft_server.api.metering import booking
+from craft_server.api.pictures import decode_pictures
+from craft_server.api.rate_limits import use_predictions, use_request
+from craft_server.api.services import Services
+from craft_server.console import adapter_views
+from craft_server.console.adapter_views import AdapterView
+from craft_server.ledger.charges import Work
+from craft_server.ledger.keys import Caller
+from craft_server.problems import ProblemError, invalid_field
+from craft_shared.codec import Tensors
+from craft_shared.head import log_softmax
+from craft_shared.problems import REVISION_MISMATCH
+from craft_shared.units import Units
+from craft_shared.wire import PICTURE_FORMATS, Cost
+
+_SHOWN = 10
+_SIDE = 320  # pixels of the picture on the page
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class with its probabilities, in percent, tuned and untuned."""
+
+    name: str
+    tuned: float
+    untuned: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it.
+
+    Attributes:
+        view: of the adapter.
+        guesses: the most probable classes, the best first.
+        left_out: classes that are not among them.
+        untuned_best: the class that the untuned model finds most probable.
+        picture: that was tried, small, as a `data:` address.
+        cost: what it cost.
+    """
+
+    view: AdapterView
+    guesses: list[Guess]
+    left_out: int
+    untuned_best: str
+    picture: str
+    cost: Cost
+
+
+async def try_adapter(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    reference: str,
+    file: bytes,
+    build: Callable[[Trial], Response],
+) -> Response:
+    """Classifies a picture, charges it, and answers what `build` makes of it.
+
+    Raises:
+        NoSuchAdapter: there is none that the caller may use.
+        ProblemError: the adapter's model is not hosted any more, or the picture cannot be used.
+        BudgetExhausted: the key's budgets do not cover it; nothing was charged.
+    """
+    await use_request(request, services, caller)
+    view = await adapter_views.find(services, caller, reference)
+    card = view.publication.card
+    if not view.entry.hosted:
+        raise ProblemError(
+            REVISION_MISMATCH, f"'{card.name}' was tuned on a model that is not hosted any more"
+        )
+    if not file:
+        raise invalid_field("picture", "no picture was chosen", "Choose one.")
+    pictures = await decode_pictures(services, [file])
+    picture = await asyncio.to_thread(_thumbnail, file)
+    units = Units(queries=card.prompts, predictions=card.prompts, images=1, requests=1)
+    await use_predictions(request, services, caller, units.predictions)
+    work = Work("adapter-predictions", card.model, card.revision, units)
+    call = Call(None, None, None)
+    async with booking(services, caller, call, work, view.publication.payer_key_id) as booked:
+        servable = await load(services, view.publication)
+        features = await services.engine.encode_images(pictures, tenant=caller.tenant)
+        found = await classify(
+            services, caller, servable, features, partial(_probabilities, servable)
+        )
+        tuned, untuned = found["tuned"][0], found["untuned"][0]
+        best = np.argsort(-tuned, kind="stable")[:_SHOWN]
+        names = servable.adapter.config.classes
+        trial = Trial(
+            view,
+            [Guess(names[i], 100 * float(tuned[i]), 100 * float(untuned[i])) for i in best],
+            len(names) - len(best),
+            names[int(untuned.argmax())],
+            picture,
+            booked.cost,
+        )
+        response = build(trial)
+        return await booked.settle_with(
+            lambda _: response, adapters.count_use, view.publication.id, units
+        )
+
+
+def _probabilities(servable: ServableAdapter, log_probs: NDArray[np.float32]) -> Tensors:
+    """Of the adapter and of the plain prompt, each [n, C], from scores [P, n, C + M]."""
+    classes = len(servable.adapter.config.classes)
+    tuned, untuned = servable.adapter.head(log_probs), log_softmax(log_probs[0, :, :classes])
+    return {"tuned": np.exp(tuned), "untuned": np.exp(untuned)}
+
+
+def _thumbnail(file: bytes) -> str:
+    """The picture for the page; empty where Pillow, unlike the model's decoder, gives up on it."""
+    try:
+        with Image.open(io.BytesIO(file), formats=PICTURE_FORMATS) as image:
+            small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((_SIDE, _SIDE))
+    except Exception:
+        # The model has read it, and that is what counts.
+        return ""
+    out = io.BytesIO()
+    small.save(out, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,252 @@
+"""Runs that report themselves: what clients told of them, by owner.
+
+A run's name belongs to its owner. A point is stored once under its sequence number. Every function
+is one transaction of its caller. This module does not know what was charged, nor how it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from craft_server.clock import rfc3339
+from craft_server.database import METADATA, insert_all_missing, insert_missing
+from craft_shared.run_reports import (
+    POINTS_PER_RUN,
+    RUNS_PER_OWNER,
+    RunCard,
+    RunCurve,
+    RunPoint,
+    RunReport,
+)
+from craft_shared.units import UNITS, Units
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+RUN_REPORTS = sa.Table(
+    "run_reports",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("budget", sa.BigInteger),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("started_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("owner", "run"),
+)
+
+RUN_POINTS = sa.Table(
+    "run_points",
+    METADATA,
+    sa.Column("report_id", _Id, sa.ForeignKey("run_reports.id"), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("loss", sa.Double),
+    sa.Column("best_loss", sa.Double),
+    sa.Column("accuracy", sa.Double),
+    # What the run has spent by its own count, not only of `units`: the paper's budget.
+    sa.Column("spent", sa.BigInteger, nullable=False),
+    *(sa.Column(unit, sa.BigInteger, nullable=False) for unit in UNITS),
+)
+
+
+class NoSuchRun(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The owner has no reported run of this name."""
+
+
+class TooManyPoints(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The run would have more points than are kept of one. Nothing was stored."""
+
+
+def put(connection: sa.Connection, owner: str, run: str, report: RunReport, at: int) -> RunCard:
+    """Makes or changes a report.
+
+    Past `RUNS_PER_OWNER` the one that was heard of longest ago goes.
+    """
+    insert_missing(
+        connection,
+        RUN_REPORTS,
+        owner=owner,
+        run=run,
+        **report.model_dump(),
+        started_at=at,
+        updated_at=at,
+    )
+    connection.execute(
+        sa.update(RUN_REPORTS)
+        .where(RUN_REPORTS.c.owner == owner, RUN_REPORTS.c.run == run)
+        .values(**report.model_dump(), updated_at=at)
+    )
+    past = (
+        sa.select(RUN_REPORTS.c.id)
+        .where(RUN_REPORTS.c.owner == owner)
+        .order_by(RUN_REPORTS.c.updated_at.desc(), RUN_REPORTS.c.id.desc())
+        .offset(RUNS_PER_OWNER)
+        .limit(RUNS_PER_OWNER)
+    )
+    _delete(connection, list(connection.execute(past).scalars()))
+    return _card(connection, _find(connection, owner, run))
+
+
+def add_points(
+    connection: sa.Connection, owner: str, run: str, points: Sequence[RunPoint], at: int
+) -> RunCard:
+    """Adds the points that are not there yet.
+
+    Raises:
+        NoSuchRun: the run was not reported, or was deleted.
+        TooManyPoints: there would be more than `POINTS_PER_RUN`; the transaction must be undone.
+    """
+    row = _find(connection, owner, run)
+    insert_all_missing(
+        connection,
+        RUN_POINTS,
+        [
+            {
+                "report_id": row.id,
+                "spent": point.queries,
+                **point.model_dump(exclude={"queries", "units"}),
+                **point.units.model_dump(),
+            }
+            for point in points
+        ],
+    )
+    card = _card(connection, row)
+    if card.points > POINTS_PER_RUN:
+        raise TooManyPoints(run)
+    connection.execute(
+        sa.update(RUN_REPORTS).where(RUN_REPORTS.c.id == row.id).values(updated_at=at)
+    )
+    return card.model_copy(update={"updated_at": rfc3339(at)})
+
+
+def list_runs(connection: sa.Connection, owner: str) -> list[RunCard]:
+    """All reported runs of the owner, the one that was heard of last first."""
+    last = (
+        sa.select(
+            RUN_POINTS.c.report_id,
+            sa.func.count().label("points"),
+            sa.func.max(RUN_POINTS.c.sequence).label("last"),
+        )
+        .join(RUN_REPORTS, RUN_REPORTS.c.id == RUN_POINTS.c.report_id)
+        .where(RUN_REPORTS.c.owner == owner)
+        .group_by(RUN_POINTS.c.report_id)
+        .subquery()
+    )
+    rows = connection.execute(
+        sa.select(RUN_REPORTS, last.c.points, *_POINT_COLUMNS)
+        .outerjoin(last, last.c.report_id == RUN_REPORTS.c.id)
+        .outerjoin(
+            RUN_POINTS,
+            sa.and_(
+                RUN_POINTS.c.report_id == RUN_REPORTS.c.id, RUN_POINTS.c.sequence == last.c.last
+            ),
+        )
+        .where(RUN_REPORTS.c.owner == owner)
+        .order_by(RUN_REPORTS.c.updated_at.desc(), RUN_REPORTS.c.id.desc())
+    )
+    return [
+        _as_card(row, row.points or 0, None if row.points is None else _as_point(row))
+        for row in rows
+    ]
+
+
+def read_curve(
+    connection: sa.Connection, owner: str, run: str, *, most: int | None = None
+) -> RunCurve:
+    """A run with its points.
+
+    Args:
+        connection: of a transaction.
+        owner: of the run.
+        run: its name.
+        most: about how many points to read, evenly and with the last one; None reads all.
+
+    Raises:
+        NoSuchRun: the owner has none of this name.
+    """
+    row = _find(connection, owner, run)
+    card = _card(connection, row)
+    query = (
+        sa.select(*_POINT_COLUMNS)
+        .where(RUN_POINTS.c.report_id == row.id)
+        .order_by(RUN_POINTS.c.sequence)
+    )
+    if most is not None and card.latest is not None and card.points > most:
+        step = -(-card.points // most)
+        is_last = RUN_POINTS.c.sequence == card.latest.sequence
+        query = query.where(sa.or_(RUN_POINTS.c.sequence % step == 0, is_last))
+    return RunCurve(card=card, points=[_as_point(point) for point in connection.execute(query)])
+
+
+def delete(connection: sa.Connection, owner: str, run: str) -> None:
+    """Forgets a run and its points; what it was charged stays in the ledger.
+
+    Raises:
+        NoSuchRun: the owner has none of this name.
+    """
+    _delete(connection, [_find(connection, owner, run).id])
+
+
+_POINT_COLUMNS = tuple(column for column in RUN_POINTS.columns if column.name != "report_id")
+
+
+def _find(connection: sa.Connection, owner: str, run: str) -> sa.Row[tuple[object, ...]]:
+    row = connection.execute(
+        sa.select(RUN_REPORTS).where(RUN_REPORTS.c.owner == owner, RUN_REPORTS.c.run == run)
+    ).one_or_none()
+    if row is None:
+        raise NoSuchRun(run)
+    return row
+
+
+def _delete(connection: sa.Connection, ids: Sequence[int]) -> None:
+    if not ids:
+        return
+    connection.execute(sa.delete(RUN_POINTS).where(RUN_POINTS.c.report_id.in_(ids)))
+    connection.execute(sa.delete(RUN_REPORTS).where(RUN_REPORTS.c.id.in_(ids)))
+
+
+def _card(connection: sa.Connection, row: sa.Row[tuple[object, ...]]) -> RunCard:
+    of_run = RUN_POINTS.c.report_id == row.id
+    count: int = connection.execute(
+        sa.select(sa.func.count()).select_from(RUN_POINTS).where(of_run)
+    ).scalar_one()
+    latest = connection.execute(
+        sa.select(*_POINT_COLUMNS).where(of_run).order_by(RUN_POINTS.c.sequence.desc()).limit(1)
+    ).one_or_none()
+    return _as_card(row, count, None if latest is None else _as_point(latest))
+
+
+def _as_card(row: sa.Row[tuple[object, ...]], points: int, latest: RunPoint | None) -> RunCard:
+    return RunCard(
+        run=row.run,
+        title=row.title,
+        model=row.model,
+        dataset=row.dataset,
+        recipe=row.recipe,
+        budget=row.budget,
+        state=row.state,
+        started_at=rfc3339(row.started_at),
+        updated_at=rfc3339(row.updated_at),
+        points=points,
+        latest=latest,
+    )
+
+
+def _as_point(row: sa.Row[tuple[object, ...]]) -> RunPoint:
+    return RunPoint(
+        sequence=row.sequence,
+        generation=row.generation,
+        queries=row.spent,
+        loss=row.loss,
+        best_loss=row.best_loss,
+        accuracy=row.accuracy,
+        units=Units(**{unit: row._mapping[unit] for unit in UNITS}),
+    )

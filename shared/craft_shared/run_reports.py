@@ -1,0 +1,111 @@
+"""Runs that report themselves: what a tuner tells of its run, and what is shown of it.
+
+A report is what the client says. The ledger alone knows what was charged; nothing is computed from
+a report. This module knows shapes and bounds; it does not know how a run tunes or who may see it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from craft_shared.units import Units
+from craft_shared.wire import MAX_AMOUNT, Answer, Label, Message
+
+POINTS_PER_CALL = 500
+POINTS_PER_RUN = 20_000
+RUNS_PER_OWNER = 1000
+
+RunState = Literal["running", "finished", "stopped", "failed"]
+
+RunName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_.-]*$", min_length=1, max_length=200),
+]
+_Count = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+_Loss = Annotated[float, Field(allow_inf_nan=False)]
+_Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class RunReport(Message):
+    """Body of `PUT /v1/runs/{run}`: what the run is, and how it stands.
+
+    Attributes:
+        title: what people call it.
+        model: the model's name.
+        dataset: the data set's name.
+        recipe: how it tunes.
+        budget: queries that it may spend; null where it did not say.
+        state: `stopped` by hand, `failed` by an error.
+    """
+
+    title: Label
+    model: Label = ""
+    dataset: Label = ""
+    recipe: Label = ""
+    budget: _Count | None = None
+    state: RunState = "running"
+
+
+class RunPoint(Message):
+    """Where a run was after one of its requests.
+
+    Attributes:
+        sequence: names the point in its run; the same point again changes nothing.
+        generation: generations done.
+        queries: spent by the run until then.
+        loss: mean loss of the request's codes; null where it was not finite.
+        best_loss: least loss of a single prompt until then; null where there was none.
+        accuracy: percent on the training pictures; null where nothing could be measured.
+        units: everything that the run says it was charged until then.
+    """
+
+    sequence: _Count
+    generation: _Count
+    queries: _Count
+    loss: _Loss | None = None
+    best_loss: _Loss | None = None
+    accuracy: _Percent | None = None
+    units: Units = Units()
+
+
+class RunPoints(Message):
+    """Body of `PUT /v1/runs/{run}/points`."""
+
+    points: list[RunPoint] = Field(min_length=1, max_length=POINTS_PER_CALL)
+
+
+class RunCard(Answer):
+    """A reported run. Times are RFC 3339.
+
+    Attributes:
+        run: its name; the ledger's lines of its calls hold the same.
+        points: how many it has reported.
+        latest: the one with the highest sequence number; null before the first.
+    """
+
+    run: str
+    title: str
+    model: str
+    dataset: str
+    recipe: str
+    budget: int | None
+    state: RunState
+    started_at: str
+    updated_at: str
+    points: int
+    latest: RunPoint | None
+
+
+class RunList(Answer):
+    """Answer of `GET /v1/runs`, the run that was heard of last first."""
+
+    runs: list[RunCard]
+
+
+class RunCurve(Answer):
+    """Answer of `GET /v1/runs/{run}`: the run and its points, in order."""
+
+    card: RunCard
+    points: list[RunPoint]

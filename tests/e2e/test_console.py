@@ -1,0 +1,410 @@
+"""The console in a real Chromium: a walk, the same without JavaScript, and an accessibility check.
+
+`CRAFT_SCREENSHOTS=docs` also writes the pictures that the documentation shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from craft_client.layouts import load_dataset
+from e2e.conftest import BIN, Server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+SCREENSHOTS = os.environ.get("CRAFT_SCREENSHOTS")
+# A model runs on the same cores.
+expect.set_options(timeout=60_000)
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium is installed: apt-get install chromium"
+)
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Browser, server: Server) -> Iterator[OpenPage]:
+    """Opens pages in browsers of their own, which may complain of nothing and go nowhere else."""
+    complaints: list[str] = []
+    elsewhere: list[str] = []
+    contexts = []
+
+    def listen(message: Any) -> None:
+        # A refusal that a test provokes is a page, which Chromium reports as a failed resource.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            complaints.append(message.text)
+
+    def note(request: Any) -> None:
+        address = urlsplit(request.url)
+        if address.scheme not in ("blob", "data") and not request.url.startswith(server.url):
+            elsewhere.append(request.url)
+
+    def start(*, key: str | None = None, width: int = 1280, **options: Any) -> Page:
+        options.setdefault("color_scheme", "light")
+        context = chromium.new_context(
+            base_url=server.url, viewport={"width": width, "height": 900}, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", listen)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", note)
+        if key is not None:
+            sign_in(page, key)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert elsewhere == []
+
+
+@pytest.fixture(scope="module")
+def key(server: Server) -> str:
+    return server.key("--queries", "50000", "--images", "20000", owner="botanist")
+
+
+@pytest.fixture(scope="module")
+def admin_key(server: Server) -> str:
+    return server.key("--scope", "admin", "--scope", "predict", owner="operator")
+
+
+@pytest.fixture(scope="module")
+def adapter(server: Server, key: str, digits: Path, tmp_path_factory: Any) -> str:
+    """The name of a published adapter, whose run has reported itself."""
+    folder = tmp_path_factory.mktemp("console") / "digits-8shots"
+    options = ("--shots", "8", "--budget", "112", "--run", folder, "--report")
+    server.craft_json(key, "tune", "--data", digits, *options)
+    assert server.craft(key, "publish", folder, "--name", "digits").returncode == 0
+    return "digits"
+
+
+@pytest.fixture(scope="module")
+def picture(digits: Path) -> Path:
+    return next(sample.path for sample in load_dataset(digits).test if "seven" in str(sample.path))
+
+
+def sign_in(page: Page, key: str) -> None:
+    page.goto("/")
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+def test_sign_in_with_the_keyboard_alone(open_page: OpenPage, key: str) -> None:
+    page = open_page()
+    page.goto("/console/runs")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type("craft_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("unknown, expired or revoked")
+    page.keyboard.type(key)
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"/console/runs$"))
+    page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the content")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Sign out":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("API key")).to_be_visible()
+    page.goto("/")
+    expect(page).to_have_url(re.compile("/console/sign-in"))
+
+
+def test_the_key_is_kept_nowhere_in_the_browser(open_page: OpenPage, key: str) -> None:
+    page = open_page(key=key)
+    (cookie,) = page.context.cookies()
+    assert cookie["httpOnly"]
+    assert cookie["sameSite"] == "Strict"
+    secret = key.split("_", 2)[2]
+    assert secret not in str(page.context.storage_state())
+    assert secret not in page.content()
+    assert page.evaluate("document.cookie") == ""
+
+
+def test_a_run_is_watched_live(
+    open_page: OpenPage, server: Server, key: str, digits: Path, tmp_path: Path
+) -> None:
+    page = open_page(key=key)
+    command = [BIN / "craft", "tune", "--data", digits, "--shots", "8", "--budget", "4032"]
+    tuning = subprocess.Popen(
+        [*command, "--seed", "2", "--run", tmp_path / "digits-8shots-seed2", "--report"],
+        env={**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key, "COLUMNS": "200"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert tuning.stderr is not None
+    address = next(line for line in tuning.stderr if line.startswith("Watch it: ")).split()[-1]
+    _until_shown(page, address)
+    page.evaluate("window.notReloaded = true")
+    curve = page.locator("#curve")
+    expect(curve.get_by_role("status")).to_contain_text("running")
+    expect(curve.locator(".line-1").first).to_be_attached()
+    queries = curve.locator(".figure").first
+    expect(queries).not_to_have_text(queries.inner_text())
+    if SCREENSHOTS:
+        expect(queries).to_have_text(re.compile("[12],[0-9]{3} of"))
+        shoot(page, "run")
+    tuning.send_signal(signal.SIGINT)
+    expect(curve.get_by_role("status")).to_contain_text("stopped")
+    assert page.evaluate("window.notReloaded"), "the page was drawn anew, not loaded anew"
+    assert tuning.wait(60) == 130
+    tuning.stderr.close()
+
+
+def _until_shown(page: Page, address: str) -> None:
+    """The run is introduced from a thread of its own, soon."""
+    deadline = time.monotonic() + 60
+    while page.goto(address).status == 404:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline, "the run did not report itself"
+
+
+def test_a_run_that_came_to_its_end_says_so(open_page: OpenPage, key: str, adapter: str) -> None:
+    page = open_page(key=key)
+    page.get_by_role("link", name="Runs").click()
+    row = page.get_by_role("row").filter(has_text="of 112")
+    expect(row).to_contain_text("finished")
+    expect(row).to_contain_text("112 of 112")
+
+
+def test_an_adapter_is_tried_with_a_picture(
+    open_page: OpenPage, key: str, adapter: str, picture: Path
+) -> None:
+    page = open_page(key=key)
+    page.get_by_role("link", name="Adapters").click()
+    page.get_by_role("link", name=adapter, exact=True).click()
+    expect(page.get_by_text("8 pictures a class")).to_be_visible()
+    page.get_by_role("link", name="Try it with a picture").click()
+    page.get_by_label("Picture").set_input_files(picture)
+    expect(page.get_by_alt_text(f"Preview of {picture.name}")).to_be_visible()
+    page.get_by_role("button", name="Classify").click()
+    result = page.get_by_role("region", name="Probabilities")
+    expect(result.get_by_role("row")).to_have_count(11)
+    expect(page.get_by_alt_text("The picture that was classified")).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("seven"))).to_be_focused()
+    expect(page.get_by_text("queries are left")).to_be_visible()
+    if SCREENSHOTS:
+        shoot(page, "try")
+
+
+def test_a_picture_is_dropped(open_page: OpenPage, key: str, adapter: str, picture: Path) -> None:
+    page = open_page(key=key)
+    page.goto(f"/console/try?adapter={adapter}")
+    dropped = page.evaluate_handle(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            const options = {type: "image/png"};
+            transfer.items.add(new File([new Uint8Array(bytes)], "dropped.png", options));
+            return transfer;
+        }""",
+        list(picture.read_bytes()),
+    )
+    page.dispatch_event("[data-drop]", "drop", {"dataTransfer": dropped})
+    expect(page.get_by_alt_text("Preview of dropped.png")).to_be_visible()
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_role("heading", name=re.compile("seven"))).to_be_visible()
+
+
+def test_all_of_it_works_without_javascript(
+    open_page: OpenPage, key: str, adapter: str, picture: Path
+) -> None:
+    page = open_page(key=key, java_script_enabled=False)
+    page.goto("/console/try")
+    page.get_by_label("Picture").set_input_files(picture)
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_role("heading", name=re.compile("seven"))).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+
+
+def test_an_admin_tops_a_budget_up(open_page: OpenPage, server: Server, admin_key: str) -> None:
+    poor = server.key("--queries", "100", owner="poor")
+    prefix = poor.split("_")[1]
+    theirs, page = open_page(key=poor), open_page(key=admin_key)
+    expect(theirs.get_by_text("100 left")).to_be_visible()
+    page.get_by_role("link", name="Keys").click()
+    page.get_by_role("link", name=prefix).click()
+    page.get_by_label("Add queries").fill("2500")
+    page.get_by_role("button", name="Top up").click()
+    expect(page.get_by_role("status")).to_have_text("Added 2,500 queries to the budget.")
+    theirs.reload()
+    expect(theirs.get_by_text("2,600 left")).to_be_visible()
+
+
+def test_an_admin_makes_a_key_and_revokes_it(open_page: OpenPage, admin_key: str) -> None:
+    page = open_page(key=admin_key)
+    page.goto("/console/admin/keys")
+    page.get_by_label("Owner").fill("newcomer")
+    page.get_by_label("Queries").fill("10")
+    page.get_by_role("button", name="Make the key").click()
+    made = page.get_by_label("API key").input_value()
+    newcomer = open_page(key=made)
+    expect(newcomer.get_by_text("10 left")).to_be_visible()
+    page.get_by_role("link", name=made.split("_")[1]).click()
+    page.get_by_text("Revoke this key").click()
+    page.get_by_role("button", name=f"Revoke {made.split('_')[1]}").click()
+    expect(page.get_by_role("status")).to_contain_text("is revoked")
+    newcomer.reload()
+    expect(newcomer).to_have_url(re.compile("/console/sign-in"))
+
+
+def addresses(page: Page, adapter: str, picture: Path) -> Iterator[str]:
+    """Shows each kind of page, one after the other; gives its name."""
+    for address in ("/", "/console/runs", "/console/adapters", "/console/admin/keys"):
+        page.goto(address)
+        yield address
+    page.get_by_role("row").nth(1).get_by_role("link").click()
+    yield "a key"
+    page.goto("/console/runs")
+    page.get_by_role("row").nth(1).get_by_role("link").click()
+    page.get_by_text("The curve as a table").click()
+    yield "a run"
+    page.goto(f"/console/adapters/{adapter}")
+    yield "an adapter"
+    page.goto("/console/try")
+    yield "trying"
+    page.get_by_label("Picture").set_input_files(picture)
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_role("region", name="Probabilities")).to_be_visible()
+    yield "tried"
+    page.goto("/console/nonesuch")
+    yield "a problem"
+    page.get_by_role("button", name="Sign out").click()
+    yield "sign in"
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    yield "refused"
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_page(
+    open_page: OpenPage,
+    server: Server,
+    adapter: str,
+    picture: Path,
+    scheme: str,
+    width: int,
+) -> None:
+    scopes = ("--scope", "admin", "--scope", "predict")
+    key = server.key(*scopes, "--queries", "1000", "--texts", "100", owner="botanist")
+    page = open_page(key=key, width=width, color_scheme=scheme, reduced_motion="reduce")
+    found = []
+    for name in addresses(page, adapter, picture):
+        for violation in Axe().run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                nodes = [node["html"][:150] for node in violation["nodes"]]
+                found.append((name, violation["id"], nodes))
+        overflow = page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        if overflow > 0:
+            found.append((name, "wider than the screen", [f"by {overflow} px"]))
+    assert found == []
+
+
+# --- pictures for the documentation -------------------------------------------------------------
+
+
+def shoot(page: Page, name: str) -> None:
+    """Writes `docs/console-NAME.png`, as small as a few colours make it."""
+    from PIL import Image
+
+    assert SCREENSHOTS
+    path = Path(SCREENSHOTS) / f"console-{name}.png"
+    size = page.viewport_size
+    assert size is not None
+    page.set_viewport_size({**size, "height": 500})
+    page.screenshot(path=path, full_page=True, animations="disabled")
+    page.set_viewport_size(size)
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
+
+
+@pytest.mark.skipif(not SCREENSHOTS, reason="CRAFT_SCREENSHOTS names no folder")
+def test_pictures_for_the_documentation(
+    open_page: OpenPage, server: Server, key: str, admin_key: str, adapter: str
+) -> None:
+    _spread_over_a_month(server.folder / "data" / "craftbox.db", key.split("_")[1])
+    page = open_page(key=key, width=1100)
+    shoot(page, "overview")
+    page.emulate_media(color_scheme="dark")
+    page.goto("/console/runs")
+    page.get_by_role("row").nth(1).get_by_role("link").click()
+    expect(page.locator(".plot").first).to_be_visible()
+    shoot(page, "run-dark")
+    narrow = open_page(key=key, width=390)
+    narrow.goto(f"/console/adapters/{adapter}")
+    shoot(narrow, "adapter-narrow")
+    admin = open_page(key=admin_key, width=1100)
+    admin.goto(f"/console/admin/keys/{key.split('_')[1]}")
+    shoot(admin, "key")
+
+
+def _spread_over_a_month(database: Path, prefix: str) -> None:
+    """Gives the key charges on earlier days, so that its charts have something to show."""
+    units = ("queries", "predictions", "images", "texts", "requests")
+    with sqlite3.connect(database, timeout=30) as connection:
+        (key_id,) = connection.execute(
+            "SELECT key_id FROM key_secrets WHERE prefix = ?", (prefix,)
+        ).fetchone()
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(charges)")]
+        number = 0
+        rows = connection.execute(
+            f"SELECT {', '.join(columns)} FROM charges WHERE key_id = ? AND state = 'settled'",
+            (key_id,),
+        ).fetchall()
+        marks = ", ".join("?" for _ in columns)
+        amounts = Random(4)
+        for days in range(1, 30):
+            for row in amounts.sample(rows, amounts.randint(0, len(rows) * 2 // 3)):
+                values = dict(zip(columns, row, strict=True))
+                number -= 1  # before all others, which are the newest
+                values["id"] = number
+                values["at"] -= days * 86_400_000
+                connection.execute(
+                    f"INSERT INTO charges ({', '.join(columns)}) VALUES ({marks})",
+                    tuple(values.values()),
+                )
+        for unit in units:
+            connection.execute(
+                f"UPDATE totals SET {unit} = (SELECT SUM({unit}) FROM charges WHERE "
+                "key_id = totals.key_id AND state = 'settled') WHERE key_id = ?",
+                (key_id,),
+            )
+            connection.execute(
+                f"UPDATE budgets SET spent = (SELECT {unit} FROM totals WHERE "
+                "key_id = budgets.key_id) WHERE key_id = ? AND unit = ?",
+                (key_id, unit),
+            )

@@ -1,0 +1,65 @@
+"""Geometry of charts."""
+
+from __future__ import annotations
+
+import pytest
+
+from craft_server.console.charts import bar_chart, line_chart, marks, thinned_rows
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 50, 100]),
+        (0, 72, [0, 20, 40, 60, 80]),
+        (81.3, 93.8, [80, 85, 90, 95]),
+        (0.0012, 0.0041, [0.001, 0.002, 0.003, 0.004, 0.005]),
+    ],
+)
+def test_axes_have_round_marks_around_the_values(
+    low: float, high: float, expected: list[float]
+) -> None:
+    assert marks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 50.0, -3.5, 1e-12, 1e12])
+def test_one_value_has_an_axis_around_it(value: float) -> None:
+    found = marks(value, value)
+    assert found[0] <= value <= found[-1]
+    assert found[0] < found[-1]
+
+
+def test_bars_stand_on_the_lower_edge_and_the_highest_reaches_the_upper() -> None:
+    chart = bar_chart([0, 5, 10])
+    assert chart.top == 10
+    assert [(bar.y, bar.height) for bar in chart.bars] == [(50, 50), (0, 100)]
+    assert bar_chart([0, 0]).bars == []
+
+
+def test_lines_go_from_the_left_to_the_last_point() -> None:
+    chart = line_chart([10, 20, 40], [("a", [1.0, 2.0, 2.0]), ("b", [None, None, None])])
+    assert chart is not None
+    (line,) = chart.lines
+    assert line.points.split()[0].startswith("25.0,")
+    assert line.last_x == 100
+    assert all(0 <= tick.at <= 100 for tick in [*chart.x_ticks, *chart.y_ticks])
+
+
+def test_percentages_have_an_axis_of_percentages() -> None:
+    chart = line_chart([1, 2], [("a", [99.0, 100.0])], bounds=(0, 100))
+    assert chart is not None
+    assert max(float(tick.text) for tick in chart.y_ticks) == 100
+
+
+def test_nothing_makes_no_chart() -> None:
+    assert line_chart([], [("a", [])]) is None
+    assert line_chart([1], [("a", [None])]) is None
+
+
+def test_long_lines_are_thinned_and_keep_their_end() -> None:
+    chart = line_chart(list(range(20_000)), [("a", [float(n) for n in range(20_000)])])
+    assert chart is not None
+    assert len(chart.lines[0].points.split()) <= 501
+    assert chart.lines[0].last_x == 100
+    assert thinned_rows(10, most=3) == [0, 4, 8, 9]
+    assert thinned_rows(0, most=3) == []

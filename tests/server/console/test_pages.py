@@ -1,0 +1,399 @@
+"""What the pages show, and what their forms do."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from craft_server.clock import now_ms
+from craft_server.console import runs as run_pages
+from craft_server.ledger import history
+from craft_server.ledger.charges import Work, reserve, settle
+from craft_server.ledger.keys import authenticate, create_key
+from craft_server.ledger.leases import renew
+from craft_shared.adapter import Provenance
+from craft_shared.head import log_softmax
+from craft_shared.units import Units
+from server.api.test_adapters_api import make, publish
+from server.console.conftest import Browser, NewBrowser
+
+REPORT = {"title": "digits, 16 shots", "dataset": "digits", "recipe": "craftbox", "budget": 72}
+
+
+def cells(text: str) -> list[str]:
+    """The page's words without its tags."""
+    return [" ".join(part.split()) for part in re.split(r"<[^>]+>", text) if part.strip()]
+
+
+def words(text: str) -> str:
+    return " ".join(cells(text))
+
+
+# --- the overview -------------------------------------------------------------------------------
+
+
+def test_the_overview_shows_budgets_usage_and_charges(browse: NewBrowser, server: Any) -> None:
+    browser = browse(queries=8000, images=5)
+    with server.client() as other:
+        assert other.get("/v1/models").status_code == 200
+    headers = {"Authorization": f"Bearer {browser.key}", "Craft-Run": "my-run"}
+    (card,) = browser.http.get("/v1/models", headers=headers).json()["models"]
+    question = {
+        "model": card["name"],
+        "classes": ["a", "b"],
+        "templates": ["a {}.", "the {}."],
+        "images": [base64.b64encode(png()).decode()],
+    }
+    browser.http.post("/v1/predictions", json=question, headers=headers).raise_for_status()
+    text = words(browser.get("/").text)
+    assert "7,998 left" in text
+    assert "2 of 8,000 spent" in text
+    assert "1 of 5 spent" in text
+    assert "my-run" in text
+    assert "predictions" in text
+    svg = re.findall(r'aria-label="([^"]*by day[^"]*)"', browser.get("/").text)
+    assert svg[0] == "queries by day: 2 in 30 days, at most 2 on one day"
+
+
+def test_an_empty_account_says_so(browse: NewBrowser) -> None:
+    text = words(browse().get("/").text)
+    assert "No budget bounds this key" in text
+    assert "Nothing was charged yet" in text
+
+
+def test_days_are_summed_from_settled_charges(store: Any) -> None:
+    at = 400 * history.DAY_MS + 5
+    with store.writing() as connection:
+        key = create_key(connection, owner="owner", at=0)
+        caller = authenticate(connection, key, 0)
+        assert caller is not None
+        renew(connection, "server", 2**60)
+        for days_ago, settled in ((0, True), (0, True), (0, False), (29, True), (30, True)):
+            then = at - days_ago * history.DAY_MS
+            work = Work("predictions", "m", "r", Units(queries=2, texts=3))
+            reserved = reserve(connection, caller, work, holder="server", at=then)
+            if settled:
+                settle(connection, reserved, then)
+        days = history.daily(connection, caller.key_id, days=30, at=at)
+        newest = history.newest(connection, caller.key_id, limit=2)
+    assert len(days) == 30
+    assert days[-1].units == Units(queries=4, texts=6)
+    assert days[0].units == Units(queries=2, texts=3)
+    assert sum(day.units.queries for day in days) == 6
+    assert [charge.id for charge in newest] == [5, 4]
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def report(server: Any, owner: str, run: str = "run-1", points: int = 3, **fields: Any) -> None:
+    with server.client(owner) as client:
+        client.put(f"/v1/runs/{run}", json={**REPORT, **fields}).raise_for_status()
+        told = [
+            {
+                "sequence": n,
+                "generation": n,
+                "queries": 32 + 40 * n,
+                "loss": 2.0 / (n + 1),
+                "best_loss": 1.5 / (n + 1),
+                "accuracy": min(100.0, 80.0 + n),
+                "units": {"queries": 32 + 40 * n},
+            }
+            for n in range(points)
+        ]
+        if told:
+            client.put(f"/v1/runs/{run}/points", json={"points": told}).raise_for_status()
+
+
+def test_a_running_run_is_drawn_and_refreshes_itself(browse: NewBrowser, server: Any) -> None:
+    report(server, "runner")
+    browser = browse("runner")
+    listed = words(browser.get("/console/runs").text)
+    assert "digits, 16 shots running digits 112 of 72 82.0 %" in listed
+    text = browser.get("/console/runs/run-1").text
+    assert 'data-refresh="/console/runs/run-1/curve"' in text
+    assert 'http-equiv="refresh"' in text
+    assert text.count("<polyline") == 3
+    fragment = browser.get("/console/runs/run-1/curve").text
+    assert "<html" not in fragment
+    assert 'data-live="yes"' in fragment
+    assert "82.0 %" in words(fragment)
+
+
+def test_a_finished_run_rests(browse: NewBrowser, server: Any) -> None:
+    report(server, "finisher", state="finished")
+    text = browse("finisher").get("/console/runs/run-1").text
+    assert 'http-equiv="refresh"' not in text
+    assert 'data-live="no"' in text
+
+
+def test_a_run_that_says_nothing_any_more_is_not_said_to_run(
+    browse: NewBrowser, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(server, "silent")
+    monkeypatch.setattr(run_pages, "now_ms", lambda: now_ms() + 600_000)
+    text = words(browse("silent").get("/console/runs/run-1").text)
+    assert "silent" in text
+    assert "Nothing was heard of this run since" in text
+
+
+def test_a_run_without_points_has_a_page(browse: NewBrowser, server: Any) -> None:
+    report(server, "beginner", points=0)
+    browser = browse("beginner")
+    assert "No accuracy was reported yet" in browser.get("/console/runs/run-1").text
+    assert browser.get("/console/runs").status_code == 200
+
+
+def test_a_long_curve_is_thinned_in_its_table(browse: NewBrowser, server: Any) -> None:
+    report(server, "long", points=450)
+    text = words(browse("long").get("/console/runs/run-1").text)
+    assert "points in between are left out" in text
+
+
+def test_another_owners_run_is_not_there(browse: NewBrowser, server: Any) -> None:
+    report(server, "one owner", run="private")
+    browser = browse("another owner")
+    assert browser.get("/console/runs/private").status_code == 404
+    assert browser.get("/console/runs/private/curve").status_code == 404
+    fields = {"form_token": browser.form_token}
+    assert browser.post("/console/runs/private/delete", fields).status_code == 404
+    assert "private" not in browser.get("/console/runs").text
+
+
+def test_a_report_is_deleted_and_that_is_told_once(browse: NewBrowser, server: Any) -> None:
+    report(server, "deleter")
+    browser = browse("deleter")
+    sent = browser.send("/console/runs/run-1", "/console/runs/run-1/delete")
+    assert sent.headers["location"] == "/console/runs"
+    assert "The report of run-1 was deleted" in browser.get("/console/runs").text
+    assert "was deleted" not in browser.get("/console/runs").text
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+def png(seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def published(server: Any, owner: str, name: str = "pets") -> None:
+    with server.client(owner) as client:
+        card = make(
+            client,
+            provenance=Provenance(
+                shots=16,
+                seed=3,
+                accuracy_before=41.25,
+                accuracy_after=87.5,
+                units=Units(queries=72),
+            ),
+        )
+        assert publish(client, card, name).status_code == 201
+
+
+def test_an_adapters_card_tells_where_it_came_from(browse: NewBrowser, server: Any) -> None:
+    published(server, "breeder")
+    browser = browse("breeder")
+    assert "pets" in browser.get("/console/adapters").text
+    text = words(browser.get("/console/adapters/pets").text)
+    for fact in (
+        "41.2 %",
+        "87.5 %",
+        "16 pictures a class",
+        "seed 3",
+        "72 queries",
+        "owl",
+        "strict",
+    ):
+        assert fact in text, fact
+    assert browser.get("/console/adapters/pets@1").status_code == 200
+    assert browser.get("/console/adapters/pets@2").status_code == 404
+
+
+def test_another_owners_adapter_is_not_there(browse: NewBrowser, server: Any) -> None:
+    published(server, "keeper", "secret-pets")
+    browser = browse("visitor")
+    assert browser.get("/console/adapters/secret-pets").status_code == 404
+    assert "secret-pets" not in browser.get("/console/adapters").text
+    tried = try_it(browser, "secret-pets")
+    assert tried.status_code == 404
+
+
+def try_it(browser: Browser, adapter: str, picture: bytes | None = None) -> Any:
+    files = {"picture": ("cat.png", png() if picture is None else picture, "image/png")}
+    data = {"form_token": browser.form_token, "adapter": adapter}
+    return browser.post("/console/try", data, files=files)
+
+
+def test_a_picture_is_classified_beside_the_untuned_model_as_the_api_does(
+    browse: NewBrowser, server: Any
+) -> None:
+    published(server, "trier")
+    browser = browse("trier", queries=10)
+    answer = try_it(browser, "pets")
+    assert answer.status_code == 200, answer.text
+    shown = {
+        row[0]: (float(row[1]), float(row[2]))
+        for row in re.findall(
+            r'class="name">(\w+)</th>\s*<td class="number">([\d.]+) %.*?'
+            r'<td class="number">([\d.]+) %',
+            answer.text,
+            re.DOTALL,
+        )
+    }
+    with server.client("trier") as client:
+        image = base64.b64encode(png()).decode()
+        tuned = client.post("/v1/adapters/pets/predictions", json={"images": [image]}).json()
+        (card,) = client.get("/v1/models").json()["models"]
+        question = {
+            "model": card["name"],
+            "classes": tuned["classes"],
+            "templates": ["a photo of a {}."],
+            "images": [image],
+        }
+        plain = client.post("/v1/predictions", json=question).json()
+    for index, name in enumerate(tuned["classes"]):
+        refined = log_softmax(np.array(tuned["log_probs"][0], np.float64))
+        assert shown[name][0] == pytest.approx(100 * np.exp(refined[index]), abs=0.06)
+        assert shown[name][1] == pytest.approx(
+            100 * np.exp(plain["log_probs"][0][0][index]), abs=0.06
+        )
+    assert "data:image/jpeg;base64," in answer.text
+
+
+def test_a_trial_is_charged_as_the_api_charges_it(browse: NewBrowser, server: Any) -> None:
+    published(server, "payer")
+    browser = browse("payer", queries=10)
+    assert "7 queries are left" in words(try_it(browser, "pets").text)
+    headers = {"Authorization": f"Bearer {browser.key}"}
+    usage = browser.http.get("/v1/usage", headers=headers).json()
+    assert usage["total"] == {
+        "queries": 3,
+        "predictions": 3,
+        "images": 1,
+        "texts": 0,
+        "requests": 1,
+    }
+    assert usage["charges"][0]["call"] == "adapter-predictions"
+
+
+@pytest.mark.parametrize("picture", [b"", b"not a picture"])
+def test_what_is_no_picture_is_told_and_not_charged(
+    browse: NewBrowser, server: Any, picture: bytes
+) -> None:
+    published(server, "clumsy", f"pets-{len(picture)}")
+    browser = browse("clumsy", queries=10)
+    refused = try_it(browser, f"pets-{len(picture)}", picture)
+    assert refused.status_code == 422
+    assert "picture" in refused.text
+    assert "10 left" in words(browser.get("/").text)
+
+
+def test_an_exhausted_budget_explains_itself(browse: NewBrowser, server: Any) -> None:
+    published(server, "poor")
+    browser = browse("poor", queries=2)
+    refused = try_it(browser, "pets")
+    assert refused.status_code == 402
+    text = words(refused.text)
+    assert "This call needs 3 queries and 2 are left" in text
+    assert "Ask your provider for a top-up" in text
+    assert "2 left" in words(browser.get("/").text)
+
+
+# --- administration -----------------------------------------------------------------------------
+
+
+def test_an_admin_tops_a_budget_up_once_however_often_the_form_is_sent(
+    browse: NewBrowser, stored: Any
+) -> None:
+    admin, other = browse(at=stored, admin=True), browse(at=stored, queries=100)
+    prefix = other.key.split("_")[1]
+    page = f"/console/admin/keys/{prefix}"
+    hidden = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', admin.get(page).text))
+    data = {**hidden, "budget": "queries lifetime", "amount": "50"}
+    first = admin.post(f"{page}/top-up", data)
+    assert (first.status_code, first.headers["location"]) == (303, page)
+    assert "Added 50 queries to the budget" in admin.get(page).text
+    assert "Added 50 queries" not in admin.get(page).text
+    assert admin.post(f"{page}/top-up", data).status_code == 303
+    assert "done already" in admin.get(page).text
+    assert "150 left" in words(other.get("/").text)
+
+
+def test_an_admin_sets_a_budget(browse: NewBrowser) -> None:
+    admin, other = browse(admin=True), browse()
+    page = f"/console/admin/keys/{other.key.split('_')[1]}"
+    sent = admin.send(page, f"{page}/budgets", unit="images", window="day", limit="1,200")
+    assert sent.status_code == 303
+    assert "The budget is 1,200 images (day) now" in admin.get(page).text
+    assert "1,200 left" in words(other.get("/").text)
+
+
+@pytest.mark.parametrize(
+    ("action", "fields", "told"),
+    [
+        ("top-up", {"budget": "texts lifetime", "amount": "5"}, "There is no budget on texts"),
+        ("top-up", {"budget": "queries lifetime", "amount": "x"}, "not a whole number"),
+        ("top-up", {"budget": "joy lifetime", "amount": "1"}, "not valid"),
+        ("budgets", {"unit": "queries", "window": "eon", "limit": "1"}, "not valid"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    browse: NewBrowser, action: str, fields: dict[str, str], told: str
+) -> None:
+    admin, other = browse(admin=True), browse(queries=1)
+    page = f"/console/admin/keys/{other.key.split('_')[1]}"
+    refused = admin.post(
+        f"{page}/{action}", {**fields, "form_token": admin.form_token, "once": "a" + action}
+    )
+    assert refused.status_code == 422
+    assert told.lower() in words(refused.text).lower()
+    assert f'href="{page}"' in refused.text
+    assert "1 left" in words(other.get("/").text)
+
+
+def test_a_new_keys_secret_is_shown_once_and_works(browse: NewBrowser) -> None:
+    admin = browse(admin=True)
+    page = "/console/admin/keys"
+    fields = {"owner": "newcomer", "scopes": ["predict"], "budget_queries": "7"}
+    made = admin.send(page, page, **fields)
+    assert made.status_code == 201
+    secret = re.search(r'value="(craft_[^"]+)"', made.text)
+    assert secret
+    assert secret[1] not in admin.get(page).text
+    newcomer = browse(signed_in=False)
+    newcomer.key = secret[1]
+    assert newcomer.sign_in().status_code == 303
+    assert "7 left" in words(newcomer.get("/").text)
+    assert newcomer.get("/console/admin/keys").status_code == 404
+
+
+def test_the_same_form_makes_no_second_key(browse: NewBrowser) -> None:
+    admin = browse(admin=True)
+    data = {"form_token": admin.form_token, "once": "same", "owner": "twin", "scopes": "predict"}
+    assert admin.post("/console/admin/keys", data).status_code == 201
+    again = admin.post("/console/admin/keys", data)
+    assert again.status_code == 303
+    assert admin.get("/console/admin/keys").text.count(">twin<") == 1
+
+
+def test_a_revoked_key_ends_its_sessions(browse: NewBrowser) -> None:
+    admin, other = browse(admin=True), browse()
+    page = f"/console/admin/keys/{other.key.split('_')[1]}"
+    assert admin.send(page, f"{page}/revoke").status_code == 303
+    assert "revoked" in words(admin.get(page).text)
+    assert other.get("/").status_code == 303
+
+
+def test_a_key_that_is_not_there_is_told(browse: NewBrowser) -> None:
+    admin = browse(admin=True)
+    assert admin.get("/console/admin/keys/aaaaaaaa").status_code == 404
