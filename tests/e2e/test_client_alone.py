@@ -60,12 +60,13 @@ def test_it_tunes_against_a_server_elsewhere(
 
 LOCAL = """
 import json, sys
+from pathlib import Path
 import numpy as np
 from craft_client.api import Client
 from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 
-adapter, files = Adapter.load(sys.argv[1]), sys.argv[2:]
+adapter, files = Adapter.load(Path(sys.argv[1])), sys.argv[2:]
 with Client() as client:
     question = PredictionRequest(
         model=adapter.config.model,

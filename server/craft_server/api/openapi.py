@@ -23,7 +23,8 @@ _TAGS = {
     "predictions": "Score prompts x pictures x classes.",
     "account": "What the key was charged, what is left, and answers that need not be kept.",
     "receipts": "Signed proof of what was charged.",
-    "adapters": "Publish, list, use and retire tuned adapters.",
+    "runs": "Tuning runs that report themselves, for the console. Free.",
+    "adapters": "Publish, list, share, use and retire tuned adapters.",
     "administration": "Keys, budgets, prices and usage, for keys with the scope `admin`.",
     "health": "For operators and load balancers.",
 }

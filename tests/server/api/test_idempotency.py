@@ -147,7 +147,7 @@ def publication(client: httpx.Client, _picture: Picture) -> Call:
         "/v1/adapters?name=pets",
         adapter_bytes(client),
         {"Content-Type": codec.MEDIA_TYPE},
-        lambda: len(client.get("/v1/adapters").json()["adapters"]),
+        lambda: len(client.get("/v1/adapters/pets/versions").json().get("adapters", [])),
     )
 
 
