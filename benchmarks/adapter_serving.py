@@ -117,7 +117,7 @@ def main() -> None:
         serving(args.model, Path(folder)) as env,
         Client(env["CRAFT_URL"], env["CRAFT_API_KEY"]) as client,
     ):
-        for prompts, classes, batch in ((32, 102, 64), (32, 102, 8), (32, 1000, 64), (4, 102, 64)):
+        for prompts, classes, batch in ((32, 102, 64), (32, 102, 8), (8, 1000, 64)):
             result = measure(client, prompts, classes, batch)
             results.append(result)
             print(
