@@ -80,8 +80,8 @@ METHOD_NOT_ALLOWED = ProblemType(
 REVISION_MISMATCH = ProblemType(
     "revision-mismatch",
     409,
-    "The adapter was tuned on another model or revision",
-    "Tune again on the model that the server hosts now.",
+    "The model is another one, or has another revision, than when this was made",
+    "Tune again, and upload pictures again, on the model that the server hosts now.",
 )
 CALL_IN_PROGRESS = ProblemType(
     "call-in-progress",

@@ -20,6 +20,7 @@ from craft_server.settings import Settings
 
 if TYPE_CHECKING:
     from craft_server.engine import Engine
+    from craft_server.simulate import Profile
 
 GRACE_SECONDS = 30
 
@@ -41,6 +42,13 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="TCP port (default 8000; 0: a free one).")
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Behave like this provider: a shipped profile's name, or a TOML file "
+            "(docs/profiles.md)."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -52,6 +60,7 @@ def serve(
         precision=precision,
         host=host,
         port=port,
+        profile=profile,
         data_dir=data_dir,
         database_url=database_url,
     )
@@ -59,6 +68,7 @@ def serve(
 
 
 def _run(settings: Settings) -> None:
+    profile = _profile_of(settings)
     with _serving_socket(settings) as listener, database_of(settings) as database:
         # Until uvicorn takes over, and once more after it has stopped.
         signal.signal(signal.SIGTERM, _stop)
@@ -87,6 +97,8 @@ def _run(settings: Settings) -> None:
             except ReceiptKeyError as error:
                 fail(str(error))
             _announce(database, settings, listener, engine)
+            if profile is not None:
+                _announce_profile(profile)
             config = uvicorn.Config(
                 application,
                 log_config=None,
@@ -115,6 +127,23 @@ def _announce(
     if not has_keys:
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         typer.echo(f"There is no key yet. Make one: craft-server keys create --owner me {where}")
+    sys.stdout.flush()
+
+
+def _profile_of(settings: Settings) -> Profile | None:
+    """Read before the model is loaded, so that a mistake in it is told at once."""
+    from craft_server.simulate import ProfileError, load_profile
+
+    try:
+        return None if settings.profile is None else load_profile(settings.profile)
+    except ProfileError as error:
+        fail(f"--profile: {error}")
+
+
+def _announce_profile(profile: Profile) -> None:
+    typer.echo(
+        f"SIMULATED PROVIDER: profile {profile.name}, version {profile.version}, {profile.digest}"
+    )
     sys.stdout.flush()
 
 
