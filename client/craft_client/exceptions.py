@@ -18,6 +18,7 @@
           │    ├── ModelNotFound
           │    ├── ImageSetNotFound
           │    └── AdapterNotFound
+          ├── NotRecorded            404, of a replayed recording
           ├── MethodNotAllowed       405
           ├── RevisionMismatch       409
           ├── CallInProgress         409, retried
@@ -196,6 +197,12 @@ class AdapterNotFound(NotFound):
     """There is no such adapter, or it is another owner's."""
 
     kind = problems.ADAPTER_NOT_FOUND
+
+
+class NotRecorded(ProblemError):
+    """The server replays a recording, which has no answer to this call."""
+
+    kind = problems.NOT_RECORDED
 
 
 class MethodNotAllowed(ProblemError):

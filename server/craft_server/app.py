@@ -43,6 +43,8 @@ from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
+from craft_server.recording import Tape
+from craft_server.recording.recorder import RecorderMiddleware
 from craft_server.settings import Settings
 from craft_server.simulate import Provider, load_profile
 from craft_server.simulate.middleware import ProviderMiddleware
@@ -51,15 +53,21 @@ REFUND_SECONDS = 10
 _MAX_DECODERS = 8
 
 
-def create_app(settings: Settings, engine: Engine, database: Database | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    engine: Engine,
+    database: Database | None = None,
+    tape: Tape | None = None,
+) -> FastAPI:
     """The server as an ASGI application.
 
-    The engine stays the caller's to close; the database is closed with the application.
+    The engine and the tape stay the caller's to close; the database is closed with the application.
 
     Args:
         settings: of the operator.
         engine: the hosted model, loaded.
         database: None opens the one that the settings name.
+        tape: gets what is answered; None records nothing.
 
     Raises:
         DatabaseError: the database cannot be used.
@@ -140,6 +148,8 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
     app.add_middleware(UnhandledErrorsMiddleware)
     app.add_middleware(RateLimitHeadersMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
+    if tape is not None:
+        app.add_middleware(RecorderMiddleware, tape=tape)
     app.add_middleware(CompressionMiddleware)
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
