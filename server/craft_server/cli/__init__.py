@@ -1,7 +1,7 @@
-"""`craft-server`: serve, record, replay, and manage keys, budgets, prices and usage on the server's own database.
+"""`craft-server`: serve, record, replay, and manage the ledger on the server's own database.
 
-Commands on the ledger, and replay, import neither the model nor torch. Every expected failure is one line on
-stderr and exit code 1.
+Commands on the ledger, and replay, import neither the model nor torch. Every expected failure is
+one line on stderr and exit code 1.
 """
 
 from __future__ import annotations

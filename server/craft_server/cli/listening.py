@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -51,7 +50,6 @@ def announce(listener: socket.socket, more: str = "") -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Listening on http://{shown}:{port}{more}")
-    sys.stdout.flush()
 
 
 def run(application: ASGIApp, listener: socket.socket) -> None:

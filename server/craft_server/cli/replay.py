@@ -1,7 +1,8 @@
-"""`craft-server replay`: serves a recording; neither a model nor torch is needed, nor a database."""
+"""`craft-server replay`: serves a recording, for which no model, torch or database is needed."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
@@ -37,4 +38,5 @@ def replay(
         player = Player(tape)
         typer.echo(f"Replaying '{file}': {player.answers} answers")
         announce(listener)
+        sys.stdout.flush()
         run(player_app(player, max_bytes=settings.limits.body_bytes), listener)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -179,3 +180,4 @@ def _announce(
     if not has_keys:
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         typer.echo(f"There is no key yet. Make one: craft-server keys create --owner me {where}")
+    sys.stdout.flush()

@@ -143,4 +143,4 @@ def _difference(asked: object, recorded: object) -> str:
 
 
 def _words(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)[:120]
+    return f"'{value}'"[:120] if isinstance(value, str) else json.dumps(value)[:120]
