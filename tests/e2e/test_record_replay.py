@@ -92,11 +92,12 @@ def test_a_replayed_run_gives_the_identical_adapter_at_the_recorded_price(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--seed", "6"), "files"),
+        (("--seed", "6"), "context.seed"),
+        (("--shots", "3"), "files"),
         (("--population", "9", "--budget", str(32 + 9)), "codes"),
         (("--template", "a drawing of a {}."), "templates[0]"),
     ],
-    ids=["other pictures", "other codes", "another template"],
+    ids=["another seed", "more pictures", "more codes", "another template"],
 )
 def test_off_the_recorded_path_it_says_what_differs(
     replay: Server, digits: Path, tmp_path: Path, options: tuple[str, ...], named: str
