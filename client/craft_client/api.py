@@ -6,7 +6,11 @@ each time. So every call may be sent again, and is, byte for byte:
 
 - when no connection could be made, or it broke before the answer was there;
 - when the server asks for it: still at work on the call (409), rate limit reached (429) or
-  overloaded (503), each after its Retry-After. Without Retry-After no wait would help.
+  overloaded (503), each after its Retry-After. Without Retry-After no wait would help;
+- when the server failed (500), for a short while, since what failed may fail again;
+- when a gateway answers in the server's place (429, 500, 502, 503, 504 or 529 without a problem
+  document), after its Retry-After or, where it names none, stamina's waits. What a gateway says
+  of a call says nothing of whether the server has done it.
 
 Waits between attempts are stamina's or the server's. Patience counts from a call's first failure;
 when it is over, the last failure is raised. An exhausted budget (402) is never tried again.
@@ -42,6 +46,8 @@ from craft_client.exceptions import (
     CallInProgress,
     ConnectionFailed,
     CraftError,
+    GatewayFailed,
+    InternalError,
     InvalidImage,
     LimitExceeded,
     MissingKey,
@@ -90,10 +96,14 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 RUN_HEADER = "Craft-Run"
 # Seconds. A server that was never reached is probably not there; one that was is worth a wait. A
 # rate limit of a sliding minute may need two of them until a call as large as the limit fits; a
-# call that a dead server was at work on runs, to its successor, until the dead one's lease ends.
+# call that a dead server was at work on runs, to its successor, until the dead one's lease ends. A
+# server that failed once may have stumbled; one that goes on failing at a call will not do it.
 FIRST_PATIENCE = 2.0
+SHORT_PATIENCE = 15.0
 PATIENCE = 60.0
 LONG_PATIENCE = 180.0
+# What proxies answer in a server's place, and services that are overloaded (529) for themselves.
+GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, 529})
 # Room in an upload's body for the safetensors header and the document.
 _HEADER_ROOM = 1024
 _SIZE_BYTES = 8
@@ -579,7 +589,7 @@ class Client:
         request = self._http.build_request(
             method, path, params=query, content=body, headers=headers
         )
-        lost: AnswerLost | None = None
+        lost: AnswerLost | GatewayFailed | None = None
         for attempt in stamina.retry_context(
             on=_Patience(self) if again else (),
             attempts=None,
@@ -600,6 +610,8 @@ class Client:
                     raise lost from error
                 if not response.is_success:
                     refusal = _error_of(response)
+                    if isinstance(refusal, GatewayFailed):
+                        lost = refusal
                     if method == "DELETE" and lost and isinstance(refusal, NotFound):
                         return response  # The attempt whose answer was lost has deleted it.
                     raise refusal
@@ -697,6 +709,12 @@ class _Patience:
             if wait is None or waited + wait > patience:
                 return False
             return wait or True  # A server that names no time at all is not to be hammered.
+        if isinstance(error, GatewayFailed):
+            wait = error.retry_after or 0.0
+            patience = LONG_PATIENCE if error.status == problems.RATE_LIMITED.status else PATIENCE
+            return waited + wait < patience and (wait or True)
+        if isinstance(error, InternalError):
+            return waited < SHORT_PATIENCE
         patience = PATIENCE if self._client._reached else FIRST_PATIENCE
         return isinstance(error, ConnectionFailed) and waited < patience
 
@@ -710,10 +728,8 @@ def _error_of(response: httpx.Response) -> CraftError:
         except ValidationError as error:
             return _unexpected(response, _first(error))
         return problem_error(problem, retry_after)
-    for kind in (problems.RATE_LIMITED, problems.OVERLOADED):  # as proxies answer, too
-        if response.status_code == kind.status:
-            detail = f"{response.url.host} answers {kind.status} without saying why."
-            return problem_error(Problem.of(kind, detail), retry_after)
+    if response.status_code in GATEWAY_STATUSES:
+        return GatewayFailed(response.status_code, response.url.host, retry_after)
     if response.is_redirect:
         return ProtocolError(
             f"{response.url} is redirected to {response.headers.get('Location')}.",

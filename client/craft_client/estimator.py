@@ -139,10 +139,12 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         settings = self._settings(labels, names)
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
-            with _image_set(client, client.model(self.model).name) as empty:
+            card = client.model(self.model)
+            with _image_set(client, card.name) as empty:
                 # Checked as it will be, because uploading is charged.
                 planned = empty.model_copy(update={"count": len(files)})
-                about = run_document(RemoteBlackBox(client, planned, names), labels, settings)
+                black_box = RemoteBlackBox(client, planned, names)
+                about = run_document(black_box, labels, settings, profile=card.profile)
                 journal = Journal.create(folder, about)
                 image_set, uploaded = _upload(client, empty, files)
                 black_box = RemoteBlackBox(client, image_set, names)

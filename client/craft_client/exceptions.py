@@ -7,6 +7,7 @@
      ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
      ├── ConnectionFailed        no connection; the server has not seen the call
      │    └── AnswerLost         the connection broke later; the server may have done the call
+     ├── GatewayFailed           a gateway answered in the server's place; retried
      ├── ProtocolError           the answer is not one that a craftbox server gives
      └── ProblemError            the server refused the call (application/problem+json)
           ├── MalformedBody          400
@@ -17,6 +18,7 @@
           │    ├── ModelNotFound
           │    ├── ImageSetNotFound
           │    └── AdapterNotFound
+          ├── NotRecorded            404, of a replayed recording
           ├── MethodNotAllowed       405
           ├── RevisionMismatch       409
           ├── CallInProgress         409, retried
@@ -27,7 +29,7 @@
           ├── InvalidImage           422
           ├── IdempotencyKeyReused   422
           ├── RateLimited            429, retried if the server names a time
-          ├── InternalError          500
+          ├── InternalError          500, retried for a short while
           └── Overloaded             503, retried after its Retry-After time
 
 A problem of a type that this version does not know is a plain `ProblemError`. `str()` of each is a
@@ -94,6 +96,27 @@ class ConnectionFailed(CraftError):
 
 class AnswerLost(ConnectionFailed):
     """The connection broke after the call was sent; the server may have done and charged it."""
+
+
+class GatewayFailed(CraftError):
+    """A gateway answered in the server's place; the server may have done and charged the call.
+
+    Attributes:
+        status: the HTTP status.
+        retry_after: seconds that the gateway asks to wait before another try, if it does.
+    """
+
+    def __init__(self, status: int, host: str, retry_after: float | None = None) -> None:
+        super().__init__(
+            f"{host} answers {status} without saying why, as a gateway does whose server cannot be "
+            "reached or has too much to do.",
+            remedy="Try again later. The server may have done the call: 'craft usage' shows what "
+            "was charged.",
+        )
+        # The constructor's arguments, so that the exception survives pickling.
+        self.args = (status, host, retry_after)
+        self.status = status
+        self.retry_after = retry_after
 
 
 class ProtocolError(CraftError):
@@ -174,6 +197,12 @@ class AdapterNotFound(NotFound):
     """There is no such adapter, or it is another owner's."""
 
     kind = problems.ADAPTER_NOT_FOUND
+
+
+class NotRecorded(ProblemError):
+    """The server replays a recording, which has no answer to this call."""
+
+    kind = problems.NOT_RECORDED
 
 
 class MethodNotAllowed(ProblemError):

@@ -40,13 +40,28 @@ class Settings(BaseModel):
     budget: int | None = None
 
 
+class Profile(BaseModel):
+    """The profile of a provider that was simulated."""
+
+    name: str
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, version {self.version}, {self.digest}"
+
+
 class About(BaseModel):
-    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of pictures."""
+    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of pictures.
+
+    `profile` is None where no provider was simulated.
+    """
 
     craftbox: str
     started_at: str
     model: str
     revision: str
+    profile: Profile | None = None
     settings: Settings
     classes: list[str]
     labels: list[int]

@@ -26,7 +26,7 @@ from craft_client.settings import Recipe, SettingsError, TuneSettings
 from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.units import Units
-from craft_shared.wire import Provenance
+from craft_shared.wire import Provenance, ProviderProfile
 
 __all__ = [
     "AnswerError",
@@ -74,9 +74,16 @@ class TuneResult:
 
 
 def run_document(
-    black_box: BlackBox, labels: Labels, settings: TuneSettings, **more: Any
+    black_box: BlackBox,
+    labels: Labels,
+    settings: TuneSettings,
+    *,
+    profile: ProviderProfile | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """What `Journal.create` is given for a run: all that it depends on. `more` is kept beside it.
+
+    `profile` is of the provider that the model's server simulates, if it does.
 
     Raises:
         SettingsError: the run cannot be done; no directory need be made.
@@ -88,6 +95,7 @@ def run_document(
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": black_box.model,
         "revision": black_box.revision,
+        "profile": None if profile is None else profile.model_dump(),
         "settings": asdict(settings),
         "classes": list(black_box.classes),
         "labels": labels.tolist(),

@@ -40,37 +40,55 @@ from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.api.services import Services
 from craft_server.byte_cache import ByteCache
+from craft_server.clock import run_at
 from craft_server.console import install as console
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.lease import Lease
+from craft_server.ledger.prices import set_prices
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
+from craft_server.recording import Tape
+from craft_server.recording.recorder import RecorderMiddleware
 from craft_server.settings import Settings
+from craft_server.simulate import Provider, load_profile
+from craft_server.simulate.middleware import ProviderMiddleware
 
 REFUND_SECONDS = 10
 _MAX_DECODERS = 8
 
 
-def create_app(settings: Settings, engine: Engine, database: Database | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    engine: Engine,
+    database: Database | None = None,
+    tape: Tape | None = None,
+) -> FastAPI:
     """The server as an ASGI application.
 
-    The engine stays the caller's to close; the database is closed with the application.
+    The engine and the tape stay the caller's to close; the database is closed with the application.
 
     Args:
         settings: of the operator.
         engine: the hosted model, loaded.
         database: None opens the one that the settings name.
+        tape: gets what is answered; None records nothing.
 
     Raises:
         DatabaseError: the database cannot be used.
+        ProfileError: the profile of the provider to simulate cannot be used.
         ReceiptKeyError: the key that signs receipts cannot be used.
     """
+    provider = Provider(None if settings.profile is None else load_profile(settings.profile))
     signer = Signer.open(
         settings.receipt_key_file or settings.data_dir / FILE_NAME,
         make=settings.receipt_key_file is None,
     )
     database = database or Database.open(settings.database_url, settings.data_dir)
+    if provider.profile is not None:
+        run_at(provider.profile.clock.speed)
+        with database.writing() as connection:
+            set_prices(connection, engine.name, provider.profile.prices)
     services = Services(
         settings=settings,
         engine=engine,
@@ -91,6 +109,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         in_flight=InFlight(),
         features=ByteCache(settings.features_cache_bytes),
         adapters=ByteCache(settings.adapters_cache_bytes),
+        provider=provider,
     )
 
     @asynccontextmanager
@@ -103,6 +122,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         await asyncio.to_thread(services.receipts.close)
         await asyncio.to_thread(services.lease.close)
         services.database.close()
+        run_at(1)
 
     app = FastAPI(
         title="craftbox",
@@ -135,8 +155,12 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
     app.add_middleware(UnhandledErrorsMiddleware)
     app.add_middleware(RateLimitHeadersMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
+    if tape is not None:
+        app.add_middleware(RecorderMiddleware, tape=tape)
     app.add_middleware(CompressionMiddleware)
     console.add_middleware(app)
+    if provider.profile is not None:
+        app.add_middleware(ProviderMiddleware, provider=provider)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

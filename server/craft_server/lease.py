@@ -12,12 +12,12 @@ import uuid
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from craft_server.clock import now_ms
+from craft_server.clock import ms_in, now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls, leases
 
 _RENEWALS_A_LEASE = 3
-_HOUR_MS = 3_600_000
+_HOUR = 3600
 
 _log = structlog.get_logger()
 
@@ -64,14 +64,14 @@ class Lease:
         at = now_ms()
         # A transaction each: nobody's renewal must wait for what is given back.
         with self._database.writing() as connection:
-            leases.renew(connection, self.holder, at + round(self._seconds * 1000))
+            leases.renew(connection, self.holder, at + ms_in(self._seconds))
         with self._database.writing() as connection:
             released = leases.release_expired(connection, at)
         with self._database.writing() as connection:
             calls.evict(
                 connection,
                 most_bytes=self._answers_bytes,
-                before=at - self._answers_hours * _HOUR_MS,
+                before=at - ms_in(self._answers_hours * _HOUR),
             )
         if released:
             _log.warning("reservations of a dead process given back", reservations=released)

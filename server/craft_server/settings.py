@@ -53,6 +53,8 @@ class Settings(BaseSettings):
         rate_limits_url: `redis://...` where several servers share keys' rate limits.
         receipt_key_file: PEM file of the key that signs receipts, the same for all servers on one
             database; None makes `receipt-key.pem` in `data_dir`.
+        profile: of the provider to simulate: a shipped one's name, or a TOML file; None simulates
+            none.
         receipt_issuer: what receipts call the provider, such as the server's public address; None
             means the signing key's thumbprint.
         console_session_hours: how long a person stays signed in to the console.
@@ -84,6 +86,7 @@ class Settings(BaseSettings):
     answers_hours: int = Field(default=24, ge=24)
     rate_limits_url: str | None = Field(default=None, pattern=r"^rediss?://")
     receipt_key_file: Path | None = None
+    profile: str | None = None
     receipt_issuer: str | None = Field(default=None, min_length=1, max_length=200)
     console_session_hours: float = Field(default=12, gt=0, le=720)
     sign_ins_per_minute: int = Field(default=20, ge=1)

@@ -74,14 +74,20 @@ IMAGE_SET_NOT_FOUND = ProblemType(
 ADAPTER_NOT_FOUND = ProblemType(
     "adapter-not-found", 404, "There is no such adapter", "GET /v1/adapters lists the adapters."
 )
+NOT_RECORDED = ProblemType(
+    "not-recorded",
+    404,
+    "The recording has no answer to this call",
+    "Make the calls that were recorded, or record a session that makes this one.",
+)
 METHOD_NOT_ALLOWED = ProblemType(
     "method-not-allowed", 405, "The resource has no such method", "See /docs for its methods."
 )
 REVISION_MISMATCH = ProblemType(
     "revision-mismatch",
     409,
-    "The adapter was tuned on another model or revision",
-    "Tune again on the model that the server hosts now.",
+    "The model is another one, or has another revision, than when this was made",
+    "Tune again, and upload pictures again, on the model that the server hosts now.",
 )
 CALL_IN_PROGRESS = ProblemType(
     "call-in-progress",
@@ -149,6 +155,7 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
         MODEL_NOT_FOUND,
         IMAGE_SET_NOT_FOUND,
         ADAPTER_NOT_FOUND,
+        NOT_RECORDED,
         METHOD_NOT_ALLOWED,
         REVISION_MISMATCH,
         CALL_IN_PROGRESS,

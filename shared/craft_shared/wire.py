@@ -61,6 +61,20 @@ class Limits(Answer):
     answer_bytes: int
 
 
+class ProviderProfile(Answer):
+    """The simulated provider that a model is served by.
+
+    Attributes:
+        name: of the profile.
+        version: counts its changes.
+        digest: SHA-256 of all in it that has an effect.
+    """
+
+    name: str
+    version: int
+    digest: str
+
+
 class ModelCard(Answer):
     """What a client may know of a model.
 
@@ -70,6 +84,7 @@ class ModelCard(Answer):
         image_size: side in pixels that pictures are resized to.
         limits: what one call may hold.
         outputs: the output levels this key may receive.
+        profile: of the provider that is simulated; null where none is.
     """
 
     name: str
@@ -77,6 +92,7 @@ class ModelCard(Answer):
     image_size: int
     limits: Limits
     outputs: list[Literal["log_probs"]]
+    profile: ProviderProfile | None = None
 
 
 class ModelList(Answer):

@@ -27,8 +27,10 @@ from craft_client.exceptions import (
     CallInProgress,
     ConnectionFailed,
     CraftError,
+    GatewayFailed,
     IdempotencyKeyReused,
     ImageSetNotFound,
+    InternalError,
     InvalidRequest,
     LimitExceeded,
     MissingKey,
@@ -42,7 +44,7 @@ from craft_client.exceptions import (
 from craft_shared import codec, problems
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
-from craft_shared.problems import Problem
+from craft_shared.problems import Problem, ProblemType
 from craft_shared.units import Units
 from craft_shared.wire import Context, ImageUploadAnswer, PredictionRequest
 
@@ -249,7 +251,7 @@ def answering(body: bytes, content_type: str, status: int = 200, **headers: str)
     ("client", "words"),
     [
         (answering(b"<html>", "text/html"), "content type is 'text/html'"),
-        (answering(b"<html>", "text/html", 502), "error without a problem document"),
+        (answering(b"<html>", "text/html", 501), "error without a problem document"),
         (answering(b"{}", "application/json"), "models: Field required"),
         (answering(b"{", "application/json"), "Invalid JSON"),
         (answering(b"{}", "application/problem+json", 400), "type: Field required"),
@@ -555,15 +557,73 @@ def test_an_overloaded_server_is_asked_again_after_its_time(
     assert connected.calls.count(PREDICTIONS) == 2
 
 
-@pytest.mark.parametrize(("status", "kind"), [(429, RateLimited), (503, Overloaded)])
+def refusing(pattern: str, kind: ProblemType, **headers: str) -> Fault:
+    """A refusal in the server's own words."""
+    body = Problem.of(kind, "Not now.").model_dump_json()
+    return Fault(pattern, status=kind.status, kind=problems.MEDIA_TYPE, body=body, headers=headers)
+
+
+@pytest.mark.parametrize("kind", [RateLimited, Overloaded])
 def test_without_a_time_to_wait_no_call_is_sent_again(
-    client: Client, connected: WireServer, status: int, kind: type[ProblemError]
+    client: Client, connected: WireServer, kind: type[ProblemError]
 ) -> None:
     """A call that is larger than the whole rate limit never fits, however long one waits."""
-    connected.faults.append(Fault("GET /v1/models", status=status))
+    assert kind.kind is not None
+    connected.faults.append(refusing("GET /v1/models", kind.kind))
     with pytest.raises(kind):
         client.models()
     assert connected.calls == ["GET /v1/models"]
+
+
+PAGE = {"kind": "text/html", "body": "<html><h1>No</h1></html>"}
+
+
+@pytest.mark.parametrize("status", sorted(api.GATEWAY_STATUSES))
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}], ids=["no time", "a time"])
+def test_what_a_gateway_answers_is_no_end(
+    client: Client, connected: WireServer, status: int, headers: dict[str, str]
+) -> None:
+    image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
+    connected.faults.append(Fault(PREDICTIONS, status=status, headers=headers, **PAGE))
+    client.predict(plain(image_set.id))
+    first, second = sent(connected, PREDICTIONS)
+    assert first["Idempotency-Key"] == second["Idempotency-Key"]
+
+
+def test_a_gateway_that_goes_on_refusing_is_named_with_its_status(
+    client: Client, connected: WireServer
+) -> None:
+    connected.faults += [Fault("GET /v1/models", status=502, **PAGE) for _ in range(3)]
+    with pytest.raises(GatewayFailed, match="answers 502") as caught:
+        client.models()
+    assert caught.value.status == 502
+
+
+def test_a_deletion_that_a_gateway_hid_counts_as_done(
+    client: Client, connected: WireServer
+) -> None:
+    image_set = client.create_image_set("fake")
+    hidden = Fault(
+        "DELETE .*",
+        status=502,
+        also=lambda: connected.image_sets.pop(image_set.id),
+        **PAGE,
+    )
+    connected.faults.append(hidden)
+    client.delete_image_set(image_set.id)
+    assert hidden not in connected.faults
+
+
+def test_a_server_that_failed_is_asked_again_for_a_short_while(
+    connected: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "SHORT_PATIENCE", 0.5)
+    with Client() as client:
+        connected.faults.append(refusing("GET /v1/models", problems.INTERNAL_ERROR))
+        client.models()
+        connected.faults += [refusing("GET /v1/models", problems.INTERNAL_ERROR) for _ in range(50)]
+        with pytest.raises(InternalError):
+            client.models()
 
 
 def test_a_rate_limit_in_the_servers_words_is_a_typed_error(
@@ -601,11 +661,12 @@ def test_the_wait_is_the_one_the_server_names(
     assert 0.5 < waits[0] <= 2
 
 
-@pytest.mark.parametrize(("status", "kind"), [(429, RateLimited), (503, Overloaded)])
+@pytest.mark.parametrize("kind", [RateLimited, Overloaded])
 def test_a_wait_beyond_patience_is_an_error_at_once(
-    connected: WireServer, status: int, kind: type[ProblemError]
+    connected: WireServer, kind: type[ProblemError]
 ) -> None:
-    connected.faults.append(Fault("GET /v1/models", status=status, headers={"Retry-After": "3600"}))
+    assert kind.kind is not None
+    connected.faults.append(refusing("GET /v1/models", kind.kind, **{"Retry-After": "3600"}))
     with Client() as client, pytest.raises(kind) as caught:
         client.models()
     assert caught.value.retry_after == 3600
@@ -622,11 +683,12 @@ RUNNING = {
     ("fault", "kind"),
     [
         (Fault(PREDICTIONS, drop="after"), AnswerLost),
-        (Fault(PREDICTIONS, status=429, headers={"Retry-After": "0"}), RateLimited),
-        (Fault(PREDICTIONS, status=503, headers={"Retry-After": "0"}), Overloaded),
+        (refusing(PREDICTIONS, problems.RATE_LIMITED, **{"Retry-After": "0"}), RateLimited),
+        (refusing(PREDICTIONS, problems.OVERLOADED, **{"Retry-After": "0"}), Overloaded),
+        (Fault(PREDICTIONS, status=529, **PAGE), GatewayFailed),
         (Fault(PREDICTIONS, status=409, **RUNNING, headers={"Retry-After": "0"}), CallInProgress),
     ],
-    ids=["lost", "rate limited", "overloaded", "running"],
+    ids=["lost", "rate limited", "overloaded", "a gateway's", "running"],
 )
 def test_patience_counts_from_the_first_failure_and_ends(
     connected: WireServer, monkeypatch: pytest.MonkeyPatch, fault: Fault, kind: type[CraftError]

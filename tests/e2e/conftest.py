@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,23 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Starts servers with given arguments; all are stopped at the end of the session."""
+    """Starts servers with given arguments; all are stopped at the end of the session.
+
+    `program` is what is run in the place of `craft-server serve`.
+    """
     started: list[Server] = []
 
-    def start(*arguments: str, **environment: str) -> Server:
+    def start(
+        *arguments: str | Path,
+        program: Sequence[str | Path] = (BIN / "craft-server", "serve"),
+        **environment: str,
+    ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port = free_port()
         env = {**os.environ, "CRAFT_DATA_DIR": str(folder / "data"), **environment}
         with (folder / "server.log").open("wb") as log:
             process = subprocess.Popen(
-                [BIN / "craft-server", "serve", "--port", str(port), *arguments],
+                [*map(str, program), "--port", str(port), *map(str, arguments)],
                 env=env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -86,7 +93,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     for server in started:
         server.process.terminate()
     for server in started:
-        assert server.process.wait(30) in (0, -15), (server.folder / "server.log").read_text()
+        assert server.process.wait(30) in (0, -15, -9), (server.folder / "server.log").read_text()
 
 
 def _wait_until_ready(server: Server) -> None:

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_server.clock import WINDOWS, epoch_ms, now_ms, rfc3339, window_end, window_start
+from craft_server.clock import (
+    WINDOWS,
+    epoch_ms,
+    ms_in,
+    now_ms,
+    rfc3339,
+    run_at,
+    window_end,
+    window_start,
+)
 
 TIMES = st.integers(0, 4_102_444_800_000)  # to the year 2100
 
@@ -62,3 +73,23 @@ def test_times_are_written_to_the_millisecond_and_read_back(at: int, hours: int)
     assert ms(text) == at
     elsewhere = datetime.fromisoformat(text).astimezone(timezone(timedelta(hours=hours)))
     assert epoch_ms(elsewhere) == at
+
+
+@pytest.fixture
+def fast() -> Iterator[None]:
+    run_at(86_400)
+    yield
+    run_at(1)
+
+
+def test_time_may_run_faster_than_the_real_one(fast: None) -> None:
+    began, real = now_ms(), time.time()
+    time.sleep(0.2)
+    days = (now_ms() - began) / 86_400_000
+    assert days == pytest.approx(time.time() - real, rel=0.05)
+    assert ms_in(2) == 2 * 86_400_000
+
+
+def test_time_is_the_real_one_otherwise() -> None:
+    assert abs(now_ms() - time.time() * 1000) < 1000
+    assert ms_in(2) == 2000

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from craft_server.clock import now_ms
+from craft_server.clock import now_ms, run_at
 from craft_server.database import Database
 from craft_server.lease import Lease
 from craft_server.ledger import calls, leases
@@ -105,6 +105,30 @@ def test_a_living_servers_reservation_outlives_many_leases(store: Database, call
             time.sleep(0.05)
         with store.writing() as connection:
             settle(connection, charge, now_ms())
+
+
+def test_a_clock_that_runs_fast_ends_neither_leases_nor_stored_answers_early(
+    store: Database, caller: Caller
+) -> None:
+    run_at(86_400)
+    try:
+        with lease(store, 0.9) as mine, lease(store, 0.9):
+            charge = take(store, caller, mine.holder)
+            end = time.monotonic() + 1.5  # in which other servers look for dead ones
+            while time.monotonic() < end:
+                assert begun(store, caller)
+                time.sleep(0.05)
+            with store.writing() as connection:
+                settle(connection, charge, now_ms())
+                record = connection.execute(sa.select(calls.CALLS.c.id)).scalar_one()
+                calls.finish(connection, record, calls.StoredAnswer(200, "text/plain", b"yes"))
+            time.sleep(1.2)
+            with store.reading() as connection:
+                made = calls.look_up(connection, caller.key_id, ATTEMPT.key, ATTEMPT.fingerprint)
+            assert made is not None
+            assert made.answer is not None
+    finally:
+        run_at(1)
 
 
 def test_another_server_gives_back_what_a_dead_one_held(store: Database, caller: Caller) -> None:

@@ -137,6 +137,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "data": run.data,
         "model": run.about.model,
         "revision": run.about.revision,
+        "profile": run.about.profile.model_dump() if run.about.profile else None,
         "recipe": settings.recipe,
         "mode": settings.mode,
         "shots": settings.shots,
@@ -275,6 +276,8 @@ def _sections(run: Run) -> list[_Section]:
         "revision": about.revision,
         "craftbox": about.craftbox,
     }
+    if about.profile:
+        facts["simulated provider"] = about.profile
     if summary:
         facts |= {
             "deployed": summary.deployed,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -252,12 +252,14 @@ class Tuned:
         image_set: its pictures on the server.
         uploaded: what they were charged.
         traffic: what was told of the whole run when it began, see `_traffic`.
+        profile: of the provider that was simulated when it began; None where none was.
     """
 
     result: TuneResult
     image_set: ImageSet
     uploaded: Units
     traffic: dict[str, int]
+    profile: dict[str, Any] | None
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -335,7 +337,7 @@ def tune_task(
             result = tune(black_box, labels, task.settings, journal, on_progress)
     # A run that an earlier version began has no word of it.
     traffic = {name: journal.document[name] for name in _TRAFFIC if name in journal.document}
-    return Tuned(result, image_set, uploaded, traffic)
+    return Tuned(result, image_set, uploaded, traffic, journal.document.get("profile"))
 
 
 @contextmanager
@@ -403,6 +405,7 @@ def _begin(
         expected,
         labels,
         settings,
+        profile=card.profile,
         run=run,
         data=str(task.data.resolve()),
         pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
@@ -484,6 +487,7 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "run": str(folder),
                 "model": image_set.model,
                 "revision": image_set.revision,
+                "profile": tuned.profile,
                 "image_set": image_set.id,
                 "pictures": image_set.count,
                 "accuracy_before": result.accuracy_before,

@@ -386,12 +386,12 @@ def _own_name(caller: Caller, text: str) -> str:
 
 
 def _check_revision(services: Services, model: str, revision: str) -> None:
-    hosted = services.engine
-    if (model, revision) != (hosted.name, hosted.revision):
+    hosted, current = services.engine.name, services.revision
+    if (model, revision) != (hosted, current):
         raise ProblemError(
             REVISION_MISMATCH,
             f"the adapter was tuned on '{model}' revision {revision}; "
-            f"the server hosts '{hosted.name}' revision {hosted.revision}",
+            f"the server hosts '{hosted}' revision {current}",
         )
 
 

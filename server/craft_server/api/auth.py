@@ -11,6 +11,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
+from craft_server.api.provider_terms import under_terms
 from craft_server.api.rate_limits import use_request
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
@@ -52,6 +53,8 @@ async def _admitted(
         caller, record = await services.database.query(
             admit, credentials.credentials, idempotency_key, now_ms()
         )
+        if caller is not None:
+            caller = await under_terms(services, caller)
     except SQLAlchemyError as error:
         # Nothing has been done yet, so that the client may safely try again.
         _log.error("database does not answer", error=str(error))

@@ -26,6 +26,7 @@ from craft_server.ledger.charges import (
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.run_reports import NoSuchRun, TooManyPoints
+from craft_server.simulate import Struck
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
     BUDGET_EXHAUSTED,
@@ -95,6 +96,8 @@ class UnhandledErrorsMiddleware:
 
         try:
             await self._app(scope, receive, send_noting_start)
+        except Struck:
+            raise  # what becomes of the call is decided on its way to the client
         except Exception as error:
             _log.exception("unhandled error", error=type(error).__name__)
             if started:

@@ -330,6 +330,8 @@ _DETAILS = {
     "model-not-found": "this server hosts no model 'RN50'",
     "image-set-not-found": "there is no image set with this id under the key's owner",
     "adapter-not-found": "there is no adapter of this name and version that the key may use",
+    "not-recorded": "the POST /v1/predictions that comes nearest differs in templates[0]: "
+    "'a {}' was sent, and 'the {}' was recorded",
     "method-not-allowed": "PUT /v1/models: Method Not Allowed",
     "revision-mismatch": "the adapter was tuned on 'pocket' revision cffb53dbadc7e4fb; "
     "the server hosts 'pocket' revision 5d1c0b7e9a3f2468",

@@ -28,6 +28,7 @@ from craft_shared.problems import (
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
+    REVISION_MISMATCH,
 )
 from craft_shared.units import Units
 from craft_shared.wire import ImageSet, ImageSetCreate, ImageUpload, ImageUploadAnswer
@@ -62,7 +63,7 @@ async def create(
         image_sets.create_image_set,
         caller.owner,
         model=services.engine.name,
-        revision=services.engine.revision,
+        revision=services.revision,
     )
 
 
@@ -98,7 +99,9 @@ async def delete(services: WithServices, caller: WithPredictKey, image_set_id: s
     openapi_extra=documents.body(
         ImageUpload, "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]"
     ),
-    responses=documents.problems(*documents.CHARGED, IMAGE_SET_NOT_FOUND, INVALID_IMAGE),
+    responses=documents.problems(
+        *documents.CHARGED, IMAGE_SET_NOT_FOUND, REVISION_MISMATCH, INVALID_IMAGE
+    ),
 )
 async def upload(
     services: WithServices,

@@ -86,6 +86,7 @@ class Booking:
         response = await self._services.database.write(all_of_it)
         if self._reserved is None:
             response.headers[RECOMPUTED_HEADER] = "true"
+        self._services.provider.worked()
         return response
 
     async def give_back(self) -> None:
@@ -121,6 +122,7 @@ async def booking(
         BudgetExhausted: the key's budgets do not cover the call; nothing was reserved.
         PublisherCannotPay: those of the payer in its place do not; nothing was reserved.
         TooManyRunning: the key has as many calls running as it may; nothing was reserved.
+        Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
     """
     if not services.engine.alive:
         raise ProblemError(
@@ -129,6 +131,7 @@ async def booking(
     with services.in_flight.one():
         booked = await _book(services, caller, call, work, payer_key_id)
         try:
+            await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked
         except BaseException:
             await asyncio.shield(booked.give_back())

@@ -70,6 +70,14 @@ class _OfServices(Collector):
         for what, seconds in engine.busy_seconds.items():
             busy.add_metric([what], seconds)
         yield busy
+        faults = CounterMetricFamily(
+            "craft_simulated_faults",
+            "Faults of the simulated provider that have happened.",
+            labels=["fault", "at"],
+        )
+        for (fault, place), count in self._services.provider.faults.items():
+            faults.add_metric([fault, place], count)
+        yield faults
         caches: dict[str, ByteCache[Any, Any]] = {
             "image_features": self._services.features,
             "text_features": engine.text_features,

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from craft_server.api import documents
 from craft_server.api.auth import WithCaller
-from craft_server.api.services import WithServices
-from craft_shared.wire import ModelCard, ModelList
+from craft_server.api.services import Services, WithServices
+from craft_shared.wire import ModelCard, ModelList, ProviderProfile
 
 router = APIRouter(tags=["models"])
 
@@ -20,9 +20,17 @@ async def list_models(services: WithServices, _caller: WithCaller) -> ModelList:
     engine = services.engine
     card = ModelCard(
         name=engine.name,
-        revision=engine.revision,
+        revision=services.revision,
         image_size=engine.image_size,
         limits=services.settings.limits,
         outputs=["log_probs"],
+        profile=_profile_of(services),
     )
     return ModelList(models=[card])
+
+
+def _profile_of(services: Services) -> ProviderProfile | None:
+    profile = services.provider.profile
+    if profile is None:
+        return None
+    return ProviderProfile(name=profile.name, version=profile.version, digest=profile.digest)

@@ -19,7 +19,7 @@ from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field, invalid_request
-from craft_shared.problems import INVALID_IMAGE, FieldError
+from craft_shared.problems import INVALID_IMAGE, REVISION_MISMATCH, FieldError
 from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
 
 if TYPE_CHECKING:
@@ -157,13 +157,19 @@ def check_files(limits: Limits, files: Sequence[bytes]) -> None:
 
 def check_same_model(services: Services, image_set: ImageSet) -> None:
     """Raises ProblemError unless the image set was made under the hosted model and revision."""
-    hosted = services.engine
-    if (image_set.model, image_set.revision) != (hosted.name, hosted.revision):
-        raise invalid_field(
-            "image_set",
+    hosted, current = services.engine.name, services.revision
+    if (image_set.model, image_set.revision) != (hosted, current):
+        raise ProblemError(
+            REVISION_MISMATCH,
             f"the image set belongs to model '{image_set.model}' revision {image_set.revision}; "
-            f"the server hosts '{hosted.name}' revision {hosted.revision}",
-            "Make a new image set and upload the pictures again.",
+            f"the server hosts '{hosted}' revision {current}",
+            [
+                FieldError(
+                    field="image_set",
+                    message="made under another model or revision",
+                    remedy="Make a new image set and upload the pictures again.",
+                )
+            ],
         )
 
 

@@ -28,6 +28,7 @@ from craft_shared.problems import (
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
+    REVISION_MISMATCH,
 )
 from craft_shared.units import Units
 from craft_shared.wire import PredictionAnswer, PredictionRequest
@@ -47,7 +48,11 @@ router = APIRouter(tags=["predictions"])
     responses={
         **documents.tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
         **documents.problems(
-            *documents.CHARGED, MODEL_NOT_FOUND, IMAGE_SET_NOT_FOUND, INVALID_IMAGE
+            *documents.CHARGED,
+            MODEL_NOT_FOUND,
+            IMAGE_SET_NOT_FOUND,
+            REVISION_MISMATCH,
+            INVALID_IMAGE,
         ),
     },
 )
@@ -97,14 +102,15 @@ async def predict(
     )
     engine = services.engine
     await use_predictions(request, services, caller, units.predictions)
-    work = Work("predictions", engine.name, engine.revision, units, call.run)
+    revision = services.revision
+    work = Work("predictions", engine.name, revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
         image_features = await pictures.features(services, caller)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
         tensors = await _scores(services, caller, message, image_features, text_features)
         answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
-            PredictionAnswer(model=engine.name, revision=engine.revision, cost=booked.cost)
+            PredictionAnswer(model=engine.name, revision=revision, cost=booked.cost)
         )
         return await booked.settle(response)
 

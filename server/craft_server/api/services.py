@@ -18,6 +18,7 @@ from craft_server.lease import Lease
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import Receipts
 from craft_server.settings import Settings
+from craft_server.simulate import Provider
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Services:
         in_flight: calls whose reservation is open.
         features: image sets' features by id and count, bounded in bytes; used on the event loop.
         adapters: parsed adapters by their row's id, bounded in bytes; used on the event loop.
+        provider: whose behaviour is simulated; one that does nothing as a rule.
     """
 
     settings: Settings
@@ -47,6 +49,12 @@ class Services:
     in_flight: InFlight
     features: ByteCache[tuple[str, int], Features]
     adapters: ByteCache[int, ServableAdapter]
+    provider: Provider
+
+    @property
+    def revision(self) -> str:
+        """The hosted model's revision, as clients are told."""
+        return self.provider.revision(self.engine.revision)
 
 
 async def _services(request: Request) -> Services:

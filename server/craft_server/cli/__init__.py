@@ -1,14 +1,14 @@
-"""`craft-server`: serve, and manage keys, budgets, prices and usage on the server's own database.
+"""`craft-server`: serve, record, replay, and manage the ledger on the server's own database.
 
-Commands on the ledger import neither the model nor torch. Every expected failure is one line on
-stderr and exit code 1.
+Commands on the ledger, and replay, import neither the model nor torch. Every expected failure is
+one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
 
 import typer
 
-from craft_server.cli import budgets, keys, prices, serve, usage
+from craft_server.cli import budgets, keys, prices, replay, serve, usage
 
 app = typer.Typer(
     help="The craftbox server: a metered prediction API before a vision-language model.",
@@ -16,6 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve")(serve.serve)
+app.command("record")(serve.record)
+app.command("replay")(replay.replay)
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(prices.app, name="prices")

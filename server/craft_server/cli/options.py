@@ -23,6 +23,8 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="postgresql://... instead of SQLite (CRAFT_DATABASE_URL)."),
 ]
+Host = Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")]
+Port = Annotated[int | None, typer.Option(help="TCP port (default 8000; 0: a free one).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Prefix = Annotated[str, typer.Argument(help="The eight characters after craft_ in the key.")]
 AnyPrefix = Annotated[

@@ -79,6 +79,31 @@ def as_budget(row: sa.Row[tuple[object, ...]], at: int) -> Budget:
     )
 
 
+def add_budget(
+    connection: sa.Connection,
+    *,
+    key_id: int | None = None,
+    team_id: int | None = None,
+    unit: Measure,
+    window: Window,
+    limit: int,
+    at: int,
+) -> None:
+    """Sets a budget of a key or of a team, unless there is one on this unit and window."""
+    insert_missing(
+        connection,
+        BUDGETS,
+        key_id=key_id,
+        team_id=team_id,
+        unit=unit,
+        window=window,
+        window_start=window_start(window, at),
+        limit=limit,
+        spent=0,
+        reserved=0,
+    )
+
+
 def set_budget(
     connection: sa.Connection,
     *,
@@ -96,17 +121,14 @@ def set_budget(
     """
     this_one = _this_one(key_id, team_id, unit, window)
     start = window_start(window, at)
-    insert_missing(
+    add_budget(
         connection,
-        BUDGETS,
         key_id=key_id,
         team_id=team_id,
         unit=unit,
         window=window,
-        window_start=start,
         limit=limit,
-        spent=0,
-        reserved=0,
+        at=at,
     )
     connection.execute(
         sa.update(BUDGETS)

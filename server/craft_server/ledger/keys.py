@@ -32,6 +32,7 @@ DEFAULT_SCOPES: tuple[Scope, ...] = ("predict", "publish")
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _PREFIX_LENGTH = 8
+_SECRET_INSIDE = re.compile(rb"craft_[a-z0-9]{8}_[A-Za-z0-9_-]{43}")
 _SECRET = re.compile(r"craft_(?P<prefix>[a-z0-9]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
 _NO_HASH = "0" * 64
 
@@ -166,6 +167,11 @@ def find_team(connection: sa.Connection, name: str) -> int:
     if found is None:
         raise UnknownTeam(name)
     return found
+
+
+def shows_secret(text: bytes) -> bool:
+    """Whether something that reads like a key's secret stands anywhere in it."""
+    return _SECRET_INSIDE.search(text) is not None
 
 
 def prefix_of(secret: str) -> str:

@@ -1,0 +1,70 @@
+"""A process that listens: its address, its end, and how it says where it is.
+
+It knows sockets, signals and uvicorn; it does not know what is served.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from craft_server.cli.output import fail
+from craft_server.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+GRACE_SECONDS = 30
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket]:
+    """Takes the address before anything slow is done, so that a taken one is told at once.
+
+    From here on SIGTERM ends the process in good order.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it, answers to
+        # clients that keep their connection wait 40 ms for an acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
+    with closing(listener):
+        # Until uvicorn takes over, and once more after it has stopped.
+        signal.signal(signal.SIGTERM, _stop)
+        yield listener
+
+
+def announce(listener: socket.socket, more: str = "") -> None:
+    """Says where the process listens."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"Listening on http://{shown}:{port}{more}")
+
+
+def run(application: ASGIApp, listener: socket.socket) -> None:
+    """Serves an application until the process is told to stop."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,42 @@
+"""`craft-server replay`: serves a recording, for which no model, torch or database is needed."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from craft_server.cli.listening import announce, listening, run
+from craft_server.cli.options import Host, Port, settings_of
+from craft_server.cli.output import fail
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
+    host: Host = None,
+    port: Port = None,
+) -> None:
+    """Serve what 'craft-server record' has recorded, without a model. Any key is accepted.
+
+    A call that was not recorded is answered with the problem 'not-recorded', which says how it
+    differs from the one that comes nearest. Another key hears the recording from its beginning.
+    """
+    settings = settings_of(host=host, port=port)
+    from craft_server.logs import configure_logging
+    from craft_server.recording import Tape, TapeError
+    from craft_server.recording.player import Player, player_app
+
+    configure_logging()
+    try:
+        tape = Tape.play(file)
+    except TapeError as error:
+        fail(str(error))
+    with closing(tape), listening(settings) as listener, suppress(KeyboardInterrupt):
+        player = Player(tape)
+        typer.echo(f"Replaying '{file}': {player.answers} answers")
+        announce(listener)
+        sys.stdout.flush()
+        run(player_app(player, max_bytes=settings.limits.body_bytes), listener)

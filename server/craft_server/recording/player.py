@@ -1,0 +1,127 @@
+"""Serves a recording without a model: each question is answered as it was, in order, then again.
+
+Whatever key a client shows, it is accepted, and stands for a session of its own: another key hears
+the recording from its beginning. It knows ASGI and the tape; it does not know what a call means,
+and needs no model, ledger or database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from craft_server.api.access_log import AccessLogMiddleware
+from craft_server.api.body_limit import BodyLimitMiddleware
+from craft_server.api.compression import CompressionMiddleware
+from craft_server.api.request_id import RequestIdMiddleware
+from craft_server.problems import ProblemError
+from craft_server.recording.questions import Question
+from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
+from craft_server.recording.tape import Answer, Tape
+from craft_shared.problems import MEDIA_TYPE, NOT_RECORDED, FieldError
+
+_HEALTH = ("/livez", "/readyz")
+_MOST_SESSIONS = 10_000
+_MOST_COMPARED = 500
+_MOST_TOLD = 5
+
+
+@dataclass
+class _Session:
+    """How far one key has come: the answers it had to each question, and under each call's key."""
+
+    had: dict[str, int] = field(default_factory=dict)
+    calls: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class Player:
+    """An ASGI application that plays a tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+        self._order = tape.order()
+        self._sessions: LRUCache[str, _Session] = LRUCache(_MOST_SESSIONS)
+
+    @property
+    def answers(self) -> int:
+        """How many there are."""
+        return sum(len(numbers) for numbers in self._order.values())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"a recording has no {scope['type']}")
+        response = await self._response(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _response(self, request: Request) -> Response:
+        path = request.url.path
+        if path in _HEALTH:
+            return JSONResponse({"status": "ok"})
+        if request.method == "DELETE" and path.startswith(ANSWERS_PATH):
+            return Response(status_code=204)
+        try:
+            question = Question.of(request.scope, await request.body())
+            answer = await self._answer(request, question)
+        except ProblemError as error:
+            named = error.problem.model_copy(update={"request_id": request.state.request_id})
+            return Response(named.model_dump_json(), error.problem.status, media_type=MEDIA_TYPE)
+        headers = {"Content-Type": answer.media_type} if answer.media_type else {}
+        return Response(answer.body, answer.status, headers)
+
+    async def _answer(self, request: Request, question: Question) -> Answer:
+        digest = question.digest
+        numbers = self._order.get(digest)
+        if numbers is None:
+            raise await asyncio.to_thread(self._not_recorded, question)
+        session = self._session(request.headers.get("authorization", ""))
+        call = request.headers.get(IDEMPOTENCY_KEY_HEADER)
+        number = session.calls.get((call, digest)) if call is not None else None
+        if number is None:
+            number = _next(numbers, session.had, digest)
+            if call is not None:
+                session.calls[call, digest] = number
+        return await asyncio.to_thread(self._tape.answer, number)
+
+    def _session(self, key: str) -> _Session:
+        session: _Session | None = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = _Session()
+        return session
+
+    def _not_recorded(self, question: Question) -> ProblemError:
+        call = f"{question.method} {question.path}"
+        others = self._tape.questions(question.method, question.path, most=_MOST_COMPARED)
+        nearest = min((question.differences(other) for other in others), key=len, default=None)
+        if nearest is None:
+            return ProblemError(NOT_RECORDED, f"the recording has no {call} at all")
+        told = [
+            FieldError(field=where, message=what, remedy="Ask as it was asked when recorded.")
+            for where, what in nearest[:_MOST_TOLD]
+        ]
+        words = "; ".join(f"{error.field}: {error.message}" for error in told)
+        more = f" (and {len(nearest) - len(told)} more)" if len(nearest) > len(told) else ""
+        return ProblemError(
+            NOT_RECORDED, f"the {call} that comes nearest differs in {words}{more}", told
+        )
+
+
+def player_app(player: Player, *, max_bytes: int) -> ASGIApp:
+    """The player as a server: with names of calls, log lines and a bound on bodies."""
+    app: ASGIApp = BodyLimitMiddleware(player, max_bytes=max_bytes)
+    for middleware in (CompressionMiddleware, AccessLogMiddleware, RequestIdMiddleware):
+        app = middleware(app)
+    return app
+
+
+def _next(numbers: Sequence[int], had: dict[str, int], digest: str) -> int:
+    """The number of a question's next answer; the last one once all were given."""
+    at = had.get(digest, 0)
+    had[digest] = at + 1
+    return numbers[min(at, len(numbers) - 1)]

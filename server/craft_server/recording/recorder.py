@@ -1,0 +1,84 @@
+"""Writes what a server answers to a recording, before it is sent.
+
+Left out is what another session could not use or must not have: whatever concerns keys
+(`/v1/admin`, refused keys), acknowledgements of answers, answers that ask to come again, the
+server's failures, and anything in which a key is written. It knows ASGI; it does not know what a
+call means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from craft_server.ledger.keys import shows_secret
+from craft_server.recording.questions import Question
+from craft_server.recording.tape import Answer, Tape
+
+IDEMPOTENCY_KEY_HEADER = "idempotency-key"
+ANSWERS_PATH = "/v1/answers/"
+_PREFIX = "/v1/"
+_LEFT_OUT = ("/v1/admin/", ANSWERS_PATH)
+_OF_KEYS = (401, 403)
+_FAILURES_FROM = 500
+
+_log = structlog.get_logger()
+
+
+class RecorderMiddleware:
+    """Holds each answer back until it is on the tape."""
+
+    def __init__(self, app: ASGIApp, *, tape: Tape) -> None:
+        self._app = app
+        self._tape = tape
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith(_PREFIX) or path.startswith(_LEFT_OUT):
+            await self._app(scope, receive, send)
+            return
+        asked: list[bytes] = []
+        whole = False
+        answered: list[Message] = []
+
+        async def receive_noting() -> Message:
+            nonlocal whole
+            message = await receive()
+            if message["type"] == "http.request":
+                asked.append(message.get("body", b""))
+                whole = not message.get("more_body", False)
+            return message
+
+        async def send_recorded(message: Message) -> None:
+            answered.append(message)
+            if message["type"] == "http.response.start" or message.get("more_body", False):
+                return
+            if whole or scope["method"] not in ("POST", "PUT", "PATCH"):
+                await self._record(scope, b"".join(asked), answered)
+            for held in answered:
+                await send(held)
+            answered.clear()
+
+        await self._app(scope, receive_noting, send_recorded)
+
+    async def _record(self, scope: Scope, body: bytes, answered: list[Message]) -> None:
+        start, *parts = answered
+        headers = Headers(raw=start["headers"])
+        status: int = start["status"]
+        if status in _OF_KEYS or status >= _FAILURES_FROM or "retry-after" in headers:
+            return
+        question = Question.of(scope, body)
+        answer = Answer(
+            status,
+            headers.get("content-type", ""),
+            b"".join(part.get("body", b"") for part in parts),
+        )
+        if shows_secret(question.json.encode()) or shows_secret(answer.body):
+            _log.warning("call not recorded: a key is written in it")
+            return
+        key = Headers(scope=scope).get(IDEMPOTENCY_KEY_HEADER)
+        await asyncio.to_thread(self._tape.append, question, answer, key)

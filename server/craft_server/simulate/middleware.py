@@ -1,0 +1,136 @@
+"""The way between client and server, simulated: latency, bandwidth, refusals, broken connections.
+
+It stands where a gateway would, sees bytes and lets faults befall them. What happens inside the
+server it is told by `Struck`. It knows ASGI and, to reset a connection, uvicorn's transport; it
+does not know what a call means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from craft_server.simulate.answers import answer_of
+from craft_server.simulate.faults import Struck
+from craft_server.simulate.profile import Fault
+from craft_server.simulate.provider import Passage, Provider
+
+_PREFIX = "/v1/"
+# A sender sleeps between pieces: often enough to look steady, seldom enough to cost nothing.
+_PIECES_A_SECOND = 20
+_ARRIVAL_SECONDS = 0.02
+
+
+class ProviderMiddleware:
+    """Passes each call of the API through a simulated provider; all else as it is."""
+
+    def __init__(self, app: ASGIApp, *, provider: Provider) -> None:
+        self._app = app
+        self._provider = provider
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        with self._provider.passage() as passage:
+            line = _Line(self._provider, passage, receive, send)
+            try:
+                await asyncio.sleep(passage.latency)
+                self._provider.reach("before-reservation")
+                await self._app(scope, line.receive, line.send)
+            except Struck as struck:
+                await line.fail(scope, struck.fault)
+
+
+class _Line:
+    """One call's connection."""
+
+    def __init__(self, provider: Provider, passage: Passage, receive: Receive, send: Send) -> None:
+        self._provider = provider
+        self._fault = passage.fault
+        self._receive = receive
+        self._send = send
+        self._start: Message | None = None
+        self._broken = False
+
+    async def receive(self) -> Message:
+        """The next part of the request, no sooner than it can have arrived."""
+        message = await self._receive()
+        rate = self._provider.profile.bandwidth.up if self._provider.profile else None
+        if rate is not None:
+            await asyncio.sleep(len(message.get("body", b"")) / rate)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the answer, as fast as the line and the fault let it through."""
+        if self._broken:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message  # held back: the connection may break before anything is sent
+            return
+        fault = self._fault if self._fault and self._fault.at == "during-answer" else None
+        body = message.get("body", b"")
+        if fault is not None and self._start is not None:
+            self._provider.happened(fault)
+        if fault is not None and fault.kind == "reset":
+            self._broken = True
+            await self._send_some(body[: len(body) // 2])
+            await self._reset()
+            return
+        seconds = fault.seconds or 0.0 if fault is not None else 0.0
+        rate = self._provider.profile.bandwidth.down if self._provider.profile else None
+        if rate is not None:
+            seconds += len(body) / rate
+        await self._send_over(seconds, message)
+
+    async def fail(self, scope: Scope, fault: Fault) -> None:
+        """Ends the call by a fault, before any of its answer was sent."""
+        if fault.kind == "reset":
+            await self._reset()
+            return
+        answer = answer_of(fault, scope["state"]["request_id"])
+        response = Response(answer.body, answer.status, answer.headers, answer.media_type)
+        await response(scope, self._receive, self._send)
+
+    async def _send_over(self, seconds: float, message: Message) -> None:
+        """Sends a message in pieces, spread over so much time."""
+        body = message.get("body", b"")
+        pieces = min(max(1, round(seconds * _PIECES_A_SECOND)), max(1, len(body)))
+        size = -(-len(body) // pieces)
+        for start in range(0, size * (pieces - 1), size or 1):
+            await self._send_some(body[start : start + size])
+            await asyncio.sleep(seconds / pieces)
+        await asyncio.sleep(seconds / pieces)
+        await self._begin()
+        await self._send({**message, "body": body[size * (pieces - 1) :]})
+
+    async def _send_some(self, piece: bytes) -> None:
+        if piece:
+            await self._begin()
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def _begin(self) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._send(start)
+
+    async def _reset(self) -> None:
+        """Resets the connection (TCP RST), as a router that has forgotten it would."""
+        # What was sent before is to arrive: a reset throws away what is still on its way.
+        await asyncio.sleep(_ARRIVAL_SECONDS)
+        # ASGI knows no resets. uvicorn's `receive` is a method of what holds the transport.
+        transport: asyncio.Transport = self._cycle().transport
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _cycle(self) -> Any:
+        return self._receive.__self__  # type: ignore[attr-defined]
