@@ -17,7 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from craft_server.cli import app
-from craft_server.cli.serve import _serving_socket
+from craft_server.cli.listening import listening
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import exports, leases
@@ -170,8 +170,18 @@ def test_answers_are_not_held_back_for_an_acknowledgement(tmp_path: Path) -> Non
         server.close()
         return option
 
-    with _serving_socket(Settings(data_dir=tmp_path, port=0)) as listener:
+    with listening(Settings(data_dir=tmp_path, port=0)) as listener:
         assert asyncio.run(nodelay(listener)) != 0
+
+
+@pytest.mark.parametrize("command", ["serve", "record"])
+def test_a_bad_profile_is_one_line_before_anything_is_loaded(tmp_path: Path, command: str) -> None:
+    (tmp_path / "own.toml").write_text("name = 1\n")
+    out = ["--out", str(tmp_path / "tape")] if command == "record" else []
+    for profile, words in (("perfect", "no profile 'perfect'"), (tmp_path / "own.toml", "name")):
+        arguments = [command, "--data-dir", str(tmp_path / "data"), "--profile", str(profile), *out]
+        check_error(CliRunner().invoke(app, arguments), words)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_bad_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

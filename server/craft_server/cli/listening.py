@@ -24,10 +24,7 @@ GRACE_SECONDS = 30
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket]:
-    """Takes the address before anything slow is done, so that a taken one is told at once.
-
-    From here on SIGTERM ends the process in good order.
-    """
+    """Takes the address before anything slow is done, so that a taken one is told at once."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -40,9 +37,12 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
     except OSError as error:
         fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
     with closing(listener):
-        # Until uvicorn takes over, and once more after it has stopped.
-        signal.signal(signal.SIGTERM, _stop)
         yield listener
+
+
+def end_on_sigterm() -> None:
+    """Lets SIGTERM end the process in good order, until uvicorn takes over and after it stopped."""
+    signal.signal(signal.SIGTERM, _stop)
 
 
 def announce(listener: socket.socket, more: str = "") -> None:

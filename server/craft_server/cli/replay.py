@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from craft_server.cli.listening import announce, listening, run
+from craft_server.cli.listening import announce, end_on_sigterm, listening, run
 from craft_server.cli.options import Host, Port, settings_of
 from craft_server.cli.output import fail
 
@@ -35,6 +35,7 @@ def replay(
     except TapeError as error:
         fail(str(error))
     with closing(tape), listening(settings) as listener, suppress(KeyboardInterrupt):
+        end_on_sigterm()
         player = Player(tape)
         typer.echo(f"Replaying '{file}': {player.answers} answers")
         announce(listener)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from craft_server.cli.ledger import database_of
-from craft_server.cli.listening import announce, listening, run
+from craft_server.cli.listening import announce, end_on_sigterm, listening, run
 from craft_server.cli.options import DatabaseUrl, DataDir, Host, Port, settings_of
 from craft_server.cli.output import fail
 from craft_server.database import Database
@@ -112,6 +112,7 @@ def record(
 def _host(settings: Settings, tape: Tape | None) -> None:
     profile = _profile_of(settings)
     with listening(settings) as listener, database_of(settings) as database:
+        end_on_sigterm()
         # The model's libraries take seconds to import, which only these commands should wait for.
         from craft_server.app import create_app
         from craft_server.logs import configure_logging

@@ -27,7 +27,7 @@ PRIVATE = re.compile(
     r"|/(home|tmp|usr|var|root|etc|opt)/|\.(py|pt|pth|ckpt|onnx|bin|db)\b",
     re.IGNORECASE,
 )
-PRIVATE_FIELDS = re.compile("feature|embedding|weight|path|file")
+PRIVATE_FIELDS = re.compile("feature|embedding|weight|path|(?<!pro)file")
 
 
 @pytest.fixture(scope="module")

@@ -246,7 +246,7 @@ def test_a_deleted_image_set_is_gone(client: httpx.Client, picture: Picture) -> 
 
 def test_models_show_limits_and_nothing_of_the_inside(client: httpx.Client) -> None:
     card = hosted(client)
-    assert set(card) == {"name", "revision", "image_size", "limits", "outputs"}
+    assert set(card) == {"name", "revision", "image_size", "limits", "outputs", "profile"}
     assert card["limits"]["images_per_call"] == 256
 
 
@@ -445,9 +445,9 @@ def test_an_image_set_of_another_revision_is_refused(
         image_set = new_set(client, picture())
     with serve(engine=Retrained()) as server, server.client("owner") as client:
         answer = client.post("/v1/predictions", json=request(client, image_set=image_set))
-        check_problem(answer, 422, "invalid-request", "image_set")
+        check_problem(answer, 409, "revision-mismatch", "image_set")
         answer = upload(client, image_set, 1, picture(1))
-        check_problem(answer, 422, "invalid-request", "image_set")
+        check_problem(answer, 409, "revision-mismatch", "image_set")
         assert client.delete(f"/v1/image-sets/{image_set}").status_code == 204
 
 
