@@ -13,6 +13,7 @@
           ├── Unauthenticated        401
           ├── BudgetExhausted        402, never retried
           ├── Forbidden              403
+          ├── PromptLimitReached     403
           ├── NotFound               404
           │    ├── ModelNotFound
           │    ├── ImageSetNotFound
@@ -150,6 +151,12 @@ class Forbidden(ProblemError):
     """The API key's scopes do not cover the call."""
 
     kind = problems.FORBIDDEN
+
+
+class PromptLimitReached(ProblemError):
+    """The key may not ask so many different prompts about the pictures; a retry cannot succeed."""
+
+    kind = problems.PROMPT_LIMIT_REACHED
 
 
 class NotFound(ProblemError):

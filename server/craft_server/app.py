@@ -39,6 +39,7 @@ from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.lease import Lease
+from craft_server.noise import read_secret
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
 from craft_server.settings import Settings
@@ -66,6 +67,8 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
         make=settings.receipt_key_file is None,
     )
     database = database or Database.open(settings.database_url, settings.data_dir)
+    with database.reading() as connection:
+        noise_secret = read_secret(connection)
     services = Services(
         settings=settings,
         engine=engine,
@@ -84,6 +87,7 @@ def create_app(settings: Settings, engine: Engine, database: Database | None = N
             initializer=engine.use_one_core,
         ),
         in_flight=InFlight(),
+        noise_secret=noise_secret,
         features=ByteCache(settings.features_cache_bytes),
         adapters=ByteCache(settings.adapters_cache_bytes),
     )

@@ -9,6 +9,7 @@ from craft_server.adapters.tables import (
     ADAPTER_TOTALS,
     ADAPTERS,
 )
+from craft_server.asked_prompts import ASKED_PROMPTS
 from craft_server.database import METADATA
 from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
 from craft_server.ledger.tables import (
@@ -22,6 +23,7 @@ from craft_server.ledger.tables import (
     TEAMS,
     TOTALS,
 )
+from craft_server.noise import NOISE_SECRETS
 
 __all__ = [
     "ADAPTERS",
@@ -30,6 +32,7 @@ __all__ = [
     "ADAPTER_SETTINGS",
     "ADAPTER_TOTALS",
     "API_KEYS",
+    "ASKED_PROMPTS",
     "BUDGETS",
     "CALLS",
     "CHARGES",
@@ -39,6 +42,7 @@ __all__ = [
     "IMAGE_SET_ROWS",
     "KEY_SECRETS",
     "METADATA",
+    "NOISE_SECRETS",
     "PRICES",
     "TEAMS",
     "TOTALS",

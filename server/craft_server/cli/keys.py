@@ -23,11 +23,32 @@ from craft_server.cli.options import (
 from craft_server.cli.output import fail, print_json, print_table
 from craft_server.clock import now_ms, rfc3339
 from craft_server.ledger import administration, keys
-from craft_shared.wire import MAX_AMOUNT, KeyCreate
+from craft_shared.model_card import level_words
+from craft_shared.wire import MAX_AMOUNT, MAX_DECIMALS, KeyCreate, KeyPolicy, Output
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
 Rate = Annotated[int | None, typer.Option(min=1, max=MAX_AMOUNT, show_default=False)]
+Level = Annotated[
+    str | None,
+    typer.Option(
+        help="What answers show at most: label, top_k, probs or log_probs (default log_probs)."
+    ),
+]
+K = Annotated[int | None, typer.Option(min=1, help="With top_k or probs: how many classes.")]
+Decimals = Annotated[
+    int | None, typer.Option(min=1, max=MAX_DECIMALS, help="To which numbers are rounded.")
+]
+Noise = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, help="Standard deviation, in nats, of noise on log-probabilities."
+    ),
+]
+PromptLimit = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_AMOUNT, help="Different prompts about one image set at most."),
+]
 
 
 @app.command()
@@ -53,6 +74,11 @@ def create(
     texts: Amount = None,
     requests: Amount = None,
     cost_micros: Amount = None,
+    level: Level = None,
+    k: K = None,
+    decimals: Decimals = None,
+    noise: Noise = 0.0,
+    prompts_per_image_set: PromptLimit = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -77,6 +103,9 @@ def create(
         predictions_per_minute=predictions_per_minute,
         concurrency=concurrency,
         budgets=[{"unit": unit, "limit": limit} for unit, limit in limits.items()],
+        policies=[]
+        if level is None and not noise and prompts_per_image_set is None
+        else [_policy(None, level, k, decimals, noise, prompts_per_image_set)],
     )
     with writing(data_dir, database_url) as connection:
         made = administration.create(connection, wanted, at)
@@ -86,6 +115,48 @@ def create(
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     typer.echo(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
     typer.echo(made.key)
+
+
+@app.command()
+def policy(
+    prefix: Prefix,
+    model: Annotated[
+        str | None, typer.Option(help="Of whose answers (default every model's).")
+    ] = None,
+    level: Level = None,
+    k: K = None,
+    decimals: Decimals = None,
+    noise: Noise = 0.0,
+    prompts_per_image_set: PromptLimit = None,
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Set what a key's answers may show, from its next call on. Without options: everything."""
+    wanted = _policy(model, level, k, decimals, noise, prompts_per_image_set)
+    with writing(data_dir, database_url) as connection:
+        now = administration.set_policy(connection, prefix, wanted)
+    if json_output:
+        print_json(now.model_dump())
+        return
+    for one in now.policies:
+        limit = one.prompts_per_image_set
+        bound = "" if limit is None else f"; {limit} prompts an image set"
+        typer.echo(f"{one.model or 'every model'}: {level_words(one.output)}{bound}")
+
+
+def _policy(
+    model: str | None,
+    level: str | None,
+    k: int | None,
+    decimals: int | None,
+    noise: float,
+    prompts_per_image_set: int | None,
+) -> KeyPolicy:
+    output = checked(Output, level=level or "log_probs", k=k, decimals=decimals, noise=noise)
+    return checked(
+        KeyPolicy, model=model, output=output, prompts_per_image_set=prompts_per_image_set
+    )
 
 
 @app.command("list")
