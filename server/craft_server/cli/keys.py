@@ -40,10 +40,8 @@ Decimals = Annotated[
     int | None, typer.Option(min=1, max=MAX_DECIMALS, help="To which numbers are rounded.")
 ]
 Noise = Annotated[
-    float,
-    typer.Option(
-        min=0, max=100, help="Standard deviation, in nats, of noise on log-probabilities."
-    ),
+    float | None,
+    typer.Option(min=0, max=100, help="Standard deviation of noise on log-probabilities, in nats."),
 ]
 PromptLimit = Annotated[
     int | None,
@@ -77,7 +75,7 @@ def create(
     level: Level = None,
     k: K = None,
     decimals: Decimals = None,
-    noise: Noise = 0.0,
+    noise: Noise = None,
     prompts_per_image_set: PromptLimit = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
@@ -103,9 +101,7 @@ def create(
         predictions_per_minute=predictions_per_minute,
         concurrency=concurrency,
         budgets=[{"unit": unit, "limit": limit} for unit, limit in limits.items()],
-        policies=[]
-        if level is None and not noise and prompts_per_image_set is None
-        else [_policy(None, level, k, decimals, noise, prompts_per_image_set)],
+        policies=_policies(level, k, decimals, noise, prompts_per_image_set),
     )
     with writing(data_dir, database_url) as connection:
         made = administration.create(connection, wanted, at)
@@ -126,37 +122,42 @@ def policy(
     level: Level = None,
     k: K = None,
     decimals: Decimals = None,
-    noise: Noise = 0.0,
+    noise: Noise = None,
     prompts_per_image_set: PromptLimit = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Set what a key's answers may show, from its next call on. Without options: everything."""
-    wanted = _policy(model, level, k, decimals, noise, prompts_per_image_set)
+    """Set what a key's answers may show, from its next call on; without options, say what it is."""
+    wanted = _policies(level, k, decimals, noise, prompts_per_image_set, model)
     with writing(data_dir, database_url) as connection:
-        now = administration.set_policy(connection, prefix, wanted)
+        for one in wanted:
+            administration.set_policy(connection, prefix, one)
+        now = administration.show_policies(connection, prefix)
     if json_output:
         print_json(now.model_dump())
         return
-    for one in now.policies:
+    for one in now.policies or [KeyPolicy()]:
         limit = one.prompts_per_image_set
         bound = "" if limit is None else f"; {limit} prompts an image set"
         typer.echo(f"{one.model or 'every model'}: {level_words(one.output)}{bound}")
 
 
-def _policy(
-    model: str | None,
+def _policies(
     level: str | None,
     k: int | None,
     decimals: int | None,
-    noise: float,
+    noise: float | None,
     prompts_per_image_set: int | None,
-) -> KeyPolicy:
-    output = checked(Output, level=level or "log_probs", k=k, decimals=decimals, noise=noise)
-    return checked(
-        KeyPolicy, model=model, output=output, prompts_per_image_set=prompts_per_image_set
-    )
+    model: str | None = None,
+) -> list[KeyPolicy]:
+    """The policy that options name; none where they name nothing."""
+    options = (level, k, decimals, noise, prompts_per_image_set, model)
+    if all(option is None for option in options):
+        return []
+    output = checked(Output, level=level or "log_probs", k=k, decimals=decimals, noise=noise or 0.0)
+    limit = prompts_per_image_set
+    return [checked(KeyPolicy, model=model, output=output, prompts_per_image_set=limit)]
 
 
 @app.command("list")
