@@ -72,6 +72,8 @@ CALLS_OF_ADMIN = [
     ("GET", "/v1/admin/keys", None),
     ("POST", "/v1/admin/keys/PREFIX/rotate", {}),
     ("DELETE", "/v1/admin/keys/PREFIX", None),
+    ("GET", "/v1/admin/keys/PREFIX/policy", None),
+    ("PUT", "/v1/admin/keys/PREFIX/policy", {"output": {"level": "label"}}),
     ("PUT", "/v1/admin/keys/PREFIX/budgets", {"budgets": [{"unit": "queries", "limit": 1}]}),
     ("PUT", "/v1/admin/teams/lab/budgets", {"budgets": [{"unit": "queries", "limit": 1}]}),
     ("POST", "/v1/admin/keys/PREFIX/budgets/top-up", {"budgets": [{"unit": "texts", "amount": 1}]}),
