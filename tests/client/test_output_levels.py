@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.client.fake_clip import FakeBlackBox, FakeClip
 
 from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
@@ -15,6 +14,8 @@ from craft_client.paper_presets import recipe_settings
 from craft_client.settings import RANDOM_CODES, SettingsError, random_codes_for
 from craft_client.tune import TuneResult, run_document, tune
 from craft_shared.wire import EVERYTHING, Output
+
+from .fake_clip import FakeBlackBox, FakeClip
 
 LABEL = Output(level="label")
 LEVELS = [
