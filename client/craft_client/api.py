@@ -62,6 +62,7 @@ from craft_shared.adapter import Adapter
 from craft_shared.problems import Problem
 from craft_shared.run_reports import RunPoint, RunPoints, RunReport
 from craft_shared.wire import (
+    EVERYTHING,
     AdapterCard,
     AdapterChange,
     AdapterList,
@@ -81,6 +82,7 @@ from craft_shared.wire import (
     Limits,
     ModelCard,
     ModelList,
+    Output,
     PredictionAnswer,
     PredictionRequest,
     Usage,
@@ -121,20 +123,37 @@ class Prediction:
     Attributes:
         model: the model's name.
         revision: the model's revision.
-        log_probs: float32 [prompts, images, classes]; with `top_k` the largest of them, in
-            descending order, [prompts, images, top_k].
+        output: what the answer shows, as far as the key may see it.
+        tensors: that it shows, as `craft_shared.output.shown` describes them.
         cost: what the call cost, and the budgets after it.
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
-        top_classes: int32 like `log_probs`, which of the request's classes each number belongs to;
-            None without `top_k`.
     """
 
     model: str
     revision: str
-    log_probs: NDArray[np.float32]
+    output: Output
+    tensors: codec.Tensors
     cost: Cost
     idempotency_key: str
-    top_classes: NDArray[np.int32] | None = None
+
+    @property
+    def log_probs(self) -> NDArray[np.float32]:
+        """Log-probabilities [prompts, images, classes], float32.
+
+        With k the largest of them, in descending order, [prompts, images, k].
+
+        Raises:
+            CraftError: the key may not see any.
+        """
+        return _numbers(self.tensors, "log_probs", self.output)
+
+    @property
+    def top_classes(self) -> NDArray[np.int32] | None:
+        """Which of the request's classes each number belongs to, int32; None where all are there.
+
+        With the level `label` the most probable class alone, [prompts, images, 1].
+        """
+        return self.tensors.get("top_classes")
 
 
 @dataclass(frozen=True)
@@ -145,12 +164,10 @@ class AdapterPrediction:
         adapter: the adapter's name.
         version: the version that answered.
         classes: the C class names.
-        log_probs: float32 [images, C]; with `top_k` the largest of them, in descending order,
-            [images, top_k].
+        output: what the answer shows, as far as the key may see it.
+        tensors: that it shows, as `craft_shared.output.shown` describes them.
         cost: what the call cost, and the budgets after it.
         idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
-        top_classes: int32 like `log_probs`, which of `classes` each number belongs to; None without
-            `top_k`.
         abstained: bool [images], whether the most probable class is less probable than the
             threshold; None where there is none.
     """
@@ -158,11 +175,37 @@ class AdapterPrediction:
     adapter: str
     version: int
     classes: list[str]
-    log_probs: NDArray[np.float32]
+    output: Output
+    tensors: codec.Tensors
     cost: Cost
     idempotency_key: str
-    top_classes: NDArray[np.int32] | None = None
     abstained: NDArray[np.bool_] | None = None
+
+    @property
+    def log_probs(self) -> NDArray[np.float32]:
+        """Log-probabilities [images, C], float32; with k the largest, descending, [images, k].
+
+        Raises:
+            CraftError: the key may not see any.
+        """
+        return _numbers(self.tensors, "log_probs", self.output)
+
+    @property
+    def top_classes(self) -> NDArray[np.int32] | None:
+        """Which of `classes` each number belongs to, int32; None where all are there.
+
+        With the level `label` the most probable class alone, [images, 1].
+        """
+        return self.tensors.get("top_classes")
+
+    @property
+    def probabilities(self) -> NDArray[np.float64] | None:
+        """Probabilities in the shape of what is answered; None where no number is."""
+        if "probs" in self.tensors:
+            return self.tensors["probs"].astype(np.float64)
+        if "log_probs" in self.tensors:
+            return np.exp(self.tensors["log_probs"].astype(np.float64))
+        return None
 
 
 class Client:
@@ -367,16 +410,14 @@ class Client:
         answer, tensors = self._tensors(PredictionAnswer, response)
         prompts = len(request.templates) + (0 if codes is None else len(codes))
         count = len(images) if images is not None else _length(request.rows)
-        log_probs, top_classes = _checked_scores(
-            tensors, (prompts, count), len(request.classes), request.top_k
-        )
+        output = _output(answer.output, request.top_k)
         return Prediction(
             answer.model,
             answer.revision,
-            log_probs,
+            output,
+            _checked_tensors(tensors, (prompts, count), len(request.classes), output),
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
-            top_classes,
         )
 
     def acknowledge(self, idempotency_key: str) -> None:
@@ -548,15 +589,15 @@ class Client:
         answer, tensors = self._tensors(AdapterPredictionAnswer, response)
         count = len(images) if images is not None else _length(rows)
         abstained = tensors.pop("abstained", None)
-        log_probs, top_classes = _checked_scores(tensors, (count,), len(answer.classes), top_k)
+        output = _output(answer.output, top_k)
         return AdapterPrediction(
             answer.adapter,
             answer.version,
             answer.classes,
-            log_probs,
+            output,
+            _checked_tensors(tensors, (count,), len(answer.classes), output),
             answer.cost,
             response.request.headers[IDEMPOTENCY_HEADER],
-            top_classes,
             None if abstained is None else abstained.astype(np.bool_),
         )
 
@@ -771,48 +812,72 @@ def _seconds(retry_after: str | None) -> float | None:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def _checked_scores(
-    tensors: codec.Tensors, rows: tuple[int | None, ...], classes: int, top_k: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
-    """The log-probabilities and the top classes of an answer.
+def _output(said: Output, top_k: int | None) -> Output:
+    """What an answer shows; a server that knew no levels answers all, or the `top_k` asked for."""
+    return Output(level="top_k", k=top_k) if said == EVERYTHING and top_k is not None else said
+
+
+def _numbers(tensors: codec.Tensors, name: str, output: Output) -> NDArray[np.float32]:
+    if name not in tensors:
+        raise CraftError(
+            f"The answer has no {name}: the key sees the level '{output.level}' alone.",
+            remedy="Read its other tensors, or ask the provider for another level.",
+        )
+    return tensors[name]
+
+
+def _checked_tensors(
+    tensors: codec.Tensors, rows: tuple[int | None, ...], classes: int, output: Output
+) -> codec.Tensors:
+    """What an answer shows, numbers in single precision.
 
     Raises:
-        ProtocolError: they are not those of so many rows (None: any number) over the classes.
+        ProtocolError: it is not that of so many rows (None: any number) over the classes.
     """
-    wanted = ["log_probs"] if top_k is None else ["log_probs", "top_classes"]
+    numbers = {"label": [], "probs": ["probs"]}.get(output.level, ["log_probs"])
+    named = output.level == "label" or output.k is not None
+    wanted = [*numbers, "top_classes"] if named else numbers
     if tensors.keys() != set(wanted):
         raise ProtocolError(
             f"The server answered with the tensors {sorted(tensors)}; {wanted} were asked for."
         )
-    log_probs = tensors["log_probs"]
-    _check_log_probs(log_probs, (*rows, classes if top_k is None else top_k))
-    if top_k is None:
-        return log_probs.astype(np.float32), None
+    width = 1 if output.level == "label" else min(output.k or classes, classes)
+    checked: codec.Tensors = {}
+    for name in numbers:
+        _check_numbers(tensors[name], (*rows, width))
+        checked[name] = tensors[name].astype(np.float32)
+    if not named:
+        return checked
     top_classes = tensors["top_classes"]
-    if top_classes.dtype != np.int32 or top_classes.shape != log_probs.shape:
+    if top_classes.dtype != np.int32 or not _fits(top_classes, (*rows, width)):
         raise ProtocolError(
             f"The server answered with top classes of shape {top_classes.shape} and type "
-            f"{top_classes.dtype}; int32 of shape {log_probs.shape} was asked for."
+            f"{top_classes.dtype}; int32 of shape ({_sides((*rows, width))}) was asked for."
         )
     if ((top_classes < 0) | (top_classes >= classes)).any():
         raise ProtocolError(f"The server answered with a class that is none of the {classes}.")
-    return log_probs.astype(np.float32), top_classes
+    return {**checked, "top_classes": top_classes}
 
 
-def _check_log_probs(log_probs: NDArray[Any], shape: tuple[int | None, ...]) -> None:
+def _check_numbers(numbers: NDArray[Any], shape: tuple[int | None, ...]) -> None:
     """Raises ProtocolError unless it is a float tensor of that shape (None: any) without NaN."""
-    fits = log_probs.ndim == len(shape) and all(
-        wanted is None or wanted == found
-        for wanted, found in zip(shape, log_probs.shape, strict=True)
-    )
-    if not fits or log_probs.dtype not in (np.float16, np.float32):
-        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+    if not _fits(numbers, shape) or numbers.dtype not in (np.float16, np.float32):
         raise ProtocolError(
-            f"The server answered with log-probabilities of shape {log_probs.shape} and type "
-            f"{log_probs.dtype}; floats of shape ({wanted}) were asked for."
+            f"The server answered with numbers of shape {numbers.shape} and type "
+            f"{numbers.dtype}; floats of shape ({_sides(shape)}) were asked for."
         )
-    if not np.isfinite(log_probs).all():
-        raise ProtocolError("The server answered with log-probabilities that are not finite.")
+    if not np.isfinite(numbers).all():
+        raise ProtocolError("The server answered with numbers that are not finite.")
+
+
+def _fits(tensor: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
+    return tensor.ndim == len(shape) and all(
+        wanted is None or wanted == found for wanted, found in zip(shape, tensor.shape, strict=True)
+    )
+
+
+def _sides(shape: tuple[int | None, ...]) -> str:
+    return ", ".join("any" if side is None else str(side) for side in shape)
 
 
 def _checked_url(url: str) -> str:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from craft_client.api import AdapterPrediction
 from craft_client.exceptions import DataError, InvalidImage, LimitExceeded
 from craft_client.remote import RemoteAdapter
@@ -232,13 +230,11 @@ def _rows(
         return
     if answer.top_classes is None:
         raise LimitExceeded("The server did not answer the most probable classes.")
-    probabilities = np.exp(answer.log_probs.astype(np.float64))
+    probabilities = answer.probabilities
     for index, image in enumerate(images):
         abstained = "" if answer.abstained is None else int(answer.abstained[index])
-        ranks = zip(answer.top_classes[index].tolist(), probabilities[index].tolist(), strict=True)
-        best = [
-            cell
-            for number, probability in ranks
-            for cell in (answer.classes[number], f"{probability:.6f}")
-        ]
+        best: list[str] = []
+        for rank, number in enumerate(answer.top_classes[index].tolist()):
+            shown = "" if probabilities is None else f"{probabilities[index, rank]:.6f}"
+            best += (answer.classes[number], shown)
         yield [image, adapter.reference, "", abstained, *best]

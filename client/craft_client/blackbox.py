@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from craft_shared.units import Units
-from craft_shared.wire import Budget, Context
+from craft_shared.wire import Budget, Context, Output
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Scores:
 
     Attributes:
         log_probs: natural-log probabilities of P prompts on N pictures, C classes and M further
-            texts: float32 [P, N, C + M].
+            texts: float32 [P, N, C + M]. Of answers that do not show them all, what
+            `craft_shared.output.scores_of` makes of them.
         charged: what the request cost.
         cost_micros: its price, in millionths of the provider's currency.
         budgets: all that bound further requests, as they stand after this one.
@@ -52,6 +53,16 @@ class BlackBox(Protocol):
     @property
     def revision(self) -> str:
         """The model's opaque revision."""
+        ...
+
+    @property
+    def output(self) -> Output:
+        """What its answers show of what the model says, and `score` reads."""
+        ...
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """How many different prompts may be asked about the pictures; None is not bounded."""
         ...
 
     def score(

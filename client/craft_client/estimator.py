@@ -24,12 +24,12 @@ from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.open_text import beside
 from craft_client.paper_presets import recipe_settings
-from craft_client.remote import RemoteBlackBox
+from craft_client.remote import RemoteBlackBox, classify_here
 from craft_client.settings import Recipe, SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer, Scale
+from craft_shared.wire import EVERYTHING, ImageSet, ImageUploadAnswer, Output, Scale
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
@@ -136,10 +136,11 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         files = _files(X)
         check_consistent_length(files, y)
         self.classes_, names, labels = _encode_labels(y, self.classes)
-        settings = self._settings(labels, names)
+        self._settings(labels, names)  # told before anything is sent, if they cannot be used
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
+            settings = self._settings(labels, names, card.output, card.prompts_per_image_set)
             with _image_set(client, card.name) as empty:
                 # Checked as it will be, because uploading is charged.
                 planned = empty.model_copy(update={"count": len(files)})
@@ -165,12 +166,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     remedy="Fit it anew.",
                 )
             image_set, _ = _upload(client, empty, files)
-            scores = RemoteBlackBox(client, image_set, config.scored).score(
-                templates=config.templates,
-                context=config.context,
-                codes=self.adapter_.codes if config.codes else None,
-            )
-        return self.adapter_.head(scores.log_probs)
+            black_box = RemoteBlackBox(client, image_set, config.scored)
+            return classify_here(self.adapter_, black_box)[1]
 
     def predict_proba(self, X: Iterable[Any]) -> NDArray[np.float64]:
         """Probabilities of N pictures, float64 [N, C], columns as `classes_`."""
@@ -191,12 +188,20 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.string = True
         return tags
 
-    def _settings(self, labels: NDArray[np.int64], names: Sequence[str]) -> TuneSettings:
+    def _settings(
+        self,
+        labels: NDArray[np.int64],
+        names: Sequence[str],
+        output: Output = EVERYTHING,
+        prompt_limit: int | None = None,
+    ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
         return recipe_settings(
             self.recipe,
             "",
             int(counts[0]) if len(counts) == 1 else None,
+            output=output,
+            prompt_limit=prompt_limit,
             budget=self.budget,
             seed=self.seed,
             population=self.population,

@@ -14,6 +14,7 @@
           ├── Unauthenticated        401
           ├── BudgetExhausted        402, never retried
           ├── Forbidden              403
+          ├── PromptLimitReached     403
           ├── NotFound               404
           │    ├── ModelNotFound
           │    ├── ImageSetNotFound
@@ -173,6 +174,12 @@ class Forbidden(ProblemError):
     """The API key's scopes do not cover the call."""
 
     kind = problems.FORBIDDEN
+
+
+class PromptLimitReached(ProblemError):
+    """The key may not ask so many different prompts about the pictures; a retry cannot succeed."""
+
+    kind = problems.PROMPT_LIMIT_REACHED
 
 
 class NotFound(ProblemError):

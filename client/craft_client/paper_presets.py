@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from craft_client.settings import RANDOM_CODES, TuneSettings
+from craft_client.settings import TuneSettings, random_codes_for
+from craft_shared.wire import EVERYTHING, Output
 
 POPULATION = 40
 # Queries that the paper counts, one for each code of each population, by shots.
@@ -93,21 +94,44 @@ def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
     }
 
 
-def recipe_settings(recipe: str, data: str, shots: int | None, **given: Any) -> TuneSettings:
+def recipe_settings(
+    recipe: str,
+    data: str,
+    shots: int | None,
+    *,
+    output: Output = EVERYTHING,
+    prompt_limit: int | None = None,
+    **given: Any,
+) -> TuneSettings:
     """Settings of a recipe for a data set, in which what is `given` and not None comes first.
 
     craftbox's recipe without a `budget` is the plain prompt and the random codes; a search, which
-    adds little to them, is for those who give it one.
+    adds little to them, is for those who give it one. Of coarse answers it asks for more random
+    codes (`craft_client.settings.random_codes_for`).
+
+    Args:
+        recipe: its name.
+        data: the data set's name.
+        shots: pictures a class; None where classes differ.
+        output: what the key's answers show.
+        prompt_limit: how many prompts the key may ask; no budget is larger.
+        given: arguments of `TuneSettings`.
 
     Raises:
         SettingsError: an option's value is impossible.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if recipe == "paper":
-        return TuneSettings(**{**paper_settings(data, shots), **chosen, "shots": shots})
-    if "budget" not in chosen:
-        chosen |= {"search": False, "budget": 1 + chosen.get("random_codes", RANDOM_CODES)}
-    return TuneSettings(**{**chosen, "recipe": recipe, "shots": shots})
+        settings = {**paper_settings(data, shots), **chosen, "shots": shots}
+    else:
+        codes = random_codes_for(output, chosen.get("budget"), prompt_limit)
+        chosen = {"random_codes": codes, **chosen}
+        if "budget" not in chosen:
+            chosen |= {"search": False, "budget": 1 + chosen["random_codes"]}
+        settings = {**chosen, "recipe": recipe, "shots": shots}
+    if prompt_limit is not None:
+        settings["budget"] = min(settings["budget"], prompt_limit)
+    return TuneSettings(**settings)
 
 
 def _key(data: str) -> str:

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from craft_client.api import AdapterPrediction, Client, picture_chunks
+from craft_client.api import AdapterPrediction, Client, Prediction, picture_chunks
 from craft_client.blackbox import Scores
-from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded
+from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded, ProtocolError
+from craft_shared.adapter import Adapter
+from craft_shared.output import DType, scores_of
 from craft_shared.units import Units
 from craft_shared.wire import (
     AdapterCard,
@@ -28,10 +29,14 @@ from craft_shared.wire import (
     Cost,
     ImageSet,
     Limits,
+    ModelCard,
+    Output,
     PredictionRequest,
 )
 
-_FLOAT32_BYTES = 4
+Array = NDArray[np.float32]
+
+_INDEX_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class RemoteBlackBox:
 
     Implements `craft_client.blackbox.BlackBox`. Answers travel in half precision unless asked
     otherwise: a log-probability keeps eleven significant bits, and half the bytes are sent, which
-    is enough to learn from.
+    is enough to learn from. Answers that the key's policy makes coarse travel in single precision:
+    a rounded number is then the one that it was rounded to.
 
     Attributes:
         client: the connection.
@@ -54,7 +60,7 @@ class RemoteBlackBox:
     client: Client
     image_set: ImageSet
     classes: Sequence[str]
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: DType = "float16"
     run: str | None = None
 
     @property
@@ -68,8 +74,26 @@ class RemoteBlackBox:
         return self.image_set.revision
 
     @cached_property
+    def _card(self) -> ModelCard:
+        return self.client.model(self.model)
+
+    @property
     def _limits(self) -> Limits:
-        return self.client.model(self.model).limits
+        return self._card.limits
+
+    @property
+    def output(self) -> Output:
+        """What the key's answers show."""
+        return self._card.output
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """How many different prompts the key may ask about the pictures; None is not bounded."""
+        return self._card.prompts_per_image_set
+
+    @property
+    def _dtype(self) -> DType:
+        return self.dtype if self.output.whole else "float32"
 
     def score(
         self,
@@ -82,6 +106,9 @@ class RemoteBlackBox:
     ) -> Scores:
         """Scores the templates and after them the codes, [P, N, C + M], in the fewest calls.
 
+        Of answers that do not show all log-probabilities the scores are what
+        `craft_shared.output.scores_of` makes of them.
+
         A prompt is one query however many calls the prompts are spread over. Only where one
         prompt's answer is larger than the server sends at once is it asked for in several calls,
         and is then as many queries; `units` tells the number beforehand.
@@ -89,6 +116,7 @@ class RemoteBlackBox:
         Raises:
             ProblemError: the server refused a call.
             AnswerLost: an answer did not arrive.
+            ProtocolError: an answer shows another level than the first did: the policy changed.
         """
         found = np.zeros((0, 0), np.float32) if codes is None else codes
         scored = [*self.classes, *texts]
@@ -112,7 +140,9 @@ class RemoteBlackBox:
                 codes=some_codes if len(some_codes) else None,
                 idempotency_key=f"{self.run}/{name}/{number}" if named else None,
             )
-            scores[prompts.start : prompts.stop, rows.start : rows.stop] = answer.log_probs
+            scores[prompts.start : prompts.stop, rows.start : rows.stop] = self._read(
+                answer, len(scored)
+            )
             costs.append(answer.cost)
             answers.append(answer.idempotency_key)
         return Scores(
@@ -149,12 +179,12 @@ class RemoteBlackBox:
         )
 
     def answer_bytes(self, prompts: int, texts: int = 0) -> int:
-        """How many bytes of log-probabilities scoring that many prompts brings.
+        """How many bytes of numbers and class indices scoring that many prompts brings.
 
         Beside them each call has a document of a kilobyte or so. Compressed answers are smaller.
         """
         scored = len(self.classes) + texts
-        return prompts * self.image_set.count * scored * np.dtype(self.dtype).itemsize
+        return prompts * self.image_set.count * self._row_bytes(scored)
 
     def budgets(self) -> Sequence[Budget]:
         """All budgets that bound the key now. Asks the server; `Scores` tells them too."""
@@ -162,7 +192,7 @@ class RemoteBlackBox:
 
     def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
         """Cuts [P, N] into the (prompts, rows) of each call, which scores so many texts."""
-        row_bytes = scored * np.dtype(self.dtype).itemsize
+        row_bytes = self._row_bytes(scored)
         rows = _per_call(self._limits, row_bytes, self.image_set.count)
         prompts_at_once = min(
             self._limits.prompts_per_call,
@@ -171,6 +201,19 @@ class RemoteBlackBox:
         return itertools.product(
             _blocks(prompts, prompts_at_once), _blocks(self.image_set.count, rows)
         )
+
+    def _row_bytes(self, scored: int) -> int:
+        """Of one prompt's answer for one picture."""
+        return _row_bytes(self.output, scored, self._dtype)
+
+    def _read(self, answer: Prediction, scored: int) -> NDArray[np.float32]:
+        if answer.output != self.output:
+            raise ProtocolError(
+                f"The answer is of level '{answer.output.level}'; the key's was "
+                f"'{self.output.level}' when the run began.",
+                remedy="The key's policy has changed: tune anew.",
+            )
+        return scores_of(answer.tensors, self.output, scored)
 
     def _request(
         self,
@@ -188,7 +231,7 @@ class RemoteBlackBox:
                 context=context,
                 image_set=self.image_set.id,
                 rows=rows,
-                dtype=self.dtype,
+                dtype=self._dtype,
             )
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
@@ -230,18 +273,45 @@ def check_prompts(
             raise InvalidRequest(problem) from error
 
 
+def classify_here(adapter: Adapter, black_box: RemoteBlackBox) -> tuple[Scores, Array]:
+    """Scores an adapter's prompts on a black box's pictures and applies its head to them here.
+
+    Returns:
+        The scores [P, N, C + M], and log-probabilities [N, C].
+
+    Raises:
+        CraftError: the head reads answers that the key may not see; nothing was charged.
+    """
+    config, seen = adapter.config, black_box.output
+    if not (seen.whole or config.output.same_level(seen)):
+        raise CraftError(
+            f"The adapter reads answers of level '{config.output.level}'; the key sees the level "
+            f"'{seen.level}'. Nothing was charged.",
+            remedy="Use a key of that level, or publish the adapter and let the server apply it.",
+        )
+    scores = black_box.score(
+        templates=config.templates,
+        context=config.context,
+        codes=adapter.codes if config.codes else None,
+    )
+    return scores, adapter.refined(scores.log_probs, seen)
+
+
 @dataclass(frozen=True)
 class Classified:
     """Refined predictions of a published adapter.
 
     Attributes:
-        log_probs: float32 [N, C].
+        log_probs: float32 [N, C], of answers that do not show all what
+            `craft_shared.output.scores_of` makes of them.
         charged: what they cost.
+        output: what the answers show.
         abstained: bool [N]; None where there is no threshold.
     """
 
     log_probs: NDArray[np.float32]
     charged: Units
+    output: Output
     abstained: NDArray[np.bool_] | None = None
 
 
@@ -258,13 +328,17 @@ class RemoteAdapter:
     card: AdapterCard
 
     @cached_property
+    def _model(self) -> ModelCard:
+        return self.client.model(self.card.model)
+
+    @property
     def limits(self) -> Limits:
         """The model's."""
-        return self.client.model(self.card.model).limits
+        return self._model.limits
 
     def row_calls(self, rows: int) -> list[range]:
         """Which rows of an image set each call classifies. Each call is `prompts` queries."""
-        row_bytes = len(self.card.classes) * _FLOAT32_BYTES
+        row_bytes = _row_bytes(self._model.output, len(self.card.classes), "float32")
         return _blocks(rows, _per_call(self.limits, row_bytes, rows))
 
     def picture_calls(self, pictures: Sequence[bytes]) -> list[list[bytes]]:
@@ -327,10 +401,23 @@ def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
     every = list(answers)
     flags = [answer.abstained for answer in every if answer.abstained is not None]
     return Classified(
-        np.concatenate([answer.log_probs for answer in every]),
+        np.concatenate(
+            [scores_of(answer.tensors, answer.output, len(answer.classes)) for answer in every]
+        ),
         sum((answer.cost.charged for answer in every), Units()),
+        every[0].output,
         np.concatenate(flags) if flags else None,
     )
+
+
+def _row_bytes(output: Output, classes: int, dtype: DType) -> int:
+    """What an answer shows of one distribution over the classes."""
+    if output.level == "label":
+        return _INDEX_BYTES
+    number = np.dtype(dtype).itemsize
+    if output.k is None:
+        return classes * number
+    return min(output.k, classes) * (number + _INDEX_BYTES)
 
 
 def _per_call(limits: Limits, row_bytes: int, rows: int) -> int:

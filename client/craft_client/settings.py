@@ -19,7 +19,7 @@ from craft_client.budgets import name, shortfall
 from craft_client.exceptions import CraftError
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
-from craft_shared.wire import AbsoluteScale, Budget, Scale
+from craft_shared.wire import AbsoluteScale, Budget, Output, Scale
 
 LEAST_POPULATION = 4
 MOST_DIM = 4096
@@ -27,6 +27,11 @@ MOST_SCALE = 1000.0
 MOST_HIDDEN = 65_536
 # With the plain prompt, 32 queries.
 RANDOM_CODES = 31
+# Of coarse answers more: each says less, and what they say adds up. Half as many as these were
+# clearly worse on held-out pictures, and twice as many better by less (docs/output-levels.md).
+RANDOM_CODES_OF_RANKS = 255  # labels, and the most probable classes alone
+RANDOM_CODES_OF_ROUNDED = 127  # probabilities of at most so many decimals:
+FEW_DECIMALS = 2
 KEPT_TEXTS = 64
 
 Recipe = Literal["craftbox", "paper"]
@@ -59,6 +64,25 @@ class Question(NamedTuple):
 def one_each(prompts: int, texts: int = 0) -> Units:
     """A query for each prompt, as a rule."""
     return Units(queries=prompts)
+
+
+def random_codes_for(output: Output, budget: int | None, prompt_limit: int | None) -> int:
+    """How many random codes are worth asking for, unless somebody says otherwise.
+
+    Args:
+        output: what the answers show.
+        budget: queries that the run may spend, half of them on more codes than whole answers need;
+            None is not bounded.
+        prompt_limit: how many prompts may be asked, the plain one included; None is not bounded.
+    """
+    codes = RANDOM_CODES
+    if output.level in ("label", "top_k"):
+        codes = RANDOM_CODES_OF_RANKS
+    elif output.level == "probs" and (output.decimals or 0) <= FEW_DECIMALS:
+        codes = RANDOM_CODES_OF_ROUNDED
+    if budget is not None:
+        codes = min(codes, max(RANDOM_CODES, budget // 2))
+    return codes if prompt_limit is None else min(codes, prompt_limit - 1)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from craft_client.settings import Recipe, SettingsError, TuneSettings
 from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.units import Units
-from craft_shared.wire import Provenance, ProviderProfile
+from craft_shared.wire import Output, Provenance, ProviderProfile
 
 __all__ = [
     "AnswerError",
@@ -97,6 +97,8 @@ def run_document(
         "revision": black_box.revision,
         "profile": None if profile is None else profile.model_dump(),
         "settings": asdict(settings),
+        "output": black_box.output.model_dump(mode="json"),
+        "prompts_per_image_set": black_box.prompt_limit,
         "classes": list(black_box.classes),
         "labels": labels.tolist(),
         **more,
@@ -142,9 +144,11 @@ def tune(
     Raises:
         SettingsError: the run cannot be done; nothing was asked.
         AnswerError: an answer was not finite or had the wrong shape.
-        JournalError: the journal cannot be written, or belongs to another run.
+        JournalError: the journal cannot be written, belongs to another run, or the key sees other
+            answers than when the run began.
         CraftError: the black box refused or failed. The journal has what was paid until then.
     """
+    _check_output(black_box, journal)
     budgets = black_box.budgets()
     run = TuningRun(black_box, labels, settings, journal, budgets, on_progress)
     if not run.answers.replaying:
@@ -156,6 +160,17 @@ def tune(
     journal.finish(result.adapter, _summary(result, outcome))
     run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)
     return result
+
+
+def _check_output(black_box: BlackBox, journal: Journal) -> None:
+    # Runs that earlier versions began saw everything.
+    began = Output.model_validate(journal.document.get("output", {}))
+    if began != black_box.output:
+        raise JournalError(
+            f"The key sees answers of level '{black_box.output.level}'; when the run in "
+            f"'{journal.folder}' began, it saw others, of level '{began.level}'.",
+            remedy="Resume it with a key of that level, or tune anew.",
+        )
 
 
 def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Journal) -> TuneResult:
@@ -170,6 +185,7 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
         context=run.context if len(outcome.codes) else None,
         codes=len(outcome.codes),
         head=outcome.head.kind,
+        output=black_box.output,
         provenance=Provenance(
             recipe=settings.recipe,
             # Of its path the name alone: who serves the adapter need not know the tuner's folders.

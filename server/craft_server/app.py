@@ -46,6 +46,7 @@ from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
+from craft_server.noise import read_secret
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
 from craft_server.recording import Tape
@@ -89,6 +90,8 @@ def create_app(
         run_at(provider.profile.clock.speed)
         with database.writing() as connection:
             set_prices(connection, engine.name, provider.profile.prices)
+    with database.reading() as connection:
+        noise_secret = read_secret(connection)
     services = Services(
         settings=settings,
         engine=engine,
@@ -107,6 +110,7 @@ def create_app(
             initializer=engine.use_one_core,
         ),
         in_flight=InFlight(),
+        noise_secret=noise_secret,
         features=ByteCache(settings.features_cache_bytes),
         adapters=ByteCache(settings.adapters_cache_bytes),
         provider=provider,

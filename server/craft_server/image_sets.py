@@ -145,7 +145,7 @@ def add_rows(
         NoSuchImageSet: it was deleted meanwhile.
         WrongFirstRow: it has grown meanwhile, or `first_row` was wrong.
     """
-    _lock_owner(connection, owner)
+    lock_owner(connection, owner)
     image_set = get_image_set(connection, owner, image_set_id)
     if image_set.count != first_row:
         raise WrongFirstRow(image_set.count)
@@ -191,13 +191,30 @@ def read_features(connection: sa.Connection, image_set: ImageSet) -> Features:
     return flat.reshape(image_set.count, -1)
 
 
+def read_digests(
+    connection: sa.Connection, image_set: ImageSet, rows: Sequence[int] | None
+) -> list[str]:
+    """SHA-256 of the pictures in some rows of an image set, or in all, in hexadecimal."""
+    every = connection.execute(
+        sa.select(IMAGE_FEATURES.c.sha256)
+        .join(IMAGE_SET_ROWS, IMAGE_SET_ROWS.c.feature_id == IMAGE_FEATURES.c.id)
+        .where(
+            IMAGE_SET_ROWS.c.image_set_id == image_set.id,
+            IMAGE_SET_ROWS.c.row < image_set.count,
+        )
+        .order_by(IMAGE_SET_ROWS.c.row)
+    ).scalars()
+    digests = list(every)
+    return digests if rows is None else [digests[row] for row in rows]
+
+
 def delete_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> None:
     """Deletes an image set, and the features that no other image set uses.
 
     Raises:
         NoSuchImageSet: the owner has none with this id.
     """
-    _lock_owner(connection, owner)
+    lock_owner(connection, owner)
     image_set = get_image_set(connection, owner, image_set_id)
     of_set = IMAGE_SET_ROWS.c.image_set_id == image_set.id
     used = connection.execute(
@@ -234,7 +251,7 @@ def _feature_ids(
     return {row.sha256: row.id for row in rows}
 
 
-def _lock_owner(connection: sa.Connection, owner: str) -> None:
+def lock_owner(connection: sa.Connection, owner: str) -> None:
     """Makes changes of one owner's image sets wait for each other until the transaction ends."""
     if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
         connection.execute(

@@ -9,6 +9,7 @@ from craft_server.adapters.tables import (
     ADAPTER_TOTALS,
     ADAPTERS,
 )
+from craft_server.asked_prompts import ASKED_PROMPTS
 from craft_server.console.sessions import CONSOLE_SESSIONS
 from craft_server.database import METADATA
 from craft_server.image_sets import IMAGE_FEATURES, IMAGE_SET_ROWS, IMAGE_SETS
@@ -23,6 +24,7 @@ from craft_server.ledger.tables import (
     TEAMS,
     TOTALS,
 )
+from craft_server.noise import NOISE_SECRETS
 from craft_server.run_reports import RUN_POINTS, RUN_REPORTS
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "ADAPTER_SETTINGS",
     "ADAPTER_TOTALS",
     "API_KEYS",
+    "ASKED_PROMPTS",
     "BUDGETS",
     "CALLS",
     "CHARGES",
@@ -42,6 +45,7 @@ __all__ = [
     "IMAGE_SET_ROWS",
     "KEY_SECRETS",
     "METADATA",
+    "NOISE_SECRETS",
     "PRICES",
     "RUN_POINTS",
     "RUN_REPORTS",

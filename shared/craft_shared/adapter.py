@@ -22,7 +22,8 @@ from craft_shared import codec
 from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
-from craft_shared.wire import ClassName, Context, Message, Provenance, Template
+from craft_shared.output import scores_of, shown
+from craft_shared.wire import EVERYTHING, ClassName, Context, Message, Output, Provenance, Template
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -48,6 +49,8 @@ class AdapterConfig(Message):
         context: the codes' search space.
         codes: how many codes follow the templates.
         head: the kind of head.
+        output: the level of the answers that the head was fitted on. It reads the scores that
+            `craft_shared.output` makes of such answers, wherever it is applied.
         provenance: how it came to be.
     """
 
@@ -62,6 +65,7 @@ class AdapterConfig(Message):
     context: Context | None = None
     codes: int = Field(default=0, ge=0)
     head: HeadKind
+    output: Output = EVERYTHING
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -103,7 +107,10 @@ class Adapter:
 
     def to_bytes(self) -> bytes:
         """The adapter as one safetensors body; equal adapters give equal bytes."""
-        return codec.encode(self.config.model_dump(mode="json"), self._tensors())
+        # Earlier versions knew no output: what is of theirs keeps its digest.
+        exclude = {"output"} if self.config.output == EVERYTHING else None
+        document = self.config.model_dump(mode="json", exclude=exclude)
+        return codec.encode(document, self._tensors())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Adapter:
@@ -133,6 +140,30 @@ class Adapter:
         except ValueError as error:
             raise AdapterError(str(error)) from error
         return cls(config, codes, head)
+
+    def refined(
+        self, scores: NDArray[np.float32], seen: Output = EVERYTHING
+    ) -> NDArray[np.float32]:
+        """What the head makes of the prompts' scores [P, N, C + M]: log-probabilities [N, C].
+
+        It reads them as coarse as those that it was fitted on, noise apart, wherever it is applied.
+
+        Args:
+            scores: that `craft_shared.output.scores_of` made of answers.
+            seen: the answers' level.
+
+        Raises:
+            AdapterError: they are of another level than those that it was fitted on, and not whole.
+        """
+        wanted = self.config.output
+        if wanted.same_level(seen):
+            return self.head(scores)
+        if not seen.whole:
+            raise AdapterError(
+                f"the head reads answers of level '{wanted.level}', and these are of another, "
+                f"'{seen.level}'"
+            )
+        return self.head(scores_of(shown(scores, wanted), wanted, len(self.config.scored)))
 
     @property
     def digest(self) -> str:

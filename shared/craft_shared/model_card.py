@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 from craft_shared.units import UNITS
+from craft_shared.wire import Output
 
 if TYPE_CHECKING:
     from craft_shared.adapter import AdapterConfig
@@ -41,6 +42,7 @@ def model_card(config: AdapterConfig) -> str:
         ("access", _ACCESS[config.access_mode]),
         ("prompts", f"{config.prompts}, of them {config.codes} codes"),
         ("head", _HEADS[config.head]),
+        ("output level of the answers it was fitted on", _plain(level_words(config.output))),
     ]
     accuracies = [
         ("before: the plain prompt", _percent(made.accuracy_before)),
@@ -83,6 +85,20 @@ Where the provider's signed receipt was kept, it is `{RECEIPT_FILE}` beside this
 - `adapter_config.json`: what it is, schema version {config.schema_version}
 - `adapter.safetensors`: the same, with codes and head; `craft publish` sends this file
 """
+
+
+def level_words(output: Output) -> str:
+    """An output level in a few words."""
+    words = {
+        "label": "label: the most probable class, no number",
+        "top_k": f"top_k: the {output.k} most probable classes",
+        "probs": "probs: probabilities"
+        + (f" of the {output.k} most probable classes" if output.k else ""),
+        "log_probs": "log_probs: log-probabilities of all classes",
+    }[output.level]
+    if output.decimals is not None:
+        words += f", {output.decimals} decimals"
+    return f"{words}, with noise of {output.noise:g} nats" if output.noise else words
 
 
 def _table(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:

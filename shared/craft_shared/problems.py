@@ -59,6 +59,12 @@ BUDGET_EXHAUSTED = ProblemType(
     "The key's budget does not cover this call",
     "Ask for less, or ask the provider for a top-up; a retry cannot succeed.",
 )
+PROMPT_LIMIT_REACHED = ProblemType(
+    "prompt-limit-reached",
+    403,
+    "The key may not ask so many different prompts about these pictures",
+    "Ask prompts that were asked before, or ask the provider for more; a retry cannot succeed.",
+)
 NOT_FOUND = ProblemType(
     "not-found", 404, "There is no such resource", "Check the address of the call."
 )
@@ -151,6 +157,7 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
         UNAUTHENTICATED,
         FORBIDDEN,
         BUDGET_EXHAUSTED,
+        PROMPT_LIMIT_REACHED,
         NOT_FOUND,
         MODEL_NOT_FOUND,
         IMAGE_SET_NOT_FOUND,

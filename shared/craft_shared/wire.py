@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from craft_shared.units import Measure, Unit, Units
 
@@ -42,6 +49,60 @@ class Answer(Message):
     """What a server says. Unknown fields are ignored, so that a newer server may say more."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+# --- output levels ----------------------------------------------------------------------------
+
+
+Level = Literal["label", "top_k", "probs", "log_probs"]
+
+MAX_DECIMALS = 6  # single precision holds no more
+Decimals = Annotated[int, Field(ge=1, le=MAX_DECIMALS)]
+Noise = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class Output(Message):
+    """What an answer shows of each distribution over the classes.
+
+    Attributes:
+        level: `label`: the most probable class, no number. `top_k`: the log-probabilities of the k
+            most probable classes. `probs`: probabilities. `log_probs`: log-probabilities; without
+            `decimals` they are all that the model says.
+        k: how many classes are named, the most probable ones; all when null. `top_k` has one,
+            `probs` may.
+        decimals: to which numbers are rounded; not at all when null. `probs` has some.
+        noise: standard deviation, in nats, of what was added to each log-probability before
+            anything else. The same question has the same noise each time.
+    """
+
+    level: Level = "log_probs"
+    k: TopK | None = None
+    decimals: Decimals | None = None
+    noise: Noise = 0.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Output:
+        if self.level == "label" and (self.k or self.decimals):
+            raise ValueError("level 'label' shows no numbers: it has neither k nor decimals")
+        if self.level == "top_k" and self.k is None:
+            raise ValueError("level 'top_k' needs k")
+        if self.level == "log_probs" and self.k is not None:
+            raise ValueError("level 'log_probs' is of all classes: it has no k")
+        if self.level == "probs" and self.decimals is None:
+            raise ValueError("level 'probs' needs decimals")
+        return self
+
+    def same_level(self, other: Output) -> bool:
+        """Whether both show the same, whatever noise comes before it."""
+        return self == other.model_copy(update={"noise": self.noise})
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left out of the log-probabilities, noisy or not."""
+        return self.level == "log_probs" and self.decimals is None
+
+
+EVERYTHING = Output()
 
 
 # --- models -----------------------------------------------------------------------------------
@@ -84,6 +145,9 @@ class ModelCard(Answer):
         image_size: side in pixels that pictures are resized to.
         limits: what one call may hold.
         outputs: the output levels this key may receive.
+        output: what this key's answers show.
+        prompts_per_image_set: how many different prompts this key may ask about one image set;
+            null is not bounded.
         profile: of the provider that is simulated; null where none is.
     """
 
@@ -91,7 +155,9 @@ class ModelCard(Answer):
     revision: str
     image_size: int
     limits: Limits
-    outputs: list[Literal["log_probs"]]
+    outputs: list[Level]
+    output: Output = EVERYTHING
+    prompts_per_image_set: int | None = None
     profile: ProviderProfile | None = None
 
 
@@ -267,7 +333,7 @@ class PredictionRequest(Message):
         images: pictures as base64 strings (JSON only).
         dtype: precision of the answer's log-probabilities.
         top_k: of each prompt and picture only the so many most probable classes are answered, at
-            most C; all when null. The charge is the same.
+            most C; as many as the key may see when null, and never more. The charge is the same.
     """
 
     model: str
@@ -286,17 +352,22 @@ class PredictionAnswer(Answer):
     """Answer of `POST /v1/predictions`.
 
     Attributes:
+        output: what the tensors show.
         log_probs: tensor [prompts, images, classes] of natural-log probabilities over the classes.
-            With `top_k`, [prompts, images, top_k]: the largest of these same numbers, in descending
-            order.
-        top_classes: tensor, int32 of the same shape, only with `top_k`: which of the request's
-            classes each number belongs to, from 0. Of equal numbers the lower index comes first.
+            With k, [prompts, images, k]: the largest of these same numbers, in descending order.
+            Not with the levels `label` and `probs`.
+        probs: tensor like `log_probs`, with level `probs` alone: probabilities.
+        top_classes: tensor, int32 of the same shape, only with k and, [prompts, images, 1], with
+            level `label`: which of the request's classes each number belongs to, from 0. Of equal
+            numbers the lower index comes first.
     """
 
     model: str
     revision: str
     cost: Cost
+    output: Output = EVERYTHING
     log_probs: list[list[list[float]]] | None = None
+    probs: list[list[list[float]]] | None = None
     top_classes: list[list[list[int]]] | None = None
 
 
@@ -461,7 +532,8 @@ class AdapterPredictionRequest(Message):
         rows: rows of the image set to classify; all when null.
         images: pictures as base64 strings (JSON only).
         top_k: of each picture only the so many most probable classes are answered, at most as many
-            as the adapter has; all when null. The charge is the same.
+            as the adapter has; as many as the key may see when null, and never more. The charge is
+            the same.
         abstain_below: say of each picture whether its most probable class is less probable than
             this; null means the adapter's own threshold.
     """
@@ -481,19 +553,24 @@ class AdapterPredictionAnswer(Answer):
         version: that was asked, the same for all pictures.
         classes: C names.
         cost: of the call; nothing where the adapter's publisher pays.
-        log_probs: tensor, float32 [images, classes]. With `top_k`, [images, top_k]: the largest of
-            these same numbers, in descending order.
-        top_classes: tensor, int32 of the same shape, only with `top_k`: which of `classes` each
-            number belongs to, from 0. Of equal numbers the lower index comes first.
-        abstained: tensor, uint8 [images], only with a threshold: 1 where the most probable class is
-            less probable than that.
+        output: what the tensors show.
+        log_probs: tensor, float32 [images, classes]. With k, [images, k]: the largest of these same
+            numbers, in descending order. Not with the levels `label` and `probs`.
+        probs: tensor like `log_probs`, with level `probs` alone: probabilities.
+        top_classes: tensor, int32 of the same shape, only with k and, [images, 1], with level
+            `label`: which of `classes` each number belongs to, from 0. Of equal numbers the lower
+            index comes first.
+        abstained: tensor, uint8 [images], only with a threshold: 1 where the most probable class,
+            by the numbers of this answer, is less probable than that. Not with level `label`.
     """
 
     adapter: str
     version: int
     classes: list[str]
     cost: Cost
+    output: Output = EVERYTHING
     log_probs: list[list[float]] | None = None
+    probs: list[list[float]] | None = None
     top_classes: list[list[int]] | None = None
     abstained: list[int] | None = None
 
@@ -547,6 +624,27 @@ class BudgetTopUps(Message):
     budgets: list[BudgetTopUp] = Field(min_length=1, max_length=100)
 
 
+class KeyPolicy(Message):
+    """What a key's answers may show: body of `PUT /v1/admin/keys/{prefix}/policy`.
+
+    Attributes:
+        model: whose answers; null means every model without a policy of its own.
+        output: the most that an answer shows.
+        prompts_per_image_set: how many different prompts the key's owner may ask about one image
+            set, or one picture that is sent along; null is not bounded.
+    """
+
+    model: NonEmptyLabel | None = None
+    output: Output = EVERYTHING
+    prompts_per_image_set: Annotated[int, Field(ge=1, le=MAX_AMOUNT)] | None = None
+
+
+class KeyPolicies(Answer):
+    """A key's policies; the one without a model comes first. None means: everything is shown."""
+
+    policies: list[KeyPolicy]
+
+
 class KeyCreate(Message):
     """Body of `POST /v1/admin/keys`.
 
@@ -560,6 +658,7 @@ class KeyCreate(Message):
         predictions_per_minute: prompts scored against one image; null is not bounded.
         concurrency: charged calls at a time; null is not bounded.
         budgets: the key's own; what has none is not bounded.
+        policies: what its answers may show; everything when there is none.
     """
 
     owner: NonEmptyLabel
@@ -571,6 +670,7 @@ class KeyCreate(Message):
     predictions_per_minute: PerMinute | None = None
     concurrency: PerMinute | None = None
     budgets: list[BudgetLimit] = Field(default_factory=list, max_length=100)
+    policies: list[KeyPolicy] = Field(default_factory=list, max_length=100)
 
 
 class KeyRotate(Message):

@@ -19,8 +19,9 @@ from PIL import Image
 
 from craft_client.blackbox import Scores
 from craft_shared.head import log_softmax
+from craft_shared.output import scores_of, shown
 from craft_shared.units import Measure, Units
-from craft_shared.wire import Budget, Context
+from craft_shared.wire import EVERYTHING, Budget, Context, Output
 
 SIDE = 8
 WIDTH = 32
@@ -118,6 +119,7 @@ class FakeBlackBox:
         pictures: uint8 [N, 8, 8, 3].
         queries: how many may be charged; None for any number.
         price_micros: of a query.
+        output: what answers show.
     """
 
     model = "fake"
@@ -130,6 +132,7 @@ class FakeBlackBox:
         *,
         queries: int | None = None,
         price_micros: int = 0,
+        output: Output = EVERYTHING,
     ) -> None:
         self.classes = list(clip.names)
         self._purse = queries
@@ -137,6 +140,8 @@ class FakeBlackBox:
         self.charged = Units()
         self.acknowledged: list[str] = []
         self.names: list[str | None] = []
+        self.output = output
+        self.prompt_limit: int | None = None
         self._clip = clip
         self._features = clip.features(pictures)
 
@@ -152,6 +157,7 @@ class FakeBlackBox:
         self.names.append(name)
         scored = [*self.classes, *texts]
         log_probs = self._clip.log_probs(self._features, scored, templates, context, codes)
+        log_probs = scores_of(shown(log_probs, self.output), self.output, len(scored))
         charged = self.units(len(log_probs), len(texts))
         assert self._purse is None or self.charged.queries + charged.queries <= self._purse
         self.charged += charged

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from craft_client.api import Client
     from craft_client.remote import Classified, RemoteAdapter
-    from craft_shared.wire import AdapterChange, AdapterSettings
+    from craft_shared.wire import AdapterChange, AdapterSettings, Output
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory.")]
 OwnName = Annotated[
@@ -254,7 +254,7 @@ def predict(
         remote = RemoteAdapter(client, client.adapter(adapter))
         found = _predict_now(remote, files, abstain_below)
     card = remote.card
-    answers = [_best(row, card.classes, top) for row in found.log_probs]
+    answers = [_best(row, card.classes, top, found.output) for row in found.log_probs]
     if as_json:
         document(
             {
@@ -283,7 +283,7 @@ def predict(
             [
                 str(path) if rank == 0 else "",
                 f"({name}?)" if abstained else name,
-                percent(100 * probability),
+                "not shown" if probability is None else percent(100 * probability),
             ]
             for path, best, abstained in zip(
                 files, answers, _flags(found.abstained, len(files)), strict=True
@@ -495,11 +495,18 @@ def _change(wanted: dict[str, object]) -> AdapterChange:
         ) from error
 
 
-def _best(log_probs: NDArray[np.float32], classes: list[str], top: int) -> list[tuple[str, float]]:
-    """The most probable classes of one picture and their probabilities, best first."""
+def _best(
+    log_probs: NDArray[np.float32], classes: list[str], top: int, output: Output
+) -> list[tuple[str, float | None]]:
+    """The most probable classes of one picture and their probabilities, best first.
+
+    Only those that the answer names; without a probability where it shows none.
+    """
     import numpy as np
 
-    order = np.argsort(-log_probs, kind="stable")[:top]
+    if output.level == "label":
+        return [(classes[int(log_probs.argmax())], None)]
+    order = np.argsort(-log_probs, kind="stable")[: min(top, output.k or top)]
     return [(classes[index], float(np.exp(log_probs[index]))) for index in order]
 
 

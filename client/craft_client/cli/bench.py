@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,7 +132,8 @@ def _measure(
 
     run = folder / "run"
     if not (run / SUMMARY_FILE).exists():
-        settings = recipe_settings(
+        settings_of = partial(
+            recipe_settings,
             cell.recipe,
             cell.data,
             cell.shots,
@@ -141,7 +143,8 @@ def _measure(
         )
         samples = few_shot(dataset.split("train"), cell.shots, cell.seed, dataset.classes)
         run.mkdir(parents=True, exist_ok=True)
-        tune_task(Task(settings, dataset.classes, data, samples), run, model, url, key)
+        task = Task(settings_of(), dataset.classes, data, samples, settings_of)
+        tune_task(task, run, model, url, key)
     summary = Journal.open(run).summary()
     text, receipt = fetch_receipt(str(run), url, key)
     write_whole(folder / "receipt.jws", f"{text}\n".encode())

@@ -165,6 +165,7 @@ def measure_run(
             adapter knows. Every class is scored and charged all the same.
     """
     from craft_client.journal import Journal
+    from craft_client.remote import classify_here
 
     dataset, samples = _pictures(data, split)
     adapter = Journal.open(run).adapter()
@@ -187,15 +188,13 @@ def measure_run(
             remedy=_TOP_UP,
         )
         image_set, uploaded = upload(client, image_set, samples)
-        scores = _black_box(client, image_set, config.scored).score(
-            templates=config.templates, context=config.context, codes=adapter.codes
-        )
+        scores, refined = classify_here(adapter, _black_box(client, image_set, config.scored))
     plain = scores.log_probs[0, :, : len(config.classes)]
     among = columns if among_its_classes else None
     return Measured(
         {
             "accuracy_before": _accuracy(plain, labels, among),
-            "accuracy_after": _accuracy(adapter.head(scores.log_probs), labels, among),
+            "accuracy_after": _accuracy(refined, labels, among),
         },
         {
             "run": str(run),

@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -18,11 +19,12 @@ from craft_client.cli.progress import watch
 from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, percent, say, size, table
 from craft_client.exceptions import DataError
+from craft_shared.model_card import level_words
 from craft_shared.units import UNITS, Units
-from craft_shared.wire import AbsoluteScale
+from craft_shared.wire import EVERYTHING, AbsoluteScale
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
-    from craft_shared.wire import ImageSet, Limits
+    from craft_shared.wire import ImageSet, Limits, ModelCard
 
 _TUNING = "Tuning"
 _TEXTS = "Open-text mode"
@@ -115,7 +117,7 @@ def tune(
     random_codes: Annotated[
         int | None,
         typer.Option(
-            show_default="31; paper: 0",
+            show_default="31, of coarse answers more; paper: 0",
             help="Codes scored before the search.",
             rich_help_panel=_TUNING,
         ),
@@ -195,7 +197,8 @@ def tune(
         if data is None:
             raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
         dataset = load_dataset(data)
-        settings = recipe_settings(
+        settings_of = partial(
+            recipe_settings,
             recipe,
             dataset.name,
             shots,
@@ -216,7 +219,7 @@ def tune(
             keep_texts=keep_texts,
         )
         samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
-        task = Task(settings, dataset.classes, data, samples)
+        task = Task(settings_of(), dataset.classes, data, samples, settings_of)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with _run_folder(folder, resumed=resume is not None):
         tuned = tune_task(task, folder, model, url, key, report=report)
@@ -235,12 +238,24 @@ def _vocabulary(
 
 @dataclass(frozen=True)
 class Task:
-    """Settings, class names, and pictures of the folder `data`."""
+    """Settings, class names, and pictures of the folder `data`.
+
+    `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit`), while
+    the run has not begun.
+    """
 
     settings: TuneSettings
     classes: Sequence[str]
     data: Path
     samples: Sequence[Sample]
+    settings_of: Callable[..., TuneSettings] | None = None
+
+    def of_key(self, card: ModelCard) -> Task:
+        """The task as it is for a key that the model's card is for."""
+        if self.settings_of is None:
+            return self
+        settings = self.settings_of(output=card.output, prompt_limit=card.prompts_per_image_set)
+        return replace(self, settings=settings)
 
 
 @dataclass(frozen=True)
@@ -324,6 +339,7 @@ def tune_task(
     run: str = _run_name(folder) if begun is None else begun.document["run"]
     with connect(url, key, run=run) as client:
         if begun is None:
+            task = task.of_key(client.model(model))
             journal, image_set = _begin(task, folder, labels, client, run, model)
         else:
             journal, image_set = begun, client.image_set(begun.document["image_set"])
@@ -417,12 +433,24 @@ def _begin(
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
     scored = [*task.classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)
+    _say_level(card)
     answers, pictures = (size(traffic[name]) for name in _TRAFFIC)
     say(
         f"This run takes at most {need.queries:,} queries, receives at most {answers} of answers, "
         f"and uploads {pictures} of pictures."
     )
     return Journal.create(folder, about), image_set
+
+
+def _say_level(card: ModelCard) -> None:
+    """Says what the key's answers show, if that is not everything."""
+    if card.output != EVERYTHING:
+        say(
+            f"The key sees {level_words(card.output)}. What tuning reaches with that: "
+            "docs/output-levels.md."
+        )
+    if card.prompts_per_image_set is not None:
+        say(f"It may ask {card.prompts_per_image_set:,} different prompts about an image set.")
 
 
 def _run_name(folder: Path) -> str:
@@ -495,6 +523,7 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "prompts": result.adapter.config.prompts,
                 "texts": result.adapter.config.texts,
                 "seconds": seconds,
+                "output": result.adapter.config.output.model_dump(mode="json"),
                 "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),
                 **tuned.traffic,

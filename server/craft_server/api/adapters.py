@@ -27,13 +27,15 @@ from craft_server.api.checks import check_answer_size, check_model, checked_prom
 from craft_server.api.classification import classify, load
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
+from craft_server.api.outputs import checked_output, policy_for, question
 from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
 from craft_server.api.services import Services, WithServices
-from craft_server.api.top_classes import check_top_k, most_probable
 from craft_server.clock import now_ms
+from craft_server.engine import Prompts
 from craft_server.ledger.charges import Work, cost_of
 from craft_server.ledger.keys import Caller
+from craft_server.policy import answerable
 from craft_server.problems import ProblemError, invalid_field
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
@@ -42,6 +44,7 @@ from craft_shared.problems import (
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
+    PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
 from craft_shared.units import Units
@@ -58,6 +61,7 @@ from craft_shared.wire import (
     Alias,
     Cost,
     Name,
+    Output,
 )
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -119,6 +123,7 @@ async def publish(
     check_model(services, config.model)
     _check_revision(services, config.model, config.revision)
     _check_texts(services, adapter)
+    _check_output(services, caller, adapter)
     prompts = await checked_prompts(
         services,
         classes=config.scored,
@@ -282,6 +287,7 @@ async def retire(services: WithServices, caller: WithPublishKey, name: Versions)
             IMAGE_SET_NOT_FOUND,
             REVISION_MISMATCH,
             INVALID_IMAGE,
+            PROMPT_LIMIT_REACHED,
         ),
     },
 )
@@ -295,9 +301,10 @@ async def predict(
 ) -> Response:
     """Classifies pictures with an adapter of P prompts.
 
-    With `top_k` the answer holds of each picture that many classes: the most probable ones, their
-    log-probabilities the same as in the whole answer. With a threshold it says of which pictures
-    the adapter does not know what they are.
+    The answer shows what the caller's policy allows, and says so in `output`. With `top_k` it holds
+    of each picture that many classes at most: the most probable ones, their numbers the same as in
+    the whole answer. With a threshold it says of which pictures the adapter does not know what they
+    are, unless the answer has no numbers.
 
     Charged, to the caller unless the adapter's publisher pays: P of `queries`, P x N of
     `predictions`, one of `images` for each picture in the body, one of `requests`; with `top_k` as
@@ -306,14 +313,21 @@ async def predict(
     publication = await services.database.read(adapters.find, caller, name)
     card, message = publication.card, body.message
     _check_revision(services, card.model, card.revision)
-    check_top_k(message.top_k, len(card.classes))
+    policy = policy_for(services, caller)
+    output = checked_output(policy, message.top_k, len(card.classes))
+    if output.level == "label" and message.abstain_below is not None:
+        raise invalid_field(
+            "abstain_below",
+            "the answer has no probabilities, by the key's policy",
+            "Leave it out.",
+        )
     selection = await select_pictures(services, caller, message, body.files)
     check_answer_size(
         request,
         services,
         rows=selection.count,
         classes=len(card.classes),
-        top_k=message.top_k,
+        output=output,
         dtype="float32",
         field=selection.field,
     )
@@ -324,17 +338,34 @@ async def predict(
         images=len(selection.files),
         requests=1,
     )
+    servable = await load(services, publication)
+    config = servable.adapter.config
+    asked = await question(
+        services,
+        caller,
+        policy,
+        output,
+        prompts=Prompts(tuple(config.templates), config.context, servable.adapter.codes),
+        classes=config.scored,
+        selection=selection,
+        counted=card.owner == caller.owner,
+    )
     await use_predictions(request, services, caller, units.predictions)
     work = Work("adapter-predictions", card.model, card.revision, units, call.run)
-    async with booking(services, caller, call, work, publication.payer_key_id) as booked:
-        servable = await load(services, publication)
+    async with booking(
+        services, caller, call, work, publication.payer_key_id, asking=asked.asking
+    ) as booked:
         features = await pictures.features(services, caller)
-        refine = _refining(servable.adapter, message, card.abstain_below)
-        tensors = await classify(services, caller, servable, features, refine)
+        refine = _refining(servable.adapter, output, message, card.abstain_below)
+        tensors = await classify(services, caller, servable, features, asked.noise, refine)
         answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
             AdapterPredictionAnswer(
-                adapter=card.name, version=card.version, classes=card.classes, cost=booked.cost
+                adapter=card.name,
+                version=card.version,
+                classes=card.classes,
+                cost=booked.cost,
+                output=output,
             )
         )
         if booked.repeated:
@@ -406,25 +437,38 @@ def _check_texts(services: Services, adapter: Adapter) -> None:
         )
 
 
+def _check_output(services: Services, caller: Caller, adapter: Adapter) -> None:
+    wanted, policy = adapter.config.output, policy_for(services, caller)
+    if not policy.reads(wanted):
+        raise invalid_field(
+            "adapter.output",
+            f"its head reads answers of level '{wanted.level}'; the key's policy shows it others, "
+            f"of level '{policy.output.level}'",
+            "Tune again with this key, or publish with one that may see such answers.",
+        )
+
+
 def _published(status: int, card: AdapterCard, cost: Cost) -> Response:
     return json_response(AdapterPublishAnswer(adapter=card, cost=cost), status=status)
 
 
 def _refining(
-    adapter: Adapter, message: AdapterPredictionRequest, abstain_below: float | None
+    adapter: Adapter,
+    output: Output,
+    message: AdapterPredictionRequest,
+    abstain_below: float | None,
 ) -> Callable[[NDArray[np.float32]], codec.Tensors]:
     if message.abstain_below is not None:
         abstain_below = message.abstain_below
 
     def refine(log_probs: NDArray[np.float32]) -> codec.Tensors:
-        refined = adapter.head(log_probs)
-        tensors = (
-            {"log_probs": refined}
-            if message.top_k is None
-            else most_probable(refined, message.top_k)
-        )
-        if abstain_below is not None:
-            tensors["abstained"] = (np.exp(refined.max(axis=-1)) < abstain_below).astype(np.uint8)
+        tensors = answerable(adapter.refined(log_probs), output)
+        if abstain_below is not None and output.level != "label":
+            # By what is answered: a threshold must not find out more.
+            best = (tensors["probs"] if "probs" in tensors else np.exp(tensors["log_probs"])).max(
+                axis=-1
+            )
+            tensors["abstained"] = (best < abstain_below).astype(np.uint8)
         return tensors
 
     return refine

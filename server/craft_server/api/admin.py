@@ -41,6 +41,8 @@ from craft_shared.wire import (
     KeyCard,
     KeyCreate,
     KeyList,
+    KeyPolicies,
+    KeyPolicy,
     KeyRotate,
     KeySecret,
     NonEmptyLabel,
@@ -122,6 +124,39 @@ async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Pref
     """Makes the key useless from its next call on, all its secrets. It stays listed."""
     with _refusals():
         return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
+
+
+@router.get(
+    "/keys/{prefix}/policy",
+    summary="A key's policies",
+    responses=documents.problems(*documents.SCOPED, NOT_FOUND),
+)
+async def get_key_policy(
+    services: WithServices, _caller: WithAdminKey, prefix: Prefix
+) -> KeyPolicies:
+    """What the key's answers may show."""
+    with _refusals():
+        return await services.database.read(administration.show_policies, prefix)
+
+
+@router.put(
+    "/keys/{prefix}/policy",
+    summary="Set a key's policy",
+    openapi_extra=documents.json_body(KeyPolicy),
+    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
+)
+async def set_key_policy(
+    services: WithServices,
+    _caller: WithAdminKey,
+    prefix: Prefix,
+    body: Annotated[Body[KeyPolicy], Depends(body_of(KeyPolicy))],
+) -> KeyPolicies:
+    """Sets what answers of one model, or of every model without a policy, may show. At once.
+
+    Answers that were stored under an Idempotency-Key are given again as they were.
+    """
+    with _refusals():
+        return await services.database.write(administration.set_policy, prefix, body.message)
 
 
 @router.put(

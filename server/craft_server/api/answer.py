@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from fastapi import Request
@@ -18,12 +18,14 @@ from pydantic import BaseModel
 
 from craft_server.api.negotiation import names
 from craft_shared import codec
-
-DType = Literal["float32", "float16"]
+from craft_shared.output import DType
+from craft_shared.wire import Output
 
 JSON_TYPE = "application/json"
 # The longest number as text, such as -1.1754943508222875e-38, with its comma and brackets.
 _JSON_BYTES = {"float32": 28, "float16": 28, "int32": 15}
+# Fields of documents that tensors take.
+_TENSORS = {"log_probs", "probs", "top_classes", "abstained"}
 _NUMBERS_A_PIECE = 1 << 16
 
 
@@ -36,7 +38,7 @@ class TensorAnswer:
 
     async def with_document(self, document: BaseModel) -> Response:
         """The response: `document`, whose tensors' fields the tensors take."""
-        fields = document.model_dump(mode="json", exclude={"log_probs", "top_classes", "abstained"})
+        fields = document.model_dump(mode="json", exclude=_TENSORS)
         if self._texts is None:
             data = await asyncio.to_thread(codec.encode, fields, self._tensors)
             return Response(data, media_type=codec.MEDIA_TYPE)
@@ -64,26 +66,26 @@ def wants_safetensors(request: Request) -> bool:
     return names(request.headers.get("accept", ""), codec.MEDIA_TYPE)
 
 
-def answer_bytes(
-    request: Request, *, rows: int, classes: int, top_k: int | None, dtype: DType
-) -> int:
+def answer_bytes(request: Request, *, rows: int, classes: int, output: Output, dtype: DType) -> int:
     """An upper bound of an answer's tensors, in bytes.
 
     Args:
         request: which media type it wants.
         rows: how many distributions are answered.
         classes: over which they are.
-        top_k: how many numbers of each are answered, with their classes; all when None.
-        dtype: of log-probabilities.
+        output: what is answered of each.
+        dtype: of numbers.
     """
     sizes = (
         {name: np.dtype(name).itemsize for name in _JSON_BYTES}
         if wants_safetensors(request)
         else _JSON_BYTES
     )
-    if top_k is None:
+    if output.level == "label":
+        return rows * sizes["int32"]
+    if output.k is None:
         return rows * classes * sizes[dtype]
-    return rows * top_k * (sizes[dtype] + sizes["int32"])
+    return rows * min(output.k, classes) * (sizes[dtype] + sizes["int32"])
 
 
 def _json_of(array: NDArray[Any]) -> bytes:

@@ -9,12 +9,13 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from craft_server.api.answer import DType, answer_bytes
+from craft_server.api.answer import answer_bytes
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
 from craft_server.problems import invalid_field, invalid_request, model_not_found
+from craft_shared.output import DType
 from craft_shared.problems import FieldError
-from craft_shared.wire import Context, Limits
+from craft_shared.wire import Context, Limits, Output
 
 
 def check_model(services: Services, name: str) -> None:
@@ -53,7 +54,7 @@ def check_answer_size(
     *,
     rows: int,
     classes: int,
-    top_k: int | None,
+    output: Output,
     dtype: DType,
     field: str,
 ) -> None:
@@ -61,7 +62,7 @@ def check_answer_size(
 
     What is answered is as in `craft_server.api.answer.answer_bytes`.
     """
-    size = answer_bytes(request, rows=rows, classes=classes, top_k=top_k, dtype=dtype)
+    size = answer_bytes(request, rows=rows, classes=classes, output=output, dtype=dtype)
     allowed = services.settings.limits.answer_bytes
     if size > allowed:
         raise invalid_field(

@@ -17,6 +17,8 @@ from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.services import Services
 from craft_server.image_sets import Features
 from craft_server.ledger.keys import Caller
+from craft_server.noise import Noise
+from craft_server.policy import noisy
 from craft_shared.codec import Tensors
 
 _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
@@ -37,6 +39,7 @@ async def classify(
     caller: Caller,
     servable: ServableAdapter,
     features: Features,
+    noise: Noise | None,
     answer: Callable[[NDArray[np.float32]], Tensors],
 ) -> Tensors:
     """What `answer` makes of the prompts' log-probabilities.
@@ -46,18 +49,25 @@ async def classify(
         caller: whose turn of the engine it is.
         servable: P prompts, C classes, M further texts.
         features: of N pictures.
+        noise: that is added to log-probabilities; None for none.
         answer: from log-probabilities [P, n, C + M] of some pictures to tensors [n, ...], which are
             concatenated; runs on a thread.
     """
+
+    def noisy_answer(log_probs: NDArray[np.float32], pictures: slice) -> Tensors:
+        added = None if noise is None else noise.at(slice(None), pictures)
+        return answer(noisy(log_probs, added))
+
     prompts, texts, _ = servable.text_features.shape
     step = max(1, _SCORES_AT_ONCE // (prompts * texts))
     parts = []
     for start in range(0, len(features), step):
+        pictures = slice(start, start + step)
         log_probs = await services.engine.score(
-            features[start : start + step],
+            features[pictures],
             servable.text_features,
             "float32",
             tenant=caller.tenant,
         )
-        parts.append(await asyncio.to_thread(answer, log_probs))
+        parts.append(await asyncio.to_thread(noisy_answer, log_probs, pictures))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

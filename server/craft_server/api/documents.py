@@ -40,6 +40,7 @@ from craft_shared.wire import (
     ImageSetCreate,
     ImageUpload,
     KeyCreate,
+    KeyPolicy,
     KeyRotate,
     PredictionAnswer,
     PredictionRequest,
@@ -111,6 +112,7 @@ _BY_REFERENCE: tuple[type[BaseModel], ...] = (
     ImageSetCreate,
     ImageUpload,
     KeyCreate,
+    KeyPolicy,
     KeyRotate,
     PredictionAnswer,
     PredictionRequest,
@@ -162,13 +164,14 @@ def safetensors_body(description: str) -> dict[str, Any]:
 
 
 def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[str, Any]]:
-    """The 200 of a call that answers with the tensor `log_probs`, of a shape with a gap.
+    """The 200 of a call that answers with numbers of each class, of a shape with a gap.
 
-    The gap is the axis of the classes, of which `top_k` leaves some and says which.
+    The gap is the axis of the classes, of which `output` may leave some and say which.
     """
     tensors = (
-        f"`log_probs` {shape.format('classes')}; with `top_k` {shape.format('top_k')}, and of the "
-        "same shape `top_classes` int32, the classes' indices"
+        f"`log_probs`, or with the level `probs` `probs`, {shape.format('classes')}; with k "
+        f"{shape.format('k')}, and of the same shape `top_classes` int32, the classes' indices; "
+        "with the level `label` those alone"
     )
     return {
         200: {

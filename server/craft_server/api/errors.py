@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from craft_server import problems
 from craft_server.adapters import NoSuchAdapter, NoSuchVersion
 from craft_server.api.idempotency import Replayed, replay
+from craft_server.asked_prompts import PromptLimitReached
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
 from craft_server.ledger.calls import KeyReused, StillRunning
@@ -39,6 +40,7 @@ from craft_shared.problems import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
+    PROMPT_LIMIT_REACHED,
     RATE_LIMITED,
     FieldError,
     Problem,
@@ -57,6 +59,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(ProblemError)(_on_problem)
     app.exception_handler(BudgetExhausted)(_on_budget_exhausted)
     app.exception_handler(PublisherCannotPay)(_on_publisher_cannot_pay)
+    app.exception_handler(PromptLimitReached)(_on_prompt_limit_reached)
     app.exception_handler(TooManyRunning)(_on_too_many_running)
     app.exception_handler(RateLimited)(_on_rate_limited)
     app.exception_handler(NotCounted)(_on_not_counted)
@@ -137,6 +140,14 @@ async def _on_budget_exhausted(request: Request, error: BudgetExhausted) -> Resp
 async def _on_publisher_cannot_pay(request: Request, _error: PublisherCannotPay) -> Response:
     detail = "the adapter's publisher pays for its predictions, and has no budget left for this one"
     return _respond(request, ProblemError(BUDGET_EXHAUSTED, detail))
+
+
+async def _on_prompt_limit_reached(request: Request, error: PromptLimitReached) -> Response:
+    detail = (
+        f"{error.used} of {error.limit} different prompts have been asked about these pictures, "
+        f"and this call asks {error.new} more"
+    )
+    return _respond(request, ProblemError(PROMPT_LIMIT_REACHED, detail))
 
 
 async def _on_too_many_running(request: Request, error: TooManyRunning) -> Response:

@@ -45,10 +45,13 @@ from craft_shared.wire import (
     KeyCard,
     KeyCreate,
     KeyList,
+    KeyPolicies,
+    KeyPolicy,
     KeyRotate,
     KeySecret,
     ModelCard,
     ModelList,
+    Output,
     PredictionAnswer,
     PredictionRequest,
     PriceList,
@@ -141,6 +144,9 @@ _KEY = KeyCard(
     revoked_at=None,
 )
 _SECRET = KeySecret(key=f"craft_{_PREFIX}_{'shown-once' + '-' * 33}", prefix=_PREFIX, card=_KEY)
+_POLICY = KeyPolicy(
+    model=_MODEL, output=Output(level="probs", decimals=2, noise=0.5), prompts_per_image_set=512
+)
 _PRICES = PriceList(micros={"queries": 500, "images": 20})
 _LINE = UsageLine(
     **_CHARGE.model_dump(exclude={"units"}),
@@ -196,6 +202,7 @@ REQUESTS: Mapping[str, BaseModel] = {
         budgets=_LIMITS.budgets,
     ),
     "rotate_key": KeyRotate(overlap_seconds=3600),
+    "set_key_policy": _POLICY,
     "set_key_budgets": _LIMITS,
     "set_team_budgets": _LIMITS,
     "top_up_key": _TOP_UPS,
@@ -279,6 +286,7 @@ ANSWERS: Mapping[str, BaseModel | Mapping[str, Any]] = {
         version=1,
         classes=_CLASSES,
         cost=_cost(65, queries=32, predictions=32, images=1, requests=1),
+        output=Output(level="top_k", k=3),
         log_probs=[[-0.06714363396167755, -3.985529661178589, -4.527941703796387]],
         top_classes=[[9, 5, 1]],
     ),
@@ -286,6 +294,8 @@ ANSWERS: Mapping[str, BaseModel | Mapping[str, Any]] = {
     "list_keys": KeyList(keys=[_KEY]),
     "rotate_key": _SECRET,
     "revoke_key": _KEY.model_copy(update={"revoked_at": _LATER}),
+    "get_key_policy": KeyPolicies(policies=[_POLICY]),
+    "set_key_policy": KeyPolicies(policies=[_POLICY]),
     "set_key_budgets": _BUDGETS,
     "set_team_budgets": _BUDGETS,
     "top_up_key": _BUDGETS,
@@ -326,6 +336,8 @@ _DETAILS = {
     "unauthenticated": "the key is unknown, expired or revoked",
     "forbidden": "the call needs a key with the scope 'publish'",
     "budget-exhausted": "this call needs 40 queries and 12 are left",
+    "prompt-limit-reached": "510 of 512 different prompts have been asked about these pictures, "
+    "and this call asks 32 more",
     "not-found": "there is no key with this prefix",
     "model-not-found": "this server hosts no model 'RN50'",
     "image-set-not-found": "there is no image set with this id under the key's owner",

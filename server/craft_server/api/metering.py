@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
 from craft_server.api.services import Services
+from craft_server.asked_prompts import Asking
 from craft_server.clock import now_ms
 from craft_server.ledger import calls, charges, keys
 from craft_server.ledger.calls import StoredAnswer
@@ -110,12 +111,19 @@ class Booking:
 
 @asynccontextmanager
 async def booking(
-    services: Services, caller: Caller, call: Call, work: Work, payer_key_id: int | None = None
+    services: Services,
+    caller: Caller,
+    call: Call,
+    work: Work,
+    payer_key_id: int | None = None,
+    *,
+    asking: Asking | None = None,
 ) -> AsyncIterator[Booking]:
     """Reserves the work for the block, which must settle; gives it back if the block raises.
 
     A call that was made and charged before, and whose answer is gone, is worked on free of charge.
-    `payer_key_id` is of the key that is charged in the caller's place.
+    `payer_key_id` is of the key that is charged in the caller's place. What is `asking` is noted
+    with the reservation, both or neither.
 
     Raises:
         ProblemError: the engine's worker is dead; nothing was reserved.
@@ -123,13 +131,14 @@ async def booking(
         PublisherCannotPay: those of the payer in its place do not; nothing was reserved.
         TooManyRunning: the key has as many calls running as it may; nothing was reserved.
         Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
+        PromptLimitReached: the key may not ask so many prompts; nothing was reserved.
     """
     if not services.engine.alive:
         raise ProblemError(
             OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
         )
     with services.in_flight.one():
-        booked = await _book(services, caller, call, work, payer_key_id)
+        booked = await _book(services, caller, call, work, payer_key_id, asking)
         try:
             await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked
@@ -183,10 +192,17 @@ def _stored(response: Response) -> StoredAnswer:
 
 
 async def _book(
-    services: Services, caller: Caller, call: Call, work: Work, payer_key_id: int | None
+    services: Services,
+    caller: Caller,
+    call: Call,
+    work: Work,
+    payer_key_id: int | None,
+    asking: Asking | None,
 ) -> Booking:
     booking_it = asyncio.ensure_future(
-        services.database.write_deferred(_reserve, services, caller, call, work, payer_key_id)
+        services.database.write_deferred(
+            _reserve, services, caller, call, work, payer_key_id, asking
+        )
     )
     try:
         return await asyncio.shield(booking_it)
@@ -203,6 +219,7 @@ def _reserve(
     call: Call,
     work: Work,
     payer_key_id: int | None,
+    asking: Asking | None,
 ) -> Booking:
     at, holder = now_ms(), services.lease.holder
     if call.made is not None:
@@ -210,6 +227,8 @@ def _reserve(
             services, None, None, charges.cost_of(connection, caller, call.made.charge_id, at)
         )
     charges.check_concurrency(connection, caller)
+    if asking is not None:
+        asking.note(connection)
     if payer_key_id is None:
         reserved = charges.reserve(connection, caller, work, holder=holder, at=at)
         cost = reserved.cost

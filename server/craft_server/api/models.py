@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from craft_server.api import documents
 from craft_server.api.auth import WithCaller
+from craft_server.api.outputs import policy_for
 from craft_server.api.services import Services, WithServices
 from craft_shared.wire import ModelCard, ModelList, ProviderProfile
 
@@ -15,15 +16,17 @@ router = APIRouter(tags=["models"])
 @router.get(
     "/v1/models", summary="The hosted models", responses=documents.problems(*documents.KEYED)
 )
-async def list_models(services: WithServices, _caller: WithCaller) -> ModelList:
+async def list_models(services: WithServices, caller: WithCaller) -> ModelList:
     """The models, their limits, and what this key may receive. Free."""
-    engine = services.engine
+    engine, policy = services.engine, policy_for(services, caller)
     card = ModelCard(
         name=engine.name,
         revision=services.revision,
         image_size=engine.image_size,
         limits=services.settings.limits,
-        outputs=["log_probs"],
+        outputs=[policy.output.level],
+        output=policy.output,
+        prompts_per_image_set=policy.prompts_per_image_set,
         profile=_profile_of(services),
     )
     return ModelList(models=[card])

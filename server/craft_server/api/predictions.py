@@ -16,10 +16,16 @@ from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking
+from craft_server.api.outputs import (
+    Question,
+    answer_of_parts,
+    checked_output,
+    policy_for,
+    question,
+)
 from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
 from craft_server.api.services import Services, WithServices
-from craft_server.api.top_classes import check_top_k, most_probable_of_parts
 from craft_server.image_sets import Features
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
@@ -28,6 +34,7 @@ from craft_shared.problems import (
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
+    PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
 from craft_shared.units import Units
@@ -53,6 +60,7 @@ router = APIRouter(tags=["predictions"])
             IMAGE_SET_NOT_FOUND,
             REVISION_MISMATCH,
             INVALID_IMAGE,
+            PROMPT_LIMIT_REACHED,
         ),
     },
 )
@@ -65,15 +73,17 @@ async def predict(
 ) -> Response:
     """Scores P prompts on N pictures over C classes.
 
-    With `top_k` the answer holds of each picture, under each prompt, that many classes: the most
-    probable ones, their log-probabilities the same as in the whole answer.
+    The answer shows what the key's policy allows, and says so in `output`. With `top_k` it holds of
+    each picture, under each prompt, that many classes at most: the most probable ones, their
+    numbers the same as in the whole answer.
 
     Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
     picture in the body, one of `requests`; with `top_k` as without.
     """
     message = body.message
     check_model(services, message.model)
-    check_top_k(message.top_k, len(message.classes))
+    policy = policy_for(services, caller)
+    output = checked_output(policy, message.top_k, len(message.classes))
     prompts = await checked_prompts(
         services,
         classes=message.classes,
@@ -88,7 +98,7 @@ async def predict(
         services,
         rows=count * selection.count,
         classes=len(message.classes),
-        top_k=message.top_k,
+        output=output,
         dtype=message.dtype,
         field=selection.field,
     )
@@ -101,16 +111,25 @@ async def predict(
         requests=1,
     )
     engine = services.engine
+    asked = await question(
+        services,
+        caller,
+        policy,
+        output,
+        prompts=prompts,
+        classes=message.classes,
+        selection=selection,
+    )
     await use_predictions(request, services, caller, units.predictions)
     revision = services.revision
     work = Work("predictions", engine.name, revision, units, call.run)
-    async with booking(services, caller, call, work) as booked:
+    async with booking(services, caller, call, work, asking=asked.asking) as booked:
         image_features = await pictures.features(services, caller)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
-        tensors = await _scores(services, caller, message, image_features, text_features)
+        tensors = await _scores(services, caller, message, asked, image_features, text_features)
         answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
-            PredictionAnswer(model=engine.name, revision=revision, cost=booked.cost)
+            PredictionAnswer(model=engine.name, revision=revision, cost=booked.cost, output=output)
         )
         return await booked.settle(response)
 
@@ -119,17 +138,18 @@ async def _scores(
     services: Services,
     caller: Caller,
     message: PredictionRequest,
+    asked: Question,
     image_features: Features,
     text_features: NDArray[np.float32],
 ) -> Tensors:
     engine, tenant = services.engine, caller.tenant
-    if message.top_k is None:
+    if asked.output.whole and asked.noise is None:
         log_probs = await engine.score(image_features, text_features, message.dtype, tenant=tenant)
         return {"log_probs": log_probs}
-    return await most_probable_of_parts(
+    return await answer_of_parts(
         engine.score_parts(image_features, text_features, tenant=tenant),
+        asked,
         prompts=len(text_features),
         images=len(image_features),
-        top_k=message.top_k,
         dtype=message.dtype,
     )

@@ -35,6 +35,7 @@ class Services:
         decoders: threads that decode pictures.
         in_flight: calls whose reservation is open.
         features: image sets' features by id and count, bounded in bytes; used on the event loop.
+        noise_secret: from which noise in answers is drawn.
         adapters: parsed adapters by their row's id, bounded in bytes; used on the event loop.
         provider: whose behaviour is simulated; one that does nothing as a rule.
     """
@@ -47,6 +48,7 @@ class Services:
     receipts: Receipts
     decoders: ThreadPoolExecutor
     in_flight: InFlight
+    noise_secret: bytes
     features: ByteCache[tuple[str, int], Features]
     adapters: ByteCache[int, ServableAdapter]
     provider: Provider

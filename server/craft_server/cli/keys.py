@@ -23,11 +23,30 @@ from craft_server.cli.options import (
 from craft_server.cli.output import fail, print_json, print_table
 from craft_server.clock import now_ms, rfc3339
 from craft_server.ledger import administration, keys
-from craft_shared.wire import MAX_AMOUNT, KeyCreate
+from craft_shared.model_card import level_words
+from craft_shared.wire import MAX_AMOUNT, MAX_DECIMALS, KeyCreate, KeyPolicy, Output
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
 Rate = Annotated[int | None, typer.Option(min=1, max=MAX_AMOUNT, show_default=False)]
+Level = Annotated[
+    str | None,
+    typer.Option(
+        help="What answers show at most: label, top_k, probs or log_probs (default log_probs)."
+    ),
+]
+K = Annotated[int | None, typer.Option(min=1, help="With top_k or probs: how many classes.")]
+Decimals = Annotated[
+    int | None, typer.Option(min=1, max=MAX_DECIMALS, help="To which numbers are rounded.")
+]
+Noise = Annotated[
+    float | None,
+    typer.Option(min=0, max=100, help="Standard deviation of noise on log-probabilities, in nats."),
+]
+PromptLimit = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_AMOUNT, help="Different prompts about one image set at most."),
+]
 
 
 @app.command()
@@ -53,6 +72,11 @@ def create(
     texts: Amount = None,
     requests: Amount = None,
     cost_micros: Amount = None,
+    level: Level = None,
+    k: K = None,
+    decimals: Decimals = None,
+    noise: Noise = None,
+    prompts_per_image_set: PromptLimit = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -77,6 +101,7 @@ def create(
         predictions_per_minute=predictions_per_minute,
         concurrency=concurrency,
         budgets=[{"unit": unit, "limit": limit} for unit, limit in limits.items()],
+        policies=_policies(level, k, decimals, noise, prompts_per_image_set),
     )
     with writing(data_dir, database_url) as connection:
         made = administration.create(connection, wanted, at)
@@ -86,6 +111,53 @@ def create(
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     typer.echo(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
     typer.echo(made.key)
+
+
+@app.command()
+def policy(
+    prefix: Prefix,
+    model: Annotated[
+        str | None, typer.Option(help="Of whose answers (default every model's).")
+    ] = None,
+    level: Level = None,
+    k: K = None,
+    decimals: Decimals = None,
+    noise: Noise = None,
+    prompts_per_image_set: PromptLimit = None,
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Set what a key's answers may show, from its next call on; without options, say what it is."""
+    wanted = _policies(level, k, decimals, noise, prompts_per_image_set, model)
+    with writing(data_dir, database_url) as connection:
+        for one in wanted:
+            administration.set_policy(connection, prefix, one)
+        now = administration.show_policies(connection, prefix)
+    if json_output:
+        print_json(now.model_dump())
+        return
+    for one in now.policies or [KeyPolicy()]:
+        limit = one.prompts_per_image_set
+        bound = "" if limit is None else f"; {limit} prompts an image set"
+        typer.echo(f"{one.model or 'every model'}: {level_words(one.output)}{bound}")
+
+
+def _policies(
+    level: str | None,
+    k: int | None,
+    decimals: int | None,
+    noise: float | None,
+    prompts_per_image_set: int | None,
+    model: str | None = None,
+) -> list[KeyPolicy]:
+    """The policy that options name; none where they name nothing."""
+    options = (level, k, decimals, noise, prompts_per_image_set, model)
+    if all(option is None for option in options):
+        return []
+    output = checked(Output, level=level or "log_probs", k=k, decimals=decimals, noise=noise or 0.0)
+    limit = prompts_per_image_set
+    return [checked(KeyPolicy, model=model, output=output, prompts_per_image_set=limit)]
 
 
 @app.command("list")

@@ -63,7 +63,7 @@ def amounts_of(*amounts: int | None) -> dict[Measure, int]:
     }
 
 
-def checked(model: type[M], **options: Any) -> M:
+def checked(model: type[M], /, **options: Any) -> M:
     """A wire message made of options."""
     try:
         return model.model_validate(options)

@@ -20,23 +20,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from craft_server import adapters
-from craft_server.adapters import ServableAdapter
 from craft_server.api.classification import classify, load
 from craft_server.api.idempotency import Call
 from craft_server.api.metering import booking
-from craft_server.api.pictures import decode_pictures
+from craft_server.api.outputs import checked_output, policy_for, question
+from craft_server.api.pictures import Selection, decode_pictures
 from craft_server.api.rate_limits import use_predictions, use_request
 from craft_server.api.services import Services
 from craft_server.console import adapter_views
 from craft_server.console.adapter_views import AdapterView
+from craft_server.engine import Prompts
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
+from craft_server.policy import answerable
 from craft_server.problems import ProblemError, invalid_field
+from craft_shared.adapter import Adapter
 from craft_shared.codec import Tensors
 from craft_shared.head import log_softmax
 from craft_shared.problems import REVISION_MISMATCH
 from craft_shared.units import Units
-from craft_shared.wire import PICTURE_FORMATS, Cost
+from craft_shared.wire import PICTURE_FORMATS, Cost, Output
 
 _SHOWN = 10
 _SIDE = 320  # pixels of the picture on the page
@@ -44,11 +47,11 @@ _SIDE = 320  # pixels of the picture on the page
 
 @dataclass(frozen=True)
 class Guess:
-    """A class with its probabilities, in percent, tuned and untuned."""
+    """A class with its probabilities, tuned and untuned, in percent; None where none is shown."""
 
     name: str
-    tuned: float
-    untuned: float
+    tuned: float | None
+    untuned: float | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Trial:
 
     Attributes:
         view: of the adapter.
-        guesses: the most probable classes, the best first.
+        guesses: the most probable classes that the key's policy shows, the best first.
         left_out: classes that are not among them.
         untuned_best: the class that the untuned model finds most probable.
         picture: that was tried, small, as a `data:` address.
@@ -101,21 +104,40 @@ async def try_adapter(
     units = Units(queries=card.prompts, predictions=card.prompts, images=1, requests=1)
     await use_predictions(request, services, caller, units.predictions)
     work = Work("adapter-predictions", card.model, card.revision, units)
-    call = Call(None, None, None)
-    async with booking(services, caller, call, work, view.publication.payer_key_id) as booked:
-        servable = await load(services, view.publication)
+    policy = policy_for(services, caller)
+    output = checked_output(policy, None, len(card.classes))
+    servable = await load(services, view.publication)
+    adapter = servable.adapter
+    asked = await question(
+        services,
+        caller,
+        policy,
+        output,
+        prompts=Prompts(tuple(adapter.config.templates), adapter.config.context, adapter.codes),
+        classes=adapter.config.scored,
+        selection=Selection(None, None, [file]),
+        counted=card.owner == caller.owner,
+    )
+    async with booking(
+        services,
+        caller,
+        Call(None, None, None),
+        work,
+        view.publication.payer_key_id,
+        asking=asked.asking,
+    ) as booked:
         features = await services.engine.encode_images(pictures, tenant=caller.tenant)
         found = await classify(
-            services, caller, servable, features, partial(_probabilities, servable)
+            services, caller, servable, features, asked.noise, partial(_both, adapter)
         )
-        tuned, untuned = found["tuned"][0], found["untuned"][0]
-        best = np.argsort(-tuned, kind="stable")[:_SHOWN]
-        names = servable.adapter.config.classes
+        tuned, untuned = (_visible(found[name][0], output) for name in ("tuned", "untuned"))
+        best = list(tuned)[:_SHOWN]
+        names = adapter.config.classes
         trial = Trial(
             view,
-            [Guess(names[i], 100 * float(tuned[i]), 100 * float(untuned[i])) for i in best],
+            [Guess(names[i], tuned[i], untuned.get(i)) for i in best],
             len(names) - len(best),
-            names[int(untuned.argmax())],
+            names[next(iter(untuned))],
             picture,
             booked.cost,
         )
@@ -125,11 +147,27 @@ async def try_adapter(
         )
 
 
-def _probabilities(servable: ServableAdapter, log_probs: NDArray[np.float32]) -> Tensors:
+def _both(adapter: Adapter, log_probs: NDArray[np.float32]) -> Tensors:
     """Of the adapter and of the plain prompt, each [n, C], from scores [P, n, C + M]."""
-    classes = len(servable.adapter.config.classes)
-    tuned, untuned = servable.adapter.head(log_probs), log_softmax(log_probs[0, :, :classes])
-    return {"tuned": np.exp(tuned), "untuned": np.exp(untuned)}
+    classes = len(adapter.config.classes)
+    return {
+        "tuned": adapter.refined(log_probs),
+        "untuned": log_softmax(log_probs[0, :, :classes]),
+    }
+
+
+def _visible(log_probs: NDArray[np.float32], output: Output) -> dict[int, float | None]:
+    """The classes that an answer shows of log-probabilities [C], the most probable first.
+
+    Their probabilities are in percent, or None where the answer has no numbers.
+    """
+    tensors = answerable(log_probs, output)
+    if output.level == "label":
+        return {int(tensors["top_classes"][0]): None}
+    probs = tensors["probs"] if "probs" in tensors else np.exp(tensors["log_probs"])
+    classes = tensors.get("top_classes", np.arange(len(probs)))
+    order = np.argsort(-probs, kind="stable")
+    return {int(classes[i]): 100 * float(probs[i]) for i in order}
 
 
 def _thumbnail(file: bytes) -> str:

@@ -4,6 +4,7 @@ It knows the model and batching. It does not know keys, money, HTTP or who asks.
 """
 
 from craft_server.engine.engine import Engine
+from craft_server.engine.identities import prompt_identity
 from craft_server.engine.images import ImageError
 from craft_server.engine.models import ModelLoadError, ModelSpec
 from craft_server.engine.prompts import Prompts
@@ -17,4 +18,5 @@ __all__ = [
     "Overloaded",
     "Prompts",
     "WorkerDied",
+    "prompt_identity",
 ]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
+from craft_server.engine import identities
 from craft_server.engine import images as pictures
 from craft_server.engine import prompts as checks
 from craft_server.engine.context import ContextSpace
@@ -200,6 +201,10 @@ class Engine:
         Only tokenises; thread-safe, and worth a thread of its own when there are many texts.
         """
         return checks.check_prompts(prompts, classes, self._tokens, width=self._tower.width)
+
+    def text_identities(self, prompts: Prompts, classes: Sequence[str]) -> list[tuple[bytes, ...]]:
+        """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
+        return identities.text_identities(prompts, classes, self._tokens)
 
     def decode_image(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Decodes and preprocesses an encoded picture; thread-safe.

@@ -12,7 +12,16 @@ import sqlalchemy as sa
 
 from craft_server.clock import epoch_ms
 from craft_server.ledger import budgets, keys
-from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCreate, KeySecret
+from craft_server.policy import policies, with_policy
+from craft_shared.wire import (
+    Budget,
+    BudgetLimit,
+    BudgetTopUp,
+    KeyCreate,
+    KeyPolicies,
+    KeyPolicy,
+    KeySecret,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ def create(connection: sa.Connection, wanted: KeyCreate, at: int) -> KeySecret:
         rates=keys.Rates(
             wanted.requests_per_minute, wanted.predictions_per_minute, wanted.concurrency
         ),
+        policies=with_policy(None, wanted.policies) if wanted.policies else None,
         expires_at=None if wanted.expires_at is None else epoch_ms(wanted.expires_at),
         at=at,
     )
@@ -76,6 +86,27 @@ def rotate(connection: sa.Connection, prefix: str, *, overlap_ms: int, at: int) 
         RevokedKey: it was revoked.
     """
     return _shown(connection, keys.rotate_key(connection, prefix, overlap_ms=overlap_ms, at=at))
+
+
+def show_policies(connection: sa.Connection, prefix: str) -> KeyPolicies:
+    """What a key's answers may show.
+
+    Raises:
+        UnknownKey: there is none.
+    """
+    return KeyPolicies(policies=policies(keys.find_key(connection, prefix).policies))
+
+
+def set_policy(connection: sa.Connection, prefix: str, wanted: KeyPolicy) -> KeyPolicies:
+    """Sets what a key's answers of one model, or of every other, may show; all its policies.
+
+    Raises:
+        UnknownKey: there is none.
+    """
+    entry = keys.find_key(connection, prefix)
+    stored = with_policy(entry.policies, [wanted])
+    keys.set_policies(connection, entry.key_id, stored)
+    return KeyPolicies(policies=policies(stored))
 
 
 def set_budgets(

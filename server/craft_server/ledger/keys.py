@@ -54,7 +54,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: the key, the owner whose objects it sees, and what it may do."""
+    """Who calls: the key, the owner whose objects it sees, and what it may do.
+
+    `policies` says what may be answered, as `craft_server.policy` writes it.
+    """
 
     key_id: int
     prefix: str
@@ -62,6 +65,7 @@ class Caller:
     team_id: int | None
     scopes: frozenset[str]
     rates: Rates
+    policies: str | None = None
 
     @property
     def tenant(self) -> str:
@@ -81,6 +85,7 @@ class KeyEntry:
     team_id: int | None
     scopes: tuple[Scope, ...]
     rates: Rates
+    policies: str | None
     created_at: int
     expires_at: int | None
     revoked_at: int | None
@@ -126,6 +131,7 @@ def create_key(
     team: str | None = None,
     scopes: Sequence[Scope] = DEFAULT_SCOPES,
     rates: Rates = Rates(),
+    policies: str | None = None,
     expires_at: int | None = None,
     at: int,
 ) -> str:
@@ -140,6 +146,7 @@ def create_key(
             requests_per_minute=rates.requests_per_minute,
             predictions_per_minute=rates.predictions_per_minute,
             concurrency=rates.concurrency,
+            policies=policies,
             created_at=at,
             expires_at=expires_at,
         )
@@ -255,6 +262,7 @@ def list_keys(connection: sa.Connection) -> list[KeyEntry]:
             team_id=row.team_id,
             scopes=tuple(row.scopes.split()),
             rates=_rates(row),
+            policies=row.policies,
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
@@ -292,6 +300,11 @@ def as_card(entry: KeyEntry) -> KeyCard:
         expires_at=None if entry.expires_at is None else rfc3339(entry.expires_at),
         revoked_at=None if entry.revoked_at is None else rfc3339(entry.revoked_at),
     )
+
+
+def set_policies(connection: sa.Connection, key_id: int, policies: str) -> None:
+    """Sets what a key's answers may reveal, from its next call on."""
+    connection.execute(sa.update(API_KEYS).where(API_KEYS.c.id == key_id).values(policies=policies))
 
 
 def rotate_key(connection: sa.Connection, prefix: str, *, overlap_ms: int, at: int) -> str:
@@ -359,6 +372,7 @@ def _caller(row: Any) -> Caller:
         team_id=row.team_id,
         scopes=frozenset(row.scopes.split()),
         rates=_rates(row),
+        policies=row.policies,
     )
 
 

@@ -45,6 +45,8 @@ API_KEYS = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("revoked_at", sa.BigInteger),
+    # What its answers may reveal, as `craft_server.policy` writes it; null is everything.
+    sa.Column("policies", sa.Text),
 )
 
 # A key has several secrets while it is rotated. A secret's prefix names it, and the key, in public.

@@ -246,7 +246,11 @@ def test_a_deleted_image_set_is_gone(client: httpx.Client, picture: Picture) -> 
 
 def test_models_show_limits_and_nothing_of_the_inside(client: httpx.Client) -> None:
     card = hosted(client)
-    assert set(card) == {"name", "revision", "image_size", "limits", "outputs", "profile"}
+    assert set(card) == {
+        *("name", "revision", "image_size", "limits", "outputs", "output"),
+        "prompts_per_image_set",
+        "profile",
+    }
     assert card["limits"]["images_per_call"] == 256
 
 

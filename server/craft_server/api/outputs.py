@@ -1,0 +1,151 @@
+"""What a call's answer shows: its level, and tensors that go through the key's policy.
+
+It knows who asks about which pictures and texts, as far as noise and the bound on prompts depend on
+that. It does not know where log-probabilities come from, nor what is charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_server.api.pictures import Selection
+from craft_server.api.services import Services
+from craft_server.asked_prompts import Asking
+from craft_server.engine import Prompts, prompt_identity
+from craft_server.image_sets import read_digests
+from craft_server.ledger.keys import Caller
+from craft_server.noise import Noise
+from craft_server.policy import Policy, answerable, narrowed, policy_of
+from craft_server.problems import invalid_field
+from craft_shared.codec import Tensors
+from craft_shared.output import DType
+from craft_shared.wire import Output
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a policy needs to know of a call.
+
+    Attributes:
+        output: the level of the answer.
+        noise: that is added first; None for none.
+        asking: what is counted; None where the number of prompts is not bounded.
+    """
+
+    output: Output
+    noise: Noise | None
+    asking: Asking | None
+
+
+def policy_for(services: Services, caller: Caller) -> Policy:
+    """What the caller's key may see of the hosted model."""
+    return policy_of(caller.policies, services.engine.name)
+
+
+def checked_output(policy: Policy, top_k: int | None, classes: int) -> Output:
+    """The level of the answer to a request.
+
+    Raises:
+        ProblemError: there are fewer classes than are asked for.
+    """
+    if top_k is not None and top_k > classes:
+        raise invalid_field(
+            "top_k",
+            f"{top_k}; there are {classes} classes",
+            f"Ask for at most {classes}, or leave top_k out for all of them.",
+        )
+    return narrowed(policy.output, top_k)
+
+
+async def question(
+    services: Services,
+    caller: Caller,
+    policy: Policy,
+    output: Output,
+    *,
+    prompts: Prompts,
+    classes: Sequence[str],
+    selection: Selection,
+    counted: bool = True,
+) -> Question:
+    """What the policy needs to know of a call, and no more: digests take time.
+
+    Args:
+        services: of the server.
+        caller: who asks.
+        policy: of the caller's key.
+        output: of the answer.
+        prompts: that are scored.
+        classes: texts that each of them scores.
+        selection: the pictures.
+        counted: whether the prompts are the caller's choice, and so count where they are bounded.
+    """
+    limit = policy.prompts_per_image_set if counted else None
+    if not output.noise and limit is None:
+        return Question(output, None, None)
+    texts = await asyncio.to_thread(services.engine.text_identities, prompts, classes)
+    sent = await asyncio.to_thread(_digests, selection.files)
+    noise = asking = None
+    if output.noise:
+        pictures = sent
+        if selection.image_set is not None:
+            pictures = await services.database.read(
+                read_digests, selection.image_set, selection.rows
+            )
+        noise = await asyncio.to_thread(
+            lambda: Noise.of(
+                services.noise_secret,
+                caller.owner,
+                output.noise,
+                pictures=[bytes.fromhex(digest) for digest in pictures],
+                texts=texts,
+            )
+        )
+    if limit is not None:
+        of = [f"sha256:{digest}" for digest in sent]
+        if selection.image_set is not None:
+            of = [selection.image_set.id]
+        asking = Asking(caller.owner, of, [prompt_identity(prompt) for prompt in texts], limit)
+    return Question(output, noise, asking)
+
+
+async def answer_of_parts(
+    parts: AsyncIterator[tuple[slice, slice, NDArray[np.float32]]],
+    asked: Question,
+    *,
+    prompts: int,
+    images: int,
+    dtype: DType,
+) -> Tensors:
+    """`craft_server.policy.answerable` of scores that come in parts and are never held as a whole.
+
+    Args:
+        parts: prompts, images and log-probabilities, as `Engine.score_parts` yields them.
+        asked: of the call.
+        prompts: how many there are.
+        images: how many there are.
+        dtype: of numbers in the answer.
+    """
+    found: Tensors = {}
+
+    def answer(rows: slice, columns: slice, part: NDArray[np.float32]) -> Tensors:
+        noise = None if asked.noise is None else asked.noise.at(rows, columns)
+        return answerable(part, asked.output, noise, dtype)
+
+    async for some_prompts, some_images, part in parts:
+        shown = await asyncio.to_thread(answer, some_prompts, some_images, part)
+        for name, tensor in shown.items():
+            if name not in found:
+                found[name] = np.empty((prompts, images, tensor.shape[-1]), tensor.dtype)
+            found[name][some_prompts, some_images] = tensor
+    return found
+
+
+def _digests(files: Sequence[bytes]) -> list[str]:
+    return [hashlib.sha256(file).hexdigest() for file in files]

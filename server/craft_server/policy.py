@@ -1,0 +1,99 @@
+"""Policies: what an answer may reveal. This module does not know how it was computed.
+
+A policy belongs to a key and a model. Every answer with numbers of the model goes through
+`answerable`, whether it is a prompt's or an adapter's, before it is encoded or stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from craft_shared.codec import Tensors
+from craft_shared.head import log_softmax
+from craft_shared.output import DType, shown
+from craft_shared.wire import EVERYTHING, KeyPolicy, Output
+
+_STORED: TypeAdapter[list[KeyPolicy]] = TypeAdapter(list[KeyPolicy])
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a key may see of a model. The default is everything.
+
+    Attributes:
+        output: the level, and the noise that comes before it.
+        prompts_per_image_set: how many different prompts may be asked; None is not bounded.
+    """
+
+    output: Output = EVERYTHING
+    prompts_per_image_set: int | None = None
+
+    def reads(self, output: Output) -> bool:
+        """Whether a head may read scores of that level, its noise apart: the key has seen them.
+
+        What a head makes of scores can be answered at another level, so that a head which read
+        finer ones than its publisher may see would be a way around the level.
+        """
+        return self.output.whole or self.output.same_level(output)
+
+
+def policy_of(stored: str | None, model: str) -> Policy:
+    """The policy for a model, of those that a key has (`with_policy`)."""
+    for one in reversed(policies(stored)):
+        if one.model in (None, model):
+            return Policy(one.output, one.prompts_per_image_set)
+    return Policy()
+
+
+def policies(stored: str | None) -> list[KeyPolicy]:
+    """What is stored of a key's policies: the one for all models first, then by model."""
+    return [] if stored is None else _STORED.validate_json(stored)
+
+
+def with_policy(stored: str | None, wanted: Sequence[KeyPolicy]) -> str:
+    """What is to be stored once each wanted policy has taken the place of its model's."""
+    by_model = {one.model: one for one in (*policies(stored), *wanted)}
+    in_order = sorted(by_model.values(), key=lambda one: (one.model is not None, one.model or ""))
+    return _STORED.dump_json(in_order).decode()
+
+
+def narrowed(output: Output, top_k: int | None) -> Output:
+    """The level of an answer to a request for the `top_k` most probable classes, or for all.
+
+    A request can only narrow what the key may see.
+    """
+    if top_k is None or output.level == "label":
+        return output
+    k = top_k if output.k is None else min(output.k, top_k)
+    level = "top_k" if output.level == "log_probs" else output.level
+    return output.model_copy(update={"level": level, "k": k})
+
+
+def answerable(
+    log_probs: NDArray[np.float32],
+    output: Output,
+    noise: NDArray[np.float32] | None = None,
+    dtype: DType = "float32",
+) -> Tensors:
+    """What may be answered of log-probabilities [P, N, C], or [N, C].
+
+    Args:
+        log_probs: that the model says, or a head makes of them.
+        output: the level.
+        noise: to be added first, of the same shape; None for none.
+        dtype: of numbers in the answer.
+
+    Returns:
+        The answer's tensors, as `craft_shared.output.shown` describes them.
+    """
+    return shown(noisy(log_probs, noise), output, dtype)
+
+
+def noisy(log_probs: NDArray[np.float32], noise: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Log-probabilities with noise added, normalised anew; without noise, as they are."""
+    return log_probs if noise is None else log_softmax(log_probs + noise)
