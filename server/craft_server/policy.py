@@ -42,12 +42,12 @@ class Policy:
         return self.output.whole or self.output.same_level(output)
 
 
-def policy_of(stored: str | None, model: str) -> Policy:
-    """The policy for a model, of those that a key has (`with_policy`)."""
+def policy_of(stored: str | None, model: str, otherwise: Policy = Policy()) -> Policy:
+    """The policy for a model, of those that a key has (`with_policy`); `otherwise` without one."""
     for one in reversed(policies(stored)):
         if one.model in (None, model):
             return Policy(one.output, one.prompts_per_image_set)
-    return Policy()
+    return otherwise
 
 
 def policies(stored: str | None) -> list[KeyPolicy]:

@@ -44,8 +44,10 @@ class Question:
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:
-    """What the caller's key may see of the hosted model."""
-    return policy_of(caller.policies, services.engine.name)
+    """What the caller's key may see of the hosted model: by its own policy, or the provider's."""
+    profile = services.provider.profile
+    otherwise = Policy() if profile is None else Policy(profile.output)
+    return policy_of(caller.policies, services.engine.name, otherwise)
 
 
 def checked_output(policy: Policy, top_k: int | None, classes: int) -> Output:

@@ -22,7 +22,14 @@ from pydantic import (
 )
 
 from craft_shared.units import Measure, Unit
-from craft_shared.wire import MAX_AMOUNT, MAX_PRICE_MICROS, Name, Window
+from craft_shared.wire import (
+    EVERYTHING,
+    MAX_AMOUNT,
+    MAX_PRICE_MICROS,
+    Name,
+    Output,
+    Window,
+)
 
 FaultKind = Literal["429", "500", "502", "503", "529", "reset", "slow-body"]
 Place = Literal["before-reservation", "after-reservation", "after-work", "during-answer"]
@@ -144,7 +151,7 @@ class Profile(_Part):
         version: counts its changes.
         description: for people; not part of the digest.
         seed: of all draws.
-        output_level: what answers tell.
+        output: what answers show to keys that have no policy of their own.
         latency: of each call.
         bandwidth: of each connection.
         limits: of each key.
@@ -159,7 +166,7 @@ class Profile(_Part):
     version: int = Field(ge=1)
     description: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
     seed: int = Field(default=0, ge=0, lt=2**63)
-    output_level: Literal["log_probs"] = "log_probs"
+    output: Output = EVERYTHING
     latency: Latency = Latency()
     bandwidth: Bandwidth = Bandwidth()
     limits: RateTerms = RateTerms()
