@@ -105,12 +105,29 @@ def test_no_answer_is_paid_twice_and_none_is_lost_when_resets_follow_the_work(
     assert ledger["total"]["requests"] == 1 + 1 + generations
 
 
+@pytest.fixture(scope="module")
+def unhindered(
+    simulating: Callable[[str | Path], Server],
+    digits: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, bytes]:
+    """The adapter of a short run with nothing in its way."""
+    server, run = simulating("ideal"), tmp_path_factory.mktemp("unhindered") / "run"
+    tune(server, server.key(owner="unhindered"), digits, run, 2)
+    return files_of(run / "adapter")
+
+
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_tuning_survives_each_shipped_profile_and_records_it(
-    simulating: Callable[[str | Path], Server], digits: Path, tmp_path: Path, name: str
+    simulating: Callable[[str | Path], Server],
+    digits: Path,
+    tmp_path: Path,
+    unhindered: dict[str, bytes],
+    name: str,
 ) -> None:
     server = simulating(name)
     tuned = tune(server, server.key(owner="each"), digits, tmp_path / "run", 2)
+    assert files_of(tmp_path / "run/adapter") == unhindered
     profile = load_profile(name)
     expected = {"name": name, "version": profile.version, "digest": profile.digest}
     assert json.loads((tmp_path / "run/run.json").read_text())["profile"] == expected

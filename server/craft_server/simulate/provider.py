@@ -1,8 +1,7 @@
 """One server's simulated provider: counts its calls, delays them, and lets faults befall them.
 
 Middleware passes each call through it and charged calls tell it how far they have come. Without a
-profile it does nothing and a server is as it is. It
-knows places on a call's way; it does not know HTTP, ledgers or models.
+profile it does nothing. It knows places on a call's way; it does not know HTTP, ledgers or models.
 """
 
 from __future__ import annotations
