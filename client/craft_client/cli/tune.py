@@ -41,8 +41,8 @@ _TEXTS = "Open-text mode"
 _PARTS = "Parts of the method"
 # Measured on photographs: docs/output-levels.md.
 _EXPECT: dict[Level, str] = {
-    "label": "Expect about half of what tuning gains from whole answers, for more queries.",
-    "top_k": "Expect three to nine tenths of what tuning gains from whole answers, by k.",
+    "label": "Expect four to seven tenths of what tuning gains from whole answers, for more cost.",
+    "top_k": "Expect six to nine tenths of what tuning gains from whole answers, by k.",
     "probs": "Expect eight tenths of what tuning gains from whole answers, or more, by decimals.",
     "log_probs": "Expect about what tuning gains from whole answers; less, the more noise.",
 }
