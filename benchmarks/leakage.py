@@ -31,6 +31,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,13 @@ from plot_leakage import draw
 
 CONTEXT = Context(scale=3.0)
 CODES_A_CALL = 16
-QUERIES = (1, 2, 4, 16, 64, 256)
+QUERIES = (1, 2, 4, 16, 64)  # of all class names
+SHORT_QUERIES = (16, 64, 256)
 SHORT = {"top_k --k 5": 5}  # classes in a short list, so that all of them are named; else 2
 TEMPLATE = "a photo of a {}."
-PICTURES = 320  # of rank and features; more than the text tower's width
-NEW = 200
-BOUGHT = (25, 50, 100, 200, 400)
+PICTURES = 300  # of rank and features; more than the text tower's width
+NEW = 160
+BOUGHT = (20, 40, 80, 160, 320)
 IMAGES_AT_ONCE = 32
 
 
@@ -148,10 +150,10 @@ class Questions:
     codes: list[NDArray[np.float32]]
 
     @classmethod
-    def of(cls, classes: tuple[str, ...], length: int) -> Questions:
-        """256 queries; `length` class names in each list, drawn anew for each few codes."""
+    def of(cls, classes: tuple[str, ...], length: int, queries: int) -> Questions:
+        """`length` class names in each list, drawn anew for each few codes."""
         rng = np.random.default_rng(length)
-        calls = max(QUERIES) // CODES_A_CALL
+        calls = queries // CODES_A_CALL
         lists = [
             tuple(classes[i] for i in rng.choice(len(classes), length, replace=False))
             if length < len(classes)
@@ -163,10 +165,15 @@ class Questions:
 
 
 def attack(
-    client: Client, tower: Tower, target: Victim, pictures: ImageSet, length: int
+    client: Client,
+    tower: Tower,
+    target: Victim,
+    pictures: ImageSet,
+    length: int,
+    counts: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     """Rank and features from so many queries, with lists of `length` class names."""
-    asked = Questions.of(target.classes, length)
+    asked = Questions.of(target.classes, length, max(counts))
     true = target.features[: pictures.count]
     parts, texts = [], []
     for names, codes in zip(asked.lists, asked.codes, strict=True):
@@ -178,7 +185,7 @@ def attack(
     reach = span_of(known)
     within = (true @ reach) @ reach.T
     found = []
-    for queries in QUERIES:
+    for queries in counts:
         columns = queries * length
         groups = np.arange(columns) // length
         some = stacked[:, :columns]
@@ -221,7 +228,7 @@ def short_of(level: str) -> int:
 
 def by_level(
     env: dict[str, str], tower: Tower, targets: list[tuple[str, Victim]]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """All attacks that depend on the level, at each of them."""
     prefix = env["CRAFT_API_KEY"].split("_")[1]
     client = Client(env["CRAFT_URL"], env["CRAFT_API_KEY"])
@@ -237,21 +244,19 @@ def by_level(
             "colours and edges": cheap_features(target.files),
             "a public image tower": target.features,
         }
-    results = []
     for level in LEVELS:
         began = time.monotonic()
         policy = command(env, "craft-server", "keys", "policy", prefix, *level.split())
         result: dict[str, Any] = {
             "level": level,
             "output": policy["policies"][0]["output"],
-            "all_names": attack(client, tower, first, pictures, len(first.classes)),
-            "short_lists": attack(client, tower, first, pictures, short_of(level)),
+            "all_names": attack(client, tower, first, pictures, len(first.classes), QUERIES),
+            "short_lists": attack(client, tower, first, pictures, short_of(level), SHORT_QUERIES),
             "copies": {name: copy(client, served[name], one, own[name]) for name, one in targets},
         }
-        results.append(result)
+        yield result
         print(f"{level}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     client.close()
-    return results
 
 
 def print_tables(report: dict[str, Any]) -> None:
@@ -301,7 +306,7 @@ def print_tables(report: dict[str, Any]) -> None:
 def main() -> None:
     """Runs the attacks."""
     parser = parser_for(__doc__)
-    parser.add_argument("--trials", type=int, default=150, help="pairs of timed calls, of each")
+    parser.add_argument("--trials", type=int, default=100, help="pairs of timed calls, of each")
     args = parser.parse_args()
     began = time.monotonic()
     folders = present(args.data)
@@ -317,7 +322,7 @@ def main() -> None:
         ann, bob = (Tenant(env["CRAFT_URL"], key) for key in keys.values())
         classes = targets[0][1].classes
         spare = drawn(load_dataset(folders[0]).train, 1000, 3)
-        pictures = [file.read_bytes() for file in spare[:184]]
+        pictures = [file.read_bytes() for file in spare[:144]]
         report: dict[str, Any] = {
             "model": args.model,
             "data": [name for name, _ in targets],
@@ -325,7 +330,7 @@ def main() -> None:
             "hidden": {
                 "width": targets[0][1].features.shape[1],
                 "texts_span": span_of(
-                    tower.texts(Questions.of(classes, len(classes)).codes[0], classes)
+                    tower.texts(Questions.of(classes, len(classes), CODES_A_CALL).codes[0], classes)
                 ).shape[1],
             },
             "clock": by_the_clock(ann, bob, pictures[:64], classes, args.trials),
@@ -333,7 +338,10 @@ def main() -> None:
             "counting": counting(ann, bob, classes, pictures),
         }
         print(f"clock: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        report["levels"] = by_level(env, tower, targets)
+        report["levels"] = []
+        for result in by_level(env, tower, targets):
+            report["levels"].append(result)
+            save(report, args.json)
     tower.close()
     report["seconds"] = time.monotonic() - began
     save(report, args.json)

@@ -287,7 +287,7 @@ def test_anothers_id_is_answered_as_one_that_never_existed(
     [
         pytest.param(ids, send, id=f"{name}-{ids.__name__}")
         for name, ids, send in CASES
-        # What is not there is no error in these calls, or what is there has gone before it is asked.
+        # The others answer alike whether something is there or not, or it is gone after one call.
         if ids not in (answer, charge, new_name)
         and name not in ("retire_adapter", "delete_image_set")
     ],
