@@ -138,6 +138,41 @@ def by_the_clock(
         asked_by_bob,
     )
 
+    empty = ann.post("/v1/image-sets", model=ann.model)["id"]
+
+    def words_of_bob(_: int, within: bool) -> str:
+        words = [" ".join(secrets.token_hex(5) for _ in range(4)) + " {}" for _ in range(2)]
+        bob.ask(few, words[0], image_set=theirs, rows=[0])
+        return words[0] if within else words[1]
+
+    def refused(template: str) -> Any:
+        question = {"model": ann.model, "classes": few, "templates": [template]}
+        return ann.http.post("/v1/predictions", json={**question, "image_set": empty})
+
+    found["whether another tenant has used words before (refused calls, free)"] = interleaved(
+        trials, refused, words_of_bob
+    )
+
+    def one_code(tenant: Tenant, seed: int, image_set: str) -> Any:
+        return tenant.post(
+            "/v1/predictions",
+            model=tenant.model,
+            classes=few[:2],
+            context={"dim": 1024, "seed": seed},
+            codes=[[0.0] * 1024],
+            image_set=image_set,
+            rows=[0],
+        )
+
+    def seed_of_bob(_: int, within: bool) -> int:
+        seeds = [secrets.randbelow(2**62) for _ in range(2)]
+        one_code(bob, seeds[0], theirs)
+        return seeds[0] if within else seeds[1]
+
+    found["whether another tenant has used a context before"] = interleaved(
+        trials // 2, lambda seed: one_code(ann, seed, own), seed_of_bob
+    )
+
     def busy(_: int, within: bool) -> threading.Thread:
         template = f"{secrets.token_hex(4)} a {{}}."
         work: dict[str, Any] = {"image_set": theirs}
