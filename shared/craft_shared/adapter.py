@@ -49,8 +49,8 @@ class AdapterConfig(Message):
         context: the codes' search space.
         codes: how many codes follow the templates.
         head: the kind of head.
-        output: the level of the answers that the head was fitted on. It reads the scores that
-            `craft_shared.output` makes of such answers, wherever it is applied.
+        output: the level of the answers that the head was fitted on. It reads the scores that are
+            made of such answers, wherever it is applied.
         provenance: how it came to be.
     """
 

@@ -454,7 +454,7 @@ class AdapterList(Answer):
 
 
 class AdapterPublishAnswer(Answer):
-    """Answer of `POST /v1/adapters?name=NAME`; its body is an adapter (`craft_shared.adapter`)."""
+    """Answer of `POST /v1/adapters?name=NAME`; its body is an adapter."""
 
     adapter: AdapterCard
     cost: Cost

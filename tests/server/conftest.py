@@ -145,6 +145,12 @@ def serving(settings: Settings, engine: Engine) -> Iterator[Server]:
             assert not thread.is_alive(), "the server did not stop"
 
 
+@pytest.fixture(scope="session")
+def serving_with() -> Callable[[Settings, Engine], Any]:
+    """Starts servers that outlive a test: `with serving_with(settings, engine) as server`."""
+    return serving
+
+
 @pytest.fixture
 def serve(tmp_path: Path, tiny_engine: Engine) -> ServeApp:
     """Starts a server with settings of the test's own: `with serve(limits={...}) as server`."""

@@ -27,8 +27,9 @@ ABSOLUTE_STD: dict[str, float] = {
     # Of PyTorch's default start of a layer with 512 inputs, which its ImageNet script keeps.
     "paper-imagenet": (3 * 512) ** -0.5,
 }
-# 128 MiB in float32.
-MAX_PROJECTION_ENTRIES = 2**25
+# Words of init times dim; their projection takes 128 MiB for a tower 512 wide. A bound on its size
+# itself would depend on the width, and tell it to whoever is refused.
+MAX_WORDS_TIMES_DIM = 2**16
 REMEMBERED_PROJECTIONS = 4
 # Half precision ends at 65504, and the layers add to what they are given.
 MAX_EMBEDDING = 30_000.0

@@ -200,7 +200,7 @@ class Engine:
 
         Only tokenises; thread-safe, and worth a thread of its own when there are many texts.
         """
-        return checks.check_prompts(prompts, classes, self._tokens, width=self._tower.width)
+        return checks.check_prompts(prompts, classes, self._tokens)
 
     def text_identities(self, prompts: Prompts, classes: Sequence[str]) -> list[tuple[bytes, ...]]:
         """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""

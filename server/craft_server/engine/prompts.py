@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_server.engine.context import MAX_PROJECTION_ENTRIES
+from craft_server.engine.context import MAX_WORDS_TIMES_DIM
 from craft_server.engine.tokens import SLOT, Ids, Tokens
 from craft_shared.problems import FieldError
 from craft_shared.wire import Context
@@ -41,13 +41,11 @@ class Prompts:
         return len(self.templates) + len(self.codes)
 
 
-def check_prompts(
-    prompts: Prompts, classes: Sequence[str], tokens: Tokens, *, width: int
-) -> list[FieldError]:
+def check_prompts(prompts: Prompts, classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
     """Everything wrong with prompts and class names; empty when the model can read them all."""
     errors = [*_check_templates(prompts, tokens), *_check_codes(prompts)]
     if not errors and prompts.context is not None and len(prompts.codes):
-        errors += _check_context(prompts.context, tokens, width=width)
+        errors += _check_context(prompts.context, tokens)
     errors += _check_classes(classes, tokens)
     return errors or _check_lengths(prompts, classes, tokens)
 
@@ -110,7 +108,7 @@ def _check_codes(prompts: Prompts) -> list[FieldError]:
     return errors
 
 
-def _check_context(context: Context, tokens: Tokens, *, width: int) -> list[FieldError]:
+def _check_context(context: Context, tokens: Tokens) -> list[FieldError]:
     field = "context.init"
     words = len(tokens.words(context.init))
     if not words:
@@ -121,7 +119,7 @@ def _check_context(context: Context, tokens: Tokens, *, width: int) -> list[Fiel
         ]
     if reserved := tokens.reserved_word(context.init):
         return [_reserved(field, reserved)]
-    most = MAX_PROJECTION_ENTRIES // (width * context.dim)
+    most = MAX_WORDS_TIMES_DIM // context.dim
     if words > most:
         return [
             FieldError(

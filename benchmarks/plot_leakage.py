@@ -1,0 +1,74 @@
+"""Accuracy against leakage: one point a level, from two JSON files.
+
+Accuracy is that of `output_levels.py`; leakage that of `leakage.py`, the best of both kinds of
+questions. Without the first there is nothing to draw.
+
+    python benchmarks/plot_leakage.py docs/leakage.json docs/output_levels.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def leaked(level: dict[str, Any], what: str) -> float:
+    """The most that any number of queries of either kind gave away."""
+    return max(float(one[what]) for lists in ("all_names", "short_lists") for one in level[lists])
+
+
+def draw(leakage: Path, accuracy: Path) -> Path | None:
+    """Writes a PNG beside the first file; None where there is no accuracy by level."""
+    if not accuracy.exists():
+        print(f"not drawn: there is no {accuracy.name}", file=sys.stderr)
+        return None
+    report = json.loads(leakage.read_text())
+    measured = json.loads(accuracy.read_text())
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    panels[0].set_ylabel("accuracy after tuning, %")
+    for axes, (what, words) in zip(
+        panels,
+        (
+            ("cosine", "cosine of recovered and true image features"),
+            ("identified", "pictures identified by recovered features, %"),
+        ),
+        strict=True,
+    ):
+        axes.set_xlabel(words)
+        axes.grid(alpha=0.3)
+        for data in dict.fromkeys(result["data"] for result in measured):
+            points = []
+            for level in report["levels"]:
+                for result in measured:
+                    if (result["data"], result["level"]) == (data, level["level"]):
+                        points.append((leaked(level, what), result["mean"], level["level"]))
+            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", label=data)
+            for x, y, name in points:
+                axes.annotate(
+                    name.removeprefix("--level ").replace("--", ""),
+                    (x, y),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
+    panels[0].legend()
+    figure.suptitle("What answers give away, and what tuning makes of answers of the same level")
+    file = leakage.with_suffix(".png")
+    figure.savefig(file, dpi=120)
+    return file
+
+
+def main() -> None:
+    """Draws."""
+    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()
