@@ -7,6 +7,7 @@ has a case. How long the answers take is measured in `benchmarks/leakage.py`.
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -36,7 +37,12 @@ WITHOUT_IDS = {
     "get_budget",
     "get_receipt_keys",
     "list_adapters",
+    "list_runs",
 }
+
+
+REPORT = {"title": "a run"}
+POINTS = {"points": [{"sequence": 0, "generation": 0, "queries": 1}]}
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Tenant:
         answer: the idempotency key of an answered prediction.
         run: of that prediction.
         charge: the ledger's id of the newest charge.
+        report: the name of a run that has reported itself.
     """
 
     client: httpx.Client
@@ -62,6 +69,7 @@ class Tenant:
     answer: str
     run: str
     charge: int
+    report: str
 
     @classmethod
     def of(cls, server: Any, pictures: list[bytes]) -> Tenant:
@@ -70,7 +78,16 @@ class Tenant:
         (card,) = client.get("/v1/models").json()["models"]
         made = client.post("/v1/image-sets", json={"model": card["name"]}).json()["id"]
         tenant = cls(
-            client, owner, made, f"a{mark}", f"b{mark}", f"c{mark}", f"k{mark}", f"r{mark}", 0
+            client,
+            owner,
+            made,
+            f"a{mark}",
+            f"b{mark}",
+            f"c{mark}",
+            f"k{mark}",
+            f"r{mark}",
+            0,
+            f"p{mark}",
         )
         tenant.done("POST", f"/v1/image-sets/{made}/images", json=upload(0, *pictures))
         for name in (tenant.adapter, tenant.retired, tenant.unshared):
@@ -91,6 +108,7 @@ class Tenant:
         tenant.done("DELETE", f"/v1/adapters/{tenant.retired}")
         for public in (True, False):
             tenant.done("PATCH", f"/v1/adapters/{tenant.unshared}", json={"public": public})
+        tenant.done("PUT", f"/v1/runs/{tenant.report}", json=REPORT)
         tenant.predict()
         tenant.charge = client.get("/v1/usage?limit=1000").json()["charges"][-1]["id"]
         return tenant
@@ -119,6 +137,7 @@ class Tenant:
                 for name in (self.adapter, self.retired, self.unshared)
                 for what in ("versions", "settings", "usage")
             ),
+            "/v1/runs",
             "/v1/usage?limit=1000",
             "/v1/budget",
         ]
@@ -153,6 +172,10 @@ def answer(tenant: Tenant) -> list[tuple[str, str]]:
 
 def run(tenant: Tenant) -> list[tuple[str, str]]:
     return [(tenant.run, f"r{secrets.token_hex(6)}")]
+
+
+def report(tenant: Tenant) -> list[tuple[str, str]]:
+    return [(tenant.report, f"p{secrets.token_hex(6)}")]
 
 
 def charge(tenant: Tenant) -> list[tuple[str, str]]:
@@ -218,6 +241,10 @@ CASES: list[tuple[str, Callable[[Tenant], list[tuple[str, str]]], Send]] = [
     ),
     ("acknowledge_answer", answer, _call("DELETE", "/v1/answers/{}")),
     ("get_receipt", run, _call("GET", "/v1/receipts?run={}")),
+    ("get_run", report, _call("GET", "/v1/runs/{}")),
+    ("report_points", report, _call("PUT", "/v1/runs/{}/points", json=POINTS)),
+    ("delete_run", report, _call("DELETE", "/v1/runs/{}")),
+    ("report_run", report, _call("PUT", "/v1/runs/{}", json=REPORT)),
     # Bob has no charge after Ann's.
     ("get_usage", charge, _call("GET", "/v1/usage?after={}")),
 ]
@@ -241,6 +268,7 @@ def paths(server: Any) -> dict[str, Any]:
 def seen(answer: httpx.Response, name: str) -> tuple[int, str, dict[str, str]]:
     """All of an answer but for the call's id, the time, and the id that was asked about."""
     text = answer.text.replace(answer.headers["X-Request-Id"], "")
+    text = re.sub(r'"(started|updated)_at":"[^"]*"', "", text)
     for part in (name, name.rpartition("/")[2]):
         text = text.replace(part, "ID")
     headers = {
@@ -289,7 +317,7 @@ def test_anothers_id_is_answered_as_one_that_never_existed(
         for name, ids, send in CASES
         # The others answer alike whether something is there or not, or it is gone after one call.
         if ids not in (answer, charge, new_name)
-        and name not in ("retire_adapter", "delete_image_set")
+        and name not in ("retire_adapter", "delete_image_set", "delete_run", "report_run")
     ],
 )
 def test_ones_own_id_is_answered_otherwise(

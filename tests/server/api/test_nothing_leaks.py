@@ -74,6 +74,20 @@ def _card(path: str) -> set[str]:
     }
 
 
+def _run(path: str) -> set[str]:
+    latest = f"{path}.latest".lstrip(".")
+    return {
+        *_fields(path, "run", "title", "model", "dataset", "recipe", "budget", "state"),
+        *_fields(path, "started_at", "updated_at", "points", "latest"),
+        *_point(latest),
+    }
+
+
+def _point(path: str) -> set[str]:
+    names = "sequence", "generation", "queries", "loss", "best_loss", "accuracy", "units"
+    return {*_fields(path, *names), *_units(f"{path}.units")}
+
+
 COST = {"cost", "cost.cost_micros", *_units("cost.charged"), *_budgets("cost.budgets")}
 NUMBERS = {"log_probs", "probs", "top_classes"}
 IMAGE_SET = _fields("", "id", "model", "revision", "count")
@@ -105,10 +119,14 @@ FIELDS: dict[str, set[str]] = {
     "list_models": {
         "models",
         *_fields("models[]", "name", "revision", "image_size", "limits", "outputs"),
-        *_fields("models[]", "prompts_per_image_set"),
+        *_fields("models[]", "prompts_per_image_set", "profile"),
         *_fields("models[].limits", *LIMITS),
         *_output("models[].output"),
     },
+    "report_run": _run(""),
+    "report_points": _run(""),
+    "list_runs": {"runs", *_run("runs[]")},
+    "get_run": {"card", *_run("card"), "points", *_point("points[]")},
     "create_image_set": IMAGE_SET,
     "get_image_set": IMAGE_SET,
     "upload_images": {"image_set", *_fields("image_set", *IMAGE_SET), *COST},
@@ -343,6 +361,15 @@ def work(tenant: Tenant, pictures: list[bytes], mark: str) -> str:
     tenant("POST", f"{name}/predictions", json={"image_set": image_set, "top_k": 1})
     tenant("DELETE", name)
     tenant("PUT", f"{name}/restore")
+    run = f"/v1/runs/run-{mark}"
+    tenant("PUT", run, json={"title": "a run", "model": card["name"]})
+    point = {"sequence": 1, "generation": 1, "queries": 2, "loss": 1.5}
+    tenant("PUT", f"{run}/points", json={"points": [point]})
+    tenant("PUT", run, json={"title": "a run", "model": card["name"], "state": "finished"})
+    for path in ("/v1/runs", run):
+        tenant("GET", path)
+    tenant("PUT", "/v1/runs/short", json={"title": "another"})
+    tenant("DELETE", "/v1/runs/short")
     tenant("GET", "/v1/usage?limit=1000")
     tenant("GET", "/v1/receipts", params={"run": f"run-{mark}"})
     tenant("DELETE", f"/v1/answers/key-{mark}")
@@ -504,6 +531,7 @@ def test_each_call_was_made_well_and_badly(walk: Walk) -> None:
     well = {one.operation for one in walk.bob.heard if one.answer.is_success}
     badly = {one.operation for one in walk.bob.heard if one.answer.is_error}
     silent = {"delete_image_set", "retire_adapter", "restore_adapter", "acknowledge_answer"}
+    silent |= {"delete_run"}
     never = {name for name in described(walk) if "key" in name or "team" in name}
     never -= {"get_receipt_keys"}
     never |= {"get_metrics", "list_prices", "set_prices", "export_usage"}
