@@ -124,7 +124,7 @@ def tune(
     random_codes: Annotated[
         int | None,
         typer.Option(
-            show_default="31, of coarse answers more; paper: 0",
+            show_default="31; of coarse answers more; paper: 0",
             help="Codes scored before the search.",
             rich_help_panel=_TUNING,
         ),
