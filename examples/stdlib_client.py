@@ -39,7 +39,8 @@ def main(adapter: str, picture: str) -> None:
     url = os.environ.get("CRAFT_URL", "http://127.0.0.1:8000")
     answer = classify(url, os.environ["CRAFT_API_KEY"], adapter, Path(picture).read_bytes())
     name = answer["classes"][answer["top_classes"][0][0]]
-    print(f"{name} {math.exp(answer['log_probs'][0][0]):.1%}")
+    shown = answer.get("log_probs")  # there is none where the key sees labels alone
+    print(f"{name} {math.exp(shown[0][0]):.1%}" if shown else name)
     charged = answer["cost"]["charged"].items()
     print("cost:", ", ".join(f"{amount} {unit}" for unit, amount in charged if amount))
 

@@ -135,6 +135,7 @@ def test_request_examples_can_be_sent_as_they_are(
         for holder, path in named.items():
             send(f"set_{holder}_budgets", f"{path}/budgets", "PUT")
             send(f"top_up_{holder}", f"{path}/budgets/top-up")
+        send("set_key_policy", f"{named['key']}/policy", "PUT")
         send("rotate_key", f"{named['key']}/rotate")
         send("set_prices", "admin/prices/another-model", "PUT")
     assert examples == {}

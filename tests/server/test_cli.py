@@ -429,3 +429,38 @@ def test_an_export_holds_few_rows_in_memory(
     many = peak(20_000)
     database.close()
     assert many < 2 * few
+
+
+def test_a_policy_is_set_with_the_key_or_later_and_said_without_options(craft_server: Any) -> None:
+    made = create(craft_server, "--level", "top_k", "--k", "3", "--prompts-per-image-set", "40")
+    prefix = made["prefix"]
+    said = craft_server("keys", "policy", prefix)
+    assert (
+        said.stdout == "every model: top_k: the 3 most probable classes; 40 prompts an image set\n"
+    )
+    options = ("--model", "RN50", "--level", "probs", "--decimals", "2", "--noise", "0.5")
+    done = craft_server("keys", "policy", prefix, *options)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        said.stdout.strip(),
+        "RN50: probs: probabilities, 2 decimals, with noise of 0.5 nats",
+    ]
+    shown = json.loads(craft_server("keys", "policy", prefix, "--json").stdout)["policies"]
+    assert [(one["model"], one["output"]["level"]) for one in shown] == [
+        (None, "top_k"),
+        ("RN50", "probs"),
+    ]
+    craft_server("keys", "policy", prefix, "--level", "log_probs")
+    assert craft_server("keys", "policy", prefix).stdout.startswith(
+        "every model: log_probs: log-probabilities of all classes\n"
+    )
+    other = create(craft_server)["prefix"]
+    assert "all classes" in craft_server("keys", "policy", other).stdout
+
+
+def test_a_policy_that_cannot_be_is_one_line(craft_server: Any) -> None:
+    prefix = create(craft_server)["prefix"]
+    check_error(craft_server("keys", "policy", prefix, "--level", "top_k"), "needs k")
+    check_error(craft_server("keys", "policy", prefix, "--level", "logits"), "--level")
+    check_error(craft_server("keys", "create", "--owner", "me", "--k", 3), "it has no k")
+    check_error(craft_server("keys", "policy", "aaaaaaaa", "--level", "label"), "aaaaaaaa")

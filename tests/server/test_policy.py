@@ -74,3 +74,10 @@ def test_noise_comes_before_the_level() -> None:
     answered = answerable(SCORES, Output(noise=1.0), noise)["log_probs"]
     np.testing.assert_allclose(np.exp(answered).sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(answered, least, -1), 0, atol=1e-5)
+
+
+def test_numbers_that_are_equal_as_they_are_sent_come_in_the_order_of_classes() -> None:
+    near = np.array([[[-3.0, -0.1 - 1e-6, -0.1]]], np.float32)
+    output = Output(level="top_k", k=2)
+    assert answerable(near, output)["top_classes"].tolist() == [[[2, 1]]]
+    assert answerable(near, output, dtype="float16")["top_classes"].tolist() == [[[1, 2]]]

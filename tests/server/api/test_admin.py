@@ -327,3 +327,41 @@ def test_what_cannot_be_set_or_added_changes_nothing(
     refused = admin.post(f"/v1/admin/keys/{made['prefix']}/rotate", json={})
     assert refused.status_code == 422
     assert "revoked" in refused.json()["detail"]
+
+
+def test_a_policy_is_made_with_its_key_shown_and_changed_at_once(
+    stored: Any, picture: Picture
+) -> None:
+    with with_admin_key(stored) as admin:
+        made = create(admin, policies=[{"output": {"level": "label"}}])
+        path = f"/v1/admin/keys/{made['prefix']}/policy"
+        shown = admin.get(path).json()["policies"]
+        assert [(one["model"], one["output"]["level"]) for one in shown] == [(None, "label")]
+        with with_key(stored, made["key"]) as client:
+            assert "log_probs" not in predict(client, picture()).json()
+            (card,) = client.get("/v1/models").json()["models"]
+            wanted = {
+                "model": card["name"],
+                "output": {"level": "probs", "decimals": 2, "noise": 0.5},
+                "prompts_per_image_set": 9,
+            }
+            answer = admin.put(path, json=wanted)
+            assert answer.status_code == 200, answer.text
+            assert [one["model"] for one in answer.json()["policies"]] == [None, card["name"]]
+            assert admin.get(path).json() == answer.json()
+            (card,) = client.get("/v1/models").json()["models"]
+            assert card["prompts_per_image_set"] == 9
+            assert "probs" in predict(client, picture()).json()
+            assert admin.put(path, json={"model": card["name"]}).status_code == 200
+            assert "log_probs" in predict(client, picture()).json()
+
+
+def test_a_policy_that_contradicts_itself_or_is_nobodys_is_refused(admin: httpx.Client) -> None:
+    path = f"/v1/admin/keys/{create(admin)['prefix']}/policy"
+    for output in ({"level": "top_k"}, {"level": "label", "k": 1}, {"noise": -1}):
+        answer = admin.put(path, json={"output": output})
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["field"].startswith("output")
+    assert admin.get(path).json() == {"policies": []}
+    assert admin.put("/v1/admin/keys/aaaaaaaa/policy", json={}).status_code == 404
+    assert admin.get("/v1/admin/keys/aaaaaaaa/policy").status_code == 404

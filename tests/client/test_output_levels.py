@@ -1,0 +1,110 @@
+"""Tuning at each output level, on a small model in this process: it adapts and does not fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from craft_client.journal import Journal, JournalError
+from craft_client.losses import accuracy
+from craft_client.paper_presets import recipe_settings
+from craft_client.settings import RANDOM_CODES, SettingsError, random_codes_for
+from craft_client.tune import TuneResult, run_document, tune
+from craft_shared.wire import EVERYTHING, Output
+
+from .fake_clip import FakeBlackBox, FakeClip
+
+LABEL = Output(level="label")
+LEVELS = [
+    LABEL,
+    Output(level="top_k", k=2),
+    Output(level="probs", decimals=2),
+    Output(level="log_probs", decimals=1),
+    EVERYTHING,
+]
+CLIP = FakeClip(seed=5, noise=40.0, ignorance=2.0)
+PICTURES, LABELS = CLIP.pictures(8)
+OTHERS, OTHER_LABELS = CLIP.pictures(30, seed=1)
+
+
+def tuned(output: Output, folder: Path, **options: Any) -> TuneResult:
+    options = {"seed": 1, "dim": 16, "population": 8, **options}
+    settings = recipe_settings(options.pop("recipe", "craftbox"), "", 8, output=output, **options)
+    black_box = FakeBlackBox(CLIP, PICTURES, output=output)
+    journal = Journal.create(folder, run_document(black_box, LABELS, settings))
+    return tune(black_box, LABELS, settings, journal)
+
+
+def accuracy_on_others(result: TuneResult, output: Output) -> tuple[float, float]:
+    """Before and after, percent."""
+    adapter = result.adapter
+    black_box = FakeBlackBox(CLIP, OTHERS, output=output)
+    config = adapter.config
+    scores = black_box.score(
+        templates=config.templates,
+        context=config.context,
+        codes=adapter.codes if config.codes else None,
+    ).log_probs
+    refined = adapter.refined(scores, output)
+    return accuracy(scores[0], OTHER_LABELS), accuracy(refined, OTHER_LABELS)
+
+
+@pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
+def test_tuning_beats_the_plain_prompt_at_every_level(output: Output, tmp_path: Path) -> None:
+    result = tuned(output, tmp_path / "run")
+    assert result.adapter.config.output == output
+    before, after = accuracy_on_others(result, output)
+    assert after > before + 10
+
+
+@pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
+@pytest.mark.parametrize("recipe", ["craftbox", "paper"])
+def test_a_search_works_at_every_level(output: Output, recipe: str, tmp_path: Path) -> None:
+    scale = {"scale": 3.0} if recipe == "paper" else {"random_codes": 4}
+    result = tuned(output, tmp_path / "run", recipe=recipe, budget=60, **scale)
+    assert len(result.history) > 2
+    assert all(np.isfinite(step["loss"]) for step in result.history)
+    refined = accuracy_on_others(result, output)[1]
+    assert refined > 100 / len(CLIP.names)
+
+
+def test_the_run_says_which_level_it_saw(tmp_path: Path) -> None:
+    tuned(Output(level="top_k", k=2), tmp_path / "run")
+    document = Journal.open(tmp_path / "run").document
+    assert Output.model_validate(document["output"]) == Output(level="top_k", k=2)
+    assert document["prompts_per_image_set"] is None
+
+
+def test_a_run_does_not_go_on_with_a_key_of_another_level(tmp_path: Path) -> None:
+    settings = recipe_settings("craftbox", "", 8, dim=16)
+    began = FakeBlackBox(CLIP, PICTURES)
+    journal = Journal.create(tmp_path / "run", run_document(began, LABELS, settings))
+    with pytest.raises(JournalError, match=r"'label'; when the run .* 'log_probs'"):
+        tune(FakeBlackBox(CLIP, PICTURES, output=LABEL), LABELS, settings, journal)
+
+
+def test_coarse_answers_are_asked_for_more_codes() -> None:
+    codes = [random_codes_for(output, None, None) for output in LEVELS]
+    assert codes[0] == codes[1] > codes[2] > codes[3] == codes[4] == RANDOM_CODES
+    assert recipe_settings("craftbox", "", 8, output=LABEL).budget == 1 + codes[0]
+    assert recipe_settings("craftbox", "", 8, output=LABEL, random_codes=3).random_codes == 3
+    assert recipe_settings("paper", "", 8, output=LABEL).random_codes == 0
+
+
+def test_a_bound_on_prompts_bounds_codes_and_budget() -> None:
+    settings = recipe_settings("craftbox", "", 8, output=LABEL, prompt_limit=100)
+    assert (settings.random_codes, settings.budget, settings.search) == (99, 100, False)
+    settings = recipe_settings("craftbox", "", 8, budget=8000, prompt_limit=100)
+    assert (settings.random_codes, settings.budget, settings.search) == (31, 100, True)
+    assert recipe_settings("paper", "", 8, prompt_limit=100).budget == 100
+    with pytest.raises(SettingsError, match="budget"):
+        recipe_settings("craftbox", "", 8, random_codes=100, prompt_limit=100)
+
+
+def test_more_codes_of_coarse_answers_leave_half_of_a_budget_to_the_search() -> None:
+    assert random_codes_for(LABEL, 100, None) == 50
+    assert random_codes_for(LABEL, 40, None) == RANDOM_CODES
+    assert random_codes_for(LABEL, 8000, None) == random_codes_for(LABEL, None, None)
