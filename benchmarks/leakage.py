@@ -211,7 +211,7 @@ def attack(
 def width_of(found: list[dict[str, Any]]) -> int | None:
     """The rank that more queries do not raise; answers that merely repeat have one that grows."""
     ranks = [one["rank"] for one in found]
-    return next((b for a, b in itertools.pairwise(ranks) if a == b), None)
+    return next((b for a, b in itertools.pairwise(ranks) if a is not None and a == b), None)
 
 
 def copy(
@@ -295,8 +295,35 @@ def by_neighbours(env: dict[str, str], folder: Path, trials: int) -> dict[str, A
     }
 
 
+def print_summary(report: dict[str, Any]) -> None:
+    """A Markdown table with a line for each level."""
+    copies = "".join(f" copy, {data} |" for data in report["data"])
+    print(f"| level | width | cosine, 1 query | most | identified, 1 query | most | R2 |{copies}")
+    print("|---|---|---|---|---|---|---|" + "---|" * len(report["data"]))
+    for level in report["levels"]:
+        every = [*level["all_names"], *level["short_lists"]]
+        one = level["all_names"][0]
+        best = max(every, key=lambda found: found["cosine"])
+        most = max(found["identified"] for found in every)
+        figures = [
+            f"`{level['level'].removeprefix('--level ')}`",
+            str(level["width"] or "-"),
+            f"{one['cosine']:.3f}",
+            f"{best['cosine']:.3f} ({best['queries']} of {best['classes']} names)",
+            f"{one['identified']:.0f} %",
+            f"{most:.0f} %",
+            f"{max(found['r2'] for found in every):.2f}",
+        ]
+        for data in report["data"]:
+            last = [f for f in level["copies"][data] if f["bought"] == max(BOUGHT)]
+            figures.append(" / ".join(f"{f['agreement']:.0f} %" for f in last))
+        print(f"| {' | '.join(figures)} |")
+
+
 def print_tables(report: dict[str, Any]) -> None:
-    """Markdown tables."""
+    """Markdown tables: a summary, and after it every figure."""
+    print_summary(report)
+    print()
     print("| level | lists | queries | rank (drop) | cosine | identified % | CKA | R2 |")
     print("|---|---|---|---|---|---|---|---|")
     for level in report["levels"]:
