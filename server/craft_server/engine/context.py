@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from craft_server.byte_cache import ByteCache
 from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokens
 from craft_server.engine.uncut_text import UncutTextTower
@@ -30,7 +30,8 @@ ABSOLUTE_STD: dict[str, float] = {
 # Words of init times dim; their projection takes 128 MiB for a tower 512 wide. A bound on its size
 # itself would depend on the width, and tell it to whoever is refused.
 MAX_WORDS_TIMES_DIM = 2**16
-REMEMBERED_PROJECTIONS = 4
+# One of four words and dim 512 takes 4 MiB for a tower 512 wide.
+PROJECTIONS_BYTES = 256 * 2**20
 # Half precision ends at 65504, and the layers add to what they are given.
 MAX_EMBEDDING = 30_000.0
 _PAIRS_AT_ONCE = 2**20
@@ -48,16 +49,30 @@ class ContextSpace:
         self._tokens = tokens
         self.sigma = float(tower.embed(torch.arange(tokens.vocabulary)).float().std())
         self._lock = threading.Lock()
-        self._projection = lru_cache(REMEMBERED_PROJECTIONS)(self._draw_projection)
+        self._projections: ByteCache[tuple[object, ...], Tensor] = ByteCache(PROJECTIONS_BYTES)
 
-    def embeddings(self, context: Context, codes: NDArray[np.float32]) -> Tensor:
-        """Prompt embeddings of codes [K, dim]: float32 [K, words of init, width]."""
+    def embeddings(
+        self, context: Context, codes: NDArray[np.float32], *, tenant: str = ""
+    ) -> Tensor:
+        """Prompt embeddings of codes [K, dim]: float32 [K, words of init, width].
+
+        Each tenant's projections are remembered apart, so that nobody can tell by the clock which
+        seeds others use.
+        """
         words = self._tokens.words(context.init)
         p0 = self._tower.embed(torch.tensor(words)).float()
         with self._lock:  # so that no projection is drawn twice at the same time
-            A = self._projection(len(words), context.dim, context.seed, context.scale)
+            A = self._projection(tenant, len(words), context)
         moved = torch.from_numpy(codes).to(A.device) @ A.T
         return (p0 + moved.view(len(codes), *p0.shape)).clamp(-MAX_EMBEDDING, MAX_EMBEDDING)
+
+    def _projection(self, tenant: str, words: int, context: Context) -> Tensor:
+        of = (words, context.dim, context.seed, context.scale)
+        A = self._projections.get((tenant, *of))
+        if A is None:
+            A = self._draw_projection(*of)
+            self._projections.put((tenant, *of), A)
+        return A
 
     def _draw_projection(self, words: int, dim: int, seed: int, scale: float | str) -> Tensor:
         by_name = ABSOLUTE_STD.get(scale) if isinstance(scale, str) else None

@@ -71,6 +71,7 @@ class _Codes:
 
     context: Context
     codes: NDArray[np.float32]
+    tenant: str
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class Engine:
             for template in prompts.templates
         ]
         if prompts.context is not None and len(prompts.codes):
-            moved = _Codes(prompts.context, prompts.codes)
+            moved = _Codes(prompts.context, prompts.codes, tenant)
             sequence = partial(self._tokens.context, prompts.context.init)
             key = ("codes", prompts.context.model_dump_json(), prompts.codes.tobytes())
             parts.append(await self._text_features(key, sequence, classes, tenant, moved))
@@ -359,7 +360,7 @@ class Engine:
             return None
         prompts = texts.pack.prompts
         codes = texts.moved.codes[prompts.start : prompts.stop]
-        return self._contexts.embeddings(texts.moved.context, codes)
+        return self._contexts.embeddings(texts.moved.context, codes, tenant=texts.moved.tenant)
 
     @torch.inference_mode()
     def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_displacement_is_linear_in_the_code(space: ContextSpace) -> None:
 def test_same_seed_same_space_and_other_seed_other_space(space: ContextSpace) -> None:
     codes = np.ones((1, 8), np.float32)
     first = space.embeddings(Context(dim=8, seed=1), codes)
-    for seed in range(2, 10):  # more than are remembered
+    for seed in range(2, 10):
         assert not torch.allclose(space.embeddings(Context(dim=8, seed=seed), codes), first)
     assert torch.equal(space.embeddings(Context(dim=8, seed=1), codes), first)
 
@@ -87,3 +88,23 @@ def test_zero_code_is_the_init_words(tiny_engine: Engine, space: ContextSpace) -
     ids = torch.tensor(tiny_engine._tokens.words("a photo of a"))
     assert torch.equal(embeddings[0], tiny_engine._tower.embed(ids))
     assert math.prod(embeddings.shape) == 4 * 64
+
+
+def test_a_projection_is_remembered_for_the_tenant_who_asked_alone(
+    space: ContextSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    draw = space._draw_projection
+
+    def counting(*of: Any) -> Any:
+        drawn.append(of)
+        return draw(*of)
+
+    monkeypatch.setattr(space, "_draw_projection", counting)
+    context, codes = Context(dim=8, seed=1234), np.ones((1, 8), np.float32)
+    ann, again, bob = (
+        space.embeddings(context, codes, tenant=name) for name in ("ann", "ann", "bob")
+    )
+    assert len(drawn) == 2
+    assert torch.equal(ann, again)
+    assert torch.equal(ann, bob)
