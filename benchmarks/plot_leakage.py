@@ -1,6 +1,7 @@
 """Accuracy against leakage: one point a level, from two JSON files.
 
-Accuracy is that of `output_levels.py`; leakage is how well `leakage.py` recovered features. Without the first there is nothing to draw.
+Accuracy is that of `output_levels.py`; leakage is how well `leakage.py` recovered features.
+Without the first there is nothing to draw.
 
     python benchmarks/plot_leakage.py docs/leakage.json docs/output_levels.json
 """
