@@ -178,7 +178,7 @@ HIDDEN_WORDS = re.compile(
     r"|craft_server|craft_shared|open_clip|torch|sqlalchemy|sqlite|psycopg|pydantic|starlette"
     r"|fastapi|uvicorn|numpy|site-packages|/(tmp|home|usr|var|root|srv|opt|etc)/"
     r"|logit|checkpoint|random weights|state_dict|embed_dim|bfloat16|float64"
-    r"|(Value|Key|Type|Runtime|Attribute|Index)Error",
+    r"|(Value|Key|Type|Runtime|Attribute|Index|Memory|Assertion|Permission|OS)Error",
     re.IGNORECASE,
 )
 LOGIT_SCALE = re.compile(r"14\.28\d*|2\.659\d*")
