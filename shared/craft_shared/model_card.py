@@ -97,7 +97,7 @@ def level_words(output: Output) -> str:
         "log_probs": "log_probs: log-probabilities of all classes",
     }[output.level]
     if output.decimals is not None:
-        words += f", {output.decimals} decimals"
+        words += f", {output.decimals} decimal{'s' if output.decimals > 1 else ''}"
     return f"{words}, with noise of {output.noise:g} nats" if output.noise else words
 
 
