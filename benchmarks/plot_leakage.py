@@ -15,8 +15,14 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-MIDDLE = 0.64  # names stand left of points beyond it
+MARKERS = "o^sD"  # of data sets
+
+
+def name_of(level: dict[str, Any]) -> str:
+    """The level as options say it."""
+    return str(level["level"]).replace("--level ", "")
 
 
 def after_one_query(level: dict[str, Any]) -> float:
@@ -38,8 +44,9 @@ def draw(leakage: Path, accuracy: Path) -> Path | None:
         return None
     report = json.loads(leakage.read_text())
     measured = json.loads(accuracy.read_text())
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
+    data_sets = list(dict.fromkeys(result["data"] for result in measured))
     panels = figure.subplots(1, 2, sharey=True)
     panels[0].set_ylabel("accuracy after tuning, %")
     for axes, (leaked, words) in zip(
@@ -53,26 +60,25 @@ def draw(leakage: Path, accuracy: Path) -> Path | None:
         axes.set_xlabel(words)
         axes.grid(alpha=0.3)
         axes.set_xlim(0.25, 1.02)
-        for data in dict.fromkeys(result["data"] for result in measured):
-            points = []
-            for level in report["levels"]:
+        for data, marker in zip(data_sets, MARKERS, strict=False):
+            for number, level in enumerate(report["levels"]):
                 for result in measured:
                     if (result["data"], result["level"]) == (data, level["level"]):
-                        points.append((leaked(level), result["mean"], level["level"]))
-            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", label=data)
-            for x, y, name in points:
-                axes.annotate(
-                    name.removeprefix("--level ").replace("--", ""),
-                    (x, y),
-                    xytext=(-5, 4) if x > MIDDLE else (5, 4),
-                    ha="right" if x > MIDDLE else "left",
-                    textcoords="offset points",
-                    fontsize=7,
-                )
-    panels[0].legend()
+                        axes.plot(
+                            leaked(level), result["mean"], marker, color=f"C{number}", markersize=8
+                        )
+    levels = [
+        Line2D([], [], marker="s", linestyle="", color=f"C{number}", label=name_of(level))
+        for number, level in enumerate(report["levels"])
+    ]
+    sets = [
+        Line2D([], [], marker=marker, linestyle="", color="0.4", label=data)
+        for data, marker in zip(data_sets, MARKERS, strict=False)
+    ]
+    figure.legend(handles=[*levels, *sets], loc="outside right center", fontsize=9)
     figure.suptitle("What answers give away, and what tuning makes of answers of the same level")
     file = leakage.with_suffix(".png")
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=110)
     return file
 
 
