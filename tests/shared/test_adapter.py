@@ -7,6 +7,7 @@ import pytest
 from craft_shared import codec
 from craft_shared.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, AdapterConfig, AdapterError
 from craft_shared.head import LinearHead
+from craft_shared.model_card import CARD_FILE
 from craft_shared.wire import Context
 
 C, CODES, DIM = 2, 3, 4
@@ -32,7 +33,8 @@ def test_adapter_survives_bytes_and_folders(adapter: Adapter, tmp_path: Path) ->
     assert Adapter.from_bytes(adapter.to_bytes()).digest == adapter.digest
     adapter.save(tmp_path / "adapter")
     assert Adapter.load(tmp_path / "adapter").digest == adapter.digest
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {CONFIG_FILE, TENSOR_FILE}
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert files == {CONFIG_FILE, TENSOR_FILE, CARD_FILE}
 
 
 def test_digest_changes_with_any_tensor(adapter: Adapter) -> None:

@@ -44,6 +44,8 @@ GUARDED = [
     ("GET", "/v1/admin/keys"),
     ("POST", "/v1/admin/keys/x/rotate"),
     ("DELETE", "/v1/admin/keys/x"),
+    ("GET", "/v1/admin/keys/x/policy"),
+    ("PUT", "/v1/admin/keys/x/policy"),
     ("PUT", "/v1/admin/keys/x/budgets"),
     ("PUT", "/v1/admin/teams/x/budgets"),
     ("POST", "/v1/admin/keys/x/budgets/top-up"),
