@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,8 @@ class Server:
 StartServer = Callable[..., Server]
 
 
-@pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Starts servers with given arguments; all are stopped at the end of the session.
-
-    `program` is what is run in the place of `craft-server serve`.
-    """
+@contextmanager
+def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     started: list[Server] = []
 
     def start(
@@ -96,6 +93,16 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         assert server.process.wait(30) in (0, -15, -9), (server.folder / "server.log").read_text()
 
 
+@pytest.fixture(scope="module")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Starts servers with given arguments; a module's are stopped at its end, for memory's sake.
+
+    `program` is what is run in the place of `craft-server serve`.
+    """
+    with _starting(tmp_path_factory) as start:
+        yield start
+
+
 def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
@@ -110,9 +117,10 @@ def _wait_until_ready(server: Server) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(start_server: StartServer) -> Server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The pocket model on SQLite."""
-    return start_server("--model", "pocket")
+    with _starting(tmp_path_factory) as start:
+        yield start("--model", "pocket")
 
 
 @pytest.fixture(scope="session")

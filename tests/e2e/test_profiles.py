@@ -23,12 +23,16 @@ TUNE = ("--shots", "2", "--seed", "5", "--population", POPULATION)
 
 @pytest.fixture(scope="module")
 def simulating(start_server: StartServer) -> Callable[[str | Path], Server]:
-    """A server with the pocket model behind a profile, one for each."""
+    """A server with the pocket model behind a profile; beside `ideal` one at a time, for memory."""
     running: dict[str, Server] = {}
 
     def start(profile: str | Path) -> Server:
         name = str(profile)
         if name not in running:
+            for other in [one for one in running if one != "ideal"]:
+                process = running.pop(other).process
+                process.terminate()
+                process.wait(30)
             running[name] = start_server("--model", "pocket", "--profile", name)
         return running[name]
 
