@@ -25,7 +25,7 @@ from e2e.conftest import Server
 
 ADAPTERS = 200
 CALLERS = 32
-SECONDS = 12
+SECONDS = 8
 CLASSES = 3
 
 

@@ -131,8 +131,11 @@ def test_tuning_survives_each_shipped_profile_and_records_it(
 ) -> None:
     server = simulating(name)
     tuned = tune(server, server.key(owner="each"), digits, tmp_path / "run", 2)
-    assert files_of(tmp_path / "run/adapter") == unhindered
     profile = load_profile(name)
+    same = files_of(tmp_path / "run/adapter") == unhindered
+    config = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
+    assert config["output"] == profile.output.model_dump(mode="json")
+    assert same == profile.output.whole  # what answers leave out, tuning cannot learn
     expected = {"name": name, "version": profile.version, "digest": profile.digest}
     assert json.loads((tmp_path / "run/run.json").read_text())["profile"] == expected
     assert tuned["profile"] == expected
