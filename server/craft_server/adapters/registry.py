@@ -61,11 +61,24 @@ class Publication:
 
 
 def find(connection: sa.Connection, caller: Caller, reference: str) -> Publication:
+    """The version that `resolve` finds, with the aliases on its card."""
+    row = _resolved(connection, caller, reference)
+    (publication,) = _publications(connection, [row])
+    return publication
+
+
+def resolve(connection: sa.Connection, caller: Caller, reference: str) -> Publication:
     """The one living version that a reference means now, if the caller may use it.
+
+    Its card has no aliases: they take statements of their own, which no prediction needs.
 
     Raises:
         NoSuchAdapter: there is none, or it is not the caller's to use; nothing tells which.
     """
+    return _publication(_resolved(connection, caller, reference), [])
+
+
+def _resolved(connection: sa.Connection, caller: Caller, reference: str) -> Any:
     wanted = Reference.parse(reference)
     owner = caller.owner if wanted.owner is None else wanted.owner
     conditions = [*_named(owner, wanted), _LIVING]
@@ -76,14 +89,13 @@ def find(connection: sa.Connection, caller: Caller, reference: str) -> Publicati
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NoSuchAdapter(reference)
-    (publication,) = _publications(connection, [row])
-    return publication
+    return row
 
 
 def find_digest(
     connection: sa.Connection, owner: str, name: str, digest: str
 ) -> Publication | None:
-    """The newest living version under `name` whose content has this digest."""
+    """The newest living version under `name` whose content has this digest; without aliases."""
     row = connection.execute(
         _WITH_SETTINGS.where(
             ADAPTERS.c.owner == owner,
@@ -95,7 +107,7 @@ def find_digest(
         .order_by(ADAPTERS.c.version.desc())
         .limit(1)
     ).one_or_none()
-    return None if row is None else _publications(connection, [row])[0]
+    return None if row is None else _publication(row, [])
 
 
 def list_cards(connection: sa.Connection, caller: Caller) -> list[AdapterCard]:
@@ -250,29 +262,33 @@ def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Public
     ):
         aliases.setdefault((row.owner, row.name, row.version), []).append(row.alias)
     return [
-        Publication(
-            row.id,
-            AdapterCard(
-                owner=row.owner,
-                name=row.name,
-                version=row.version,
-                aliases=[
-                    *([LATEST] if newest.get((row.owner, row.name)) == row.version else []),
-                    *aliases.get((row.owner, row.name, row.version), []),
-                ],
-                digest=row.digest,
-                model=row.model,
-                revision=row.revision,
-                access_mode=row.access_mode,
-                classes=json.loads(row.classes),
-                prompts=row.prompts,
-                published_at=row.published_at,
-                retired_at=row.retired_at,
-                pays="caller" if row.payer_key_id is None else "publisher",
-                abstain_below=row.abstain_below,
-                provenance=Provenance.model_validate_json(row.provenance),
-            ),
-            row.payer_key_id,
+        _publication(
+            row,
+            [
+                *([LATEST] if newest.get((row.owner, row.name)) == row.version else []),
+                *aliases.get((row.owner, row.name, row.version), []),
+            ],
         )
         for row in rows
     ]
+
+
+def _publication(row: Any, aliases: list[str]) -> Publication:
+    card = AdapterCard(
+        owner=row.owner,
+        name=row.name,
+        version=row.version,
+        aliases=aliases,
+        digest=row.digest,
+        model=row.model,
+        revision=row.revision,
+        access_mode=row.access_mode,
+        classes=json.loads(row.classes),
+        prompts=row.prompts,
+        published_at=row.published_at,
+        retired_at=row.retired_at,
+        pays="caller" if row.payer_key_id is None else "publisher",
+        abstain_below=row.abstain_below,
+        provenance=Provenance.model_validate_json(row.provenance),
+    )
+    return Publication(row.id, card, row.payer_key_id)

@@ -310,7 +310,7 @@ async def predict(
     `predictions`, one of `images` for each picture in the body, one of `requests`; with `top_k` as
     without. The adapter's texts were charged when it was published.
     """
-    publication = await services.database.read(adapters.find, caller, name)
+    publication = await services.database.read(adapters.resolve, caller, name)
     card, message = publication.card, body.message
     _check_revision(services, card.model, card.revision)
     policy = policy_for(services, caller)
