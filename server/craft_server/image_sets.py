@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -178,15 +179,7 @@ def add_rows(
 
 def read_features(connection: sa.Connection, image_set: ImageSet) -> Features:
     """The features of an image set that is not empty, [count, width], in the order of its rows."""
-    rows = connection.execute(
-        sa.select(IMAGE_FEATURES.c.features)
-        .join(IMAGE_SET_ROWS, IMAGE_SET_ROWS.c.feature_id == IMAGE_FEATURES.c.id)
-        .where(
-            IMAGE_SET_ROWS.c.image_set_id == image_set.id,
-            IMAGE_SET_ROWS.c.row < image_set.count,
-        )
-        .order_by(IMAGE_SET_ROWS.c.row)
-    ).scalars()
+    rows = connection.execute(_of_rows(image_set, IMAGE_FEATURES.c.features)).scalars()
     flat = np.frombuffer(bytearray().join(rows), np.float32)  # writable, as torch wants it
     return flat.reshape(image_set.count, -1)
 
@@ -195,15 +188,7 @@ def read_digests(
     connection: sa.Connection, image_set: ImageSet, rows: Sequence[int] | None
 ) -> list[str]:
     """SHA-256 of the pictures in some rows of an image set, or in all, in hexadecimal."""
-    every = connection.execute(
-        sa.select(IMAGE_FEATURES.c.sha256)
-        .join(IMAGE_SET_ROWS, IMAGE_SET_ROWS.c.feature_id == IMAGE_FEATURES.c.id)
-        .where(
-            IMAGE_SET_ROWS.c.image_set_id == image_set.id,
-            IMAGE_SET_ROWS.c.row < image_set.count,
-        )
-        .order_by(IMAGE_SET_ROWS.c.row)
-    ).scalars()
+    every = connection.execute(_of_rows(image_set, IMAGE_FEATURES.c.sha256)).scalars()
     digests = list(every)
     return digests if rows is None else [digests[row] for row in rows]
 
@@ -230,6 +215,19 @@ def delete_image_set(connection: sa.Connection, owner: str, image_set_id: str) -
             )
         )
     connection.execute(sa.delete(IMAGE_SETS).where(IMAGE_SETS.c.id == image_set.id))
+
+
+def _of_rows(image_set: ImageSet, column: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """A column of `IMAGE_FEATURES` for each row of an image set, in their order."""
+    return (
+        sa.select(column)
+        .join(IMAGE_SET_ROWS, IMAGE_SET_ROWS.c.feature_id == IMAGE_FEATURES.c.id)
+        .where(
+            IMAGE_SET_ROWS.c.image_set_id == image_set.id,
+            IMAGE_SET_ROWS.c.row < image_set.count,
+        )
+        .order_by(IMAGE_SET_ROWS.c.row)
+    )
 
 
 def _of_owner(owner: str, image_set: ImageSet) -> tuple[sa.ColumnElement[bool], ...]:
