@@ -114,6 +114,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _RUN = re.compile(r"[\x20-\x7e]{1,255}")
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -714,11 +715,21 @@ def picture_chunks(images: Iterable[bytes], limits: Limits) -> Iterator[list[byt
     Raises:
         LimitExceeded: a picture is too large.
     """
-    chunk: list[bytes] = []
+
+    def checked() -> Iterator[bytes]:
+        for number, picture in enumerate(images):
+            _check_picture(picture, number, limits)
+            yield picture
+
+    return bodies(checked(), len, limits)
+
+
+def bodies(pictures: Iterable[T], size_of: Callable[[T], int], limits: Limits) -> Iterator[list[T]]:
+    """Groups what stands for pictures of a size in bytes, lazily, as `picture_chunks` does."""
+    chunk: list[T] = []
     size = 0
-    for number, picture in enumerate(images):
-        _check_picture(picture, number, limits)
-        length = len(picture) + _SIZE_BYTES
+    for picture in pictures:
+        length = size_of(picture) + _SIZE_BYTES
         full = len(chunk) == limits.images_per_call
         if chunk and (full or size + length > limits.body_bytes - _HEADER_ROOM):
             yield chunk

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from craft_client.api import AdapterPrediction
-from craft_client.exceptions import DataError, InvalidImage, LimitExceeded
+from craft_client.api import AdapterPrediction, bodies
+from craft_client.exceptions import DataError, InvalidImage, LimitExceeded, picture_position
 from craft_client.remote import RemoteAdapter
 from craft_shared.files import write_whole
 from craft_shared.units import Units
 
 _FIXED = ("image", "adapter", "error", "abstained")
-_HEADER_ROOM = 2**16  # of a body, for what stands before the pictures
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,9 @@ def classify_files(
         answer = None
         while pictures and answer is None:
             try:
-                answer = adapter.classify_chunk(
-                    list(pictures.values()),
+                answer = adapter.client.adapter_predict(
+                    adapter.reference,
+                    images=list(pictures.values()),
                     top_k=top,
                     abstain_below=abstain_below,
                     idempotency_key=_key(adapter, pictures, top, abstain_below),
@@ -158,28 +158,21 @@ def classify_files(
     return progress
 
 
-def calls_and_pictures(adapter: RemoteAdapter, left: Sequence[Path]) -> tuple[int, int]:
-    """How many calls these files take, and how many pictures."""
-    return sum(1 for _ in _chunks(left, adapter)), len(left)
+def calls_of(adapter: RemoteAdapter, images: Sequence[Path]) -> int:
+    """How many calls these files take."""
+    return sum(1 for _ in _chunks(images, adapter))
 
 
 def _chunks(images: Sequence[Path], adapter: RemoteAdapter) -> Iterator[list[Path]]:
     """Groups files by count and size, so that a call's body keeps within the limits."""
     limits = adapter.limits
-    chunk: list[Path] = []
-    total = 0
-    for image in images:
-        # What is not there, or too large, is not sent.
+
+    def size_of(image: Path) -> int:
         size = image.stat().st_size if image.is_file() else 0
-        size = 0 if size > limits.image_bytes else size + 8
-        full = len(chunk) == limits.images_per_call
-        if chunk and (full or total + size > limits.body_bytes - _HEADER_ROOM):
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(image)
-        total += size
-    if chunk:
-        yield chunk
+        # What is not there, or too large, is not sent.
+        return 0 if size > limits.image_bytes else size
+
+    return bodies(images, size_of, limits)
 
 
 def _read_pictures(
@@ -203,11 +196,8 @@ def _read_pictures(
 
 
 def _refused(error: InvalidImage, sent: Sequence[Path]) -> dict[Path, str]:
-    refused = {
-        sent[int(field.field[7:-1])]: field.message
-        for field in error.errors
-        if field.field.startswith("images[") and field.field[7:-1].isdecimal()
-    }
+    positions = ((picture_position(field.field), field.message) for field in error.errors)
+    refused = {sent[index]: message for index, message in positions if index is not None}
     if not refused:
         raise error
     return refused

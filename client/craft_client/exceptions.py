@@ -42,6 +42,7 @@ knows failures; it does not know what raises or catches them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -287,6 +288,12 @@ class Overloaded(ProblemError):
 def problem_error(problem: Problem, retry_after: float | None = None) -> ProblemError:
     """The exception for a problem: the subclass of its type, or `ProblemError` if unknown."""
     return _BY_TYPE.get(problem.type, ProblemError)(problem, retry_after)
+
+
+def picture_position(field: str) -> int | None:
+    """Which picture of a call a field such as `images[3]` names; None where it names none."""
+    match = re.match(r"images\[(\d+)\]", field)
+    return int(match[1]) if match else None
 
 
 def _descendants(parent: type[ProblemError]) -> Iterator[type[ProblemError]]:

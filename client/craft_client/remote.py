@@ -373,23 +373,6 @@ class RemoteAdapter:
             for some in self.picture_calls(pictures)
         )
 
-    def classify_chunk(
-        self,
-        pictures: Sequence[bytes],
-        *,
-        top_k: int,
-        abstain_below: float | None,
-        idempotency_key: str,
-    ) -> AdapterPrediction:
-        """Classifies pictures in one call, as `Client.adapter_predict` does."""
-        return self.client.adapter_predict(
-            self.reference,
-            images=pictures,
-            top_k=top_k,
-            abstain_below=abstain_below,
-            idempotency_key=idempotency_key,
-        )
-
     @property
     def reference(self) -> str:
         """What calls name the version by, whoever makes them."""

@@ -317,7 +317,7 @@ def _predict_into(
     abstain_below: float | None,
     as_json: bool,
 ) -> None:
-    from craft_client.batch import BatchProgress, Results, calls_and_pictures, classify_files
+    from craft_client.batch import BatchProgress, Results, calls_of, classify_files
     from craft_client.remote import RemoteAdapter
 
     results = Results(out, top)
@@ -337,7 +337,7 @@ def _predict_into(
             f"The adapter has {len(remote.card.classes)} classes.", remedy="Lower --top."
         )
     left = [path for path in files if str(path) not in results.images]
-    _check_need(remote, *calls_and_pictures(remote, left))
+    _check_need(remote, calls_of(remote, left), len(left))
     with progress_bar() as bar:
         task = bar.add_task("Classifying pictures", total=len(files))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from craft_client.budgets import name, shortfall
 from craft_client.cli.show import say, stderr
-from craft_client.exceptions import CraftError, DataError, InvalidImage
+from craft_client.exceptions import CraftError, DataError, InvalidImage, picture_position
 from craft_shared.units import Units
 
 if TYPE_CHECKING:
@@ -118,8 +117,8 @@ def naming_files(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def _file_of(field: str, paths: Sequence[Path]) -> str:
-    match = re.match(r"images\[(\d+)\]", field)
-    return f"'{paths[int(match[1])]}'" if match and int(match[1]) < len(paths) else field
+    index = picture_position(field)
+    return field if index is None or index >= len(paths) else f"'{paths[index]}'"
 
 
 def progress_bar() -> Progress:
