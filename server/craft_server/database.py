@@ -37,6 +37,9 @@ METADATA = sa.MetaData(
     }
 )
 
+# SQLite counts rows up only in a column of exactly this type.
+Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 POSTGRESQL_THREADS = 8
 BUSY_TIMEOUT_MS = 30_000
 # How a transaction begins on SQLite. A writer that began as a reader could not wait for another

@@ -18,10 +18,8 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from craft_server.clock import now
-from craft_server.database import METADATA
+from craft_server.database import METADATA, Id
 from craft_shared.wire import ImageSet
-
-_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 IMAGE_SETS = sa.Table(
     "image_sets",
@@ -36,7 +34,7 @@ IMAGE_SETS = sa.Table(
 IMAGE_FEATURES = sa.Table(
     "image_features",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("revision", sa.Text, nullable=False),
@@ -50,7 +48,7 @@ IMAGE_SET_ROWS = sa.Table(
     METADATA,
     sa.Column("image_set_id", sa.Text, sa.ForeignKey("image_sets.id"), primary_key=True),
     sa.Column("row", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("feature_id", _Id, sa.ForeignKey("image_features.id"), nullable=False),
+    sa.Column("feature_id", Id, sa.ForeignKey("image_features.id"), nullable=False),
     sa.Index("ix_image_set_rows_feature_id", "feature_id"),
 )
 

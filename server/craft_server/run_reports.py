@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
-from craft_server.database import METADATA, insert_all_missing, insert_missing
+from craft_server.database import METADATA, Id, insert_all_missing, insert_missing
+from craft_server.ledger.charges import units_of
 from craft_shared.run_reports import (
     POINTS_PER_RUN,
     RUNS_PER_OWNER,
@@ -20,14 +21,12 @@ from craft_shared.run_reports import (
     RunPoint,
     RunReport,
 )
-from craft_shared.units import UNITS, Units
-
-_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+from craft_shared.units import UNITS
 
 RUN_REPORTS = sa.Table(
     "run_reports",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("run", sa.Text, nullable=False),
     sa.Column("title", sa.Text, nullable=False),
@@ -44,7 +43,7 @@ RUN_REPORTS = sa.Table(
 RUN_POINTS = sa.Table(
     "run_points",
     METADATA,
-    sa.Column("report_id", _Id, sa.ForeignKey("run_reports.id"), primary_key=True),
+    sa.Column("report_id", Id, sa.ForeignKey("run_reports.id"), primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("generation", sa.BigInteger, nullable=False),
     sa.Column("loss", sa.Double),
@@ -248,5 +247,5 @@ def _as_point(row: sa.Row[tuple[object, ...]]) -> RunPoint:
         loss=row.loss,
         best_loss=row.best_loss,
         accuracy=row.accuracy,
-        units=Units(**{unit: row._mapping[unit] for unit in UNITS}),
+        units=units_of(row),
     )

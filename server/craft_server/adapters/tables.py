@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from craft_server.database import METADATA
+from craft_server.database import METADATA, Id
 from craft_shared.units import UNITS
-
-_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 # One row a version. Nothing of it changes but `retired_at`.
 ADAPTERS = sa.Table(
     "adapters",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
@@ -39,7 +37,7 @@ ADAPTER_SETTINGS = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("public", sa.Boolean, nullable=False),
     # The key that pays for everybody's predictions; null where each caller pays for its own.
-    sa.Column("payer_key_id", _Id, sa.ForeignKey("api_keys.id")),
+    sa.Column("payer_key_id", Id, sa.ForeignKey("api_keys.id")),
     sa.Column("abstain_below", sa.Float),
 )
 
@@ -72,7 +70,7 @@ ADAPTER_ALIASES = sa.Table(
 ADAPTER_TOTALS = sa.Table(
     "adapter_totals",
     METADATA,
-    sa.Column("adapter_id", _Id, sa.ForeignKey("adapters.id"), primary_key=True),
+    sa.Column("adapter_id", Id, sa.ForeignKey("adapters.id"), primary_key=True),
     sa.Column("calls", sa.BigInteger, nullable=False),
     *(sa.Column(unit, sa.BigInteger, nullable=False) for unit in UNITS),
 )

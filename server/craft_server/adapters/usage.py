@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from craft_server.adapters.references import NoSuchAdapter
 from craft_server.adapters.tables import ADAPTER_TOTALS, ADAPTERS
+from craft_server.ledger.charges import units_of
 from craft_server.statements import Statement, run
 from craft_shared.units import UNITS, Units
 from craft_shared.wire import AdapterUsage, AdapterUse
@@ -47,7 +48,7 @@ def usage(connection: sa.Connection, owner: str, name: str) -> AdapterUsage:
             AdapterUse(
                 version=row.version,
                 calls=row.calls,
-                units=Units(**{unit: row._mapping[unit] for unit in UNITS}),
+                units=units_of(row),
             )
             for row in rows
         ],

@@ -8,11 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from craft_server.clock import WINDOWS
-from craft_server.database import METADATA
+from craft_server.database import METADATA, Id
 from craft_shared.units import MEASURES, UNITS
-
-# SQLite counts rows up only in a column of exactly this type.
-_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -26,7 +23,7 @@ def _natural(columns: tuple[str, ...]) -> str:
 TEAMS = sa.Table(
     "teams",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
@@ -34,10 +31,10 @@ TEAMS = sa.Table(
 API_KEYS = sa.Table(
     "api_keys",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("team_id", _Id, sa.ForeignKey("teams.id")),
+    sa.Column("team_id", Id, sa.ForeignKey("teams.id")),
     sa.Column("scopes", sa.Text, nullable=False),
     sa.Column("requests_per_minute", sa.BigInteger),
     sa.Column("predictions_per_minute", sa.BigInteger),
@@ -54,7 +51,7 @@ KEY_SECRETS = sa.Table(
     "key_secrets",
     METADATA,
     sa.Column("prefix", sa.Text, primary_key=True),
-    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), nullable=False, index=True),
+    sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), nullable=False, index=True),
     sa.Column("secret_hash", sa.Text, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
@@ -63,9 +60,9 @@ KEY_SECRETS = sa.Table(
 BUDGETS = sa.Table(
     "budgets",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id")),
-    sa.Column("team_id", _Id, sa.ForeignKey("teams.id")),
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("key_id", Id, sa.ForeignKey("api_keys.id")),
+    sa.Column("team_id", Id, sa.ForeignKey("teams.id")),
     sa.Column("unit", sa.Text, nullable=False),
     sa.Column("window", sa.Text, nullable=False),
     sa.Column("window_start", sa.BigInteger, nullable=False),
@@ -84,8 +81,8 @@ BUDGETS = sa.Table(
 CHARGES = sa.Table(
     "charges",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("closed_at", sa.BigInteger),
     sa.Column("call", sa.Text, nullable=False),
@@ -115,7 +112,7 @@ CHARGES = sa.Table(
 TOTALS = sa.Table(
     "totals",
     METADATA,
-    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), primary_key=True),
+    sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), primary_key=True),
     *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
 )
 
@@ -131,13 +128,13 @@ HOLDERS = sa.Table(
 CALLS = sa.Table(
     "calls",
     METADATA,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), nullable=False),
     sa.Column("idempotency_key", sa.Text, nullable=False),
     sa.Column("fingerprint", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("holder", sa.Text, nullable=False),
-    sa.Column("charge_id", _Id, sa.ForeignKey("charges.id")),
+    sa.Column("charge_id", Id, sa.ForeignKey("charges.id")),
     sa.Column("done", sa.Boolean, nullable=False),
     sa.Column("repeatable", sa.Boolean, nullable=False),
     sa.Column("status", sa.Integer),
