@@ -54,6 +54,7 @@ from torch.nn import functional
 from craft_client.data import Dataset, Sample, few_shot
 from craft_client.layouts import load_dataset
 from craft_client.open_text import common_nouns
+from craft_server.engine.hosted import tokenizer_of, transform_of
 from craft_server.engine.images import decode
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
 from craft_server.engine.packs import packs
@@ -88,7 +89,7 @@ class ClassTexts:
 
     def __init__(self, model: LoadedModel, classes: tuple[str, ...]) -> None:
         self._tower = TextTower(model.module)
-        tokens = Tokens(model.tokenize, self._tower.context_length)
+        tokens = Tokens(tokenizer_of(model.name), self._tower.context_length)
         sequences = [tokens.context(CONTEXT, name) for name in classes]
         # No bound: all classes in one pack.
         (self._pack,) = packs(sequences, prompts=1, max_tokens=sys.maxsize)
@@ -316,7 +317,11 @@ def encode_pictures(
         for i in range(0, len(samples), IMAGES_AT_ONCE):
             pixels = torch.stack(
                 [
-                    decode(path.read_bytes(), model.preprocess, max_pixels=sys.maxsize)
+                    decode(
+                        path.read_bytes(),
+                        transform_of(model.preprocess_cfg),
+                        max_pixels=sys.maxsize,
+                    )
                     for path, _ in samples[i : i + IMAGES_AT_ONCE]
                 ]
             )

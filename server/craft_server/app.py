@@ -43,7 +43,7 @@ from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
 from craft_server.console import install as console
 from craft_server.database import Database
-from craft_server.engine import Engine
+from craft_server.engine import HostedModel
 from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
 from craft_server.noise import read_secret
@@ -61,7 +61,7 @@ _MAX_DECODERS = 8
 
 def create_app(
     settings: Settings,
-    engine: Engine,
+    engine: HostedModel,
     database: Database | None = None,
     tape: Tape | None = None,
 ) -> FastAPI:

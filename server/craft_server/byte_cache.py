@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
+from pydantic import BaseModel
 
 
 class Sized(Protocol):
@@ -18,6 +19,15 @@ class Sized(Protocol):
     @property
     def nbytes(self) -> int:
         """In bytes."""
+
+
+class CacheUse(BaseModel):
+    """How full a cache is, in bytes, and how often it held what was asked for."""
+
+    nbytes: int
+    max_bytes: int
+    hits: int
+    misses: int
 
 
 K = TypeVar("K", bound=Hashable)
@@ -47,6 +57,13 @@ class ByteCache(Generic[K, V]):
     def max_bytes(self) -> int:
         """Memory that they may take."""
         return int(self._values.maxsize)
+
+    @property
+    def use(self) -> CacheUse:
+        """How full it is, and how often it held what was asked for."""
+        return CacheUse(
+            nbytes=self.nbytes, max_bytes=self.max_bytes, hits=self.hits, misses=self.misses
+        )
 
     def get(self, key: K) -> V | None:
         """The value, or None."""

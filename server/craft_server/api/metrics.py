@@ -7,7 +7,7 @@ takes an admin key (in Prometheus: `authorization` in the scrape configuration).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 from craft_server.api import documents
 from craft_server.api.auth import caller_with
 from craft_server.api.services import Services, WithServices
-from craft_server.byte_cache import ByteCache
+from craft_server.byte_cache import CacheUse
+from craft_server.engine import EngineState, WorkerDied
 from craft_server.ledger.keys import Caller
 
 router = APIRouter(tags=["health"])
@@ -44,32 +45,31 @@ async def metrics(
     """What the process does now and has done since its start. Needs an admin key; free."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_OfServices(services))
+    try:
+        state = await services.engine.state()
+    except WorkerDied:
+        state = None
+    registry.register(_OfServices(services, state))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _OfServices(Collector):
     """Reads everything at the moment of the call."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, state: EngineState | None) -> None:
         self._services = services
+        self._state = state
 
     def collect(self) -> Iterable[Metric]:
-        engine = self._services.engine
-        yield GaugeMetricFamily(
-            "craft_engine_alive", "1 while the model runs.", value=float(engine.alive)
-        )
-        yield GaugeMetricFamily(
-            "craft_engine_waiting_turns",
-            "Work that waits for the model; a turn is about as much as it does at once.",
-            value=engine.waiting,
-        )
-        busy = CounterMetricFamily(
-            "craft_engine_busy_seconds", "How long cores have been kept busy.", labels=["on"]
-        )
-        for what, seconds in engine.busy_seconds.items():
-            busy.add_metric([what], seconds)
-        yield busy
+        alive = self._state is not None and self._services.engine.alive
+        yield GaugeMetricFamily("craft_engine_alive", "1 while the model runs.", value=float(alive))
+        caches = {
+            "image_features": self._services.features.use,
+            "adapters": self._services.adapters.use,
+        }
+        if self._state is not None:
+            yield from _of_engine(self._state)
+            caches["text_features"] = self._state.text_features
         faults = CounterMetricFamily(
             "craft_simulated_faults",
             "Faults of the simulated provider that have happened.",
@@ -78,15 +78,24 @@ class _OfServices(Collector):
         for (fault, place), count in self._services.provider.faults.items():
             faults.add_metric([fault, place], count)
         yield faults
-        caches: dict[str, ByteCache[Any, Any]] = {
-            "image_features": self._services.features,
-            "text_features": engine.text_features,
-            "adapters": self._services.adapters,
-        }
         yield from _caches(caches)
 
 
-def _caches(caches: dict[str, ByteCache[Any, Any]]) -> Iterator[Metric]:
+def _of_engine(state: EngineState) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "craft_engine_waiting_turns",
+        "Work that waits for the model; a turn is about as much as it does at once.",
+        value=state.waiting,
+    )
+    busy = CounterMetricFamily(
+        "craft_engine_busy_seconds", "How long cores have been kept busy.", labels=["on"]
+    )
+    for what, seconds in state.busy_seconds.items():
+        busy.add_metric([what], seconds)
+    yield busy
+
+
+def _caches(caches: dict[str, CacheUse]) -> Iterator[Metric]:
     used = GaugeMetricFamily("craft_cache_bytes", "Memory that a cache takes.", labels=["cache"])
     bound = GaugeMetricFamily(
         "craft_cache_max_bytes", "Memory that a cache may take.", labels=["cache"]

@@ -12,7 +12,7 @@ from craft_server.adapters import ServableAdapter
 from craft_server.api.in_flight import InFlight
 from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
-from craft_server.engine import Engine
+from craft_server.engine import HostedModel
 from craft_server.image_sets import Features
 from craft_server.lease import Lease
 from craft_server.rate_limits import RateLimits
@@ -41,7 +41,7 @@ class Services:
     """
 
     settings: Settings
-    engine: Engine
+    engine: HostedModel
     database: Database
     lease: Lease
     rate_limits: RateLimits

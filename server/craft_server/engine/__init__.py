@@ -4,6 +4,7 @@ It knows the model and batching. It does not know keys, money, HTTP or who asks.
 """
 
 from craft_server.engine.engine import Engine
+from craft_server.engine.hosted import EngineState, HostedModel, ModelFacts
 from craft_server.engine.identities import prompt_identity
 from craft_server.engine.images import ImageError
 from craft_server.engine.models import ModelLoadError, ModelSpec
@@ -12,7 +13,10 @@ from craft_server.engine.worker import Overloaded, WorkerDied
 
 __all__ = [
     "Engine",
+    "EngineState",
+    "HostedModel",
     "ImageError",
+    "ModelFacts",
     "ModelLoadError",
     "ModelSpec",
     "Overloaded",

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import structlog
@@ -27,10 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
-from craft_server.engine import identities
-from craft_server.engine import images as pictures
-from craft_server.engine import prompts as checks
 from craft_server.engine.context import ContextSpace
+from craft_server.engine.hosted import (
+    SCORES_PER_TASK,
+    EngineState,
+    HostedModel,
+    ModelFacts,
+)
 from craft_server.engine.models import (
     LoadedModel,
     ModelLoadError,
@@ -41,17 +44,15 @@ from craft_server.engine.models import (
 from craft_server.engine.packs import Pack, packs
 from craft_server.engine.prompts import Prompts
 from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
-from craft_server.engine.tokens import Ids, Tokens
+from craft_server.engine.tokens import Ids
 from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Task, Worker
-from craft_shared.problems import FieldError
 from craft_shared.wire import Context
 
 # On a CPU few pictures at a time are faster: what they become stays in its caches.
 IMAGES_PER_TASK = {"cpu": 8, "cuda": 32}
 # A task should not keep others from their turn for long. More tokens at a time are not faster.
 TOKENS_PER_TASK = {"cpu": 2048, "cuda": 65536}
-SCORES_PER_TASK = 2**22
 # As many tasks run at a time as there are cores, each on one, but for memory's sake no more than
 # these. A single pack of a text tower that is at least so wide is shared between the cores.
 MOST_THREADS = 8
@@ -91,35 +92,35 @@ class _Pairs:
     texts: NDArray[np.float32]
 
 
-class Engine:
-    """One model and its worker.
+class Engine(HostedModel):
+    """One model and its worker, in this process.
 
     Attributes:
-        name: the model's name.
-        revision: opaque; changes with the weights.
-        image_size: side in pixels that pictures are resized to.
-        random_weights: whether the weights are random, and predictions therefore meaningless.
         text_features: of prompts that were asked before, each tenant's under digests of its own, so
             that nobody can tell by the clock what others have asked.
     """
 
     def __init__(
         self,
-        name: str,
         model: LoadedModel,
         worker: Worker,
         cores: int,
         *,
         text_features_bytes: int,
     ) -> None:
-        self.name = name
-        self.revision = model.revision
-        self.image_size = model.image_size
-        self.random_weights = model.random_weights
+        self._tower = _text_tower(model.name, model.module)
+        super().__init__(
+            ModelFacts(
+                name=model.name,
+                revision=model.revision,
+                image_size=model.image_size,
+                random_weights=model.random_weights,
+                context_length=self._tower.context_length,
+                preprocess_cfg=model.preprocess_cfg,
+            )
+        )
         self._model = model
         self.text_features: ByteCache[bytes, NDArray[np.float32]] = ByteCache(text_features_bytes)
-        self._tower = _text_tower(name, model.module)
-        self._tokens = Tokens(model.tokenize, self._tower.context_length)
         self._contexts = ContextSpace(self._tower, self._tokens)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
@@ -149,7 +150,7 @@ class Engine:
 
         def make(_: Sequence[None]) -> list[Self]:
             model = load_model(spec)
-            return [cls(spec.name, model, worker, cores, text_features_bytes=text_features_bytes)]
+            return [cls(model, worker, cores, text_features_bytes=text_features_bytes)]
 
         try:
             with ExitStack() as on_failure:
@@ -168,65 +169,31 @@ class Engine:
                 "free some, or choose a smaller model"
             ) from error
 
-    @staticmethod
-    def use_one_core() -> None:
-        """Lets the calling thread compute on one core, so that it takes none from the model."""
-        torch.set_num_threads(1)
-
-    @property
-    def waiting(self) -> float:
-        """Turns that wait for the model; one is about as much as it does at once."""
-        return self._worker.waiting
-
-    @property
-    def busy_seconds(self) -> dict[str, float]:
-        """How long texts, images and scores have kept cores busy since the start, all together."""
-        return {
-            "texts": self._worker.busy_seconds(self._encode_texts),
-            "images": self._worker.busy_seconds(self._image_features),
-            "scores": self._worker.busy_seconds(self._log_probs),
-        }
-
     @property
     def alive(self) -> bool:
-        """Whether the worker runs."""
+        """See `HostedModel`."""
         return self._worker.alive
 
+    async def state(self) -> EngineState:
+        """See `HostedModel`."""
+        return EngineState(
+            waiting=self._worker.waiting,
+            busy_seconds={
+                "texts": self._worker.busy_seconds(self._encode_texts),
+                "images": self._worker.busy_seconds(self._image_features),
+                "scores": self._worker.busy_seconds(self._log_probs),
+            },
+            text_features=self.text_features.use,
+        )
+
     def close(self) -> None:
-        """Finishes what waits and ends the worker; may be called twice."""
+        """See `HostedModel`."""
         self._worker.close()
-
-    def check_prompts(self, prompts: Prompts, classes: Sequence[str]) -> list[FieldError]:
-        """What is wrong with prompts and class names, by field; empty when nothing is.
-
-        Only tokenises; thread-safe, and worth a thread of its own when there are many texts.
-        """
-        return checks.check_prompts(prompts, classes, self._tokens)
-
-    def text_identities(self, prompts: Prompts, classes: Sequence[str]) -> list[tuple[bytes, ...]]:
-        """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
-        return identities.text_identities(prompts, classes, self._tokens)
-
-    def decode_image(self, data: bytes, *, max_pixels: int) -> Tensor:
-        """Decodes and preprocesses an encoded picture; thread-safe.
-
-        Returns:
-            float32 [3, image_size, image_size] on the CPU.
-
-        Raises:
-            ImageError: the picture cannot be used.
-        """
-        return pictures.decode(data, self._model.preprocess, max_pixels=max_pixels)
 
     async def encode_images(
         self, images: Sequence[Tensor], *, tenant: str = ""
     ) -> NDArray[np.float32]:
-        """Unit image features, [N, width], of what `decode_image` returned.
-
-        Raises:
-            Overloaded: too much work waits for the model.
-            WorkerDied: the engine is closed or broken.
-        """
+        """See `HostedModel`."""
         step = self._images_per_task
         parts = [images[i : i + step] for i in range(0, len(images), step)]
         tasks = [Task(part, len(part) / step) for part in parts]
@@ -236,12 +203,7 @@ class Engine:
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
     ) -> NDArray[np.float32]:
-        """Unit text features, [P, C, width], of prompts that `check_prompts` has passed.
-
-        Raises:
-            Overloaded: too much work waits for the model.
-            WorkerDied: the engine is closed or broken.
-        """
+        """See `HostedModel`."""
         parts = [
             await self._text_features(
                 ("template", template), partial(self._tokens.template, template), classes, tenant
@@ -255,64 +217,19 @@ class Engine:
             parts.append(await self._text_features(key, sequence, classes, tenant, moved))
         return np.concatenate(parts)
 
-    async def score(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        dtype: Literal["float32", "float16"] = "float32",
-        *,
-        tenant: str = "",
-    ) -> NDArray[Any]:
-        """Log-probabilities over the classes, [P, N, C].
-
-        log softmax(logit scale * x . t), computed in float32 (Radford et al., 2021, section 3.1.2).
-
-        Args:
-            image_features: x, [N, width].
-            text_features: t, [P, C, width].
-            dtype: of the answer.
-            tenant: who asks.
-
-        Raises:
-            Overloaded: too much work waits for the model.
-            WorkerDied: the engine is closed or broken.
-        """
-        prompts, classes = text_features.shape[:2]
-        scores = np.empty((prompts, len(image_features), classes), dtype=dtype)
-        async for some_prompts, some_images, part in self.score_parts(
-            image_features, text_features, tenant=tenant
-        ):
-            scores[some_prompts, some_images] = part
-        return scores
-
-    async def score_parts(
+    async def log_probs(
         self,
         image_features: NDArray[np.float32],
         text_features: NDArray[np.float32],
         *,
         tenant: str = "",
-    ) -> AsyncIterator[tuple[slice, slice, NDArray[np.float32]]]:
-        """What `score` answers, in float32 and in parts of bounded size: for who keeps less of it.
-
-        Yields:
-            The prompts and the images of a part, and its log-probabilities.
-
-        Raises:
-            Overloaded: too much work waits for the model.
-            WorkerDied: the engine is closed or broken.
-        """
-        prompts, classes = text_features.shape[:2]
-        images = len(image_features)
-        rows = max(1, min(images, SCORES_PER_TASK // max(1, classes)))
-        step = max(1, SCORES_PER_TASK // (rows * max(1, classes)))
-        for i in range(0, prompts, step):
-            for j in range(0, images, rows):
-                some_prompts, some_images = slice(i, i + step), slice(j, j + rows)
-                pairs = _Pairs(image_features[some_images], text_features[some_prompts])
-                numbers = len(pairs.images) * pairs.texts.shape[0] * classes
-                task = Task(pairs, numbers / SCORES_PER_TASK)
-                (part,) = await self._worker.run(self._log_probs, [task], tenant=tenant)
-                yield some_prompts, some_images, part
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        pairs = _Pairs(image_features, text_features)
+        numbers = len(pairs.images) * pairs.texts.shape[0] * pairs.texts.shape[1]
+        task = Task(pairs, numbers / SCORES_PER_TASK)
+        (part,) = await self._worker.run(self._log_probs, [task], tenant=tenant)
+        return part
 
     async def _text_features(
         self,

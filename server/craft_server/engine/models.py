@@ -12,7 +12,7 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,7 @@ import open_clip
 import structlog
 import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 POCKET = "pocket"
@@ -69,9 +67,9 @@ class LoadedModel:
     """A model in evaluation mode on its device.
 
     Attributes:
+        name: as the operator names it.
         module: an `open_clip.model.CLIP` or `CustomTextCLIP`, or alike.
-        preprocess: from an RGB picture to float32 [3, image_size, image_size].
-        tokenize: open_clip's tokenizer of the model.
+        preprocess_cfg: open_clip's description of how pictures are preprocessed.
         revision: 16 hexadecimal digits that change with the weights (not with the precision).
         image_size: side in pixels.
         logit_scale: the factor on the cosine similarities (exponentiated).
@@ -80,9 +78,9 @@ class LoadedModel:
         random_weights: whether the predictions are meaningless.
     """
 
+    name: str
     module: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]
-    tokenize: open_clip.SimpleTokenizer
+    preprocess_cfg: dict[str, Any]
     revision: str
     image_size: int
     logit_scale: float
@@ -112,9 +110,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     visual: Any = module.visual
     logit_scale: Any = module.logit_scale
     loaded = LoadedModel(
+        name=spec.name,
         module=module,
-        preprocess=image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False),
-        tokenize=open_clip.get_tokenizer("" if spec.name == POCKET else spec.name),
+        preprocess_cfg=dict(visual.preprocess_cfg),
         revision=revision(module, spec.name + ("+quickgelu" if quick_gelu else "")),
         image_size=_side(visual.image_size),
         logit_scale=float(logit_scale.exp()),

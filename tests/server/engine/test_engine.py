@@ -93,7 +93,7 @@ def test_how_work_is_cut_does_not_change_it(
     x = whole[0, :3]
     scores = asyncio.run(tiny_engine.score(x, whole))
     monkeypatch.setattr(tiny_engine, "_tokens_per_task", bound)
-    monkeypatch.setattr(module, "SCORES_PER_TASK", bound)
+    monkeypatch.setattr(hosted, "SCORES_PER_TASK", bound)
     assert relative_error(texts(tiny_engine, prompts), whole) < 1e-5
     assert np.allclose(asyncio.run(tiny_engine.score(x, whole)), scores, atol=1e-5)
 
@@ -124,7 +124,7 @@ def test_scores_come_in_parts_that_make_up_the_whole(
         return [part async for part in tiny_engine.score_parts(x, t)]
 
     for most, count in ((40, 2), (8, 9), (1, 15)):
-        monkeypatch.setattr(module, "SCORES_PER_TASK", most)
+        monkeypatch.setattr(hosted, "SCORES_PER_TASK", most)
         found = np.full_like(whole, np.nan)
         every = asyncio.run(parts())
         assert len(every) == count

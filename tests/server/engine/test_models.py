@@ -13,6 +13,7 @@ import torch
 from structlog.testing import capture_logs
 
 from craft_server.engine import Engine, ModelLoadError, ModelSpec
+from craft_server.engine.hosted import transform_of
 from craft_server.engine.models import _needs_quick_gelu, _seconds_of_product, load_model, revision
 
 pytestmark = pytest.mark.usefixtures("tiny_engine")  # registers the tiny architecture
@@ -171,7 +172,7 @@ def test_pocket_is_an_engine_like_any_other() -> None:
 
 def test_preprocessing_is_the_models_own() -> None:
     _, _, reference = open_clip.create_model_and_transforms(TINY.name)
-    assert str(load_model(TINY).preprocess) == str(reference)
+    assert str(transform_of(load_model(TINY).preprocess_cfg)) == str(reference)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""The model's process as an ASGI application: its operations, for the server's other processes.
+
+It knows how arrays travel and that a caller who has gone waits no more. It does not know the
+public API, keys or money; nobody but the server itself can reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from craft_server.api.hang_up import HangUpMiddleware
+from craft_server.engine import HostedModel, Overloaded, Prompts, WorkerDied
+from craft_server.processes.wire import (
+    ENCODE_IMAGES,
+    ENCODE_PROMPTS,
+    LOG_PROBS,
+    REFUSALS,
+    REFUSED_STATUS,
+    STATE,
+)
+from craft_shared import codec
+from craft_shared.wire import Context
+
+Array = NDArray[np.float32]
+
+
+def engine_app(engine: HostedModel) -> Starlette:
+    """Serves the engine's operations."""
+
+    async def state(_request: Request) -> Response:
+        return JSONResponse((await engine.state()).model_dump())
+
+    async def encode_images(document: Mapping[str, str], tensors: codec.Tensors) -> Array:
+        pixels = torch.from_numpy(tensors["images"].copy())
+        return await engine.encode_images(list(pixels), tenant=document["tenant"])
+
+    async def encode_prompts(document: Mapping[str, str], tensors: codec.Tensors) -> Array:
+        context = document["context"]
+        prompts = Prompts(
+            templates=tuple(document["templates"]),
+            context=None if context is None else Context.model_validate(context),
+            codes=tensors["codes"],
+        )
+        return await engine.encode_prompts(
+            prompts, list(document["classes"]), tenant=document["tenant"]
+        )
+
+    async def log_probs(document: Mapping[str, str], tensors: codec.Tensors) -> Array:
+        images, texts = tensors["images"].copy(), tensors["texts"].copy()
+        return await engine.log_probs(images, texts, tenant=document["tenant"])
+
+    app = Starlette(
+        routes=[
+            Route(STATE, state),
+            _operation(ENCODE_IMAGES, encode_images),
+            _operation(ENCODE_PROMPTS, encode_prompts),
+            _operation(LOG_PROBS, log_probs),
+        ],
+        exception_handlers={kind: _refusal(name) for name, kind in REFUSALS.items()},
+    )
+    app.add_middleware(HangUpMiddleware)
+    return app
+
+
+def _operation(
+    path: str, function: Callable[[Mapping[str, str], codec.Tensors], Awaitable[Array]]
+) -> Route:
+    async def endpoint(request: Request) -> Response:
+        document, tensors = codec.decode(await request.body())
+        answer = codec.encode({}, {"answer": await function(document, tensors)})
+        return Response(answer, media_type=codec.MEDIA_TYPE)
+
+    return Route(path, endpoint, methods=["POST"])
+
+
+def _refusal(name: str) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def refuse(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, Overloaded | WorkerDied)
+        return JSONResponse({"refusal": name, "detail": str(error)}, REFUSED_STATUS)
+
+    return refuse

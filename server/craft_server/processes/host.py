@@ -1,0 +1,106 @@
+"""A server of several processes: one with the model, some that speak HTTP.
+
+It knows which processes there are and what each is given. It does not know how they are kept
+running, nor what an answer is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from craft_server.processes.supervisor import Supervisor, at_the_end_of
+from craft_server.settings import Settings
+
+_COMMON_MODULES = ["craft_server.app", "craft_server.engine", "craft_server.processes.engine_app"]
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_BACKLOG = 2048
+_POLL_SECONDS = 0.05
+
+
+def host(settings: Settings, listener: socket.socket, announce: Callable[[], None]) -> None:
+    """Serves with `settings.workers` processes that speak HTTP, until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the operator.
+        listener: bound to the address.
+        announce: called once calls are answered.
+
+    Raises:
+        SystemExit: the model cannot be loaded; its process has said why.
+    """
+    with tempfile.TemporaryDirectory(prefix="craft-server-") as folder:
+        address, metrics = Path(folder) / "engine", Path(folder) / "metrics"
+        metrics.mkdir()
+        # Read by the metrics' library when the processes import it.
+        os.environ[_METRICS] = str(metrics)
+        listener.listen(_BACKLOG)
+        supervisor = Supervisor(_COMMON_MODULES, _forget_metrics)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
+        supervisor.keep("engine", _engine_process, settings, address)
+        while not address.exists() and not supervisor.stopping:
+            if not supervisor.all_alive:
+                raise SystemExit(1)
+            time.sleep(_POLL_SECONDS)
+        for _ in range(settings.workers):
+            supervisor.keep("http", _http_process, settings, address, listener)
+        announce()
+        supervisor.run()
+
+
+def _engine_process(line: Connection, settings: Settings, address: Path) -> None:
+    """Loads the model and does what the other processes ask; ends with the line alone."""
+    import uvicorn
+
+    from craft_server.cli.model import engine_of, introduce
+    from craft_server.logs import configure_logging
+    from craft_server.processes.engine_app import engine_app
+
+    # The signals are for the others, whose calls in progress still need the model.
+    _leave_terminal(ignoring=True)
+    configure_logging()
+    with closing(engine_of(settings)) as engine:
+        introduce(engine)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                engine_app(engine), uds=str(address), log_config=None, access_log=False
+            )
+        )
+        at_the_end_of(line, lambda: setattr(server, "should_exit", True))
+        server.run()
+
+
+def _http_process(
+    line: Connection, settings: Settings, address: Path, listener: socket.socket
+) -> None:
+    """Serves the API, with the model in the other process."""
+    from craft_server.app import create_app
+    from craft_server.cli.listening import end_on_sigterm, run
+    from craft_server.logs import configure_logging
+    from craft_server.processes.remote_engine import RemoteEngine
+
+    _leave_terminal(ignoring=False)
+    end_on_sigterm()
+    at_the_end_of(line, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    configure_logging()
+    with suppress(KeyboardInterrupt):
+        engine = RemoteEngine.connect(address)
+        run(create_app(settings, engine), listener)
+
+
+def _leave_terminal(*, ignoring: bool) -> None: ...
+
+
+def _forget_metrics(process_id: int) -> None:
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(process_id)

@@ -1,0 +1,133 @@
+"""The model in another process of the same server, reached over a Unix socket.
+
+It knows how to ask and what silence means. It does not know who starts the other process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from craft_server.engine import EngineState, HostedModel, ModelFacts, Prompts, WorkerDied
+from craft_server.processes.wire import (
+    ENCODE_IMAGES,
+    ENCODE_PROMPTS,
+    LOG_PROBS,
+    REFUSALS,
+    REFUSED_STATUS,
+    STATE,
+)
+from craft_shared import codec
+
+# Pictures are large as pixels: so many a message; a multiple of what any device encodes at a time.
+IMAGES_PER_MESSAGE = 32
+# After a failure calls are refused at once for so long, instead of each finding out.
+PAUSE_SECONDS = 0.5
+_CONNECT_SECONDS = 5
+
+
+class RemoteEngine(HostedModel):
+    """The model in another process.
+
+    Args:
+        facts: of the model.
+        socket: where the process listens.
+    """
+
+    def __init__(self, facts: ModelFacts, socket: Path) -> None:
+        super().__init__(facts)
+        # How long the model computes is bounded by nothing but the work.
+        self._http = httpx.AsyncClient(
+            base_url="http://engine",
+            transport=httpx.AsyncHTTPTransport(
+                uds=str(socket),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+            ),
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+        )
+        self._silent_until = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """See `HostedModel`: false for a moment after the process was not to be reached."""
+        return time.monotonic() >= self._silent_until
+
+    async def state(self) -> EngineState:
+        """See `HostedModel`."""
+        response = await self._send("GET", STATE)
+        return EngineState.model_validate_json(response.content)
+
+    async def encode_images(
+        self, images: Sequence[Tensor], *, tenant: str = ""
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        cuts = range(0, len(images), IMAGES_PER_MESSAGE)
+        parts = [images[i : i + IMAGES_PER_MESSAGE] for i in cuts] or [images]
+        features = await asyncio.gather(
+            *(
+                self._ask(ENCODE_IMAGES, {"tenant": tenant}, images=self._stacked(part))
+                for part in parts
+            )
+        )
+        return np.concatenate(features)
+
+    async def encode_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        document = {
+            "tenant": tenant,
+            "templates": list(prompts.templates),
+            "context": None if prompts.context is None else prompts.context.model_dump(),
+            "classes": list(classes),
+        }
+        return await self._ask(ENCODE_PROMPTS, document, codes=prompts.codes)
+
+    async def log_probs(
+        self,
+        image_features: NDArray[np.float32],
+        text_features: NDArray[np.float32],
+        *,
+        tenant: str = "",
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        return await self._ask(
+            LOG_PROBS, {"tenant": tenant}, images=image_features, texts=text_features
+        )
+
+    def close(self) -> None:
+        """See `HostedModel`: the connections end with the process; the model is another's."""
+
+    def _stacked(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
+        if not images:
+            return np.zeros((0, 3, self.image_size, self.image_size), np.float32)
+        stacked: NDArray[np.float32] = torch.stack(list(images)).numpy()
+        return stacked
+
+    async def _ask(
+        self, path: str, document: Mapping[str, Any], **tensors: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        body = codec.encode(document, tensors)
+        _, answer = codec.decode((await self._send("POST", path, body)).content)
+        return answer["answer"]
+
+    async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
+        try:
+            response = await self._http.request(method, path, content=body)
+        except httpx.TransportError as error:
+            self._silent_until = time.monotonic() + PAUSE_SECONDS
+            raise WorkerDied(f"the model's process does not answer: {error!r}") from error
+        if response.status_code == REFUSED_STATUS:
+            refusal = response.json()
+            raise REFUSALS[refusal["refusal"]](refusal["detail"])
+        response.raise_for_status()
+        return response
