@@ -41,6 +41,7 @@ class Settings(BaseSettings):
             device is fastest at.
         host: address to listen on.
         port: TCP port to listen on; 0 takes a free one.
+        workers: processes that speak HTTP; with 2 or more, the model has a process of its own.
         limits: what one call may hold; one of them is set by, say, `CRAFT_LIMITS__BODY_BYTES`.
         texts_per_adapter: prompts x classes that a published adapter may hold.
         features_cache_bytes: memory for image sets' features between calls.
@@ -78,6 +79,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fastest", "float32", "float16", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
     limits: Limits = DEFAULT_LIMITS
     texts_per_adapter: int = Field(default=2**17, ge=1)
     features_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)

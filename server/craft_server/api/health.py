@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from craft_server.api import documents
 from craft_server.api.services import WithServices
+from craft_server.engine import WorkerDied
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED
 
@@ -41,8 +42,10 @@ async def ready(services: WithServices) -> Health:
     """
     if services.drain.begun:
         raise _not_ready("the server is about to stop")
-    if not services.engine.alive:
-        raise _not_ready("the model is not running")
+    try:
+        await services.engine.state()
+    except WorkerDied as error:
+        raise _not_ready("the model is not running") from error
     if not await services.database.answers():
         raise _not_ready("the database does not answer")
     return Health()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,6 @@ from craft_server.ledger.keys import list_keys
 from craft_server.settings import Settings
 
 if TYPE_CHECKING:
-    from craft_server.engine import Engine
     from craft_server.recording import Tape
     from craft_server.simulate import Profile
 
@@ -31,6 +29,12 @@ _Pretrained = Annotated[
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _Precision = Annotated[
     str | None, typer.Option(help="auto, fastest, float32, float16 or bfloat16.")
+]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that speak HTTP (default 1); with 2 or more, the model has one of its own."
+    ),
 ]
 _Profile = Annotated[
     str | None,
@@ -48,6 +52,7 @@ def serve(
     precision: _Precision = None,
     host: Host = None,
     port: Port = None,
+    workers: _Workers = None,
     profile: _Profile = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -60,11 +65,15 @@ def serve(
         precision=precision,
         host=host,
         port=port,
+        workers=workers,
         profile=profile,
         data_dir=data_dir,
         database_url=database_url,
     )
-    _host(settings, None)
+    if settings.workers > 1:
+        _host_together(settings)
+    else:
+        _host(settings, None)
 
 
 def record(
@@ -115,16 +124,18 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         end_on_sigterm()
         # The model's libraries take seconds to import, which only these commands should wait for.
         from craft_server.app import create_app
+        from craft_server.cli.model import engine_of, introduce
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
 
         configure_logging()
-        with _engine(settings) as engine, suppress(KeyboardInterrupt):
+        with closing(engine_of(settings)) as engine, suppress(KeyboardInterrupt):
             try:
                 application = create_app(settings, engine, database, tape)
             except ReceiptKeyError as error:
                 fail(str(error))
-            _announce(database, settings, listener, engine, profile)
+            introduce(engine)
+            _announce(database, settings, listener, profile)
             run(
                 application,
                 listener,
@@ -133,22 +144,22 @@ def _host(settings: Settings, tape: Tape | None) -> None:
             )
 
 
-@contextmanager
-def _engine(settings: Settings) -> Iterator[Engine]:
-    from craft_server.engine import Engine, ModelLoadError, ModelSpec
+def _host_together(settings: Settings) -> None:
+    """Like `_host`, with some processes that speak HTTP and one that has the model."""
+    if settings.profile is not None:
+        fail("--profile: a simulated provider is one process; leave --workers out")
+    with listening(settings) as listener, database_of(settings) as database:
+        from craft_server.logs import configure_logging
+        from craft_server.processes.host import host
 
-    spec = ModelSpec(
-        name=settings.model,
-        pretrained=settings.pretrained,
-        device=settings.device,
-        precision=settings.precision,
-    )
-    try:
-        engine = Engine.load(spec, text_features_bytes=settings.texts_cache_bytes)
-    except ModelLoadError as error:
-        fail(str(error))
-    with closing(engine):
-        yield engine
+        configure_logging()
+        if settings.rate_limits_url is None:
+            typer.echo(
+                f"Keys' limits a minute are counted by each of the {settings.workers} processes "
+                "for itself: name a Redis with CRAFT_RATE_LIMITS_URL to have them exact.",
+                err=True,
+            )
+        host(settings, listener, lambda: _announce(database, settings, listener, None))
 
 
 def _profile_of(settings: Settings) -> Profile | None:
@@ -162,19 +173,8 @@ def _profile_of(settings: Settings) -> Profile | None:
 
 
 def _announce(
-    database: Database,
-    settings: Settings,
-    listener: socket.socket,
-    engine: Engine,
-    profile: Profile | None,
+    database: Database, settings: Settings, listener: socket.socket, profile: Profile | None
 ) -> None:
-    if engine.random_weights:
-        typer.echo(
-            f"WARNING: RANDOM WEIGHTS. Model {engine.name} has learned nothing and its predictions "
-            "mean nothing: this is for tests. Name real weights with --pretrained.",
-            err=True,
-        )
-    typer.echo(f"Model {engine.name}, revision {engine.revision}")
     if profile is not None:
         typer.echo(
             f"SIMULATED PROVIDER: profile {profile.name}, version {profile.version}, "

@@ -46,7 +46,7 @@ from craft_server.engine.prompts import Prompts
 from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
 from craft_server.engine.tokens import Ids
 from craft_server.engine.uncut_text import UncutTextTower
-from craft_server.engine.worker import Task, Worker
+from craft_server.engine.worker import Task, Worker, WorkerDied
 from craft_shared.wire import Context
 
 # On a CPU few pictures at a time are faster: what they become stays in its caches.
@@ -176,6 +176,8 @@ class Engine(HostedModel):
 
     async def state(self) -> EngineState:
         """See `HostedModel`."""
+        if not self.alive:
+            raise WorkerDied("the engine's worker has ended")
         return EngineState(
             waiting=self._worker.waiting,
             busy_seconds={

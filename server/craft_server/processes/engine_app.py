@@ -7,6 +7,7 @@ public API, keys or money; nobody but the server itself can reach it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from craft_server.api.hang_up import HangUpMiddleware
-from craft_server.engine import HostedModel, Overloaded, Prompts, WorkerDied
+from craft_server.engine import HostedModel, Prompts
 from craft_server.processes.wire import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
+    FACTS,
     LOG_PROBS,
     REFUSALS,
     REFUSED_STATUS,
+    REVISION_HEADER,
     STATE,
 )
 from craft_shared import codec
@@ -38,11 +41,11 @@ def engine_app(engine: HostedModel) -> Starlette:
     async def state(_request: Request) -> Response:
         return JSONResponse((await engine.state()).model_dump())
 
-    async def encode_images(document: Mapping[str, str], tensors: codec.Tensors) -> Array:
+    async def encode_images(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
         pixels = torch.from_numpy(tensors["images"].copy())
         return await engine.encode_images(list(pixels), tenant=document["tenant"])
 
-    async def encode_prompts(document: Mapping[str, str], tensors: codec.Tensors) -> Array:
+    async def encode_prompts(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
         context = document["context"]
         prompts = Prompts(
             templates=tuple(document["templates"]),
@@ -53,16 +56,25 @@ def engine_app(engine: HostedModel) -> Starlette:
             prompts, list(document["classes"]), tenant=document["tenant"]
         )
 
-    async def log_probs(document: Mapping[str, str], tensors: codec.Tensors) -> Array:
+    async def log_probs(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
         images, texts = tensors["images"].copy(), tensors["texts"].copy()
         return await engine.log_probs(images, texts, tenant=document["tenant"])
 
+    async def facts(_request: Request) -> Response:
+        return JSONResponse(engine.facts.model_dump())
+
     app = Starlette(
         routes=[
+            Route(FACTS, facts),
             Route(STATE, state),
-            _operation(ENCODE_IMAGES, encode_images),
-            _operation(ENCODE_PROMPTS, encode_prompts),
-            _operation(LOG_PROBS, log_probs),
+            *(
+                _operation(path, function, engine.revision)
+                for path, function in (
+                    (ENCODE_IMAGES, encode_images),
+                    (ENCODE_PROMPTS, encode_prompts),
+                    (LOG_PROBS, log_probs),
+                )
+            ),
         ],
         exception_handlers={kind: _refusal(name) for name, kind in REFUSALS.items()},
     )
@@ -71,19 +83,20 @@ def engine_app(engine: HostedModel) -> Starlette:
 
 
 def _operation(
-    path: str, function: Callable[[Mapping[str, str], codec.Tensors], Awaitable[Array]]
+    path: str,
+    function: Callable[[Mapping[str, Any], codec.Tensors], Awaitable[Array]],
+    revision: str,
 ) -> Route:
     async def endpoint(request: Request) -> Response:
         document, tensors = codec.decode(await request.body())
         answer = codec.encode({}, {"answer": await function(document, tensors)})
-        return Response(answer, media_type=codec.MEDIA_TYPE)
+        return Response(answer, headers={REVISION_HEADER: revision}, media_type=codec.MEDIA_TYPE)
 
     return Route(path, endpoint, methods=["POST"])
 
 
 def _refusal(name: str) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def refuse(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, Overloaded | WorkerDied)
         return JSONResponse({"refusal": name, "detail": str(error)}, REFUSED_STATUS)
 
     return refuse

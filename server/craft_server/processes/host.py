@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 
 from craft_server.processes.supervisor import Supervisor, at_the_end_of
 from craft_server.settings import Settings
@@ -61,20 +62,23 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     """Loads the model and does what the other processes ask; ends with the line alone."""
     import uvicorn
 
+    class LastToEnd(uvicorn.Server):
+        """Ignores signals: where a whole group gets them, the others are still answering."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            pass
+
     from craft_server.cli.model import engine_of, introduce
     from craft_server.logs import configure_logging
     from craft_server.processes.engine_app import engine_app
 
-    # The signals are for the others, whose calls in progress still need the model.
-    _leave_terminal(ignoring=True)
     configure_logging()
     with closing(engine_of(settings)) as engine:
         introduce(engine)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                engine_app(engine), uds=str(address), log_config=None, access_log=False
-            )
+        config = uvicorn.Config(
+            engine_app(engine), uds=str(address), log_config=None, access_log=False
         )
+        server = LastToEnd(config)
         at_the_end_of(line, lambda: setattr(server, "should_exit", True))
         server.run()
 
@@ -88,19 +92,22 @@ def _http_process(
     from craft_server.logs import configure_logging
     from craft_server.processes.remote_engine import RemoteEngine
 
-    _leave_terminal(ignoring=False)
     end_on_sigterm()
-    at_the_end_of(line, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    end = partial(os.kill, os.getpid(), signal.SIGTERM)
+    at_the_end_of(line, end)
     configure_logging()
     with suppress(KeyboardInterrupt):
-        engine = RemoteEngine.connect(address)
-        run(create_app(settings, engine), listener)
-
-
-def _leave_terminal(*, ignoring: bool) -> None: ...
+        engine = RemoteEngine.connect(address, on_other_weights=end)
+        application = create_app(settings, engine)
+        run(
+            application,
+            listener,
+            drain_seconds=settings.drain_seconds,
+            on_stop=application.state.services.drain.begin,
+        )
 
 
 def _forget_metrics(process_id: int) -> None:
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(process_id)
+    mark_process_dead(process_id)  # type: ignore[no-untyped-call] # the library has no types here

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -21,9 +22,11 @@ from craft_server.engine import EngineState, HostedModel, ModelFacts, Prompts, W
 from craft_server.processes.wire import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
+    FACTS,
     LOG_PROBS,
     REFUSALS,
     REFUSED_STATUS,
+    REVISION_HEADER,
     STATE,
 )
 from craft_shared import codec
@@ -33,6 +36,7 @@ IMAGES_PER_MESSAGE = 32
 # After a failure calls are refused at once for so long, instead of each finding out.
 PAUSE_SECONDS = 0.5
 _CONNECT_SECONDS = 5
+_URL = "http://engine"
 
 
 class RemoteEngine(HostedModel):
@@ -41,13 +45,17 @@ class RemoteEngine(HostedModel):
     Args:
         facts: of the model.
         socket: where the process listens.
+        on_other_weights: called when another model has come in its place; the calls fail.
     """
 
-    def __init__(self, facts: ModelFacts, socket: Path) -> None:
+    def __init__(
+        self, facts: ModelFacts, socket: Path, on_other_weights: Callable[[], None]
+    ) -> None:
         super().__init__(facts)
+        self._on_other_weights = on_other_weights
         # How long the model computes is bounded by nothing but the work.
         self._http = httpx.AsyncClient(
-            base_url="http://engine",
+            base_url=_URL,
             transport=httpx.AsyncHTTPTransport(
                 uds=str(socket),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
@@ -55,6 +63,16 @@ class RemoteEngine(HostedModel):
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
         )
         self._silent_until = 0.0
+
+    @classmethod
+    def connect(cls, socket: Path, on_other_weights: Callable[[], None]) -> Self:
+        """Waits until the other process answers; see the class."""
+        with httpx.Client(base_url=_URL, transport=httpx.HTTPTransport(uds=str(socket))) as http:
+            while True:
+                with suppress(httpx.TransportError):
+                    facts = ModelFacts.model_validate_json(http.get(FACTS).content)
+                    return cls(facts, socket, on_other_weights)
+                time.sleep(PAUSE_SECONDS)
 
     @property
     def alive(self) -> bool:
@@ -117,7 +135,11 @@ class RemoteEngine(HostedModel):
         self, path: str, document: Mapping[str, Any], **tensors: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         body = codec.encode(document, tensors)
-        _, answer = codec.decode((await self._send("POST", path, body)).content)
+        response = await self._send("POST", path, body)
+        if response.headers[REVISION_HEADER] != self.revision:
+            self._on_other_weights()
+            raise WorkerDied("the model's process has loaded other weights")
+        _, answer = codec.decode(response.content)
         return answer["answer"]
 
     async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:

@@ -43,6 +43,9 @@ class _Child:
 class Supervisor:
     """Processes that are kept running until `stop`.
 
+    Attributes:
+        stopping: whether it was told to stop.
+
     Args:
         modules: what the processes have in common, imported once for all of them.
         on_death: called with the process id of each that has died.
@@ -54,7 +57,12 @@ class Supervisor:
         self._on_death = on_death
         self._children: list[_Child] = []
         self._woken, self._wake = os.pipe()
-        self._stopping = False
+        self.stopping = False
+
+    @property
+    def all_alive(self) -> bool:
+        """Whether no process has died since `run` looked last."""
+        return all(child.process.is_alive() for child in self._children)
 
     def keep(self, name: str, function: Callable[..., None], *args: Any) -> None:
         """Runs `function(line, *args)` in a process, and again whenever that process dies.
@@ -66,16 +74,16 @@ class Supervisor:
 
     def stop(self) -> None:
         """Makes `run` end all processes and return; may be called in a signal handler."""
-        self._stopping = True
+        self.stopping = True
         os.write(self._wake, b"x")
 
     def run(self) -> None:
         """Replaces what dies until it is told to stop; then ends all, the newest first."""
-        while not self._stopping:
+        while not self.stopping:
             due = [child.due for child in self._children if child.due is not None]
             running = [child.process.sentinel for child in self._children if child.due is None]
             wait([*running, self._woken], max(0.0, min(due) - time.monotonic()) if due else None)
-            if not self._stopping:
+            if not self.stopping:
                 self._replace()
         self.end()
 

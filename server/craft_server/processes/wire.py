@@ -11,6 +11,10 @@ ENCODE_IMAGES = "/encode-images"
 ENCODE_PROMPTS = "/encode-prompts"
 LOG_PROBS = "/log-probs"
 STATE = "/state"
+FACTS = "/facts"
+
+# Tells answers of one set of weights from those of another that came in its place.
+REVISION_HEADER = "Craft-Revision"
 
 REFUSED_STATUS = 503
 REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from craft_server.engine import Engine, ModelSpec, Prompts, WorkerDied
+from craft_server.engine import Engine, ModelSpec, Prompts, WorkerDied, hosted
 from craft_server.engine import engine as module
 from craft_shared.wire import Context
 
