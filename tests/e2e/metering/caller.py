@@ -16,6 +16,8 @@ PATIENCE_SECONDS = 60
 # The counts that the tests are meant to have take minutes: `CRAFT_TEST_FULL=1`.
 FULL = bool(os.environ.get("CRAFT_TEST_FULL"))
 PAUSE_SECONDS = 0.02
+# A PNG of one pixel.
+PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
 
 
 @dataclass
@@ -34,11 +36,13 @@ class Caller:
     Attributes:
         port: of the server, or of what stands before it.
         key: the API key.
+        model: that the server hosts.
         retries: calls that were sent again, over all calls.
     """
 
     port: int
     key: str
+    model: str = "stub"
     retries: int = 0
     _connection: http.client.HTTPConnection | None = field(default=None, repr=False)
 
@@ -58,10 +62,10 @@ class Caller:
         key = idempotency_key or uuid.uuid4().hex
         templates = [f"{key} {number} {{}}" for number in range(prompts)]
         request = {
-            "model": "stub",
+            "model": self.model,
             "classes": ["cat", "dog"],
             "templates": templates,
-            "images": ["AA=="],
+            "images": [PICTURE],
         }
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         body = json.dumps(request).encode()
@@ -111,4 +115,6 @@ class Caller:
         if response.length is None:  # http.client takes an end within the headers for their end
             raise http.client.IncompleteRead(b"")
         content = response.read()
+        if response.status >= 500 and response.getheader("Content-Type", "").startswith("text/"):
+            raise http.client.HTTPException(f"a gateway answered {response.status}")
         return Answer(response.status, dict(response.getheaders()), json.loads(content))

@@ -84,25 +84,25 @@ class StubEngine:
     async def score(self, images: Any, texts: Any, _dtype: str = "float32", **_: Any) -> Any:
         await asyncio.sleep(0)
         log_probs = np.repeat(texts[:, None, :, 0], len(images), 1)
-        _die("after the work")
+        die("after the work")
         return log_probs
 
 
-def _die(point: str) -> None:
+def die(point: str) -> None:
     if _kill_at.get() == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _install_kill_points() -> None:
+def install_kill_points() -> None:
     """Wraps the product's functions at the points where a call may end the server."""
 
     def dying(function: Callable[..., Any], before: str | None, after: str) -> Callable[..., Any]:
         @wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             if before is not None:
-                _die(before)
+                die(before)
             result = await function(*args, **kwargs)
-            _die(after)
+            die(after)
             return result
 
         return wrapped
@@ -111,7 +111,7 @@ def _install_kill_points() -> None:
         @wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            _die(after)
+            die(after)
             return result
 
         return wrapped
@@ -150,7 +150,7 @@ class KillMiddleware:
             if _kill_at.get() == "during the answer" and message["type"] == "http.response.body":
                 half = message["body"][: len(message["body"]) // 2]
                 await send({"type": "http.response.body", "body": half, "more_body": True})
-                _die("during the answer")
+                die("during the answer")
             await send(message)
 
         await self._app(scope, receive, send_half)
@@ -254,5 +254,5 @@ def _only_errors(_logger: Any, method: str, event: Any) -> Any:
 
 
 if __name__ == "__main__":
-    _install_kill_points()
+    install_kill_points()
     Stub().serve()

@@ -1,0 +1,188 @@
+"""What holds of one server's budgets holds of replicas on Ray Serve that share a PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from craft_server.database import Database
+from e2e.metering.caller import FULL, Caller
+from e2e.metering.conftest import Servers
+from e2e.metering.stub_server import KILL_POINTS
+from quickstart import free_port
+from server.conftest import new_postgresql  # noqa: F401
+
+pytest.importorskip("ray")
+
+MODEL = "pocket"
+CLIENTS, BUDGET = (64, 1000) if FULL else (32, 200)
+KILLS = 4 if FULL else 1
+POINTS = KILL_POINTS if FULL else ("after the work", "before the answer")
+LOAD_CLIENTS = 8
+READY_SECONDS = 240
+RECOVERY_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Cluster(Servers):
+    """Two ingress and two model replicas behind one port."""
+
+    def caller(self, key: str) -> Caller:
+        return Caller(self.port, key, MODEL)
+
+    def replicas(self, deployment: str) -> set[int]:
+        """Process ids of a deployment's replicas."""
+        title = f"ray::ServeReplica:default:{deployment}"
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                is_one = (process / "cmdline").read_bytes().startswith(title.encode())
+            except OSError:
+                continue
+            if is_one:
+                found.add(int(process.name))
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    new_postgresql: Callable[[], str],  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Cluster]:
+    folder, port, url = tmp_path_factory.mktemp("ray"), free_port(), new_postgresql()
+    env = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": "/tmp",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]]),
+        "CRAFT_DATABASE_URL": url,
+        "CRAFT_DATA_DIR": str(folder),
+        "CRAFT_LEASE_SECONDS": "0.5",
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "e2e.on_ray.cluster", str(port), "2", "2", "0.02"],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=Path(__file__).parents[2],
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    database = Database.open(url, folder)
+    try:
+        for line in process.stdout:
+            if line == b"ready\n":
+                break
+        else:
+            raise AssertionError((folder / "log").read_text()[-5000:])
+        yield Cluster(port, database)
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            database.close()
+
+
+@pytest.mark.timeout(READY_SECONDS + 120)
+def test_many_clients_get_exactly_the_budget(cluster: Cluster) -> None:
+    key = cluster.key(BUDGET)
+
+    def use_up(client: int) -> int:
+        caller, delivered = cluster.caller(key), 0
+        for prompts in (1 + client % 24, 1):
+            while (answer := caller.predict(prompts)).status == 200:
+                delivered += len(answer.body["log_probs"])
+        caller.close()
+        return delivered
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        delivered = sum(threads.map(use_up, range(CLIENTS)))
+    assert (delivered, *_counted(cluster, key)) == (BUDGET, BUDGET, 0, BUDGET)
+
+
+@pytest.mark.timeout(600)
+def test_a_model_replica_killed_under_load_costs_no_answer_and_no_charge(
+    cluster: Cluster,
+) -> None:
+    key, stop = cluster.key(100_000), threading.Event()
+
+    def call_on() -> tuple[int, float]:
+        caller, answered, longest = cluster.caller(key), 0, 0.0
+        while not stop.is_set():
+            began = time.monotonic()
+            assert caller.predict().status == 200
+            answered, longest = answered + 1, max(longest, time.monotonic() - began)
+        caller.close()
+        return answered, longest
+
+    with ThreadPoolExecutor(LOAD_CLIENTS) as threads:
+        calls = [threads.submit(call_on) for _ in range(LOAD_CLIENTS)]
+        try:
+            for _ in range(KILLS):
+                before = cluster.replicas("StubModel")
+                assert len(before) == 2
+                os.kill(min(before), signal.SIGKILL)
+                took = _seconds_until(lambda b=before: len(cluster.replicas("StubModel") - b) == 1)
+                print(json.dumps({"new_replica_after_seconds": round(took, 1)}))
+                time.sleep(1)
+        finally:
+            stop.set()
+        done = [call.result() for call in calls]
+    answered, longest = sum(n for n, _ in done), max(seconds for _, seconds in done)
+    print(json.dumps({"answered": answered, "longest_seconds": round(longest, 2)}))
+    assert longest < RECOVERY_SECONDS
+    assert _counted(cluster, key) == (answered, 0, answered)
+
+
+@pytest.mark.timeout(900)
+def test_an_ingress_killed_at_any_point_loses_no_answer_and_charges_none_twice(
+    cluster: Cluster,
+) -> None:
+    calls = KILLS * len(POINTS)
+    key = cluster.key(calls)
+    caller = cluster.caller(key)
+    for _ in range(KILLS):
+        for point in POINTS:
+            # Both replicas, so that the answer never waits for one to start.
+            _seconds_until(lambda: len(cluster.replicas("DyingIngress")) == 2)
+            before = caller.retries
+            assert caller.predict(kill_at=point).status == 200
+            assert caller.retries > before, f"the ingress was not killed {point}"
+    caller.close()
+    lines = cluster.caller(key).get("/v1/usage?limit=1000")["charges"]
+    assert [line["state"] for line in lines] == ["settled"] * calls
+    assert _counted(cluster, key) == (calls, 0, calls)
+
+
+def _counted(cluster: Cluster, key: str) -> tuple[Any, Any, Any]:
+    """What the key has spent and reserved of its budget, and what it was charged."""
+    caller = cluster.caller(key)
+    (budget,) = caller.get("/v1/budget")["budgets"]
+    total = caller.get("/v1/usage")["total"]["queries"]
+    caller.close()
+    return budget["spent"], budget["reserved"], total
+
+
+def _seconds_until(condition: Callable[[], bool], most: float = 120) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < most, f"not within {most} s"
+        time.sleep(0.05)
+    return time.monotonic() - began
