@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from craft_server.cli import budgets, keys, prices, replay, serve, usage
+from craft_server.cli import budgets, deploy, keys, prices, replay, serve, usage
 
 app = typer.Typer(
     help="The craftbox server: a metered prediction API before a vision-language model.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("record")(serve.record)
 app.command("replay")(replay.replay)
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(prices.app, name="prices")

@@ -98,4 +98,4 @@ class Ingress:
 
 
 # For `serve run` and `serve deploy`, whose import path names it.
-application: Application = Ingress.bind(Model.bind())
+application: Application = Ingress.bind(Model.bind())  # type: ignore[attr-defined] # they are deployments

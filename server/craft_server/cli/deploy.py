@@ -1,0 +1,96 @@
+"""`craft-server deploy`: writes what other systems need to run the server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from sqlalchemy.engine import URL, make_url
+
+from craft_server.cli.options import DatabaseUrl, settings_of
+from craft_server.cli.output import fail
+from craft_server.ray_serve.config import Replicas, serve_config
+
+app = typer.Typer(help="Write what other systems need to run the server.", no_args_is_help=True)
+
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
+
+
+@app.command("ray")
+def ray(
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The file (default: standard output).")
+    ] = None,
+    ingress: Annotated[
+        str, typer.Option(help="Replicas that speak HTTP: a number, or a range such as 2-8.")
+    ] = "2",
+    models: Annotated[
+        str, typer.Option(help="Replicas that hold the model: a number, or a range such as 1-4.")
+    ] = "1-4",
+    ingress_cpus: Annotated[float, typer.Option(min=0.01, help="Cores of an ingress.")] = 1,
+    model_cpus: Annotated[float, typer.Option(min=0.01, help="Cores of a model replica.")] = 2,
+    model_gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs of a model replica; 0.5 lets two share one.")
+    ] = 0,
+    model: Annotated[str | None, typer.Option(help="pocket, or one of open_clip's.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,
+    host: Annotated[str, typer.Option(help="Address of the proxies.")] = "0.0.0.0",  # noqa: S104 - a cluster's, said in the help
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the proxies.")] = 8000,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Write a configuration for Ray Serve.
+
+    'serve run FILE' tries it on one machine, 'serve deploy FILE' puts it on a cluster. The replicas
+    share a PostgreSQL, whose password they read from a file (docs/deployment.md). Keys' limits a
+    minute need a Redis: CRAFT_RATE_LIMITS_URL.
+    """
+    settings = settings_of(model=model, pretrained=pretrained, database_url=database_url)
+    url = settings.database_url
+    if url is None or not url.startswith("postgres"):
+        fail(
+            "--database-url: replicas share one ledger; name a PostgreSQL, postgresql://user@host/name"
+        )
+    address = make_url(url)
+    if address.password is not None:
+        typer.echo(
+            "The database's password is left out: the replicas read it from the file "
+            "/run/secrets/craft_database_password, or from the variable CRAFT_DATABASE_PASSWORD.",
+            err=True,
+        )
+    environment = {
+        "CRAFT_DATABASE_URL": _without_password(address),
+        "CRAFT_MODEL": settings.model,
+        "CRAFT_PRETRAINED": settings.pretrained,
+        "CRAFT_RATE_LIMITS_URL": settings.rate_limits_url,
+    }
+    config = serve_config(
+        ingress=_replicas(ingress, "--ingress", ingress_cpus),
+        model=_replicas(models, "--models", model_cpus, model_gpus),
+        host=host,
+        port=port,
+        environment={name: value for name, value in environment.items() if value is not None},
+    )
+    text = yaml.safe_dump(config, sort_keys=False)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text)
+        typer.echo(f"Wrote '{out}'. Try it here: serve run {out}")
+
+
+def _without_password(url: URL) -> str:
+    named = URL.create(
+        url.drivername, url.username, None, url.host, url.port, url.database, url.query
+    )
+    return named.render_as_string()
+
+
+def _replicas(text: str, option: str, cpus: float, gpus: float = 0.0) -> Replicas:
+    form = _RANGE.fullmatch(text)
+    least, most = (int(form[1]), int(form[2] or form[1])) if form else (0, 0)
+    if not 1 <= least <= most:
+        fail(f"{option}: write a number from 1, or a range such as 2-8")
+    return Replicas(least, most, cpus, gpus)
