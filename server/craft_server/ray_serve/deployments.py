@@ -88,7 +88,9 @@ class Model(EngineReplica):
 class Ingress:
     """The application: keys, budgets, decoding, answers."""
 
-    async def __init__(self, replicas: DeploymentHandle[Any]) -> None:
+    async def __init__(  # type: ignore[misc] # which Ray awaits
+        self, replicas: DeploymentHandle[Any]
+    ) -> None:
         configure_logging()
         facts = ModelFacts.model_validate(await replicas.facts.remote())
         self._application = create_app(Settings(), RayEngine(facts, replicas))
