@@ -41,7 +41,7 @@ from craft_server.engine.models import (
 from craft_server.engine.packs import Pack, packs
 from craft_server.engine.prompts import Prompts
 from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
-from craft_server.engine.tokens import Ids, Tokens
+from craft_server.engine.tokens import Ids, Tokenizer
 from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Task, Worker
 from craft_shared.problems import FieldError
@@ -119,8 +119,8 @@ class Engine:
         self._model = model
         self.text_features: ByteCache[bytes, NDArray[np.float32]] = ByteCache(text_features_bytes)
         self._tower = _text_tower(name, model.module)
-        self._tokens = Tokens(model.tokenize, self._tower.context_length)
-        self._contexts = ContextSpace(self._tower, self._tokens)
+        self._tokenizer = Tokenizer(model.tokenize, self._tower.context_length)
+        self._contexts = ContextSpace(self._tower, self._tokenizer)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
@@ -196,16 +196,20 @@ class Engine:
         """Finishes what waits and ends the worker; may be called twice."""
         self._worker.close()
 
-    def check_prompts(self, prompts: Prompts, classes: Sequence[str]) -> list[FieldError]:
+    def check_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> list[FieldError]:
         """What is wrong with prompts and class names, by field; empty when nothing is.
 
         Only tokenises; thread-safe, and worth a thread of its own when there are many texts.
         """
-        return checks.check_prompts(prompts, classes, self._tokens)
+        return checks.check_prompts(prompts, classes, self._tokenizer.of(tenant))
 
-    def text_identities(self, prompts: Prompts, classes: Sequence[str]) -> list[tuple[bytes, ...]]:
+    def text_identities(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> list[tuple[bytes, ...]]:
         """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
-        return identities.text_identities(prompts, classes, self._tokens)
+        return identities.text_identities(prompts, classes, self._tokenizer.of(tenant))
 
     def decode_image(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Decodes and preprocesses an encoded picture; thread-safe.
@@ -242,15 +246,16 @@ class Engine:
             Overloaded: too much work waits for the model.
             WorkerDied: the engine is closed or broken.
         """
+        tokens = self._tokenizer.of(tenant)
         parts = [
             await self._text_features(
-                ("template", template), partial(self._tokens.template, template), classes, tenant
+                ("template", template), partial(tokens.template, template), classes, tenant
             )
             for template in prompts.templates
         ]
         if prompts.context is not None and len(prompts.codes):
             moved = _Codes(prompts.context, prompts.codes, tenant)
-            sequence = partial(self._tokens.context, prompts.context.init)
+            sequence = partial(tokens.context, prompts.context.init)
             key = ("codes", prompts.context.model_dump_json(), prompts.codes.tobytes())
             parts.append(await self._text_features(key, sequence, classes, tenant, moved))
         return np.concatenate(parts)
@@ -390,7 +395,7 @@ class Engine:
         """Runs both towers once and tells the width of their features."""
         blank = torch.zeros(3, self.image_size, self.image_size)
         (of_images,) = self._image_features([[blank]])
-        sequences = [self._tokens.template("a photo of a {}.", "cat")]
+        sequences = [self._tokenizer.of().template("a photo of a {}.", "cat")]
         (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
         self._encode_texts([_Texts(pack, None, wide=True)])
         width: int = of_images.shape[1]

@@ -1,7 +1,8 @@
 """Tokens: from texts to token ids, whole and never silently truncated.
 
-It knows the tokenizer and how a prompt and a class name become one text. It does not know
-embeddings or the model.
+It knows the tokenizer and how a prompt and a class name become one text. Texts and words are
+remembered for each tenant apart, so that nobody can tell by the clock which ones others use. It
+does not know embeddings or the model, nor who a tenant is.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from functools import lru_cache
 
 import open_clip
 
-# open_clip's tokenizer remembers every word it ever saw; clients choose the words.
-MAX_REMEMBERED_WORDS = 200_000
-MAX_REMEMBERED_TEXTS = 16_384
+# Of each tenant. open_clip's tokenizer remembers every word it ever saw; clients choose the words.
+MAX_REMEMBERED_WORDS = 8192
+MAX_REMEMBERED_TEXTS = 8192
+# One too many, and the one that has been silent for longest begins anew.
+MAX_REMEMBERED_TENANTS = 32
 
 SLOT = "{}"
 
@@ -22,21 +25,17 @@ Ids = tuple[int, ...]
 
 
 class Tokens:
-    """The tokenizer of one model; thread-safe.
+    """How one tenant's texts are read; thread-safe.
 
     Attributes:
         context_length: the most tokens a text may have, start and end token included.
-        vocabulary: how many token ids there are.
     """
 
-    def __init__(self, tokenize: open_clip.SimpleTokenizer, context_length: int) -> None:
-        self.context_length = context_length
-        self.vocabulary: int = tokenize.vocab_size
-        self._tokenize = tokenize
-        self._start: int = tokenize.sot_token_id
-        self._end: int = tokenize.eot_token_id
-        self._lock = threading.Lock()
-        self._special_words = {tokenize.decoder[i] for i in tokenize.all_special_ids}
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.context_length = tokenizer.context_length
+        self._tokenizer = tokenizer
+        # open_clip's memory: to each word its tokens.
+        self._words: dict[str, str] = {}
         self._remembered = lru_cache(MAX_REMEMBERED_TEXTS)(self._encode)
 
     def words(self, text: str) -> Ids:
@@ -46,9 +45,9 @@ class Tokens:
     def reserved_word(self, text: str) -> str | None:
         """The start or end token's name, if the text would be read as holding that token."""
         ids = self.words(text)
-        for reserved in (self._start, self._end):
+        for reserved, name in self._tokenizer.reserved.items():
             if reserved in ids:
-                return str(self._tokenize.decoder[reserved])
+                return name
         return None
 
     def template(self, template: str, class_name: str) -> Ids:
@@ -63,12 +62,49 @@ class Tokens:
         return self._sequence(self.words(init) + self.words(f" {class_name}."))
 
     def _sequence(self, words: Ids) -> Ids:
-        return (self._start, *words, self._end)
+        start, end = self._tokenizer.reserved
+        return (start, *words, end)
 
     def _encode(self, text: str) -> Ids:
+        if len(self._words) > MAX_REMEMBERED_WORDS:
+            self._words = {}
+        return self._tokenizer.encode(text, self._words)
+
+
+class Tokenizer:
+    """The tokenizer of one model; thread-safe.
+
+    Attributes:
+        context_length: the most tokens a text may have, start and end token included.
+        vocabulary: how many token ids there are.
+        reserved: the start token's id and the end token's, in this order, with their names.
+    """
+
+    def __init__(self, tokenize: open_clip.SimpleTokenizer, context_length: int) -> None:
+        self.context_length = context_length
+        self.vocabulary: int = tokenize.vocab_size
+        self.reserved: dict[int, str] = {
+            i: tokenize.decoder[i] for i in (tokenize.sot_token_id, tokenize.eot_token_id)
+        }
+        self._tokenize = tokenize
+        self._special_words = {tokenize.decoder[i] for i in tokenize.all_special_ids}
+        self._lock = threading.Lock()
+        self._of_tenants = lru_cache(MAX_REMEMBERED_TENANTS)(lambda _: Tokens(self))
+
+    def of(self, tenant: str = "") -> Tokens:
+        """What reads this tenant's texts, and remembers them for no other one."""
+        return self._of_tenants(tenant)
+
+    def encode(self, text: str, words: dict[str, str]) -> Ids:
+        """The ids of a text, without start and end token.
+
+        Args:
+            text: to read.
+            words: what open_clip remembers of earlier texts, and where it notes what it reads now.
+        """
         with self._lock:
-            if len(self._tokenize.cache) > MAX_REMEMBERED_WORDS:
-                self._tokenize.cache = {word: word for word in self._special_words}
+            words.update((word, word) for word in self._special_words)
+            self._tokenize.cache = words
             return tuple(self._tokenize.encode(text))
 
 
