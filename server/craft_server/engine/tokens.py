@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import open_clip
 
 # Of each tenant. open_clip's tokenizer remembers every word it ever saw; clients choose the words.
 MAX_REMEMBERED_WORDS = 8192
-MAX_REMEMBERED_TEXTS = 8192
+MAX_REMEMBERED_TEXTS = 16_384
 # One too many, and the one that has been silent for longest begins anew.
 MAX_REMEMBERED_TENANTS = 32
 
@@ -34,9 +34,8 @@ class Tokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.context_length = tokenizer.context_length
         self._tokenizer = tokenizer
-        # open_clip's memory: to each word its tokens.
-        self._words: dict[str, str] = {}
-        self._remembered = lru_cache(MAX_REMEMBERED_TEXTS)(self._encode)
+        words: dict[str, str] = {}
+        self._remembered = lru_cache(MAX_REMEMBERED_TEXTS)(partial(tokenizer.encode, words))
 
     def words(self, text: str) -> Ids:
         """The ids of a piece of text, without start and end token."""
@@ -65,11 +64,6 @@ class Tokens:
         start, end = self._tokenizer.reserved
         return (start, *words, end)
 
-    def _encode(self, text: str) -> Ids:
-        if len(self._words) > MAX_REMEMBERED_WORDS:
-            self._words = {}
-        return self._tokenizer.encode(text, self._words)
-
 
 class Tokenizer:
     """The tokenizer of one model; thread-safe.
@@ -87,7 +81,8 @@ class Tokenizer:
             i: tokenize.decoder[i] for i in (tokenize.sot_token_id, tokenize.eot_token_id)
         }
         self._tokenize = tokenize
-        self._special_words = {tokenize.decoder[i] for i in tokenize.all_special_ids}
+        special = (tokenize.decoder[i] for i in tokenize.all_special_ids)
+        self._special_words = {word: word for word in special}
         self._lock = threading.Lock()
         self._of_tenants = lru_cache(MAX_REMEMBERED_TENANTS)(lambda _: Tokens(self))
 
@@ -95,15 +90,18 @@ class Tokenizer:
         """What reads this tenant's texts, and remembers them for no other one."""
         return self._of_tenants(tenant)
 
-    def encode(self, text: str, words: dict[str, str]) -> Ids:
+    def encode(self, words: dict[str, str], text: str) -> Ids:
         """The ids of a text, without start and end token.
 
         Args:
-            text: to read.
             words: what open_clip remembers of earlier texts, and where it notes what it reads now.
+            text: to read.
         """
         with self._lock:
-            words.update((word, word) for word in self._special_words)
+            if len(words) > MAX_REMEMBERED_WORDS:
+                words.clear()
+            if not words:
+                words.update(self._special_words)
             self._tokenize.cache = words
             return tuple(self._tokenize.encode(text))
 
