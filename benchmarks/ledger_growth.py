@@ -88,11 +88,14 @@ def make(database: Database, lines: int) -> Ledger:
         **UNITS_A_CALL.model_dump(),
     }
     for start in range(0, lines, CHUNK):
+        numbers = range(start + 1, min(start + CHUNK, lines) + 1)
         with database.writing() as connection:
-            connection.execute(sa.insert(CHARGES), [line] * min(CHUNK, lines - start))
+            connection.execute(sa.insert(CHARGES), [{**line, "line": n} for n in numbers])
     with database.writing() as connection:
         sums = {unit: amount * lines for unit, amount in UNITS_A_CALL.model_dump().items()}
-        connection.execute(sa.update(TOTALS).where(TOTALS.c.key_id == caller.key_id).values(**sums))
+        connection.execute(
+            sa.update(TOTALS).where(TOTALS.c.key_id == caller.key_id).values(lines=lines, **sums)
+        )
     return Ledger(database, caller)
 
 

@@ -39,7 +39,7 @@ class StubEngine:
     def use_one_core(self) -> None:
         """It computes nothing."""
 
-    def check_prompts(self, *_: Any) -> list[Any]:
+    def check_prompts(self, *_: Any, **__: Any) -> list[Any]:
         return []
 
     def decode_image(self, _data: bytes, **_: Any) -> Any:

@@ -71,7 +71,7 @@ def straightforward(
 
 def sequences_of(engine: Engine, classes: Sequence[str]) -> list[Ids]:
     """The texts' tokens."""
-    return [engine._tokens.context(CONTEXT.init, name) for name in classes]
+    return [engine._tokenizer.of().context(CONTEXT.init, name) for name in classes]
 
 
 def unavoidable(engine: Engine, prompts: int, classes: Sequence[str]) -> float:

@@ -59,7 +59,7 @@ from craft_server.engine.images import decode
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
 from craft_server.engine.packs import packs
 from craft_server.engine.text import Moved, TextTower
-from craft_server.engine.tokens import Tokens
+from craft_server.engine.tokens import Tokenizer
 from options import parser_for, present, save
 
 Array = NDArray[np.float32]
@@ -89,7 +89,7 @@ class ClassTexts:
 
     def __init__(self, model: LoadedModel, classes: tuple[str, ...]) -> None:
         self._tower = TextTower(model.module)
-        tokens = Tokens(tokenizer_of(model.name), self._tower.context_length)
+        tokens = Tokenizer(tokenizer_of(model.name), self._tower.context_length).of()
         sequences = [tokens.context(CONTEXT, name) for name in classes]
         # No bound: all classes in one pack.
         (self._pack,) = packs(sequences, prompts=1, max_tokens=sys.maxsize)

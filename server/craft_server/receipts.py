@@ -236,8 +236,8 @@ def _grouped(settled: sa.ColumnElement[bool]) -> sa.Select[Any]:
             ),
             sa.func.min(CHARGES.c.at).label("first_at"),
             sa.func.max(CHARGES.c.at).label("last_at"),
-            sa.func.min(CHARGES.c.id).label("first_line"),
-            sa.func.max(CHARGES.c.id).label("last_line"),
+            sa.func.min(CHARGES.c.line).label("first_line"),
+            sa.func.max(CHARGES.c.line).label("last_line"),
         )
         .where(settled)
         .group_by(*kind)
@@ -259,7 +259,7 @@ def _item(group: sa.Row[tuple[object, ...]]) -> ReceiptItem:
 def _digest(connection: sa.Connection, settled: sa.ColumnElement[bool]) -> str:
     digest = hashlib.sha256()
     lines = connection.execution_options(yield_per=_LINES_A_FETCH).execute(
-        sa.select(CHARGES).where(settled).order_by(CHARGES.c.id)
+        sa.select(CHARGES).where(settled).order_by(CHARGES.c.line)
     )
     for line in lines:
         digest.update(ledger_line(as_charge(line)))

@@ -72,8 +72,8 @@ class Receipt(Answer):
         calls: of all items.
         total: of all items.
         cost_micros: of all items.
-        first_line: the ledger's id of the first charge.
-        last_line: the ledger's id of the last charge.
+        first_line: the id of the first charge, as `GET /v1/usage` gives it: the key's own count.
+        last_line: the id of the last charge.
         lines_sha256: SHA-256 over all the charges, in the order of their ids, each as
             `ledger_line` writes it.
     """

@@ -247,6 +247,7 @@ class Cost(Answer):
 class Charge(Answer):
     """One line of the ledger.
 
+    `id` is its number among the key's lines, from 1; refunded reservations leave gaps.
     `at` is an RFC 3339 time in UTC, of the reservation. `state` is `settled`, or `reserved` while
     the call runs. Refunded reservations charge nothing and are not listed. `run` is what the client
     called the run that the call was part of.
@@ -741,10 +742,12 @@ class PriceLists(Answer):
 class UsageLine(Answer):
     """One line of exported usage: what `GET /v1/usage` lists, and whose it is.
 
+    `id` counts the lines of all keys; `line` is the id under which the key itself sees it.
     `closed_at` is when the call was settled, RFC 3339; null while it runs.
     """
 
     id: int
+    line: int
     at: str
     closed_at: str | None
     key_id: int

@@ -391,7 +391,7 @@ def _spread_over_a_month(database: Path, prefix: str) -> None:
             for row in amounts.sample(rows, amounts.randint(0, len(rows) * 2 // 3)):
                 values = dict(zip(columns, row, strict=True))
                 number -= 1  # before all others, which are the newest
-                values["id"] = number
+                values["id"] = values["line"] = number
                 values["at"] -= days * 86_400_000
                 connection.execute(
                     f"INSERT INTO charges ({', '.join(columns)}) VALUES ({marks})",

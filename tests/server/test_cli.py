@@ -372,6 +372,7 @@ def test_usage_is_exported_line_by_line(craft_server: Any, store_url: str, tmp_p
         for line in craft_server("usage", "export", "--format", "jsonl").stdout.splitlines()
     ]
     assert [line["queries"] for line in lines] == [0, 1, 2]
+    assert [(line["id"], line["line"]) for line in lines] == [(1, 1), (2, 1), (3, 2)]
     assert [line["cost_micros"] for line in lines] == [0, 10, 20]
     assert [line["key"] for line in lines] == [k["prefix"] for k in (made, other, made)]
     assert lines[0]["run"] == 'run, "one"'
@@ -425,8 +426,9 @@ def test_an_export_holds_few_rows_in_memory(
         with database.writing() as connection:
             (line,) = connection.execute(sa.select(CHARGES).limit(1)).mappings()
             have = connection.execute(sa.select(sa.func.count()).select_from(CHARGES)).scalar_one()
-            copies = [{k: v for k, v in line.items() if k != "id"}] * (rows - have)
-            connection.execute(sa.insert(CHARGES), copies)
+            copied = {name: value for name, value in line.items() if name != "id"}
+            numbers = range(have + 1, rows + 1)
+            connection.execute(sa.insert(CHARGES), [{**copied, "line": n} for n in numbers])
         with database.reading() as connection:
             tracemalloc.start()
             count = sum(1 for _ in exports.lines(connection, exports.Selection()))

@@ -18,7 +18,7 @@ from craft_server.database import Database
 from craft_server.ledger import leases
 from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle, usage
-from craft_server.ledger.keys import authenticate, create_key, list_keys
+from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, list_keys
 from craft_shared.units import UNITS, Units
 
 SECRETS = {1: "craft_aaaaaaaa_" + "A" * 43, 7: "craft_bbbbbbbb_" + "B" * 43}
@@ -45,16 +45,15 @@ def insert(engine: sa.Engine, table: str, **values: Any) -> None:
         connection.execute(sa.insert(sa.table(table, *map(sa.column, values))).values(**values))
 
 
-def insert_charge(engine: sa.Engine, key_id: int, state: str, **units: int) -> None:
+def insert_charge(engine: sa.Engine, key_id: int, state: str, **columns: Any) -> None:
     insert(
         engine,
         "charges",
         key_id=key_id,
-        at=SAID,
         call="predictions",
         model="tiny",
         state=state,
-        **{**dict.fromkeys(UNITS, 0), **units},
+        **{"at": SAID, **dict.fromkeys(UNITS, 0), **columns},
     )
 
 
@@ -114,6 +113,7 @@ def test_budgets_totals_and_usage_of_0001_are_what_they_were(migrated: Database)
         (1, SAID, Units(queries=2, texts=40)),
         (3, SAID, Units(queries=3, images=4)),
     ]
+    assert [(line.id, line.units) for line in second.charges] == [(1, Units(queries=8))]
     assert second.total == Units(queries=8)
 
 
@@ -142,7 +142,9 @@ def test_a_database_of_0001_goes_on_where_it_stopped(migrated: Database) -> None
         settle(connection, reserved, at)
         assert reserved.charge_id == 6
     with migrated.writing() as connection:
-        assert usage(connection, 1, after=0, limit=10).total.queries == 10
+        told = usage(connection, 1, after=3, limit=10)
+        assert told.total.queries == 10
+        assert [line.id for line in told.charges] == [5]
         other = authenticate(connection, create_key(connection, owner="new", at=at), at)
         assert other is not None
         assert other.key_id == 8
@@ -204,3 +206,40 @@ def test_adapters_of_0002_stay_private_and_are_counted(store_url: str, tmp_path:
         with pytest.raises(adapters.NoSuchAdapter):
             adapters.find(connection, bob, "ann/pets")
     database.close()
+
+
+def test_lines_of_0005_are_numbered_key_by_key(store_url: str, tmp_path: Path) -> None:
+    engine = at_revision(store_url, "0005")
+    columns = {
+        "holder": "",
+        "holds": "[]",
+        "revision": "r1",
+        "cost_micros": 0,
+        "closed_at": SAID_MS,
+    }
+    for key_id in (1, 7, 9):
+        insert(
+            engine,
+            "api_keys",
+            id=key_id,
+            owner=f"owner {key_id}",
+            name="",
+            scopes="predict",
+            created_at=SAID_MS,
+        )
+        insert(engine, "totals", key_id=key_id, **dict.fromkeys((*UNITS, "cost_micros"), 0))
+    for key_id, state in ((7, "settled"), (1, "settled"), (7, "refunded"), (7, "settled")):
+        insert_charge(engine, key_id, state, at=SAID_MS, **columns)
+    engine.dispose()
+    database = Database.open(store_url, tmp_path)
+    with database.writing() as connection:
+        for key_id in (7, 9):
+            caller = Caller(key_id, "", "", None, frozenset(), Rates())
+            work = Work("predictions", "tiny", "r1", Units(queries=1))
+            reserve(connection, caller, work, holder="a server", at=SAID_MS)
+        lines = {
+            key_id: [line.id for line in usage(connection, key_id, after=0, limit=9).charges]
+            for key_id in (1, 7, 9)
+        }
+    database.close()
+    assert lines == {1: [1], 7: [1, 3, 4], 9: [1]}

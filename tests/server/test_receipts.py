@@ -123,10 +123,11 @@ def test_a_receipt_without_a_run_covers_all_the_keys_lines_and_no_other_keys(
     other = Ledger(ledger.database)
     for run in ("one", None, "two"):
         ledger.charge(run, queries=1)
-        other.charge(run, queries=1)
+        other.charge(run, queries=2)
     receipt = ledger.receipt()
     assert receipt.calls == 3
     assert receipt.run is None
+    assert (receipt.first_line, receipt.last_line) == (1, 3)
     assert receipt.lines_sha256 == digest(ledger.lines())
     assert receipt.lines_sha256 != other.receipt().lines_sha256
 
@@ -192,9 +193,12 @@ def test_more_lines_than_are_fetched_at_a_time_are_all_in_the_digest(ledger: Led
     columns = ", ".join(f'"{unit}"' for unit in (*UNITS, "cost_micros"))
     names = f"key_id, at, call, run, model, revision, state, holder, holds, {columns}"
     with ledger.database.writing() as connection:
-        for _ in range(12):  # 1 line becomes 4,096
+        for i in range(12):  # 1 line becomes 4,096
             connection.execute(
-                sa.text(f"INSERT INTO charges ({names}) SELECT {names} FROM charges ORDER BY id")
+                sa.text(
+                    f"INSERT INTO charges (line, {names}) "
+                    f"SELECT line + {2**i}, {names} FROM charges ORDER BY id"
+                )
             )
     receipt = ledger.receipt(run="mine")
     assert (receipt.calls, receipt.total.queries, receipt.cost_micros) == (4096, 8192, 24576)

@@ -126,6 +126,7 @@ async def publish(
     _check_output(services, caller, adapter)
     prompts = await checked_prompts(
         services,
+        caller,
         classes=config.scored,
         templates=config.templates,
         context=config.context,

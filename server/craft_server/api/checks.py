@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from craft_server.api.answer import answer_bytes
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
+from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field, invalid_request, model_not_found
 from craft_shared.output import DType
 from craft_shared.problems import FieldError
@@ -26,6 +27,7 @@ def check_model(services: Services, name: str) -> None:
 
 async def checked_prompts(
     services: Services,
+    caller: Caller,
     *,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -43,7 +45,9 @@ async def checked_prompts(
     if errors := _count_errors(limits, classes, templates, context, points):
         raise invalid_request(errors)
     prompts = Prompts(templates=tuple(templates), context=context, codes=points)
-    if errors := await asyncio.to_thread(services.engine.check_prompts, prompts, classes):
+    if errors := await asyncio.to_thread(
+        services.engine.check_prompts, prompts, classes, tenant=caller.tenant
+    ):
         raise invalid_request(errors)
     return prompts
 

@@ -149,8 +149,10 @@ _POLICY = KeyPolicy(
 )
 _PRICES = PriceList(micros={"queries": 500, "images": 20})
 _LINE = UsageLine(
-    **_CHARGE.model_dump(exclude={"units"}),
+    **_CHARGE.model_dump(exclude={"id", "units"}),
+    id=7,
     **_SPENT.model_dump(),
+    line=2,
     closed_at=_LATER,
     key_id=3,
     key=_PREFIX,

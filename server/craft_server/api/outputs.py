@@ -91,7 +91,9 @@ async def question(
     limit = policy.prompts_per_image_set if counted else None
     if not output.noise and limit is None:
         return Question(output, None, None)
-    texts = await asyncio.to_thread(services.engine.text_identities, prompts, classes)
+    texts = await asyncio.to_thread(
+        services.engine.text_identities, prompts, classes, tenant=caller.tenant
+    )
     sent = await asyncio.to_thread(_digests, selection.files)
     noise = asking = None
     if output.noise:

@@ -86,6 +86,7 @@ async def predict(
     output = checked_output(policy, message.top_k, len(message.classes))
     prompts = await checked_prompts(
         services,
+        caller,
         classes=message.classes,
         templates=message.templates,
         context=message.context,

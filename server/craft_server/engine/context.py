@@ -16,7 +16,7 @@ from torch import Tensor
 
 from craft_server.byte_cache import ByteCache
 from craft_server.engine.text import TextTower
-from craft_server.engine.tokens import Tokens
+from craft_server.engine.tokens import Tokenizer
 from craft_server.engine.uncut_text import UncutTextTower
 from craft_shared.wire import Context
 
@@ -44,10 +44,10 @@ class ContextSpace:
         sigma: standard deviation of the entries of the model's token embeddings.
     """
 
-    def __init__(self, tower: TextTower | UncutTextTower, tokens: Tokens) -> None:
+    def __init__(self, tower: TextTower | UncutTextTower, tokenizer: Tokenizer) -> None:
         self._tower = tower
-        self._tokens = tokens
-        self.sigma = float(tower.embed(torch.arange(tokens.vocabulary)).float().std())
+        self._tokenizer = tokenizer
+        self.sigma = float(tower.embed(torch.arange(tokenizer.vocabulary)).float().std())
         self._lock = threading.Lock()
         self._projections: ByteCache[tuple[object, ...], Tensor] = ByteCache(PROJECTIONS_BYTES)
 
@@ -59,7 +59,7 @@ class ContextSpace:
         Each tenant's projections are remembered apart, so that nobody can tell by the clock which
         seeds others use.
         """
-        words = self._tokens.words(context.init)
+        words = self._tokenizer.of(tenant).words(context.init)
         p0 = self._tower.embed(torch.tensor(words)).float()
         with self._lock:  # so that no projection is drawn twice at the same time
             A = self._projection(tenant, len(words), context)

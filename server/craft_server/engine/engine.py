@@ -121,7 +121,7 @@ class Engine(HostedModel):
         )
         self._model = model
         self.text_features: ByteCache[bytes, NDArray[np.float32]] = ByteCache(text_features_bytes)
-        self._contexts = ContextSpace(self._tower, self._tokens)
+        self._contexts = ContextSpace(self._tower, self._tokenizer)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
@@ -206,15 +206,16 @@ class Engine(HostedModel):
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
     ) -> NDArray[np.float32]:
         """See `HostedModel`."""
+        tokens = self._tokenizer.of(tenant)
         parts = [
             await self._text_features(
-                ("template", template), partial(self._tokens.template, template), classes, tenant
+                ("template", template), partial(tokens.template, template), classes, tenant
             )
             for template in prompts.templates
         ]
         if prompts.context is not None and len(prompts.codes):
             moved = _Codes(prompts.context, prompts.codes, tenant)
-            sequence = partial(self._tokens.context, prompts.context.init)
+            sequence = partial(tokens.context, prompts.context.init)
             key = ("codes", prompts.context.model_dump_json(), prompts.codes.tobytes())
             parts.append(await self._text_features(key, sequence, classes, tenant, moved))
         return np.concatenate(parts)
@@ -309,7 +310,7 @@ class Engine(HostedModel):
         """Runs both towers once and tells the width of their features."""
         blank = torch.zeros(3, self.image_size, self.image_size)
         (of_images,) = self._image_features([[blank]])
-        sequences = [self._tokens.template("a photo of a {}.", "cat")]
+        sequences = [self._tokenizer.of().template("a photo of a {}.", "cat")]
         (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
         self._encode_texts([_Texts(pack, None, wide=True)])
         width: int = of_images.shape[1]

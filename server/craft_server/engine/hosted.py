@@ -30,7 +30,7 @@ from craft_server.engine import images as pictures
 from craft_server.engine import prompts as checks
 from craft_server.engine.models import POCKET
 from craft_server.engine.prompts import Prompts
-from craft_server.engine.tokens import Tokens
+from craft_server.engine.tokens import Tokenizer
 from craft_shared.problems import FieldError
 
 SCORES_PER_TASK = 2**22
@@ -89,7 +89,7 @@ class HostedModel(ABC):
         self.revision = facts.revision
         self.image_size = facts.image_size
         self.random_weights = facts.random_weights
-        self._tokens = Tokens(tokenizer_of(facts.name), facts.context_length)
+        self._tokenizer = Tokenizer(tokenizer_of(facts.name), facts.context_length)
         self._preprocess = transform_of(facts.preprocess_cfg)
 
     @staticmethod
@@ -97,16 +97,20 @@ class HostedModel(ABC):
         """Lets the calling thread compute on one core, so that it takes none from the model."""
         torch.set_num_threads(1)
 
-    def check_prompts(self, prompts: Prompts, classes: Sequence[str]) -> list[FieldError]:
+    def check_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> list[FieldError]:
         """What is wrong with prompts and class names, by field; empty when nothing is.
 
         Only tokenises; thread-safe, and worth a thread of its own when there are many texts.
         """
-        return checks.check_prompts(prompts, classes, self._tokens)
+        return checks.check_prompts(prompts, classes, self._tokenizer.of(tenant))
 
-    def text_identities(self, prompts: Prompts, classes: Sequence[str]) -> list[tuple[bytes, ...]]:
+    def text_identities(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> list[tuple[bytes, ...]]:
         """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
-        return identities.text_identities(prompts, classes, self._tokens)
+        return identities.text_identities(prompts, classes, self._tokenizer.of(tenant))
 
     def decode_image(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Decodes and preprocesses an encoded picture; thread-safe.

@@ -1,20 +1,23 @@
 """Tokens: from texts to token ids, whole and never silently truncated.
 
-It knows the tokenizer and how a prompt and a class name become one text. It does not know
-embeddings or the model.
+It knows the tokenizer and how a prompt and a class name become one text. Texts and words are
+remembered for each tenant apart, so that nobody can tell by the clock which ones others use. It
+does not know embeddings or the model, nor who a tenant is.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import open_clip
 
-# open_clip's tokenizer remembers every word it ever saw; clients choose the words.
-MAX_REMEMBERED_WORDS = 200_000
+# Of each tenant. open_clip's tokenizer remembers every word it ever saw; clients choose the words.
+MAX_REMEMBERED_WORDS = 8192
 MAX_REMEMBERED_TEXTS = 16_384
+# One too many, and the one that has been silent for longest begins anew.
+MAX_REMEMBERED_TENANTS = 32
 
 SLOT = "{}"
 
@@ -22,22 +25,17 @@ Ids = tuple[int, ...]
 
 
 class Tokens:
-    """The tokenizer of one model; thread-safe.
+    """How one tenant's texts are read; thread-safe.
 
     Attributes:
         context_length: the most tokens a text may have, start and end token included.
-        vocabulary: how many token ids there are.
     """
 
-    def __init__(self, tokenize: open_clip.SimpleTokenizer, context_length: int) -> None:
-        self.context_length = context_length
-        self.vocabulary: int = tokenize.vocab_size
-        self._tokenize = tokenize
-        self._start: int = tokenize.sot_token_id
-        self._end: int = tokenize.eot_token_id
-        self._lock = threading.Lock()
-        self._special_words = {tokenize.decoder[i] for i in tokenize.all_special_ids}
-        self._remembered = lru_cache(MAX_REMEMBERED_TEXTS)(self._encode)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.context_length = tokenizer.context_length
+        self._tokenizer = tokenizer
+        words: dict[str, str] = {}
+        self._remembered = lru_cache(MAX_REMEMBERED_TEXTS)(partial(tokenizer.encode, words))
 
     def words(self, text: str) -> Ids:
         """The ids of a piece of text, without start and end token."""
@@ -46,9 +44,9 @@ class Tokens:
     def reserved_word(self, text: str) -> str | None:
         """The start or end token's name, if the text would be read as holding that token."""
         ids = self.words(text)
-        for reserved in (self._start, self._end):
+        for reserved, name in self._tokenizer.reserved.items():
             if reserved in ids:
-                return str(self._tokenize.decoder[reserved])
+                return name
         return None
 
     def template(self, template: str, class_name: str) -> Ids:
@@ -63,12 +61,48 @@ class Tokens:
         return self._sequence(self.words(init) + self.words(f" {class_name}."))
 
     def _sequence(self, words: Ids) -> Ids:
-        return (self._start, *words, self._end)
+        start, end = self._tokenizer.reserved
+        return (start, *words, end)
 
-    def _encode(self, text: str) -> Ids:
+
+class Tokenizer:
+    """The tokenizer of one model; thread-safe.
+
+    Attributes:
+        context_length: the most tokens a text may have, start and end token included.
+        vocabulary: how many token ids there are.
+        reserved: the start token's id and the end token's, in this order, with their names.
+    """
+
+    def __init__(self, tokenize: open_clip.SimpleTokenizer, context_length: int) -> None:
+        self.context_length = context_length
+        self.vocabulary: int = tokenize.vocab_size
+        self.reserved: dict[int, str] = {
+            i: tokenize.decoder[i] for i in (tokenize.sot_token_id, tokenize.eot_token_id)
+        }
+        self._tokenize = tokenize
+        special = (tokenize.decoder[i] for i in tokenize.all_special_ids)
+        self._special_words = {word: word for word in special}
+        self._lock = threading.Lock()
+        self._of_tenants = lru_cache(MAX_REMEMBERED_TENANTS)(lambda _: Tokens(self))
+
+    def of(self, tenant: str = "") -> Tokens:
+        """What reads this tenant's texts, and remembers them for no other one."""
+        return self._of_tenants(tenant)
+
+    def encode(self, words: dict[str, str], text: str) -> Ids:
+        """The ids of a text, without start and end token.
+
+        Args:
+            words: what open_clip remembers of earlier texts, and where it notes what it reads now.
+            text: to read.
+        """
         with self._lock:
-            if len(self._tokenize.cache) > MAX_REMEMBERED_WORDS:
-                self._tokenize.cache = {word: word for word in self._special_words}
+            if len(words) > MAX_REMEMBERED_WORDS:
+                words.clear()
+            if not words:
+                words.update(self._special_words)
+            self._tokenize.cache = words
             return tuple(self._tokenize.encode(text))
 
 

@@ -2,7 +2,8 @@
 
 Every function is one transaction of its caller. What holds under any concurrency and after any
 crash: for each budget, spent + reserved <= limit; spent is the sum of what settled lines of its
-window hold of it, and reserved the sum of what reserved ones hold.
+window hold of it, and reserved the sum of what reserved ones hold. A key's lines are numbered from
+1; those that were given back leave gaps.
 """
 
 from __future__ import annotations
@@ -131,6 +132,12 @@ _LET_GO = Statement(
         spent=BUDGETS.c.spent + sa.bindparam("spend", type_=sa.BigInteger),
     )
 )
+# Until the transaction ends the key's reservations wait for each other here, after its budgets.
+_COUNT_LINE = Statement(
+    sa.update(TOTALS)
+    .where(TOTALS.c.key_id == sa.bindparam("of_key"))
+    .values(lines=TOTALS.c.lines + sa.literal_column("1"))
+)
 _INSERT_CHARGE = Statement(
     sa.insert(CHARGES)
     .values(
@@ -141,7 +148,12 @@ _INSERT_CHARGE = Statement(
                 *MEASURES,
             )
         }
-        | {"state": sa.literal_column("'reserved'")}
+        | {
+            "line": sa.select(TOTALS.c.lines)
+            .where(TOTALS.c.key_id == sa.bindparam("of_key"))
+            .scalar_subquery(),
+            "state": sa.literal_column("'reserved'"),
+        }
     )
     .returning(CHARGES.c.id)
 )
@@ -168,8 +180,11 @@ def check_concurrency(connection: sa.Connection, caller: Caller) -> None:
     most = caller.rates.concurrency
     if most is None:
         return
+    # Not FOR UPDATE, for which a line that is written to the key's account would have to wait.
     connection.execute(
-        sa.select(API_KEYS.c.id).where(API_KEYS.c.id == caller.key_id).with_for_update()
+        sa.select(API_KEYS.c.id)
+        .where(API_KEYS.c.id == caller.key_id)
+        .with_for_update(key_share=True)
     )
     count: int = connection.execute(
         sa.select(sa.func.count()).where(
@@ -207,7 +222,9 @@ def reserve(
         if needed[row.unit]
     ]
     held_as = [asdict(hold) for hold in holds]
+    key = {"of_key": caller.key_id}
     line = {
+        **key,
         "key_id": caller.key_id,
         "at": at,
         "call": work.call,
@@ -218,7 +235,7 @@ def reserve(
         "holds": json.dumps(held_as, separators=(",", ":")),
         **needed,
     }
-    held, written = run(connection, (_HOLD, held_as), (_INSERT_CHARGE, line))
+    held, _, written = run(connection, (_HOLD, held_as), (_COUNT_LINE, key), (_INSERT_CHARGE, line))
     if held.count < len(holds):
         raise BudgetExhausted(
             [
@@ -309,12 +326,12 @@ def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at
 
 
 def usage(connection: sa.Connection, key_id: int, *, after: int, limit: int) -> Usage:
-    """The key's totals, and up to `limit` of its lines with an id above `after`."""
+    """The key's totals, and up to `limit` of its lines after that number."""
     totals = connection.execute(sa.select(TOTALS).where(TOTALS.c.key_id == key_id)).one()
     rows = connection.execute(
         sa.select(CHARGES)
-        .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded", CHARGES.c.id > after)
-        .order_by(CHARGES.c.id)
+        .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded", CHARGES.c.line > after)
+        .order_by(CHARGES.c.line)
         .limit(limit + 1)
     ).all()
     page = rows[:limit]
@@ -322,14 +339,14 @@ def usage(connection: sa.Connection, key_id: int, *, after: int, limit: int) -> 
         total=units_of(totals),
         cost_micros=totals.cost_micros,
         charges=[as_charge(row) for row in page],
-        next_after=page[-1].id if len(rows) > limit else None,
+        next_after=page[-1].line if len(rows) > limit else None,
     )
 
 
 def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
-    """A line of the table as the API shows it."""
+    """A line of the table as its key sees it."""
     return Charge(
-        id=row.id,
+        id=row.line,
         at=rfc3339(row.at),
         call=row.call,
         run=row.run,

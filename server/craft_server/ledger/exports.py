@@ -62,6 +62,7 @@ def lines(
         )
         yield UsageLine(
             id=row.id,
+            line=row.line,
             at=rfc3339(row.at),
             closed_at=None if row.closed_at is None else rfc3339(row.closed_at),
             key_id=row.key_id,

@@ -59,7 +59,7 @@ def newest(connection: sa.Connection, key_id: int, *, limit: int) -> list[Charge
     rows = connection.execute(
         sa.select(CHARGES)
         .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded")
-        .order_by(CHARGES.c.id.desc())
+        .order_by(CHARGES.c.line.desc())
         .limit(limit)
     )
     return [as_charge(row) for row in rows]

@@ -152,7 +152,8 @@ def create_key(
         )
         .returning(API_KEYS.c.id)
     ).scalar_one()
-    connection.execute(sa.insert(TOTALS).values(key_id=key_id, **dict.fromkeys(MEASURES, 0)))
+    nothing = dict.fromkeys(("lines", *MEASURES), 0)
+    connection.execute(sa.insert(TOTALS).values(key_id=key_id, **nothing))
     return _new_secret(connection, key_id, at)
 
 

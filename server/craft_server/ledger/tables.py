@@ -83,6 +83,8 @@ CHARGES = sa.Table(
     METADATA,
     sa.Column("id", Id, primary_key=True),
     sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), nullable=False),
+    # What the key sees in place of the id, which would count other keys' calls: 1, 2, ...
+    sa.Column("line", sa.BigInteger, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("closed_at", sa.BigInteger),
     sa.Column("call", sa.Text, nullable=False),
@@ -96,7 +98,7 @@ CHARGES = sa.Table(
     *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
     sa.CheckConstraint(_one_of("state", ("reserved", "settled", "refunded")), "known_state"),
     sa.CheckConstraint(_natural(MEASURES), "natural_numbers"),
-    sa.Index("ix_charges_key_id_id", "key_id", "id"),
+    sa.Index("ix_charges_key_id_line", "key_id", "line", unique=True),
     sa.Index("ix_charges_key_id_run", "key_id", "run"),
     sa.Index(
         "ix_charges_reserved",
@@ -108,11 +110,13 @@ CHARGES = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# What each key was charged in all, so that telling it does not take longer as lines are added.
+# What each key was charged in all, so that telling it does not take longer as lines are added; and
+# the number of its newest line.
 TOTALS = sa.Table(
     "totals",
     METADATA,
     sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), primary_key=True),
+    sa.Column("lines", sa.BigInteger, nullable=False),
     *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
 )
 

@@ -68,7 +68,7 @@ class StubEngine:
     def use_one_core(self) -> None:
         """It computes nothing."""
 
-    def check_prompts(self, _prompts: Any, _classes: Sequence[str]) -> list[Any]:
+    def check_prompts(self, _prompts: Any, _classes: Sequence[str], **_: Any) -> list[Any]:
         return []
 
     def decode_image(self, data: bytes, *, max_pixels: int) -> bytes:

@@ -269,7 +269,7 @@ def test_an_export_of_many_pages_lists_every_line_once(
     params = {"format": "jsonl", "key": made["prefix"]}
     with admin.stream("GET", "/v1/admin/usage", params=params) as answer:
         assert "content-length" not in answer.headers
-        assert [json.loads(line)["id"] for line in answer.iter_lines()] == ids
+        assert [json.loads(line)["line"] for line in answer.iter_lines()] == ids
 
 
 @pytest.mark.parametrize(

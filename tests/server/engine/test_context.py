@@ -85,7 +85,7 @@ def test_same_seed_same_space_and_other_seed_other_space(space: ContextSpace) ->
 def test_zero_code_is_the_init_words(tiny_engine: Engine, space: ContextSpace) -> None:
     zero = np.zeros((1, 8), np.float32)
     embeddings = space.embeddings(Context(init="a photo of a", dim=8), zero)
-    ids = torch.tensor(tiny_engine._tokens.words("a photo of a"))
+    ids = torch.tensor(tiny_engine._tokenizer.of().words("a photo of a"))
     assert torch.equal(embeddings[0], tiny_engine._tower.embed(ids))
     assert math.prod(embeddings.shape) == 4 * 64
 

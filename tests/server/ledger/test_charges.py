@@ -37,7 +37,7 @@ from craft_server.ledger.charges import (
 )
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, find_team
 from craft_server.ledger.prices import list_prices, set_prices
-from craft_server.ledger.tables import BUDGETS
+from craft_server.ledger.tables import BUDGETS, CHARGES
 from craft_shared.units import UNITS, Measure, Unit, Units
 from craft_shared.wire import Budget, BudgetTopUp, Window
 
@@ -232,6 +232,55 @@ def test_32_threads_reserve_exactly_the_limit(store: Database) -> None:
         close(store, take(store, caller, Units(queries=1)), "settle")
     with pytest.raises(BudgetExhausted):
         take(store, caller, Units(queries=1))
+
+
+def test_32_threads_number_their_keys_lines_without_a_gap(store: Database) -> None:
+    callers = [make_caller(store, {"queries": 60}), make_caller(store, {})]
+    for caller in callers:
+        bound(store, "texts", 10**9, caller=caller)
+
+    def call(number: int) -> None:
+        try:
+            charge = take(store, callers[number % 2], Units(queries=1, texts=1))
+        except BudgetExhausted:
+            return
+        close(store, charge, "refund" if number % 5 == 0 else "settle")
+
+    with ThreadPoolExecutor(32) as threads:
+        list(threads.map(call, range(200)))
+    for caller in callers:
+        of_key = sa.select(CHARGES.c.line).where(CHARGES.c.key_id == caller.key_id)
+        with store.reading() as connection:
+            numbers = list(connection.execute(of_key.order_by(CHARGES.c.id)).scalars())
+        assert len(numbers) >= 60
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_lines_that_are_given_back_leave_gaps_in_their_own_keys_numbers_alone(
+    store: Database,
+) -> None:
+    caller, other = make_caller(store, {"queries": 9}), make_caller(store, {})
+    for how in ("settle", "refund", "settle"):
+        close(store, take(store, caller, Units(queries=1)), how)
+        for _ in range(3):
+            close(store, take(store, other, Units(queries=1)), "settle")
+        with pytest.raises(BudgetExhausted):  # which leaves no line
+            take(store, caller, Units(queries=10))
+    with store.reading() as connection:
+        listed = [usage(connection, one.key_id, after=0, limit=99) for one in (caller, other)]
+    assert [[line.id for line in page.charges] for page in listed] == [[1, 3], [*range(1, 10)]]
+
+
+def test_a_line_on_a_keys_account_does_not_wait_for_who_counts_the_keys_calls(
+    store: Database,
+) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("it has one writer at a time")
+    caller = make_caller(store, {}, rates=Rates(concurrency=5))
+    with ThreadPoolExecutor(1) as thread, store.writing() as connection:
+        check_concurrency(connection, caller)
+        # As when the key pays for somebody else's call.
+        thread.submit(take, store, caller, Units(queries=1)).result(timeout=20)
 
 
 def test_usage_pages_list_every_line_once(store: Database) -> None:

@@ -73,6 +73,7 @@ class Call:
     name: str
     reserved: Reservation | None = None
     call_id: int = 0
+    line: int = 0
     state: str = "reserved"
     bytes_kept: bool = True
 
@@ -191,6 +192,7 @@ class Ledger(RuleBasedStateMachine):
             return
         assert self.fits(call)
         self.calls.append(call)
+        call.line = sum(other.key == key for other in self.calls)
 
     @precondition(lambda self: self.calls)
     @rule(choice=CHOICE)
@@ -326,7 +328,7 @@ class Ledger(RuleBasedStateMachine):
             assert {measure: int(n) for measure, n in lines._mapping.items()} == expected
             assert {**told.total.model_dump(), "cost_micros": told.cost_micros} == expected
             assert [(line.id, line.state, line.units) for line in told.charges] == [
-                (call.charge_id, call.state, call.units)
+                (call.line, call.state, call.units)
                 for call in self.in_state("settled", "reserved")
                 if call.key == key
             ]
