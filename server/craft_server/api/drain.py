@@ -1,7 +1,8 @@
 """Whether the server is about to stop, and how its clients' connections learn of it.
 
-While it drains it goes on serving, but calls itself not ready and keeps no connection: a client that
-opens a new one may be led to another server. It knows neither signals nor how long draining takes.
+While it drains it goes on serving, but calls itself not ready and keeps no connection: a client
+that opens a new one may be led to another server. It knows neither signals nor how long draining
+takes.
 """
 
 from __future__ import annotations
