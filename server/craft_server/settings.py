@@ -47,8 +47,8 @@ class Settings(BaseSettings):
         features_cache_bytes: memory for image sets' features between calls.
         adapters_cache_bytes: memory for parsed adapters between calls.
         texts_cache_bytes: memory for the text features of prompts that may be asked again.
-        drain_seconds: how long after SIGTERM the server goes on accepting calls, not ready any
-            more, so that load balancers stop sending them; 0 stops at once.
+        drain_seconds: how long after SIGTERM the server goes on accepting calls, no longer ready,
+            so that load balancers stop sending them; 0 stops at once.
         lease_seconds: how long after a server's death what it had reserved is given back.
         answers_bytes: of predictions that can be given again under their idempotency keys; past it
             the oldest ones' bytes go.

@@ -9,8 +9,9 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
+from craft_server.byte_cache import ByteCache
 from craft_server.cli import app, serve
 from e2e.metering.stub_server import StubEngine
 
@@ -19,6 +20,10 @@ WORK_SECONDS = float(os.environ.get("SLOW_SERVER_WORK_SECONDS", "0.05"))
 
 class SlowEngine(StubEngine):
     """Takes its time over each call, side by side with others."""
+
+    waiting = 0
+    busy_seconds: ClassVar[dict[str, float]] = {}
+    text_features: ByteCache[Any, Any] = ByteCache(0)
 
     async def encode_prompts(self, *args: Any, **kwargs: Any) -> Any:
         await asyncio.sleep(WORK_SECONDS)
