@@ -60,6 +60,7 @@ def host(settings: Settings, listener: socket.socket, announce: Callable[[], Non
 
 def _engine_process(line: Connection, settings: Settings, address: Path) -> None:
     """Loads the model and does what the other processes ask; ends with the line alone."""
+    import typer
     import uvicorn
 
     class LastToEnd(uvicorn.Server):
@@ -73,7 +74,11 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     from craft_server.processes.engine_app import engine_app
 
     configure_logging()
-    with closing(engine_of(settings)) as engine:
+    try:
+        loaded = engine_of(settings)
+    except typer.Exit as told:
+        raise SystemExit(told.exit_code) from told
+    with closing(loaded) as engine:
         introduce(engine)
         config = uvicorn.Config(
             engine_app(engine), uds=str(address), log_config=None, access_log=False
