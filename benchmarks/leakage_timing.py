@@ -153,11 +153,11 @@ def by_the_clock(
         trials, refused, words_of_bob
     )
 
-    def one_code(tenant: Tenant, seed: int, image_set: str) -> Any:
+    def one_code(tenant: Tenant, seed: int, image_set: str, names: Sequence[str] = few[:2]) -> Any:
         return tenant.post(
             "/v1/predictions",
             model=tenant.model,
-            classes=few[:2],
+            classes=names,
             context={"dim": 1024, "seed": seed},
             codes=[[0.0] * 1024],
             image_set=image_set,
@@ -171,6 +171,17 @@ def by_the_clock(
 
     found["whether another tenant has used a context before"] = interleaved(
         trials // 2, lambda seed: one_code(ann, seed, own), seed_of_bob
+    )
+
+    draw = random.Random(4)
+
+    def list_of_bob(_: int, within: bool) -> list[str]:
+        lists = [draw.sample(classes, len(classes)) for _ in range(2)]
+        one_code(bob, 1, theirs, lists[0])
+        return lists[0] if within else lists[1]
+
+    found["whether another tenant has used a list of class names before"] = interleaved(
+        trials // 2, lambda names: one_code(ann, 2, own, names), list_of_bob
     )
 
     def busy(_: int, within: bool) -> threading.Thread:

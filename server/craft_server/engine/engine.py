@@ -72,15 +72,15 @@ class _Codes:
 
     context: Context
     codes: NDArray[np.float32]
-    tenant: str
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """A pack, the codes that move it, and whether all cores share it."""
+    """A pack, the codes that move it, whose it is, and whether all cores share it."""
 
     pack: Pack
     moved: _Codes | None
+    tenant: str
     wide: bool
 
 
@@ -214,7 +214,7 @@ class Engine(HostedModel):
             for template in prompts.templates
         ]
         if prompts.context is not None and len(prompts.codes):
-            moved = _Codes(prompts.context, prompts.codes, tenant)
+            moved = _Codes(prompts.context, prompts.codes)
             sequence = partial(tokens.context, prompts.context.init)
             key = ("codes", prompts.context.model_dump_json(), prompts.codes.tobytes())
             parts.append(await self._text_features(key, sequence, classes, tenant, moved))
@@ -256,7 +256,8 @@ class Engine(HostedModel):
             # It depends on nothing but the call, since it may change the last bits of an answer.
             wide = self._shares_packs and len(cut) == 1
             tasks = [
-                Task(_Texts(pack, moved, wide), pack.tokens / bound, wide=wide) for pack in cut
+                Task(_Texts(pack, moved, tenant, wide), pack.tokens / bound, wide=wide)
+                for pack in cut
             ]
             parts = await self._worker.run(self._encode_texts, tasks, tenant=tenant)
             features = np.empty((prompts, len(classes), self._features), np.float32)
@@ -272,7 +273,9 @@ class Engine(HostedModel):
     def _encode_texts(self, batch: Sequence[_Texts]) -> list[NDArray[np.float32]]:
         """For each its features, [P, C, width]."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
-        features = self._tower.encode([Moved(one.pack, self._words(one)) for one in batch])
+        features = self._tower.encode(
+            [Moved(one.pack, self._words(one), one.tenant) for one in batch]
+        )
         return [one.cpu().numpy() for one in features]
 
     def _words(self, texts: _Texts) -> Tensor | None:
@@ -280,7 +283,7 @@ class Engine(HostedModel):
             return None
         prompts = texts.pack.prompts
         codes = texts.moved.codes[prompts.start : prompts.stop]
-        return self._contexts.embeddings(texts.moved.context, codes, tenant=texts.moved.tenant)
+        return self._contexts.embeddings(texts.moved.context, codes, tenant=texts.tenant)
 
     @torch.inference_mode()
     def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[NDArray[np.float32]]:
@@ -312,7 +315,7 @@ class Engine(HostedModel):
         (of_images,) = self._image_features([[blank]])
         sequences = [self._tokenizer.of().template("a photo of a {}.", "cat")]
         (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
-        self._encode_texts([_Texts(pack, None, wide=True)])
+        self._encode_texts([_Texts(pack, None, "", wide=True)])
         width: int = of_images.shape[1]
         return width
 

@@ -26,7 +26,6 @@ from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
 from craft_server.engine.packs import Pack
-from craft_server.engine.tokens import Ids
 
 FIRST_LAYER_CACHE_BYTES = 64 * 2**20
 # Texts attend together, masked, in chunks: fewer steps for a little more arithmetic.
@@ -44,10 +43,12 @@ class Moved:
     Attributes:
         pack: the texts.
         words: [P, moved words, W], or None where the texts are read as they stand (P is 1).
+        tenant: whose texts they are; what is remembered of them serves nobody else's.
     """
 
     pack: Pack
     words: Tensor | None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TextTower:
         _check(tower)
         self._tower = tower
         self._blocks: list[Any] = list(tower.transformer.resblocks)
-        self._own: ByteCache[tuple[int, tuple[Ids, ...]], _Own] = ByteCache(FIRST_LAYER_CACHE_BYTES)
+        self._own: ByteCache[tuple[object, ...], _Own] = ByteCache(FIRST_LAYER_CACHE_BYTES)
         self.width: int = tower.transformer.width
         self.context_length: int = tower.positional_embedding.shape[0]
 
@@ -105,7 +106,7 @@ class TextTower:
         """
         packs = [_Rows.of(moved.pack, self.device) for moved in batch]
         prefixes = [self._prefixes(moved) for moved in batch]
-        owns = [self._first_layer(moved.pack) for moved in batch]
+        owns = [self._first_layer(moved.pack, moved.tenant) for moved in batch]
         x = torch.cat(
             [_with_own(prefix, own.placed) for prefix, own in zip(prefixes, owns, strict=True)]
         )
@@ -146,8 +147,9 @@ class TextTower:
         placed: Tensor = prefix + self._tower.positional_embedding[: prefix.shape[1]]
         return placed
 
-    def _first_layer(self, pack: Pack) -> _Own:
-        key = (len(pack.prefix), pack.suffixes)
+    def _first_layer(self, pack: Pack, tenant: str) -> _Own:
+        """What the first layer makes of own tokens, remembered for each tenant apart."""
+        key = (tenant, len(pack.prefix), pack.suffixes)
         own = self._own.get(key)
         if own is None:
             first = len(pack.prefix)

@@ -197,6 +197,20 @@ def test_texts_that_were_asked_before_are_remembered_for_the_same_tenant(
     assert relative_error(moved, first[1:]) > 1e-3
 
 
+def test_class_lists_are_remembered_for_the_same_tenant(tiny_engine: Engine) -> None:
+    cache = tiny_engine._tower._own
+    classes = [f"{name} of class lists" for name in CLASSES]
+
+    def misses(seed: int, tenant: str) -> int:
+        before = cache.misses
+        codes = np.random.default_rng(seed).standard_normal((2, 8), dtype=np.float32)
+        prompts = Prompts((), Context(dim=8), codes)
+        asyncio.run(tiny_engine.encode_prompts(prompts, classes, tenant=tenant))
+        return cache.misses - before
+
+    assert [misses(1, "a"), misses(2, "a"), misses(3, "b"), misses(4, "b")] == [1, 0, 1, 0]
+
+
 def test_tower_that_is_not_causal_is_said_to_be_slow() -> None:
     with structlog.testing.capture_logs() as lines:
         engine = Engine.load(ModelSpec("MobileCLIP2-S0", device="cpu"))
