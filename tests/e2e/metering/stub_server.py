@@ -33,6 +33,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.api import metering
 from craft_server.app import create_app
+from craft_server.byte_cache import CacheUse
+from craft_server.engine import EngineState
 from craft_server.ledger import charges
 from craft_server.settings import Settings
 
@@ -72,6 +74,10 @@ class StubEngine:
 
     def decode_image(self, data: bytes, *, max_pixels: int) -> bytes:
         return data
+
+    async def state(self) -> EngineState:
+        nothing = CacheUse(nbytes=0, max_bytes=0, hits=0, misses=0)
+        return EngineState(waiting=0, busy_seconds={}, text_features=nothing)
 
     async def encode_images(self, images: Sequence[bytes], **_: Any) -> Any:
         return np.zeros((len(images), 1), np.float32)
