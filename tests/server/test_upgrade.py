@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,22 @@ def read(engine: sa.Engine, statements: list[sa.Select[Any]]) -> list[Any]:
         return [connection.execute(statement).all() for statement in statements]
 
 
+def waits(engine: sa.Engine) -> bool:
+    """Whether somebody waits for a table; on SQLite no reader ever does."""
+    if engine.dialect.name == "sqlite":
+        return False
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'")
+    with engine.connect() as connection:
+        return bool(connection.execute(waiting).scalar())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not so in {PATIENCE_SECONDS} s"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(("old", "new"), list(zip(revisions()[1:], revisions()[2:], strict=False)))
 def test_migrations_only_add(store_url: str, old: str, new: str) -> None:
     """What the older version reads and writes is there, of the same type; it need not know more."""
@@ -121,7 +138,7 @@ def test_a_server_of_the_previous_schema_reads_while_it_is_migrated(
             assert read(previous, statements) == expected
         # PostgreSQL locks the tables that get a column, until the migration ends, and no longer.
         reading = threads.submit(read, previous, statements)
-        time.sleep(0.1)
+        until(lambda: reading.done() or waits(previous))
         commit.set()
         assert reading.result(PATIENCE_SECONDS) == expected
         opening.result(PATIENCE_SECONDS).close()

@@ -119,7 +119,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         from craft_server.receipts import ReceiptKeyError
 
         configure_logging()
-        with _engine(settings) as engine, suppress(KeyboardInterrupt):
+        with _traced(), _engine(settings) as engine, suppress(KeyboardInterrupt):
             try:
                 application = create_app(settings, engine, database, tape)
             except ReceiptKeyError as error:
@@ -131,6 +131,17 @@ def _host(settings: Settings, tape: Tape | None) -> None:
                 drain_seconds=settings.drain_seconds,
                 on_stop=application.state.services.drain.begin,
             )
+
+
+@contextmanager
+def _traced() -> Iterator[None]:
+    from craft_shared.tracing import TracingUnavailable, tracing
+
+    try:
+        with tracing("craft-server"):
+            yield
+    except TracingUnavailable as error:
+        fail(str(error))
 
 
 @contextmanager
