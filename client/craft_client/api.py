@@ -61,6 +61,7 @@ from craft_shared import codec, problems
 from craft_shared.adapter import Adapter
 from craft_shared.problems import Problem
 from craft_shared.run_reports import RunPoint, RunPoints, RunReport
+from craft_shared.tracing import parent_headers, span
 from craft_shared.wire import (
     EVERYTHING,
     AdapterCard,
@@ -632,33 +633,43 @@ class Client:
         request = self._http.build_request(
             method, path, params=query, content=body, headers=headers
         )
-        lost: AnswerLost | GatewayFailed | None = None
-        for attempt in stamina.retry_context(
-            on=_Patience(self) if again else (),
-            attempts=None,
-            timeout=None,
-            wait_initial=0.2,
-            wait_jitter=0.2,
-        ):
-            with attempt:
-                try:
-                    response = self._send_once(request)
-                except AnswerLost as error:
-                    lost = error
-                    raise
-                except ConnectionFailed as error:
-                    if lost is None:
+        with span(f"call {method}") as call:
+            call.note({"craft.request_id": _request_id(request)})
+            lost: AnswerLost | GatewayFailed | None = None
+            for attempt in stamina.retry_context(
+                on=_Patience(self) if again else (),
+                attempts=None,
+                timeout=None,
+                wait_initial=0.2,
+                wait_jitter=0.2,
+            ):
+                with attempt:
+                    try:
+                        response = self._attempt(request)
+                    except AnswerLost as error:
+                        lost = error
                         raise
-                    # The server has not seen this attempt, but perhaps the one before.
-                    raise lost from error
-                if not response.is_success:
-                    refusal = _error_of(response)
-                    if isinstance(refusal, GatewayFailed):
-                        lost = refusal
-                    if method == "DELETE" and lost and isinstance(refusal, NotFound):
-                        return response  # The attempt whose answer was lost has deleted it.
-                    raise refusal
+                    except ConnectionFailed as error:
+                        if lost is None:
+                            raise
+                        # The server has not seen this attempt, but perhaps the one before.
+                        raise lost from error
+                    if not response.is_success:
+                        refusal = _error_of(response)
+                        if isinstance(refusal, GatewayFailed):
+                            lost = refusal
+                        if method == "DELETE" and lost and isinstance(refusal, NotFound):
+                            return response  # The attempt whose answer was lost has deleted it.
+                        raise refusal
         return response
+
+    def _attempt(self, request: httpx.Request) -> httpx.Response:
+        with span(request.method, "CLIENT") as attempt:
+            attempt.note({"http.request.method": request.method})
+            request.headers.update(parent_headers())
+            response = self._send_once(request)
+            attempt.note({"http.response.status_code": response.status_code})
+            return response
 
     def _send_once(self, request: httpx.Request) -> httpx.Response:
         try:

@@ -40,6 +40,7 @@ from craft_server.api.in_flight import InFlight
 from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.api.services import Services
+from craft_server.api.traces import TraceMiddleware, traced
 from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
 from craft_server.console import install as console
@@ -55,6 +56,7 @@ from craft_server.recording.recorder import RecorderMiddleware
 from craft_server.settings import Settings
 from craft_server.simulate import Provider, load_profile
 from craft_server.simulate.middleware import ProviderMiddleware
+from craft_shared import tracing
 
 REFUND_SECONDS = 10
 _MAX_DECODERS = 8
@@ -95,7 +97,7 @@ def create_app(
         noise_secret = read_secret(connection)
     services = Services(
         settings=settings,
-        engine=engine,
+        engine=traced(engine),
         database=database,
         lease=Lease(
             database,
@@ -169,5 +171,7 @@ def create_app(
         app.add_middleware(ProviderMiddleware, provider=provider)
     app.add_middleware(DrainMiddleware, drain=services.drain)
     app.add_middleware(AccessLogMiddleware)
+    if tracing.wanted():
+        app.add_middleware(TraceMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

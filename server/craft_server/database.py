@@ -273,6 +273,18 @@ def _flush(connection: sa.Connection) -> None:
         raise sa.exc.OperationalError(None, None, Exception(result.get_error_message()))
 
 
+def sqlite_file(url: str | None, data_dir: Path) -> Path | None:
+    """The file of a SQLite database, whether or not it exists; None where it is PostgreSQL's.
+
+    Raises:
+        DatabaseError: the URL is not valid.
+    """
+    if url is None:
+        return data_dir / FILE_NAME
+    target = _checked_url(url)
+    return Path(target.database or "") if target.get_backend_name() == "sqlite" else None
+
+
 def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
     """Inserts a row unless a unique constraint says that it is there, by whoever made it."""
     insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert

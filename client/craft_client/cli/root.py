@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from craft_client.cli.show import say
 from craft_client.exceptions import CraftError
+from craft_shared.tracing import TracingUnavailable, tracing
 
 
 class _Commands(TyperGroup):
@@ -53,6 +54,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -61,3 +63,7 @@ def root(
     ] = False,
 ) -> None:
     """Tunes a vision-language model that it may only call, and counts what it costs."""
+    try:
+        context.with_resource(tracing("craft"))
+    except TracingUnavailable as error:
+        raise CraftError(str(error)) from error

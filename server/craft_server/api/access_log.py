@@ -63,7 +63,7 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send_noting_status)
         finally:
             seconds = time.perf_counter() - began
-            operation = _operation(scope)
+            operation = operation_of(scope)
             _IN_FLIGHT.dec()
             _REQUESTS.labels(operation, "none" if status is None else status).inc()
             _SECONDS.labels(operation).observe(seconds)
@@ -76,7 +76,7 @@ class AccessLogMiddleware:
             )
 
 
-def _operation(scope: Scope) -> str:
+def operation_of(scope: Scope) -> str:
     """The operation's id, or the name of a page of the console; an address could be anything."""
     route = scope.get("route")
     return getattr(route, "operation_id", None) or getattr(route, "name", None) or "none"

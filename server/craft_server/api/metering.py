@@ -30,6 +30,7 @@ from craft_server.ledger.keys import Caller
 from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED
+from craft_shared.tracing import span
 from craft_shared.wire import Cost
 
 P = ParamSpec("P")
@@ -100,7 +101,8 @@ class Booking:
                     calls.check_finished(result)
             return response
 
-        response = await self._services.database.write(all_of_it)
+        with span("ledger.settle"):
+            response = await self._services.database.write(all_of_it)
         if self._reserved is None:
             _RECOMPUTED.inc()
             response.headers[RECOMPUTED_HEADER] = "true"
@@ -125,7 +127,9 @@ class Booking:
             return True
 
         try:
-            if await self._services.database.write(all_of_it):
+            with span("ledger.refund"):
+                refunded = await self._services.database.write(all_of_it)
+            if refunded:
                 _REFUNDED.inc()
         except Exception:
             # What made the call fail matters more, and is on its way to the caller. The lease ends
@@ -162,7 +166,8 @@ async def booking(
             OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
         )
     with services.in_flight.one():
-        booked = await _book(services, caller, call, work, payer_key_id, asking)
+        with span("ledger.reserve"):
+            booked = await _book(services, caller, call, work, payer_key_id, asking)
         try:
             await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked

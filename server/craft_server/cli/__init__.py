@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from craft_server.cli import budgets, deploy, keys, prices, replay, serve, usage
+from craft_server.cli import backups, budgets, deploy, keys, prices, replay, serve, usage
 
 app = typer.Typer(
     help="The craftbox server: a metered prediction API before a vision-language model.",
@@ -23,5 +23,6 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(prices.app, name="prices")
 app.add_typer(usage.app, name="usage")
+app.add_typer(backups.app, name="ledger")
 
 __all__ = ["app"]

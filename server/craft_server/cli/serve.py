@@ -125,11 +125,12 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         # The model's libraries take seconds to import, which only these commands should wait for.
         from craft_server.app import create_app
         from craft_server.cli.model import engine_of, introduce
+        from craft_server.cli.tracing import traced
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
 
         configure_logging()
-        with closing(engine_of(settings)) as engine, suppress(KeyboardInterrupt):
+        with traced(), closing(engine_of(settings)) as engine, suppress(KeyboardInterrupt):
             try:
                 application = create_app(settings, engine, database, tape)
             except ReceiptKeyError as error:

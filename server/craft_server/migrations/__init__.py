@@ -1,5 +1,8 @@
 """The schema's history, applied with Alembic. It knows the order of revisions, not the tables' use.
 
+From 0003 on a revision only adds: tables, columns that may be null or have a default, indexes. So a
+server of the revision before goes on while and after another one migrates.
+
 Source: Alembic, "Sharing a connection across one or more programmatic migration commands".
 """
 
@@ -11,6 +14,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+LOCK_TIMEOUT_MS = 5000
 _LOCK = 0x63726166745F6462  # any number that nothing else on the PostgreSQL server locks
 
 
@@ -24,6 +28,8 @@ def upgrade(connection: sa.Connection) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        # A change of a table that waits for a long transaction would keep all readers waiting.
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection

@@ -94,6 +94,7 @@ def _http_process(
     """Serves the API, with the model in the other process."""
     from craft_server.app import create_app
     from craft_server.cli.listening import end_on_sigterm, run
+    from craft_server.cli.tracing import traced
     from craft_server.logs import configure_logging
     from craft_server.processes.remote_engine import RemoteEngine
 
@@ -101,7 +102,7 @@ def _http_process(
     end = partial(os.kill, os.getpid(), signal.SIGTERM)
     at_the_end_of(line, end)
     configure_logging()
-    with suppress(KeyboardInterrupt):
+    with traced(), suppress(KeyboardInterrupt):
         engine = RemoteEngine.connect(address, on_other_weights=end)
         application = create_app(settings, engine)
         run(

@@ -1,0 +1,126 @@
+"""Copies of a SQLite database, taken while servers write to it, and a server's return to one.
+
+A copy is the database at one moment, in one file. This module knows SQLite's files; of the ledger
+it knows only that no process of that moment still works on the copy.
+
+Source: SQLite, "Using the SQLite Online Backup API" (https://sqlite.org/backup.html).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from craft_server.clock import now_ms
+from craft_server.database import Database, DatabaseError
+from craft_server.ledger import leases
+from craft_server.ledger.tables import HOLDERS
+
+
+class BackupError(Exception):
+    """The copy cannot be made or used; the message is one line for the operator."""
+
+
+def back_up(source: Path, file: Path) -> None:
+    """Writes a copy of a database that may be in use; nobody waits for it.
+
+    Raises:
+        BackupError: there is no such database, the file exists, or it cannot be written.
+    """
+    if not source.is_file():
+        raise BackupError(f"there is no database '{source}'; name it with --data-dir")
+    with _becoming(file) as made:
+        _copy(source, made)
+
+
+def restore(file: Path, target: Path) -> int:
+    """Makes a database from a copy; how many reservations that were open in it are given back.
+
+    The schema becomes this version's.
+
+    Raises:
+        BackupError: a database is there already, or the file is no copy of one.
+    """
+    if not file.is_file():
+        raise BackupError(f"there is no backup '{file}'")
+    for suffix in ("", "-wal", "-shm"):
+        if (there := target.with_name(target.name + suffix)).exists():
+            raise BackupError(
+                f"'{there}' exists, and a server may be using it: stop the server and move "
+                f"'{target.name}' away, with '{target.name}-wal' and '{target.name}-shm' if they "
+                "exist"
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _becoming(target) as made:
+        _copy(file, made)
+        return _released(made)
+
+
+def _released(made: Path) -> int:
+    """Brings a copy up to date and gives back what processes held when it was taken."""
+    try:
+        with (
+            closing(Database.open(f"sqlite:///{made}", made.parent)) as database,
+            database.writing() as connection,
+        ):
+            connection.execute(sa.update(HOLDERS).values(lease_until=0))
+            released = leases.release_expired(connection, now_ms())
+    except DatabaseError as error:
+        raise BackupError(str(error)) from error
+    _into_one_file(made)
+    return released.reservations
+
+
+def _copy(source: Path, made: Path) -> None:
+    try:
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old,
+            closing(sqlite3.connect(made)) as new,
+        ):
+            # In one step: it reads one moment of the log, and writers go on after it.
+            old.backup(new, pages=-1)
+            (found,) = new.execute("PRAGMA integrity_check").fetchone()
+            if found != "ok":
+                raise BackupError(f"'{source}' is damaged: {found}")
+    except sqlite3.Error as error:
+        raise BackupError(f"cannot copy '{source}': {error}") from error
+    _into_one_file(made)
+
+
+def _into_one_file(made: Path) -> None:
+    with closing(sqlite3.connect(made)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
+@contextmanager
+def _becoming(file: Path) -> Iterator[Path]:
+    """A file beside `file` that becomes it, on disk, at the end of the block, or vanishes."""
+    if file.exists():
+        raise BackupError(f"'{file}' exists; name another file")
+    try:
+        with tempfile.TemporaryDirectory(dir=file.absolute().parent) as folder:
+            made = Path(folder) / file.name
+            yield made
+            made.chmod(0o600)
+            _sync(made)
+            # Unlike a renaming, a link never replaces a file that has appeared in the meantime.
+            os.link(made, file)
+            _sync(file.absolute().parent)
+    except FileExistsError as error:
+        raise BackupError(f"'{file}' exists; name another file") from error
+    except OSError as error:
+        raise BackupError(f"cannot write '{file}': {error.strerror}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
