@@ -98,6 +98,7 @@ COMPRESS_VARIABLE = "CRAFT_COMPRESS"
 JSON_TYPE = "application/json"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 RUN_HEADER = "Craft-Run"
+REQUEST_ID_HEADER = "X-Request-Id"
 # Seconds. A server that was never reached is probably not there; one that was is worth a wait. A
 # rate limit of a sliding minute may need two of them until a call as large as the limit fits; a
 # call that a dead server was at work on runs, to its successor, until the dead one's lease ends. A
@@ -624,7 +625,7 @@ class Client:
         The answer's type is the body's unless `accept` names another.
         """
         content_type = JSON_TYPE if tensors is None else codec.MEDIA_TYPE
-        headers = {"Accept": accept or content_type, "X-Request-Id": uuid.uuid4().hex}
+        headers = {"Accept": accept or content_type, REQUEST_ID_HEADER: uuid.uuid4().hex}
         if method == "POST":
             key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
             headers[IDEMPOTENCY_HEADER] = _checked_header("idempotency_key", key, _KEY)
@@ -675,7 +676,7 @@ class Client:
         except httpx.TransportError as error:
             self._reached = True
             call = f"{request.method} {request.url.path}"
-            names = [f"request {request.headers['X-Request-Id']}"]
+            names = [f"request {_request_id(request)}"]
             if key := request.headers.get(IDEMPOTENCY_HEADER):
                 names.append(f"idempotency key {key}")
             raise AnswerLost(
@@ -784,7 +785,9 @@ def _error_of(response: httpx.Response) -> CraftError:
             return _unexpected(response, _first(error))
         return problem_error(problem, retry_after)
     if response.status_code in GATEWAY_STATUSES:
-        return GatewayFailed(response.status_code, response.url.host, retry_after)
+        return GatewayFailed(
+            response.status_code, response.url.host, retry_after, _request_id(response.request)
+        )
     if response.is_redirect:
         return ProtocolError(
             f"{response.url} is redirected to {response.headers.get('Location')}.",
@@ -808,8 +811,15 @@ def _unexpected(response: httpx.Response, why: str) -> ProtocolError:
     return ProtocolError(
         f"The answer {response.status_code} of {response.request.method} {response.url} is not one "
         f"that a craftbox server of this version gives: {why}.",
-        remedy="Is this the address of a craftbox server, and of the same version as the client?",
+        remedy="Is this the address of a craftbox server, and of the same version as the client? "
+        f"(request {_request_id(response.request)})",
     )
+
+
+def _request_id(request: httpx.Request) -> str:
+    """What the server's log calls the call, however often it is sent."""
+    request_id: str = request.headers[REQUEST_ID_HEADER]
+    return request_id
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -108,15 +108,17 @@ class GatewayFailed(CraftError):
         retry_after: seconds that the gateway asks to wait before another try, if it does.
     """
 
-    def __init__(self, status: int, host: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, host: str, retry_after: float | None = None, request_id: str = ""
+    ) -> None:
         super().__init__(
             f"{host} answers {status} without saying why, as a gateway does whose server cannot be "
             "reached or has too much to do.",
             remedy="Try again later. The server may have done the call: 'craft usage' shows what "
-            "was charged.",
+            f"was charged.{f' (request {request_id})' if request_id else ''}",
         )
         # The constructor's arguments, so that the exception survives pickling.
-        self.args = (status, host, retry_after)
+        self.args = (status, host, retry_after, request_id)
         self.status = status
         self.retry_after = retry_after
 

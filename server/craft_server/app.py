@@ -33,6 +33,7 @@ from craft_server.api import (
 from craft_server.api.access_log import AccessLogMiddleware
 from craft_server.api.body_limit import BodyLimitMiddleware
 from craft_server.api.compression import CompressionMiddleware
+from craft_server.api.drain import Drain, DrainMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
 from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.api.in_flight import InFlight
@@ -110,6 +111,7 @@ def create_app(
             initializer=engine.use_one_core,
         ),
         in_flight=InFlight(),
+        drain=Drain(),
         noise_secret=noise_secret,
         features=ByteCache(settings.features_cache_bytes),
         adapters=ByteCache(settings.adapters_cache_bytes),
@@ -165,6 +167,7 @@ def create_app(
     console.add_middleware(app)
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
+    app.add_middleware(DrainMiddleware, drain=services.drain)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

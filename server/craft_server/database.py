@@ -11,7 +11,6 @@ SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,8 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from craft_server.threads import on_thread
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -53,6 +54,8 @@ _PRAGMAS: dict[str, dict[str, str | int]] = {
     "at once": {"busy_timeout": 0, "synchronous": "NORMAL", "wal_autocheckpoint": 0},
 }
 FILE_NAME = "craftbox.db"
+# A transaction that writes, so that its commit waits for the disk, and all earlier commits with it.
+_FLUSH = b"SET LOCAL synchronous_commit TO on; SELECT pg_logical_emit_message(true, 'craftbox', '')"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,8 +161,33 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Awaits `function(connection, ...)` in a writing transaction, which is then on disk."""
-        return await self._run(self._engine, _BEGIN_WRITING, function, *args, **kwargs)
+        """Awaits `function(connection, ...)` in a writing transaction, which is then on disk.
+
+        On PostgreSQL others need not wait for the disk: they see the transaction, and may lock what
+        it has changed, before. What they write is on disk only after it.
+        """
+        if self.dialect == "sqlite":
+            return await self._run(self._engine, _BEGIN_WRITING, function, *args, **kwargs)
+
+        def write_and_flush() -> T:
+            with self._deferring.connect() as connection:
+                with connection.begin():
+                    result = function(connection, *args, **kwargs)
+                _flush(connection)
+            return result
+
+        return await on_thread(self._threads, write_and_flush)
+
+    async def on_disk(self) -> None:
+        """Waits until the disk has every transaction that could be seen when it was called."""
+        if self.dialect == "sqlite":
+            return
+
+        def flush() -> None:
+            with self._deferring.connect() as connection:
+                _flush(connection)
+
+        await on_thread(self._threads, flush)
 
     async def write_deferred(
         self,
@@ -208,7 +236,7 @@ class Database:
             with _begun(engine, begin) as connection:
                 return function(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        return await on_thread(self._threads, run)
 
     async def answers(self) -> bool:
         """Whether the database answers."""
@@ -234,6 +262,15 @@ def _begun(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
             connection.execution_options(isolation_level="AUTOCOMMIT")
         with connection.begin():
             yield connection
+
+
+def _flush(connection: sa.Connection) -> None:
+    """Waits until the disk has what the PostgreSQL connection has committed."""
+    driver: Any = connection.connection.driver_connection
+    # As one simple query, which is one transaction of its own.
+    result = driver.pgconn.exec_(_FLUSH)
+    if result.error_message:
+        raise sa.exc.OperationalError(None, None, Exception(result.get_error_message()))
 
 
 def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:

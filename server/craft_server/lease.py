@@ -10,14 +10,27 @@ import threading
 import uuid
 
 import structlog
+from prometheus_client import Counter
 from sqlalchemy.exc import SQLAlchemyError
 
 from craft_server.clock import ms_in, now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls, leases
+from craft_server.measurements import REGISTRY
 
 _RENEWALS_A_LEASE = 3
 _HOUR = 3600
+
+_EXPIRED = Counter(
+    "craft_leases_expired_total",
+    "Processes found dead: leases that ran out without having been ended.",
+    registry=REGISTRY,
+)
+_RELEASED = Counter(
+    "craft_reservations_released_total",
+    "Reservations of dead processes that were given back.",
+    registry=REGISTRY,
+)
 
 _log = structlog.get_logger()
 
@@ -73,5 +86,9 @@ class Lease:
                 most_bytes=self._answers_bytes,
                 before=at - ms_in(self._answers_hours * _HOUR),
             )
-        if released:
-            _log.warning("reservations of a dead process given back", reservations=released)
+        _EXPIRED.inc(released.leases)
+        _RELEASED.inc(released.reservations)
+        if released.reservations:
+            _log.warning(
+                "reservations of a dead process given back", reservations=released.reservations
+            )

@@ -9,7 +9,6 @@ It knows the ledger's lines and the signing key; it does not know HTTP, nor mode
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -31,6 +30,7 @@ from craft_server.database import Database
 from craft_server.ledger.charges import as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES
+from craft_server.threads import on_thread
 from craft_shared.receipt import (
     ALGORITHM,
     CURVE,
@@ -155,7 +155,7 @@ class Receipts:
                 receipt = sum_up(connection, caller, selection, issuer=self._issuer, at=now_ms())
             return self.signer.sign(receipt)
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        return await on_thread(self._thread, run)
 
     def close(self) -> None:
         """Waits for the receipt that is being issued."""

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
         features_cache_bytes: memory for image sets' features between calls.
         adapters_cache_bytes: memory for parsed adapters between calls.
         texts_cache_bytes: memory for the text features of prompts that may be asked again.
+        drain_seconds: how long after SIGTERM the server goes on accepting calls, no longer ready,
+            so that load balancers stop sending them; 0 stops at once.
         lease_seconds: how long after a server's death what it had reserved is given back.
         answers_bytes: of predictions that can be given again under their idempotency keys; past it
             the oldest ones' bytes go.
@@ -95,6 +97,7 @@ class Settings(BaseSettings):
     features_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     adapters_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     texts_cache_bytes: int = Field(default=256 * MEBIBYTE, ge=0)
+    drain_seconds: float = Field(default=2, ge=0, le=3600)
     lease_seconds: float = Field(default=30, ge=0.1, le=3600)
     answers_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     answers_hours: int = Field(default=24, ge=24)

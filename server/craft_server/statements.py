@@ -56,10 +56,15 @@ class Statement:
 
     Args:
         construct: the same on both stores, or one for each by the dialect's name.
+        arrays: whether on PostgreSQL each parameter is an array, of the values that the statement
+            is run for: once for all of them.
     """
 
-    def __init__(self, construct: Executable | Mapping[str, Executable]) -> None:
+    def __init__(
+        self, construct: Executable | Mapping[str, Executable], *, arrays: bool = False
+    ) -> None:
         self._construct = construct
+        self.arrays = arrays
         self._compiled: dict[str, _Compiled] = {}
 
     def compiled(self, dialect: Dialect) -> _Compiled:
@@ -123,8 +128,10 @@ def _on_sqlite(driver: Any, dialect: Dialect, statement: Statement, parameters: 
 def _on_postgresql(
     driver: Any, dialect: Dialect, statement: Statement, parameters: Any
 ) -> list[Any]:
-    compiled = statement.compiled(dialect)
-    return [driver.execute(compiled.text, compiled.values(values)) for values in _each(parameters)]
+    compiled, each = statement.compiled(dialect), _each(parameters)
+    if statement.arrays and each:
+        each = [{name: [values[name] for values in each] for name in each[0]}]
+    return [driver.execute(compiled.text, compiled.values(values)) for values in each]
 
 
 def _each(parameters: Any) -> Sequence[Parameters]:

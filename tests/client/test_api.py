@@ -47,7 +47,7 @@ from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
 from craft_shared.problems import Problem, ProblemType
 from craft_shared.units import Units
-from craft_shared.wire import Context, ImageUploadAnswer, PredictionRequest
+from craft_shared.wire import BudgetList, Context, ImageUploadAnswer, PredictionRequest
 
 from .wire_server import Fault, WireServer
 
@@ -816,3 +816,26 @@ def test_a_server_that_loses_every_upload_is_given_up(
         client.upload_images(client.create_image_set("fake"), pictures(1))
     assert connected.calls.count("POST /v1/image-sets/set-1/images") == 3
     assert connected.charged == Units()
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        httpx.Response(502, text="bad gateway"),
+        httpx.Response(418, text="a teapot"),
+        httpx.Response(200, text="not an answer"),
+    ],
+)
+def test_each_failure_names_the_request_as_the_log_does(answered: httpx.Response) -> None:
+    sent_ids: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent_ids.append(request.headers["X-Request-Id"])
+        return answered
+
+    with (
+        Client("http://x", "key", transport=httpx.MockTransport(answer)) as asking,
+        pytest.raises(CraftError) as failed,
+    ):
+        asking._json(BudgetList, asking._send("GET", "/v1/budget", again=False))
+    assert f"(request {sent_ids[-1]})" in str(failed.value)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from craft_server import database
 from craft_server.database import Database, DatabaseError, insert_missing
 from craft_server.ledger.keys import create_key, list_keys
 from craft_server.tables import METADATA, TEAMS
@@ -39,8 +41,8 @@ def test_processes_that_open_an_empty_database_at_once_wait_for_each_other(
 ) -> None:
     with ThreadPoolExecutor(6) as threads:
         opened = list(threads.map(lambda _: Database.open(store_url, tmp_path), range(6)))
-    for database in opened:
-        database.close()
+    for one in opened:
+        one.close()
 
 
 def test_a_newer_database_is_refused(store: Database, store_url: str, tmp_path: Path) -> None:
@@ -104,15 +106,54 @@ def test_a_deferred_write_is_seen_at_once_and_undone_if_it_raises(store: Databas
     assert names == ["lab"]
 
 
-def test_only_deferred_writes_of_postgresql_do_not_wait_for_the_disk(
+def test_what_was_written_to_postgresql_is_on_disk(
     new_postgresql: Callable[[], str], tmp_path: Path
 ) -> None:
-    def waits(connection: sa.Connection) -> object:
-        return connection.execute(sa.text("SHOW synchronous_commit")).scalar()
-
     store = Database.open(new_postgresql(), tmp_path)
-    assert asyncio.run(store.write_deferred(waits)) == "off"
-    assert asyncio.run(store.write(waits)) == "on"
+
+    def write(connection: sa.Connection) -> object:
+        connection.execute(sa.insert(TEAMS).values(name=uuid.uuid4().hex, created_at=0))
+        return connection.execute(sa.text("SELECT pg_current_wal_insert_lsn()")).scalar()
+
+    def beyond(place: object) -> bool:
+        with store.reading() as connection:
+            flushed = sa.text("SELECT pg_current_wal_flush_lsn() >= CAST(:place AS pg_lsn)")
+            return bool(connection.execute(flushed, {"place": place}).scalar())
+
+    async def deferred_and_waited_for() -> object:
+        place = await store.write_deferred(write)
+        await store.on_disk()
+        return place
+
+    assert all(beyond(asyncio.run(store.write(write))) for _ in range(20))
+    assert all(beyond(asyncio.run(deferred_and_waited_for())) for _ in range(20))
+    store.close()
+
+
+def test_who_waits_for_the_disk_does_not_keep_others_waiting_on_postgresql(
+    new_postgresql: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Database.open(new_postgresql(), tmp_path)
+    with store.writing() as connection:
+        connection.execute(sa.insert(TEAMS).values(name="shared", created_at=0))
+    flush, release = database._flush, threading.Event()
+
+    def slow_flush(connection: sa.Connection) -> None:
+        assert release.wait(30)
+        flush(connection)
+
+    def change(connection: sa.Connection) -> None:
+        connection.execute(sa.update(TEAMS).values(created_at=TEAMS.c.created_at + 1))
+
+    async def go() -> None:
+        monkeypatch.setattr(database, "_flush", slow_flush)
+        first = asyncio.ensure_future(store.write(change))
+        await asyncio.wait_for(store.write_deferred(change), 10)
+        assert not first.done()
+        release.set()
+        await first
+
+    asyncio.run(go())
     store.close()
 
 

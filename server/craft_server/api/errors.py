@@ -8,6 +8,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from craft_server.ledger.charges import (
     PublisherCannotPay,
     TooManyRunning,
 )
+from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.run_reports import NoSuchRun, TooManyPoints
@@ -50,6 +52,18 @@ from craft_shared.run_reports import POINTS_PER_RUN
 # Where a request's state holds how its problems become pages, if they do.
 PROBLEM_PAGE = "problem_page"
 ProblemPage = Callable[[Request, Problem, dict[str, str]], Response]
+
+_PROBLEMS = Counter(
+    "craft_problems_total",
+    "Calls that were refused or failed, by problem.",
+    ["type"],
+    registry=REGISTRY,
+)
+_REPLAYS = Counter(
+    "craft_idempotent_replays_total",
+    "Calls that were made before and were given the answer of then.",
+    registry=REGISTRY,
+)
 
 _log = structlog.get_logger()
 
@@ -113,6 +127,7 @@ def problem_response(
     request: Request, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer that carries a problem and the call's id: a document, or a page for people."""
+    _PROBLEMS.labels(problem.type.rpartition(":")[2]).inc()
     named = problem.model_copy(update={"request_id": request.state.request_id})
     as_page: ProblemPage | None = getattr(request.state, PROBLEM_PAGE, None)
     if as_page is not None:
@@ -182,6 +197,7 @@ async def _on_charge_closed(request: Request, _error: ChargeClosed) -> Response:
 
 
 async def _on_replayed(_request: Request, error: Replayed) -> Response:
+    _REPLAYS.inc()
     return replay(error.answer)
 
 

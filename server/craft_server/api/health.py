@@ -34,7 +34,13 @@ async def live() -> Health:
     responses=documents.problems(OVERLOADED),
 )
 async def ready(services: WithServices) -> Health:
-    """Answers 200 while the model runs and the database answers, 503 otherwise."""
+    """Answers 200 while the model runs and the database answers, 503 otherwise.
+
+    A server that was told to stop answers 503 while it still serves, so that new calls are sent to
+    others.
+    """
+    if services.drain.begun:
+        raise _not_ready("the server is about to stop")
     if not services.engine.alive:
         raise _not_ready("the model is not running")
     if not await services.database.answers():

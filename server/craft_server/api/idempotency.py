@@ -19,7 +19,7 @@ from fastapi.responses import Response
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
 from craft_server.api.body import read_bytes
-from craft_server.api.services import WithServices
+from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import WrongFirstRow
 from craft_server.ledger.calls import Attempt, Made, StillRunning, StoredAnswer, look_up, recall
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning
@@ -116,26 +116,30 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
         attempt = Attempt(key, await _fingerprint(request), repeatable)
         made = None
         if admission.record is not None:
-            made = _unless_kept(
-                await services.database.read(recall, admission.record, attempt.fingerprint)
+            made = await _unless_kept(
+                services,
+                await services.database.read(recall, admission.record, attempt.fingerprint),
             )
         try:
             yield Call(attempt, made, run)
         except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:
-                _unless_kept(
+                await _unless_kept(
+                    services,
                     await services.database.read(
                         look_up, caller.key_id, attempt.key, attempt.fingerprint
-                    )
+                    ),
                 )
             raise
 
     return read
 
 
-def _unless_kept(made: Made | None) -> Made | None:
+async def _unless_kept(services: Services, made: Made | None) -> Made | None:
     if made is not None and made.answer is not None:
+        # Its first call may still wait for the disk, whoever answers first.
+        await services.database.on_disk()
         raise Replayed(made.answer)
     return made
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 from fastapi.responses import Response
+from prometheus_client import Counter
 from sqlalchemy import Connection
 
 from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
@@ -26,6 +27,7 @@ from craft_server.ledger import calls, charges, keys
 from craft_server.ledger.calls import StoredAnswer
 from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
 from craft_server.ledger.keys import Caller
+from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED
 from craft_shared.wire import Cost
@@ -34,6 +36,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = "10"
+
+_SETTLED = Counter(
+    "craft_charges_settled_total", "Charged calls that were answered.", registry=REGISTRY
+)
+_REFUNDED = Counter(
+    "craft_charges_refunded_total",
+    "Charged calls that failed or were given up, and were given back.",
+    registry=REGISTRY,
+)
+_RECOMPUTED = Counter(
+    "craft_idempotent_recomputations_total",
+    "Calls that were charged before, and whose answers had to be computed anew, free of charge.",
+    registry=REGISTRY,
+)
 
 _log = structlog.get_logger()
 
@@ -86,23 +102,31 @@ class Booking:
 
         response = await self._services.database.write(all_of_it)
         if self._reserved is None:
+            _RECOMPUTED.inc()
             response.headers[RECOMPUTED_HEADER] = "true"
+        else:
+            _SETTLED.inc()
         self._services.provider.worked()
         return response
 
     async def give_back(self) -> None:
         """Gives everything back, unless the call was settled."""
 
-        def all_of_it(connection: Connection) -> None:
+        def all_of_it(connection: Connection) -> bool:
             if self._call_id is not None:
                 calls.abandon(connection, self._call_id)
-            if self._reserved is not None:
-                # Closed already: the answer is stored, or another server has given the call back.
-                with suppress(charges.ChargeClosed):
-                    charges.refund(connection, self._reserved.charge_id, now_ms())
+            if self._reserved is None:
+                return False
+            try:
+                charges.refund(connection, self._reserved.charge_id, now_ms())
+            except charges.ChargeClosed:
+                # The answer is stored, or another server has given the call back.
+                return False
+            return True
 
         try:
-            await self._services.database.write(all_of_it)
+            if await self._services.database.write(all_of_it):
+                _REFUNDED.inc()
         except Exception:
             # What made the call fail matters more, and is on its way to the caller. The lease ends
             # what cannot be given back now.

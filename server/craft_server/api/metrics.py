@@ -1,4 +1,7 @@
-"""`GET /metrics`: the process, the engine's queue and the caches, in Prometheus' text format.
+"""`GET /metrics`: calls, charges, ledger, engine and caches, in Prometheus' text format.
+
+Beside what the process counts as it happens (`craft_server.measurements`) it tells what can be read
+at the moment of the call; `docs/operations.md` lists it all.
 
 For operators. It tells nothing about a tenant, but much about all of them together, so that it
 takes an admin key (in Prometheus: `authorization` in the scrape configuration).
@@ -21,6 +24,9 @@ from craft_server.api.auth import caller_with
 from craft_server.api.services import Services, WithServices
 from craft_server.byte_cache import ByteCache
 from craft_server.ledger.keys import Caller
+from craft_server.ledger.measures import LedgerMeasures, measure
+from craft_server.measurements import counted
+from craft_shared.units import UNITS
 
 router = APIRouter(tags=["health"])
 
@@ -41,11 +47,42 @@ router = APIRouter(tags=["health"])
 async def metrics(
     services: WithServices, _caller: Annotated[Caller, Depends(caller_with("admin"))]
 ) -> Response:
-    """What the process does now and has done since its start. Needs an admin key; free."""
+    """What the server does now and has done since its start. Needs an admin key; free."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(_OfServices(services))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    registry.register(_OfLedger(await services.database.query(measure)))
+    return Response(counted() + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _OfLedger(Collector):
+    """What the database holds, the same whichever process is asked."""
+
+    def __init__(self, measures: LedgerMeasures) -> None:
+        self._measures = measures
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily(
+            "craft_ledger_open_reservations",
+            "Calls whose units are set aside, of all servers.",
+            value=self._measures.open_reservations,
+        )
+        yield GaugeMetricFamily(
+            "craft_ledger_overshoot",
+            "Budgets of which more is spent and reserved than their limit; never anything but 0.",
+            value=self._measures.overshoot,
+        )
+        units = CounterMetricFamily(
+            "craft_ledger_settled_units", "Units that all keys were charged.", labels=["unit"]
+        )
+        for unit in UNITS:
+            units.add_metric([unit], self._measures.settled[unit])
+        yield units
+        yield CounterMetricFamily(
+            "craft_ledger_settled_cost",
+            "What all keys were charged, in the currency of the prices.",
+            value=self._measures.settled["cost_micros"] / 1e6,
+        )
 
 
 class _OfServices(Collector):

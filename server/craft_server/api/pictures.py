@@ -19,6 +19,7 @@ from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field, invalid_request
+from craft_server.threads import on_thread
 from craft_shared.problems import INVALID_IMAGE, REVISION_MISMATCH, FieldError
 from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
 
@@ -126,10 +127,7 @@ async def decode_pictures(
         ProblemError: `invalid-image`, naming every picture that cannot be used.
     """
     decode = partial(_decode, services)
-    loop = asyncio.get_running_loop()
-    results = await asyncio.gather(
-        *(loop.run_in_executor(services.decoders, decode, file) for file in files)
-    )
+    results = await asyncio.gather(*(on_thread(services.decoders, decode, file) for file in files))
     named = zip(range(len(files)) if positions is None else positions, results, strict=True)
     errors = [
         FieldError(field=f"images[{index}]", message=result.message, remedy=result.remedy)

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from craft_server.adapters import ServableAdapter
+from craft_server.api.drain import Drain
 from craft_server.api.in_flight import InFlight
 from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
@@ -34,6 +35,7 @@ class Services:
         receipts: signed with this server's key.
         decoders: threads that decode pictures.
         in_flight: calls whose reservation is open.
+        drain: whether the server is about to stop.
         features: image sets' features by id and count, bounded in bytes; used on the event loop.
         noise_secret: from which noise in answers is drawn.
         adapters: parsed adapters by their row's id, bounded in bytes; used on the event loop.
@@ -48,6 +50,7 @@ class Services:
     receipts: Receipts
     decoders: ThreadPoolExecutor
     in_flight: InFlight
+    drain: Drain
     noise_secret: bytes
     features: ByteCache[tuple[str, int], Features]
     adapters: ByteCache[int, ServableAdapter]

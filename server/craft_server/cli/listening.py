@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -52,9 +54,42 @@ def announce(listener: socket.socket, more: str = "") -> None:
     typer.echo(f"Listening on http://{shown}:{port}{more}")
 
 
-def run(application: ASGIApp, listener: socket.socket) -> None:
-    """Serves an application until the process is told to stop."""
+def run(
+    application: ASGIApp,
+    listener: socket.socket,
+    *,
+    drain_seconds: float = 0,
+    on_stop: Callable[[], None] | None = None,
+) -> None:
+    """Serves an application until the process is told to stop.
+
+    Then calls that were accepted are answered, for up to `GRACE_SECONDS`.
+
+    Args:
+        application: whose answers end their connections once `on_stop` was called.
+        listener: the address.
+        drain_seconds: for how long calls are accepted after SIGTERM; a second signal, or Ctrl+C,
+            ends that.
+        on_stop: called at once by the signal's handler.
+    """
     import uvicorn
+
+    class DrainingServer(uvicorn.Server):
+        """Goes on for a while after the signal that ends it."""
+
+        accepts_until: float | None = None
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            first = self.accepts_until is None
+            longer = drain_seconds if first and sig == signal.SIGTERM else 0
+            self.accepts_until = time.monotonic() + longer
+            if on_stop is not None:
+                on_stop()
+            super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            stop = await super().on_tick(counter)
+            return stop and time.monotonic() >= (self.accepts_until or 0)
 
     config = uvicorn.Config(
         application,
@@ -63,7 +98,7 @@ def run(application: ASGIApp, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config).run(sockets=[listener])
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

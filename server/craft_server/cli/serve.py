@@ -125,7 +125,12 @@ def _host(settings: Settings, tape: Tape | None) -> None:
             except ReceiptKeyError as error:
                 fail(str(error))
             _announce(database, settings, listener, engine, profile)
-            run(application, listener)
+            run(
+                application,
+                listener,
+                drain_seconds=settings.drain_seconds,
+                on_stop=application.state.services.drain.begin,
+            )
 
 
 @contextmanager

@@ -26,6 +26,17 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Generic, TypeVar
 
+from prometheus_client import Histogram
+
+from craft_server.measurements import REGISTRY
+
+_BATCH_TASKS = Histogram(
+    "craft_engine_batch_tasks",
+    "Tasks that were done together, of one call or several.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    registry=REGISTRY,
+)
+
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -264,6 +275,7 @@ class Worker:
 
     def _do(self, batch: Sequence[_Waiting]) -> None:
         kind, began = batch[0].kind, time.perf_counter()
+        _BATCH_TASKS.observe(len(batch))
         try:
             results = kind([item.task.payload for item in batch])
         except Exception as error:

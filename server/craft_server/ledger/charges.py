@@ -8,10 +8,11 @@ window hold of it, and reserved the sum of what reserved ones hold.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from craft_server.clock import rfc3339, window_start
 from craft_server.ledger.budgets import as_budget, in_order, list_budgets
@@ -106,31 +107,61 @@ _LOCK_BUDGETS = Statement(
     .order_by(BUDGETS.c.id)
     .with_for_update(of=BUDGETS)
 )
-_CURRENT = BUDGETS.c.window_start >= sa.bindparam("start")
-_AMOUNT = sa.bindparam("amount", type_=sa.BigInteger)
-_HOLD = Statement(
-    sa.update(BUDGETS)
-    .where(
-        BUDGETS.c.id == sa.bindparam("budget"),
-        sa.case((_CURRENT, BUDGETS.c.spent + BUDGETS.c.reserved), else_=sa.literal_column("0"))
-        + _AMOUNT
-        <= BUDGETS.c.limit,
+
+
+def _hold(
+    budget: sa.ColumnElement[int], start: sa.ColumnElement[int], amount: sa.ColumnElement[int]
+) -> sa.Update:
+    """Sets an amount aside, if it fits; in a window that begins, nothing is used yet."""
+    current = BUDGETS.c.window_start >= start
+    nothing: sa.ColumnElement[int] = sa.literal_column("0")
+    used = sa.case((current, BUDGETS.c.spent + BUDGETS.c.reserved), else_=nothing)
+    return (
+        sa.update(BUDGETS)
+        .where(BUDGETS.c.id == budget, used + amount <= BUDGETS.c.limit)
+        .values(
+            reserved=sa.case((current, BUDGETS.c.reserved), else_=nothing) + amount,
+            spent=sa.case((current, BUDGETS.c.spent), else_=nothing),
+            window_start=start,
+        )
     )
-    .values(
-        reserved=sa.case((_CURRENT, BUDGETS.c.reserved), else_=sa.literal_column("0")) + _AMOUNT,
-        spent=sa.case((_CURRENT, BUDGETS.c.spent), else_=sa.literal_column("0")),
-        window_start=sa.bindparam("start"),
+
+
+def _let_go(
+    budget: sa.ColumnElement[int],
+    start: sa.ColumnElement[int],
+    amount: sa.ColumnElement[int],
+    spend: sa.ColumnElement[int],
+) -> sa.Update:
+    """Spends of what was set aside; of a window that has passed nothing is left to change."""
+    return (
+        sa.update(BUDGETS)
+        .where(BUDGETS.c.id == budget, BUDGETS.c.window_start == start)
+        .values(reserved=BUDGETS.c.reserved - amount, spent=BUDGETS.c.spent + spend)
     )
-)
-# Of a window that has passed nothing is left to change.
-_LET_GO = Statement(
-    sa.update(BUDGETS)
-    .where(BUDGETS.c.id == sa.bindparam("budget"), BUDGETS.c.window_start == sa.bindparam("start"))
-    .values(
-        reserved=BUDGETS.c.reserved - _AMOUNT,
-        spent=BUDGETS.c.spent + sa.bindparam("spend", type_=sa.BigInteger),
+
+
+def _of_each_hold(change: Callable[..., sa.Update], *names: str) -> Statement:
+    """The change for each of several holds: on PostgreSQL one statement, which they travel in."""
+    one = change(*(sa.bindparam(name, type_=sa.BigInteger) for name in names))
+    arrays = [sa.bindparam(name, type_=ARRAY(sa.BigInteger)) for name in names]
+    columns = [sa.column(name, sa.BigInteger) for name in names]
+    holds = sa.func.unnest(*arrays).table_valued(*columns, name="holds").render_derived()
+    # Locked in the order of ids, so that two transactions never wait for each other in a circle.
+    locked = (
+        sa.select(BUDGETS.c.id)
+        .where(BUDGETS.c.id == sa.any_(arrays[0]))
+        .order_by(BUDGETS.c.id)
+        .with_for_update()
+        .cte("locked")
     )
-)
+    of_all = change(locked.c.id, *(holds.c[name] for name in names[1:]))
+    all_at_once = of_all.where(holds.c[names[0]] == locked.c.id)
+    return Statement({"sqlite": one, "postgresql": all_at_once}, arrays=True)
+
+
+_HOLD = _of_each_hold(_hold, "budget", "start", "amount")
+_LET_GO = _of_each_hold(_let_go, "budget", "start", "amount", "spend")
 _INSERT_CHARGE = Statement(
     sa.insert(CHARGES)
     .values(

@@ -7,10 +7,20 @@ the same idempotency keys may be used again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sqlalchemy as sa
 
 from craft_server.ledger.charges import refund_all
 from craft_server.ledger.tables import CALLS, CHARGES, HOLDERS
+
+
+@dataclass(frozen=True)
+class Released:
+    """What was given back: leases that had run out, and the reservations of their processes."""
+
+    leases: int
+    reservations: int
 
 
 def renew(connection: sa.Connection, holder: str, until: int) -> None:
@@ -28,8 +38,8 @@ def end(connection: sa.Connection, holder: str, at: int) -> None:
     release_expired(connection, at)
 
 
-def release_expired(connection: sa.Connection, at: int) -> int:
-    """Gives back what processes hold whose lease has run out; how many reservations that were.
+def release_expired(connection: sa.Connection, at: int) -> Released:
+    """Gives back what processes hold whose lease has run out; how much that was.
 
     A lease that another transaction works on, because it is renewed after all, is left to it.
     """
@@ -46,4 +56,4 @@ def release_expired(connection: sa.Connection, at: int) -> int:
     given_back = sa.exists().where(CHARGES.c.id == CALLS.c.charge_id, CHARGES.c.state == "refunded")
     connection.execute(sa.delete(CALLS).where(~CALLS.c.done, given_back))
     connection.execute(sa.delete(HOLDERS).where(HOLDERS.c.id.in_(gone)))
-    return released
+    return Released(len(gone), released)

@@ -16,6 +16,7 @@ from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import create_key, find_key
+from e2e.metering.slow_servers import SlowServers
 from server.conftest import new_postgresql  # noqa: F401
 
 
@@ -96,3 +97,11 @@ def start_servers(stub: Any, request: pytest.FixtureRequest, tmp_path: Path) -> 
     for name, database in started.items():
         stub({"stop": name})
         database.close()
+
+
+@pytest.fixture
+def slow_servers(tmp_path: Path) -> Iterator[SlowServers]:
+    """Real `craft-server` processes whose model takes a moment: `slow_servers.start()`."""
+    servers = SlowServers(tmp_path)
+    yield servers
+    servers.end()

@@ -21,7 +21,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -31,7 +31,6 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server import database
 from craft_server.api import metering
 from craft_server.app import create_app
 from craft_server.ledger import charges
@@ -121,16 +120,6 @@ def _install_kill_points() -> None:
     charges.reserve = dying_inside(charges.reserve, "in the reservation's transaction")
     charges.settle = dying_inside(charges.settle, "in the settlement's transaction")
     booking.settle = dying(booking.settle, None, "before the answer")
-
-    run: Callable[..., Any] = database.Database._run
-
-    async def run_in_context(
-        self: Any, engine: Any, begin: str, function: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        context = copy_context()  # a transaction runs on another thread
-        return await run(self, engine, begin, lambda c: context.run(function, c, *args, **kwargs))
-
-    database.Database._run = run_in_context  # type: ignore[method-assign]
 
 
 class KillMiddleware:

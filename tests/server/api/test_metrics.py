@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from craft_server.clock import now_ms
+from craft_server.engine import Overloaded
 from craft_server.ledger.keys import create_key
+from craft_server.ledger.tables import BUDGETS
 
 
 def read(server: Any) -> dict[tuple[str, str], float]:
@@ -58,3 +63,109 @@ def test_caches_show_their_use_and_their_bounds(serve: Any, picture: Callable[..
     assert after["process_resident_memory_bytes", ""] > 0
     assert after["craft_engine_alive", ""] == 1
     assert after["craft_engine_waiting_turns", ""] == 0
+
+
+class SometimesFull:
+    """An engine that takes nothing while it is full."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def score(self, *arguments: Any, **named: Any) -> Any:
+        if self.full:
+            raise Overloaded("full")
+        return await self._engine.score(*arguments, **named)
+
+
+def families(server: Any) -> set[str]:
+    """The names of all metrics as a query would write them, without histograms' parts."""
+    with server.database.writing() as connection:
+        key = create_key(connection, owner="operator", scopes=["admin"], at=now_ms())
+    answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {key}"})
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(answer.text)
+    }
+
+
+def test_each_metric_is_in_the_operators_table_and_nothing_else_is(server: Any) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    assert families(server) == set(re.findall(r"^\| `((?:craft|process)_\w+)` \|", page, re.M))
+
+
+def test_calls_are_counted_by_operation_and_status(server: Any, client: httpx.Client) -> None:
+    before = read(server)
+    client.get("/v1/budget").raise_for_status()
+    client.get("/v1/usage?limit=x")
+    client.get(f"/v1/{secrets.token_hex(8)}")
+    after = read(server)
+
+    def grown(name: str, labels: str) -> float:
+        return after.get((name, labels), 0) - before.get((name, labels), 0)
+
+    assert grown("craft_http_requests_total", "get_budget200") == 1
+    assert grown("craft_http_requests_total", "get_usage422") == 1
+    assert grown("craft_http_requests_total", "none404") == 1
+    assert grown("craft_http_request_duration_seconds_count", "get_budget") == 1
+    assert 0 < grown("craft_http_request_duration_seconds_sum", "get_budget") < 60
+    assert grown("craft_problems_total", "invalid-request") == 1
+    assert after["craft_http_requests_in_flight", ""] == 1  # the call that asks
+
+
+def test_charges_refusals_and_replays_are_counted_as_the_ledger_has_them(
+    serve: Any, tiny_engine: Any, picture: Callable[..., bytes]
+) -> None:
+    engine = SometimesFull(tiny_engine)
+    with serve(engine=engine) as server, server.client(queries=3) as client:
+        (card,) = client.get("/v1/models").json()["models"]
+        question = {
+            "model": card["name"],
+            "classes": ["cat", "dog"],
+            "templates": ["a photo of a {}.", "the {}"],
+            "images": [base64.b64encode(picture()).decode()],
+        }
+        before = read(server)
+        for _ in range(2):
+            client.post(
+                "/v1/predictions", json=question, headers={"Idempotency-Key": "one"}
+            ).raise_for_status()
+        assert client.post("/v1/predictions", json=question).status_code == 402
+        engine.full = True
+        refused = client.post("/v1/predictions", json={**question, "templates": ["a {}"]})
+        after = read(server)
+    assert refused.status_code == 503
+
+    def grown(name: str, labels: str = "") -> float:
+        return after.get((name, labels), 0) - before.get((name, labels), 0)
+
+    assert grown("craft_charges_settled_total") == 1
+    assert grown("craft_charges_refunded_total") == 1
+    assert grown("craft_problems_total", "budget-exhausted") == 1
+    assert grown("craft_problems_total", "overloaded") == 1
+    assert grown("craft_idempotent_replays_total") == 1
+    assert grown("craft_engine_batch_tasks_count") > 0
+    assert grown("craft_ledger_settled_units_total", "queries") == 2
+    assert grown("craft_ledger_settled_units_total", "requests") == 1
+    assert after["craft_ledger_open_reservations", ""] == 0
+    assert after["craft_ledger_overshoot", ""] == 0
+
+
+def test_an_overshoot_would_be_seen(serve: Any) -> None:
+    with serve() as server:
+        with server.client(queries=3) as client, server.database.writing() as connection:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+            connection.execute(sa.update(BUDGETS).values(spent=2, reserved=2))
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
+            assert client.base_url == server.url
+        assert read(server)["craft_ledger_overshoot", ""] == 1
+
+
+def test_no_label_names_what_a_client_writes(server: Any) -> None:
+    owner = f"owner-{secrets.token_hex(4)}"
+    with server.client(owner) as client:
+        assert client.get(f"/v1/adapters/{owner}").status_code == 404
+    assert not [labels for _, labels in read(server) if owner in labels]

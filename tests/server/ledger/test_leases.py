@@ -71,7 +71,7 @@ def reserved(store: Database, caller: Caller) -> int:
 
 def release(store: Database, at: int) -> int:
     with store.writing() as connection:
-        return leases.release_expired(connection, at)
+        return leases.release_expired(connection, at).reservations
 
 
 def test_what_a_dead_process_held_is_given_back_and_may_be_called_again(

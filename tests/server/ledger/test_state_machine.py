@@ -262,7 +262,7 @@ class Ledger(RuleBasedStateMachine):
     @rule()
     def expire(self) -> None:
         with self.store.writing() as connection:
-            released = leases.release_expired(connection, self.now)
+            released = leases.release_expired(connection, self.now).reservations
         dead = [
             call for call in self.in_state("reserved") if self.lease_until[call.server] <= self.now
         ]
