@@ -225,7 +225,7 @@ def _answers(
         scores = black_box.score(context=space, codes=codes, name=f"again-{number}")
         seconds = time.perf_counter() - began
         black_box.acknowledge(scores)
-        client_copies.append((memory("VmHWM") - own) / size)
+        client_copies.append((memory("VmHWM") - own - scores.log_probs.nbytes) / size)
         del scores
         each.append((seconds - busy_seconds(env, admin)["scores"] + before) / size)
         copies.append((memory("VmHWM", str(process)) - resident) / size)

@@ -113,7 +113,8 @@ class ClientCost(_Numbers):
         fit_copies: memory of a fit, in times its N x D inputs in single precision,
         gram_copies: and in times N x N,
         target_copies: and N x C numbers in double precision.
-        answer_copies: memory of an answer, in times its bytes.
+        answer_copies: memory of an answer to a call, in times its bytes, beside the numbers that
+            are made of it.
     """
 
     start_seconds: NonNegativeFloat

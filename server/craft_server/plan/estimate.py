@@ -309,7 +309,10 @@ def _client_memory(client: ClientCost, workload: Workload) -> int:
         fit += SINGLE_PRECISION_BYTES * pictures * inputs * client.fit_copies
         fit += DOUBLE_PRECISION_BYTES * pictures**2 * client.gram_copies
         fit += DOUBLE_PRECISION_BYTES * pictures * classes * client.target_copies
-    answer = client.answer_copies * _largest_answer(workload)
+    # A question's answers are put together in single precision, whatever the calls.
+    prompts = max(question.prompts for question in workload.questions if question.times)
+    whole = SINGLE_PRECISION_BYTES * prompts * pictures * classes
+    answer = whole + client.answer_copies * _largest_answer(workload)
     return int(client.base_bytes + max(fit, answer))
 
 

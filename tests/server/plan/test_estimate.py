@@ -82,3 +82,9 @@ def test_more_cores_are_said_to_be_taken_for_alike() -> None:
     plan = planned(cores=4)
     assert "4 cores are taken" in plan.notes[0]
     assert plan.seconds_of_run.images == pytest.approx(planned().seconds_of_run.images / 2)
+
+
+def test_a_client_holds_a_whole_populations_answers_however_many_calls_bring_them() -> None:
+    large = {"images": 16_000, "texts": Texts.of_length(1000, 4), "recipe": "paper"}
+    plan = planned(workload={**large, "budget": 8201})
+    assert plan.client_memory_bytes > 40 * 16_000 * 1000 * 4
