@@ -38,7 +38,7 @@ from craft_client.tune import run_document, tune
 from craft_server.engine.engine import MOST_THREADS
 from craft_shared.head import log_softmax
 from craft_shared.units import Units
-from craft_shared.wire import Budget
+from craft_shared.wire import EVERYTHING, Budget, Output
 from few_shot_accuracy import command, serving
 from options import save
 
@@ -66,6 +66,8 @@ class Instant:
     classes: Sequence[str]
     model: str = "instant"
     revision: str = "0"
+    output: Output = EVERYTHING
+    prompt_limit: int | None = None
 
     def score(self, *, templates: Any = (), codes: Any = None, **_: Any) -> Scores:
         """Random log-probabilities, [P, N, C]."""

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -92,6 +93,7 @@ from craft_shared.wire import (
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "CRAFT_URL"
 KEY_VARIABLE = "CRAFT_API_KEY"
+KEY_FILE_VARIABLE = "CRAFT_API_KEY_FILE"
 COMPRESS_VARIABLE = "CRAFT_COMPRESS"
 
 JSON_TYPE = "application/json"
@@ -220,7 +222,8 @@ class Client:
     Args:
         base_url: the server's address; the environment's CRAFT_URL, or port 8000 of this machine,
             when None.
-        api_key: the key; the environment's CRAFT_API_KEY when None.
+        api_key: the key; the environment's CRAFT_API_KEY when None, or else what the file that
+            CRAFT_API_KEY_FILE names holds.
         run: what the ledger is to call the run that the calls are part of, printable ASCII.
         compress: whether large answers travel compressed (zstd), which takes processor time on both
             sides and pays on slow networks only; the environment's CRAFT_COMPRESS (1 or 0) when
@@ -229,7 +232,7 @@ class Client:
         transport: where requests go instead of the network, for tests.
 
     Raises:
-        MissingKey: there is no key.
+        MissingKey: there is no key, or its file cannot be read.
         MissingPackage: answers are to be compressed, and the extra `zstd` is not installed.
         CraftError: the address is not an HTTP URL, the run's name cannot be sent, or CRAFT_COMPRESS
             is neither yes nor no.
@@ -926,12 +929,12 @@ def _checked_url(url: str) -> str:
 
 
 def _checked_key(api_key: str | None) -> str:
-    key = (api_key or os.environ.get(KEY_VARIABLE) or "").strip()
+    key = (api_key or os.environ.get(KEY_VARIABLE) or _key_of_file()).strip()
     if not key:
         raise MissingKey(
             "There is no API key.",
-            remedy=f"Set {KEY_VARIABLE}, or pass --key. The server's operator makes one with "
-            "'craft-server keys create --owner NAME'.",
+            remedy=f"Set {KEY_VARIABLE} or {KEY_FILE_VARIABLE}, or pass --key. The server's "
+            "operator makes one with 'craft-server keys create --owner NAME'.",
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise MissingKey(
@@ -939,6 +942,19 @@ def _checked_key(api_key: str | None) -> str:
             remedy=f"Copy {KEY_VARIABLE} again; a key looks like 'craft_...'.",
         )
     return key
+
+
+def _key_of_file() -> str:
+    file = os.environ.get(KEY_FILE_VARIABLE)
+    if not file:
+        return ""
+    try:
+        return Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingKey(
+            f"The API key cannot be read from '{file}'.",
+            remedy=f"{KEY_FILE_VARIABLE} names a file that holds nothing but the key.",
+        ) from error
 
 
 def _compress_of_environment() -> bool:

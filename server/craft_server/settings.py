@@ -1,19 +1,31 @@
-"""What the operator sets: environment variables `CRAFT_...`, or the command line's options.
+"""What the operator sets: environment variables `CRAFT_...`, files, or the command line's options.
+
+What should not be in the environment may be in a file: `craft_database_password` in the folder
+`CRAFT_SECRETS_DIR`, /run/secrets by default, is what `CRAFT_DATABASE_PASSWORD` would be, and so for
+every setting. Options come first, then the environment, then files.
 
 It knows names, defaults and bounds of settings; it does not act on any of them.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import sqlalchemy as sa
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from craft_shared.wire import Limits
 
 MEBIBYTE = 2**20
+SECRETS_VARIABLE = "CRAFT_SECRETS_DIR"
 
 DEFAULT_LIMITS = Limits(
     body_bytes=64 * MEBIBYTE,
@@ -34,6 +46,7 @@ class Settings(BaseSettings):
     Attributes:
         data_dir: folder of the SQLite database; made if it does not exist.
         database_url: `postgresql://...` or `sqlite:///...`; None means SQLite in `data_dir`.
+        database_password: goes into `database_url`, which need not hold one then.
         model: the model's name, `pocket` or one of open_clip's.
         pretrained: which weights of an open_clip model, or a checkpoint's path.
         device: where the model runs; `auto` takes a GPU where there is one.
@@ -73,6 +86,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path("craft-data")
     database_url: str | None = None
+    database_password: SecretStr | None = None
     model: str = "pocket"
     pretrained: str | None = None
     device: str = "auto"
@@ -95,3 +109,28 @@ class Settings(BaseSettings):
     receipt_issuer: str | None = Field(default=None, min_length=1, max_length=200)
     console_session_hours: float = Field(default=12, gt=0, le=720)
     sign_ins_per_minute: int = Field(default=20, ge=1)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """See pydantic-settings; the folder is told by the environment."""
+        folder = Path(os.environ.get(SECRETS_VARIABLE, "/run/secrets"))
+        files = [SecretsSettingsSource(settings_cls, folder)] if folder.is_dir() else []
+        return (init_settings, env_settings, *files)
+
+    @model_validator(mode="after")
+    def _put_password_into_url(self) -> Self:
+        if self.database_password is not None and self.database_url is not None:
+            password = self.database_password.get_secret_value()
+            try:
+                url = sa.make_url(self.database_url).set(password=password)
+            except sa.exc.ArgumentError as error:
+                raise ValueError("database_url is not the address of a database") from error
+            self.database_url = url.render_as_string(hide_password=False)
+        return self

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -103,6 +104,31 @@ def test_without_a_key_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRAFT_API_KEY", raising=False)
     with pytest.raises(MissingKey, match=r"CRAFT_API_KEY.*--key"):
         Client("http://127.0.0.1:1")
+
+
+def test_the_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("craft_of_the_file\n")
+    monkeypatch.delenv("CRAFT_API_KEY", raising=False)
+    monkeypatch.setenv("CRAFT_API_KEY_FILE", str(file))
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["Authorization"])
+        return httpx.Response(200, json={"budgets": []})
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        client.budgets()
+    assert sent == ["Bearer craft_of_the_file"]
+
+
+def test_a_key_file_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CRAFT_API_KEY", raising=False)
+    monkeypatch.setenv("CRAFT_API_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(MissingKey, match=r"(?s)none.*CRAFT_API_KEY_FILE"):
+        Client()
 
 
 @pytest.mark.parametrize("key", ["craft_schlüssel", "craft_a\ncraft_b", "craft_a b"])

@@ -476,3 +476,35 @@ def test_a_policy_that_cannot_be_is_one_line(craft_server: Any) -> None:
     check_error(craft_server("keys", "policy", prefix, "--level", "logits"), "--level")
     check_error(craft_server("keys", "create", "--owner", "me", "--k", 3), "it has no k")
     check_error(craft_server("keys", "policy", "aaaaaaaa", "--level", "label"), "aaaaaaaa")
+
+
+def test_a_key_file_holds_the_key_alone_and_others_cannot_read_it(
+    craft_server: Any, store_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    done = craft_server("keys", "create", "--owner", "me", "--key-file", file)
+    assert done.exit_code == 0, done.output
+    key = file.read_text()
+    assert key not in done.output
+    assert file.stat().st_mode & 0o007 == 0
+    database = Database.open(store_url, tmp_path)
+    with database.reading() as connection:
+        assert authenticate(connection, key, now_ms()).owner == "me"
+    database.close()
+
+
+def test_a_key_file_that_is_there_makes_no_second_key(craft_server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    craft_server("keys", "create", "--owner", "me", "--key-file", file)
+    before = file.read_text()
+    again = craft_server("keys", "create", "--owner", "me", "--key-file", file)
+    assert again.exit_code == 0
+    assert file.read_text() == before
+    assert len(json.loads(craft_server("keys", "list", "--json").stdout)) == 1
+
+
+def test_a_key_that_cannot_be_written_is_not_made(craft_server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "none" / "key"
+    done = craft_server("keys", "create", "--owner", "me", "--key-file", file)
+    check_error(done, "--key-file")
+    assert json.loads(craft_server("keys", "list", "--json").stdout) == []

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.api.access_log import operation_of
-from craft_server.engine import Engine
+from craft_server.engine import HostedModel
 from craft_shared.tracing import span, wanted
 
 
@@ -45,29 +45,29 @@ class TraceMiddleware:
 class TracedEngine:
     """An engine each of whose answers is a span; all else is the engine's own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: HostedModel) -> None:
         self._engine = engine
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     async def encode_images(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Engine.encode_images`."""
+        """See `HostedModel.encode_images`."""
         with span("engine.encode_images"):
             return await self._engine.encode_images(*args, **kwargs)
 
     async def encode_prompts(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Engine.encode_prompts`."""
+        """See `HostedModel.encode_prompts`."""
         with span("engine.encode_prompts"):
             return await self._engine.encode_prompts(*args, **kwargs)
 
     async def score(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Engine.score`."""
+        """See `HostedModel.score`."""
         with span("engine.score"):
             return await self._engine.score(*args, **kwargs)
 
 
-def traced(engine: Engine) -> Engine:
+def traced(engine: HostedModel) -> HostedModel:
     """The engine, with spans where the environment asks for them."""
     made: Any = TracedEngine(engine) if wanted() else engine
     return made  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""`craft-server`: serve, record, replay, and manage the ledger on the server's own database.
+"""`craft-server`: serve, record, replay, plan, and manage the ledger on the server's own database.
 
 Commands on the ledger, and replay, import neither the model nor torch. Every expected failure is
 one line on stderr and exit code 1.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from craft_server.cli import backups, budgets, deploy, keys, prices, replay, serve, usage
+from craft_server.cli import backups, budgets, deploy, keys, plan, prices, replay, serve, usage
 
 app = typer.Typer(
     help="The craftbox server: a metered prediction API before a vision-language model.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("record")(serve.record)
 app.command("replay")(replay.replay)
+app.command("plan")(plan.plan)
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")

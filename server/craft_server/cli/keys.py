@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,11 +79,22 @@ def create(
     decimals: Decimals = None,
     noise: Noise = None,
     prompts_per_image_set: PromptLimit = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Write the key here, for its owner and group to read, instead of printing it; "
+            "where the file is already, no key is made.",
+        ),
+    ] = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a key and print it, this once. Units without a (lifetime) budget are not bounded."""
+    if key_file is not None and key_file.exists():
+        typer.echo(f"'{key_file}' holds a key already; none was made.")
+        return
     limits = amounts_of(queries, predictions, images, texts, requests, cost_micros)
     at = now_ms()
     expires_at = None
@@ -105,12 +118,26 @@ def create(
     )
     with writing(data_dir, database_url) as connection:
         made = administration.create(connection, wanted, at)
+        if key_file is not None and made.key is not None:
+            _write_key(key_file, made.key)
+    if key_file is not None:
+        typer.echo(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
+        return
     if json_output:
         print_json({"key": made.key, **made.card.model_dump(), "budgets": limits})
         return
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     typer.echo(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
     typer.echo(made.key)
+
+
+def _write_key(file: Path, key: str) -> None:
+    """Writes the key, or fails before the transaction that makes it has ended."""
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "w") as stream:
+            stream.write(key)
+    except OSError as error:
+        fail(f"--key-file: '{file}' cannot be written: {error.strerror}; no key was made")
 
 
 @app.command()

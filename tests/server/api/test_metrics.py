@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from craft_server.clock import now_ms
 from craft_server.engine import Overloaded
 from craft_server.ledger.keys import create_key
 from craft_server.ledger.tables import BUDGETS
+
+DASHBOARD = Path(__file__).parents[3] / "deploy/grafana/dashboards/craftbox.json"
 
 
 def read(server: Any) -> dict[tuple[str, str], float]:
@@ -169,3 +172,20 @@ def test_no_label_names_what_a_client_writes(server: Any) -> None:
     with server.client(owner) as client:
         assert client.get(f"/v1/adapters/{owner}").status_code == 404
     assert not [labels for _, labels in read(server) if owner in labels]
+
+
+def test_every_metric_that_the_dashboard_asks_for_is_shown(serve: Any) -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {
+        name for query in queries for name in re.findall(r"\b(?:craft|process)_[a-z_]+", query)
+    }
+    with serve() as server:
+        with server.database.writing() as connection:
+            key = create_key(connection, owner="operator", scopes=["admin"], at=now_ms())
+        text = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {key}"}).text
+    shown: set[str] = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        shown |= {name + suffix for suffix in suffixes}
+    assert asked <= shown, asked - shown

@@ -1,0 +1,297 @@
+"""`craft-server plan`: what tuning runs will take of this server, before anybody starts one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from craft_server.cli.ledger import reading
+from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, settings_of
+from craft_server.cli.output import fail, print_json, print_table
+from craft_server.ledger.prices import list_prices
+from craft_shared.units import UNITS, Unit
+
+if TYPE_CHECKING:
+    from craft_server.plan import Architecture, Constants, Load, Plan, Seconds, Texts
+    from craft_server.plan.constants import Precision
+
+_ASKED = "What is asked"
+_SERVER = "The server"
+_CONSTANTS = "What things take"
+
+
+def plan(
+    model: Annotated[
+        str, typer.Option(help="pocket, or one of open_clip's.", rich_help_panel=_SERVER)
+    ] = "pocket",
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="Class names.", rich_help_panel=_ASKED)
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the names, one a line: how many and how long they are.",
+            rich_help_panel=_ASKED,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=60,
+            help="Of a class name, its full stop and the end, where the names are not given.",
+            rich_help_panel=_ASKED,
+        ),
+    ] = 4,
+    images: Annotated[
+        int, typer.Option(min=1, help="Training pictures of a run.", rich_help_panel=_ASKED)
+    ] = 1600,
+    image_kb: Annotated[
+        float, typer.Option(min=0.1, help="Kilobytes of a picture.", rich_help_panel=_ASKED)
+    ] = 100,
+    image_side: Annotated[
+        int, typer.Option(min=1, help="Its side in pixels.", rich_help_panel=_ASKED)
+    ] = 500,
+    budget: Annotated[
+        int, typer.Option(min=1, help="Queries of a run.", rich_help_panel=_ASKED)
+    ] = 32,
+    recipe: Annotated[
+        Literal["craftbox", "paper"], typer.Option(help="Whose questions.", rich_help_panel=_ASKED)
+    ] = "craftbox",
+    population: Annotated[
+        int, typer.Option(min=4, help="Codes of a generation.", rich_help_panel=_ASKED)
+    ] = 40,
+    random_codes: Annotated[
+        int, typer.Option(min=0, help="Asked before any search.", rich_help_panel=_ASKED)
+    ] = 31,
+    dim: Annotated[
+        int, typer.Option(min=2, max=4096, help="Of a code.", rich_help_panel=_ASKED)
+    ] = 512,
+    tenants: Annotated[
+        int, typer.Option(min=1, help="That each make such a run.", rich_help_panel=_ASKED)
+    ] = 1,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="all",
+            help="Tenants at the same time, for the server's memory.",
+            rich_help_panel=_ASKED,
+        ),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="as measured", help="Of the server.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Of the model's arithmetic.", rich_help_panel=_SERVER),
+    ] = "float32",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure the model on this machine first; a minute.",
+            rich_help_panel=_CONSTANTS,
+        ),
+    ] = False,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="With --measure: as of serve; speed does not depend on it.",
+            rich_help_panel=_CONSTANTS,
+        ),
+    ] = None,
+    constants: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            show_default="those shipped",
+            help="A file of constants that --save or benchmarks/plan_constants.py wrote.",
+            rich_help_panel=_CONSTANTS,
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Write the constants used.", rich_help_panel=_CONSTANTS),
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="UNIT=MICROS, such as queries=100; repeatable. By default those of the ledger "
+            "that --data-dir or --database-url names, if they do."
+        ),
+    ] = None,
+    hour_price: Annotated[
+        float | None, typer.Option(min=0, help="Of the server's machine, in your currency.")
+    ] = None,
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Tell what tuning runs take: time, memory, traffic, storage and money. Nothing is asked."""
+    prices = _prices(price, model, data_dir, database_url)
+    # The model's libraries take seconds to import, which only this command should wait for.
+    from craft_server.plan import (
+        Architecture,
+        Constants,
+        ConstantsError,
+        UnknownArchitecture,
+        Workload,
+        plan_run,
+    )
+    from craft_server.plan.constants import SHIPPED
+
+    settings = settings_of()
+    try:
+        architecture = Architecture.of(model)
+        workload = Workload(
+            texts=_texts(model, classes, class_names, tokens),
+            images=images,
+            image_bytes=round(1000 * image_kb),
+            image_pixels=image_side**2,
+            budget=budget,
+            recipe=recipe,
+            population=population,
+            random_codes=random_codes,
+            dim=dim,
+            limits=settings.limits,
+        )
+        if budget < workload.units.queries:
+            needed = workload.units.queries
+            fail(f"--budget: {budget} is less than the {needed} queries that come before a search")
+        used = Constants.load(constants or SHIPPED)
+        if measure:
+            used = _measured(used, architecture, pretrained, precision)
+        if save is not None:
+            used.save(save)
+        planned = plan_run(
+            used,
+            architecture,
+            workload,
+            settings,
+            precision=precision,
+            cores=cores,
+            tenants=tenants,
+            at_once=at_once,
+            prices=prices,
+            hour_price=hour_price,
+        )
+    except (ConstantsError, UnknownArchitecture) as error:
+        fail(str(error))
+    if json_output:
+        print_json(planned.model_dump())
+    else:
+        _print(planned)
+
+
+def _prices(
+    given: list[str] | None, model: str, data_dir: Path | None, database_url: str | None
+) -> dict[Unit, int] | None:
+    if given:
+        return dict(_price(text) for text in given)
+    if data_dir is None and database_url is None:
+        return None
+    with reading(data_dir, database_url) as connection:
+        return list_prices(connection).get(model, {})
+
+
+def _price(text: str) -> tuple[Unit, int]:
+    name, _, micros = text.partition("=")
+    unit = next((unit for unit in UNITS if unit == name), None)
+    if unit is None or not micros.isdecimal():
+        fail(f"--price: '{text}' is not UNIT=MICROS; units are {', '.join(UNITS)}")
+    return unit, int(micros)
+
+
+def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> Texts:
+    from craft_server.plan import Texts
+    from craft_server.plan.names import texts_of
+
+    if (classes is None) == (file is None):
+        fail("name either how many --classes there are, or a file of their names: --class-names")
+    if file is None:
+        return Texts.of_length(classes or 0, tokens)
+    try:
+        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--class-names: '{file}' cannot be read: {error}")
+    if len(names) < 2:
+        fail(f"--class-names: '{file}' names fewer than two classes")
+    return texts_of(model, names)
+
+
+def _measured(
+    constants: Constants, architecture: Architecture, pretrained: str | None, precision: Precision
+) -> Constants:
+    from craft_server.engine import ModelLoadError
+    from craft_server.plan.measure import measure_machine, measure_model
+
+    try:
+        cost = measure_model(architecture.name, pretrained, precision)
+    except ModelLoadError as error:
+        fail(str(error))
+    return constants.moved_to(measure_machine(), architecture.name, cost)
+
+
+def _print(plan: Plan) -> None:
+    many = plan.tenants > 1
+    table = Table(f"{plan.model}, {plan.precision}, {plan.cores} cores", "one run")
+    if many:
+        table.add_column(f"{plan.tenants:,} runs, {plan.at_once:,} at once")
+    loads = [plan.run, plan.all] if many else [plan.run]
+    for name, of in _ROWS:
+        table.add_row(name, *(of(load) for load in loads))
+    for unit in UNITS:
+        table.add_row(f"{unit} charged", *(f"{load.units[unit]:,}" for load in loads))
+    print_table(table)
+    print_table(_shares(plan.seconds_of_run))
+    typer.echo(
+        f"A client takes {_size(plan.client_memory_bytes)} of memory and its run directory "
+        f"{_size(plan.run_directory_bytes)}."
+    )
+    typer.echo(f"Constants of {plan.machine}.")
+    for note in plan.notes:
+        typer.echo(f"Note: {note}.")
+
+
+def _shares(seconds: Seconds) -> Table:
+    table = Table("where a run's time goes", "seconds", "share")
+    for name, value in seconds:
+        table.add_row(name, f"{value:,.1f}", f"{value / seconds.total:.0%}")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 300:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def _money(load: Load) -> str:
+    return "no prices" if load.charged_micros is None else f"{load.charged_micros / 1e6:,.2f}"
+
+
+def _machine(load: Load) -> str:
+    return "no hour's price" if load.machine_cost is None else f"{load.machine_cost:,.2f}"
+
+
+_ROWS = (
+    ("time", lambda load: _duration(load.seconds)),
+    ("server's memory", lambda load: _size(load.server_memory_bytes)),
+    ("bytes up", lambda load: _size(load.bytes_up)),
+    ("bytes down", lambda load: _size(load.bytes_down)),
+    ("database", lambda load: _size(load.database_bytes)),
+    ("answers kept for a while", lambda load: _size(load.answers_bytes)),
+    ("charged", _money),
+    ("the server's hours", _machine),
+)

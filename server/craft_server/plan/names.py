@@ -1,0 +1,31 @@
+"""The texts of class names, as a model reads them.
+
+It knows tokenizers; it does not know what reading takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import open_clip
+
+from craft_server.engine.models import POCKET
+from craft_server.engine.tokens import Tokens
+from craft_server.plan.workload import Texts
+from craft_shared.wire import Context
+
+PLAIN = "a photo of a"
+
+
+def texts_of(model: str, classes: Sequence[str]) -> Texts:
+    """The texts of class names under the plain prompt, or under a code that moves it."""
+    tokenizer = open_clip.get_tokenizer("" if model == POCKET else model)
+    tokens = Tokens(tokenizer, tokenizer.context_length)
+    sequences = tuple(tokens.context(PLAIN, name) for name in classes)
+    return Texts(sequences, len(json.dumps(list(classes)).encode()))
+
+
+def context(dim: int, seed: int) -> Context:
+    """The search space of codes that move the plain prompt."""
+    return Context(init=PLAIN, dim=dim, seed=seed, scale=3.0)

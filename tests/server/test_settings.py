@@ -1,0 +1,64 @@
+"""Settings from options, the environment and files of secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from craft_server.cli import app
+from craft_server.settings import Settings
+
+URL = "postgresql+psycopg://craft@database/craft"
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of secrets, empty."""
+    monkeypatch.setenv("CRAFT_SECRETS_DIR", str(tmp_path))
+    monkeypatch.delenv("CRAFT_DATABASE_URL", raising=False)
+    return tmp_path
+
+
+def test_a_file_holds_what_the_environment_need_not(secrets: Path) -> None:
+    (secrets / "craft_rate_limits_url").write_text("redis://:secret@redis/0\n")
+    assert Settings().rate_limits_url == "redis://:secret@redis/0"
+
+
+def test_the_environment_comes_before_files_and_options_before_both(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "craft_model").write_text("RN50")
+    assert Settings().model == "RN50"
+    monkeypatch.setenv("CRAFT_MODEL", "ViT-B-32")
+    assert Settings().model == "ViT-B-32"
+    assert Settings(model="ViT-B-16").model == "ViT-B-16"
+
+
+def test_the_databases_password_goes_into_its_url(secrets: Path) -> None:
+    (secrets / "craft_database_password").write_text("p@ss/word\n")
+    settings = Settings(database_url=URL)
+    assert settings.database_url == "postgresql+psycopg://craft:p%40ss%2Fword@database/craft"
+    assert "p@ss" not in repr(settings.database_password)
+
+
+def test_a_password_without_a_url_changes_nothing(secrets: Path) -> None:
+    (secrets / "craft_database_password").write_text("secret")
+    assert Settings().database_url is None
+
+
+def test_a_folder_that_is_not_there_is_no_folder_of_secrets(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRAFT_SECRETS_DIR", str(secrets / "none"))
+    assert Settings().model == "pocket"
+
+
+def test_a_url_that_is_none_is_told_in_one_line(secrets: Path) -> None:
+    (secrets / "craft_database_password").write_text("secret")
+    done = CliRunner().invoke(app, ["keys", "list", "--database-url", "nonsense"])
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "not the address of a database" in done.stderr
+    assert "secret" not in done.stderr
