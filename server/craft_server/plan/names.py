@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import open_clip
-
-from craft_server.engine.models import POCKET
-from craft_server.engine.tokens import Tokens
+from craft_server.engine.hosted import tokenizer_of
+from craft_server.engine.tokens import Tokenizer
 from craft_server.plan.workload import Texts
 from craft_shared.wire import Context
 
@@ -20,8 +18,8 @@ PLAIN = "a photo of a"
 
 def texts_of(model: str, classes: Sequence[str]) -> Texts:
     """The texts of class names under the plain prompt, or under a code that moves it."""
-    tokenizer = open_clip.get_tokenizer("" if model == POCKET else model)
-    tokens = Tokens(tokenizer, tokenizer.context_length)
+    tokenize = tokenizer_of(model)
+    tokens = Tokenizer(tokenize, tokenize.context_length).of()
     sequences = tuple(tokens.context(PLAIN, name) for name in classes)
     return Texts(sequences, len(json.dumps(list(classes)).encode()))
 
