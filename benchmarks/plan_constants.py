@@ -349,22 +349,20 @@ def _fitted(parts: list[list[int]], totals: list[float]) -> list[float]:
 def measure(models: Sequence[str], *, shared: bool) -> Constants:
     """All constants of this machine.
 
-    The service and the client are measured by the clock; where the machine is shared, they are
-    scaled by what a matrix product takes by the clock and of processor time.
+    The service and the client are measured by the clock even where the machine is shared: what
+    else it does makes them longer, so that the least of several measurements is the best.
     """
     costs = {}
     for name in models:
         costs[name] = measure_model(name, None, "float32", shared=shared)
         print(f"{name}: {costs[name]}", file=sys.stderr)
-    by_clock = measure_machine()
     service, of_command = measure_service(costs["pocket"])
-    client = measure_client(of_command)
-    measured = Constants(machine=by_clock, models=costs, service=service, client=client)
-    print(measured, file=sys.stderr)
-    if not shared:
-        return measured
-    moved = measured.moved_to(measure_machine(shared=True), "pocket", costs["pocket"])
-    return moved.model_copy(update={"models": least_disturbed(costs)})
+    return Constants(
+        machine=measure_machine(shared=shared),
+        models=least_disturbed(costs) if shared else costs,
+        service=service,
+        client=measure_client(of_command),
+    )
 
 
 def least_disturbed(costs: dict[str, ModelCost]) -> dict[str, ModelCost]:
