@@ -16,9 +16,10 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def _measure_here(
         tensors = [torch.randn(3, engine.image_size, engine.image_size) for _ in range(16 * cores)]
         images = busy.median(lambda: runner.run(engine.encode_images(tensors)), 3)
         alone = _Stopwatch(1 if shared else None)
-        small, large = (_decoding(engine, picture(side), alone) for side in (256, 1024))
+        small, large = (_decoding(engine, picture(side), cores, busy) for side in (256, 1024))
         slope = max(0.0, (large - small) / (1024**2 - 256**2))
         row, score = _score_seconds(engine, architecture.features, runner, alone)
         return ModelCost(
@@ -156,16 +157,16 @@ def _text_rates(
     )
 
 
-def _decoding(engine: Engine, file: bytes, alone: _Stopwatch) -> float:
-    def decode() -> None:
-        for _ in range(8):
-            engine.decode_image(file, max_pixels=_MOST_PIXELS)
+def _decoding(engine: Engine, file: bytes, cores: int, busy: _Stopwatch) -> float:
+    """Seconds of a core for a picture, while all cores decode, as the server's threads do."""
+    files = [file] * 16 * cores
+    with ThreadPoolExecutor(cores, initializer=engine.use_one_core) as decoders:
 
-    threads = torch.get_num_threads()
-    engine.use_one_core()
-    seconds = alone.median(decode, 5) / 8
-    torch.set_num_threads(threads)
-    return seconds
+        def decode() -> None:
+            list(decoders.map(partial(engine.decode_image, max_pixels=_MOST_PIXELS), files))
+
+        decode()
+        return busy.median(decode, 3) / len(files) * cores
 
 
 def _score_seconds(
