@@ -2,8 +2,8 @@
 
 `craft_client.api` speaks HTTP, `craft_client.remote` makes of it the black box that
 `craft_client.tune` asks, `craft_client.layouts` reads picture folders, `craft_client.cli` is the
-command `craft`. Importing the package itself loads none of them: the names that most programs
-need, `Client`, `AsyncClient` and `CraFTClassifier`, are imported when they are first used (PEP 562).
+command `craft`. Importing the package itself loads none of them: the names that programs need,
+`Client`, `AsyncClient` and `CraFTClassifier`, are imported when they are first used (PEP 562).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from craft_client.answers import (
 )
 from craft_client.calls import IDEMPOTENCY_HEADER, JSON_TYPE, Call, Operation, path
 from craft_client.exceptions import InvalidImage, ProtocolError, problem_error
+from craft_client.pictures import Picture, files
 from craft_client.uploads import check_count, check_picture, picture_chunks, renumbered
 from craft_shared import codec, problems
 from craft_shared.adapter import Adapter
@@ -97,7 +98,7 @@ def delete_image_set(image_set_id: str) -> Operation[None]:
 
 def upload_images(
     image_set: ImageSet,
-    images: Iterable[bytes],
+    images: Iterable[Picture],
     *,
     on_chunk: Callable[[ImageUploadAnswer], None] | None = None,
     idempotency_key: str | None = None,
@@ -108,7 +109,7 @@ def upload_images(
 
     Args:
         image_set: its `count` must be up to date.
-        images: encoded pictures (JPEG, PNG, ...), read lazily, a chunk at a time.
+        images: see `craft_client.pictures`; read and encoded lazily, a chunk at a time.
         on_chunk: called after each call with its answer.
         idempotency_key: of the whole upload. The same upload again under the same key, from
             the same `count` on, adds and charges only what had not arrived.
@@ -117,6 +118,7 @@ def upload_images(
         The image set with its new count.
 
     Raises:
+        DataError: a picture cannot be used; nothing of its chunk was sent.
         LimitExceeded: a picture is too large, or the image set becomes too large.
         InvalidImage: the server cannot use a picture; `images[i]` counts from the first one
             given. Chunks before it have been added and paid.
@@ -126,9 +128,10 @@ def upload_images(
     before = image_set.count
     if isinstance(images, Sequence):
         for number, picture in enumerate(images):
-            check_picture(picture, number, limits)
+            if isinstance(picture, bytes):
+                check_picture(picture, number, limits)
         check_count(before + len(images), limits)
-    for number, chunk in enumerate(picture_chunks(images, limits)):
+    for number, chunk in enumerate(picture_chunks(files(images), limits)):
         check_count(image_set.count + len(chunk), limits)
         document = ImageUpload(first_row=image_set.count).model_dump(exclude={"images"})
         try:
@@ -155,7 +158,7 @@ def predict(
     request: PredictionRequest,
     *,
     codes: NDArray[np.float32] | None = None,
-    images: Sequence[bytes] | None = None,
+    images: Sequence[Picture] | None = None,
     idempotency_key: str | None = None,
 ) -> Operation[Prediction]:
     """Scores prompts x images x classes in one call.
@@ -163,7 +166,7 @@ def predict(
     Args:
         request: without `codes` and `images`, which travel as tensors.
         codes: float32 [K, dim], appended to the request's templates.
-        images: encoded pictures, when the request names no image set.
+        images: when the request names no image set; see `craft_client.pictures`.
         idempotency_key: the same call again under the same key is answered as it was, and is
             not charged again; a new key when None.
 
@@ -175,7 +178,7 @@ def predict(
     if codes is not None:
         tensors["codes"] = np.ascontiguousarray(codes, np.float32)
     if images is not None:
-        tensors |= codec.pack_files(images)
+        tensors |= codec.pack_files(list(files(images)))
     document = request.model_dump(mode="json", exclude={"codes", "images"}, exclude_none=True)
     body = codec.encode(document, tensors)
     response = yield Call("POST", "/v1/predictions", tensors=body, idempotency_key=idempotency_key)
@@ -341,7 +344,7 @@ def restore(name: str) -> Operation[None]:
 def adapter_predict(
     name: str,
     *,
-    images: Sequence[bytes] | None = None,
+    images: Sequence[Picture] | None = None,
     image_set: str | None = None,
     rows: Sequence[int] | None = None,
     top_k: int | None = None,
@@ -352,7 +355,7 @@ def adapter_predict(
 
     Args:
         name: `[OWNER/]NAME[@VERSION|@ALIAS]`.
-        images: encoded pictures, where no image set is named.
+        images: where no image set is named; see `craft_client.pictures`.
         image_set: an image set's id.
         rows: of the image set; all when None.
         top_k: how many classes of each picture to answer, the most probable ones; all when
@@ -369,7 +372,7 @@ def adapter_predict(
     )
     body = codec.encode(
         request.model_dump(mode="json", exclude_none=True),
-        {} if images is None else codec.pack_files(images),
+        {} if images is None else codec.pack_files(list(files(images))),
     )
     response = yield Call(
         "POST",
