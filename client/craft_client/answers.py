@@ -20,7 +20,9 @@ from craft_client.calls import JSON_TYPE, request_id
 from craft_client.connection import URL_VARIABLE
 from craft_client.exceptions import CraftError, GatewayFailed, ProtocolError, problem_error
 from craft_shared import codec, problems
+from craft_shared.display import Displayed, View, names
 from craft_shared.problems import Problem
+from craft_shared.units import UNITS
 from craft_shared.wire import EVERYTHING, Cost, Output
 
 # What proxies answer in a server's place, and services that are overloaded (529) for themselves.
@@ -29,8 +31,8 @@ GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, 529})
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Displayed):
     """Answer of `Client.predict`.
 
     Attributes:
@@ -68,9 +70,14 @@ class Prediction:
         """
         return self.tensors.get("top_classes")
 
+    def _view(self) -> View:
+        shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        facts = {"level": self.output.level, **shapes, **_charged(self.cost)}
+        return View(f"of {self.model}", {"revision": self.revision, **facts})
 
-@dataclass(frozen=True)
-class AdapterPrediction:
+
+@dataclass(frozen=True, repr=False)
+class AdapterPrediction(Displayed):
     """Answer of `Client.adapter_predict`.
 
     Attributes:
@@ -119,6 +126,32 @@ class AdapterPrediction:
         if "log_probs" in self.tensors:
             return np.exp(self.tensors["log_probs"].astype(np.float64))
         return None
+
+    def _view(self) -> View:
+        numbers, top = self.probabilities, self.top_classes
+        if top is None and numbers is not None:
+            top = numbers.argmax(axis=-1)[:, None]
+        rows: list[list[object]] = []
+        for row, best in enumerate([] if top is None else top[:, 0].tolist()):
+            probability = None if numbers is None else float(numbers[row].max())
+            abstained = None if self.abstained is None else bool(self.abstained[row])
+            rows.append([row, self.classes[best], probability, abstained])
+        return View(
+            f"of {self.adapter}@{self.version}",
+            {
+                "pictures": len(rows),
+                "classes": names(self.classes),
+                "level": self.output.level,
+                **_charged(self.cost),
+            },
+            ["picture", "class", "probability", "abstained"],
+            rows,
+        )
+
+
+def _charged(cost: Cost) -> dict[str, object]:
+    units = {f"charged {unit}": cost.charged[unit] for unit in UNITS if cost.charged[unit]}
+    return {**units, "cost_micros": cost.cost_micros or None}
 
 
 def read_json(kind: type[_Answer], response: httpx.Response) -> _Answer:

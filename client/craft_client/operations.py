@@ -27,6 +27,7 @@ from craft_client.pictures import Picture, files
 from craft_client.uploads import check_count, check_picture, picture_chunks, renumbered
 from craft_shared import codec, problems
 from craft_shared.adapter import Adapter
+from craft_shared.display import Listed
 from craft_shared.problems import Problem
 from craft_shared.run_reports import RunPoint, RunPoints, RunReport
 from craft_shared.wire import (
@@ -57,7 +58,7 @@ from craft_shared.wire import (
 
 def models() -> Operation[list[ModelCard]]:
     """The models that the server hosts."""
-    return read_json(ModelList, (yield Call("GET", "/v1/models"))).models
+    return Listed(read_json(ModelList, (yield Call("GET", "/v1/models"))).models)
 
 
 def model(name: str | None = None) -> Operation[ModelCard]:
@@ -226,7 +227,7 @@ def usage() -> Operation[Usage]:
 
 def budgets() -> Operation[list[Budget]]:
     """The key's budgets; a unit without one is not bounded. Free."""
-    return read_json(BudgetList, (yield Call("GET", "/v1/budget"))).budgets
+    return Listed(read_json(BudgetList, (yield Call("GET", "/v1/budget"))).budgets)
 
 
 def receipt(
@@ -301,7 +302,7 @@ def publish(
 
 def adapters() -> Operation[list[AdapterCard]]:
     """The adapters that the key may use: its owner's, shared ones, public ones. Free."""
-    return read_json(AdapterList, (yield Call("GET", "/v1/adapters"))).adapters
+    return Listed(read_json(AdapterList, (yield Call("GET", "/v1/adapters"))).adapters)
 
 
 def adapter(name: str) -> Operation[AdapterCard]:
@@ -312,7 +313,7 @@ def adapter(name: str) -> Operation[AdapterCard]:
 def adapter_versions(name: str) -> Operation[list[AdapterCard]]:
     """All versions of one of the owner's adapters, the retired ones too. Free."""
     response = yield Call("GET", path("adapters", name, "versions"))
-    return read_json(AdapterList, response).adapters
+    return Listed(read_json(AdapterList, response).adapters)
 
 
 def adapter_settings(name: str) -> Operation[AdapterSettings]:

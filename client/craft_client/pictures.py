@@ -192,7 +192,8 @@ def _levels(pixels: NDArray[Any], field: str) -> NDArray[np.uint8]:
             f"has floating-point values from {low:g} to {high:g}.",
             "They go from 0 to 1: undo a normalisation, or divide by 255.",
         )
-    return np.rint(pixels.astype(np.float32) * np.float32(255)).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
+    return levels
 
 
 def _drawable(image: Image, field: str) -> Image:
