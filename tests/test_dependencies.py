@@ -8,20 +8,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = {
-    "core", "client", "server", "postgres", "redis", "ray", "zstd", "pandas", "arrow", "otel", "dev"
-}
-    "core",
-    "client",
-    "server",
-    "postgres",
-    "redis",
-    "ray",
-    "zstd",
-    "pandas",
-    "arrow",
-    "otel",
-    "dev",
-}
+    "core", "client", "server", "postgres", "redis", "ray", "zstd", "pandas", "arrow", "otel", "dev",
+}  # fmt: skip
 
 
 def _declared() -> set[tuple[str, str]]:
