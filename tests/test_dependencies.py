@@ -8,7 +8,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = {
-    "core", "client", "server", "postgres", "redis", "ray", "zstd", "pandas", "arrow", "otel", "dev",
+    "core", "client", "server", "postgres", "redis", "ray", "zstd", "pandas", "arrow",
+    "otel", "dev",
 }  # fmt: skip
 
 
