@@ -19,7 +19,9 @@ def plugins(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"plugins": found})
     elif found:
-        table = Table(*found[0])
+        table = Table()
+        for name in found[0]:
+            table.add_column(name, overflow="fold")
         for row in found:
             table.add_row(*map(escape, row.values()))
         print_table(table)
