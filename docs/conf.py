@@ -57,8 +57,20 @@ def _math_block(writer: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _show_as_written(
+    _app: Sphinx, what: str, _name: str, _of: object, _options: object, lines: list[str]
+) -> None:
+    """Marks what a module's docstring sets in columns as literal, as its readers see it."""
+    if what != "module":
+        return
+    for number in reversed(range(1, len(lines))):
+        if lines[number].startswith("    ") and not lines[number - 1]:
+            lines[number:number] = ["::", ""]
+
+
 def setup(app: Sphinx) -> None:
     """Adds what Sphinx has not: equations as MathML, which browsers draw by themselves."""
+    app.connect("autodoc-process-docstring", _show_as_written)
     app.add_html_math_renderer(
         "mathml",
         inline_renderers=(_inline_math, None),

@@ -52,7 +52,7 @@ def cell(text: str) -> str:
     """Text that stands in a table: on one line, with nothing in it that Markdown would take."""
     plain = " ".join(text.split())
     parts = re.split(r"(`[^`]*`)", plain)
-    parts[::2] = [re.sub(r"([|<>*_\[\]{}$\\])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([|<>*\[\]{}$\\])", r"\\\1", part) for part in parts[::2]]
     parts[1::2] = [part.replace("|", r"\|") for part in parts[1::2]]
     return "".join(parts)
 
@@ -124,9 +124,17 @@ def commands() -> str:
 def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """A command and all below it, with the words that one types."""
     yield path, command
-    for name, below in getattr(command, "commands", {}).items():
-        if not below.hidden:
-            yield from walk(below, (*path, name))
+    for name, one in below(command).items():
+        if not one.hidden:
+            yield from walk(one, (*path, name))
+
+
+def below(command: Any) -> dict[str, Any]:
+    """A group's commands by name; none of a command that is no group."""
+    if not hasattr(command, "list_commands"):
+        return {}
+    context = command.make_context(command.name, [], resilient_parsing=True)
+    return {name: command.get_command(context, name) for name in command.list_commands(context)}
 
 
 def parameters(command: Any) -> list[Any]:
@@ -143,7 +151,7 @@ def _command(path: tuple[str, ...], command: Any) -> list[str]:
             *path,
             *(["[OPTIONS]"] if len(shown) > len(arguments) else []),
             *(one.make_metavar(context) for one in arguments),
-            *(["COMMAND"] if hasattr(command, "commands") else []),
+            *(["COMMAND"] if below(command) else []),
         ]
     )
     rows = [
@@ -207,8 +215,8 @@ def settings() -> str:
     ]
     lead = (
         "Every setting of the server: an environment variable, or a file of that name in lower "
-        "case in the folder `CRAFT_SECRETS_DIR` (`/run/secrets`). Most are options of `craft-server` "
-        "too. Options come first, then the environment, then files."
+        "case in the folder `CRAFT_SECRETS_DIR` (`/run/secrets`). Most are options of "
+        "`craft-server` too. Options come first, then the environment, then files."
     )
     return page("Settings", lead, table(("variable", "value", "default", "what"), rows))
 
@@ -279,9 +287,9 @@ def problems() -> str:
     ]
     lead = (
         "Every refusal and failure is `application/problem+json` (RFC 9457) with a `type` that "
-        f"never changes: `{TYPE_PREFIX}` and the name below. The Python client raises one exception "
-        "for each, in `craft_client.exceptions`; programs should look at the type, never at the "
-        "words."
+        f"never changes: `{TYPE_PREFIX}` and the name below. The Python client raises one "
+        "exception for each, in `craft_client.exceptions`; programs should look at the type, never "
+        "at the words."
     )
     columns = ("problem", "status", "exception", "means", "remedy")
     return page("Problems", lead, table(columns, rows))
