@@ -32,7 +32,11 @@ html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "craftbox"
 html_show_sourcelink = False
+templates_path = ["_templates"]
+# All pages in the left column, since there are too many for a bar at the top.
+html_sidebars = {"**": ["all-pages.html"]}
 html_theme_options = {
+    "navbar_center": [],
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
