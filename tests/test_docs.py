@@ -121,6 +121,38 @@ def test_commands_in_a_sentence_exist(page: Path) -> None:
         check_craft(words[0], words[1:])
 
 
+def known_options() -> set[str]:
+    """The options of all commands and of all scripts in the repository."""
+    options = {"--help"} | {
+        option
+        for program in ("craft", "craft-server")
+        for _, command in reference.walk(tree(program), (program,))
+        for one in command.params
+        for option in (*one.opts, *one.secondary_opts)
+    }
+    for folder in ("benchmarks", "examples", "tools"):
+        for script in (ROOT / folder).rglob("*.py"):
+            options.update(re.findall(r'"(--[a-z][a-z-]*)"', script.read_text()))
+    return options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_options_in_a_sentence_exist(page: Path) -> None:
+    told = {
+        option
+        for code in re.findall(r"(?<!`)`(--[^`]+)`", page.read_text())
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", code)
+    }
+    assert told - known_options() == set()
+
+
+@pytest.mark.parametrize("page", ["choosing.md", "counting.md"])
+def test_figures_are_those_that_were_measured(page: str) -> None:
+    measured = "\n".join((DOCS / name).read_text() for name in ("results.md", "output-levels.md"))
+    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|\b\d+\.\d{2}\b", (DOCS / page).read_text())
+    assert [figure for figure in figures if figure not in measured] == []
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
