@@ -110,7 +110,19 @@ EVERYTHING = Output()
 
 
 class Limits(Answer):
-    """What one call may hold at most."""
+    """What one call may hold at most.
+
+    Attributes:
+        body_bytes: of a request's body.
+        images_per_call: pictures in one body.
+        image_bytes: of one encoded picture.
+        image_pixels: of one picture, width times height.
+        images_per_set: pictures that an image set may have.
+        prompts_per_call: templates and codes together.
+        classes: class names and further texts together.
+        dim: length of a code.
+        answer_bytes: of an answer's numbers.
+    """
 
     body_bytes: int
     images_per_call: int
