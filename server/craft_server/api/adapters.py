@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from craft_server import adapters
 from craft_server.adapters import NoSuchAdapter, Reference
 from craft_server.api import documents
+from craft_server.api.addresses import ADAPTER_CALLS
 from craft_server.api.answer import encode_tensors, json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of, content_type, read_bytes, unsupported
@@ -73,8 +74,6 @@ Version = Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the 
 Versions = Annotated[str, Path(description="`NAME@VERSION`, or `NAME` for all of its versions.")]
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-# What follows a name in an address cannot be one, since an owner's name may come before it.
-_RESERVED = ("predictions", "restore", "settings", "usage", "versions")
 
 
 @router.post(
@@ -99,7 +98,13 @@ async def publish(
     services: WithServices,
     caller: WithPublishKey,
     call: Annotated[Call, Depends(call_of(repeatable=False))],
-    name: Annotated[str, Query(description="What the adapter is called under the key's owner.")],
+    name: Annotated[
+        str,
+        Query(
+            description="What the adapter is called under the key's owner.",
+            json_schema_extra={"pattern": r"^([\s\S]+/)?[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        ),
+    ],
     alias: Annotated[
         list[Alias] | None, Query(description="What means this version from now on.")
     ] = None,
@@ -173,7 +178,7 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
 
 
 @router.get(
-    "/{name:path}/versions",
+    "/{name:text}/versions",
     operation_id="list_adapter_versions",
     summary="All versions of an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -187,7 +192,7 @@ async def list_versions(
 
 
 @router.get(
-    "/{name:path}/settings",
+    "/{name:text}/settings",
     operation_id="get_adapter_settings",
     summary="An adapter's settings",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -200,7 +205,7 @@ async def get_settings(
 
 
 @router.get(
-    "/{name:path}/usage",
+    "/{name:text}/usage",
     operation_id="get_adapter_usage",
     summary="An adapter's usage",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -211,7 +216,7 @@ async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnNam
 
 
 @router.put(
-    "/{name:path}/restore",
+    "/{name:text}/restore",
     status_code=204,
     operation_id="restore_adapter",
     summary="Restore an adapter",
@@ -223,7 +228,7 @@ async def restore(services: WithServices, caller: WithPublishKey, name: Versions
 
 
 @router.get(
-    "/{name:path}",
+    "/{name:adapter}",
     operation_id="get_adapter",
     summary="An adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -235,7 +240,7 @@ async def get(services: WithServices, caller: WithPredictKey, name: Version) -> 
 
 
 @router.patch(
-    "/{name:path}",
+    "/{name:adapter}",
     operation_id="change_adapter",
     summary="Share an adapter, move its aliases",
     openapi_extra=documents.json_body(AdapterChange),
@@ -260,7 +265,7 @@ async def change(
 
 
 @router.delete(
-    "/{name:path}",
+    "/{name:adapter}",
     status_code=204,
     operation_id="retire_adapter",
     summary="Retire an adapter",
@@ -272,7 +277,7 @@ async def retire(services: WithServices, caller: WithPublishKey, name: Versions)
 
 
 @router.post(
-    "/{name:path}/predictions",
+    "/{name:text}/predictions",
     operation_id="create_adapter_prediction",
     summary="Predict with an adapter",
     response_class=Response,
@@ -396,7 +401,7 @@ def _own_new_name(caller: Caller, name: str) -> str:
             "an adapter is published under the name of the key's own owner",
             f"Leave out the owner: '{own[:64]}'.",
         )
-    if own in _RESERVED:
+    if own in ADAPTER_CALLS:
         raise invalid_field("name", f"'{own}' means something else", "Choose another name.")
     try:
         return _NAME.validate_python(own)
