@@ -7,7 +7,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"core", "client", "server", "postgres", "redis", "ray", "zstd", "otel", "docs", "dev"}
+EXTRAS = {
+    *("core", "client", "server", "postgres", "redis", "ray", "zstd", "pandas", "arrow", "otel"),
+    *("docs", "dev"),
+}
 
 
 def _declared() -> set[tuple[str, str]]:
