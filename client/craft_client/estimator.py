@@ -35,7 +35,7 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
-class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A classifier tuned on a model that is only called, as `craft tune` does it.
 
     Pictures are paths, encoded files (`bytes`), PIL images, or uint8 arrays [H, W] or [H, W, 3].
