@@ -17,6 +17,7 @@ import copy
 import importlib
 import importlib.machinery
 import os
+import random
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from typing import Any
 # Loaded before the forks, for speed. Nothing of the project: it is imported with the change.
 HEAVY = ("alembic", "httpx", "hypothesis", "numpy", "pydantic", "pytest", "safetensors.numpy")
 HEAVY += ("sqlalchemy", "joserfc", "structlog")
-SECONDS = 60
+SECONDS = 30
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -136,6 +137,10 @@ def _run(module: Path, tree: ast.Module, tests: list[str]) -> None:
     os.dup2(sink, 2)
     status = 1
     with suppress(BaseException):
+        hypothesis = importlib.import_module("hypothesis")
+        found = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # whatever is the simplest
+        hypothesis.settings.register_profile("mutants", phases=found, deadline=None, database=None)
+        hypothesis.settings.load_profile("mutants")
         pytest = importlib.import_module("pytest")
         options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
         status = int(pytest.main([*options, *tests]))
@@ -146,6 +151,7 @@ def main() -> None:
     """Prints each survivor, and how many there were of how many."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("module", type=Path)
+    parser.add_argument("--minutes", type=float, default=60, help="after which it ends (60)")
     parser.add_argument("tests", nargs="+", help="what pytest is told, after --")
     options = parser.parse_args()
     for name in HEAVY:
@@ -154,13 +160,17 @@ def main() -> None:
     tree = ast.parse(module.read_text())
     if not survives(module, tree, options.tests):
         sys.exit("the tests fail without a change")
-    count, left = 0, 0
-    for line, before, after, changed in mutants(tree):
+    count, left, end = 0, 0, time.monotonic() + options.minutes * 60
+    every = list(mutants(tree))
+    random.Random(1).shuffle(every)  # so that what the time allows is a fair sample
+    for line, before, after, changed in every:
+        if time.monotonic() > end:
+            break
         count += 1
         if survives(module, changed, options.tests):
             left += 1
             print(f"{options.module}:{line}: {before[:160]!r} -> {after[:160]!r}", flush=True)
-    print(f"{options.module}: {count} mutants, {left} survived")
+    print(f"{options.module}: {count} of {len(every)} mutants, {left} survived")
 
 
 if __name__ == "__main__":
