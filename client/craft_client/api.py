@@ -20,6 +20,7 @@ It knows HTTP and the wire; it does not know optimisation, nor what a picture sh
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -119,6 +120,7 @@ _RUN = re.compile(r"[\x20-\x7e]{1,255}")
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -670,7 +672,13 @@ class Client:
         with span(request.method, "CLIENT") as attempt:
             attempt.note({"http.request.method": request.method})
             request.headers.update(parent_headers())
-            response = self._send_once(request)
+            began = time.perf_counter()
+            try:
+                response = self._send_once(request)
+            except CraftError as error:
+                _log_attempt(request, began, str(error).partition("\n")[0])
+                raise
+            _log_attempt(request, began, f"{response.status_code}, {len(response.content):,} bytes")
             attempt.note({"http.response.status_code": response.status_code})
             return response
 
@@ -824,6 +832,18 @@ def _unexpected(response: httpx.Response, why: str) -> ProtocolError:
         f"that a craftbox server of this version gives: {why}.",
         remedy="Is this the address of a craftbox server, and of the same version as the client? "
         f"(request {_request_id(response.request)})",
+    )
+
+
+def _log_attempt(request: httpx.Request, began: float, outcome: str) -> None:
+    """Notes an attempt for whoever debugs: neither keys nor bodies, `began` by the perf counter."""
+    _log.debug(
+        "%s %s: %s (%.0f ms, request %s)",
+        request.method,
+        request.url.raw_path.decode(),
+        outcome,
+        1000 * (time.perf_counter() - began),
+        _request_id(request),
     )
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-Unit = Literal["queries", "predictions", "images", "texts", "requests"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
+from craft_shared.amounts import MEASURES, UNITS, Measure, Unit
 
-# What a budget may bound: units, or their price in millionths of the provider's currency.
-Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
+__all__ = ["MEASURES", "UNITS", "Measure", "Unit", "Units"]
 
 
 class Units(BaseModel):

@@ -10,7 +10,6 @@ import typer
 from craft_server import backup as backups
 from craft_server.cli.options import DatabaseUrl, DataDir, settings_of
 from craft_server.cli.output import fail
-from craft_server.database import DatabaseError, sqlite_file
 
 app = typer.Typer(help="Copies of the ledger's database.", no_args_is_help=True)
 
@@ -46,6 +45,8 @@ def restore(
 
 
 def _file(data_dir: Path | None, database_url: str | None, instead: str) -> Path:
+    from craft_server.database import DatabaseError, sqlite_file
+
     settings = settings_of(data_dir=data_dir, database_url=database_url)
     try:
         file = sqlite_file(settings.database_url, settings.data_dir)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import sqlalchemy as sa
 import typer
 
 from craft_server.cli.ledger import reading, writing
@@ -20,10 +19,13 @@ from craft_server.cli.options import (
     checked,
 )
 from craft_server.cli.output import fail, print_budgets
-from craft_server.clock import now_ms
-from craft_server.ledger import administration
-from craft_shared.units import MEASURES
-from craft_shared.wire import MAX_AMOUNT, BudgetLimit, BudgetTopUp
+from craft_shared.amounts import MEASURES
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from craft_server.ledger import administration
+    from craft_shared.amounts import MAX_AMOUNT
 
 app = typer.Typer(help="Keys' and teams' budgets.", no_args_is_help=True)
 
@@ -37,6 +39,9 @@ def show(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show the budgets that bound a key, its own and its team's, or a team's."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+
     with reading(data_dir, database_url) as connection:
         holder = _holder(connection, prefix, team)
         budgets = administration.show_budgets(connection, holder, now_ms())
@@ -55,6 +60,10 @@ def set_(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Set a budget, or change its limit; it counts from when it is first set."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+    from craft_shared.wire import BudgetLimit
+
     wanted = checked(BudgetLimit, unit=unit, window=window, limit=limit)
     at = now_ms()
     with writing(data_dir, database_url) as connection:
@@ -80,6 +89,10 @@ def top_up(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Add to the limits of budgets."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+    from craft_shared.wire import BudgetTopUp
+
     amounts = amounts_of(queries, predictions, images, texts, requests, cost_micros)
     if not amounts:
         fail("name a unit and how much of it to add, such as --queries 1000")
@@ -97,6 +110,8 @@ def top_up(
 def _holder(
     connection: sa.Connection, prefix: str | None, team: str | None
 ) -> administration.Holder:
+    from craft_server.ledger import administration
+
     if (prefix is None) == (team is None):
         fail("name either a key's prefix or --team")
     if team is not None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from sqlalchemy.engine import URL, make_url
 
 from craft_server.cli.options import DatabaseUrl, settings_of
 from craft_server.cli.output import fail
-from craft_server.ray_serve.config import Replicas, serve_config
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from craft_server.ray_serve.config import Replicas
 
 app = typer.Typer(help="Write what other systems need to run the server.", no_args_is_help=True)
 
@@ -47,6 +49,11 @@ def ray(
     share a PostgreSQL, whose password they read from a file (docs/deployment.md). Keys' limits a
     minute need a Redis: CRAFT_RATE_LIMITS_URL.
     """
+    import yaml
+    from sqlalchemy.engine import make_url
+
+    from craft_server.ray_serve.config import serve_config
+
     settings = settings_of(model=model, pretrained=pretrained, database_url=database_url)
     url = settings.database_url
     if url is None or not url.startswith("postgres"):
@@ -82,6 +89,8 @@ def ray(
 
 
 def _without_password(url: URL) -> str:
+    from sqlalchemy.engine import URL
+
     named = URL.create(
         url.drivername, url.username, None, url.host, url.port, url.database, url.query
     )
@@ -89,6 +98,8 @@ def _without_password(url: URL) -> str:
 
 
 def _replicas(text: str, option: str, cpus: float, gpus: float = 0.0) -> Replicas:
+    from craft_server.ray_serve.config import Replicas
+
     form = _RANGE.fullmatch(text)
     least, most = (int(form[1]), int(form[2] or form[1])) if form else (0, 0)
     if not 1 <= least <= most:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import (
@@ -23,10 +21,10 @@ from craft_server.cli.options import (
     duration_ms,
 )
 from craft_server.cli.output import fail, print_json, print_table
-from craft_server.clock import now_ms, rfc3339
-from craft_server.ledger import administration, keys
-from craft_shared.model_card import level_words
-from craft_shared.wire import MAX_AMOUNT, MAX_DECIMALS, KeyCreate, KeyPolicy, Output
+from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
+
+if TYPE_CHECKING:
+    from craft_shared.wire import KeyPolicy
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -92,6 +90,10 @@ def create(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a key and print it, this once. Units without a (lifetime) budget are not bounded."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+    from craft_shared.wire import KeyCreate
+
     if key_file is not None and key_file.exists():
         typer.echo(f"'{key_file}' holds a key already; none was made.")
         return
@@ -156,6 +158,10 @@ def policy(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Set what a key's answers may show, from its next call on; without options, say what it is."""
+    from craft_server.ledger import administration
+    from craft_shared.model_card import level_words
+    from craft_shared.wire import KeyPolicy
+
     wanted = _policies(level, k, decimals, noise, prompts_per_image_set, model)
     with writing(data_dir, database_url) as connection:
         for one in wanted:
@@ -179,6 +185,8 @@ def _policies(
     model: str | None = None,
 ) -> list[KeyPolicy]:
     """The policy that options name; none where they name nothing."""
+    from craft_shared.wire import KeyPolicy, Output
+
     options = (level, k, decimals, noise, prompts_per_image_set, model)
     if all(option is None for option in options):
         return []
@@ -192,6 +200,11 @@ def list_(
     json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
 ) -> None:
     """List all keys, without their secrets."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from craft_server.ledger import keys
+
     with reading(data_dir, database_url) as connection:
         cards = [keys.as_card(entry) for entry in keys.list_keys(connection)]
     if json_output:
@@ -222,6 +235,9 @@ def rotate(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Give a key a new secret and print it, this once; the old ones end after the overlap."""
+    from craft_server.clock import now_ms, rfc3339
+    from craft_server.ledger import administration
+
     at, overlap_ms = now_ms(), duration_ms(overlap, "--overlap")
     with writing(data_dir, database_url) as connection:
         made = administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=at)
@@ -239,6 +255,9 @@ def rotate(
 @app.command()
 def revoke(prefix: Prefix, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Make a key useless from now on, all its secrets."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import keys
+
     with writing(data_dir, database_url) as connection:
         card = keys.as_card(keys.revoke_key(connection, prefix, now_ms()))
     typer.echo(f"Key {prefix} of {card.owner} is revoked since {card.revoked_at}.")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 
 from craft_server.cli.output import fail
-from craft_server.clock import epoch_ms
-from craft_server.settings import Settings
-from craft_shared.units import MEASURES, Measure
-from craft_shared.wire import MAX_AMOUNT
+from craft_shared.amounts import MAX_AMOUNT, MEASURES, Measure
+
+if TYPE_CHECKING:
+    from craft_server.settings import Settings
 
 DataDir = Annotated[
     Path | None,
@@ -46,6 +46,8 @@ M = TypeVar("M", bound=BaseModel)
 
 def settings_of(**options: Any) -> Settings:
     """The settings, in which options that were given win over the environment."""
+    from craft_server.settings import Settings
+
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
@@ -84,6 +86,8 @@ def duration_ms(text: str, option: str) -> int:
 
 def moment_ms(text: str | None, option: str) -> int | None:
     """An RFC 3339 time in milliseconds since the Unix epoch."""
+    from craft_server.clock import epoch_ms
+
     if text is None:
         return None
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from craft_shared.wire import Budget
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from craft_shared.wire import Budget
 
 
 def fail(message: str) -> NoReturn:
@@ -25,11 +26,15 @@ def print_json(document: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Prints a table as wide as the terminal."""
+    from rich.console import Console
+
     Console().print(table)
 
 
 def print_budgets(budgets: list[Budget], json_output: bool) -> None:
     """Prints budgets as they stand."""
+    from rich.table import Table
+
     if json_output:
         print_json([budget.model_dump() for budget in budgets])
         return

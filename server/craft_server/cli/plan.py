@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from craft_server.cli.ledger import reading
 from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, settings_of
 from craft_server.cli.output import fail, print_json, print_table
-from craft_server.ledger.prices import list_prices
-from craft_shared.units import UNITS, Unit
+from craft_shared.amounts import UNITS, Unit
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from craft_server.plan import Architecture, Constants, Load, Plan, Seconds, Texts
     from craft_server.plan.constants import Precision
 
@@ -193,6 +193,8 @@ def plan(
 def _prices(
     given: list[str] | None, model: str, data_dir: Path | None, database_url: str | None
 ) -> dict[Unit, int] | None:
+    from craft_server.ledger.prices import list_prices
+
     if given:
         return dict(_price(text) for text in given)
     if data_dir is None and database_url is None:
@@ -202,6 +204,7 @@ def _prices(
 
 
 def _price(text: str) -> tuple[Unit, int]:
+
     name, _, micros = text.partition("=")
     unit = next((unit for unit in UNITS if unit == name), None)
     if unit is None or not micros.isdecimal():
@@ -240,6 +243,8 @@ def _measured(
 
 
 def _print(plan: Plan) -> None:
+    from rich.table import Table
+
     many = plan.tenants > 1
     table = Table(f"{plan.model}, {plan.precision}, {plan.cores} cores", "one run")
     if many:
@@ -261,6 +266,8 @@ def _print(plan: Plan) -> None:
 
 
 def _shares(seconds: Seconds) -> Table:
+    from rich.table import Table
+
     table = Table("where a run's time goes", "seconds", "share")
     for name, value in seconds:
         table.add_row(name, f"{value:,.1f}", f"{value / seconds.total:.0%}")

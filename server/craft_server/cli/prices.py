@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, checked
 from craft_server.cli.output import fail, print_json, print_table
-from craft_server.ledger import prices
-from craft_shared.units import UNITS
-from craft_shared.wire import MAX_PRICE_MICROS, PriceList
+from craft_shared.amounts import MAX_PRICE_MICROS, UNITS
+
+if TYPE_CHECKING:
+    from craft_server.ledger import prices
 
 app = typer.Typer(
     help="Prices of units, in millionths of your currency (micros).", no_args_is_help=True
@@ -35,6 +34,9 @@ def set_(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Set the micros that one unit costs from now on; other units keep their price."""
+    from craft_server.ledger import prices
+    from craft_shared.wire import PriceList
+
     given = zip(UNITS, (queries, predictions, images, texts, requests), strict=True)
     micros = {unit: price for unit, price in given if price is not None}
     if not micros:
@@ -51,12 +53,17 @@ def list_(
     json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
 ) -> None:
     """List the prices of all models."""
+    from craft_server.ledger import prices
+
     with reading(data_dir, database_url) as connection:
         of_models = prices.list_prices(connection)
     _print(of_models, json_output)
 
 
 def _print(of_models: prices.Prices, json_output: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     if json_output:
         print_json(of_models)
         return

@@ -14,12 +14,11 @@ from craft_server.cli.ledger import database_of
 from craft_server.cli.listening import announce, end_on_sigterm, listening, run
 from craft_server.cli.options import DatabaseUrl, DataDir, Host, Port, settings_of
 from craft_server.cli.output import fail
-from craft_server.database import Database
-from craft_server.ledger.keys import list_keys
-from craft_server.settings import Settings
 
 if TYPE_CHECKING:
+    from craft_server.database import Database
     from craft_server.recording import Tape
+    from craft_server.settings import Settings
     from craft_server.simulate import Profile
 
 _Model = Annotated[str | None, typer.Option(help="pocket, or one of open_clip's (default pocket).")]
@@ -176,6 +175,8 @@ def _profile_of(settings: Settings) -> Profile | None:
 def _announce(
     database: Database, settings: Settings, listener: socket.socket, profile: Profile | None
 ) -> None:
+    from craft_server.ledger.keys import list_keys
+
     if profile is not None:
         typer.echo(
             f"SIMULATED PROVIDER: profile {profile.name}, version {profile.version}, "

@@ -10,7 +10,6 @@ import typer
 from craft_server.cli.ledger import reading
 from craft_server.cli.options import DatabaseUrl, DataDir, moment_ms
 from craft_server.cli.output import fail
-from craft_server.ledger import exports
 
 app = typer.Typer(help="What was charged.", no_args_is_help=True)
 
@@ -34,6 +33,8 @@ def export(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Write all lines of the ledger to stdout, row by row; refunded ones charge nothing."""
+    from craft_server.ledger import exports
+
     checked_form = next((known for known in get_args(exports.Format) if known == form), None)
     if checked_form is None:
         fail("--format: write csv or jsonl")
