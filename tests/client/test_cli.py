@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from craft_client.cli import app
 from craft_client.cli import tune as tune_command
 from craft_client.settings import TuneSettings
+from craft_shared import problems
+from craft_shared.problems import Problem
 from craft_shared.units import Units
 
 from .fake_clip import budget
@@ -495,14 +497,36 @@ def test_a_server_that_is_not_there_is_told(craft: Craft) -> None:
     refused(craft("models", "--url", "http://127.0.0.1:1"), "Is craft-server running there?")
 
 
-def test_a_long_wait_for_the_server_is_said(
-    connected: WireServer, craft: Craft, monkeypatch: pytest.MonkeyPatch
+def overloaded(**headers: str) -> Fault:
+    problem = Problem.of(problems.OVERLOADED, "The queue is full.")
+    return Fault(
+        "GET /v1/models",
+        status=503,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        kind=problems.MEDIA_TYPE,
+        body=problem.model_dump_json(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (overloaded(Retry_After="1"), "the server is overloaded"),
+        (
+            Fault("GET /v1/models", status=503, headers={"Retry-After": "1"}),
+            "a gateway answered 503",
+        ),
+    ],
+    ids=["server", "gateway"],
+)
+def test_a_long_wait_for_the_server_is_one_short_line(
+    connected: WireServer, craft: Craft, fault: Fault, reason: str
 ) -> None:
-    connected.faults.append(Fault("GET /v1/models", status=503, headers={"Retry-After": "1"}))
+    connected.faults.append(fault)
     with stamina.set_testing(False):
         result = craft("models", "--json")
     assert answer(result)["models"]
-    assert "Retrying in 1 s: the server is overloaded." in result.stderr
+    assert result.stderr == f"Retrying in 1 s: {reason}.\n"
 
 
 # --- as a process -------------------------------------------------------------------------------

@@ -8,23 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_server.cli.options import DatabaseUrl, settings_of
-from craft_server.cli.output import fail
+from craft_server.cli.completion import models as models_of
+from craft_server.cli.options import DatabaseUrl, examples, settings_of
+from craft_server.cli.output import fail, misuse, note
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
     from craft_server.ray_serve.config import Replicas
 
-app = typer.Typer(help="Write what other systems need to run the server.", no_args_is_help=True)
+app = typer.Typer(
+    help="Write what other systems need to run the server.",
+    no_args_is_help=True,
+    epilog=examples("craft-server deploy ray --database-url postgresql://craft@db/craft"),
+)
 
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
 
 
-@app.command("ray")
+@app.command(
+    "ray",
+    epilog=examples(
+        "craft-server deploy ray --database-url postgresql://craft@db/craft --out serve.yaml",
+        "craft-server deploy ray --database-url postgresql://craft@db/craft --models 1-8",
+    ),
+)
 def ray(
     out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="The file (default: standard output).")
+        Path | None, typer.Option(dir_okay=False, show_default="standard output", help="The file.")
     ] = None,
     ingress: Annotated[
         str, typer.Option(help="Replicas that speak HTTP: a number, or a range such as 2-8.")
@@ -37,7 +48,12 @@ def ray(
     model_gpus: Annotated[
         float, typer.Option(min=0, help="GPUs of a model replica; 0.5 lets two share one.")
     ] = 0,
-    model: Annotated[str | None, typer.Option(help="pocket, or one of open_clip's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            show_default="pocket", help="pocket, or one of open_clip's.", autocompletion=models_of
+        ),
+    ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,
     host: Annotated[str, typer.Option(help="Address of the proxies.")] = "0.0.0.0",  # noqa: S104 - a cluster's, said in the help
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the proxies.")] = 8000,
@@ -85,7 +101,7 @@ def ray(
         typer.echo(text, nl=False)
     else:
         out.write_text(text)
-        typer.echo(f"Wrote '{out}'. Try it here: serve run {out}")
+        note(f"Wrote '{out}'. Try it here: serve run {out}")
 
 
 def _without_password(url: URL) -> str:
@@ -103,5 +119,5 @@ def _replicas(text: str, option: str, cpus: float, gpus: float = 0.0) -> Replica
     form = _RANGE.fullmatch(text)
     least, most = (int(form[1]), int(form[2] or form[1])) if form else (0, 0)
     if not 1 <= least <= most:
-        fail(f"{option}: write a number from 1, or a range such as 2-8")
+        misuse(f"{option}: write a number from 1, or a range such as 2-8")
     return Replicas(least, most, cpus, gpus)

@@ -7,16 +7,44 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from craft_server.cli.exit_codes import ExitCode
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from craft_shared.wire import Budget
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the command with one line on stderr and exit code 1."""
+_quiet = False
+
+
+def speak(*, quiet: bool) -> None:
+    """Sets whether notes are printed."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(message: str) -> None:
+    """Prints what is no result, unless the program is to be quiet."""
+    if not _quiet:
+        typer.echo(message)
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr, unless the program is to be quiet."""
+    if not _quiet:
+        typer.echo(f"Warning: {message}", err=True)
+
+
+def fail(message: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
+    """Ends the command with one line on stderr."""
     typer.echo(f"Error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
+
+
+def misuse(message: str) -> NoReturn:
+    """Ends the command with one line on stderr that tells what is wrong with how it was called."""
+    fail(message, ExitCode.USAGE)
 
 
 def print_json(document: Any) -> None:
@@ -49,4 +77,4 @@ def print_budgets(budgets: list[Budget], json_output: bool) -> None:
         )
     print_table(table)
     if not budgets:
-        typer.echo("No budget: nothing is bounded.")
+        note("No budget: nothing is bounded.")

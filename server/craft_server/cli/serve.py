@@ -12,8 +12,9 @@ import typer
 
 from craft_server.cli.ledger import database_of
 from craft_server.cli.listening import announce, end_on_sigterm, listening, run
-from craft_server.cli.options import DatabaseUrl, DataDir, Host, Port, settings_of
-from craft_server.cli.output import fail
+from craft_server.cli.options import examples
+from craft_server.cli.output import fail, misuse
+from craft_server.cli.serving_options import with_serving_options
 
 if TYPE_CHECKING:
     from craft_server.database import Database
@@ -21,94 +22,38 @@ if TYPE_CHECKING:
     from craft_server.settings import Settings
     from craft_server.simulate import Profile
 
-_Model = Annotated[str | None, typer.Option(help="pocket, or one of open_clip's (default pocket).")]
-_Pretrained = Annotated[
-    str | None, typer.Option(help="open_clip's name of the weights, or a checkpoint's path.")
-]
-_Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_Precision = Annotated[
-    str | None, typer.Option(help="auto, fastest, float32, float16 or bfloat16.")
-]
-_Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that speak HTTP (default 1); with 2 or more, the model has one of its own."
-    ),
-]
-_Profile = Annotated[
-    str | None,
-    typer.Option(
-        help="Behave like this provider: a shipped profile's name, or a TOML file "
-        "(docs/profiles.md)."
-    ),
-]
 
+@with_serving_options
+def serve(settings: Settings) -> None:
+    """Host a model, until told to stop.
 
-def serve(
-    model: _Model = None,
-    pretrained: _Pretrained = None,
-    device: _Device = None,
-    precision: _Precision = None,
-    host: Host = None,
-    port: Port = None,
-    workers: _Workers = None,
-    profile: _Profile = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Host a model. Each option is also an environment variable, such as CRAFT_MODEL."""
-    settings = settings_of(
-        model=model,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        host=host,
-        port=port,
-        workers=workers,
-        profile=profile,
-        data_dir=data_dir,
-        database_url=database_url,
-    )
+    Each option is also an environment variable, such as CRAFT_MODEL, and a line of
+    craft-server.toml: craft-server config show tells which counts.
+    """
     if settings.workers > 1:
         _host_together(settings)
     else:
         _host(settings, None)
 
 
+@with_serving_options
 def record(
+    settings: Settings,
     out: Annotated[
         Path,
         typer.Option(
             "--out", dir_okay=False, help="The recording; what there is already is added to."
         ),
     ],
-    model: _Model = None,
-    pretrained: _Pretrained = None,
-    device: _Device = None,
-    precision: _Precision = None,
-    host: Host = None,
-    port: Port = None,
-    profile: _Profile = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
 ) -> None:
     """Host a model, and keep what clients ask and are answered in a file.
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
-    settings = settings_of(
-        model=model,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        host=host,
-        port=port,
-        profile=profile,
-        data_dir=data_dir,
-        database_url=database_url,
-    )
     from craft_server.recording import Tape, TapeError
 
+    if settings.workers > 1:
+        misuse("--workers: one process makes a recording; leave it out")
     try:
         tape = Tape.record(out)
     except TapeError as error:
@@ -128,7 +73,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
 
-        configure_logging()
+        configure_logging(settings.log_level)
         with traced(), closing(engine_of(settings)) as engine, suppress(KeyboardInterrupt):
             try:
                 application = create_app(settings, engine, database, tape)
@@ -147,12 +92,12 @@ def _host(settings: Settings, tape: Tape | None) -> None:
 def _host_together(settings: Settings) -> None:
     """Like `_host`, with some processes that speak HTTP and one that has the model."""
     if settings.profile is not None:
-        fail("--profile: a simulated provider is one process; leave --workers out")
+        misuse("--profile: a simulated provider is one process; leave --workers out")
     with listening(settings) as listener, database_of(settings) as database:
         from craft_server.logs import configure_logging
         from craft_server.processes.host import host
 
-        configure_logging()
+        configure_logging(settings.log_level)
         if settings.rate_limits_url is None:
             typer.echo(
                 f"Keys' limits a minute are counted by each of the {settings.workers} processes "
@@ -189,3 +134,18 @@ def _announce(
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         typer.echo(f"There is no key yet. Make one: craft-server keys create --owner me {where}")
     sys.stdout.flush()
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the commands of this module."""
+    app.command(
+        epilog=examples(
+            "craft-server serve --model pocket",
+            "craft-server serve --model ViT-B-32 --pretrained openai --port 9000",
+            "craft-server serve --profile flaky",
+        ),
+        rich_help_panel=panel,
+    )(serve)
+    app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=panel)(
+        record
+    )
