@@ -21,5 +21,5 @@ def run_folders(incomplete: str) -> list[str]:
 
 
 def adapter_names(incomplete: str) -> list[str]:
-    """Adapters that `craft adapters`, `craft publish` or `craft predict` have told of."""
+    """Adapters that `craft adapters` or `craft publish` has told of."""
     return [name for name in known_names() if name.startswith(incomplete)]
