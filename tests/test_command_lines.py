@@ -22,6 +22,7 @@ from craft_client.cli.exit_codes import ExitCode as ClientExitCode
 from craft_server.cli import app as craft_server
 from craft_server.cli.exit_codes import ExitCode as ServerExitCode
 
+UsageError: Any = typer.BadParameter.__base__
 ROOT = Path(__file__).parent.parent
 APPS = {"craft": craft, "craft-server": craft_server}
 MODULES = {"craft": "craft_client.cli", "craft-server": "craft_server.cli"}
@@ -71,7 +72,7 @@ def parse(words: list[str]) -> None:
 def test_help_has_a_summary_words_for_each_parameter_and_examples_that_parse(name: str) -> None:
     command = COMMANDS[name]
     summary = (command.help or "").splitlines()[0]
-    assert summary.endswith((".", ";")) or len(summary) > 60, summary
+    assert summary.endswith("."), summary
     for parameter in command.params:
         assert parameter.help, f"{parameter.name} has no help"
     examples = examples_of(command)
@@ -83,7 +84,7 @@ def test_help_has_a_summary_words_for_each_parameter_and_examples_that_parse(nam
 
 def test_an_example_with_an_option_that_is_none_does_not_parse() -> None:
     for words in (["craft", "tune", "--buget", "3"], ["craft", "tun"], ["craft", "-z", "models"]):
-        with pytest.raises((typer.main._click.exceptions.UsageError, AssertionError)):
+        with pytest.raises((UsageError, AssertionError)):
             parse(words)
 
 

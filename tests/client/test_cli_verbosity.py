@@ -87,7 +87,7 @@ def test_both_at_once_is_wrong_usage(craft: Craft) -> None:
 def test_words_behind_two_dashes_are_arguments(craft: Craft) -> None:
     done = craft("publish", "--name", "a", "--", "-q")
     assert done.exit_code == 1
-    assert "'-q'" in done.stderr
+    assert "'-q/run.json' does not exist" in done.stderr
 
 
 @pytest.mark.parametrize(
