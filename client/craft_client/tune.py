@@ -25,6 +25,7 @@ from craft_client.recipe_paper import run_paper
 from craft_client.settings import Recipe, SettingsError, TuneSettings
 from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.display import Displayed, View
 from craft_shared.units import Units
 from craft_shared.wire import Output, Provenance, ProviderProfile
 
@@ -49,8 +50,8 @@ _RECIPES: dict[Recipe, Callable[[TuningRun], Outcome]] = {
 }
 
 
-@dataclass(frozen=True)
-class TuneResult:
+@dataclass(frozen=True, repr=False)
+class TuneResult(Displayed):
     """What a run came to.
 
     Attributes:
@@ -71,6 +72,17 @@ class TuneResult:
     units: Units
     stopped_by: str | None
     history: list[dict[str, Any]]
+
+    def _view(self) -> View:
+        return View(
+            f"of {self.adapter.digest[:12]}",
+            {
+                "accuracy before, %": self.accuracy_before,
+                "accuracy after, %": self.accuracy_after,
+                **self.units.model_dump(),
+                "stopped by": self.stopped_by,
+            },
+        )
 
 
 def run_document(

@@ -16,6 +16,8 @@ from fastapi import FastAPI
 
 from craft_server.api import (
     account,
+    adapter_predictions,
+    adapter_publishing,
     adapters,
     admin,
     answers,
@@ -150,7 +152,9 @@ def create_app(
         account,
         answers,
         receipts,
+        adapter_publishing,
         adapters,
+        adapter_predictions,
         run_reports,
         admin,
     ):

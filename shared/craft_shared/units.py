@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from craft_shared.amounts import MEASURES, UNITS, Measure, Unit
 
 __all__ = ["MEASURES", "UNITS", "Measure", "Unit", "Units"]
+
+
+# The integers that every JSON parser holds exactly, and every database.
+_Amount = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class Units(BaseModel):
@@ -22,11 +28,11 @@ class Units(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queries: NonNegativeInt = 0
-    predictions: NonNegativeInt = 0
-    images: NonNegativeInt = 0
-    texts: NonNegativeInt = 0
-    requests: NonNegativeInt = 0
+    queries: _Amount = 0
+    predictions: _Amount = 0
+    images: _Amount = 0
+    texts: _Amount = 0
+    requests: _Amount = 0
 
     def __add__(self, other: Units) -> Units:
         return Units(**{unit: getattr(self, unit) + getattr(other, unit) for unit in UNITS})

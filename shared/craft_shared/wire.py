@@ -10,22 +10,49 @@ limits (`GET /v1/models` states those), nor how anything is computed.
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     model_validator,
 )
 
-from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS, MAX_PRICE_MICROS, Measure, Unit
+from craft_shared.amounts import (
+    MAX_AMOUNT,
+    MAX_DECIMALS,
+    MAX_PRICE_MICROS,
+    UNITS,
+    Measure,
+    Unit,
+)
+from craft_shared.display import Displayed, View, names
 from craft_shared.units import Units
 
 LONGEST_CLASS_NAME = 200  # characters
 
+
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def _read_time(value: object) -> object:
+    if isinstance(value, str) and _RFC_3339.fullmatch(value):
+        return datetime.fromisoformat(value.upper())
+    if isinstance(value, datetime):
+        return value
+    raise ValueError("this is no RFC 3339 time such as 2026-01-31T12:00:00Z")
+
+
+# Pydantic alone would take a number too, for seconds since 1970.
+Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
@@ -109,7 +136,19 @@ EVERYTHING = Output()
 
 
 class Limits(Answer):
-    """What one call may hold at most."""
+    """What one call may hold at most.
+
+    Attributes:
+        body_bytes: of a request's body.
+        images_per_call: pictures in one body.
+        image_bytes: of one encoded picture.
+        image_pixels: of one picture, all of them counted.
+        images_per_set: pictures that an image set may have.
+        prompts_per_call: templates and codes together.
+        classes: class names and further texts together.
+        dim: length of a code.
+        answer_bytes: of an answer's numbers.
+    """
 
     body_bytes: int
     images_per_call: int
@@ -136,7 +175,7 @@ class ProviderProfile(Answer):
     digest: str
 
 
-class ModelCard(Answer):
+class ModelCard(Displayed, Answer):
     """What a client may know of a model.
 
     Attributes:
@@ -159,6 +198,20 @@ class ModelCard(Answer):
     output: Output = EVERYTHING
     prompts_per_image_set: int | None = None
     profile: ProviderProfile | None = None
+
+    def _view(self) -> View:
+        return View(
+            self.name,
+            {
+                "revision": self.revision,
+                "image size, pixels": self.image_size,
+                "level": self.output.level,
+                "prompts per image set": self.prompts_per_image_set,
+                "pictures a call": self.limits.images_per_call,
+                "prompts a call": self.limits.prompts_per_call,
+                "profile": self.profile and self.profile.name,
+            },
+        )
 
 
 class ModelList(Answer):
@@ -200,7 +253,7 @@ class Context(Message):
 Window = Literal["lifetime", "month", "week", "day", "hour"]
 
 
-class Budget(Answer):
+class Budget(Displayed, Answer):
     """One bound on a key, its own or its team's; all of them must cover a call.
 
     Attributes:
@@ -222,6 +275,10 @@ class Budget(Answer):
     reserved: int
     remaining: int
     resets_at: str | None = None
+
+    def _view(self) -> View:
+        facts = {name: value for name, value in self if name not in ("unit", "window", "of")}
+        return View(f"{self.unit} of the {self.of}, {self.window}", facts)
 
 
 class BudgetList(Answer):
@@ -264,7 +321,7 @@ class Charge(Answer):
     cost_micros: int = 0
 
 
-class Usage(Answer):
+class Usage(Displayed, Answer):
     """Answer of `GET /v1/usage?after=ID&limit=N`: totals of what is settled, and a page of lines.
 
     `next_after` continues the listing; null at its end.
@@ -274,6 +331,22 @@ class Usage(Answer):
     cost_micros: int = 0
     charges: list[Charge]
     next_after: int | None
+
+    def _view(self) -> View:
+        kinds: dict[str, list[Charge]] = {}
+        for charge in self.charges:
+            kinds.setdefault(charge.call, []).append(charge)
+        rows = []
+        for call, charges in kinds.items():
+            units = sum((charge.units for charge in charges), Units())
+            cost = sum(charge.cost_micros for charge in charges)
+            rows.append([call, len(charges), *(units[unit] for unit in UNITS), cost])
+        return View(
+            f"of {len(self.charges):,} charges",
+            {**self.total.model_dump(), "cost_micros": self.cost_micros},
+            ["call", "charges", *UNITS, "cost_micros"],
+            rows,
+        )
 
 
 # --- image sets -----------------------------------------------------------------------------------
@@ -407,7 +480,7 @@ class Provenance(Message):
     units: Units = Units()
 
 
-class AdapterCard(Answer):
+class AdapterCard(Displayed, Answer):
     """One version of a published adapter, as those see it who may use it.
 
     Calls refer to it as `name`, `name@version` or `name@alias`; to another owner's as `owner/name`
@@ -446,6 +519,26 @@ class AdapterCard(Answer):
     pays: Payer = "caller"
     abstain_below: float | None = None
     provenance: Provenance = Provenance()
+
+    def _view(self) -> View:
+        owner = f"{self.owner}/" if self.owner else ""
+        return View(
+            f"{owner}{self.name}@{self.version}",
+            {
+                "aliases": names(self.aliases),
+                "model": self.model,
+                "access": self.access_mode,
+                "classes": names(self.classes),
+                "queries a prediction": self.prompts,
+                "paid by": self.pays,
+                "published at": self.published_at,
+                "retired at": self.retired_at,
+                "recipe": self.provenance.recipe,
+                "data": self.provenance.data,
+                "shots": self.provenance.shots,
+                "accuracy after, %": self.provenance.accuracy_after,
+            },
+        )
 
 
 class AdapterList(Answer):
@@ -500,7 +593,9 @@ class AdapterChange(Message):
     ] = Field(default=[], max_length=1000)
     pays: Payer = "caller"
     abstain_below: Probability | None = None
-    aliases: dict[Alias, Annotated[int, Field(ge=1)] | None] = Field(default={}, max_length=100)
+    aliases: dict[Alias, Annotated[int, Field(ge=1)] | None] = Field(
+        default={}, max_length=100, json_schema_extra={"additionalProperties": False}
+    )
 
 
 class AdapterUse(Answer):
@@ -664,7 +759,7 @@ class KeyCreate(Message):
     name: Label = ""
     team: NonEmptyLabel | None = None
     scopes: list[Scope] = Field(default=["predict", "publish"], min_length=1)
-    expires_at: AwareDatetime | None = None
+    expires_at: Time | None = None
     requests_per_minute: PerMinute | None = None
     predictions_per_minute: PerMinute | None = None
     concurrency: PerMinute | None = None

@@ -12,7 +12,7 @@ from craft_client.cli.show import document, say, table
 from craft_shared.amounts import UNITS
 
 ImageSetId = Annotated[
-    str, typer.Argument(metavar="ID", show_default=False, help="As the upload named it.")
+    str, typer.Argument(metavar="ID", show_default=False, help="As tune and evaluate show it.")
 ]
 
 
