@@ -31,7 +31,7 @@ from craft_shared.wire import EVERYTHING, ImageSet, ImageUploadAnswer, Output, S
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
-class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A classifier tuned on a model that is only called, as `craft tune` does it.
 
     Pictures are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
