@@ -116,7 +116,7 @@ class Limits(Answer):
         body_bytes: of a request's body.
         images_per_call: pictures in one body.
         image_bytes: of one encoded picture.
-        image_pixels: of one picture, width times height.
+        image_pixels: that one picture has in all.
         images_per_set: pictures that an image set may have.
         prompts_per_call: templates and codes together.
         classes: class names and further texts together.
