@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field
 
 Unit = Literal["queries", "predictions", "images", "texts", "requests"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -12,6 +12,10 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 # What a budget may bound: units, or their price in millionths of the provider's currency.
 Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+
+# The integers that every JSON parser holds exactly, and every database.
+_Amount = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class Units(BaseModel):
@@ -27,11 +31,11 @@ class Units(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queries: NonNegativeInt = 0
-    predictions: NonNegativeInt = 0
-    images: NonNegativeInt = 0
-    texts: NonNegativeInt = 0
-    requests: NonNegativeInt = 0
+    queries: _Amount = 0
+    predictions: _Amount = 0
+    images: _Amount = 0
+    texts: _Amount = 0
+    requests: _Amount = 0
 
     def __add__(self, other: Units) -> Units:
         return Units(**{unit: getattr(self, unit) + getattr(other, unit) for unit in UNITS})

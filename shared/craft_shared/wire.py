@@ -10,11 +10,14 @@ limits (`GET /v1/models` states those), nor how anything is computed.
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -26,6 +29,22 @@ from craft_shared.units import UNITS, Measure, Unit, Units
 
 LONGEST_CLASS_NAME = 200  # characters
 
+
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def _read_time(value: object) -> object:
+    if isinstance(value, str) and _RFC_3339.fullmatch(value):
+        return datetime.fromisoformat(value.upper())
+    if isinstance(value, datetime):
+        return value
+    raise ValueError("this is no RFC 3339 time such as 2026-01-31T12:00:00Z")
+
+
+# Pydantic alone would take a number too, for seconds since 1970.
+Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
@@ -116,7 +135,7 @@ class Limits(Answer):
         body_bytes: of a request's body.
         images_per_call: pictures in one body.
         image_bytes: of one encoded picture.
-        image_pixels: that one picture has in all.
+        image_pixels: of one picture, all of them counted.
         images_per_set: pictures that an image set may have.
         prompts_per_call: templates and codes together.
         classes: class names and further texts together.
@@ -567,7 +586,9 @@ class AdapterChange(Message):
     ] = Field(default=[], max_length=1000)
     pays: Payer = "caller"
     abstain_below: Probability | None = None
-    aliases: dict[Alias, Annotated[int, Field(ge=1)] | None] = Field(default={}, max_length=100)
+    aliases: dict[Alias, Annotated[int, Field(ge=1)] | None] = Field(
+        default={}, max_length=100, json_schema_extra={"additionalProperties": False}
+    )
 
 
 class AdapterUse(Answer):
@@ -733,7 +754,7 @@ class KeyCreate(Message):
     name: Label = ""
     team: NonEmptyLabel | None = None
     scopes: list[Scope] = Field(default=["predict", "publish"], min_length=1)
-    expires_at: AwareDatetime | None = None
+    expires_at: Time | None = None
     requests_per_minute: PerMinute | None = None
     predictions_per_minute: PerMinute | None = None
     concurrency: PerMinute | None = None

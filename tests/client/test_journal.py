@@ -80,7 +80,7 @@ def test_tensors_are_on_disk_before_the_line_that_names_them(
     def watching(path: Path, *args: object, **kwargs: object) -> object:
         if path.name == LINES_FILE:
             seen.append((journal.folder / TENSOR_FOLDER / "000001.safetensors").exists())
-        return real_open(path, *args, **kwargs)  # type: ignore[call-overload]
+        return real_open(path, *args, **kwargs)  # type: ignore[call-overload] # passes on whatever it gets
 
     monkeypatch.setattr(Path, "open", watching)
     journal.append({"generation": 1}, {"000001": {"losses": np.zeros(1, np.float32)}})

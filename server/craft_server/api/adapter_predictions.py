@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from craft_server import adapters
 from craft_server.api import documents
+from craft_server.api.addresses import ADAPTER_OF_CALL
 from craft_server.api.answer import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
@@ -48,7 +49,7 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 
 @router.post(
-    "/{name:path}/predictions",
+    f"{ADAPTER_OF_CALL}/predictions",
     operation_id="create_adapter_prediction",
     summary="Predict with an adapter",
     response_class=Response,

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from craft_server import adapters
 from craft_server.api import documents
+from craft_server.api.addresses import ADAPTER_CALLS
 from craft_server.api.answer import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import content_type, read_bytes, unsupported
@@ -43,8 +44,6 @@ from craft_shared.wire import (
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-# What follows a name in an address cannot be one, since an owner's name may come before it.
-_RESERVED = ("predictions", "restore", "settings", "usage", "versions")
 
 
 @router.post(
@@ -69,7 +68,13 @@ async def publish(
     services: WithServices,
     caller: Annotated[Caller, Depends(caller_with("publish"))],
     call: Annotated[Call, Depends(call_of(repeatable=False))],
-    name: Annotated[str, Query(description="What the adapter is called under the key's owner.")],
+    name: Annotated[
+        str,
+        Query(
+            description="What the adapter is called under the key's owner.",
+            json_schema_extra={"pattern": r"^([\s\S]+/)?[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        ),
+    ],
     alias: Annotated[
         list[Alias] | None, Query(description="What means this version from now on.")
     ] = None,
@@ -153,7 +158,7 @@ def _own_new_name(caller: Caller, name: str) -> str:
             "an adapter is published under the name of the key's own owner",
             f"Leave out the owner: '{own[:64]}'.",
         )
-    if own in _RESERVED:
+    if own in ADAPTER_CALLS:
         raise invalid_field("name", f"'{own}' means something else", "Choose another name.")
     try:
         return _NAME.validate_python(own)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Path
 from craft_server import adapters
 from craft_server.adapters import NoSuchAdapter, Reference
 from craft_server.api import documents
+from craft_server.api.addresses import ADAPTER, ADAPTER_OF_CALL
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.services import WithServices
@@ -50,7 +51,7 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
 
 
 @router.get(
-    "/{name:path}/versions",
+    f"{ADAPTER_OF_CALL}/versions",
     operation_id="list_adapter_versions",
     summary="All versions of an adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -64,7 +65,7 @@ async def list_versions(
 
 
 @router.get(
-    "/{name:path}/settings",
+    f"{ADAPTER_OF_CALL}/settings",
     operation_id="get_adapter_settings",
     summary="An adapter's settings",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -77,7 +78,7 @@ async def get_settings(
 
 
 @router.get(
-    "/{name:path}/usage",
+    f"{ADAPTER_OF_CALL}/usage",
     operation_id="get_adapter_usage",
     summary="An adapter's usage",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -88,7 +89,7 @@ async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnNam
 
 
 @router.put(
-    "/{name:path}/restore",
+    f"{ADAPTER_OF_CALL}/restore",
     status_code=204,
     operation_id="restore_adapter",
     summary="Restore an adapter",
@@ -100,7 +101,7 @@ async def restore(services: WithServices, caller: WithPublishKey, name: Versions
 
 
 @router.get(
-    "/{name:path}",
+    ADAPTER,
     operation_id="get_adapter",
     summary="An adapter",
     responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
@@ -112,7 +113,7 @@ async def get(services: WithServices, caller: WithPredictKey, name: Version) -> 
 
 
 @router.patch(
-    "/{name:path}",
+    ADAPTER,
     operation_id="change_adapter",
     summary="Share an adapter, move its aliases",
     openapi_extra=documents.json_body(AdapterChange),
@@ -137,7 +138,7 @@ async def change(
 
 
 @router.delete(
-    "/{name:path}",
+    ADAPTER,
     status_code=204,
     operation_id="retire_adapter",
     summary="Retire an adapter",

@@ -14,7 +14,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response, StreamingResponse
-from pydantic import AwareDatetime
 from sqlalchemy import Connection
 
 from craft_server.api import documents
@@ -48,6 +47,7 @@ from craft_shared.wire import (
     NonEmptyLabel,
     PriceList,
     PriceLists,
+    Time,
     UsageLine,
 )
 
@@ -179,7 +179,7 @@ async def set_key_budgets(
 
 
 @router.put(
-    "/teams/{name:path}/budgets",
+    "/teams/{name:text}/budgets",
     summary="Set a team's budgets",
     openapi_extra=documents.json_body(BudgetLimits),
     responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
@@ -222,7 +222,7 @@ async def top_up_key(
 
 
 @router.post(
-    "/teams/{name:path}/budgets/top-up",
+    "/teams/{name:text}/budgets/top-up",
     summary="Add to a team's budgets",
     response_model=BudgetList,
     openapi_extra=documents.json_body(BudgetTopUps),
@@ -252,7 +252,7 @@ async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLis
 
 
 @router.put(
-    "/prices/{model:path}",
+    "/prices/{model:text}",
     summary="Set a model's prices",
     openapi_extra=documents.json_body(PriceList),
     responses=documents.problems(*documents.WITH_BODY),
@@ -292,8 +292,8 @@ async def export_usage(
     _caller: WithAdminKey,
     form: Annotated[exports.Format, Query(alias="format")] = "csv",
     key: Annotated[str | None, Query(description="Only of the key with this prefix.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Calls made then or later.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Calls made before.")] = None,
+    since: Annotated[Time | None, Query(description="Calls made then or later.")] = None,
+    until: Annotated[Time | None, Query(description="Calls made before.")] = None,
 ) -> StreamingResponse:
     """All lines of the ledger, streamed."""
     selection = exports.Selection(

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/answers", tags=["account"])
 
 
 @router.delete(
-    "/{idempotency_key:path}",
+    "/{idempotency_key:text}",
     status_code=204,
     summary="Acknowledge an answer",
     responses=documents.problems(UNAUTHENTICATED, *documents.ANY),

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server import problems
 from craft_server.adapters import NoSuchAdapter, NoSuchVersion
+from craft_server.api.addresses import allowed_methods
 from craft_server.api.idempotency import Replayed, replay
 from craft_server.asked_prompts import PromptLimitReached
 from craft_server.engine import Overloaded, WorkerDied
@@ -278,4 +279,7 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
     kinds = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
     kind = kinds.get(error.status_code, MALFORMED_BODY)
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    return problem_response(request, Problem.of(kind, detail), error.headers)
+    headers = dict(error.headers or {})
+    if kind is METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(allowed_methods(request.app.router.routes, request.scope))
+    return problem_response(request, Problem.of(kind, detail), headers)

@@ -40,7 +40,7 @@ _IdempotencyKey = Annotated[
         alias=IDEMPOTENCY_KEY_HEADER,
         description="Names the call, so that it can be sent again without being done or charged "
         "again; a UUID, for example. The same key with another call is refused.",
-        json_schema_extra={"maxLength": 255},
+        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_KEY.pattern}$"},
     ),
 ]
 _Run = Annotated[
@@ -49,7 +49,7 @@ _Run = Annotated[
         alias=RUN_HEADER,
         description="What the client calls the run that the call is part of: usage lists it, and "
         "receipts can be had for it.",
-        json_schema_extra={"maxLength": 255},
+        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_RUN.pattern}$"},
     ),
 ]
 

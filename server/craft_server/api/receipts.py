@@ -8,7 +8,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from pydantic import AwareDatetime
 
 from craft_server.api import documents
 from craft_server.api.auth import WithCaller
@@ -17,6 +16,7 @@ from craft_server.problems import ProblemError, invalid_field
 from craft_server.receipts import NothingCharged, Selection, StillReserved
 from craft_shared.problems import INVALID_REQUEST, NOT_FOUND, RUN_IN_PROGRESS
 from craft_shared.receipt import KEYS_MEDIA_TYPE, MEDIA_TYPE
+from craft_shared.wire import Time
 
 router = APIRouter(tags=["receipts"])
 
@@ -53,10 +53,10 @@ async def get_receipt(
         ),
     ] = None,
     since: Annotated[
-        AwareDatetime | None, Query(description="Only calls at or after this time (RFC 3339).")
+        Time | None, Query(description="Only calls at or after this time (RFC 3339).")
     ] = None,
     until: Annotated[
-        AwareDatetime | None, Query(description="Only calls before this time (RFC 3339).")
+        Time | None, Query(description="Only calls before this time (RFC 3339).")
     ] = None,
 ) -> Response:
     """What the key was charged, for a run or a period, signed. Free.

@@ -1,0 +1,49 @@
+"""What may stand in a call's address, where that is more than a word.
+
+It knows URL syntax and which calls an adapter has; it does not know which names are valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
+
+# What follows an adapter's name in the address of a call, and so cannot be one: an owner's name
+# may come before it, slashes and all.
+ADAPTER_CALLS = ("predictions", "restore", "settings", "usage", "versions")
+
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+
+
+class _AnyText(PathConvertor):
+    """Any text, line breaks among it: whether it names something is the call's to say."""
+
+    regex = r"[\s\S]*"
+
+
+class _AdapterName(PathConvertor):
+    """Any text that is not the address of another of an adapter's calls."""
+
+    regex = rf"(?:(?!/(?:{'|'.join(ADAPTER_CALLS)})\Z)[\s\S])*"
+
+
+register_url_convertor("text", _AnyText())
+register_url_convertor("adapter", _AdapterName())
+# In the address of an adapter, and in that of one of its calls.
+ADAPTER = "/{name:adapter}"
+ADAPTER_OF_CALL = "/{name:text}"
+
+
+def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """The methods of the resource that a request is for, in alphabetical order (RFC 9110, `Allow`).
+
+    Starlette names those of the first route alone, and a route has one.
+    """
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]

@@ -1,0 +1,46 @@
+"""The API's description against a running server: schemathesis with all of its checks, in a process
+of its own, over a socket. Short here; ten minutes with CRAFT_TEST_FULL=1 (scripts/contract)."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import BIN, StartServer, start_server  # noqa: F401
+
+HERE = Path(__file__).parent
+FULL = bool(os.environ.get("CRAFT_TEST_FULL"))
+SCOPES = {
+    "an administrator's key": ["--scope", "predict", "--scope", "publish", "--scope", "admin"],
+    "a plain key": [],
+}
+SECONDS = {"an administrator's key": 300 if FULL else 10, "a plain key": 300 if FULL else 6}
+
+
+@pytest.mark.timeout(900)
+def test_every_answer_is_as_the_description_says(
+    start_server: StartServer,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    server = start_server("--model", "pocket")
+    for kind, scopes in SCOPES.items():
+        report = tmp_path / "report.json"
+        command = [BIN / "st", "--config-file", HERE / "schemathesis.toml", "run"]
+        command += [f"{server.url}/openapi.json", "--no-color", "--max-time", str(SECONDS[kind])]
+        command += ["--report", "json", "--report-json-path", report]
+        if not FULL:
+            command += ["--no-shrink", "--generation-deterministic"]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "CRAFT_API_KEY": server.key(*scopes)},
+            capture_output=True,
+            text=True,
+            cwd=HERE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = json.loads(report.read_text())
+        print(f"{kind}: {told['test_cases']}, dropped: {told['filtered']}")
+        assert told["operations"]["tested"] == told["operations"]["total"]
+    assert "Traceback" not in (server.folder / "server.log").read_text()
