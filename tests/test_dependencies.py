@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"core", "client", "server", "postgres", "redis", "ray", "zstd", "otel", "dev"}
+EXTRAS = {"core", "client", "server", "postgres", "redis", "ray", "zstd", "otel", "fuzz", "dev"}
 
 
 def _declared() -> set[tuple[str, str]]:
