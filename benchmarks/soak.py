@@ -58,8 +58,11 @@ SEEDS = (1, 2, 3, 4)
 PICTURES = 8
 COUNTED = ("queries", "predictions", "texts")
 SAMPLE_SECONDS = 5
-WORKERS = 2
 MEBIBYTE = 2**20
+WORKERS = 2
+VICTIMS = ("engine", "http", "forkserver", "supervisor", "client")
+# Small, so that they are full after the warm-up and what grows then is not them.
+CACHE_BYTES = 32 * MEBIBYTE
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--kill-every", type=float, default=20)
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -192,6 +196,9 @@ def _soak(arguments: argparse.Namespace, url: str, folder: Path) -> dict[str, An
             "CRAFT_PORT": str(port),
             "CRAFT_LEASE_SECONDS": "5",
             "CRAFT_DRAIN_SECONDS": "0",
+            "CRAFT_TEXTS_CACHE_BYTES": str(CACHE_BYTES),
+            "CRAFT_FEATURES_CACHE_BYTES": str(CACHE_BYTES),
+            "CRAFT_ADAPTERS_CACHE_BYTES": str(CACHE_BYTES),
         },
     )
     server.start()
@@ -222,7 +229,7 @@ def _soak(arguments: argparse.Namespace, url: str, folder: Path) -> dict[str, An
                 stop.touch()
             elif at > next_kill:
                 next_kill += arguments.kill_every
-                kills[_kill(server, clients, chance)] += 1
+                kills[_kill(server, clients, arguments.victims, chance)] += 1
             if next_sample < at < arguments.seconds:
                 next_sample = at + SAMPLE_SECONDS
                 watch.sample(server, at)
@@ -236,6 +243,7 @@ def _soak(arguments: argparse.Namespace, url: str, folder: Path) -> dict[str, An
         return {
             "clients": arguments.clients,
             "seconds": round(took, 1),
+            "victims": arguments.victims,
             "kills": dict(kills),
             "server_starts": server.starts,
             **_verdict(server, folder, keys, expected),
@@ -248,16 +256,16 @@ def _soak(arguments: argparse.Namespace, url: str, folder: Path) -> dict[str, An
             server.process.wait(60)
 
 
-def _kill(server: Server, clients: list[Any], chance: random.Random) -> str:
+def _kill(server: Server, clients: list[Any], victims: list[str], chance: random.Random) -> str:
     """Kills one process and tells what it was."""
     groups = server.processes()
-    what = chance.choice(["engine", "http", "forkserver", "supervisor", "client"])
+    what = chance.choice(victims)
     pids = [process.pid for process in clients if process.is_alive()]
-    victims = pids if what == "client" else groups.get(what, [])
-    if not victims:
+    running = pids if what == "client" else groups.get(what, [])
+    if not running:
         return "nobody"
     with suppress(ProcessLookupError):
-        os.kill(chance.choice(victims), signal.SIGKILL)
+        os.kill(chance.choice(running), signal.SIGKILL)
     return what
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"core", "client", "server", "postgres", "redis", "ray", "zstd", "otel", "fuzz", "dev"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {"core", *PROJECT["optional-dependencies"]}
 
 
 def _declared() -> set[tuple[str, str]]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {"core": project["dependencies"], **project["optional-dependencies"]}
+    extras = {"core": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
     return {
         (Requirement(line).name, extra)
         for extra, lines in extras.items()

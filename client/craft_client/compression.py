@@ -42,17 +42,37 @@ def read(response: httpx.Response, *, most_bytes: int = MOST_BYTES) -> httpx.Res
         ProtocolError: it cannot be decompressed, or comes to more than `most_bytes`.
         httpx.TransportError: the connection broke.
     """
-    if response.headers.get("Content-Encoding", "").strip().lower() != CODING:
+    if not _in_zstd(response):
         response.read()
         return response
-    body = _decompressed(b"".join(response.iter_raw()), most_bytes)
+    return _undone(response, b"".join(response.iter_raw()), most_bytes)
+
+
+async def read_async(response: httpx.Response, *, most_bytes: int = MOST_BYTES) -> httpx.Response:
+    """`read`, of an answer that an asynchronous client streams."""
+    if not _in_zstd(response):
+        await response.aread()
+        return response
+    data = b"".join([chunk async for chunk in response.aiter_raw()])
+    return _undone(response, data, most_bytes)
+
+
+def _in_zstd(response: httpx.Response) -> bool:
+    coding: str = response.headers.get("Content-Encoding", "")
+    return coding.strip().lower() == CODING
+
+
+def _undone(response: httpx.Response, data: bytes, most_bytes: int) -> httpx.Response:
     headers = [
         (name, value)
         for name, value in response.headers.multi_items()
         if name not in ("content-encoding", "content-length")
     ]
     return httpx.Response(
-        response.status_code, headers=headers, content=body, request=response.request
+        response.status_code,
+        headers=headers,
+        content=_decompressed(data, most_bytes),
+        request=response.request,
     )
 
 

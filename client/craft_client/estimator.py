@@ -1,12 +1,10 @@
 """CraFT as a scikit-learn classifier of pictures.
 
-It knows scikit-learn's conventions and how pictures in memory become files; it does not know how
-tuning works, nor HTTP.
+It knows scikit-learn's conventions; it does not know how tuning works, HTTP, or what a picture is.
 """
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
@@ -24,21 +21,21 @@ from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.open_text import beside
 from craft_client.paper_presets import recipe_settings
+from craft_client.pictures import Picture, files
 from craft_client.remote import RemoteBlackBox, classify_here
-from craft_client.settings import Recipe, SettingsError, Strategy, TuneSettings
+from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
 from craft_shared.wire import EVERYTHING, ImageSet, ImageUploadAnswer, Output, Scale
-
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
 class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A classifier tuned on a model that is only called, as `craft tune` does it.
 
-    Pictures are paths, encoded files (`bytes`), PIL images, or uint8 arrays [H, W] or [H, W, 3].
+    Pictures are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
+    `craft_client.pictures` for what each may hold.
     Fitting and predicting send them to the server, which charges the key for both.
 
     Args:
@@ -56,6 +53,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         scale: see there.
         sigma: see there.
         strategy: see there.
+        refiner: see there.
         search: see there.
         refinement: see there.
         consistency: see there.
@@ -82,7 +80,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         *,
         classes: Sequence[str] | None = None,
         model: str | None = None,
-        recipe: Recipe = "craftbox",
+        recipe: str = "craftbox",
         budget: int | None = None,
         seed: int = 1,
         population: int | None = None,
@@ -91,6 +89,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         scale: Scale | None = None,
         sigma: float | None = None,
         strategy: Strategy = "cma-es",
+        refiner: str = "ridge",
         search: bool = True,
         refinement: bool = True,
         consistency: bool = True,
@@ -112,6 +111,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.scale = scale
         self.sigma = sigma
         self.strategy = strategy
+        self.refiner = refiner
         self.search = search
         self.refinement = refinement
         self.consistency = consistency
@@ -121,7 +121,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.keep_texts = keep_texts
         self.run_dir = run_dir
 
-    def fit(self, X: Iterable[Any], y: ArrayLike) -> Self:
+    def fit(self, X: Iterable[Picture], y: ArrayLike) -> Self:
         """Tunes on pictures and their labels.
 
         Args:
@@ -133,8 +133,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             DataError: a picture cannot be used; nothing was sent.
             CraftError: see `craft_client.tune.tune`.
         """
-        files = _files(X)
-        check_consistent_length(files, y)
+        encoded = _files(X)
+        check_consistent_length(encoded, y)
         self.classes_, names, labels = _encode_labels(y, self.classes)
         self._settings(labels, names)  # told before anything is sent, if they cannot be used
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
@@ -143,21 +143,21 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             settings = self._settings(labels, names, card.output, card.prompts_per_image_set)
             with _image_set(client, card.name) as empty:
                 # Checked as it will be, because uploading is charged.
-                planned = empty.model_copy(update={"count": len(files)})
+                planned = empty.model_copy(update={"count": len(encoded)})
                 black_box = RemoteBlackBox(client, planned, names)
                 about = run_document(black_box, labels, settings, profile=card.profile)
                 journal = Journal.create(folder, about)
-                image_set, uploaded = _upload(client, empty, files)
+                image_set, uploaded = _upload(client, empty, encoded)
                 black_box = RemoteBlackBox(client, image_set, names)
                 self.result_ = tune(black_box, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
         return self
 
-    def predict_log_proba(self, X: Iterable[Any]) -> NDArray[np.float32]:
+    def predict_log_proba(self, X: Iterable[Picture]) -> NDArray[np.float32]:
         """Natural-log probabilities of N pictures, float32 [N, C], columns as `classes_`."""
         check_is_fitted(self)
-        files = _files(X)
+        encoded = _files(X)
         config = self.adapter_.config
         with self._connected() as client, _image_set(client, config.model) as empty:
             if empty.revision != config.revision:
@@ -165,17 +165,17 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     f"The model '{config.model}' is not the one that this classifier was tuned on.",
                     remedy="Fit it anew.",
                 )
-            image_set, _ = _upload(client, empty, files)
+            image_set, _ = _upload(client, empty, encoded)
             black_box = RemoteBlackBox(client, image_set, config.scored)
             return classify_here(self.adapter_, black_box)[1]
 
-    def predict_proba(self, X: Iterable[Any]) -> NDArray[np.float64]:
+    def predict_proba(self, X: Iterable[Picture]) -> NDArray[np.float64]:
         """Probabilities of N pictures, float64 [N, C], columns as `classes_`."""
         probs = np.exp(self.predict_log_proba(X).astype(np.float64))
         normalised: NDArray[np.float64] = probs / probs.sum(axis=1, keepdims=True)
         return normalised
 
-    def predict(self, X: Iterable[Any]) -> NDArray[Any]:
+    def predict(self, X: Iterable[Picture]) -> NDArray[Any]:
         """The most probable label of each of N pictures."""
         rows = self.predict_log_proba(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[rows]
@@ -210,6 +210,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             scale=self.scale,
             sigma=self.sigma,
             strategy=self.strategy,
+            refiner=self.refiner,
             search=self.search,
             refinement=self.refinement,
             consistency=self.consistency,
@@ -281,60 +282,20 @@ def _encode_labels(
     return labels, labels.tolist(), np.searchsorted(labels, given.astype(str)).astype(np.int64)
 
 
-def _files(pictures: Iterable[Any]) -> list[bytes]:
-    if isinstance(pictures, str | bytes | Path):
-        raise _unusable("X", "is one picture.", "Give a list of pictures.")
-    files = [_file(picture, f"X[{row}]") for row, picture in enumerate(pictures)]
-    if not files:
-        raise _unusable("X", "holds no picture.", "Give at least one.")
-    return files
-
-
-def _file(picture: Any, field: str) -> bytes:
-    """A picture as an encoded file; what is not one yet becomes PNG."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str | Path):
-        try:
-            return Path(picture).read_bytes()
-        except OSError as error:
-            raise _unusable(
-                field, f"'{picture}': {error.strerror}.", "Name a file that can be read."
-            ) from error
-    if isinstance(picture, np.ndarray):
-        picture = _image(picture, field)
-    if not isinstance(picture, Image.Image):
-        raise _unusable(
-            field,
-            f"is a {type(picture).__name__}.",
-            "Give a path, an encoded file, a PIL image, or a uint8 array [H, W] or [H, W, 3].",
+def _files(X: Iterable[Picture]) -> list[bytes]:
+    encoded = list(files(X, "X"))
+    if not encoded:
+        raise DataError(
+            "The pictures cannot be used.",
+            errors=[
+                FieldError(field="X", message="holds no picture.", remedy="Give at least one.")
+            ],
         )
-    buffer = io.BytesIO()
-    drawable = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
-    drawable.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _image(pixels: NDArray[Any], field: str) -> Image.Image:
-    coloured = pixels.ndim == 3 and pixels.shape[2] == 3
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or coloured) or not pixels.size:
-        raise _unusable(
-            field,
-            f"is an array {list(pixels.shape)} of {pixels.dtype}.",
-            "Give uint8 [H, W] or [H, W, 3].",
-        )
-    return Image.fromarray(pixels)
+    return encoded
 
 
 def _wrong(field: str, message: str, remedy: str) -> SettingsError:
     return SettingsError(
         "The labels cannot be used.",
-        errors=[FieldError(field=field, message=message, remedy=remedy)],
-    )
-
-
-def _unusable(field: str, message: str, remedy: str) -> DataError:
-    return DataError(
-        "The pictures cannot be used.",
         errors=[FieldError(field=field, message=message, remedy=remedy)],
     )

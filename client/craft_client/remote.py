@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from craft_client.api import AdapterPrediction, Client, Prediction, picture_chunks
+from craft_client.api import AdapterPrediction, Client, Prediction
 from craft_client.blackbox import Scores
 from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded, ProtocolError
+from craft_client.uploads import picture_chunks
 from craft_shared.adapter import Adapter
 from craft_shared.output import DType, scores_of
 from craft_shared.units import Units

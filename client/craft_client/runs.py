@@ -25,7 +25,11 @@ from craft_client.journal import (
     JournalError,
 )
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
+from craft_shared.display import Displayed, Listed, View
 from craft_shared.units import Units
+
+# Of a long run, in a notebook.
+POINTS_SHOWN = 8
 
 
 class Settings(BaseModel):
@@ -119,8 +123,8 @@ class Point:
     cost_micros: int | None
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Displayed):
     """A run, finished or not. Use `load`.
 
     Attributes:
@@ -192,6 +196,33 @@ class Run:
         """`finished` or `unfinished`."""
         return "finished" if self.summary else "unfinished"
 
+    def _view(self) -> View:
+        settings, summary = self.about.settings, self.summary
+        step = -(-len(self.points) // POINTS_SHOWN) or 1
+        return View(
+            self.name,
+            {
+                "state": self.state,
+                "data": self.data,
+                "model": self.about.model,
+                "recipe": settings.recipe,
+                "shots": settings.shots,
+                "seed": settings.seed,
+                "queries": self.units.queries,
+                "predictions": self.units.predictions,
+                "cost_micros": self.cost_micros or None,
+                "accuracy before, %": summary and summary.accuracy_before,
+                "accuracy after, %": summary and summary.accuracy_after,
+                "deployed": summary and summary.deployed,
+                "failure": self.failure,
+            },
+            ["queries", "loss, nats", "best loss, nats", "accuracy, %"],
+            [
+                [point.queries, point.loss, point.best_loss, point.accuracy]
+                for point in (*self.points[:-1:step], *self.points[-1:])
+            ],
+        )
+
 
 @dataclass(frozen=True)
 class Damaged:
@@ -199,6 +230,15 @@ class Damaged:
 
     folder: Path
     reason: str
+
+
+def compared(folders: Iterable[Path]) -> list[Run]:
+    """Runs to be shown beside each other, a row each.
+
+    Raises:
+        JournalError: there is no run in one of the directories, or it is damaged.
+    """
+    return Listed(Run.load(folder) for folder in folders)
 
 
 def runs_below(folder: Path) -> tuple[list[Run], list[Damaged]]:
@@ -211,7 +251,7 @@ def runs_below(folder: Path) -> tuple[list[Run], list[Damaged]]:
         raise JournalError(
             f"There is no folder '{folder}'.", remedy="Name the folder that holds run directories."
         )
-    runs: list[Run] = []
+    runs: Listed[Run] = Listed()
     damaged: list[Damaged] = []
 
     def unreadable(error: OSError) -> None:

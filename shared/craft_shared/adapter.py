@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from craft_shared import codec
+from craft_shared.display import Displayed, View, names
 from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
@@ -91,8 +92,8 @@ class AdapterConfig(Message):
         return [*self.classes, *self.texts]
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(Displayed):
     """A checked adapter.
 
     Attributes:
@@ -169,6 +170,25 @@ class Adapter:
     def digest(self) -> str:
         """SHA-256 of the adapter's bytes, in hexadecimal."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def _view(self) -> View:
+        config, provenance = self.config, self.config.provenance
+        return View(
+            self.digest[:12],
+            {
+                "model": config.model,
+                "access": config.access_mode,
+                "classes": names(config.classes),
+                "texts": names(config.texts),
+                "queries a prediction": config.prompts,
+                "head": config.head,
+                "recipe": provenance.recipe,
+                "data": provenance.data,
+                "shots": provenance.shots,
+                "accuracy before, %": provenance.accuracy_before,
+                "accuracy after, %": provenance.accuracy_after,
+            },
+        )
 
     def save(self, folder: Path) -> None:
         """Writes the folder, each file whole or not at all."""

@@ -24,7 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from craft_shared.units import Measure, Unit, Units
+from craft_shared.display import Displayed, View, names
+from craft_shared.units import UNITS, Measure, Unit, Units
 
 LONGEST_CLASS_NAME = 200  # characters
 
@@ -133,7 +134,19 @@ EVERYTHING = Output()
 
 
 class Limits(Answer):
-    """What one call may hold at most."""
+    """What one call may hold at most.
+
+    Attributes:
+        body_bytes: of a request's body.
+        images_per_call: pictures in one body.
+        image_bytes: of one encoded picture.
+        image_pixels: of one picture, all of them counted.
+        images_per_set: pictures that an image set may have.
+        prompts_per_call: templates and codes together.
+        classes: class names and further texts together.
+        dim: length of a code.
+        answer_bytes: of an answer's numbers.
+    """
 
     body_bytes: int
     images_per_call: int
@@ -160,7 +173,7 @@ class ProviderProfile(Answer):
     digest: str
 
 
-class ModelCard(Answer):
+class ModelCard(Displayed, Answer):
     """What a client may know of a model.
 
     Attributes:
@@ -183,6 +196,20 @@ class ModelCard(Answer):
     output: Output = EVERYTHING
     prompts_per_image_set: int | None = None
     profile: ProviderProfile | None = None
+
+    def _view(self) -> View:
+        return View(
+            self.name,
+            {
+                "revision": self.revision,
+                "image size, pixels": self.image_size,
+                "level": self.output.level,
+                "prompts per image set": self.prompts_per_image_set,
+                "pictures a call": self.limits.images_per_call,
+                "prompts a call": self.limits.prompts_per_call,
+                "profile": self.profile and self.profile.name,
+            },
+        )
 
 
 class ModelList(Answer):
@@ -224,7 +251,7 @@ class Context(Message):
 Window = Literal["lifetime", "month", "week", "day", "hour"]
 
 
-class Budget(Answer):
+class Budget(Displayed, Answer):
     """One bound on a key, its own or its team's; all of them must cover a call.
 
     Attributes:
@@ -246,6 +273,10 @@ class Budget(Answer):
     reserved: int
     remaining: int
     resets_at: str | None = None
+
+    def _view(self) -> View:
+        facts = {name: value for name, value in self if name not in ("unit", "window", "of")}
+        return View(f"{self.unit} of the {self.of}, {self.window}", facts)
 
 
 class BudgetList(Answer):
@@ -288,7 +319,7 @@ class Charge(Answer):
     cost_micros: int = 0
 
 
-class Usage(Answer):
+class Usage(Displayed, Answer):
     """Answer of `GET /v1/usage?after=ID&limit=N`: totals of what is settled, and a page of lines.
 
     `next_after` continues the listing; null at its end.
@@ -298,6 +329,22 @@ class Usage(Answer):
     cost_micros: int = 0
     charges: list[Charge]
     next_after: int | None
+
+    def _view(self) -> View:
+        kinds: dict[str, list[Charge]] = {}
+        for charge in self.charges:
+            kinds.setdefault(charge.call, []).append(charge)
+        rows = []
+        for call, charges in kinds.items():
+            units = sum((charge.units for charge in charges), Units())
+            cost = sum(charge.cost_micros for charge in charges)
+            rows.append([call, len(charges), *(units[unit] for unit in UNITS), cost])
+        return View(
+            f"of {len(self.charges):,} charges",
+            {**self.total.model_dump(), "cost_micros": self.cost_micros},
+            ["call", "charges", *UNITS, "cost_micros"],
+            rows,
+        )
 
 
 # --- image sets -----------------------------------------------------------------------------------
@@ -431,7 +478,7 @@ class Provenance(Message):
     units: Units = Units()
 
 
-class AdapterCard(Answer):
+class AdapterCard(Displayed, Answer):
     """One version of a published adapter, as those see it who may use it.
 
     Calls refer to it as `name`, `name@version` or `name@alias`; to another owner's as `owner/name`
@@ -470,6 +517,26 @@ class AdapterCard(Answer):
     pays: Payer = "caller"
     abstain_below: float | None = None
     provenance: Provenance = Provenance()
+
+    def _view(self) -> View:
+        owner = f"{self.owner}/" if self.owner else ""
+        return View(
+            f"{owner}{self.name}@{self.version}",
+            {
+                "aliases": names(self.aliases),
+                "model": self.model,
+                "access": self.access_mode,
+                "classes": names(self.classes),
+                "queries a prediction": self.prompts,
+                "paid by": self.pays,
+                "published at": self.published_at,
+                "retired at": self.retired_at,
+                "recipe": self.provenance.recipe,
+                "data": self.provenance.data,
+                "shots": self.provenance.shots,
+                "accuracy after, %": self.provenance.accuracy_after,
+            },
+        )
 
 
 class AdapterList(Answer):

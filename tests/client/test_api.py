@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import stamina
 
-from craft_client import api
+from craft_client import exchange
+from craft_client.answers import GATEWAY_STATUSES, read_json
 from craft_client.api import AdapterPrediction, Client, Prediction
+from craft_client.calls import Call
 from craft_client.exceptions import (
     AdapterNotFound,
     AnswerLost,
@@ -604,7 +606,7 @@ def test_without_a_time_to_wait_no_call_is_sent_again(
 PAGE = {"kind": "text/html", "body": "<html><h1>No</h1></html>"}
 
 
-@pytest.mark.parametrize("status", sorted(api.GATEWAY_STATUSES))
+@pytest.mark.parametrize("status", sorted(GATEWAY_STATUSES))
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}], ids=["no time", "a time"])
 def test_what_a_gateway_answers_is_no_end(
     client: Client, connected: WireServer, status: int, headers: dict[str, str]
@@ -643,7 +645,7 @@ def test_a_deletion_that_a_gateway_hid_counts_as_done(
 def test_a_server_that_failed_is_asked_again_for_a_short_while(
     connected: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "SHORT_PATIENCE", 0.5)
+    monkeypatch.setattr(exchange, "SHORT_PATIENCE", 0.5)
     with Client() as client:
         connected.faults.append(refusing("GET /v1/models", problems.INTERNAL_ERROR))
         client.models()
@@ -719,8 +721,8 @@ RUNNING = {
 def test_patience_counts_from_the_first_failure_and_ends(
     connected: WireServer, monkeypatch: pytest.MonkeyPatch, fault: Fault, kind: type[CraftError]
 ) -> None:
-    monkeypatch.setattr(api, "PATIENCE", 1.0)
-    monkeypatch.setattr(api, "LONG_PATIENCE", 1.0)
+    monkeypatch.setattr(exchange, "PATIENCE", 1.0)
+    monkeypatch.setattr(exchange, "LONG_PATIENCE", 1.0)
     with Client() as client:
         image_set = client.upload_images(client.create_image_set("fake"), pictures(1))
         # The first answer takes longer than the patience, and its loss is not the end.
@@ -837,5 +839,5 @@ def test_each_failure_names_the_request_as_the_log_does(answered: httpx.Response
         Client("http://x", "key", transport=httpx.MockTransport(answer)) as asking,
         pytest.raises(CraftError) as failed,
     ):
-        asking._json(BudgetList, asking._send("GET", "/v1/budget", again=False))
+        read_json(BudgetList, asking._send(Call("GET", "/v1/budget", again=False)))
     assert f"(request {sent_ids[-1]})" in str(failed.value)

@@ -12,7 +12,9 @@ from craft_client.cli.session import connect
 from craft_client.cli.show import document, say, table
 from craft_shared.units import UNITS, Units
 
-ImageSetId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
+ImageSetId = Annotated[
+    str, typer.Argument(metavar="ID", show_default=False, help="As tune and evaluate show it.")
+]
 
 
 def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:

@@ -34,7 +34,7 @@ Since = Annotated[
 ]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only calls before, RFC 3339.")]
 Out = Annotated[Path, typer.Option("--out", dir_okay=False, help="Where to write the receipt.")]
-ReceiptFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
+ReceiptFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A receipt.")]
 Keys = Annotated[
     Path | None,
     typer.Option(

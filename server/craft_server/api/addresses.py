@@ -32,6 +32,9 @@ class _AdapterName(PathConvertor):
 
 register_url_convertor("text", _AnyText())
 register_url_convertor("adapter", _AdapterName())
+# In the address of an adapter, and in that of one of its calls.
+ADAPTER = "/{name:adapter}"
+ADAPTER_OF_CALL = "/{name:text}"
 
 
 def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:

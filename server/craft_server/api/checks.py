@@ -13,9 +13,9 @@ from craft_server.api.answer import answer_bytes
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
 from craft_server.ledger.keys import Caller
-from craft_server.problems import invalid_field, invalid_request, model_not_found
+from craft_server.problems import ProblemError, invalid_field, invalid_request, model_not_found
 from craft_shared.output import DType
-from craft_shared.problems import FieldError
+from craft_shared.problems import REVISION_MISMATCH, FieldError
 from craft_shared.wire import Context, Limits, Output
 
 
@@ -111,3 +111,14 @@ def _count_errors(
             )
         )
     return errors
+
+
+def check_revision(services: Services, model: str, revision: str) -> None:
+    """Raises the problem if an adapter of this model and revision cannot be served here."""
+    hosted, current = services.engine.name, services.revision
+    if (model, revision) != (hosted, current):
+        raise ProblemError(
+            REVISION_MISMATCH,
+            f"the adapter was tuned on '{model}' revision {revision}; "
+            f"the server hosts '{hosted}' revision {current}",
+        )

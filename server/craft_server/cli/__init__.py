@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import typer
 
-from craft_server.cli import backups, budgets, deploy, keys, plan, prices, replay, serve, usage
+from craft_server.cli import (
+    backups,
+    budgets,
+    deploy,
+    keys,
+    plan,
+    plugins,
+    prices,
+    replay,
+    serve,
+    usage,
+)
 
 app = typer.Typer(
     help="The craftbox server: a metered prediction API before a vision-language model.",
@@ -19,6 +30,7 @@ app.command("serve")(serve.serve)
 app.command("record")(serve.record)
 app.command("replay")(replay.replay)
 app.command("plan")(plan.plan)
+app.command("plugins")(plugins.plugins)
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")

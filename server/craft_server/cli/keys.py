@@ -30,7 +30,10 @@ from craft_shared.wire import MAX_AMOUNT, MAX_DECIMALS, KeyCreate, KeyPolicy, Ou
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
-Rate = Annotated[int | None, typer.Option(min=1, max=MAX_AMOUNT, show_default=False)]
+Rate = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_AMOUNT, show_default=False, help="At most; unbounded by default."),
+]
 Level = Annotated[
     str | None,
     typer.Option(

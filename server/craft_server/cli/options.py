@@ -34,7 +34,10 @@ Team = Annotated[str | None, typer.Option(help="The team's budgets instead of a 
 Window = Annotated[
     str, typer.Option(help="lifetime, or each calendar month, week, day or hour (UTC).")
 ]
-Amount = Annotated[int | None, typer.Option(min=0, max=MAX_AMOUNT, show_default=False)]
+Amount = Annotated[
+    int | None,
+    typer.Option(min=0, max=MAX_AMOUNT, show_default=False, help="Amount of this unit."),
+]
 
 _DURATION = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}

@@ -19,7 +19,10 @@ app = typer.Typer(
     help="Prices of units, in millionths of your currency (micros).", no_args_is_help=True
 )
 
-Price = Annotated[int | None, typer.Option(min=0, max=MAX_PRICE_MICROS, show_default=False)]
+Price = Annotated[
+    int | None,
+    typer.Option(min=0, max=MAX_PRICE_MICROS, show_default=False, help="Micros that one costs."),
+]
 
 
 @app.command("set")

@@ -17,6 +17,7 @@ from craft_server.cli.output import fail
 from craft_server.database import Database
 from craft_server.ledger.keys import list_keys
 from craft_server.settings import Settings
+from craft_shared.plugins import PluginError
 
 if TYPE_CHECKING:
     from craft_server.recording import Tape
@@ -54,6 +55,10 @@ def serve(
     port: Port = None,
     workers: _Workers = None,
     profile: _Profile = None,
+    output_policy: Annotated[
+        str | None,
+        typer.Option(help="A plug-in that narrows what keys see (docs/plugins.md)."),
+    ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -67,9 +72,11 @@ def serve(
         port=port,
         workers=workers,
         profile=profile,
+        output_policy=output_policy,
         data_dir=data_dir,
         database_url=database_url,
     )
+    _check_output_policy(settings)
     if settings.workers > 1:
         _host_together(settings)
     else:
@@ -108,6 +115,7 @@ def record(
         data_dir=data_dir,
         database_url=database_url,
     )
+    _check_output_policy(settings)
     from craft_server.recording import Tape, TapeError
 
     try:
@@ -161,6 +169,16 @@ def _host_together(settings: Settings) -> None:
                 err=True,
             )
         host(settings, listener, lambda: _announce(database, settings, listener, None))
+
+
+def _check_output_policy(settings: Settings) -> None:
+    """Before the model is loaded, so that a plug-in that is missing or broken is told at once."""
+    from craft_server.output_policies import output_policy
+
+    try:
+        output_policy(settings.output_policy)
+    except PluginError as error:
+        fail(f"--output-policy: {error}")
 
 
 def _profile_of(settings: Settings) -> Profile | None:

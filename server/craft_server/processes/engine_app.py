@@ -50,7 +50,7 @@ def engine_app(engine: HostedModel) -> Starlette:
         prompts = Prompts(
             templates=tuple(document["templates"]),
             context=None if context is None else Context.model_validate(context),
-            codes=tensors["codes"],
+            codes=tensors["codes"].copy(),
         )
         return await engine.encode_prompts(
             prompts, list(document["classes"]), tenant=document["tenant"]

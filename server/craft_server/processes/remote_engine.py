@@ -5,7 +5,6 @@ It knows how to ask and what silence means. It does not know who starts the othe
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +13,10 @@ from typing import Any, Self
 
 import httpx
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from craft_server.engine import EngineState, HostedModel, ModelFacts, Prompts, WorkerDied
+from craft_server.engine import EngineState, ModelFacts, Prompts, WorkerDied
+from craft_server.engine.remote import RemoteModel
 from craft_server.processes.wire import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
@@ -31,15 +29,13 @@ from craft_server.processes.wire import (
 )
 from craft_shared import codec
 
-# Pictures are large as pixels: so many a message; a multiple of what any device encodes at a time.
-IMAGES_PER_MESSAGE = 32
 # After a failure calls are refused at once for so long, instead of each finding out.
 PAUSE_SECONDS = 0.5
 _CONNECT_SECONDS = 5
 _URL = "http://engine"
 
 
-class RemoteEngine(HostedModel):
+class RemoteEngine(RemoteModel):
     """The model in another process.
 
     Args:
@@ -84,19 +80,11 @@ class RemoteEngine(HostedModel):
         response = await self._send("GET", STATE)
         return EngineState.model_validate_json(response.content)
 
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
+    async def encode_pixels(
+        self, pixels: NDArray[np.float32], *, tenant: str
     ) -> NDArray[np.float32]:
-        """See `HostedModel`."""
-        cuts = range(0, len(images), IMAGES_PER_MESSAGE)
-        parts = [images[i : i + IMAGES_PER_MESSAGE] for i in cuts] or [images]
-        features = await asyncio.gather(
-            *(
-                self._ask(ENCODE_IMAGES, {"tenant": tenant}, images=self._stacked(part))
-                for part in parts
-            )
-        )
-        return np.concatenate(features)
+        """See `RemoteModel`."""
+        return await self._ask(ENCODE_IMAGES, {"tenant": tenant}, images=pixels)
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
@@ -124,12 +112,6 @@ class RemoteEngine(HostedModel):
 
     def close(self) -> None:
         """See `HostedModel`: the connections end with the process; the model is another's."""
-
-    def _stacked(self, images: Sequence[Tensor]) -> NDArray[np.float32]:
-        if not images:
-            return np.zeros((0, 3, self.image_size, self.image_size), np.float32)
-        stacked: NDArray[np.float32] = torch.stack(list(images)).numpy()
-        return stacked
 
     async def _ask(
         self, path: str, document: Mapping[str, Any], **tensors: NDArray[np.float32]

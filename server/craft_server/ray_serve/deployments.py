@@ -8,6 +8,7 @@ know how many replicas there are nor where they run, which is the configuration'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ class EngineReplica:
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str
     ) -> NDArray[np.float32]:
         """See `HostedModel`."""
-        return await self._engine.encode_prompts(prompts, classes, tenant=tenant)
+        writable = replace(prompts, codes=prompts.codes.copy())
+        return await self._engine.encode_prompts(writable, classes, tenant=tenant)
 
     async def log_probs(
         self, images: NDArray[np.float32], texts: NDArray[np.float32], *, tenant: str

@@ -6,32 +6,26 @@ replica does is its own affair. Arrays of some size travel through Ray's object 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from torch import Tensor
 
 from craft_server.engine import (
     EngineState,
-    HostedModel,
     ModelFacts,
     Overloaded,
     Prompts,
     WorkerDied,
 )
-
-# A picture's pixels take much more room than its file: so many go to one replica at a time.
-IMAGES_PER_MESSAGE = 32
+from craft_server.engine.remote import RemoteModel
 
 
-class RayEngine(HostedModel):
+class RayEngine(RemoteModel):
     """The model in other replicas.
 
     Args:
@@ -52,18 +46,12 @@ class RayEngine(HostedModel):
         """See `HostedModel`: that of one replica."""
         return EngineState.model_validate(await self._ask("state"))
 
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
+    async def encode_pixels(
+        self, pixels: NDArray[np.float32], *, tenant: str
     ) -> NDArray[np.float32]:
-        """See `HostedModel`."""
-        cuts = range(0, len(images), IMAGES_PER_MESSAGE)
-        parts = [torch.stack(list(images[i : i + IMAGES_PER_MESSAGE])).numpy() for i in cuts]
-        if not parts:
-            parts = [np.zeros((0, 3, self.image_size, self.image_size), np.float32)]
-        features = await asyncio.gather(
-            *(self._ask("encode_images", part, tenant=tenant) for part in parts)
-        )
-        return np.concatenate(features)
+        """See `RemoteModel`."""
+        features: NDArray[np.float32] = await self._ask("encode_images", pixels, tenant=tenant)
+        return features
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""

@@ -1,0 +1,121 @@
+"""Where a server is and who calls it: addresses, keys and what the environment says of them.
+
+It knows settings and checks them before anything is sent; it does not know a single call.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypedDict
+
+import httpx
+
+from craft_client import compression
+from craft_client.calls import RUN_HEADER, checked_run
+from craft_client.exceptions import CraftError, MissingKey
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "CRAFT_URL"
+KEY_VARIABLE = "CRAFT_API_KEY"
+KEY_FILE_VARIABLE = "CRAFT_API_KEY_FILE"
+COMPRESS_VARIABLE = "CRAFT_COMPRESS"
+
+
+class HttpOptions(TypedDict):
+    """What `httpx.Client` and `httpx.AsyncClient` are given alike."""
+
+    base_url: str
+    headers: dict[str, str]
+    timeout: httpx.Timeout
+    limits: httpx.Limits
+
+
+def http_options(
+    base_url: str | None,
+    api_key: str | None,
+    *,
+    run: str | None,
+    compress: bool | None,
+    timeout: float,
+) -> HttpOptions:
+    """The options of a connection, as `craft_client.api.Client` describes the arguments.
+
+    Raises:
+        MissingKey: there is no key, or its file cannot be read.
+        MissingPackage: answers are to be compressed, and the extra `zstd` is not installed.
+        CraftError: the address is not an HTTP URL, the run's name cannot be sent, or CRAFT_COMPRESS
+            is neither yes nor no.
+    """
+    headers = {
+        "Authorization": f"Bearer {_checked_key(api_key)}",
+        "User-Agent": f"craftbox/{version('craftbox')}",
+        "Accept-Encoding": compression.accepted_codings(
+            compress=_compress_of_environment() if compress is None else compress
+        ),
+    }
+    if run is not None:
+        headers[RUN_HEADER] = checked_run(run)
+    url = (base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+    return HttpOptions(
+        base_url=_checked_url(url),
+        headers=headers,
+        timeout=httpx.Timeout(timeout, connect=10.0),
+        # Servers close idle connections (uvicorn after 5 s). A request on a connection that is
+        # being closed would have to be sent again, so the client lets go of it earlier.
+        limits=httpx.Limits(keepalive_expiry=2.0),
+    )
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise CraftError(
+            f"'{url}' is not the address of a server.",
+            remedy=f"--url or {URL_VARIABLE} is like '{DEFAULT_URL}'.",
+        )
+    return url
+
+
+def _checked_key(api_key: str | None) -> str:
+    key = (api_key or os.environ.get(KEY_VARIABLE) or _key_of_file()).strip()
+    if not key:
+        raise MissingKey(
+            "There is no API key.",
+            remedy=f"Set {KEY_VARIABLE} or {KEY_FILE_VARIABLE}, or pass --key. The server's "
+            "operator makes one with 'craft-server keys create --owner NAME'.",
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise MissingKey(
+            "The API key holds characters that no key has.",
+            remedy=f"Copy {KEY_VARIABLE} again; a key looks like 'craft_...'.",
+        )
+    return key
+
+
+def _key_of_file() -> str:
+    file = os.environ.get(KEY_FILE_VARIABLE)
+    if not file:
+        return ""
+    try:
+        return Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingKey(
+            f"The API key cannot be read from '{file}'.",
+            remedy=f"{KEY_FILE_VARIABLE} names a file that holds nothing but the key.",
+        ) from error
+
+
+def _compress_of_environment() -> bool:
+    value = os.environ.get(COMPRESS_VARIABLE, "").strip().lower()
+    if value in ("1", "true", "yes", "on"):
+        return True
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    raise CraftError(
+        f"{COMPRESS_VARIABLE} is '{value}'.", remedy="Set it to 1 or 0, or leave it out."
+    )

@@ -1,0 +1,201 @@
+"""One call over all its attempts: what a failure means, and whether the call is sent again.
+
+It knows httpx's exceptions, stamina's waits and the server's; it neither sends nor waits, so that
+clients with and without an event loop share it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import stamina
+
+from craft_client.answers import error_of
+from craft_client.calls import IDEMPOTENCY_HEADER, Call, request_id
+from craft_client.connection import URL_VARIABLE
+from craft_client.exceptions import (
+    AnswerLost,
+    CallInProgress,
+    ConnectionFailed,
+    GatewayFailed,
+    InternalError,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    RateLimited,
+)
+from craft_shared import problems
+from craft_shared.tracing import Span, parent_headers, span
+
+# Seconds. A server that was never reached is probably not there; one that was is worth a wait. A
+# rate limit of a sliding minute may need two of them until a call as large as the limit fits; a
+# call that a dead server was at work on runs, to its successor, until the dead one's lease ends. A
+# server that failed once may have stumbled; one that goes on failing at a call will not do it.
+FIRST_PATIENCE = 2.0
+SHORT_PATIENCE = 15.0
+PATIENCE = 60.0
+LONG_PATIENCE = 180.0
+
+
+@dataclass
+class Server:
+    """What a client knows of its server: the address, and whether it has ever been reached."""
+
+    url: str
+    reached: bool = False
+
+
+class Exchange:
+    """One call's attempts.
+
+    Each attempt is made within `attempt`, which gives failures their names; what it brings goes
+    through `accepted`. Whether another one follows is for `attempts` to say.
+
+    Args:
+        server: that is called.
+        call: that is made.
+        request: the call as it is sent, every time the same.
+    """
+
+    def __init__(self, server: Server, call: Call, request: httpx.Request) -> None:
+        self._server = server
+        self._request = request
+        self._lost: AnswerLost | GatewayFailed | None = None
+        self._attempt = Span()
+        self.attempts = stamina.retry_context(
+            on=_Patience(server) if call.again else (),
+            attempts=None,
+            timeout=None,
+            wait_initial=0.2,
+            wait_jitter=0.2,
+        )
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All attempts; where they are cut short, the exception names the key that goes on."""
+        with span(f"call {self._request.method}") as call:
+            call.note({"craft.request_id": request_id(self._request)})
+            try:
+                yield
+            except BaseException as error:
+                key = self._request.headers.get(IDEMPOTENCY_HEADER)
+                # Ctrl-C, or a cancelled task: no failure of the call, which may have been charged.
+                if key and not isinstance(error, Exception):
+                    error.add_note(
+                        f"The server may have done {self._request.method} "
+                        f"{self._request.url.path}. The same call under the idempotency key {key} "
+                        "is answered as it was, and is not charged again."
+                    )
+                raise
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """One attempt, in which `arrived` is told the answer.
+
+        Raises:
+            ConnectionFailed: no connection was made, and none before.
+            AnswerLost: it broke, now or in an earlier attempt that the server may have done.
+            ProtocolError: the answer cannot be decoded.
+        """
+        try:
+            with span(self._request.method, "CLIENT") as self._attempt, self._named():
+                self._attempt.note({"http.request.method": self._request.method})
+                self._request.headers.update(parent_headers())
+                yield
+        except AnswerLost as error:
+            self._lost = error
+            raise
+        except ConnectionFailed as error:
+            if self._lost is None:
+                raise
+            # The server has not seen this attempt, but perhaps the one before.
+            raise self._lost from error
+
+    def arrived(self, response: httpx.Response) -> httpx.Response:
+        """Notes an answer that was read whole, and gives it."""
+        self._server.reached = True
+        self._attempt.note({"http.response.status_code": response.status_code})
+        return response
+
+    def accepted(self, response: httpx.Response) -> httpx.Response:
+        """The answer, if it is a success.
+
+        Raises:
+            CraftError: it is none; see `craft_client.answers.error_of`.
+        """
+        if response.is_success:
+            return response
+        refusal = error_of(response)
+        if isinstance(refusal, GatewayFailed):
+            self._lost = refusal
+        if self._request.method == "DELETE" and self._lost and isinstance(refusal, NotFound):
+            return response  # The attempt whose answer was lost has deleted it.
+        raise refusal
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names what httpx raises."""
+        url = self._server.url
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise ConnectionFailed(
+                f"Cannot connect to the craftbox server at {url}: {_words(error)}.",
+                remedy="Is craft-server running there? If it runs elsewhere, name its address "
+                f"with --url or {URL_VARIABLE}.",
+            ) from error
+        except httpx.TransportError as error:
+            self._server.reached = True
+            call = f"{self._request.method} {self._request.url.path}"
+            names = [f"request {request_id(self._request)}"]
+            if key := self._request.headers.get(IDEMPOTENCY_HEADER):
+                names.append(f"idempotency key {key}")
+            raise AnswerLost(
+                f"The connection to the craftbox server at {url} broke before {call} "
+                f"was answered: {_words(error)}.",
+                remedy="The server may have done the call: 'craft usage' shows what was charged. "
+                f"({', '.join(names)})",
+            ) from error
+        except httpx.DecodingError as error:
+            raise ProtocolError(
+                f"{url} sent an answer that cannot be decoded: {_words(error)}."
+            ) from error
+
+
+class _Patience:
+    """How long one call is sent again: stamina's hook, which gets each failure.
+
+    It answers whether to try again after stamina's wait, or how many seconds to wait instead.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._first_failure: float | None = None
+
+    def __call__(self, error: Exception) -> bool | float:
+        now = time.monotonic()
+        if self._first_failure is None:
+            self._first_failure = now
+        waited = now - self._first_failure
+        if isinstance(error, CallInProgress | RateLimited | Overloaded):
+            wait = error.retry_after
+            patience = PATIENCE if isinstance(error, Overloaded) else LONG_PATIENCE
+            if wait is None or waited + wait > patience:
+                return False
+            return wait or True  # A server that names no time at all is not to be hammered.
+        if isinstance(error, GatewayFailed):
+            wait = error.retry_after or 0.0
+            patience = LONG_PATIENCE if error.status == problems.RATE_LIMITED.status else PATIENCE
+            return waited + wait < patience and (wait or True)
+        if isinstance(error, InternalError):
+            return waited < SHORT_PATIENCE
+        patience = PATIENCE if self._server.reached else FIRST_PATIENCE
+        return isinstance(error, ConnectionFailed) and waited < patience
+
+
+def _words(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__

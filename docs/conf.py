@@ -1,0 +1,82 @@
+"""The site of these pages, for Sphinx; scripts/docs builds it.
+
+It knows which files are pages and how they look; what they say is in them, and the reference pages
+of commands, settings, problems and HTTP calls are written by tools/reference.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / part) for part in ("client", "server", "shared")]
+
+project = "craftbox"
+release = version = installed_version("craftbox")
+copyright = "the authors of craftbox, Apache-2.0"  # noqa: A001 - Sphinx's name
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 4
+# Nothing on a page has to be fetched from elsewhere, so that the site works without a network.
+html_math_renderer = "mathml"
+html_theme = "pydata_sphinx_theme"
+html_title = "craftbox"
+html_show_sourcelink = False
+templates_path = ["_templates"]
+# All pages in the left column, since there are too many for a bar at the top.
+html_sidebars = {"**": ["all-pages.html"]}
+html_theme_options = {
+    "navbar_center": [],
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
+}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+# Docstrings write names in single backquotes.
+default_role = "code"
+
+
+def _inline_math(writer: HTML5Translator, node: nodes.math) -> None:
+    writer.body.append(tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def _math_block(writer: HTML5Translator, node: nodes.math_block) -> None:
+    writer.body.append(tex2mathml(node.astext(), as_block=True))
+    raise nodes.SkipNode
+
+
+def _show_as_written(
+    _app: Sphinx, what: str, _name: str, _of: object, _options: object, lines: list[str]
+) -> None:
+    """Marks what a module's docstring sets in columns as literal, as its readers see it."""
+    if what != "module":
+        return
+    for number in reversed(range(1, len(lines))):
+        if lines[number].startswith("    ") and not lines[number - 1]:
+            lines[number:number] = ["::", ""]
+
+
+def setup(app: Sphinx) -> None:
+    """Adds what Sphinx has not: equations as MathML, which browsers draw by themselves."""
+    app.connect("autodoc-process-docstring", _show_as_written)
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(_inline_math, None),
+        block_renderers=(_math_block, None),
+    )

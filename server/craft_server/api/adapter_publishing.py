@@ -1,0 +1,197 @@
+"""`POST /v1/adapters`: publishes the next version of a tuned adapter, whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Connection
+
+from craft_server import adapters
+from craft_server.api import documents
+from craft_server.api.addresses import ADAPTER_CALLS
+from craft_server.api.answer import json_response
+from craft_server.api.auth import caller_with
+from craft_server.api.body import content_type, read_bytes, unsupported
+from craft_server.api.checks import check_model, check_revision, checked_prompts
+from craft_server.api.idempotency import Call, call_of
+from craft_server.api.metering import booking, free_of_charge
+from craft_server.api.outputs import policy_for
+from craft_server.api.services import Services, WithServices
+from craft_server.clock import now_ms
+from craft_server.ledger.charges import Work, cost_of
+from craft_server.ledger.keys import Caller
+from craft_server.problems import invalid_field
+from craft_shared import codec
+from craft_shared.adapter import Adapter, AdapterError
+from craft_shared.problems import (
+    MODEL_NOT_FOUND,
+    REVISION_MISMATCH,
+)
+from craft_shared.units import Units
+from craft_shared.wire import (
+    LATEST,
+    AdapterCard,
+    AdapterPublishAnswer,
+    Alias,
+    Cost,
+    Name,
+)
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=AdapterPublishAnswer,
+    operation_id="publish_adapter",
+    summary="Publish an adapter",
+    openapi_extra=documents.safetensors_body(
+        "An adapter: metadata `craftbox` holds its config as JSON; tensors: `codes` and the head's"
+    ),
+    responses={
+        200: {
+            "model": AdapterPublishAnswer,
+            "description": "This very adapter is published under the name already; not charged",
+        },
+        **documents.problems(*documents.CHARGED, MODEL_NOT_FOUND, REVISION_MISMATCH),
+    },
+)
+async def publish(
+    request: Request,
+    services: WithServices,
+    caller: Annotated[Caller, Depends(caller_with("publish"))],
+    call: Annotated[Call, Depends(call_of(repeatable=False))],
+    name: Annotated[
+        str,
+        Query(
+            description="What the adapter is called under the key's owner.",
+            json_schema_extra={"pattern": r"^([\s\S]+/)?[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        ),
+    ],
+    alias: Annotated[
+        list[Alias] | None, Query(description="What means this version from now on.")
+    ] = None,
+) -> Response:
+    """Publishes the next version under a name; versions never change.
+
+    It is the owner's alone until it is shared. It is there, with its aliases, as a whole or not at
+    all, while calls that asked an earlier version go on with that.
+
+    Charged: prompts x (classes + further texts) of `texts`, since they are encoded here, once; and
+    one of `requests`.
+    """
+    if content_type(request) != codec.MEDIA_TYPE:
+        raise unsupported(content_type(request), codec.MEDIA_TYPE)
+    name, aliases = _own_new_name(caller, name), alias or []
+    if LATEST in aliases:
+        raise invalid_field("alias", "'latest' is always the newest version", "Leave it out.")
+    body = await read_bytes(request)
+    adapter, digest = await asyncio.to_thread(_parse, body)
+    config = adapter.config
+    check_model(services, config.model)
+    check_revision(services, config.model, config.revision)
+    _check_texts(services, adapter)
+    _check_output(services, caller, adapter)
+    prompts = await checked_prompts(
+        services,
+        caller,
+        classes=config.scored,
+        templates=config.templates,
+        context=config.context,
+        codes=adapter.codes,
+    )
+    same = await services.database.read(adapters.find_digest, caller.owner, name, digest)
+    if same is not None:
+
+        def move(connection: Connection) -> tuple[AdapterCard, Cost]:
+            version = same.card.version
+            adapters.move_aliases(connection, caller.owner, name, dict.fromkeys(aliases, version))
+            card = adapters.find(connection, caller, f"{name}@{version}").card
+            return card, cost_of(connection, caller, None, now_ms())
+
+        return await free_of_charge(
+            services, caller, call, lambda done: _published(200, *done), move
+        )
+    units = Units(texts=config.prompts * len(config.scored), requests=1)
+    work = Work("adapters", config.model, config.revision, units, call.run)
+    async with booking(services, caller, call, work) as booked:
+        text_features = await services.engine.encode_prompts(
+            prompts, config.scored, tenant=caller.tenant
+        )
+        return await booked.settle_with(
+            lambda card: _published(201, card, booked.cost),
+            adapters.add,
+            caller.owner,
+            name,
+            adapter=adapter,
+            digest=digest,
+            body=body,
+            text_features=text_features,
+            aliases=aliases,
+        )
+
+
+def _parse(body: bytes) -> tuple[Adapter, str]:
+    remedy = "Publish what craftbox's tuner wrote."
+    try:
+        adapter = Adapter.from_bytes(body)
+        return adapter, adapter.digest
+    except AdapterError as error:
+        raise invalid_field("adapter", str(error)[:500], remedy) from error
+    except UnicodeEncodeError as error:
+        message = "a text holds half of a surrogate pair"
+        raise invalid_field("adapter", message, remedy) from error
+
+
+def _own_new_name(caller: Caller, name: str) -> str:
+    owner, _, own = name.rpartition("/")
+    if owner and owner != caller.owner:
+        raise invalid_field(
+            "name",
+            "an adapter is published under the name of the key's own owner",
+            f"Leave out the owner: '{own[:64]}'.",
+        )
+    if own in ADAPTER_CALLS:
+        raise invalid_field("name", f"'{own}' means something else", "Choose another name.")
+    try:
+        return _NAME.validate_python(own)
+    except ValidationError as error:
+        raise invalid_field(
+            "name",
+            "a name has up to 64 letters, digits, '.', '_' and '-', and begins with one of the "
+            "first two",
+            "Choose another name.",
+        ) from error
+
+
+def _check_texts(services: Services, adapter: Adapter) -> None:
+    texts = adapter.config.prompts * len(adapter.config.scored)
+    allowed = services.settings.texts_per_adapter
+    if texts > allowed:
+        raise invalid_field(
+            "adapter",
+            f"prompts x (classes + texts) is {texts}; {allowed} are allowed",
+            "Tune with fewer kept prompts.",
+        )
+
+
+def _check_output(services: Services, caller: Caller, adapter: Adapter) -> None:
+    wanted, policy = adapter.config.output, policy_for(services, caller)
+    if not policy.reads(wanted):
+        raise invalid_field(
+            "adapter.output",
+            f"its head reads answers of level '{wanted.level}'; the key's policy shows it others, "
+            f"of level '{policy.output.level}'",
+            "Tune again with this key, or publish with one that may see such answers.",
+        )
+
+
+def _published(status: int, card: AdapterCard, cost: Cost) -> Response:
+    return json_response(AdapterPublishAnswer(adapter=card, cost=cost), status=status)

@@ -1,0 +1,329 @@
+"""The words of docs/: blocks of code, names, variables, links and the pages that are generated."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import tomllib
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+import reference
+from craft_client.cli import app as craft
+from craft_server.cli import app as craft_server
+from craft_shared.problems import PROBLEM_TYPES
+from doc_pages import DOCS, GENERATED, NAMES, PAGES, ROOT, Block, blocks
+
+# Programs that are no part of craftbox.
+OTHERS = {
+    *("cat", "chmod", "curl", "docker", "export", "kubectl", "mkdir", "mv", "openssl"),
+    *("openapi-python-client", "pip", "sed", "serve", "umask"),
+}
+
+
+@pytest.mark.parametrize("block", blocks(), ids=str)
+def test_a_block_is_of_a_kind_that_is_checked(block: Block) -> None:
+    directive = block.language.startswith("{")
+    assert directive or block.language in ("sh", "python", "toml", "yaml", "json", "text")
+
+
+# --- shell ------------------------------------------------------------------------------------
+
+
+@cache
+def tree(name: str) -> Any:
+    return typer.main.get_command(craft if name == "craft" else craft_server)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The simple commands of a shell block, as words without variables set before them."""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("|&;"):
+                while words and re.match(r"[A-Z_]+=", words[0]):
+                    words = words[1:]
+                if words:
+                    yield words
+                words = []
+            else:
+                words.append(word)
+
+
+def check_words(words: list[str], folder: Path = ROOT) -> None:
+    """That a command exists and has the options that it is given, wherever it is named."""
+    program, *rest = words
+    if program in ("craft", "craft-server"):
+        check_craft(program, rest)
+    elif program in ("python", "python3"):
+        check_script(folder, rest)
+    elif "/" in program:
+        assert (ROOT / program).exists(), program
+    else:
+        assert program in OTHERS, f"'{program}' is not known here"
+        for index, word in enumerate(rest):
+            if word in ("craft", "craft-server") and index + 1 < len(rest):
+                check_craft(word, rest[index + 1 :])
+
+
+def check_craft(program: str, words: list[str]) -> None:
+    command = tree(program)
+    while words and not words[0].startswith("-") and (known := reference.below(command)):
+        name, *words = words
+        assert name in known, f"{program} has no command '{name}'"
+        command = known[name]
+    options = {"--help"}.union(
+        *([*one.opts, *one.secondary_opts] for one in command.params if one.opts)
+    )
+    for word in words:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in options, f"{command.name} has no option '{word}'"
+
+
+def check_script(folder: Path, words: list[str]) -> None:
+    script = folder / words[0]
+    assert script.exists(), f"there is no '{words[0]}'"
+    text = script.read_text()
+    for imported in re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE):
+        beside = script.with_name(f"{imported}.py")
+        text += beside.read_text() if beside.exists() else ""
+    own = words[1 : words.index("--")] if "--" in words else words[1:]
+    for word in own:
+        if word.startswith("--"):
+            assert re.search(rf'"{re.escape(word)}"', text), f"{script.name} has no '{word}'"
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_shell_parses_and_its_commands_and_options_exist(block: Block) -> None:
+    parsed = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
+    assert parsed.returncode == 0, parsed.stderr
+    folder = ROOT
+    for words in commands(block.text):
+        if words[0] == "cd":
+            folder /= words[1]
+            assert folder.is_dir(), folder
+        else:
+            check_words(words, folder)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_in_a_sentence_exist(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`((?:craft|craft-server) [^`]+)`", prose):
+        words = shlex.split(code.replace("\n", " "))
+        check_craft(words[0], words[1:])
+
+
+def known_options() -> set[str]:
+    """The options of all commands and of all scripts in the repository."""
+    options = {"--help"} | {
+        option
+        for program in ("craft", "craft-server")
+        for _, command in reference.walk(tree(program), (program,))
+        for one in command.params
+        for option in (*one.opts, *one.secondary_opts)
+    }
+    for folder in ("benchmarks", "examples", "tools"):
+        for script in (ROOT / folder).rglob("*.py"):
+            options.update(re.findall(r'"(--[a-z][a-z-]*)"', script.read_text()))
+    return options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_options_in_a_sentence_exist(page: Path) -> None:
+    told = {
+        option
+        for code in re.findall(r"(?<!`)`(--[^`]+)`", page.read_text())
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", code)
+    }
+    assert told - known_options() == set()
+
+
+@pytest.mark.parametrize("page", ["choosing.md", "counting.md"])
+def test_figures_are_those_that_were_measured(page: str) -> None:
+    measured = "\n".join((DOCS / name).read_text() for name in ("results.md", "output-levels.md"))
+    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|\b\d+\.\d{2}\b", (DOCS / page).read_text())
+    assert [figure for figure in figures if figure not in measured] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("craft tun --data DIR", "has no command 'tun'"),
+        ("CRAFT_URL=x craft tune --dat DIR", "has no option '--dat'"),
+        ("true && craft-server keys creat", "is not known here"),
+        ("python benchmarks/nothing.py", "there is no"),
+        ("python examples/own_tuner.py --nothing 1", "has no '--nothing'"),
+        ("docker compose exec server craft-server keys list --nothing", "has no option"),
+        ("craft usage | craft nothing", "has no command 'nothing'"),
+    ],
+)
+def test_what_does_not_exist_is_found(line: str, said: str) -> None:
+    found = list(commands(f"{line}\n"))
+    with pytest.raises(AssertionError, match=said):
+        deque(map(check_words, found), maxlen=0)
+
+
+# --- Python, TOML, YAML, JSON -----------------------------------------------------------------
+
+
+def resolve(dotted: str) -> Any:
+    """The module, class, function or attribute of that name."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            fields = {
+                **getattr(found, "model_fields", {}),
+                **getattr(found, "__dataclass_fields__", {}),
+                **getattr(found, "__annotations__", {}),
+            }
+            found = fields[part] if part in fields else getattr(found, part)
+        return found
+    raise AttributeError(f"there is no '{dotted}'")
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_compiles_and_what_it_imports_is_there(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and GENERATED not in str(node.module):
+            for alias in node.names:
+                resolve(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                resolve(alias.name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_dotted_names_are_there(page: Path) -> None:
+    text = re.sub(r"^```(?!\{eval-rst).*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for name in re.findall(r"\b(craft_(?:client|server|shared)(?:\.\w+)+)", text):
+        if not (ROOT / name.partition(".")[0].removeprefix("craft_") / name).exists():
+            resolve(name)
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    with pytest.raises(AttributeError):
+        resolve("craft_client.blackbox.BlackBox.nothing")
+
+
+@pytest.mark.parametrize("block", blocks("toml", "yaml", "json"), ids=str)
+def test_configuration_parses(block: Block) -> None:
+    parse = tomllib.loads if block.language == "toml" else yaml.safe_load
+    assert parse(block.text)
+
+
+# --- names, links, variables ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith(("https://", "http://")) or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_the_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"\b((?:benchmarks|examples|scripts|tests|tools)/[\w./-]+)", text):
+        assert (ROOT / name.rstrip(".")).exists(), name
+
+
+def variables_of(folders: list[str], pattern: str) -> set[str]:
+    """The CRAFT_ variables that the sources name."""
+    return {
+        name
+        for folder in folders
+        for file in (ROOT / folder).rglob(pattern)
+        for name in re.findall(r"\bCRAFT_[A-Z][A-Z_]*[A-Z]\b", file.read_text())
+    }
+
+
+def settings() -> set[str]:
+    return {variable for variable, *_ in reference.server_settings()}
+
+
+def test_each_variable_that_is_read_is_documented() -> None:
+    # Not a variable, but where tests keep what the code calls so.
+    read = settings() | variables_of(["client", "shared", "server"], "*.py") - {"CRAFT_LISTS"}
+    told = {name for page in PAGES for name in re.findall(r"\bCRAFT_[A-Z_]+\b", page.read_text())}
+    assert read - told == set()
+
+
+def test_each_variable_on_a_page_is_read() -> None:
+    read = settings() | variables_of(["client", "shared", "server", "tests/e2e"], "*.py")
+    read |= variables_of(["docs/.."], "docker-compose.yml")
+    told = {
+        name for page in PAGES for name in re.findall(r"\bCRAFT_[A-Z_]+[A-Z]\b", page.read_text())
+    }
+    assert told - read == {"CRAFT_NAME"}  # stands for any
+
+
+# --- the pages that are generated -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, str]:
+    return reference.pages()
+
+
+@pytest.mark.parametrize("name", ["commands.md", "settings.md", "problems.md", "http.md"])
+def test_a_reference_page_is_what_the_code_says(written: dict[str, str], name: str) -> None:
+    present = (DOCS / "reference" / name).read_text()
+    assert present == written[name], "Run: python tools/reference.py"
+
+
+def all_commands() -> list[tuple[str, Any]]:
+    return [
+        (" ".join(path), command)
+        for program in ("craft", "craft-server")
+        for path, command in reference.walk(tree(program), (program,))
+    ]
+
+
+@pytest.mark.parametrize(("name", "command"), all_commands(), ids=[n for n, _ in all_commands()])
+def test_each_command_and_option_says_what_it_is_for(name: str, command: Any) -> None:
+    page = (DOCS / "reference" / "commands.md").read_text()
+    section = re.search(rf"^#+ {re.escape(name)}$(.*?)(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert section, f"'{name}' has no section"
+    assert command.help
+    for parameter in reference.parameters(command):
+        assert parameter.help, f"{name} {parameter.opts} says nothing"
+        if parameter.param_type_name == "option":
+            assert all(f"`{option}`" in section[1] for option in parameter.opts)
+
+
+@pytest.mark.parametrize("setting", reference.server_settings(), ids=lambda setting: setting[0])
+def test_each_setting_says_what_it_is_for(setting: tuple[str, str, str, str]) -> None:
+    variable, _, _, words = setting
+    assert words
+    assert f"| `{variable}` |" in (DOCS / "reference" / "settings.md").read_text()
+
+
+def test_each_problem_is_documented_with_its_exception() -> None:
+    page = (DOCS / "reference" / "problems.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| \d+ \| `(\w+)` \|", page, re.MULTILINE)
+    assert {slug for slug, _ in rows} == {kind.slug for kind in PROBLEM_TYPES.values()}
+    assert "ProblemError" not in {exception for _, exception in rows}
+
+
+def test_each_page_is_in_the_site() -> None:
+    index = (DOCS / "index.md").read_text()
+    listed = set(re.findall(r"^([\w/-]+)$", index, re.MULTILINE))
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES[1:]}
+    assert pages - {"index"} <= listed
