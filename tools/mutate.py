@@ -29,7 +29,7 @@ from typing import Any
 # Loaded before the forks, for speed. Nothing of the project: it is imported with the change.
 HEAVY = ("alembic", "httpx", "hypothesis", "numpy", "pydantic", "pytest", "safetensors.numpy")
 HEAVY += ("sqlalchemy", "joserfc", "structlog")
-SECONDS = 30
+SECONDS = 90
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,

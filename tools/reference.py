@@ -166,7 +166,9 @@ def _command(path: tuple[str, ...], command: Any) -> list[str]:
     title = f"{'#' * (1 + min(len(path), 3))} {' '.join(path)}"
     usage = ["```text", words, "```", ""]
     columns = ("argument or option", "value", "default", "what")
-    return [title, "", *prose(command.help or ""), *usage, *table(columns, rows)]
+    examples = re.findall(r"^ *(craft(?:-server)? .+)$", command.epilog or "", re.MULTILINE)
+    shell = ["```sh", *examples, "```", ""]
+    return [title, "", *prose(command.help or ""), *usage, *table(columns, rows), *shell]
 
 
 def _names(parameter: Any, context: Any) -> str:

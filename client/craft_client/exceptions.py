@@ -5,6 +5,7 @@
      ├── MissingPackage          an optional package is not installed
      ├── DataError               the data on disk cannot be used; nothing was sent
      ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
+     ├── BudgetTooSmall          a budget does not cover what is asked for; nothing was charged
      ├── ConnectionFailed        no connection; the server has not seen the call
      │    └── AnswerLost         the connection broke later; the server may have done the call
      ├── GatewayFailed           a gateway answered in the server's place; retried
@@ -94,6 +95,10 @@ class DataError(CraftError):
 
 class LimitExceeded(CraftError):
     """The call would be larger than the server accepts. It was not sent."""
+
+
+class BudgetTooSmall(CraftError):
+    """A budget of the key or its team does not cover what is asked for. Nothing was charged."""
 
 
 class ConnectionFailed(CraftError):

@@ -6,6 +6,7 @@ clients with and without an event loop share it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
     ConnectionFailed,
+    CraftError,
     GatewayFailed,
     InternalError,
     NotFound,
@@ -30,6 +32,8 @@ from craft_client.exceptions import (
 )
 from craft_shared import problems
 from craft_shared.tracing import Span, parent_headers, span
+
+_log = logging.getLogger(__name__)
 
 # Seconds. A server that was never reached is probably not there; one that was is worth a wait. A
 # rate limit of a sliding minute may need two of them until a call as large as the limit fits; a
@@ -66,6 +70,7 @@ class Exchange:
         self._request = request
         self._lost: AnswerLost | GatewayFailed | None = None
         self._attempt = Span()
+        self._began = time.perf_counter()
         self.attempts = stamina.retry_context(
             on=_Patience(server) if call.again else (),
             attempts=None,
@@ -101,8 +106,13 @@ class Exchange:
             AnswerLost: it broke, now or in an earlier attempt that the server may have done.
             ProtocolError: the answer cannot be decoded.
         """
+        self._began = time.perf_counter()
         try:
-            with span(self._request.method, "CLIENT") as self._attempt, self._named():
+            with (
+                span(self._request.method, "CLIENT") as self._attempt,
+                self._logged(),
+                self._named(),
+            ):
                 self._attempt.note({"http.request.method": self._request.method})
                 self._request.headers.update(parent_headers())
                 yield
@@ -118,6 +128,7 @@ class Exchange:
     def arrived(self, response: httpx.Response) -> httpx.Response:
         """Notes an answer that was read whole, and gives it."""
         self._server.reached = True
+        self._log(f"{response.status_code}, {len(response.content):,} bytes")
         self._attempt.note({"http.response.status_code": response.status_code})
         return response
 
@@ -135,6 +146,26 @@ class Exchange:
         if self._request.method == "DELETE" and self._lost and isinstance(refusal, NotFound):
             return response  # The attempt whose answer was lost has deleted it.
         raise refusal
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Logs why there is no answer."""
+        try:
+            yield
+        except CraftError as error:
+            self._log(error.message)
+            raise
+
+    def _log(self, outcome: str) -> None:
+        """A line on an attempt, for whoever debugs: neither keys nor bodies."""
+        _log.debug(
+            "%s %s: %s (%.0f ms, request %s)",
+            self._request.method,
+            self._request.url.raw_path.decode(),
+            outcome,
+            1000 * (time.perf_counter() - self._began),
+            request_id(self._request),
+        )
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from craft_client.exceptions import CraftError
+from craft_client.run_files import (
+    ADAPTER_FOLDER,
+    CHECKPOINT,
+    LINES_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    TENSOR_FOLDER,
+)
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.codec import CodecError, Tensors
 from craft_shared.files import write_whole
-
-RUN_FILE = "run.json"
-LINES_FILE = "journal.jsonl"
-SUMMARY_FILE = "summary.json"
-TENSOR_FOLDER = "tensors"
-CHECKPOINT = "checkpoint"
-ADAPTER_FOLDER = "adapter"
 
 
 class JournalError(CraftError):

@@ -15,14 +15,13 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 
-from craft_client.journal import (
+from craft_client.journal import Journal, JournalError
+from craft_client.run_files import (
     ADAPTER_FOLDER,
     LINES_FILE,
     RUN_FILE,
     SUMMARY_FILE,
     TENSOR_FOLDER,
-    Journal,
-    JournalError,
 )
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View

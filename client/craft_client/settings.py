@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from craft_client.budgets import name, shortfall
-from craft_client.exceptions import CraftError
+from craft_client.exceptions import BudgetTooSmall, CraftError
 from craft_client.plugins import RECIPES, REFINERS
 from craft_shared import plugins
 from craft_shared.plugins import Group, PluginError
@@ -49,6 +49,10 @@ class SettingsError(CraftError):
 
     `errors` names each option with its remedy.
     """
+
+
+class KeyBudgetError(SettingsError, BudgetTooSmall):
+    """A budget of the key or its team does not cover the run's first steps."""
 
 
 class Question(NamedTuple):
@@ -255,7 +259,9 @@ class TuneSettings:
         # What the steps cost is known only once the server has answered.
         if not errors and short and short.budget.unit != "cost_micros":
             left = short.budget.remaining
-            errors = self._budget_errors(name(short.budget), short.budget.unit, left, units)
+            short_errors = self._budget_errors(name(short.budget), short.budget.unit, left, units)
+            if short_errors:
+                raise KeyBudgetError("The budget does not cover this run.", errors=short_errors)
         _raise_if("The budget does not cover this run.", errors)
 
     def generations(self, units: PricedQuestion = one_each) -> int:

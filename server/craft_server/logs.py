@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import structlog
 
 
-def configure_logging() -> None:
-    """Makes structlog write to stderr, with the call's id in every line of a call."""
+def configure_logging(level: str = "info") -> None:
+    """Makes structlog write to stderr, with the call's id in every line of a call.
+
+    Args:
+        level: of the least important lines that are written: debug, info, warning or error.
+    """
     terminal = sys.stderr.isatty()
     # Plain tracebacks: the local variables of the fancier ones may hold a client's key.
     ends: list[structlog.typing.Processor] = (
@@ -23,5 +28,8 @@ def configure_logging() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *ends,
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

@@ -2,30 +2,45 @@
 
 What should not be in the environment may be in a file: `craft_database_password` in the folder
 `CRAFT_SECRETS_DIR`, /run/secrets by default, is what `CRAFT_DATABASE_PASSWORD` would be, and so for
-every setting. Options come first, then the environment, then files.
+every setting. What is no secret may be in a file of TOML: `craft-server.toml` in the present
+folder, or the one that `CRAFT_CONFIG` names. Options come first, then the environment, then the
+folder, then the file.
 
-It knows names, defaults and bounds of settings; it does not act on any of them.
+It knows names, defaults and bounds of settings, and where each comes from; it does not act on any
+of them.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import sqlalchemy as sa
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
+    TomlConfigSettingsSource,
 )
 
 from craft_shared.wire import Limits
 
 MEBIBYTE = 2**20
 SECRETS_VARIABLE = "CRAFT_SECRETS_DIR"
+CONFIG_VARIABLE = "CRAFT_CONFIG"
+CONFIG_FILE = Path("craft-server.toml")
+
+_PASSWORD = re.compile(r"(://[^/:@]*:).*(@)|(password=)[^&]*")
+_MASK = "********"
 
 DEFAULT_LIMITS = Limits(
     body_bytes=64 * MEBIBYTE,
@@ -38,6 +53,10 @@ DEFAULT_LIMITS = Limits(
     dim=4096,
     answer_bytes=256 * MEBIBYTE,
 )
+
+
+class SettingsFileError(Exception):
+    """The file of settings cannot be used; the message is one line that names it."""
 
 
 class Settings(BaseSettings):
@@ -75,6 +94,7 @@ class Settings(BaseSettings):
             none.
         receipt_issuer: what receipts call the provider, such as the server's public address; None
             means the signing key's thumbprint.
+        log_level: of the least important lines of the log on stderr; `info` has one a call.
         console_session_hours: how long a person stays signed in to the console.
         sign_ins_per_minute: to the console from one address, tried.
     """
@@ -110,6 +130,7 @@ class Settings(BaseSettings):
     output_policy: str | None = None
     profile: str | None = None
     receipt_issuer: str | None = Field(default=None, min_length=1, max_length=200)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     console_session_hours: float = Field(default=12, gt=0, le=720)
     sign_ins_per_minute: int = Field(default=20, ge=1)
 
@@ -122,10 +143,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """See pydantic-settings; the folder is told by the environment."""
-        folder = Path(os.environ.get(SECRETS_VARIABLE, "/run/secrets"))
-        files = [SecretsSettingsSource(settings_cls, folder)] if folder.is_dir() else []
-        return (init_settings, env_settings, *files)
+        """See pydantic-settings; folder and file are told by the environment.
+
+        Raises:
+            SettingsFileError: the file cannot be used.
+        """
+        return (init_settings, env_settings, *_secrets(settings_cls), _toml(settings_cls))
 
     @model_validator(mode="after")
     def _put_password_into_url(self) -> Self:
@@ -137,3 +160,88 @@ class Settings(BaseSettings):
                 raise ValueError("database_url is not the address of a database") from error
             self.database_url = url.render_as_string(hide_password=False)
         return self
+
+
+def settings_file() -> Path:
+    """Where the file of settings is, or would be."""
+    return Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+
+
+def sources(options: Mapping[str, Any]) -> dict[str, str]:
+    """Where each setting comes from that has a value somewhere, nested ones as `limits.classes`.
+
+    Args:
+        options: those given on the command line.
+
+    Raises:
+        SettingsFileError: the file cannot be used.
+    """
+    places: list[tuple[str, Mapping[str, Any]]] = [
+        ("option", options),
+        ("environment", EnvSettingsSource(Settings)()),
+        *((str(_secrets_folder()), source()) for source in _secrets(Settings)),
+        (str(settings_file()), _toml(Settings)()),
+    ]
+    found: dict[str, str] = {}
+    for place, values in places:
+        for name, _ in _leaves(values):
+            found.setdefault(name, place)
+    return found
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """Every setting's value as it may be shown, nested ones as `limits.classes`; no password."""
+    return {name: _masked(value) for name, value in _leaves(settings.model_dump(mode="json"))}
+
+
+def readable_by_others() -> Path | None:
+    """The file of settings, if it holds a password and everybody on this machine may read it."""
+    file = settings_file()
+    if os.name != "posix" or not file.is_file() or not file.stat().st_mode & stat.S_IROTH:
+        return None
+    values = dict(_leaves(_toml(Settings)()))
+    secret = "database_password" in values or any(_masked(v) != v for v in values.values())
+    return file if secret else None
+
+
+def _masked(value: Any) -> Any:
+    """A value without the password of an address in it."""
+    if not isinstance(value, str):
+        return value
+    return _PASSWORD.sub(rf"\g<1>\g<3>{_MASK}\g<2>", value)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _secrets_folder() -> Path:
+    return Path(os.environ.get(SECRETS_VARIABLE, "/run/secrets"))
+
+
+def _secrets(settings_cls: type[BaseSettings]) -> list[PydanticBaseSettingsSource]:
+    folder = _secrets_folder()
+    return [SecretsSettingsSource(settings_cls, folder)] if folder.is_dir() else []
+
+
+def _toml(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:
+    """The file of settings as a source; an empty one where there is no such file."""
+    file = settings_file()
+    if os.environ.get(CONFIG_VARIABLE) and not file.is_file():
+        raise SettingsFileError(f"{CONFIG_VARIABLE}: there is no file '{file}'")
+    try:
+        source = TomlConfigSettingsSource(settings_cls, file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsFileError(f"'{file}' cannot be read: {error}") from error
+    limits = {f"limits.{name}" for name in Limits.model_fields}
+    known = {*Settings.model_fields, *limits} - {"limits"}
+    for name, _ in _leaves(source.toml_data):
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            meant = f"; did you mean '{near[0]}'?" if near else ""
+            raise SettingsFileError(f"'{file}': there is no setting '{name}'{meant}")
+    return source

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.units import Units
-from craft_shared.wire import MAX_AMOUNT, Answer, Label, Message
+from craft_shared.wire import Answer, Label, Message
 
 POINTS_PER_CALL = 500
 POINTS_PER_RUN = 20_000

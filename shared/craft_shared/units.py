@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Unit = Literal["queries", "predictions", "images", "texts", "requests"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
+from craft_shared.amounts import MEASURES, UNITS, Measure, Unit
 
-# What a budget may bound: units, or their price in millionths of the provider's currency.
-Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
+__all__ = ["MEASURES", "UNITS", "Measure", "Unit", "Units"]
 
 
 # The integers that every JSON parser holds exactly, and every database.

@@ -24,8 +24,16 @@ from pydantic import (
     model_validator,
 )
 
+from craft_shared.amounts import (
+    MAX_AMOUNT,
+    MAX_DECIMALS,
+    MAX_PRICE_MICROS,
+    UNITS,
+    Measure,
+    Unit,
+)
 from craft_shared.display import Displayed, View, names
-from craft_shared.units import UNITS, Measure, Unit, Units
+from craft_shared.units import Units
 
 LONGEST_CLASS_NAME = 200  # characters
 
@@ -49,7 +57,12 @@ Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
-Template = Annotated[str, StringConstraints(min_length=2, max_length=300)]
+# That the place is there is checked where prompts are, in the words of that check.
+Template = Annotated[
+    str,
+    StringConstraints(min_length=2, max_length=300),
+    Field(json_schema_extra={"pattern": r"\{\}"}),
+]
 TopK = Annotated[int, Field(ge=1)]
 
 
@@ -76,7 +89,6 @@ class Answer(Message):
 
 Level = Literal["label", "top_k", "probs", "log_probs"]
 
-MAX_DECIMALS = 6  # single precision holds no more
 Decimals = Annotated[int, Field(ge=1, le=MAX_DECIMALS)]
 Noise = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -668,8 +680,6 @@ class AdapterPredictionAnswer(Answer):
 
 Scope = Literal["predict", "publish", "admin"]
 
-MAX_AMOUNT = 10**15  # of a unit, in one budget or top-up
-MAX_PRICE_MICROS = 10**9  # of one unit: what a call costs stays within 64 bits
 MAX_OVERLAP_SECONDS = 90 * 86_400
 
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]

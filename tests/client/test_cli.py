@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from craft_client.cli import app
 from craft_client.cli import tune as tune_command
 from craft_client.settings import TuneSettings
+from craft_shared import problems
+from craft_shared.problems import Problem
 from craft_shared.units import Units
 
 from .fake_clip import budget
@@ -301,9 +303,9 @@ def test_the_commands_defaults_are_the_settings_own() -> None:
 # --- errors, before anything is charged -----------------------------------------------------------
 
 
-def refused(result: Any, *words: str) -> None:
-    """One message on stderr, exit code 1, nothing on stdout, no traceback."""
-    assert result.exit_code == 1, result.stdout
+def refused(result: Any, *words: str, code: int = 1) -> None:
+    """One message on stderr, the exit code, nothing on stdout, no traceback."""
+    assert result.exit_code == code, result.stdout
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert "Traceback" not in result.stderr
@@ -322,7 +324,7 @@ def test_the_teams_budget_is_checked_as_the_keys_is(
     connected.budgets = {"queries": 1000}
     connected.more_budgets = [budget("queries", 45, spent=10, of="team", window="month")]
     result = craft("tune", "--data", picture_folder, *TUNE)
-    refused(result, "needs 36 queries; the team's queries budget of this month has 35 left")
+    refused(result, "needs 36 queries; the team's queries budget of this month has 35 left", code=3)
     free(connected)
 
 
@@ -331,7 +333,7 @@ def test_a_budget_that_does_not_cover_the_run_is_told(
 ) -> None:
     connected.budgets = {"queries": 35}
     result = craft("tune", "--data", picture_folder, *TUNE)
-    refused(result, "needs 36 queries", "35 left", "Nothing was charged", "--budget")
+    refused(result, "needs 36 queries", "35 left", "Nothing was charged", "--budget", code=3)
     free(connected)
     assert not Path("runs/animals-4shots-seed1").exists()
     connected.budgets = {"queries": 36}
@@ -346,10 +348,10 @@ def test_every_units_budget_is_checked(
 ) -> None:
     connected.budgets = {unit: needed - 1}
     result = craft("tune", "--data", picture_folder, *TUNE)
-    refused(result, f"needs {needed} {unit}", f"{needed - 1} left")
+    refused(result, f"needs {needed} {unit}", f"{needed - 1} left", code=3)
     connected.budgets = {unit: 1}
     result = craft("tune", "--data", picture_folder, *TUNE)
-    refused(result, f"the key's {unit} budget: is 1", "one generation takes")
+    refused(result, f"the key's {unit} budget: is 1", "one generation takes", code=3)
     free(connected)
 
 
@@ -366,7 +368,7 @@ def test_use_is_checked_against_the_budget_too(
         "evaluate": ["runs/animals-4shots-seed1", "--data", picture_folder],
         "predict": [picture_folder / "test/owl/0.png", "--adapter", "animals"],
     }
-    refused(craft(command, *arguments[command]), "queries", "0 left")
+    refused(craft(command, *arguments[command]), "queries", "0 left", code=3)
     assert connected.charged == charged
     assert connected.calls.count("POST /v1/image-sets/set-1/images") == sent
 
@@ -412,7 +414,6 @@ def test_data_that_cannot_be_used_is_told_without_any_call(
 ) -> None:
     refused(craft("tune", "--data", "nowhere"), "'nowhere' does not exist")
     refused(craft("tune", "--data", picture_folder), "16 shots", "--shots 6", "'owl': has 6")
-    refused(craft("tune", "--data", picture_folder, *TUNE, "--recipe", "tree"), "recipe", "paper")
     refused(craft("tune", "--data", picture_folder, *TUNE, "--budget", "5"), "budget", "12")
     assert connected.calls == []
 
@@ -472,6 +473,9 @@ def test_wrong_usage_is_exit_code_2(craft: Craft, picture_folder: Path) -> None:
     assert craft("evaluate", "a", "--adapter", "b", "--data", picture_folder).exit_code == 2
     assert craft("zero-shot", "--data", picture_folder, "--template", "a photo").exit_code == 2
     assert craft("zero-shot", "--data", picture_folder, "--split", "all").exit_code == 2
+    tree = craft("tune", "--data", picture_folder, *TUNE, "--recipe", "tree")
+    assert tree.exit_code == 2
+    assert "'craftbox', 'paper'" in tree.stderr
     assert craft("tune", "--data", picture_folder, "--scale", "much").exit_code == 2
 
 
@@ -493,14 +497,36 @@ def test_a_server_that_is_not_there_is_told(craft: Craft) -> None:
     refused(craft("models", "--url", "http://127.0.0.1:1"), "Is craft-server running there?")
 
 
-def test_a_long_wait_for_the_server_is_said(
-    connected: WireServer, craft: Craft, monkeypatch: pytest.MonkeyPatch
+def overloaded(**headers: str) -> Fault:
+    problem = Problem.of(problems.OVERLOADED, "The queue is full.")
+    return Fault(
+        "GET /v1/models",
+        status=503,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        kind=problems.MEDIA_TYPE,
+        body=problem.model_dump_json(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (overloaded(Retry_After="1"), "the server is overloaded"),
+        (
+            Fault("GET /v1/models", status=503, headers={"Retry-After": "1"}),
+            "a gateway answered 503",
+        ),
+    ],
+    ids=["server", "gateway"],
+)
+def test_a_long_wait_for_the_server_is_one_short_line(
+    connected: WireServer, craft: Craft, fault: Fault, reason: str
 ) -> None:
-    connected.faults.append(Fault("GET /v1/models", status=503, headers={"Retry-After": "1"}))
+    connected.faults.append(fault)
     with stamina.set_testing(False):
         result = craft("models", "--json")
     assert answer(result)["models"]
-    assert "Trying again in 1 s." in result.stderr
+    assert result.stderr == f"Retrying in 1 s: {reason}.\n"
 
 
 # --- as a process -------------------------------------------------------------------------------

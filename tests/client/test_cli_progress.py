@@ -10,6 +10,7 @@ from rich.console import Console
 
 from craft_client.cli import progress as view
 from craft_client.cli.interrupt import remembered_interrupt
+from craft_client.cli.verbosity import Verbosity, speaking
 from craft_client.tune import TuneProgress
 from craft_shared.units import Units
 
@@ -106,3 +107,36 @@ def test_an_interrupt_that_a_destructor_swallowed_is_raised_at_the_next_progress
 def test_an_interrupt_is_raised_at_once_where_it_can_be() -> None:
     with remembered_interrupt(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_what_is_counted_reads_well_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], colour: str
+) -> None:
+    """No control characters where stderr is a file, not even where colours are forced."""
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    view.stderr.cache_clear()
+    clock = iter([0.0, 1.0, 10.0, 12.0, 21.0])
+    monkeypatch.setattr(view.time, "monotonic", lambda: next(clock))
+    with view.counting("Uploading pictures", 4000) as on_count:
+        for count in (500, 1000, 1500, 4000):
+            on_count(count)
+    view.stderr.cache_clear()
+    assert capsys.readouterr().err.splitlines() == [
+        "Uploading pictures: 1,000 of 4,000",
+        "Uploading pictures: 4,000 of 4,000",
+    ]
+
+
+def test_what_is_soon_over_is_not_counted_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with view.counting("Checking pictures", 3) as on_count:
+        on_count(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with speaking(Verbosity.QUIET, print), view.watch() as on_progress:
+        on_progress(at(0, stage="start"))
+        with view.counting("Checking pictures", 3) as on_count:
+            on_count(3)
+    assert capsys.readouterr().err == ""

@@ -43,12 +43,25 @@ def create(craft_server: Any, *arguments: str) -> dict[str, Any]:
     return document
 
 
-def check_error(done: Result, words: str) -> None:
-    assert done.exit_code == 1
+def check_error(done: Result, words: str, code: int = 1) -> None:
+    assert done.exit_code == code
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("Error: ")
     assert words in done.stderr
     assert "Traceback" not in done.output
+
+
+def check_usage(done: Result, words: str) -> None:
+    """Wrong usage, told in one line."""
+    check_error(done, words, code=2)
+
+
+def check_choice(done: Result, option: str, *choices: str) -> None:
+    """A value that is none of an option's choices, which are told."""
+    assert done.exit_code == 2
+    told = " ".join(done.stderr.replace("│", " ").split())
+    for words in (f"'{option}'", *choices):
+        assert words in told
 
 
 def test_a_made_key_is_the_last_line_and_works(
@@ -97,7 +110,7 @@ def test_a_top_up_of_an_unbounded_unit_is_an_error(craft_server: Any) -> None:
 
 def test_a_top_up_of_nothing_is_an_error(craft_server: Any) -> None:
     prefix = create(craft_server)["prefix"]
-    check_error(craft_server("budgets", "top-up", prefix), "--queries")
+    check_usage(craft_server("budgets", "top-up", prefix), "--queries")
 
 
 def test_a_revoked_key_is_listed_as_such(craft_server: Any) -> None:
@@ -186,7 +199,7 @@ def test_a_bad_profile_is_one_line_before_anything_is_loaded(tmp_path: Path, com
 
 def test_a_bad_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRAFT_PORT", "70000")
-    check_error(CliRunner().invoke(app, ["serve", "--data-dir", str(tmp_path)]), "port")
+    check_usage(CliRunner().invoke(app, ["serve", "--data-dir", str(tmp_path)]), "port")
 
 
 def test_keys_and_help_do_not_wait_for_torch(tmp_path: Path) -> None:
@@ -270,7 +283,7 @@ def test_no_key_is_an_admin_unless_it_is_asked_for(
 def test_a_bad_option_of_a_key_is_one_line(
     craft_server: Any, arguments: list[str], words: str
 ) -> None:
-    check_error(craft_server("keys", "create", "--owner", "me", *arguments), words)
+    check_usage(craft_server("keys", "create", "--owner", "me", *arguments), words)
     assert json.loads(craft_server("keys", "list", "--json").stdout) == []
 
 
@@ -336,19 +349,37 @@ def test_a_limit_below_what_is_spent_is_an_error(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("set", "--unit", "apples", "--limit", "1", "PREFIX"), "--unit"),
-        (("set", "--unit", "queries", "--window", "year", "--limit", "1", "PREFIX"), "--window"),
         (("set", "--unit", "queries", "--limit", "1"), "--team"),
         (("set", "--unit", "queries", "--limit", "1", "PREFIX", "--team", "lab"), "--team"),
-        (("set", "--unit", "queries", "--limit", "1", "--team", "nobody"), "no team nobody"),
-        (("top-up", "--queries", "1", "--window", "year", "PREFIX"), "--window"),
         (("show",), "--team"),
     ],
 )
 def test_a_bad_budget_is_one_line(craft_server: Any, command: tuple[str, ...], words: str) -> None:
     prefix = create(craft_server, "--team", "lab")["prefix"]
     arguments = [prefix if part == "PREFIX" else part for part in command]
-    check_error(craft_server("budgets", *arguments), words)
+    check_usage(craft_server("budgets", *arguments), words)
+
+
+def test_an_unknown_team_is_an_error(craft_server: Any) -> None:
+    budget = ("--unit", "queries", "--limit", "1")
+    check_error(craft_server("budgets", "set", *budget, "--team", "nobody"), "no team nobody")
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        (("budgets", "set", "x", "--limit", "1", "--unit", "apples"), ("queries", "cost_micros")),
+        (("budgets", "top-up", "x", "--queries", "1", "--window", "year"), ("lifetime", "hour")),
+        (("keys", "policy", "x", "--level", "logits"), ("label", "top_k")),
+        (("usage", "export", "--format", "xlsx"), ("csv", "jsonl")),
+        (("serve", "--precision", "double"), ("fastest", "bfloat16")),
+        (("serve", "--log-level", "loud"), ("debug", "warning")),
+    ],
+)
+def test_a_value_that_is_no_choice_is_told_with_the_choices(
+    command: tuple[str, ...], choices: tuple[str, ...]
+) -> None:
+    check_choice(CliRunner().invoke(app, command), command[-2], *choices)
 
 
 def test_prices_are_set_and_listed(craft_server: Any) -> None:
@@ -357,7 +388,7 @@ def test_prices_are_set_and_listed(craft_server: Any) -> None:
     listed = json.loads(craft_server("prices", "list", "--json").stdout)
     assert listed == {"pocket": {"queries": 70, "texts": 2}}
     assert "70" in craft_server("prices", "list").stdout
-    check_error(craft_server("prices", "set", "pocket"), "--queries")
+    check_usage(craft_server("prices", "set", "pocket"), "--queries")
 
 
 def test_usage_is_exported_line_by_line(craft_server: Any, store_url: str, tmp_path: Path) -> None:
@@ -403,14 +434,13 @@ def test_usage_is_exported_of_one_key_and_period(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "xlsx"], "csv or jsonl"),
         (["--since", "yesterday"], "--since"),
         (["--until", "2026-01-01T00:00:00"], "--until"),
     ],
 )
 def test_a_bad_export_is_one_line(craft_server: Any, arguments: list[str], words: str) -> None:
     done = craft_server("usage", "export", *arguments)
-    check_error(done, words)
+    check_usage(done, words)
     assert done.stdout == ""
 
 
@@ -472,9 +502,8 @@ def test_a_policy_is_set_with_the_key_or_later_and_said_without_options(craft_se
 
 def test_a_policy_that_cannot_be_is_one_line(craft_server: Any) -> None:
     prefix = create(craft_server)["prefix"]
-    check_error(craft_server("keys", "policy", prefix, "--level", "top_k"), "needs k")
-    check_error(craft_server("keys", "policy", prefix, "--level", "logits"), "--level")
-    check_error(craft_server("keys", "create", "--owner", "me", "--k", 3), "it has no k")
+    check_usage(craft_server("keys", "policy", prefix, "--level", "top_k"), "needs k")
+    check_usage(craft_server("keys", "create", "--owner", "me", "--k", 3), "it has no k")
     check_error(craft_server("keys", "policy", "aaaaaaaa", "--level", "label"), "aaaaaaaa")
 
 

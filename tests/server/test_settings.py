@@ -58,7 +58,7 @@ def test_a_folder_that_is_not_there_is_no_folder_of_secrets(
 def test_a_url_that_is_none_is_told_in_one_line(secrets: Path) -> None:
     (secrets / "craft_database_password").write_text("secret")
     done = CliRunner().invoke(app, ["keys", "list", "--database-url", "nonsense"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     assert "not the address of a database" in done.stderr
     assert "secret" not in done.stderr

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from craft_client.budgets import currency, shown
-from craft_client.cli.options import AsJson, Key, Url
+from craft_client.cli.options import AsJson, Key, Url, examples
 from craft_client.cli.session import connect
 from craft_client.cli.show import document, say, table
-from craft_shared.units import UNITS, Units
+from craft_shared.amounts import UNITS
 
 ImageSetId = Annotated[
     str, typer.Argument(metavar="ID", show_default=False, help="As tune and evaluate show it.")
@@ -19,6 +18,8 @@ ImageSetId = Annotated[
 
 def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """List the models that the server hosts, and their limits."""
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         cards = client.models()
     if as_json:
@@ -45,6 +46,9 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
     Costs, where there are any, are in the provider's currency.
     """
+    from craft_client.budgets import currency
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         found = client.usage()
     if as_json:
@@ -80,6 +84,9 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
 def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show what is left of the key's budgets and its team's; costs in the provider's currency."""
+    from craft_client.budgets import shown
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         budgets = client.budgets()
     if as_json:
@@ -116,6 +123,8 @@ def show_image_set(
     image_set: ImageSetId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
     """Show an image set."""
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         found = client.image_set(image_set)
     if as_json:
@@ -131,6 +140,8 @@ def delete_image_set(
     image_set: ImageSetId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
     """Delete an image set; pictures that no other set holds are charged again when they return."""
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         client.delete_image_set(image_set)
     if as_json:
@@ -141,10 +152,22 @@ def delete_image_set(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command()(models)
-    app.command()(usage)
-    app.command()(budget)
-    image_sets = typer.Typer(no_args_is_help=True, help="Show or delete an image set.")
-    image_sets.command("show")(show_image_set)
-    image_sets.command("delete")(delete_image_set)
-    app.add_typer(image_sets, name="image-sets")
+    panel = "Server and account"
+    app.command(
+        epilog=examples("craft models", "craft models --json"),
+        rich_help_panel=panel,
+    )(models)
+    app.command(epilog=examples("craft usage", "craft usage --json"), rich_help_panel=panel)(usage)
+    app.command(epilog=examples("craft budget", "craft budget --json"), rich_help_panel=panel)(
+        budget
+    )
+    image_sets = typer.Typer(
+        no_args_is_help=True,
+        help="Show or delete an image set.",
+        epilog=examples("craft image-sets show ID"),
+    )
+    image_sets.command(
+        "show", epilog=examples("craft image-sets show ID", "craft image-sets show ID --json")
+    )(show_image_set)
+    image_sets.command("delete", epilog=examples("craft image-sets delete ID"))(delete_image_set)
+    app.add_typer(image_sets, name="image-sets", rich_help_panel=panel)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson, Key, Url
+from craft_client.cli.completion import adapter_names
+from craft_client.cli.known_adapters import remember
+from craft_client.cli.options import AsJson, Key, RunFolder, Url, examples
+from craft_client.cli.progress import counting
 from craft_client.cli.session import (
     check_budgets,
     check_files,
     connect,
     naming_files,
-    progress_bar,
 )
 from craft_client.cli.show import document, percent, say, table, units_line
-from craft_client.exceptions import CraftError
-from craft_shared.units import UNITS, Units
+from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +30,24 @@ if TYPE_CHECKING:
     from craft_client.remote import Classified, RemoteAdapter
     from craft_shared.wire import AdapterChange, AdapterSettings, Output
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory.")]
+_WHO = "Who may use it"
+
 OwnName = Annotated[
-    str, typer.Argument(metavar="NAME", show_default=False, help="One of your owner's adapters.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        show_default=False,
+        help="One of your owner's adapters.",
+        autocompletion=adapter_names,
+    ),
 ]
 Versions = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", show_default=False, help="NAME@VERSION, or NAME for all its versions."
+        metavar="NAME",
+        show_default=False,
+        help="NAME@VERSION, or NAME for all its versions.",
+        autocompletion=adapter_names,
     ),
 ]
 Reference = Annotated[
@@ -44,17 +56,20 @@ Reference = Annotated[
         "--adapter",
         metavar="ADAPTER",
         show_default=False,
-        help="[OWNER/]NAME, its newest version; or with @VERSION or @ALIAS.",
+        help="NAME or OWNER/NAME, its newest version; or with @VERSION or @ALIAS.",
+        autocompletion=adapter_names,
     ),
 ]
 
 
 def publish(
-    run: Run,
+    run: RunFolder,
     name: Annotated[str, typer.Option("--name", show_default=False, help="The adapter's name.")],
     alias: Annotated[
         list[str] | None,
-        typer.Option("--alias", show_default=False, help="Means this version from now on."),
+        typer.Option(
+            "--alias", show_default=False, help="A name that means this version now; repeatable."
+        ),
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -64,15 +79,18 @@ def publish(
 
     The run's receipt is put beside the adapter, in RUN/adapter.
     """
-    from craft_client.journal import ADAPTER_FOLDER, Journal
+    from craft_client.journal import Journal
+    from craft_client.run_files import ADAPTER_FOLDER
     from craft_shared.model_card import RECEIPT_FILE
 
     journal = Journal.open(run)
     adapter = journal.adapter()
     with connect(url, key) as client:
         answer = client.publish(name, adapter, aliases=alias or [])
+        card = answer.adapter
+        remember(client.base_url, [card.name, f"{card.owner}/{card.name}"])
     _keep_receipt(run, run / ADAPTER_FOLDER / RECEIPT_FILE, url, key)
-    card, charged = answer.adapter, answer.cost.charged
+    charged = answer.cost.charged
     if as_json:
         document({"adapter": card.model_dump(), "charged": charged.model_dump()})
         return
@@ -87,6 +105,7 @@ def adapters(
             metavar="[NAME]",
             show_default=False,
             help="One of your owner's adapters: all its versions, who may use it, its usage.",
+            autocompletion=adapter_names,
         ),
     ] = None,
     url: Url = None,
@@ -94,11 +113,14 @@ def adapters(
     as_json: AsJson = False,
 ) -> None:
     """List the adapters that you may use, or show all about one of your own."""
+    from craft_shared.units import Units
+
     if name is not None:
         _show_own(name, url, key, as_json)
         return
     with connect(url, key) as client:
         cards = client.adapters()
+        remember(client.base_url, (f"{card.owner}/{card.name}" for card in cards), all_of_them=True)
     if as_json:
         document(
             {"adapters": [card.model_dump() for card in cards], "charged": Units().model_dump()}
@@ -126,23 +148,52 @@ def share(
     name: OwnName,
     public: Annotated[
         bool | None,
-        typer.Option("--public/--private", show_default=False, help="Every key may use it."),
+        typer.Option(
+            "--public/--private",
+            show_default=False,
+            help="Every key may use it, or those named alone.",
+            rich_help_panel=_WHO,
+        ),
     ] = None,
     with_key: Annotated[
         list[str] | None,
-        typer.Option("--with-key", metavar="PREFIX", show_default=False, help="This key may too."),
+        typer.Option(
+            "--with-key",
+            metavar="PREFIX",
+            show_default=False,
+            help="This key may use it too; repeatable.",
+            rich_help_panel=_WHO,
+        ),
     ] = None,
     with_team: Annotated[
         list[str] | None,
-        typer.Option("--with-team", metavar="TEAM", show_default=False, help="Its keys may too."),
+        typer.Option(
+            "--with-team",
+            metavar="TEAM",
+            show_default=False,
+            help="The team's keys may use it too; repeatable.",
+            rich_help_panel=_WHO,
+        ),
     ] = None,
     without_key: Annotated[
         list[str] | None,
-        typer.Option("--without-key", metavar="PREFIX", show_default=False, help="No more."),
+        typer.Option(
+            "--without-key",
+            metavar="PREFIX",
+            show_default=False,
+            help="This key may use it no more; repeatable.",
+            rich_help_panel=_WHO,
+        ),
     ] = None,
     without_team: Annotated[
         list[str] | None,
-        typer.Option("--without-team", metavar="TEAM", show_default=False, help="No more."),
+        typer.Option(
+            "--without-team",
+            metavar="TEAM",
+            show_default=False,
+            help="The team's keys may use it no more; repeatable.",
+            rich_help_panel=_WHO,
+        ),
     ] = None,
     pays: Annotated[
         str | None,
@@ -171,6 +222,8 @@ def share(
     as_json: AsJson = False,
 ) -> None:
     """Decide who may use one of your adapters, who pays, and what its aliases mean."""
+    from craft_shared.units import Units
+
     wanted: dict[str, object] = {}
     if public is not None:
         wanted["public"] = public
@@ -194,6 +247,8 @@ def share(
 
 def retire(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a published adapter out of service."""
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         client.retire(name)
     if as_json:
@@ -204,6 +259,8 @@ def retire(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = F
 
 def restore(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a retired adapter into service again."""
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         client.restore(name)
     if as_json:
@@ -318,6 +375,7 @@ def _predict_into(
     as_json: bool,
 ) -> None:
     from craft_client.batch import BatchProgress, Results, calls_of, classify_files
+    from craft_client.exceptions import CraftError
     from craft_client.remote import RemoteAdapter
 
     results = Results(out, top)
@@ -338,11 +396,10 @@ def _predict_into(
         )
     left = [path for path in files if str(path) not in results.images]
     _check_need(remote, calls_of(remote, left), len(left))
-    with progress_bar() as bar:
-        task = bar.add_task("Classifying pictures", total=len(files))
+    with counting("Classifying pictures", len(files)) as on_classified:
 
         def on_progress(progress: BatchProgress) -> None:
-            bar.update(task, completed=progress.done)
+            on_classified(progress.done)
 
         done = classify_files(
             remote, files, results, top=top, abstain_below=abstain_below, on_progress=on_progress
@@ -367,6 +424,8 @@ def _predict_into(
 
 
 def _check_need(remote: RemoteAdapter, calls: int, pictures: int) -> None:
+    from craft_shared.units import Units
+
     if remote.card.pays == "publisher":
         return
     prompts = remote.card.prompts
@@ -383,6 +442,7 @@ def _check_need(remote: RemoteAdapter, calls: int, pictures: int) -> None:
 
 
 def _picture_files(images: Sequence[Path]) -> list[Path]:
+    from craft_client.exceptions import CraftError
     from craft_client.layouts import pictures_below
 
     files: list[Path] = []
@@ -399,6 +459,7 @@ def _picture_files(images: Sequence[Path]) -> list[Path]:
 def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> None:
     """Puts the run's receipt beside its adapter; that there is none stops nobody."""
     from craft_client.cli.receipts import fetch_receipt
+    from craft_client.exceptions import CraftError
 
     try:
         text, _ = fetch_receipt(str(run), url, key)
@@ -409,6 +470,8 @@ def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> No
 
 
 def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> None:
+    from craft_shared.units import Units
+
     with connect(url, key) as client:
         cards = client.adapter_versions(name)
         settings = client.adapter_settings(name)
@@ -483,6 +546,7 @@ def _moved_alias(text: str) -> tuple[str, int | None]:
 def _change(wanted: dict[str, object]) -> AdapterChange:
     from pydantic import ValidationError
 
+    from craft_client.exceptions import CraftError
     from craft_shared.wire import AdapterChange
 
     try:
@@ -512,9 +576,29 @@ def _best(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command()(publish)
-    app.command()(adapters)
-    app.command()(share)
-    app.command()(retire)
-    app.command()(restore)
-    app.command()(predict)
+    add = partial(app.command, rich_help_panel="Adapters")
+    add(
+        epilog=examples(
+            "craft publish runs/digits-16shots-seed1 --name digits",
+            "craft publish runs/digits-16shots-seed1 --name digits --alias stable",
+        )
+    )(publish)
+    add(epilog=examples("craft adapters", "craft adapters digits", "craft adapters --json"))(
+        adapters
+    )
+    add(
+        epilog=examples(
+            "craft share digits --with-team vision --pays publisher",
+            "craft share digits --public --abstain-below 0.5",
+            "craft share digits --alias stable=2",
+        )
+    )(share)
+    add(epilog=examples("craft retire digits@1", "craft retire digits"))(retire)
+    add(epilog=examples("craft restore digits@1"))(restore)
+    add(
+        epilog=examples(
+            "craft predict one.jpg two.jpg --adapter digits",
+            "craft predict pictures --adapter alice/digits@stable --out predictions.csv",
+            "craft predict one.jpg --adapter digits --top 1 --json",
+        )
+    )(predict)

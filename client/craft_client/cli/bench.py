@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url
+from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url, examples
 from craft_client.cli.show import document, say, table
-from craft_client.exceptions import DataError
-from craft_shared.files import write_whole
 
 if TYPE_CHECKING:
     from craft_client.bench import Cell
@@ -37,12 +35,21 @@ def bench(
         list[str] | None,
         typer.Option(show_default="the paper's eleven", help="Folder of a data set; repeatable."),
     ] = None,
-    shots: Annotated[list[int] | None, typer.Option(show_default="16", help="Repeatable.")] = None,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(show_default="16", help="Training pictures a class; repeatable."),
+    ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(show_default="1 2 3", help="Repeatable.")
+        list[int] | None,
+        typer.Option(show_default="1 2 3", help="Of the few-shot draw and the search; repeatable."),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option(show_default="craftbox", help="As of tune; repeatable.")
+        list[str] | None,
+        typer.Option(
+            show_default="craftbox",
+            help="craftbox or paper, as of tune; repeatable.",
+            autocompletion=lambda: ["craftbox", "paper"],
+        ),
     ] = None,
     budget: Annotated[
         int | None,
@@ -60,6 +67,8 @@ def bench(
     out. A benchmark that was interrupted goes on where it was: nothing is paid for twice.
     """
     from craft_client import bench as benchmark
+    from craft_client.exceptions import DataError
+    from craft_shared.files import write_whole
 
     found, missing = benchmark.find_datasets(data, dataset or benchmark.PAPER_SETS)
     shifts: dict[str, list[str]] = {}
@@ -127,8 +136,10 @@ def _measure(
     from craft_client.cli.receipts import fetch_receipt
     from craft_client.cli.tune import Task, tune_task
     from craft_client.data import few_shot
-    from craft_client.journal import SUMMARY_FILE, Journal
+    from craft_client.journal import Journal
     from craft_client.paper_presets import recipe_settings
+    from craft_client.run_files import SUMMARY_FILE
+    from craft_shared.files import write_whole
 
     run = folder / "run"
     if not (run / SUMMARY_FILE).exists():
@@ -178,4 +189,10 @@ def _measure_shift(folder: Path, data: Path, url: str | None, key: str | None) -
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command()(bench)
+    app.command(
+        epilog=examples(
+            "craft bench --data ROOT --recipe craftbox --recipe paper",
+            "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
+        ),
+        rich_help_panel="Tune and measure",
+    )(bench)

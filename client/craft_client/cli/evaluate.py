@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Data, Key, Model, Split, Template, Url
+from craft_client.cli.completion import adapter_names, run_folders
+from craft_client.cli.options import (
+    PLAIN_TEMPLATE,
+    AsJson,
+    Data,
+    Key,
+    Model,
+    Split,
+    Template,
+    Url,
+    examples,
+)
 from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, percent, say, table, units_line
-from craft_client.exceptions import CraftError, DataError
-from craft_shared.units import Units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from craft_client.api import Client
     from craft_client.data import Dataset, Sample
     from craft_client.remote import RemoteBlackBox
+    from craft_shared.units import Units
     from craft_shared.wire import ImageSet
 
 # The seven that CLIP's authors found best together on ImageNet (github.com/openai/CLIP, notebooks).
@@ -123,11 +133,21 @@ def evaluate(
     data: Data,
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", show_default=False, help="A run directory."),
+        typer.Argument(
+            metavar="[RUN]",
+            show_default=False,
+            help="A run directory.",
+            autocompletion=run_folders,
+        ),
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", show_default=False, help="A published adapter instead of a run."),
+        typer.Option(
+            "--adapter",
+            show_default=False,
+            help="A published adapter instead of a run.",
+            autocompletion=adapter_names,
+        ),
     ] = None,
     split: Split = "test",
     url: Url = None,
@@ -164,6 +184,7 @@ def measure_run(
         among_its_classes: a prediction is the likeliest of the data's classes, not of all that the
             adapter knows. Every class is scored and charged all the same.
     """
+    from craft_client.exceptions import CraftError
     from craft_client.journal import Journal
     from craft_client.remote import classify_here
 
@@ -213,6 +234,7 @@ def _measure_published(
 ) -> Measured:
     """Lets the server classify with a published adapter."""
     from craft_client.remote import RemoteAdapter
+    from craft_shared.units import Units
 
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
@@ -269,8 +291,6 @@ def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:
     from craft_client import data as pictures
     from craft_client.layouts import load_dataset
 
-    if split not in ("train", "validation", "test"):
-        raise typer.BadParameter(f"'{split}' is none of train, validation, test.")
     dataset = load_dataset(data)
     return dataset, dataset.split(cast(pictures.Split, split))
 
@@ -289,6 +309,8 @@ def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
         DataError: the adapter does not know them all.
     """
     import numpy as np
+
+    from craft_client.exceptions import DataError
 
     numbers = {name: number for number, name in enumerate(known)}
     unknown = [name for name in classes if name not in numbers]
@@ -328,10 +350,27 @@ def _black_box(client: Client, image_set: ImageSet, classes: Sequence[str]) -> R
 
 def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
     """What scoring the prompts charges at least; known pictures are not encoded again."""
+    from craft_shared.units import Units
+
     return black_box.units(prompts) + Units(requests=1)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command("zero-shot")(zero_shot)
-    app.command()(evaluate)
+    panel = "Tune and measure"
+    app.command(
+        "zero-shot",
+        epilog=examples(
+            "craft zero-shot --data digits",
+            "craft zero-shot --data digits --ensemble --json",
+            "craft zero-shot --data digits --template 'a scan of the number {}.'",
+        ),
+        rich_help_panel=panel,
+    )(zero_shot)
+    app.command(
+        epilog=examples(
+            "craft evaluate runs/digits-16shots-seed1 --data digits",
+            "craft evaluate --adapter alice/digits --data digits --split validation",
+        ),
+        rich_help_panel=panel,
+    )(evaluate)

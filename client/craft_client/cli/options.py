@@ -1,11 +1,21 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how examples are written below their help."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from craft_client.cli.completion import run_folders
+
+_SERVER = "Server"
+_OUTPUT = "Output"
+
+
+def examples(*commands: str) -> str:
+    """What stands at the end of a command's help: commands, one a line, that work as written."""
+    return "\n".join(("Examples:", *(f"  {command}" for command in commands)))
 
 
 def _with_one_gap(template: str) -> str:
@@ -21,6 +31,7 @@ Url = Annotated[
         envvar="CRAFT_URL",
         show_default="http://127.0.0.1:8000",
         help="The server's address.",
+        rich_help_panel=_SERVER,
     ),
 ]
 Key = Annotated[
@@ -30,10 +41,16 @@ Key = Annotated[
         envvar="CRAFT_API_KEY",
         show_default=False,
         help="The API key. Better set in the environment: arguments show in process lists.",
+        rich_help_panel=_SERVER,
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document; progress goes to stderr.")
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on stdout; all else goes to stderr.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Data = Annotated[
     Path,
@@ -43,10 +60,23 @@ Data = Annotated[
         help="Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.",
     ),
 ]
-Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+Recipe = Literal["craftbox", "paper"]
+Split = Annotated[
+    Literal["train", "validation", "test"], typer.Option("--split", help="Which pictures.")
+]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", show_default=False, help="A run directory.", autocompletion=run_folders
+    ),
+]
 Model = Annotated[
     str | None,
-    typer.Option("--model", show_default="the server's first", help="The model's name."),
+    typer.Option(
+        "--model",
+        show_default="the server's first",
+        help="The model's name, as craft models lists it.",
+    ),
 ]
 Template = Annotated[
     str,

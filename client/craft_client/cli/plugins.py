@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson
+from craft_client.cli.options import AsJson, examples
 from craft_client.cli.show import document, say, table
 
 Place = Annotated[
@@ -59,8 +59,11 @@ def get(place: Place, run: RunFolder, as_json: AsJson = False) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command()(plugins)
+    app.command(epilog=examples("craft plugins", "craft plugins --json"))(plugins)
     store = typer.Typer(no_args_is_help=True, help="Keep copies of runs in a plug-in's store.")
-    store.command()(put)
-    store.command()(get)
+    store.command(
+        epilog=examples("craft store put runs/flowers-16shots-seed1 --to folder:/backup")
+    )(put)
+    store.command(epilog=examples("craft store put runs/flowers zip:/backup/flowers.zip"))(put)
+    store.command(epilog=examples("craft store get zip:/backup/flowers.zip runs/flowers"))(get)
     app.add_typer(store, name="store")

@@ -1,4 +1,7 @@
-"""The live view of a tuning run: on a terminal redrawn in place, elsewhere a line now and then."""
+"""How far something is: on a terminal redrawn in place, elsewhere a line now and then.
+
+It knows runs and things that are counted; with `--quiet` it shows neither.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from craft_client.cli.interrupt import remembered_interrupt
-from craft_client.cli.show import percent, stderr, units_line
+from craft_client.cli.show import animated, percent, say, stderr, units_line
+from craft_client.cli.verbosity import Verbosity, verbosity
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from craft_client.tune import TuneProgress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -35,29 +38,63 @@ def watch() -> Iterator[Callable[[TuneProgress], None]]:
 
 @contextmanager
 def _view() -> Iterator[Callable[[TuneProgress], None]]:
-    console = stderr()
-    if not console.is_terminal:
-        yield _Lines(console)
+    if verbosity() is Verbosity.QUIET:
+        yield lambda progress: None
         return
-    with Live(console=console, refresh_per_second=4) as live:
+    if not animated():
+        lines = _Lines()
+        yield lambda progress: lines.tell(
+            progress.stage, ", ".join(f"{name} {value}" for name, value in rows(progress))
+        )
+        return
+    from rich.live import Live
+
+    with Live(console=stderr(), refresh_per_second=4) as live:
         yield lambda progress: live.update(panel(progress))
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives the function to call with how many of `total` are done."""
+    if verbosity() is Verbosity.QUIET or total == 0:
+        yield lambda count: None
+        return
+    if not animated():
+        lines = _Lines(silent_until_late=True)
+        yield lambda count: lines.tell(what, f"{what}: {count:,} of {total:,}")
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, completed=count)
+
+
 class _Lines:
-    """Prints a line at the first progress, at a new stage, and every few seconds."""
+    """Says a line at a new stage, and of one stage every few seconds.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._stage = ""
-        self._told_at = 0.0
+    Where it is silent until late, what is soon over is not told at all.
+    """
 
-    def __call__(self, progress: TuneProgress) -> None:
+    def __init__(self, *, silent_until_late: bool = False) -> None:
+        self._stage: str | None = None
+        self._told_at = time.monotonic() if silent_until_late else -SECONDS_BETWEEN_LINES
+        self._by_time_alone = silent_until_late
+
+    def tell(self, stage: str, line: str) -> None:
         now = time.monotonic()
-        if progress.stage == self._stage and now - self._told_at < SECONDS_BETWEEN_LINES:
+        same = self._by_time_alone or stage == self._stage
+        if same and now - self._told_at < SECONDS_BETWEEN_LINES:
             return
-        self._stage, self._told_at = progress.stage, now
-        facts = ", ".join(f"{name} {value}" for name, value in rows(progress))
-        self._console.print(facts, soft_wrap=True, markup=False, highlight=False)
+        self._stage, self._told_at = stage, now
+        say(line)
 
 
 def rows(progress: TuneProgress) -> list[tuple[str, str]]:
@@ -76,6 +113,8 @@ def rows(progress: TuneProgress) -> list[tuple[str, str]]:
 
 def panel(progress: TuneProgress) -> RenderableType:
     """The redrawn view."""
+    from rich.progress_bar import ProgressBar
+
     grid = Table.grid(padding=(0, 2))
     for name, value in rows(progress):
         grid.add_row(name, value)

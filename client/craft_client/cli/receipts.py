@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson, Key, Url
+from craft_client.cli.completion import run_folders
+from craft_client.cli.options import AsJson, Key, Url, examples
 from craft_client.cli.session import connect
 from craft_client.cli.show import document, say, table
-from craft_client.exceptions import CraftError
-from craft_shared.units import UNITS, Units
+from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
     from craft_shared.receipt import Receipt
@@ -27,6 +27,7 @@ Run = Annotated[
         metavar="[RUN]",
         show_default=False,
         help="The run's directory or name; without it, all that the key was charged.",
+        autocompletion=run_folders,
     ),
 ]
 Since = Annotated[
@@ -103,13 +104,29 @@ def verify_receipt(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command()(receipt)
-    app.command("verify-receipt")(verify_receipt)
+    panel = "Runs and receipts"
+    app.command(
+        epilog=examples(
+            "craft receipt runs/digits-16shots-seed1 --out receipt.jws",
+            "craft receipt --since 2026-11-01T00:00:00Z --out november.jws",
+        ),
+        rich_help_panel=panel,
+    )(receipt)
+    app.command(
+        "verify-receipt",
+        epilog=examples(
+            "craft verify-receipt receipt.jws",
+            "craft verify-receipt receipt.jws --keys keys.json --json",
+        ),
+        rich_help_panel=panel,
+    )(verify_receipt)
 
 
 def _run_name(run: str) -> str:
     """What the server calls a run that is given as its directory or by its name."""
-    from craft_client.journal import RUN_FILE, Journal
+    from craft_client.exceptions import CraftError
+    from craft_client.journal import Journal
+    from craft_client.run_files import RUN_FILE
 
     folder = Path(run)
     if not (folder / RUN_FILE).exists():
@@ -126,6 +143,7 @@ def _run_name(run: str) -> str:
 @contextmanager
 def _telling(what: str) -> Iterator[None]:
     """Tells what is not valid, in one line."""
+    from craft_client.exceptions import CraftError
     from craft_shared.receipt import ReceiptError
 
     try:
@@ -135,6 +153,8 @@ def _telling(what: str) -> Iterator[None]:
 
 
 def _show(content: Receipt, as_json: bool) -> None:
+    from craft_shared.units import Units
+
     if as_json:
         document({"receipt": content.model_dump(), "charged": Units().model_dump()})
         return

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.budgets import currency
-from craft_client.cli.options import AsJson
-from craft_client.cli.show import document, percent, say, table
-from craft_client.exceptions import CraftError
-from craft_shared.files import write_whole
-from craft_shared.units import UNITS
+from craft_client.cli.completion import run_folders
+from craft_client.cli.options import AsJson, RunFolder, examples
+from craft_client.cli.show import complain, document, percent, say, table
+from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
     from craft_client.runs import Run, Summary
@@ -53,13 +51,11 @@ def runs(
     else:
         say(f"There are no runs in '{folder}' or below.")
     for bad in damaged:
-        say(f"Damaged: '{bad.folder}'. {bad.reason}", style="bold red")
+        complain(f"Damaged: '{bad.folder}'. {bad.reason}")
 
 
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory.")
-    ],
+    run: RunFolder,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +93,13 @@ def report(
 
 def compare(
     run: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Run directories.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            show_default=False,
+            help="Run directories.",
+            autocompletion=run_folders,
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -177,6 +179,7 @@ def _list(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
 
 
 def _comparison(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
+
     columns: _Columns = {"run": lambda run: run.folder, "data": lambda run: run.data}
     if any(run.about.settings.recipe for run in found):
         columns["recipe"] = lambda run: _known(run.about.settings.recipe)
@@ -208,6 +211,8 @@ def _accuracy(accuracy: float | None) -> str:
 
 
 def _cost(run: Run) -> object:
+    from craft_client.budgets import currency
+
     return "unknown" if run.cost_micros is None else currency(run.cost_micros)
 
 
@@ -264,6 +269,7 @@ def _notes(run: Run) -> list[str]:
 
 
 def _sections(run: Run) -> list[_Section]:
+
     about, summary = run.about, run.summary
     facts: dict[str, object] = {
         "state": run.state,
@@ -351,6 +357,9 @@ def _write(contents: Mapping[Path, bytes]) -> None:
     Raises:
         CraftError: one cannot be written.
     """
+    from craft_client.exceptions import CraftError
+    from craft_shared.files import write_whole
+
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -365,6 +374,22 @@ def _write(contents: Mapping[Path, bytes]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command()(runs)
-    app.command()(report)
-    app.command()(compare)
+    panel = "Runs and receipts"
+    app.command(
+        epilog=examples("craft runs", "craft runs bench --json"),
+        rich_help_panel=panel,
+    )(runs)
+    app.command(
+        epilog=examples(
+            "craft report runs/digits-16shots-seed1",
+            "craft report runs/digits-16shots-seed1 --out reports",
+        ),
+        rich_help_panel=panel,
+    )(report)
+    app.command(
+        epilog=examples(
+            "craft compare runs/digits-16shots-seed1 runs/digits-16shots-seed2",
+            "craft compare runs/one runs/two --out comparison.html",
+        ),
+        rich_help_panel=panel,
+    )(compare)

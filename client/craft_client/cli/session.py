@@ -5,56 +5,53 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from craft_client.budgets import name, shortfall
-from craft_client.cli.show import say, stderr
-from craft_client.exceptions import CraftError, DataError, InvalidImage, picture_position
-from craft_shared.units import Units
+from craft_client.cli.progress import counting
+from craft_client.cli.show import say
+from craft_client.cli.waits import told_waits
 
 if TYPE_CHECKING:
-    from stamina.instrumentation import RetryDetails
-
     from craft_client.api import Client
     from craft_client.data import Sample
+    from craft_shared.units import Units
     from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits
-
-
-# Seconds; shorter waits are not worth a line.
-_LONG_WAIT = 1.0
 
 
 @contextmanager
 def connect(url: str | None, key: str | None, *, run: str | None = None) -> Iterator[Client]:
     """A client that says on stderr when it waits for the server; `run` is as in `Client`."""
-    from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
+    with told_waits(), client_of(url, key, run=run) as client:
+        yield client
 
+
+def client_of(url: str | None, key: str | None, **options: Any) -> Client:
+    """A client as the command line is configured; `options` are of `Client`."""
     from craft_client.api import Client
+    from craft_client.cli import configuration
 
-    def waiting(details: RetryDetails) -> None:
-        if details.wait_for >= _LONG_WAIT:
-            first_line = str(details.caused_by).partition("\n")[0]
-            say(f"{first_line} Trying again in {details.wait_for:.0f} s.")
-
-    hooks = get_on_retry_hooks()
-    set_on_retry_hooks([waiting])
-    try:
-        with Client(url, key, run=run) as client:
-            yield client
-    finally:
-        set_on_retry_hooks(hooks)
+    settings = configuration.load(url, key)
+    for warning in configuration.warnings(settings):
+        say(warning)
+    return Client(
+        settings["url"].value,
+        configuration.api_key(settings),
+        compress=configuration.compress(settings),
+        **options,
+    )
 
 
 def check_budgets(client: Client, need: Units, *, remedy: str) -> None:
-    """Raises CraftError when a budget of the key or its team does not cover the need. Free.
+    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need. Free.
 
     Pictures that the server has seen cost nothing, so that `need` should not count them.
     """
+    from craft_client.budgets import name, shortfall
+    from craft_client.exceptions import BudgetTooSmall
+
     short = shortfall(client.budgets(), need)
     if short:
-        raise CraftError(
+        raise BudgetTooSmall(
             f"This needs {short.needed:,} {short.budget.unit}; {name(short.budget)} has "
             f"{short.budget.remaining:,} left. Nothing was charged.",
             remedy=remedy,
@@ -65,11 +62,8 @@ def check_files(samples: Sequence[Sample], limits: Limits) -> None:
     """Opens all pictures, with a progress bar."""
     from craft_client.data import check_pictures
 
-    with progress_bar() as progress:
-        task = progress.add_task("Checking pictures", total=len(samples))
-        check_pictures(
-            samples, limits, on_checked=lambda count: progress.update(task, completed=count)
-        )
+    with counting("Checking pictures", len(samples)) as on_checked:
+        check_pictures(samples, limits, on_checked=on_checked)
 
 
 def upload(
@@ -80,14 +74,15 @@ def upload(
     Returns:
         The image set with its new count, and what the upload cost.
     """
-    charged = Units()
-    with progress_bar() as progress:
-        task = progress.add_task("Uploading pictures", total=len(samples))
+    from craft_shared.units import Units
+
+    charged, before = Units(), image_set.count
+    with counting("Uploading pictures", len(samples)) as on_uploaded:
 
         def on_chunk(answer: ImageUploadAnswer) -> None:
             nonlocal charged
             charged += answer.cost.charged
-            progress.update(task, completed=answer.image_set.count)
+            on_uploaded(answer.image_set.count - before)
 
         with naming_files([sample.path for sample in samples]):
             image_set = client.upload_images(
@@ -103,6 +98,8 @@ def upload(
 @contextmanager
 def naming_files(paths: Sequence[Path]) -> Iterator[None]:
     """Turns the server's complaint about `images[i]` into one about the i-th file."""
+    from craft_client.exceptions import DataError, InvalidImage
+
     try:
         yield
     except InvalidImage as error:
@@ -117,19 +114,7 @@ def naming_files(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def _file_of(field: str, paths: Sequence[Path]) -> str:
+    from craft_client.exceptions import picture_position
+
     index = picture_position(field)
     return field if index is None or index >= len(paths) else f"'{paths[index]}'"
-
-
-def progress_bar() -> Progress:
-    """A bar for something that is counted; on a terminal alone."""
-    console = stderr()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,11 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from craft_shared.units import UNITS, Units
+from craft_client.cli.verbosity import Verbosity, verbosity
+from craft_shared.amounts import UNITS
+
+if TYPE_CHECKING:
+    from craft_shared.units import Units
 
 _UNBOUNDED = 10_000
 
@@ -25,10 +29,22 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def say(message: str, *, style: str = "") -> None:
-    """A message on stderr; only its first word is styled, nothing in it is markup."""
+def animated() -> bool:
+    """Whether stderr is a terminal on which something may be redrawn, not a file or a pipe."""
+    console = stderr()
+    return console.file.isatty() and not console.is_dumb_terminal
+
+
+def say(message: str) -> None:
+    """A message on stderr, unless the program is to be quiet; nothing in it is markup."""
+    if verbosity() is not Verbosity.QUIET:
+        stderr().print(Text(message), soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """An error on stderr, however quiet the program is; its first word stands out."""
     head, space, rest = message.partition(" ")
-    stderr().print(Text.assemble((head, style), space, rest), soft_wrap=True)
+    stderr().print(Text.assemble((head, "bold red"), space, rest), soft_wrap=True)
 
 
 def document(content: Mapping[str, Any]) -> None:

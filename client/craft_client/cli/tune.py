@@ -10,18 +10,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Template, Url
-from craft_client.cli.progress import watch
-from craft_client.cli.session import check_budgets, check_files, connect, upload
+from craft_client.cli.completion import run_folders
+from craft_client.cli.options import (
+    PLAIN_TEMPLATE,
+    AsJson,
+    Key,
+    Model,
+    Recipe,
+    Template,
+    Url,
+    examples,
+)
+from craft_client.cli.session import check_budgets, check_files, client_of, connect, upload
 from craft_client.cli.show import document, percent, say, size, table
-from craft_client.exceptions import DataError
-from craft_shared.model_card import level_words
-from craft_shared.units import UNITS, Units
-from craft_shared.wire import EVERYTHING, AbsoluteScale, Level
+from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,11 +41,13 @@ if TYPE_CHECKING:
     from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
-    from craft_shared.wire import ImageSet, Limits, ModelCard
+    from craft_shared.units import Units
+    from craft_shared.wire import ImageSet, Level, Limits, ModelCard
 
+_RUN = "The run"
 _TUNING = "Tuning"
 _TEXTS = "Open-text mode"
-_PARTS = "Parts of the method"
+_PARTS = "Parts of the method, to do without"
 # Measured on photographs: docs/output-levels.md.
 _EXPECT: dict[Level, str] = {
     "label": "Expect four to seven tenths of what tuning gains from whole answers, for more cost.",
@@ -52,6 +60,8 @@ _REPORT_TIMEOUT = 5.0  # seconds
 
 
 def _scale(text: str | None) -> str | None:
+    from craft_shared.wire import AbsoluteScale
+
     if text is not None and text not in get_args(AbsoluteScale):
         try:
             float(text)
@@ -73,7 +83,7 @@ def tune(
     ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Training pictures a class.")] = 16,
     recipe: Annotated[
-        str,
+        Recipe,
         typer.Option(
             help="craftbox (random prompts, closed form, search) or paper (CraFT as published, "
             "with its settings for the data set), or a plug-in's."
@@ -92,7 +102,9 @@ def tune(
     run: Annotated[
         Path | None,
         typer.Option(
-            show_default="runs/NAME-SHOTSshots-seedSEED", help="A new or empty run directory."
+            show_default="runs/NAME-SHOTSshots-seedSEED",
+            help="A new or empty run directory.",
+            rich_help_panel=_RUN,
         ),
     ] = None,
     resume: Annotated[
@@ -100,6 +112,8 @@ def tune(
         typer.Option(
             show_default=False,
             help="Goes on with a run that was interrupted; nothing is paid for twice.",
+            autocompletion=run_folders,
+            rich_help_panel=_RUN,
         ),
     ] = None,
     report: Annotated[
@@ -107,6 +121,7 @@ def tune(
         typer.Option(
             "--report",
             help="Post the run's curve to the server's console as it goes on. Free.",
+            rich_help_panel=_RUN,
         ),
     ] = False,
     model: Model = None,
@@ -156,7 +171,8 @@ def tune(
         ),
     ] = None,
     strategy: Annotated[
-        str, typer.Option(help="Of the search: cma-es, random or spsa.", rich_help_panel=_TUNING)
+        Literal["cma-es", "random", "spsa"],
+        typer.Option(help="Of the search.", rich_help_panel=_TUNING),
     ] = "cma-es",
     open_text: Annotated[
         bool,
@@ -186,13 +202,21 @@ def tune(
         ),
     ] = "ridge",
     no_search: Annotated[
-        bool, typer.Option("--no-search", help="No search.", rich_help_panel=_PARTS)
+        bool, typer.Option("--no-search", help="Do without the search.", rich_help_panel=_PARTS)
     ] = False,
     no_refinement: Annotated[
-        bool, typer.Option("--no-refinement", help="No head.", rich_help_panel=_PARTS)
+        bool,
+        typer.Option(
+            "--no-refinement",
+            help="Do without the head that refines predictions.",
+            rich_help_panel=_PARTS,
+        ),
     ] = False,
     no_consistency: Annotated[
-        bool, typer.Option("--no-consistency", help="Cross-entropy only.", rich_help_panel=_PARTS)
+        bool,
+        typer.Option(
+            "--no-consistency", help="Do without the consistency loss.", rich_help_panel=_PARTS
+        ),
     ] = False,
     url: Url = None,
     key: Key = None,
@@ -311,6 +335,7 @@ def _refuse_other_options(context: typer.Context) -> None:
 def task_of(folder: Path) -> Task:
     """The task of a run that was begun."""
     from craft_client.data import Sample
+    from craft_client.exceptions import DataError
     from craft_client.journal import Journal
     from craft_client.tune import run_settings
 
@@ -344,8 +369,10 @@ def tune_task(
     """
     import numpy as np
 
-    from craft_client.journal import RUN_FILE, Journal
+    from craft_client.cli.progress import watch
+    from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
+    from craft_client.run_files import RUN_FILE
     from craft_client.run_report import reported
     from craft_client.tune import tune
 
@@ -383,7 +410,6 @@ def _reporter(
     wanted: bool,
 ) -> Iterator[RunReporter | None]:
     """What reports the run, if it is to be; it says where the run is shown."""
-    from craft_client.api import Client
     from craft_client.run_report import RunReporter
     from craft_shared.run_reports import RunReport
 
@@ -398,7 +424,7 @@ def _reporter(
         budget=task.settings.budget,
     )
     # Beside the run's own calls, and never in their way.
-    with Client(url, key, timeout=_REPORT_TIMEOUT) as client:
+    with client_of(url, key, timeout=_REPORT_TIMEOUT) as client:
         say(f"Watch it: {client.base_url}/console/runs/{run}")
         yield RunReporter(
             client, run, report, lambda why: say(f"The run goes on unreported: {why}")
@@ -459,6 +485,9 @@ def _begin(
 
 def _say_level(card: ModelCard) -> None:
     """Says what the key's answers show, if that is not everything."""
+    from craft_shared.model_card import level_words
+    from craft_shared.wire import EVERYTHING
+
     if card.output != EVERYTHING:
         expect = _EXPECT[card.output.level]
         say(f"The key sees {level_words(card.output)}. {expect} (docs/output-levels.md)")
@@ -481,6 +510,8 @@ def _run_folder(folder: Path, *, resumed: bool) -> Iterator[None]:
     Raises:
         DataError: the directory is not empty.
     """
+    from craft_client.exceptions import DataError
+
     folder.mkdir(parents=True, exist_ok=True)
     if not resumed and any(folder.iterdir()):
         raise DataError(
@@ -499,6 +530,8 @@ def _run_folder(folder: Path, *, resumed: bool) -> Iterator[None]:
 
 def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
     """What the run charges if no picture has to be encoded anew."""
+    from craft_shared.units import Units
+
     opening = settings.opening_units(black_box.units)
     generation = settings.generation_units(black_box.units)
     generations = settings.generations(black_box.units)
@@ -520,6 +553,7 @@ def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
 
 
 def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> None:
+
     result, image_set, uploaded = tuned.result, tuned.image_set, tuned.uploaded
     charged = uploaded + result.units
     if as_json:
@@ -570,4 +604,11 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command()(tune)
+    app.command(
+        epilog=examples(
+            "craft tune --data digits --shots 16 --seed 1",
+            "craft tune --data digits --shots 16 --budget 8000 --run runs/long --report",
+            "craft tune --resume runs/long",
+        ),
+        rich_help_panel="Tune and measure",
+    )(tune)

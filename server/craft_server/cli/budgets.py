@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import sqlalchemy as sa
 import typer
 
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import (
-    Amount,
     AnyPrefix,
     AsJson,
+    CostMicros,
     DatabaseUrl,
     DataDir,
+    Images,
+    Predictions,
+    Queries,
+    Requests,
     Team,
+    Texts,
     Window,
     amounts_of,
     checked,
+    examples,
 )
-from craft_server.cli.output import fail, print_budgets
-from craft_server.clock import now_ms
-from craft_server.ledger import administration
-from craft_shared.units import MEASURES
-from craft_shared.wire import MAX_AMOUNT, BudgetLimit, BudgetTopUp
+from craft_server.cli.output import misuse, print_budgets
+from craft_shared.amounts import MAX_AMOUNT, Measure
 
-app = typer.Typer(help="Keys' and teams' budgets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from craft_server.ledger import administration
+
+app = typer.Typer(
+    help="Show, set and top up keys' and teams' budgets.",
+    no_args_is_help=True,
+    epilog=examples("craft-server budgets show abcd1234"),
+)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "craft-server budgets show abcd1234", "craft-server budgets show --team vision --json"
+    )
+)
 def show(
     prefix: AnyPrefix = None,
     team: Team = None,
@@ -37,16 +52,25 @@ def show(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show the budgets that bound a key, its own and its team's, or a team's."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+
     with reading(data_dir, database_url) as connection:
         holder = _holder(connection, prefix, team)
         budgets = administration.show_budgets(connection, holder, now_ms())
     print_budgets(budgets, json_output)
 
 
-@app.command("set")
+@app.command(
+    "set",
+    epilog=examples(
+        "craft-server budgets set abcd1234 --unit queries --limit 8000",
+        "craft-server budgets set --team vision --unit cost_micros --limit 5000000 --window month",
+    ),
+)
 def set_(
-    unit: Annotated[str, typer.Option(help=f"One of {', '.join(MEASURES)}.")],
-    limit: Annotated[int, typer.Option(min=0, max=MAX_AMOUNT, help="In one window.")],
+    unit: Annotated[Measure, typer.Option(help="What is bounded.")],
+    limit: Annotated[int, typer.Option(min=0, max=MAX_AMOUNT, help="The most in one window.")],
     prefix: AnyPrefix = None,
     team: Team = None,
     window: Window = "lifetime",
@@ -55,6 +79,10 @@ def set_(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Set a budget, or change its limit; it counts from when it is first set."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+    from craft_shared.wire import BudgetLimit
+
     wanted = checked(BudgetLimit, unit=unit, window=window, limit=limit)
     at = now_ms()
     with writing(data_dir, database_url) as connection:
@@ -64,25 +92,34 @@ def set_(
     print_budgets(budgets, json_output)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "craft-server budgets top-up abcd1234 --queries 1000",
+        "craft-server budgets top-up --team vision --images 500 --window month",
+    )
+)
 def top_up(
     prefix: AnyPrefix = None,
     team: Team = None,
     window: Window = "lifetime",
-    queries: Amount = None,
-    predictions: Amount = None,
-    images: Amount = None,
-    texts: Amount = None,
-    requests: Amount = None,
-    cost_micros: Amount = None,
+    queries: Queries = None,
+    predictions: Predictions = None,
+    images: Images = None,
+    texts: Texts = None,
+    requests: Requests = None,
+    cost_micros: CostMicros = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Add to the limits of budgets."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+    from craft_shared.wire import BudgetTopUp
+
     amounts = amounts_of(queries, predictions, images, texts, requests, cost_micros)
     if not amounts:
-        fail("name a unit and how much of it to add, such as --queries 1000")
+        misuse("name a unit and how much of it to add, such as --queries 1000")
     wanted = [
         checked(BudgetTopUp, unit=unit, window=window, amount=amount)
         for unit, amount in amounts.items()
@@ -97,8 +134,10 @@ def top_up(
 def _holder(
     connection: sa.Connection, prefix: str | None, team: str | None
 ) -> administration.Holder:
+    from craft_server.ledger import administration
+
     if (prefix is None) == (team is None):
-        fail("name either a key's prefix or --team")
+        misuse("name either a key's prefix or --team")
     if team is not None:
         return administration.team_holder(connection, team)
     return administration.key_holder(connection, prefix or "")

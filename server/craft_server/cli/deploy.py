@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from sqlalchemy.engine import URL, make_url
 
-from craft_server.cli.options import DatabaseUrl, settings_of
-from craft_server.cli.output import fail
-from craft_server.ray_serve.config import Replicas, serve_config
+from craft_server.cli.completion import models as models_of
+from craft_server.cli.options import DatabaseUrl, examples, settings_of
+from craft_server.cli.output import fail, misuse, note
 
-app = typer.Typer(help="Write what other systems need to run the server.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from craft_server.ray_serve.config import Replicas
+
+app = typer.Typer(
+    help="Write what other systems need to run the server.",
+    no_args_is_help=True,
+    epilog=examples("craft-server deploy ray --database-url postgresql://craft@db/craft"),
+)
 
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
 
 
-@app.command("ray")
+@app.command(
+    "ray",
+    epilog=examples(
+        "craft-server deploy ray --database-url postgresql://craft@db/craft --out serve.yaml",
+        "craft-server deploy ray --database-url postgresql://craft@db/craft --models 1-8",
+    ),
+)
 def ray(
     out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="The file (default: standard output).")
+        Path | None, typer.Option(dir_okay=False, show_default="standard output", help="The file.")
     ] = None,
     ingress: Annotated[
         str, typer.Option(help="Replicas that speak HTTP: a number, or a range such as 2-8.")
@@ -35,7 +48,12 @@ def ray(
     model_gpus: Annotated[
         float, typer.Option(min=0, help="GPUs of a model replica; 0.5 lets two share one.")
     ] = 0,
-    model: Annotated[str | None, typer.Option(help="pocket, or one of open_clip's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            show_default="pocket", help="pocket, or one of open_clip's.", autocompletion=models_of
+        ),
+    ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,
     host: Annotated[str, typer.Option(help="Address of the proxies.")] = "0.0.0.0",  # noqa: S104 - a cluster's, said in the help
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the proxies.")] = 8000,
@@ -47,6 +65,11 @@ def ray(
     share a PostgreSQL, whose password they read from a file (docs/deployment.md). Keys' limits a
     minute need a Redis: CRAFT_RATE_LIMITS_URL.
     """
+    import yaml
+    from sqlalchemy.engine import make_url
+
+    from craft_server.ray_serve.config import serve_config
+
     settings = settings_of(model=model, pretrained=pretrained, database_url=database_url)
     url = settings.database_url
     if url is None or not url.startswith("postgres"):
@@ -78,10 +101,12 @@ def ray(
         typer.echo(text, nl=False)
     else:
         out.write_text(text)
-        typer.echo(f"Wrote '{out}'. Try it here: serve run {out}")
+        note(f"Wrote '{out}'. Try it here: serve run {out}")
 
 
 def _without_password(url: URL) -> str:
+    from sqlalchemy.engine import URL
+
     named = URL.create(
         url.drivername, url.username, None, url.host, url.port, url.database, url.query
     )
@@ -89,8 +114,10 @@ def _without_password(url: URL) -> str:
 
 
 def _replicas(text: str, option: str, cpus: float, gpus: float = 0.0) -> Replicas:
+    from craft_server.ray_serve.config import Replicas
+
     form = _RANGE.fullmatch(text)
     least, most = (int(form[1]), int(form[2] or form[1])) if form else (0, 0)
     if not 1 <= least <= most:
-        fail(f"{option}: write a number from 1, or a range such as 2-8")
+        misuse(f"{option}: write a number from 1, or a range such as 2-8")
     return Replicas(least, most, cpus, gpus)

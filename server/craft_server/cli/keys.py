@@ -5,78 +5,123 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
+from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import (
-    Amount,
     AsJson,
+    CostMicros,
     DatabaseUrl,
     DataDir,
+    Images,
+    Predictions,
     Prefix,
+    Queries,
+    Requests,
+    Texts,
     amounts_of,
     checked,
     duration_ms,
+    examples,
 )
-from craft_server.cli.output import fail, print_json, print_table
-from craft_server.clock import now_ms, rfc3339
-from craft_server.ledger import administration, keys
-from craft_shared.model_card import level_words
-from craft_shared.wire import MAX_AMOUNT, MAX_DECIMALS, KeyCreate, KeyPolicy, Output
+from craft_server.cli.output import fail, misuse, note, print_json, print_table
+from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
 
-app = typer.Typer(help="API keys.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from craft_shared.wire import KeyPolicy
 
-Rate = Annotated[
-    int | None,
-    typer.Option(min=1, max=MAX_AMOUNT, show_default=False, help="At most; unbounded by default."),
-]
+app = typer.Typer(
+    help="Make, list, rotate and revoke API keys.",
+    no_args_is_help=True,
+    epilog=examples("craft-server keys create --owner me --queries 8000"),
+)
+
+_RATES = "Rates"
+_SHOWN = "What answers show"
+
+
+def _rate(what: str) -> Any:
+    return typer.Option(
+        min=1, max=MAX_AMOUNT, show_default=False, help=what, rich_help_panel=_RATES
+    )
+
+
+PerMinute = Annotated[int | None, _rate("Charged calls in any minute.")]
+PredictionsPerMinute = Annotated[int | None, _rate("Predictions in any minute.")]
+Concurrency = Annotated[int | None, _rate("Charged calls at the same time.")]
 Level = Annotated[
-    str | None,
+    Literal["label", "top_k", "probs", "log_probs"] | None,
     typer.Option(
-        help="What answers show at most: label, top_k, probs or log_probs (default log_probs)."
+        show_default="log_probs", help="The most that answers show.", rich_help_panel=_SHOWN
     ),
 ]
-K = Annotated[int | None, typer.Option(min=1, help="With top_k or probs: how many classes.")]
+K = Annotated[
+    int | None,
+    typer.Option(min=1, help="With top_k or probs: how many classes.", rich_help_panel=_SHOWN),
+]
 Decimals = Annotated[
-    int | None, typer.Option(min=1, max=MAX_DECIMALS, help="To which numbers are rounded.")
+    int | None,
+    typer.Option(
+        min=1, max=MAX_DECIMALS, help="To which numbers are rounded.", rich_help_panel=_SHOWN
+    ),
 ]
 Noise = Annotated[
     float | None,
-    typer.Option(min=0, max=100, help="Standard deviation of noise on log-probabilities, in nats."),
+    typer.Option(
+        min=0,
+        max=100,
+        help="Standard deviation of noise on log-probabilities, in nats.",
+        rich_help_panel=_SHOWN,
+    ),
 ]
 PromptLimit = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_AMOUNT, help="Different prompts about one image set at most."),
+    typer.Option(
+        min=1,
+        max=MAX_AMOUNT,
+        help="Different prompts about one image set at most.",
+        rich_help_panel=_SHOWN,
+    ),
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "craft-server keys create --owner me --queries 8000",
+        "craft-server keys create --owner alice --team vision --expires-in 30d --json",
+        "craft-server keys create --owner bob --level top_k --k 5 --key-file bob.key",
+    )
+)
 def create(
     owner: Annotated[str, typer.Option(help="Whose image sets and adapters the key sees.")],
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    name: Annotated[str, typer.Option(show_default=False, help="What the key is for.")] = "",
     team: Annotated[
         str | None, typer.Option(help="Team whose budgets bound the key too; made if need be.")
     ] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="predict, publish or admin; repeatable (default predict, publish)."),
+        typer.Option(
+            show_default="predict, publish",
+            help="predict, publish or admin; repeatable.",
+            autocompletion=lambda: ["predict", "publish", "admin"],
+        ),
     ] = None,
     expires_in: Annotated[
-        str | None, typer.Option(help="From when on it is useless, such as 30d (default never).")
+        str | None,
+        typer.Option(show_default="never", help="From when on it is useless, such as 30d."),
     ] = None,
-    requests_per_minute: Rate = None,
-    predictions_per_minute: Rate = None,
-    concurrency: Rate = None,
-    queries: Amount = None,
-    predictions: Amount = None,
-    images: Amount = None,
-    texts: Amount = None,
-    requests: Amount = None,
-    cost_micros: Amount = None,
+    requests_per_minute: PerMinute = None,
+    predictions_per_minute: PredictionsPerMinute = None,
+    concurrency: Concurrency = None,
+    queries: Queries = None,
+    predictions: Predictions = None,
+    images: Images = None,
+    texts: Texts = None,
+    requests: Requests = None,
+    cost_micros: CostMicros = None,
     level: Level = None,
     k: K = None,
     decimals: Decimals = None,
@@ -95,8 +140,15 @@ def create(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a key and print it, this once. Units without a (lifetime) budget are not bounded."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+    from craft_shared.wire import KeyCreate
+
     if key_file is not None and key_file.exists():
-        typer.echo(f"'{key_file}' holds a key already; none was made.")
+        if json_output:
+            print_json({"key_file": str(key_file), "made": False})
+        else:
+            note(f"'{key_file}' holds a key already; none was made.")
         return
     limits = amounts_of(queries, predictions, images, texts, requests, cost_micros)
     at = now_ms()
@@ -105,7 +157,7 @@ def create(
         end = at + duration_ms(expires_in, "--expires-in")
         expires_at = datetime.fromtimestamp(end / 1000, UTC)
     if not owner.strip():
-        fail("--owner: write a name")
+        misuse("--owner: write a name")
     wanted = checked(
         KeyCreate,
         owner=owner,
@@ -124,13 +176,17 @@ def create(
         if key_file is not None and made.key is not None:
             _write_key(key_file, made.key)
     if key_file is not None:
-        typer.echo(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
+        if json_output:
+            told = made.card.model_dump()
+            print_json({"key_file": str(key_file), "made": True, **told, "budgets": limits})
+        else:
+            note(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
         return
     if json_output:
         print_json({"key": made.key, **made.card.model_dump(), "budgets": limits})
         return
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
-    typer.echo(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
+    note(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
     typer.echo(made.key)
 
 
@@ -143,11 +199,17 @@ def _write_key(file: Path, key: str) -> None:
         fail(f"--key-file: '{file}' cannot be written: {error.strerror}; no key was made")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "craft-server keys policy abcd1234",
+        "craft-server keys policy abcd1234 --level probs --decimals 2",
+    )
+)
 def policy(
     prefix: Prefix,
     model: Annotated[
-        str | None, typer.Option(help="Of whose answers (default every model's).")
+        str | None,
+        typer.Option(show_default="every model's", help="Of whose answers.", autocompletion=models),
     ] = None,
     level: Level = None,
     k: K = None,
@@ -159,6 +221,10 @@ def policy(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Set what a key's answers may show, from its next call on; without options, say what it is."""
+    from craft_server.ledger import administration
+    from craft_shared.model_card import level_words
+    from craft_shared.wire import KeyPolicy
+
     wanted = _policies(level, k, decimals, noise, prompts_per_image_set, model)
     with writing(data_dir, database_url) as connection:
         for one in wanted:
@@ -182,6 +248,8 @@ def _policies(
     model: str | None = None,
 ) -> list[KeyPolicy]:
     """The policy that options name; none where they name nothing."""
+    from craft_shared.wire import KeyPolicy, Output
+
     options = (level, k, decimals, noise, prompts_per_image_set, model)
     if all(option is None for option in options):
         return []
@@ -190,11 +258,16 @@ def _policies(
     return [checked(KeyPolicy, model=model, output=output, prompts_per_image_set=limit)]
 
 
-@app.command("list")
+@app.command("list", epilog=examples("craft-server keys list", "craft-server keys list --json"))
 def list_(
     json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
 ) -> None:
     """List all keys, without their secrets."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from craft_server.ledger import keys
+
     with reading(data_dir, database_url) as connection:
         cards = [keys.as_card(entry) for entry in keys.list_keys(connection)]
     if json_output:
@@ -216,7 +289,11 @@ def list_(
     print_table(table)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "craft-server keys rotate abcd1234", "craft-server keys rotate abcd1234 --overlap 1h"
+    )
+)
 def rotate(
     prefix: Prefix,
     overlap: Annotated[str, typer.Option(help="For how long old secrets still work.")] = "24h",
@@ -225,6 +302,9 @@ def rotate(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Give a key a new secret and print it, this once; the old ones end after the overlap."""
+    from craft_server.clock import now_ms, rfc3339
+    from craft_server.ledger import administration
+
     at, overlap_ms = now_ms(), duration_ms(overlap, "--overlap")
     with writing(data_dir, database_url) as connection:
         made = administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=at)
@@ -232,16 +312,29 @@ def rotate(
     if json_output:
         print_json({"key": made.key, **made.card.model_dump(), "old_secrets_end_at": end})
         return
-    typer.echo(
+    note(
         f"Key {prefix} of {made.card.owner} is {made.prefix} from now on; its old secrets work "
         f"until {end}. The new one is shown only now:"
     )
     typer.echo(made.key)
 
 
-@app.command()
-def revoke(prefix: Prefix, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+@app.command(
+    epilog=examples("craft-server keys revoke abcd1234", "craft-server keys revoke abcd1234 --json")
+)
+def revoke(
+    prefix: Prefix,
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
     """Make a key useless from now on, all its secrets."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import keys
+
     with writing(data_dir, database_url) as connection:
         card = keys.as_card(keys.revoke_key(connection, prefix, now_ms()))
-    typer.echo(f"Key {prefix} of {card.owner} is revoked since {card.revoked_at}.")
+    if json_output:
+        print_json(card.model_dump())
+    else:
+        note(f"Key {prefix} of {card.owner} is revoked since {card.revoked_at}.")

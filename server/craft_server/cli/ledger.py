@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING
 
 from craft_server.cli.options import settings_of
 from craft_server.cli.output import fail
-from craft_server.database import Database, DatabaseError
-from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
-from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
-from craft_server.settings import Settings
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from craft_server.database import Database
+    from craft_server.settings import Settings
 
 
 @contextmanager
 def database_of(settings: Settings) -> Iterator[Database]:
     """The database that the settings name."""
+    from craft_server.database import Database, DatabaseError
+
     try:
         database = Database.open(settings.database_url, settings.data_dir)
     except DatabaseError as error:
@@ -45,6 +48,9 @@ def writing(data_dir: Path | None, database_url: str | None) -> Iterator[sa.Conn
 
 @contextmanager
 def _refusals() -> Iterator[None]:
+    from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
+    from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
+
     try:
         yield
     except UnknownKey as error:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from craft_server.cli.output import fail
-from craft_server.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+    from craft_server.settings import Settings
 
 GRACE_SECONDS = 30
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from craft_server.cli.output import fail
 from craft_server.engine import Engine, HostedModel, ModelLoadError, ModelSpec
-from craft_server.settings import Settings
+
+if TYPE_CHECKING:
+    from craft_server.settings import Settings
 
 
 def engine_of(settings: Settings) -> Engine:

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from craft_shared.wire import Budget
+from craft_server.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from craft_shared.wire import Budget
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the command with one line on stderr and exit code 1."""
+_quiet = False
+
+
+def speak(*, quiet: bool) -> None:
+    """Sets whether notes are printed."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(message: str) -> None:
+    """Prints what is no result, unless the program is to be quiet."""
+    if not _quiet:
+        typer.echo(message)
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr, unless the program is to be quiet."""
+    if not _quiet:
+        typer.echo(f"Warning: {message}", err=True)
+
+
+def fail(message: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
+    """Ends the command with one line on stderr."""
     typer.echo(f"Error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
+
+
+def misuse(message: str) -> NoReturn:
+    """Ends the command with one line on stderr that tells what is wrong with how it was called."""
+    fail(message, ExitCode.USAGE)
 
 
 def print_json(document: Any) -> None:
@@ -25,11 +54,15 @@ def print_json(document: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Prints a table as wide as the terminal."""
+    from rich.console import Console
+
     Console().print(table)
 
 
 def print_budgets(budgets: list[Budget], json_output: bool) -> None:
     """Prints budgets as they stand."""
+    from rich.table import Table
+
     if json_output:
         print_json([budget.model_dump() for budget in budgets])
         return
@@ -44,4 +77,4 @@ def print_budgets(budgets: list[Budget], json_output: bool) -> None:
         )
     print_table(table)
     if not budgets:
-        typer.echo("No budget: nothing is bounded.")
+        note("No budget: nothing is bounded.")

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
+from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading
-from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, settings_of
-from craft_server.cli.output import fail, print_json, print_table
-from craft_server.ledger.prices import list_prices
-from craft_shared.units import UNITS, Unit
+from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, examples, settings_of
+from craft_server.cli.output import fail, misuse, note, print_json, print_table
+from craft_shared.amounts import UNITS, Unit
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from craft_server.plan import Architecture, Constants, Load, Plan, Seconds, Texts
     from craft_server.plan.constants import Precision
 
@@ -25,7 +26,12 @@ _CONSTANTS = "What things take"
 
 def plan(
     model: Annotated[
-        str, typer.Option(help="pocket, or one of open_clip's.", rich_help_panel=_SERVER)
+        str,
+        typer.Option(
+            help="pocket, or one of open_clip's.",
+            autocompletion=models,
+            rich_help_panel=_SERVER,
+        ),
     ] = "pocket",
     classes: Annotated[
         int | None, typer.Option(min=2, help="Class names.", rich_help_panel=_ASKED)
@@ -164,7 +170,9 @@ def plan(
         )
         if budget < workload.units.queries:
             needed = workload.units.queries
-            fail(f"--budget: {budget} is less than the {needed} queries that come before a search")
+            misuse(
+                f"--budget: {budget} is less than the {needed} queries that come before a search"
+            )
         used = Constants.load(constants or SHIPPED)
         if measure:
             used = _measured(used, architecture, pretrained, precision)
@@ -193,6 +201,8 @@ def plan(
 def _prices(
     given: list[str] | None, model: str, data_dir: Path | None, database_url: str | None
 ) -> dict[Unit, int] | None:
+    from craft_server.ledger.prices import list_prices
+
     if given:
         return dict(_price(text) for text in given)
     if data_dir is None and database_url is None:
@@ -202,10 +212,11 @@ def _prices(
 
 
 def _price(text: str) -> tuple[Unit, int]:
+
     name, _, micros = text.partition("=")
     unit = next((unit for unit in UNITS if unit == name), None)
     if unit is None or not micros.isdecimal():
-        fail(f"--price: '{text}' is not UNIT=MICROS; units are {', '.join(UNITS)}")
+        misuse(f"--price: '{text}' is not UNIT=MICROS; units are {', '.join(UNITS)}")
     return unit, int(micros)
 
 
@@ -214,7 +225,7 @@ def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> T
     from craft_server.plan.names import texts_of
 
     if (classes is None) == (file is None):
-        fail("name either how many --classes there are, or a file of their names: --class-names")
+        misuse("name either how many --classes there are, or a file of their names: --class-names")
     if file is None:
         return Texts.of_length(classes or 0, tokens)
     try:
@@ -240,6 +251,8 @@ def _measured(
 
 
 def _print(plan: Plan) -> None:
+    from rich.table import Table
+
     many = plan.tenants > 1
     table = Table(f"{plan.model}, {plan.precision}, {plan.cores} cores", "one run")
     if many:
@@ -255,12 +268,14 @@ def _print(plan: Plan) -> None:
         f"A client takes {_size(plan.client_memory_bytes)} of memory and its run directory "
         f"{_size(plan.run_directory_bytes)}."
     )
-    typer.echo(f"Constants of {plan.machine}.")
-    for note in plan.notes:
-        typer.echo(f"Note: {note}.")
+    note(f"Constants of {plan.machine}.")
+    for line in plan.notes:
+        note(f"Note: {line}.")
 
 
 def _shares(seconds: Seconds) -> Table:
+    from rich.table import Table
+
     table = Table("where a run's time goes", "seconds", "share")
     for name, value in seconds:
         table.add_row(name, f"{value:,.1f}", f"{value / seconds.total:.0%}")
@@ -295,3 +310,15 @@ _ROWS = (
     ("charged", _money),
     ("the server's hours", _machine),
 )
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=examples(
+            "craft-server plan --classes 100 --images 1600",
+            "craft-server plan --model RN50 --classes 1000 --budget 8201 --recipe paper --json",
+            "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
+        ),
+        rich_help_panel=panel,
+    )(plan)

@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from craft_server.cli.options import AsJson
+from craft_server.cli.options import AsJson, examples
 from craft_server.cli.output import print_json, print_table
 from craft_shared.plugins import listed
 
@@ -27,3 +27,11 @@ def plugins(as_json: AsJson = False) -> None:
         print_table(table)
     else:
         typer.echo("No plug-ins are installed (docs/plugins.md).", err=True)
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the commands of this module."""
+    app.command(
+        epilog=examples("craft-server plugins", "craft-server plugins --json"),
+        rich_help_panel=panel,
+    )(plugins)

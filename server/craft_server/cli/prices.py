@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
+from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading, writing
-from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, checked
-from craft_server.cli.output import fail, print_json, print_table
-from craft_server.ledger import prices
-from craft_shared.units import UNITS
-from craft_shared.wire import MAX_PRICE_MICROS, PriceList
+from craft_server.cli.options import UNIT_WORDS, AsJson, DatabaseUrl, DataDir, checked, examples
+from craft_server.cli.output import misuse, print_json, print_table
+from craft_shared.amounts import MAX_PRICE_MICROS, UNITS
+
+if TYPE_CHECKING:
+    from craft_server.ledger import prices
 
 app = typer.Typer(
-    help="Prices of units, in millionths of your currency (micros).", no_args_is_help=True
+    help="Prices of units, in millionths of your currency (micros).",
+    no_args_is_help=True,
+    epilog=examples("craft-server prices set pocket --queries 100"),
 )
 
-Price = Annotated[
-    int | None,
-    typer.Option(min=0, max=MAX_PRICE_MICROS, show_default=False, help="Micros that one costs."),
-]
+
+def _price(unit: str) -> Any:
+    return typer.Option(
+        min=0,
+        max=MAX_PRICE_MICROS,
+        show_default=False,
+        help=UNIT_WORDS[unit],
+        rich_help_panel="Micros a unit",
+    )
 
 
-@app.command("set")
+@app.command(
+    "set",
+    epilog=examples(
+        "craft-server prices set pocket --queries 100",
+        "craft-server prices set RN50 --images 20 --texts 5 --json",
+    ),
+)
 def set_(
-    model: Annotated[str, typer.Argument(help="The model's name, as GET /v1/models shows it.")],
-    queries: Price = None,
-    predictions: Price = None,
-    images: Price = None,
-    texts: Price = None,
-    requests: Price = None,
+    model: Annotated[
+        str,
+        typer.Argument(help="The model's name, as craft models lists it.", autocompletion=models),
+    ],
+    queries: Annotated[int | None, _price("queries")] = None,
+    predictions: Annotated[int | None, _price("predictions")] = None,
+    images: Annotated[int | None, _price("images")] = None,
+    texts: Annotated[int | None, _price("texts")] = None,
+    requests: Annotated[int | None, _price("requests")] = None,
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Set the micros that one unit costs from now on; other units keep their price."""
+    from craft_server.ledger import prices
+    from craft_shared.wire import PriceList
+
     given = zip(UNITS, (queries, predictions, images, texts, requests), strict=True)
     micros = {unit: price for unit, price in given if price is not None}
     if not micros:
-        fail("name a unit and its price in micros, such as --queries 100")
+        misuse("name a unit and its price in micros, such as --queries 100")
     wanted = checked(PriceList, micros=micros)
     with writing(data_dir, database_url) as connection:
         prices.set_prices(connection, model, wanted.micros)
@@ -49,17 +68,22 @@ def set_(
     _print(of_models, json_output)
 
 
-@app.command("list")
+@app.command("list", epilog=examples("craft-server prices list", "craft-server prices list --json"))
 def list_(
     json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
 ) -> None:
     """List the prices of all models."""
+    from craft_server.ledger import prices
+
     with reading(data_dir, database_url) as connection:
         of_models = prices.list_prices(connection)
     _print(of_models, json_output)
 
 
 def _print(of_models: prices.Prices, json_output: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     if json_output:
         print_json(of_models)
         return

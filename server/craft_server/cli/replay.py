@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from craft_server.cli.listening import announce, end_on_sigterm, listening, run
-from craft_server.cli.options import Host, Port, settings_of
+from craft_server.cli.options import Host, Port, examples, settings_of
 from craft_server.cli.output import fail
 
 
@@ -29,7 +29,7 @@ def replay(
     from craft_server.recording import Tape, TapeError
     from craft_server.recording.player import Player, player_app
 
-    configure_logging()
+    configure_logging(settings.log_level)
     try:
         tape = Tape.play(file)
     except TapeError as error:
@@ -41,3 +41,13 @@ def replay(
         announce(listener)
         sys.stdout.flush()
         run(player_app(player, max_bytes=settings.limits.body_bytes), listener)
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=examples(
+            "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
+        ),
+        rich_help_panel=panel,
+    )(replay)

@@ -12,70 +12,25 @@ import typer
 
 from craft_server.cli.ledger import database_of
 from craft_server.cli.listening import announce, end_on_sigterm, listening, run
-from craft_server.cli.options import DatabaseUrl, DataDir, Host, Port, settings_of
-from craft_server.cli.output import fail
-from craft_server.database import Database
-from craft_server.ledger.keys import list_keys
-from craft_server.settings import Settings
+from craft_server.cli.options import examples
+from craft_server.cli.output import fail, misuse
+from craft_server.cli.serving_options import with_serving_options
 from craft_shared.plugins import PluginError
 
 if TYPE_CHECKING:
+    from craft_server.database import Database
     from craft_server.recording import Tape
+    from craft_server.settings import Settings
     from craft_server.simulate import Profile
 
-_Model = Annotated[str | None, typer.Option(help="pocket, or one of open_clip's (default pocket).")]
-_Pretrained = Annotated[
-    str | None, typer.Option(help="open_clip's name of the weights, or a checkpoint's path.")
-]
-_Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_Precision = Annotated[
-    str | None, typer.Option(help="auto, fastest, float32, float16 or bfloat16.")
-]
-_Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that speak HTTP (default 1); with 2 or more, the model has one of its own."
-    ),
-]
-_Profile = Annotated[
-    str | None,
-    typer.Option(
-        help="Behave like this provider: a shipped profile's name, or a TOML file "
-        "(docs/profiles.md)."
-    ),
-]
 
+@with_serving_options
+def serve(settings: Settings) -> None:
+    """Host a model, until told to stop.
 
-def serve(
-    model: _Model = None,
-    pretrained: _Pretrained = None,
-    device: _Device = None,
-    precision: _Precision = None,
-    host: Host = None,
-    port: Port = None,
-    workers: _Workers = None,
-    profile: _Profile = None,
-    output_policy: Annotated[
-        str | None,
-        typer.Option(help="A plug-in that narrows what keys see (docs/plugins.md)."),
-    ] = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Host a model. Each option is also an environment variable, such as CRAFT_MODEL."""
-    settings = settings_of(
-        model=model,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        host=host,
-        port=port,
-        workers=workers,
-        profile=profile,
-        output_policy=output_policy,
-        data_dir=data_dir,
-        database_url=database_url,
-    )
+    Each option is also an environment variable, such as CRAFT_MODEL, and a line of
+    craft-server.toml: craft-server config show tells which counts.
+    """
     _check_output_policy(settings)
     if settings.workers > 1:
         _host_together(settings)
@@ -83,41 +38,25 @@ def serve(
         _host(settings, None)
 
 
+@with_serving_options
 def record(
+    settings: Settings,
     out: Annotated[
         Path,
         typer.Option(
             "--out", dir_okay=False, help="The recording; what there is already is added to."
         ),
     ],
-    model: _Model = None,
-    pretrained: _Pretrained = None,
-    device: _Device = None,
-    precision: _Precision = None,
-    host: Host = None,
-    port: Port = None,
-    profile: _Profile = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
 ) -> None:
     """Host a model, and keep what clients ask and are answered in a file.
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
-    settings = settings_of(
-        model=model,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        host=host,
-        port=port,
-        profile=profile,
-        data_dir=data_dir,
-        database_url=database_url,
-    )
     _check_output_policy(settings)
     from craft_server.recording import Tape, TapeError
 
+    if settings.workers > 1:
+        misuse("--workers: one process makes a recording; leave it out")
     try:
         tape = Tape.record(out)
     except TapeError as error:
@@ -137,7 +76,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
 
-        configure_logging()
+        configure_logging(settings.log_level)
         with traced(), closing(engine_of(settings)) as engine, suppress(KeyboardInterrupt):
             try:
                 application = create_app(settings, engine, database, tape)
@@ -156,12 +95,12 @@ def _host(settings: Settings, tape: Tape | None) -> None:
 def _host_together(settings: Settings) -> None:
     """Like `_host`, with some processes that speak HTTP and one that has the model."""
     if settings.profile is not None:
-        fail("--profile: a simulated provider is one process; leave --workers out")
+        misuse("--profile: a simulated provider is one process; leave --workers out")
     with listening(settings) as listener, database_of(settings) as database:
         from craft_server.logs import configure_logging
         from craft_server.processes.host import host
 
-        configure_logging()
+        configure_logging(settings.log_level)
         if settings.rate_limits_url is None:
             typer.echo(
                 f"Keys' limits a minute are counted by each of the {settings.workers} processes "
@@ -194,6 +133,8 @@ def _profile_of(settings: Settings) -> Profile | None:
 def _announce(
     database: Database, settings: Settings, listener: socket.socket, profile: Profile | None
 ) -> None:
+    from craft_server.ledger.keys import list_keys
+
     if profile is not None:
         typer.echo(
             f"SIMULATED PROVIDER: profile {profile.name}, version {profile.version}, "
@@ -206,3 +147,18 @@ def _announce(
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         typer.echo(f"There is no key yet. Make one: craft-server keys create --owner me {where}")
     sys.stdout.flush()
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the commands of this module."""
+    app.command(
+        epilog=examples(
+            "craft-server serve --model pocket",
+            "craft-server serve --model ViT-B-32 --pretrained openai --port 9000",
+            "craft-server serve --profile flaky",
+        ),
+        rich_help_panel=panel,
+    )(serve)
+    app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=panel)(
+        record
+    )

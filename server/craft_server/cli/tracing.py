@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from craft_server.cli.output import fail
-from craft_shared.tracing import TracingUnavailable, tracing
 
 
 @contextmanager
 def traced() -> Iterator[None]:
     """Traces the block if the environment says where to, or says on stderr why it cannot."""
+    from craft_shared.tracing import TracingUnavailable, tracing
+
     try:
         with tracing("craft-server"):
             yield

@@ -73,7 +73,7 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     from craft_server.logs import configure_logging
     from craft_server.processes.engine_app import engine_app
 
-    configure_logging()
+    configure_logging(settings.log_level)
     try:
         loaded = engine_of(settings)
     except typer.Exit as told:
@@ -101,7 +101,7 @@ def _http_process(
     end_on_sigterm()
     end = partial(os.kill, os.getpid(), signal.SIGTERM)
     at_the_end_of(line, end)
-    configure_logging()
+    configure_logging(settings.log_level)
     with traced(), suppress(KeyboardInterrupt):
         engine = RemoteEngine.connect(address, on_other_weights=end)
         application = create_app(settings, engine)

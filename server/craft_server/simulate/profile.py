@@ -21,11 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from craft_shared.units import Measure, Unit
+from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit
 from craft_shared.wire import (
     EVERYTHING,
-    MAX_AMOUNT,
-    MAX_PRICE_MICROS,
     Name,
     Output,
     Window,

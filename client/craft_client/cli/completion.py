@@ -1,0 +1,25 @@
+"""What a shell completes: run directories and adapters' names, from this machine alone.
+
+Nothing here asks a server, and nothing slow is imported: it runs at every press of a key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from craft_client.cli.known_adapters import known_names
+from craft_client.run_files import RUN_FILE
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Run directories at what is written so far, and up to two folders below it."""
+    written = Path(incomplete)
+    base = written if incomplete.endswith("/") else written.parent
+    depths = (f"*/{RUN_FILE}", f"*/*/{RUN_FILE}")
+    found = {str(file.parent) for depth in depths for file in base.glob(depth)}
+    return sorted(folder for folder in found if folder.startswith(incomplete))
+
+
+def adapter_names(incomplete: str) -> list[str]:
+    """Adapters that `craft adapters` or `craft publish` has told of."""
+    return [name for name in known_names() if name.startswith(incomplete)]

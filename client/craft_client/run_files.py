@@ -1,0 +1,10 @@
+"""What the files of a run directory are called; what is in them, `craft_client.journal` knows."""
+
+from __future__ import annotations
+
+RUN_FILE = "run.json"
+LINES_FILE = "journal.jsonl"
+SUMMARY_FILE = "summary.json"
+TENSOR_FOLDER = "tensors"
+CHECKPOINT = "checkpoint"
+ADAPTER_FOLDER = "adapter"

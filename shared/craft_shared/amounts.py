@@ -1,0 +1,20 @@
+"""The names of what is counted, and the largest amounts of it that are accepted.
+
+It is apart from `craft_shared.units` because command lines need it before anything else, and it
+imports next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Unit = Literal["queries", "predictions", "images", "texts", "requests"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+
+# What a budget may bound: units, or their price in millionths of the provider's currency.
+Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+MAX_AMOUNT = 10**15  # of a unit, in one budget or top-up
+MAX_PRICE_MICROS = 10**9  # of one unit: what a call costs stays within 64 bits
+MAX_DECIMALS = 6  # single precision holds no more

@@ -1,0 +1,65 @@
+"""What a shell completes for `craft`, from files of this machine alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from craft_client.cli import app, known_adapters
+from craft_client.cli.completion import adapter_names, run_folders
+
+from .run_folders import write_run
+from .wire_server import WireServer
+
+
+def completed(line: str) -> list[str]:
+    env = {
+        "_CRAFT_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+    }
+    return CliRunner().invoke(app, [], prog_name="craft", env=env).stdout.split()
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+
+
+def test_run_directories_are_completed_and_other_folders_are_not() -> None:
+    for folder in ("runs/one", "runs/other", "deep/er/est/run"):
+        write_run(Path(folder))
+    Path("runs/empty").mkdir()
+    assert run_folders("") == ["runs/one", "runs/other"]
+    assert run_folders("runs/on") == ["runs/one"]
+    assert run_folders("deep/er/") == ["deep/er/est/run"]
+    for line in ("craft report runs/o", "craft tune --resume runs/o", "craft publish runs/o"):
+        assert completed(line) == ["runs/one", "runs/other"]
+
+
+def test_adapters_that_were_listed_are_completed_without_a_call(connected: WireServer) -> None:
+    assert CliRunner().invoke(app, ["adapters"]).exit_code == 0
+    known_adapters.remember("http://elsewhere", ["alice/flowers"])
+    calls = len(connected.calls)
+    assert completed("craft predict one.jpg --adapter al") == ["alice/flowers"]
+    assert len(connected.calls) == calls
+
+
+def test_a_new_list_takes_the_place_of_the_old_one_of_its_server_alone() -> None:
+    known_adapters.remember("http://one", ["a", "b"])
+    known_adapters.remember("http://two", ["c"])
+    known_adapters.remember("http://one", ["d"])
+    known_adapters.remember("http://two", ["e"], all_of_them=True)
+    assert adapter_names("") == ["a", "b", "d", "e"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"http://one": 3}'])
+def test_a_damaged_list_is_none(content: str) -> None:
+    known_adapters.remember("http://one", ["a"])
+    known_adapters._file().write_text(content)
+    assert adapter_names("") == []
+    known_adapters.remember("http://one", ["b"])
+    assert adapter_names("") == ["b"]

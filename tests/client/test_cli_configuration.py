@@ -1,0 +1,150 @@
+"""Settings of `craft`: from options, the environment, craft.toml, the user's file, defaults."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from craft_client import api
+from craft_client.cli import app, configuration
+
+from .wire_server import KEY, WireServer
+
+SECRET = "craft_abcd1234_abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which commands run, with no setting anywhere."""
+    for name in configuration.KINDS:
+        monkeypatch.delenv(configuration.variable(name), raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(file: Path, text: str, mode: int = 0o600) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(mode)
+
+
+def shown(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, ["config", "show", "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)["settings"]
+    return found
+
+
+def test_each_place_gives_way_to_those_before_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shown()["url"] == {"value": api.DEFAULT_URL, "source": "default"}
+    user = configuration.user_file()
+    write(user, 'url = "http://user"')
+    assert shown()["url"] == {"value": "http://user", "source": str(user)}
+    write(project / "craft.toml", 'url = "http://project"')
+    assert shown()["url"] == {"value": "http://project", "source": "craft.toml"}
+    monkeypatch.setenv("CRAFT_URL", "http://environment")
+    assert shown()["url"] == {"value": "http://environment", "source": "environment"}
+    assert shown("--url", "http://o")["url"] == {"value": "http://o", "source": "option"}
+
+
+def test_the_variables_are_those_that_the_client_reads() -> None:
+    variables = {configuration.variable(name) for name in configuration.KINDS}
+    assert variables == {
+        api.URL_VARIABLE,
+        api.KEY_VARIABLE,
+        api.KEY_FILE_VARIABLE,
+        api.COMPRESS_VARIABLE,
+    }
+
+
+def test_the_key_is_masked_wherever_it_comes_from(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project / "craft.toml", f'api_key = "{SECRET}"')
+    assert shown()["api_key"] == {"value": "craft_abcd1234_********", "source": "craft.toml"}
+    monkeypatch.setenv("CRAFT_API_KEY", "something else")
+    done = CliRunner().invoke(app, ["config", "show"])
+    assert "********" in done.stdout
+    assert "something" not in done.output
+
+
+def test_a_key_file_of_a_nearer_place_comes_before_a_key(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project / "craft.toml", f'api_key = "{SECRET}"')
+    monkeypatch.setenv("CRAFT_API_KEY_FILE", "/key")
+    assert "api_key" not in shown()
+    assert shown()["api_key_file"] == {"value": "/key", "source": "environment"}
+
+
+def test_commands_use_the_files(project: Path, wire_server: WireServer) -> None:
+    write(project / "craft.toml", f'url = "{wire_server.url}"\napi_key_file = "key"')
+    write(project / "key", f"{KEY}\n")
+    done = CliRunner().invoke(app, ["models", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == "", "the key is the same file's, nothing is to be warned of"
+    assert wire_server.seen[-1].headers["Authorization"] == f"Bearer {KEY}"
+
+
+def test_a_server_that_the_folder_names_for_a_key_from_elsewhere_is_told(
+    project: Path, wire_server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRAFT_API_KEY", KEY)
+    write(project / "craft.toml", f'url = "{wire_server.url}"')
+    done = CliRunner().invoke(app, ["models"])
+    assert f"The server is {wire_server.url}: 'craft.toml' in this folder says so." in done.stderr
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o600, False)])
+def test_a_key_that_others_may_read_is_warned_of(
+    project: Path, wire_server: WireServer, mode: int, warned: bool
+) -> None:
+    write(project / "craft.toml", f'url = "{wire_server.url}"\napi_key = "{KEY}"', mode)
+    done = CliRunner().invoke(app, ["models"])
+    assert done.exit_code == 0
+    assert ("Remedy: chmod 600 craft.toml" in done.stderr) == warned
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('urll = "http://x"', "there is no setting 'urll'.\n  Did you mean 'url'?"),
+        ("colour = 1", "Settings are url, api_key, api_key_file, compress."),
+        ("url = 1", 'url is not a text, in "quotes".'),
+        ('compress = "yes"', "compress is not true or false."),
+        ("url =", "'craft.toml' cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_wrong_usage(project: Path, text: str, words: str) -> None:
+    write(project / "craft.toml", text)
+    done = CliRunner().invoke(app, ["models"])
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_key_file_that_is_not_there_is_told(project: Path) -> None:
+    write(project / "craft.toml", 'api_key_file = "none"')
+    done = CliRunner().invoke(app, ["models"])
+    assert done.exit_code == 1
+    assert "cannot be read from 'none'" in done.stderr
+    assert "craft.toml" in done.stderr
+
+
+def test_python_programs_do_not_read_the_files(project: Path) -> None:
+    write(project / "craft.toml", f'api_key = "{SECRET}"')
+    code = "from craft_client import Client; Client()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingKey" in done.stderr
