@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from craft_client import Client
+from craft_shared.wire import PredictionRequest
 from doc_pages import GENERATED, Block, blocks
 from e2e.conftest import Server
 
@@ -20,11 +23,14 @@ def test_a_pages_python_runs(
     server: Server,
     digits: Path,
     digits_adapter: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = server.key()
     monkeypatch.setenv("CRAFT_URL", server.url)
     monkeypatch.setenv("CRAFT_API_KEY", key)
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
     text = block.text.replace("http://127.0.0.1:8000", server.url).replace("craft_...", key)
     files = [
         file for name in ("one", "two") for file in sorted((digits / "train" / name).iterdir())[:3]
@@ -32,9 +38,16 @@ def test_a_pages_python_runs(
     with Client() as client:
         names: dict[str, Any] = {
             "client": client,
+            "files": files,
+            "request": PredictionRequest(
+                model=client.model().name, classes=["one", "two"], templates=["a {}."]
+            ),
             "pictures": [file.read_bytes() for file in files],
             "new_pictures": files[:1],
             "labels": [file.parent.name for file in files],
         }
-        exec(compile(text.replace("my-adapter", digits_adapter), str(block), "exec"), names)
-        assert client.usage().charges or "usage" in text
+        text = text.replace("my-adapter", digits_adapter)
+        # As a notebook takes it, where await may stand outside of functions.
+        awaited = eval(compile(text, str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+        if awaited is not None:
+            asyncio.run(awaited)
