@@ -311,7 +311,10 @@ def description() -> dict[str, Any]:
         engine: Any = SimpleNamespace(name="pocket", use_one_core=None)
         app = create_app(nothing, engine)
         document = app.openapi()
-        app.state.services.database.close()
+        services = app.state.services
+        services.lease.close()
+        services.receipts.close()
+        services.database.close()
     return document
 
 

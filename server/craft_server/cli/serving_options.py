@@ -113,7 +113,7 @@ def with_serving_options(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in (*own.values(), *given.values())
         if parameter.name not in ("settings", "options")
     ]
-    with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
     with_settings.__annotations__ = {each.name: each.annotation for each in parameters}
     return with_settings
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
@@ -190,7 +191,9 @@ def test_what_is_hosted_changes_nothing_in_the_description(
         data_dir=tmp_path, limits=DEFAULT_LIMITS.model_copy(update={"classes": 7}), model="RN50"
     )
     engine: Any = SimpleNamespace(name="RN50", use_one_core=lambda: None)
-    assert create_app(other, engine).openapi() == document
+    app = create_app(other, engine)
+    with TestClient(app):
+        assert app.openapi() == document
 
 
 def test_no_answer_has_a_header_that_is_not_described(
