@@ -416,7 +416,7 @@ class PredictionRequest(Message):
     """
 
     model: str
-    classes: list[ClassName] = Field(min_length=1)
+    classes: list[ClassName] = Field(min_length=1, json_schema_extra={"uniqueItems": True})
     templates: list[Template] = Field(default_factory=list)
     context: Context | None = None
     codes: list[list[float]] | None = None

@@ -38,6 +38,7 @@ IN_WORDS_ALONE = {
             r"first_row: the image set holds|the call (has no picture|names no image set)",
             r"the key is revoked|codes are points in a context, and there is none",
             r"it has \d+ places '\{\}' for the class name",
+            r"is also the name of classes",
             r"name: String should have at least 1 character",  # once spaces are stripped
         )
     ),
