@@ -79,7 +79,7 @@ def unavoidable(engine: Engine, prompts: int, classes: Sequence[str]) -> float:
     sequences = sequences_of(engine, classes)
     shared = shared_length(sequences)
     lengths = [len(sequence) - shared for sequence in sequences]
-    own, layers = sum(lengths), len(engine._tower._blocks)  # type: ignore[union-attr]
+    own, layers = sum(lengths), len(engine._tower._blocks)  # type: ignore[union-attr] # pocket has it
     square = engine._tower.width**2
     joint, mix, mlp = 3 * square, square, 8 * square  # of a token in a layer
     tokens = prompts * (shared + own)

@@ -35,7 +35,7 @@ def blocks(*languages: str) -> list[Block]:
             if not line.startswith("```"):
                 lines.append(line)
             elif language is None:
-                language, begun, lines = line[3:].strip(), number, []
+                language, begun, lines = line[3:].strip() or "sh", number, []
             else:
                 found.append(Block(page, begun, language, "\n".join(lines) + "\n"))
                 language = None

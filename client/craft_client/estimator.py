@@ -23,7 +23,7 @@ from craft_client.open_text import beside
 from craft_client.paper_presets import recipe_settings
 from craft_client.pictures import Picture, files
 from craft_client.remote import RemoteBlackBox, classify_here
-from craft_client.settings import Recipe, SettingsError, Strategy, TuneSettings
+from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
@@ -31,7 +31,7 @@ from craft_shared.wire import EVERYTHING, ImageSet, ImageUploadAnswer, Output, S
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
-class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A classifier tuned on a model that is only called, as `craft tune` does it.
 
     Pictures are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
@@ -53,6 +53,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scale: see there.
         sigma: see there.
         strategy: see there.
+        refiner: see there.
         search: see there.
         refinement: see there.
         consistency: see there.
@@ -79,7 +80,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         classes: Sequence[str] | None = None,
         model: str | None = None,
-        recipe: Recipe = "craftbox",
+        recipe: str = "craftbox",
         budget: int | None = None,
         seed: int = 1,
         population: int | None = None,
@@ -88,6 +89,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scale: Scale | None = None,
         sigma: float | None = None,
         strategy: Strategy = "cma-es",
+        refiner: str = "ridge",
         search: bool = True,
         refinement: bool = True,
         consistency: bool = True,
@@ -109,6 +111,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.scale = scale
         self.sigma = sigma
         self.strategy = strategy
+        self.refiner = refiner
         self.search = search
         self.refinement = refinement
         self.consistency = consistency
@@ -207,6 +210,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scale=self.scale,
             sigma=self.sigma,
             strategy=self.strategy,
+            refiner=self.refiner,
             search=self.search,
             refinement=self.refinement,
             consistency=self.consistency,

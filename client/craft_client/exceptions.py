@@ -85,6 +85,10 @@ class MissingPackage(CraftError):
     """An optional package is not installed. Nothing was sent to the server."""
 
 
+class UnusablePlugin(CraftError):
+    """A plug-in is not installed, cannot be loaded, or failed; the message names its package."""
+
+
 class DataError(CraftError):
     """The data on disk cannot be used. Nothing was sent to the server."""
 

@@ -12,12 +12,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from craft_client.plugins import REFINERS
 from craft_client.refine import (
     Refinement,
     fit_ridge,
     unrefined,
 )
 from craft_client.settings import TuneSettings
+from craft_shared import plugins
 from craft_shared.head import log_softmax
 
 Array = NDArray[np.float32]
@@ -125,10 +127,17 @@ class Refiner(Protocol):
 
 
 def refiner_for(settings: TuneSettings, kept: Kept) -> Refiner:
-    """The refiner that the settings name, fitted on the first request's answers."""
+    """The refiner that the settings name, fitted on the first request's answers.
+
+    Raises:
+        PluginError: it is a plug-in's, which is not installed or cannot be loaded.
+    """
     if not settings.refinement:
         return _NoRefiner(kept)
-    return _RidgeRefiner(kept)
+    if settings.refiner == "ridge":
+        return _RidgeRefiner(kept)
+    made: Refiner = plugins.find(REFINERS, settings.refiner).load()(settings, kept)
+    return made
 
 
 def _unrefined_candidates(kept: Kept) -> list[Candidate]:

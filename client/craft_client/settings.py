@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from craft_client.budgets import name, shortfall
 from craft_client.exceptions import BudgetTooSmall, CraftError
+from craft_client.plugins import RECIPES, REFINERS
+from craft_shared import plugins
+from craft_shared.plugins import Group, PluginError
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
 from craft_shared.wire import AbsoluteScale, Budget, Output, Scale
@@ -34,7 +37,6 @@ RANDOM_CODES_OF_ROUNDED = 127  # probabilities of at most so many decimals:
 FEW_DECIMALS = 2
 KEPT_TEXTS = 64
 
-Recipe = Literal["craftbox", "paper"]
 Strategy = Literal["cma-es", "random", "spsa"]
 
 
@@ -95,7 +97,9 @@ class TuneSettings:
 
     Attributes:
         recipe: `craftbox`: random codes, a closed-form head on all of them, and a search for a
-            prompt that adds to them. `paper`: CraFT as published.
+            prompt that adds to them. `paper`: CraFT as published. Else a plug-in's, which is
+            counted as craftbox's own: it asks the plain prompt and `random_codes` first, and
+            `population` codes a generation.
         budget: queries that the run may spend, all stages together.
         seed: of the random codes, the search, the context's projection and the paper's head.
         population: codes a generation of the search.
@@ -109,6 +113,7 @@ class TuneSettings:
         hidden: units of the paper's head.
         batch_size: pictures of a step of its training.
         strategy: of the search: `cma-es`, or for comparison `random` or `spsa`.
+        refiner: what fits heads in craftbox's recipe: `ridge`, the closed form, or a plug-in's.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
         consistency: whether losses have the prediction-consistency term; off is the paper's
@@ -126,7 +131,7 @@ class TuneSettings:
         SettingsError: an option's value is impossible, alone or with the others.
     """
 
-    recipe: Recipe = "craftbox"
+    recipe: str = "craftbox"
     budget: int = 8000
     seed: int = 1
     population: int = 40
@@ -138,6 +143,7 @@ class TuneSettings:
     hidden: int = 256
     batch_size: int = 256
     strategy: Strategy = "cma-es"
+    refiner: str = "ridge"
     search: bool = True
     refinement: bool = True
     consistency: bool = True
@@ -166,7 +172,9 @@ class TuneSettings:
             _number("batch_size", self.batch_size, 1, math.inf),
             _number("consistency_share", self.consistency_share, 0, 1),
             _number("keep_texts", self.keep_texts, 1, math.inf),
-            _choice("recipe", self.recipe, get_args(Recipe)),
+            _plugin("recipe", self.recipe, RECIPES),
+            _plugin("refiner", self.refiner, REFINERS),
+            self._refiner_error(),
             _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
             *self._text_errors(),
@@ -195,7 +203,7 @@ class TuneSettings:
 
         With a vocabulary the plain prompt is asked alone, since the codes score the kept texts.
         """
-        codes = self.random_codes if self.recipe == "craftbox" else 0
+        codes = 0 if self.recipe == "paper" else self.random_codes
         if not self.texts:
             return (Question(1 + codes),)
         plain = Question(1, len(self.texts))
@@ -205,7 +213,7 @@ class TuneSettings:
     def generation_questions(self) -> tuple[Question, ...]:
         """What is asked in each generation."""
         population = Question(self.population, self.kept_texts)
-        return (population,) if self.recipe == "craftbox" else (population, Question(1))
+        return (population, Question(1)) if self.recipe == "paper" else (population,)
 
     def questions(self, units: PricedQuestion = one_each) -> list[tuple[Question, int]]:
         """All that the run asks at most, and how often; `units` says what a question is charged."""
@@ -265,6 +273,15 @@ class TuneSettings:
             return 0
         left = self.budget - self.opening_units(units).queries
         return left // self.generation_units(units).queries
+
+    def _refiner_error(self) -> FieldError | None:
+        if self.refiner == "ridge" or (self.recipe == "craftbox" and self.refinement):
+            return None
+        return FieldError(
+            field="refiner",
+            message=f"'{self.refiner}' is for craftbox's recipe with refinement, unlike this run.",
+            remedy="Leave it out.",
+        )
 
     def _text_errors(self) -> list[FieldError]:
         if not self.texts:
@@ -342,6 +359,16 @@ def _choice(field: str, value: str, choices: Sequence[str]) -> FieldError | None
     return FieldError(
         field=field, message=f"is '{value}'.", remedy=f"Give one of: {', '.join(choices)}."
     )
+
+
+def _plugin(field: str, name: str, group: Group) -> FieldError | None:
+    if name in group.own:
+        return None
+    try:
+        plugins.find(group, name)
+    except PluginError as error:
+        return FieldError(field=field, message=f"{error}.", remedy="See 'craft plugins'.")
+    return None
 
 
 def _template(template: str) -> FieldError | None:

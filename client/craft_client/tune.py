@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from craft_client import plugins
 from craft_client.blackbox import BlackBox
 from craft_client.journal import Journal, JournalError
 from craft_client.paid_answers import AnswerError
 from craft_client.recipe_craftbox import run_craftbox
 from craft_client.recipe_paper import run_paper
-from craft_client.settings import Recipe, SettingsError, TuneSettings
+from craft_client.settings import SettingsError, TuneSettings
 from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.display import Displayed, View
+from craft_shared.head import HEAD_KINDS
+from craft_shared.plugins import Plugin, PluginError
 from craft_shared.units import Units
 from craft_shared.wire import Output, Provenance, ProviderProfile
 
@@ -44,7 +47,7 @@ Labels = NDArray[np.int64]
 
 RUN_SCHEMA = 3
 
-_RECIPES: dict[Recipe, Callable[[TuningRun], Outcome]] = {
+_RECIPES: dict[str, Callable[[TuningRun], Outcome]] = {
     "craftbox": run_craftbox,
     "paper": run_paper,
 }
@@ -109,6 +112,7 @@ def run_document(
         "revision": black_box.revision,
         "profile": None if profile is None else profile.model_dump(),
         "settings": asdict(settings),
+        "plugin": None if (plugin := _plugin_of(settings)) is None else str(plugin),
         "output": black_box.output.model_dump(mode="json"),
         "prompts_per_image_set": black_box.prompt_limit,
         "classes": list(black_box.classes),
@@ -158,6 +162,8 @@ def tune(
         AnswerError: an answer was not finite or had the wrong shape.
         JournalError: the journal cannot be written, belongs to another run, or the key sees other
             answers than when the run began.
+        UnusablePlugin: the recipe or refiner is a plug-in, and failed or ended in no head that
+            servers know.
         CraftError: the black box refused or failed. The journal has what was paid until then.
     """
     _check_output(black_box, journal)
@@ -167,11 +173,36 @@ def tune(
         settings.check_task(labels, black_box.classes, budgets, black_box.units)
     # The paper's head is too small for several cores, which would only wait for each other.
     with threadpool_limits(1 if settings.recipe == "paper" else None, "blas"):
-        outcome = _RECIPES[settings.recipe](run)
-    result = _result(outcome, run, black_box, journal)
+        result, outcome = _tuned(run, black_box, journal)
     journal.finish(result.adapter, _summary(result, outcome))
     run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)
     return result
+
+
+def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneResult, Outcome]:
+    plugin = _plugin_of(run.settings)
+    if plugin is None:
+        outcome = _RECIPES[run.settings.recipe](run)
+        return _result(outcome, run, black_box, journal), outcome
+    with plugins.running(plugin):
+        is_recipe = plugin.group == plugins.RECIPES
+        outcome = plugin.load()(run) if is_recipe else _RECIPES[run.settings.recipe](run)
+        if not isinstance(outcome, Outcome):
+            raise PluginError(f"{plugin} returned a {type(outcome).__name__}, not an Outcome")
+        if outcome.head.kind not in HEAD_KINDS:
+            raise PluginError(
+                f"{plugin} ended in a head of kind '{outcome.head.kind}'; servers know "
+                f"{', '.join(HEAD_KINDS)}"
+            )
+        return _result(outcome, run, black_box, journal), outcome
+
+
+def _plugin_of(settings: TuneSettings) -> Plugin | None:
+    if settings.recipe not in plugins.OWN_RECIPES:
+        return plugins.find(plugins.RECIPES, settings.recipe)
+    if settings.refiner not in plugins.OWN_REFINERS:
+        return plugins.find(plugins.REFINERS, settings.refiner)
+    return None
 
 
 def _check_output(black_box: BlackBox, journal: Journal) -> None:
@@ -209,7 +240,8 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
             units=run.answers.units,
         ),
     )
-    adapter = Adapter(config, outcome.codes, outcome.head)
+    # Read back from its bytes: what is deployed is data, whatever object a recipe made.
+    adapter = Adapter.from_bytes(Adapter(config, outcome.codes, outcome.head).to_bytes())
     return TuneResult(
         adapter,
         outcome.accuracy_before,

@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # When a counter began is no measurement of its own.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 
 REGISTRY = CollectorRegistry()
 
@@ -29,5 +29,5 @@ def counted() -> bytes:
     if _FOLDER_VARIABLE not in os.environ:
         return generate_latest(REGISTRY)
     shared = CollectorRegistry()
-    MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(shared)  # type: ignore[no-untyped-call] # the library has no types here
     return generate_latest(shared)

@@ -41,6 +41,12 @@ class Policy:
         """
         return self.output.whole or self.output.same_level(output)
 
+    def within(self, other: Policy) -> bool:
+        """Whether this shows nothing finer than the other, about no more prompts."""
+        return _within(self.output, other.output) and _at_most(
+            self.prompts_per_image_set, other.prompts_per_image_set
+        )
+
 
 def policy_of(stored: str | None, model: str, otherwise: Policy = Policy()) -> Policy:
     """The policy for a model, of those that a key has (`with_policy`); `otherwise` without one."""
@@ -72,6 +78,25 @@ def narrowed(output: Output, top_k: int | None) -> Output:
     k = top_k if output.k is None else min(output.k, top_k)
     level = "top_k" if output.level == "log_probs" else output.level
     return output.model_copy(update={"level": level, "k": k})
+
+
+def _within(output: Output, other: Output) -> bool:
+    """Whether one level is no finer than the other."""
+    if output.noise < other.noise:
+        return False
+    if output.level == "label":
+        return True
+    if output.level == other.level:
+        return _at_most(output.k, other.k) and _at_most(output.decimals, other.decimals)
+    if output.level == "top_k":
+        return other.level == "log_probs" and _at_most(output.decimals, other.decimals)
+    # Probabilities can be told from log-probabilities unless those were rounded before.
+    exact = other.level in ("log_probs", "top_k") and other.decimals is None
+    return output.level == "probs" and exact and _at_most(output.k, other.k)
+
+
+def _at_most(bound: int | None, other: int | None) -> bool:
+    return other is None or (bound is not None and bound <= other)
 
 
 def answerable(

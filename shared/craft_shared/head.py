@@ -11,7 +11,7 @@ strict mode). Prompt 0 is the plain prompt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from craft_shared.codec import Tensors
 
 HeadKind = Literal["none", "ridge", "mlp"]
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 Array = NDArray[np.float32]
 
 

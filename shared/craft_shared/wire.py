@@ -57,7 +57,12 @@ Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
-Template = Annotated[str, StringConstraints(min_length=2, max_length=300)]
+# That the place is there is checked where prompts are, in the words of that check.
+Template = Annotated[
+    str,
+    StringConstraints(min_length=2, max_length=300),
+    Field(json_schema_extra={"pattern": r"\{\}"}),
+]
 TopK = Annotated[int, Field(ge=1)]
 
 

@@ -136,7 +136,7 @@ def test_what_a_run_will_move_is_told_before_it_starts(
         received.append(log_probs.size)
         return log_probs
 
-    connected._score = counting  # type: ignore[method-assign]
+    connected._score = counting  # type: ignore[method-assign] # counts and passes on
     result = craft("tune", "--data", picture_folder, *options, "--json")
     tuned = answer(result)
     assert tuned["answer_bytes"] == 2 * sum(received)

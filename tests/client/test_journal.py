@@ -1,5 +1,7 @@
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def test_tensors_are_on_disk_before_the_line_that_names_them(
     def watching(path: Path, *args: object, **kwargs: object) -> object:
         if path.name == LINES_FILE:
             seen.append((journal.folder / TENSOR_FOLDER / "000001.safetensors").exists())
-        return real_open(path, *args, **kwargs)  # type: ignore[call-overload]
+        return real_open(path, *args, **kwargs)  # type: ignore[call-overload] # passes on whatever it gets
 
     monkeypatch.setattr(Path, "open", watching)
     journal.append({"generation": 1}, {"000001": {"losses": np.zeros(1, np.float32)}})
@@ -137,3 +139,38 @@ def test_documents_are_readable_by_people(journal: Journal) -> None:
     text = (journal.folder / RUN_FILE).read_text(encoding="utf-8")
     assert "Füchse" in text
     assert json.loads(text) == DOCUMENT
+
+
+def test_the_last_checkpoint_is_what_is_read(journal: Journal) -> None:
+    assert journal.checkpoint() is None
+    for generation in (1, 2):
+        journal.save_checkpoint({"generation": generation}, {"x": np.ones(1, np.float32)})
+    document, tensors = Journal.open(journal.folder).checkpoint() or ({}, {})
+    assert document == {"generation": 2}
+    np.testing.assert_array_equal(tensors["x"], np.ones(1, np.float32))
+
+
+def test_what_was_written_anew_is_read(journal: Journal) -> None:
+    journal.append({}, {"000000": {"x": np.zeros(1, np.float32)}})
+    journal.replace("000000", {"x": np.ones(1, np.float32)})
+    np.testing.assert_array_equal(journal.tensors("000000")["x"], np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda journal: journal.append({}, {"000000": {}}),
+        lambda journal: journal.replace("000000", {}),
+        lambda journal: journal.save_checkpoint({}, {}),
+        lambda journal: journal.finish(ADAPTER, {}),
+        lambda journal: journal.resume(),
+        lambda journal: journal.tensors("000000"),
+        lambda journal: journal.summary(),
+        lambda journal: Journal.create(journal.folder / "below", {}),
+    ],
+)
+def test_a_disk_that_fails_is_a_journal_error(journal: Journal, write: Any) -> None:
+    shutil.rmtree(journal.folder)
+    journal.folder.write_bytes(b"a file in its place")
+    with pytest.raises(JournalError, match=r"Cannot (read|write) "):
+        write(journal)

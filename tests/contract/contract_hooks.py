@@ -36,7 +36,9 @@ IN_WORDS_ALONE = {
             r"level '\w+' (shows|needs|is of)",
             r"there is no (budget on|prompt)|spent or reserved already",
             r"first_row: the image set holds|the call (has no picture|names no image set)",
-            r"the key is revoked",
+            r"the key is revoked|codes are points in a context, and there is none",
+            r"it has \d+ places '\{\}' for the class name",
+            r"name: String should have at least 1 character",  # once spaces are stripped
         )
     ),
 }

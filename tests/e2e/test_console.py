@@ -185,7 +185,7 @@ def test_a_run_is_watched_live(
 def _until_shown(page: Page, address: str) -> None:
     """The run is introduced from a thread of its own, soon."""
     deadline = time.monotonic() + 60
-    while page.goto(address).status == 404:  # type: ignore[union-attr]
+    while page.goto(address).status == 404:  # type: ignore[union-attr] # None only for about:blank
         assert time.monotonic() < deadline, "the run did not report itself"
 
 

@@ -87,7 +87,7 @@ def deployment(
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CRAFT_")}
         return {**kept, **replaced}
 
-    deployed = Deployment(None, volumes, environment)  # type: ignore[arg-type]
+    deployed = Deployment(None, volumes, environment)  # type: ignore[arg-type] # not used here
     program, serve, *options = SERVICES["server-cpu"]["command"]
     assert options == ["--host", "0.0.0.0", "--port", "8000"]
     deployed.server = start_server(

@@ -17,8 +17,15 @@ def test_an_own_tuner_is_measured_in_the_same_harness(
     server: Server, digits: Path, tmp_path: Path
 ) -> None:
     key, out = server.key(owner="own tuner"), tmp_path / "bench"
-    run = out / digits.name / "cross-entropy-method" / "4shots-seed1" / "run"
-    options = ("--data", digits, "--shots", "4", "--seed", "1", "--budget", "40")
+    some = tmp_path / "data" / "some"
+    for split, count in (("train", 4), ("test", 12)):
+        for name in ("one", "two", "three", "four", "five"):
+            folder = some / split / name
+            folder.mkdir(parents=True)
+            for file in sorted((digits / split / name).iterdir())[:count]:
+                (folder / file.name).symlink_to(file)
+    run = out / some.name / "cross-entropy-method" / "4shots-seed1" / "run"
+    options = ("--data", some, "--shots", "4", "--seed", "1", "--budget", "40")
     done = subprocess.run(
         [sys.executable, OWN_TUNER, *map(str, options), "--run", run],
         env={**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key},
@@ -26,7 +33,7 @@ def test_an_own_tuner_is_measured_in_the_same_harness(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    bench = ("bench", "--data", digits.parent, "--dataset", digits.name, "--out", out)
+    bench = ("bench", "--data", some.parent, "--dataset", some.name, "--out", out)
     which = ("--recipe", "cross-entropy-method", "--recipe", "craftbox", "--shots", "4")
     measured = server.craft_json(key, *bench, *which, "--seed", "1")
     lines = {line["recipe"]: line for line in measured["summary"]}
@@ -34,7 +41,7 @@ def test_an_own_tuner_is_measured_in_the_same_harness(
     assert all(line["mean"] > line["zero_shot"] + 20 for line in lines.values())
 
     picture = tmp_path / "compared.png"
-    other = out / digits.name / "craftbox" / "4shots-seed1" / "run"
+    other = out / some.name / "craftbox" / "4shots-seed1" / "run"
     compared = server.craft_json(key, "compare", run, other, "--out", picture)
     own, craftbox = compared["runs"]
     assert (own["recipe"], craftbox["recipe"]) == ("cross-entropy-method", "craftbox")

@@ -14,7 +14,7 @@ from craft_server.database import Database
 def note(store: Database, *prompts: str, limit: int = 3, **other: object) -> None:
     fields = {"owner": "ann", "pictures": ["set"], "prompts": prompts, "limit": limit, **other}
     with store.writing() as connection:
-        Asking(**fields).note(connection)  # type: ignore[arg-type]
+        Asking(**fields).note(connection)  # type: ignore[arg-type] # fields of several types
 
 
 def noted(store: Database) -> int:

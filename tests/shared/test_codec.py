@@ -98,6 +98,38 @@ def test_hostile_bodies_are_refused_with_their_own_message(body: bytes, message:
         codec.decode(body)
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"files": np.zeros(3, np.uint8)},
+        {"file_sizes": np.array([3])},
+        {"files": np.zeros(3, np.int32), "file_sizes": np.array([3])},
+        {"files": np.zeros(3, np.uint8), "file_sizes": np.array([3], np.int32)},
+        {"files": np.zeros((1, 3), np.uint8), "file_sizes": np.array([3])},
+        {"files": np.zeros(3, np.uint8), "file_sizes": np.array([[3]])},
+        {"files": np.zeros(3, np.uint8), "file_sizes": np.array([4, -1])},
+        {"files": np.zeros(3, np.uint8), "file_sizes": np.array([2])},
+    ],
+)
+def test_tensors_that_are_no_files_are_refused(tensors: codec.Tensors) -> None:
+    with pytest.raises(codec.CodecError):
+        codec.unpack_files(tensors)
+
+
+def test_a_header_may_be_as_long_as_the_bound_and_no_longer() -> None:
+    data = codec.encode({}, {})
+    length = int.from_bytes(data[:8], "little")
+    assert codec.decode(data, max_header_bytes=length) == ({}, {})
+    with pytest.raises(codec.CodecError, match="are allowed"):
+        codec.decode(data, max_header_bytes=length - 1)
+    assert codec.MAX_HEADER_BYTES == 8 * 2**20
+
+
+def test_a_tensor_of_another_dtype_does_not_travel() -> None:
+    with pytest.raises(codec.CodecError, match="'x' has dtype float64"):
+        codec.encode({}, {"x": np.zeros(1)})
+
+
 @given(st.lists(st.binary(max_size=20)))
 def test_files_are_packed_and_unpacked(files: list[bytes]) -> None:
     assert codec.unpack_files(codec.pack_files(files)) == files

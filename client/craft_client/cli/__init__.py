@@ -7,6 +7,7 @@
     account     craft models, usage, budget, image-sets
     receipts    craft receipt, verify-receipt
     runs        craft runs, report, compare
+    plugins     craft plugins, store
     config      craft config show
 
 The commands know what to ask and how to show it; they know neither HTTP nor optimisation. Whatever
@@ -15,10 +16,20 @@ is slow to import is imported by the command that needs it, so that `craft --hel
 
 from __future__ import annotations
 
-from craft_client.cli import account, adapters, bench, config, evaluate, receipts, runs, tune
+from craft_client.cli import (
+    account,
+    adapters,
+    bench,
+    config,
+    evaluate,
+    plugins,
+    receipts,
+    runs,
+    tune,
+)
 from craft_client.cli.root import app
 
 __all__ = ["app"]
 
-for module in (tune, bench, evaluate, adapters, account, receipts, runs, config):
+for module in (tune, bench, evaluate, adapters, account, receipts, runs, config, plugins):
     module.register(app)

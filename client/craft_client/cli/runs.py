@@ -190,7 +190,7 @@ def _comparison(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
     columns["deployed"] = lambda run: run.summary.deployed if run.summary else "not yet"
     columns["prompts"] = lambda run: "not yet" if run.prompts is None else run.prompts
     for unit in UNITS:
-        columns[unit] = lambda run, unit=unit: run.units[unit]  # type: ignore[misc]
+        columns[unit] = lambda run, unit=unit: run.units[unit]  # type: ignore[misc] # the default binds the loop's unit
     return _rows({**columns, **_ACCURACIES}, found)
 
 

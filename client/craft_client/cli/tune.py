@@ -86,7 +86,7 @@ def tune(
         Recipe,
         typer.Option(
             help="craftbox (random prompts, closed form, search) or paper (CraFT as published, "
-            "with its settings for the data set)."
+            "with its settings for the data set), or a plug-in's."
         ),
     ] = "craftbox",
     budget: Annotated[
@@ -194,6 +194,13 @@ def tune(
         int | None,
         typer.Option(show_default="64", help="Texts that the head reads.", rich_help_panel=_TEXTS),
     ] = None,
+    refiner: Annotated[
+        str,
+        typer.Option(
+            help="Of craftbox's recipe: ridge (closed form), or a plug-in's.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = "ridge",
     no_search: Annotated[
         bool, typer.Option("--no-search", help="Do without the search.", rich_help_panel=_PARTS)
     ] = False,
@@ -241,6 +248,7 @@ def tune(
             scale=scale if scale is None or scale.startswith("paper") else float(scale),
             sigma=sigma,
             strategy=strategy,
+            refiner=refiner,
             search=not no_search,
             refinement=not no_refinement,
             consistency=not no_consistency,

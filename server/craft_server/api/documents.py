@@ -57,6 +57,7 @@ ONCE = (*WITH_BODY, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
 CHARGED = (*ONCE, BUDGET_EXHAUSTED)
 
 RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
+CODING_HEADERS = ("Content-Encoding", "Vary")
 HEADERS: dict[str, dict[str, Any]] = {
     name: {"description": words, "schema": {"type": "string"}, "example": example}
     for name, words, example in (
@@ -176,7 +177,7 @@ def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[st
     return {
         200: {
             "description": f"The document, and the tensors {tensors}",
-            "headers": headers("Idempotency-Recomputed", "Content-Encoding", "Vary"),
+            "headers": headers("Idempotency-Recomputed"),
             "content": {
                 "application/json": {"schema": _reference(model)},
                 codec.MEDIA_TYPE: {"schema": _file(model, tensors)},
@@ -243,7 +244,7 @@ def install(app: FastAPI, complete: Callable[[dict[str, Any]], None]) -> None:
         return app.openapi_schema
 
     # FastAPI's documented way to extend the description is to replace this method.
-    app.openapi = describe  # type: ignore[method-assign]
+    app.openapi = describe  # type: ignore[method-assign] # as FastAPI documents
 
 
 def _add_missing(schemas: dict[str, Any], more: Mapping[str, Any]) -> None:

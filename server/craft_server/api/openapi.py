@@ -13,9 +13,11 @@ from pydantic import BaseModel
 from craft_server.api import documents, examples
 from craft_server.api.idempotency import REPLAYED_HEADER
 from craft_server.api.request_id import HEADER as REQUEST_ID_HEADER
+from craft_shared import codec
 from craft_shared.problems import INVALID_REQUEST, PROBLEM_TYPES
 from craft_shared.wire import AdapterPredictionAnswer, PredictionAnswer
 
+_COMPRESSIBLE = {examples.JSON_TYPE, codec.MEDIA_TYPE}
 _TAGS = {
     "models": "What the server hosts. Free.",
     "image sets": "Upload pictures once, score them often. An image set is a handle on pictures "
@@ -67,6 +69,10 @@ def _complete_operation(operation: dict[str, Any]) -> None:
             names += documents.RATE_HEADERS
         if status.startswith("2"):
             names += [REPLAYED_HEADER] if repeatable else []
+            # Any answer of these types may be large enough to be compressed.
+            names += (
+                documents.CODING_HEADERS if _COMPRESSIBLE & set(response.get("content", ())) else []
+            )
             _show_answer(operation["operationId"], response)
         response.setdefault("headers", {}).update(documents.headers(*names))
     operation["responses"] = dict(sorted(responses.items()))

@@ -21,6 +21,7 @@ from craft_server.engine import Prompts, prompt_identity
 from craft_server.image_sets import read_digests
 from craft_server.ledger.keys import Caller
 from craft_server.noise import Noise
+from craft_server.output_policies import Asker
 from craft_server.policy import Policy, answerable, narrowed, policy_of
 from craft_server.problems import invalid_field
 from craft_shared.codec import Tensors
@@ -44,10 +45,18 @@ class Question:
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:
-    """What the caller's key may see of the hosted model: by its own policy, or the provider's."""
+    """What the caller's key may see of the hosted model: by its own policy, or the provider's.
+
+    An operator's plug-in may narrow it.
+
+    Raises:
+        PluginError: the plug-in failed.
+    """
     profile = services.provider.profile
     otherwise = Policy() if profile is None else Policy(profile.output)
-    return policy_of(caller.policies, services.engine.name, otherwise)
+    model = services.engine.name
+    policy = policy_of(caller.policies, model, otherwise)
+    return services.output_policy(Asker(caller.owner, caller.prefix, model), policy)
 
 
 def checked_output(policy: Policy, top_k: int | None, classes: int) -> Output:

@@ -15,6 +15,7 @@ from craft_server.cli.listening import announce, end_on_sigterm, listening, run
 from craft_server.cli.options import examples
 from craft_server.cli.output import fail, misuse
 from craft_server.cli.serving_options import with_serving_options
+from craft_shared.plugins import PluginError
 
 if TYPE_CHECKING:
     from craft_server.database import Database
@@ -30,6 +31,7 @@ def serve(settings: Settings) -> None:
     Each option is also an environment variable, such as CRAFT_MODEL, and a line of
     craft-server.toml: craft-server config show tells which counts.
     """
+    _check_output_policy(settings)
     if settings.workers > 1:
         _host_together(settings)
     else:
@@ -50,6 +52,7 @@ def record(
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
+    _check_output_policy(settings)
     from craft_server.recording import Tape, TapeError
 
     if settings.workers > 1:
@@ -105,6 +108,16 @@ def _host_together(settings: Settings) -> None:
                 err=True,
             )
         host(settings, listener, lambda: _announce(database, settings, listener, None))
+
+
+def _check_output_policy(settings: Settings) -> None:
+    """Before the model is loaded, so that a plug-in that is missing or broken is told at once."""
+    from craft_server.output_policies import output_policy
+
+    try:
+        output_policy(settings.output_policy)
+    except PluginError as error:
+        fail(f"--output-policy: {error}")
 
 
 def _profile_of(settings: Settings) -> Profile | None:

@@ -133,4 +133,4 @@ class _Line:
             pass
 
     def _cycle(self) -> Any:
-        return self._receive.__self__  # type: ignore[attr-defined]
+        return self._receive.__self__  # type: ignore[attr-defined] # a bound method of uvicorn

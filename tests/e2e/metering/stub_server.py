@@ -235,7 +235,7 @@ class Stub:
 
 def _run(lane: Lane) -> None:
     structlog.configure(processors=[_only_errors])
-    app = create_app(Settings(**lane.settings), StubEngine())  # type: ignore[arg-type]
+    app = create_app(Settings(**lane.settings), StubEngine())  # type: ignore[arg-type] # as much of an engine as is called
     config = uvicorn.Config(
         KillMiddleware(app), log_config=None, access_log=False, timeout_graceful_shutdown=1
     )

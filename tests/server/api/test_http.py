@@ -157,6 +157,45 @@ def test_a_body_past_the_limit_is_refused(serve: Any, chunked: bool) -> None:
         assert answer.json()["type"] == "urn:craftbox:problem:body-too-large"
 
 
+def test_a_refused_method_names_all_that_the_resource_has(server: Any) -> None:
+    with server.client() as client:
+        for path, allowed in [
+            ("/v1/adapters", "GET, POST"),
+            ("/v1/adapters/owner/name", "DELETE, GET, PATCH"),
+            ("/v1/adapters/owner/name/predictions", "POST"),
+            ("/v1/runs/x", "DELETE, GET, PUT"),
+        ]:
+            answer = client.options(path)
+            assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
+def test_an_address_may_hold_a_line_break(client: httpx.Client) -> None:
+    assert client.delete("/v1/answers/a%0Ab").status_code == 204
+    assert client.get("/v1/adapters/a%0Ab").json()["type"].endswith("adapter-not-found")
+
+
+@pytest.mark.parametrize("units", [{"texts": 2**53 + 1}, {"texts": True}, {"texts": "8"}])
+def test_amounts_are_read_strictly(client: httpx.Client, units: dict[str, Any]) -> None:
+    client.put("/v1/runs/x", json={"title": "x"})
+    point = {"sequence": 1, "generation": 1, "queries": 1, "units": units}
+    answer = client.put("/v1/runs/x/points", json={"points": [point]})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (
+        422,
+        "points[0].units.texts",
+    )
+
+
+def test_8_0_is_an_integer(client: httpx.Client) -> None:
+    answer = client.put("/v1/runs/x", json={"title": "x", "budget": 8.0})
+    assert answer.json()["budget"] == 8
+
+
+@pytest.mark.parametrize("time", ["0.5", "1700000000", "2026-01-31", "2026-01-31T12:00:00"])
+def test_a_time_is_written_as_rfc_3339_has_it(client: httpx.Client, time: str) -> None:
+    answer = client.get("/v1/receipts", params={"since": time})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "since")
+
+
 def test_the_description_covers_both_media_types_and_problems(server: Any) -> None:
     document = httpx.get(f"{server.url}/openapi.json").json()
     operation = document["paths"]["/v1/predictions"]["post"]

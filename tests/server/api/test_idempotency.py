@@ -409,7 +409,7 @@ def test_a_key_that_cannot_be_one_is_refused(
     answer = client.post(
         call.path,
         content=call.content,
-        headers={**call.headers, "Idempotency-Key": key.encode("latin-1")},  # type: ignore[dict-item]
+        headers={**call.headers, "Idempotency-Key": key.encode("latin-1")},  # type: ignore[dict-item] # bytes, which httpx takes
     )
     check(answer, 422, "invalid-request")
     assert [error["field"] for error in answer.json()["errors"]] == ["Idempotency-Key"]

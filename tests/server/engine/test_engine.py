@@ -140,7 +140,7 @@ def test_scores_are_log_probabilities_of_scaled_cosines(tiny_engine: Engine, dty
     x, t = (rng.standard_normal(shape, dtype=np.float32) for shape in ((4, 32), (3, 6, 32)))
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
     t /= np.linalg.norm(t, axis=-1, keepdims=True)
-    scores = asyncio.run(tiny_engine.score(x, t, dtype))  # type: ignore[arg-type]
+    scores = asyncio.run(tiny_engine.score(x, t, dtype))  # type: ignore[arg-type] # one of the parameters above
     logits = np.exp(tiny_engine._model.module.logit_scale.item()) * np.einsum("nd,pcd->pnc", x, t)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert scores.shape == (3, 4, 6)

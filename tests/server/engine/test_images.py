@@ -111,7 +111,7 @@ def test_exif_orientation_is_honoured() -> None:
     ],
 )
 def test_modes_become_rgb(mode: str, colour: object, expected: tuple[int, int, int]) -> None:
-    result = decoded(encoded(Image.new(mode, (9, 9), colour)))  # type: ignore[arg-type]
+    result = decoded(encoded(Image.new(mode, (9, 9), colour)))  # type: ignore[arg-type] # one of Pillow's modes
     assert result.mean((1, 2)).tolist() == list(expected)
 
 

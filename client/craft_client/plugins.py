@@ -1,0 +1,58 @@
+"""What packages may add to the client: recipes, refiners and stores, each named by an option.
+
+A recipe is called with a `craft_client.tuning_run.TuningRun` and returns its `Outcome`. A refiner
+is called with `TuneSettings` and `craft_client.refiners.Kept` and returns a `Refiner`. A store has
+`put(folder, where)` and `get(where, folder)`; see `craft_client.stores`. Recipes and refiners end
+in a head of a kind that servers know, which is data: no code of theirs is ever published.
+
+It knows which kinds there are; it does not know what any of them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from craft_client.exceptions import CraftError, UnusablePlugin
+from craft_shared import plugins
+from craft_shared.plugins import Group, Plugin, PluginError
+
+OWN_RECIPES = ("craftbox", "paper")
+OWN_REFINERS = ("ridge",)
+
+RECIPES = Group("craftbox.recipes", "recipe", OWN_RECIPES)
+REFINERS = Group("craftbox.refiners", "refiner", OWN_REFINERS)
+STORES = Group("craftbox.stores", "store", needs=("put", "get"))
+GROUPS = (RECIPES, REFINERS, STORES)
+
+
+def find(group: Group, name: str) -> Plugin:
+    """The plug-in of that name; nothing of it is imported.
+
+    Raises:
+        UnusablePlugin: there is none, or more than one.
+    """
+    with _as_client_errors():
+        return plugins.find(group, name)
+
+
+@contextmanager
+def running(plugin: Plugin) -> Iterator[None]:
+    """Loads and calls a plug-in.
+
+    Raises:
+        UnusablePlugin: it cannot be loaded, or failed.
+    """
+    with _as_client_errors(), plugin.running(CraftError):
+        yield
+
+
+@contextmanager
+def _as_client_errors() -> Iterator[None]:
+    try:
+        yield
+    except PluginError as error:
+        message = str(error)
+        raise UnusablePlugin(
+            f"{message[0].upper()}{message[1:]}.", remedy="'craft plugins' lists what is installed."
+        ) from error

@@ -1,0 +1,153 @@
+"""Plug-ins: what other installed packages add, found by their entry points.
+
+It knows names, packages and how a plug-in is loaded, and tells in one line what is wrong with one;
+it does not know what a plug-in does. Loading one runs its package's code with all rights of the
+process: installing a package is the decision to trust it.
+
+Source: Python Packaging User Guide, "Entry points specification".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+
+class PluginError(Exception):
+    """A plug-in cannot be used; the message is one line that names it and its package."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A kind of plug-in.
+
+    Attributes:
+        name: of the entry points' group.
+        kind: what messages call one of them.
+        own: names that craftbox has itself; no plug-in can take one.
+        needs: attributes that a plug-in has, each callable; none where it is called itself.
+    """
+
+    name: str
+    kind: str
+    own: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point of a group; `str()` names it, where it is and the package."""
+
+    group: Group
+    entry: EntryPoint
+
+    @property
+    def name(self) -> str:
+        """What options call it."""
+        return self.entry.name
+
+    @property
+    def package(self) -> str:
+        """The distribution that brings it, and its version."""
+        found = self.entry.dist
+        return f"{found.name} {found.version}" if found is not None else "unknown"
+
+    def __str__(self) -> str:
+        return f"{self.group.kind} '{self.name}' ({self.entry.value} of package {self.package})"
+
+    def load(self) -> Any:
+        """Imports it.
+
+        Raises:
+            PluginError: that fails, or what is there is not a plug-in of this kind.
+        """
+        try:
+            found = self.entry.load()
+        except Exception as error:
+            raise PluginError(f"{self} cannot be loaded: {_words(error)}") from error
+        missing = [
+            f"'{name}'" for name in self.group.needs if not callable(getattr(found, name, None))
+        ]
+        if missing or not (self.group.needs or callable(found)):
+            lack = f"has no {' and no '.join(missing)}" if missing else "cannot be called"
+            raise PluginError(f"{self} {lack}")
+        return found
+
+    def problem(self) -> str:
+        """Why it cannot be used; empty where it can."""
+        try:
+            _only(installed(self.group), self.group, self.name)
+            self.load()
+        except PluginError as error:
+            return str(error)
+        return ""
+
+    @contextmanager
+    def running(self, *let_through: type[Exception]) -> Iterator[None]:
+        """Calls into the plug-in.
+
+        Raises:
+            PluginError: it failed, by an exception that is none of `let_through`.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, (PluginError, *let_through)):
+                raise
+            raise PluginError(f"{self} failed: {_words(error)}") from error
+
+
+def installed(group: Group) -> list[Plugin]:
+    """All plug-ins of a kind, by name. None of them is imported."""
+    found = [Plugin(group, entry) for entry in entry_points(group=group.name)]
+    return sorted(found, key=lambda plugin: (plugin.name, plugin.package))
+
+
+def find(group: Group, name: str) -> Plugin:
+    """The plug-in of that name.
+
+    Raises:
+        PluginError: there is none, or more than one package brings it.
+    """
+    return _only(installed(group), group, name)
+
+
+def listed(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """All plug-ins of some kinds as JSON-able rows; each is loaded, to tell whether it can be."""
+    return [
+        {
+            "group": group.name,
+            "name": plugin.name,
+            "package": plugin.package,
+            "entry_point": plugin.entry.value,
+            "problem": plugin.problem(),
+        }
+        for group in groups
+        for plugin in installed(group)
+    ]
+
+
+def _only(plugins: Sequence[Plugin], group: Group, name: str) -> Plugin:
+    found = [plugin for plugin in plugins if plugin.name == name]
+    if found and name in group.own:
+        raise PluginError(f"{found[0]} has the name of a {group.kind} of craftbox's own")
+    if not found:
+        names = sorted({*group.own, *(plugin.name for plugin in plugins)})
+        there = f"there are {', '.join(names)}" if names else "none is installed"
+        raise PluginError(
+            f"no {group.kind} is called '{name}' (entry points '{group.name}'): {there}"
+        )
+    if len(found) > 1:
+        packages = " and ".join(plugin.package for plugin in found)
+        raise PluginError(
+            f"{group.kind} '{name}' is brought by more than one package, {packages}: uninstall one"
+        )
+    return found[0]
+
+
+def _words(error: Exception) -> str:
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,0 +1,232 @@
+"""The example plug-ins, installed into a folder and used through the real commands and server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from craft_client.api import Client
+from craft_shared.adapter import Adapter
+from craft_shared.wire import PredictionRequest
+from e2e.conftest import BIN, Server, StartServer
+from plugin_packages import EXAMPLES, install_example, write_package
+
+POLICY = "craftbox.output_policies"
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All examples, and some that are broken."""
+    folder = tmp_path_factory.mktemp("packages")
+    for example in sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()):
+        install_example(example, folder)
+    write_package(
+        folder,
+        "broken",
+        {
+            "craftbox.recipes": {"cannot-load": "broken_recipe:run"},
+            "craftbox.refiners": {"own-code": "own_code:Refiner", "raises": "own_code:fail"},
+            POLICY: {"widens": "widening:widen", "cannot-load": "broken_recipe:x"},
+        },
+        broken_recipe="import no_such_library",
+        own_code=OWN_CODE,
+        widening=WIDENING,
+    )
+    return folder
+
+
+# A head of the plug-in's own making, which passes for a linear one until it is data.
+OWN_CODE = """
+import numpy as np
+from craft_client.refine import unrefined, Refinement
+from craft_client.refiners import Candidate, Choice
+
+class Head:
+    kind = "my-own"
+    def __call__(self, log_probs): return log_probs[0]
+    def tensors(self): return {}
+
+class Refiner:
+    accuracy = None
+    def __init__(self, settings, kept): pass
+    def refined(self, log_probs): return None
+    def learn(self, kept, generation): pass
+    def choose(self, kept):
+        found = Refinement(Head(), kept.plain, 50.0, np.zeros(1, np.float32))
+        chosen = Candidate("mine", kept.none, found)
+        return Choice(chosen, [chosen])
+
+def fail(settings, kept): raise ZeroDivisionError("by hand")
+"""
+
+WIDENING = """
+from craft_server.policy import Policy
+
+def widen(asker, policy): return Policy()
+"""
+
+
+@pytest.fixture(scope="module")
+def plugged(target: Path, start_server: StartServer) -> Server:
+    """A server with the example policy, and commands that see all plug-ins."""
+    paths = os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])
+    return start_server("--output-policy", "guests-see-labels", PYTHONPATH=paths)
+
+
+def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    env = {**server.env, "CRAFT_URL": server.url, "CRAFT_API_KEY": key, "COLUMNS": "300"}
+    return subprocess.run(
+        [BIN / "craft", *map(str, arguments)], env=env, capture_output=True, text=True
+    )
+
+
+def craft_json(server: Server, key: str, *arguments: str | Path) -> dict[str, Any]:
+    done = craft(server, key, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+@pytest.fixture(scope="module")
+def key(plugged: Server) -> Iterator[str]:
+    return plugged.key()
+
+
+def test_a_recipe_tunes_and_what_it_ends_in_is_published_and_served(
+    plugged: Server, key: str, digits: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    budget = ("--random-codes", "3", "--population", "4", "--budget", "12", "--dim", "8")
+    tuned = craft_json(
+        plugged, key, "tune", "--data", digits, "--shots", "2", "--recipe", "hill-climbing",
+        *budget, "--run", run,
+    )  # fmt: skip
+    assert tuned["charged"]["queries"] == 4 + 2 * 4
+    config = Adapter.load(run / "adapter").config
+    assert (config.head, config.provenance.recipe) == ("none", "hill-climbing")
+    assert (
+        "package craftbox-hill-climbing 0.1.0"
+        in json.loads((run / "run.json").read_text())["plugin"]
+    )
+    craft_json(plugged, key, "publish", run, "--name", "climbed")
+    picture = next(digits.rglob("*.png"))
+    assert craft_json(plugged, key, "predict", "--adapter", "climbed", picture)["images"]
+
+
+def test_a_refiner_ends_in_a_head_that_servers_know(
+    plugged: Server, key: str, digits: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = ("--shots", "4", "--random-codes", "0", "--refiner", "class-bias", "--run", run)
+    craft_json(plugged, key, "tune", "--data", digits, *options)
+    adapter = Adapter.load(run / "adapter")
+    assert adapter.config.head == "ridge"
+    tensors = adapter.head.tensors()
+    assert not tensors["head.weight"].any()
+    assert tensors["head.bias"].any()
+    plain, biased = json.loads((run / "summary.json").read_text())["candidates"]
+    assert biased["loss"] < plain["loss"], "of all biases, the one of least loss"
+    craft_json(plugged, key, "publish", run, "--name", "biased")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--recipe", "cannot-load"), "cannot be loaded: ModuleNotFoundError"),
+        (("--refiner", "own-code"), "head of kind 'my-own'; servers know none, ridge, mlp"),
+        (("--refiner", "raises"), "failed: ZeroDivisionError: by hand"),
+    ],
+)
+def test_a_broken_plug_in_is_told_in_a_line_with_its_package(
+    plugged: Server, key: str, digits: Path, tmp_path: Path, option: tuple[str, str], words: str
+) -> None:
+    options = ("--shots", "2", "--random-codes", "0", "--run", tmp_path / "run", *option)
+    done = craft(plugged, key, "tune", "--data", digits, *options)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"'{option[1]}'" in line
+    assert "of package broken 0.1.0" in line
+    assert words in line
+
+
+def test_an_unknown_recipe_is_told_before_anything_is_asked(
+    plugged: Server, digits: Path, tmp_path: Path
+) -> None:
+    own = plugged.key()
+    done = craft(
+        plugged, own, "tune", "--data", digits, "--recipe", "no-such", "--run", tmp_path / "r"
+    )
+    assert done.returncode == 1
+    assert "no recipe is called 'no-such'" in done.stderr
+    assert "craftbox, hill-climbing, paper" in done.stderr
+    assert craft_json(plugged, own, "usage")["total"]["requests"] == 0
+
+
+def test_a_store_keeps_a_run_and_gives_it_back(
+    plugged: Server, key: str, digits: Path, tmp_path: Path
+) -> None:
+    run, archive, copy = tmp_path / "run", tmp_path / "run.zip", tmp_path / "copy"
+    craft_json(
+        plugged, key, "tune", "--data", digits, "--shots", "2", "--random-codes", "1", "--run", run
+    )
+    assert craft_json(plugged, key, "store", "put", run, f"zip:{archive}")["state"] == "finished"
+    assert craft_json(plugged, key, "store", "get", f"zip:{archive}", copy)["state"] == "finished"
+    files = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    assert {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} == files
+    assert all((copy / name).read_bytes() == (run / name).read_bytes() for name in files)
+    again = craft(plugged, key, "store", "get", f"zip:{archive}", copy)
+    assert "already holds a run" in again.stderr
+    archive.write_bytes(b"no archive")
+    damaged = craft(plugged, key, "store", "get", f"zip:{archive}", tmp_path / "other")
+    assert "package craftbox-zip-store 0.1.0) failed: BadZipFile" in damaged.stderr
+    assert "No store is called 's3'" in craft(plugged, key, "store", "put", run, "s3:x").stderr
+
+
+def test_an_output_policy_narrows_what_some_keys_see(plugged: Server, digits: Path) -> None:
+    picture = next(digits.rglob("*.png")).read_bytes()
+    request = PredictionRequest(model="pocket", classes=["a", "b"], templates=["{}"])
+    with Client(plugged.url, plugged.key(owner="guest-7")) as guest:
+        assert guest.model().output.level == "label"
+        seen = guest.predict(request, images=[picture])
+        assert seen.tensors.keys() == {"top_classes"}
+    with Client(plugged.url, plugged.key()) as other:
+        assert other.predict(request, images=[picture]).log_probs.shape == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no-such", "no output policy is called 'no-such'"),
+        ("cannot-load", "(broken_recipe:x of package broken 0.1.0) cannot be loaded"),
+    ],
+)
+def test_a_server_does_not_start_with_a_policy_that_it_cannot_load(
+    plugged: Server, name: str, words: str
+) -> None:
+    done = subprocess.run(
+        [BIN / "craft-server", "serve", "--port", "0", "--output-policy", name],
+        env=plugged.env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: --output-policy: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_both_commands_list_what_is_installed(plugged: Server, key: str) -> None:
+    found = {row["name"]: row for row in craft_json(plugged, key, "plugins")["plugins"]}
+    assert {"hill-climbing", "class-bias", "zip", "cannot-load"} <= found.keys()
+    assert found["zip"]["package"] == "craftbox-zip-store 0.1.0"
+    assert found["hill-climbing"]["problem"] == ""
+    assert "ModuleNotFoundError" in found["cannot-load"]["problem"]
+    of_server = json.loads(plugged.admin("plugins", "--json"))["plugins"]
+    assert {row["name"] for row in of_server} == {"guests-see-labels", "widens", "cannot-load"}
+    assert "hill-climbing" in craft(plugged, key, "plugins").stdout
+    assert "guests" in plugged.admin("plugins"), "a table, folded to the terminal's width"
