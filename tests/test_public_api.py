@@ -54,7 +54,11 @@ def test_the_list_is_what_the_module_has(module: str) -> None:
 def test_each_name_says_what_it_is(module: str) -> None:
     home = importlib.import_module(module)
     assert [
-        each for name in LISTED[module] for each in undocumented(name, getattr(home, name))
+        each
+        for name in LISTED[module]
+        # A name of a type or a constant has no words of its own.
+        if inspect.isroutine(value := getattr(home, name)) or isinstance(value, type)
+        for each in undocumented(name, value)
     ] == []
 
 
