@@ -60,10 +60,11 @@ def get(place: Place, run: RunFolder, as_json: AsJson = False) -> None:
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command(epilog=examples("craft plugins", "craft plugins --json"))(plugins)
-    store = typer.Typer(no_args_is_help=True, help="Keep copies of runs in a plug-in's store.")
-    store.command(
-        epilog=examples("craft store put runs/flowers-16shots-seed1 --to folder:/backup")
-    )(put)
+    store = typer.Typer(
+        no_args_is_help=True,
+        help="Keep copies of runs in a plug-in's store.",
+        epilog=examples("craft store put runs/flowers zip:/backup/flowers.zip"),
+    )
     store.command(epilog=examples("craft store put runs/flowers zip:/backup/flowers.zip"))(put)
     store.command(epilog=examples("craft store get zip:/backup/flowers.zip runs/flowers"))(get)
     app.add_typer(store, name="store")
