@@ -65,9 +65,6 @@ def register(app: typer.Typer) -> None:
         help="Keep copies of runs in a plug-in's store.",
         epilog=examples("craft store put runs/flowers zip:/backup/flowers.zip"),
     )
-    store.command(
-        epilog=examples("craft store put runs/flowers-16shots-seed1 --to folder:/backup")
-    )(put)
     store.command(epilog=examples("craft store put runs/flowers zip:/backup/flowers.zip"))(put)
     store.command(epilog=examples("craft store get zip:/backup/flowers.zip runs/flowers"))(get)
     app.add_typer(store, name="store")

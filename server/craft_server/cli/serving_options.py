@@ -113,7 +113,8 @@ def with_serving_options(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in (*own.values(), *given.values())
         if parameter.name not in ("settings", "options")
     ]
-    with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+    signature = inspect.Signature(parameters)
+    with_settings.__signature__ = signature  # type: ignore[attr-defined] # read by inspect
     with_settings.__annotations__ = {each.name: each.annotation for each in parameters}
     return with_settings
 
