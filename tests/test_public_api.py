@@ -41,7 +41,9 @@ def undocumented(name: str, value: Any) -> list[str]:
     return [
         each
         for each, what in [(name, value), *members]
-        if not what.__doc__ or what.__doc__.startswith(f"{each}(")
+        # A type alias is said by the comment above it.
+        if (inspect.isclass(what) or inspect.isfunction(what))
+        and (not what.__doc__ or what.__doc__.startswith(f"{each}("))
     ]
 
 

@@ -31,7 +31,7 @@ def test_every_answer_is_as_the_description_says(
         command += [f"{server.url}/openapi.json", "--no-color", "--max-time", str(SECONDS[kind])]
         command += ["--report", "json", "--report-json-path", report]
         if not FULL:
-            # What a schema cannot say of good requests is for the long run, not for chance here.
+            # What a schema cannot say of good requests is for the long run to find, not for chance.
             command += ["--exclude-checks", "positive_data_acceptance"]
             command += ["--no-shrink", "--generation-deterministic"]
         done = subprocess.run(
