@@ -42,6 +42,8 @@ async def ready(services: WithServices) -> Health:
     """
     if services.drain.begun:
         raise _not_ready("the server is about to stop")
+    if not services.engine.alive:
+        raise _not_ready("the model is not running")
     try:
         await services.engine.state()
     except WorkerDied as error:
