@@ -3,6 +3,7 @@
     CraftError
      ├── MissingKey              no API key was given
      ├── MissingPackage          an optional package is not installed
+     ├── UnusablePlugin          a plug-in is not installed, cannot be loaded, or failed
      ├── DataError               the data on disk cannot be used; nothing was sent
      ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
      ├── BudgetTooSmall          a budget does not cover what is asked for; nothing was charged

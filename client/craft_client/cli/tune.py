@@ -20,7 +20,6 @@ from craft_client.cli.options import (
     AsJson,
     Key,
     Model,
-    Recipe,
     Template,
     Url,
     examples,
@@ -83,10 +82,11 @@ def tune(
     ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Training pictures a class.")] = 16,
     recipe: Annotated[
-        Recipe,
+        str,
         typer.Option(
+            autocompletion=lambda: ["craftbox", "paper"],
             help="craftbox (random prompts, closed form, search) or paper (CraFT as published, "
-            "with its settings for the data set), or a plug-in's."
+            "with its settings for the data set), or a plug-in's.",
         ),
     ] = "craftbox",
     budget: Annotated[
