@@ -18,6 +18,7 @@ import typer
 from craft_server.cli.output import fail
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.types import ASGIApp
 
     from craft_server.settings import Settings
@@ -100,6 +101,16 @@ def run(
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     DrainingServer(config).run(sockets=[listener])
+
+
+def run_draining(application: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """`run` for the server's application, which drains for as long as the settings say."""
+    run(
+        application,
+        listener,
+        drain_seconds=settings.drain_seconds,
+        on_stop=application.state.services.drain.begin,
+    )
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

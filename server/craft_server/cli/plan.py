@@ -212,7 +212,6 @@ def _prices(
 
 
 def _price(text: str) -> tuple[Unit, int]:
-
     name, _, micros = text.partition("=")
     unit = next((unit for unit in UNITS if unit == name), None)
     if unit is None or not micros.isdecimal():

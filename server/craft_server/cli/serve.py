@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from craft_server.cli.ledger import database_of
-from craft_server.cli.listening import announce, end_on_sigterm, listening, run
+from craft_server.cli.listening import announce, end_on_sigterm, listening, run_draining
 from craft_server.cli.options import examples
 from craft_server.cli.output import fail, misuse
 from craft_server.cli.serving_options import with_serving_options
@@ -84,12 +84,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
                 fail(str(error))
             introduce(engine)
             _announce(database, settings, listener, profile)
-            run(
-                application,
-                listener,
-                drain_seconds=settings.drain_seconds,
-                on_stop=application.state.services.drain.begin,
-            )
+            run_draining(application, settings, listener)
 
 
 def _host_together(settings: Settings) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,6 +18,7 @@ from starlette.routing import Route
 
 from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.engine import HostedModel, Prompts
+from craft_server.engine.remote import Answering
 from craft_server.processes.wire import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
@@ -37,28 +37,29 @@ Array = NDArray[np.float32]
 
 def engine_app(engine: HostedModel) -> Starlette:
     """Serves the engine's operations."""
+    answering = Answering(engine)
 
     async def state(_request: Request) -> Response:
         return JSONResponse((await engine.state()).model_dump())
 
     async def encode_images(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
-        pixels = torch.from_numpy(tensors["images"].copy())
-        return await engine.encode_images(list(pixels), tenant=document["tenant"])
+        return await answering.encode_images(tensors["images"], tenant=document["tenant"])
 
     async def encode_prompts(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
         context = document["context"]
         prompts = Prompts(
             templates=tuple(document["templates"]),
             context=None if context is None else Context.model_validate(context),
-            codes=tensors["codes"].copy(),
+            codes=tensors["codes"],
         )
-        return await engine.encode_prompts(
-            prompts, list(document["classes"]), tenant=document["tenant"]
+        return await answering.encode_prompts(
+            prompts, document["classes"], tenant=document["tenant"]
         )
 
     async def log_probs(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
-        images, texts = tensors["images"].copy(), tensors["texts"].copy()
-        return await engine.log_probs(images, texts, tenant=document["tenant"])
+        return await answering.log_probs(
+            tensors["images"], tensors["texts"], tenant=document["tenant"]
+        )
 
     async def facts(_request: Request) -> Response:
         return JSONResponse(engine.facts.model_dump())

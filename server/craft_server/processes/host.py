@@ -93,7 +93,7 @@ def _http_process(
 ) -> None:
     """Serves the API, with the model in the other process."""
     from craft_server.app import create_app
-    from craft_server.cli.listening import end_on_sigterm, run
+    from craft_server.cli.listening import end_on_sigterm, run_draining
     from craft_server.cli.tracing import traced
     from craft_server.logs import configure_logging
     from craft_server.processes.remote_engine import RemoteEngine
@@ -104,13 +104,7 @@ def _http_process(
     configure_logging(settings.log_level)
     with traced(), suppress(KeyboardInterrupt):
         engine = RemoteEngine.connect(address, on_other_weights=end)
-        application = create_app(settings, engine)
-        run(
-            application,
-            listener,
-            drain_seconds=settings.drain_seconds,
-            on_stop=application.state.services.drain.begin,
-        )
+        run_draining(create_app(settings, engine), settings, listener)
 
 
 def _forget_metrics(process_id: int) -> None:

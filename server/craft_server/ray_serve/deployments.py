@@ -7,21 +7,17 @@ know how many replicas there are nor where they run, which is the configuration'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
 from fastapi import FastAPI
-from numpy.typing import NDArray
 from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
 from craft_server.app import create_app
 from craft_server.cli.model import engine_of
-from craft_server.engine import HostedModel, ModelFacts, Prompts, WorkerDied
+from craft_server.engine import ModelFacts, WorkerDied
+from craft_server.engine.remote import Answering
 from craft_server.logs import configure_logging
 from craft_server.ray_serve.engine import RayEngine
 from craft_server.settings import Settings
@@ -31,11 +27,8 @@ MODEL_CALLS_AT_ONCE = 64
 INGRESS_CALLS_AT_ONCE = 256
 
 
-class EngineReplica:
-    """Answers for an engine in this process. Arrays arrive read-only, as Ray shares them."""
-
-    def __init__(self, engine: HostedModel) -> None:
-        self._engine = engine
+class EngineReplica(Answering):
+    """Answers for an engine in this process, as Ray's replicas do."""
 
     def check_health(self) -> None:
         """Called by Ray, which replaces a replica that fails it.
@@ -53,27 +46,6 @@ class EngineReplica:
     async def state(self) -> dict[str, Any]:
         """`EngineState`, as JSON."""
         return (await self._engine.state()).model_dump()
-
-    async def encode_images(
-        self, pixels: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
-        """See `HostedModel`; pixels [N, 3, S, S]."""
-        return await self._engine.encode_images(
-            list(torch.from_numpy(pixels.copy())), tenant=tenant
-        )
-
-    async def encode_prompts(
-        self, prompts: Prompts, classes: Sequence[str], *, tenant: str
-    ) -> NDArray[np.float32]:
-        """See `HostedModel`."""
-        writable = replace(prompts, codes=prompts.codes.copy())
-        return await self._engine.encode_prompts(writable, classes, tenant=tenant)
-
-    async def log_probs(
-        self, images: NDArray[np.float32], texts: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
-        """See `HostedModel`."""
-        return await self._engine.log_probs(images.copy(), texts.copy(), tenant=tenant)
 
 
 @serve.deployment(max_ongoing_requests=MODEL_CALLS_AT_ONCE)
