@@ -15,6 +15,7 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
+MAX_INTEGER = 2**53  # the integers that every JSON parser holds exactly, and every database
 MAX_AMOUNT = 10**15  # of a unit, in one budget or top-up
 MAX_PRICE_MICROS = 10**9  # of one unit: what a call costs stays within 64 bits
 MAX_DECIMALS = 6  # single precision holds no more

@@ -11,7 +11,7 @@ limits (`GET /v1/models` states those), nor how anything is computed.
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
 from craft_shared.amounts import (
     MAX_AMOUNT,
     MAX_DECIMALS,
+    MAX_INTEGER,
     MAX_PRICE_MICROS,
     UNITS,
     Measure,
@@ -45,7 +46,11 @@ _RFC_3339 = re.compile(
 
 def _read_time(value: object) -> object:
     if isinstance(value, str) and _RFC_3339.fullmatch(value):
-        return datetime.fromisoformat(value.upper())
+        moment = datetime.fromisoformat(value.upper())
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError("in UTC this time is not within the years 1 to 9999") from error
     if isinstance(value, datetime):
         return value
     raise ValueError("this is no RFC 3339 time such as 2026-01-31T12:00:00Z")
@@ -63,7 +68,23 @@ Template = Annotated[
     StringConstraints(min_length=2, max_length=300),
     Field(json_schema_extra={"pattern": r"\{\}"}),
 ]
-TopK = Annotated[int, Field(ge=1)]
+Label = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
+]
+# With something that is not white space, of which a NEXT LINE is one to Unicode and not to JSON
+# Schema's patterns.
+NonEmptyLabel = Annotated[
+    Label,
+    StringConstraints(
+        min_length=1, pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f\x85][^\x00-\x1f\x7f]*$"
+    ),
+]
+# Far outside what a search visits; far inside what half precision can hold.
+MAX_CODE = 1000.0
+Row = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Rows = Annotated[list[Row], Field(min_length=1)]
+TopK = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 
 
 # Pillow's names of the picture formats that a server decodes.
@@ -237,7 +258,7 @@ class Context(Message):
     """A search space for prompts, p = p0 + A z (CraFT, section 3.1; the server holds p0 and A).
 
     Attributes:
-        init: words whose token embeddings are p0.
+        init: words whose token embeddings are p0; `dim` times their tokens is at most 65,536.
         dim: intrinsic dimension, the length of a code z.
         seed: names the Gaussian projection A.
         scale: a standard normal code moves each coordinate of p0 by `scale` times the standard
@@ -381,7 +402,7 @@ class ImageUpload(Message):
         images: pictures as base64 strings (JSON only).
     """
 
-    first_row: int = Field(ge=0)
+    first_row: Row
     images: list[str] | None = None
 
 
@@ -398,12 +419,14 @@ class ImageUploadAnswer(Answer):
 class PredictionRequest(Message):
     """Body of `POST /v1/predictions`: prompts x images x classes.
 
-    The prompts are the templates, in order, and after them the codes. Either `image_set` (with
-    optional `rows`) or pictures must be given.
+    The prompts are the templates, in order, and after them the codes: at least one. Either
+    `image_set` (with optional `rows`) or pictures must be given. No text holds the tokenizer's
+    words for a text's start and end, and every prompt is short enough for the model with every
+    class name.
 
     Attributes:
         model: the model's name.
-        classes: C class names, no two alike.
+        classes: C class names, no two alike and none blank.
         templates: plain prompts with one `{}` for the class name.
         context: the codes' search space; required with codes.
         codes: tensor, float32 [prompts, dim].
@@ -419,9 +442,9 @@ class PredictionRequest(Message):
     classes: list[ClassName] = Field(min_length=1, json_schema_extra={"uniqueItems": True})
     templates: list[Template] = Field(default_factory=list)
     context: Context | None = None
-    codes: list[list[float]] | None = None
+    codes: list[list[Annotated[float, Field(ge=-MAX_CODE, le=MAX_CODE)]]] | None = None
     image_set: str | None = None
-    rows: list[int] | None = None
+    rows: Rows | None = None
     images: list[str] | None = None
     dtype: Literal["float32", "float16"] = "float32"
     top_k: TopK | None = None
@@ -458,6 +481,7 @@ LATEST = "latest"
 Alias = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", min_length=1, max_length=32)
 ]
+Version = Annotated[int, Field(ge=1, lt=10**9)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{8}$")]
 Payer = Literal["caller", "publisher"]
@@ -587,18 +611,16 @@ class AdapterChange(Message):
     """Body of `PATCH /v1/adapters/{name}`: a JSON merge patch (RFC 7396) of `AdapterSettings`.
 
     What it does not name stays as it is; the lists are replaced as wholes; an alias of null is
-    removed, and so is an `abstain_below` of null. All of it happens at once or, if one part is
-    refused, nothing.
+    removed, and so is an `abstain_below` of null. An alias means a version that is not retired, and
+    `latest` is always the newest. All of it happens at once or, if one part is refused, nothing.
     """
 
     public: bool = False
     keys: list[KeyPrefix] = Field(default=[], max_length=1000)
-    teams: list[
-        Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
-    ] = Field(default=[], max_length=1000)
+    teams: list[NonEmptyLabel] = Field(default=[], max_length=1000)
     pays: Payer = "caller"
     abstain_below: Probability | None = None
-    aliases: dict[Alias, Annotated[int, Field(ge=1)] | None] = Field(
+    aliases: dict[Alias, Version | None] = Field(
         default={}, max_length=100, json_schema_extra={"additionalProperties": False}
     )
 
@@ -640,7 +662,7 @@ class AdapterPredictionRequest(Message):
     """
 
     image_set: str | None = None
-    rows: list[int] | None = None
+    rows: Rows | None = None
     images: list[str] | None = None
     top_k: TopK | None = None
     abstain_below: Probability | None = None
@@ -685,11 +707,6 @@ MAX_OVERLAP_SECONDS = 90 * 86_400
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 PriceMicros = Annotated[int, Field(ge=0, le=MAX_PRICE_MICROS)]
 PerMinute = Annotated[int, Field(ge=1, le=MAX_AMOUNT)]
-Label = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
-]
-NonEmptyLabel = Annotated[Label, StringConstraints(min_length=1)]
 
 
 class BudgetLimit(Message):
