@@ -48,7 +48,8 @@ IN_WORDS_ALONE = {
             r"is also the name of classes|: the name is blank|: it holds no word",
             r"which the tokenizer reserves$|has \d+ tokens",
             # What there is, and what was done before.
-            r"there is no budget on|spent or reserved already|the key is revoked",
+            r"there is no budget on|spent or reserved already|would be more than \d+$",
+            r"the key is revoked",
             r"^first_row: the image set holds|the image set (is empty|has the rows)",
             r"^aliases\.[\w.-]+: version \d+ is not published|'latest' is always the newest",
         )
@@ -109,7 +110,9 @@ def _file(document: dict[str, Any], tensors: dict[str, Any]) -> bytes:
     return codec.encode(document, tensors)
 
 
-def _adapter(codes: int, ridge: bool, output: Output, provenance: Provenance) -> bytes:
+def _adapter(
+    codes: int, ridge: bool, largest: float, output: Output, provenance: Provenance
+) -> bytes:
     config = AdapterConfig(
         model="pocket",
         revision=REVISION,
@@ -121,7 +124,7 @@ def _adapter(codes: int, ridge: bool, output: Output, provenance: Provenance) ->
         output=output,
         provenance=provenance,
     )
-    weight = np.ones((2 * config.prompts, 2), np.float32)
+    weight = np.full((2 * config.prompts, 2), largest, np.float32)
     head = LinearHead(weight, np.zeros(2, np.float32), 1.0, 1.0) if ridge else Unrefined()
     return Adapter(config, np.ones((codes, 3), np.float32), head).to_bytes()
 
@@ -130,6 +133,7 @@ _adapters = st.builds(
     _adapter,
     st.integers(0, 2),
     st.booleans(),
+    st.sampled_from([1.0, 1e6, 3e38]),
     st.sampled_from([EVERYTHING, Output(level="label"), Output(level="top_k", k=1)]),
     st.builds(
         Provenance,

@@ -1,5 +1,5 @@
 """The API's description against a running server: schemathesis with all of its checks, in a process
-of its own, over a socket. Short here; ten minutes with CRAFT_TEST_FULL=1 (scripts/contract)."""
+of its own, over a socket. Short here; ten minutes a key with CRAFT_TEST_FULL=1 (scripts/contract)."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from e2e.conftest import BIN, StartServer, start_server  # noqa: F401
+from e2e.conftest import BIN, Server, StartServer, start_server  # noqa: F401
 
 HERE = Path(__file__).parent
 FULL = bool(os.environ.get("CRAFT_TEST_FULL"))
@@ -17,38 +17,39 @@ SCOPES = {
     "an administrator's key": ["--scope", "predict", "--scope", "publish", "--scope", "admin"],
     "a plain key": [],
 }
-SECONDS = {"an administrator's key": 300 if FULL else 10, "a plain key": 300 if FULL else 6}
+SECONDS = {"an administrator's key": 600 if FULL else 10, "a plain key": 600 if FULL else 6}
+
+
+@pytest.fixture(scope="module")
+def server(start_server: StartServer) -> Server:  # noqa: F811
+    return start_server("--model", "pocket")
 
 
 @pytest.mark.timeout(900)
-def test_every_answer_is_as_the_description_says(
-    start_server: StartServer,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    server = start_server("--model", "pocket")
-    for kind, scopes in SCOPES.items():
-        key = server.key(*scopes)
-        hosted = httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
-        revision = hosted.json()["models"][0]["revision"]
-        report = tmp_path / "report.json"
-        command = [BIN / "st", "--config-file", HERE / "schemathesis.toml", "run"]
-        command += [f"{server.url}/openapi.json", "--no-color", "--max-time", str(SECONDS[kind])]
-        command += ["--report", "json", "--report-json-path", report]
-        if not FULL:
-            # What a schema cannot say of good requests is for the long run to find, not for chance.
-            command += ["--exclude-checks", "positive_data_acceptance"]
-            command += ["--no-shrink", "--generation-deterministic"]
-            # Sequences of calls depend on how far a machine comes in the time: the long run's, too.
-            command += ["--phases", "examples,coverage,fuzzing"]
-        done = subprocess.run(
-            command,
-            env={**os.environ, "CRAFT_API_KEY": key, "CONTRACT_REVISION": revision},
-            capture_output=True,
-            text=True,
-            cwd=HERE,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        told = json.loads(report.read_text())
-        print(f"{kind}: {told['test_cases']}, dropped: {told['filtered']}")
-        assert told["operations"]["tested"] == told["operations"]["total"]
+@pytest.mark.parametrize("kind", SCOPES)
+def test_every_answer_is_as_the_description_says(kind: str, server: Server, tmp_path: Path) -> None:
+    key = server.key(*SCOPES[kind])
+    hosted = httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    revision = hosted.json()["models"][0]["revision"]
+    report = tmp_path / "report.json"
+    command = [BIN / "st", "--config-file", HERE / "schemathesis.toml", "run"]
+    command += [f"{server.url}/openapi.json", "--no-color", "--max-time", str(SECONDS[kind])]
+    command += ["--report", "json", "--report-json-path", report]
+    if not FULL:
+        # What a schema cannot say of good requests is for the long run to find, not for chance.
+        command += ["--exclude-checks", "positive_data_acceptance"]
+        command += ["--no-shrink", "--generation-deterministic"]
+        # Sequences of calls depend on how far a machine comes in the time: the long run's, too.
+        command += ["--phases", "examples,coverage,fuzzing"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "CRAFT_API_KEY": key, "CONTRACT_REVISION": revision},
+        capture_output=True,
+        text=True,
+        cwd=HERE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(report.read_text())
+    print(f"{kind}: {told['test_cases']}, dropped: {told['filtered']}")
+    assert told["operations"]["tested"] == told["operations"]["total"]
     assert "Traceback" not in (server.folder / "server.log").read_text()

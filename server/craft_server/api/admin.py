@@ -26,9 +26,10 @@ from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder
-from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
+from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
 from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
 from craft_server.problems import ProblemError, invalid_field
+from craft_shared.amounts import MAX_INTEGER
 from craft_shared.problems import (
     INVALID_REQUEST,
     NOT_FOUND,
@@ -389,6 +390,12 @@ def _refusals() -> Iterator[None]:
             "budgets",
             f"there is no budget on {error.unit} ({error.window}): it is not bounded",
             "Set a budget with PUT, or leave the unit out.",
+        ) from error
+    except LimitTooLarge as error:
+        raise invalid_field(
+            "budgets",
+            f"the limit of {error.unit} ({error.window}) would be more than {MAX_INTEGER}",
+            "Add less.",
         ) from error
     except LimitBelowUse as error:
         raise invalid_field(

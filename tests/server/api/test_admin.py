@@ -321,6 +321,10 @@ def test_what_cannot_be_set_or_added_changes_nothing(
         refused = admin.post(f"{path}/top-up", json={"budgets": amounts})
         assert refused.status_code == 422
         assert "no budget on images (lifetime)" in refused.json()["detail"]
+        amounts = [{"unit": "queries", "amount": 10**15}] * 100
+        refused = admin.post(f"{path}/top-up", json={"budgets": amounts})
+        assert refused.status_code == 422
+        assert "queries (lifetime) would be more than" in refused.json()["detail"]
         assert client.get("/v1/budget").json() == before
     admin.delete(f"/v1/admin/keys/{made['prefix']}")
     refused = admin.post(f"/v1/admin/keys/{made['prefix']}/rotate", json={})

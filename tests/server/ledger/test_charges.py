@@ -17,6 +17,7 @@ from craft_server.ledger import administration, leases
 from craft_server.ledger.administration import Holder
 from craft_server.ledger.budgets import (
     LimitBelowUse,
+    LimitTooLarge,
     NoSuchBudget,
     list_budgets,
     set_budget,
@@ -38,6 +39,7 @@ from craft_server.ledger.charges import (
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, find_team
 from craft_server.ledger.prices import list_prices, set_prices
 from craft_server.ledger.tables import BUDGETS, CHARGES
+from craft_shared.amounts import MAX_AMOUNT, MAX_INTEGER
 from craft_shared.units import UNITS, Measure, Unit, Units
 from craft_shared.wire import Budget, BudgetTopUp, Window
 
@@ -186,6 +188,18 @@ def test_a_top_up_lets_the_key_go_on(store: Database) -> None:
     (budget,) = shown(store, caller)
     assert (budget.limit, budget.spent, budget.remaining) == (3, 1, 2)
     take(store, caller, Units(queries=2))
+
+
+def test_a_limit_grows_no_further_than_every_reader_holds_it_exactly(store: Database) -> None:
+    caller = make_caller(store, {"queries": 2})
+    holder = Holder(key_id=caller.key_id)
+    most = [BudgetTopUp(unit="queries", amount=MAX_AMOUNT)] * (MAX_INTEGER // MAX_AMOUNT)
+    with store.writing() as connection:
+        administration.top_up(connection, holder, most)
+    with pytest.raises(LimitTooLarge), store.writing() as connection:
+        administration.top_up(connection, holder, most[:1])
+    (budget,) = shown(store, caller)
+    assert budget.limit == 2 + len(most) * MAX_AMOUNT
 
 
 def test_a_top_up_of_an_unbounded_unit_is_refused_whole(store: Database) -> None:
