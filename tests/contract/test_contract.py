@@ -1,5 +1,5 @@
 """The API's description against a running server: schemathesis with all of its checks, in a process
-of its own, over a socket. Short here; with CRAFT_TEST_FULL=1 (scripts/contract) ten minutes a key."""
+of its own, over a socket. Short here; ten minutes a key by scripts/contract (CRAFT_TEST_FULL=1)."""
 
 import json
 import os
