@@ -484,6 +484,7 @@ Alias = Annotated[
 Version = Annotated[int, Field(ge=1, lt=10**9)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{8}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Payer = Literal["caller", "publisher"]
 
 
@@ -504,8 +505,8 @@ class Provenance(Message):
     data: Annotated[str, StringConstraints(max_length=200)] | None = None
     shots: int | None = None
     seed: int | None = None
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
+    accuracy_before: Finite | None = None
+    accuracy_after: Finite | None = None
     units: Units = Units()
 
 

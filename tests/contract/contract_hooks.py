@@ -139,7 +139,7 @@ _adapters = st.builds(
         Provenance,
         recipe=st.none() | st.text(max_size=64),
         shots=st.none() | st.integers(),
-        accuracy_after=st.none() | st.floats(),
+        accuracy_after=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     ),
 )
 

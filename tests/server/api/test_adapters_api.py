@@ -430,6 +430,12 @@ def test_below_its_threshold_an_adapter_abstains(
     assert "abstained" not in predict(client, "pets", images=images).json()
 
 
+def test_an_adapter_with_a_number_past_double_precision_is_refused(client: httpx.Client) -> None:
+    body = make(client, provenance={"accuracy_after": 1.25e100}).to_bytes()
+    assert publish(client, body).status_code == 201
+    check(publish(client, body.replace(b"e+100", b"e+999")), 422, "invalid-request", "adapter")
+
+
 @pytest.mark.parametrize(
     ("wanted", "field"),
     [
