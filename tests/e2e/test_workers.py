@@ -79,11 +79,9 @@ def test_a_killed_process_is_replaced_and_costs_no_answer(workers: Server, victi
         calls = [threads.submit(call_on, number) for number in range(CLIENTS)]
         try:
             time.sleep(1)
-            before = _processes(workers)
-            killed = before[victim][0]
-            os.kill(killed, signal.SIGKILL)
-            _wait_for(lambda: len(_processes(workers)[victim]) == len(before[victim]))
-            assert killed not in _processes(workers)[victim]
+            before = _processes(workers)[victim]
+            os.kill(before[0], signal.SIGKILL)
+            _wait_for(lambda: _replaced(before[0], before, _processes(workers)[victim]))
             time.sleep(2)
         finally:
             stop.set()
@@ -144,6 +142,10 @@ def test_what_cannot_be_served_is_told_in_one_line(
     assert done.returncode == code
     assert done.stderr.splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr
+
+
+def _replaced(killed: int, before: list[int], now: list[int]) -> bool:
+    return killed not in now and len(now) == len(before)
 
 
 def _processes(server: Server) -> dict[str, list[int]]:
