@@ -21,6 +21,7 @@ from schemathesis.core.failures import Failure
 from schemathesis.core.transport import Response
 
 from craft_server.api.examples import PARAMETERS
+from craft_server.api.idempotency import KEY
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead, Unrefined
@@ -33,7 +34,6 @@ OWN_PREFIX = os.environ["CRAFT_API_KEY"].split("_")[1]
 
 # Refusals of what the schema allows, since it cannot say why not.
 IN_WORDS_ALONE = {
-    "idempotency-key-reused": "",
     "invalid-image": "",
     "invalid-request": "|".join(
         (
@@ -67,7 +67,7 @@ OF_RETIRED = {
     "restore_adapter",
 }
 
-keys_sent: set[str] = set()
+keys_sent = {EXAMPLE_KEY}
 in_service: set[str] = set()
 
 # What comes with any HTTP answer, of this server's kind or another's.
@@ -170,17 +170,19 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
                 named["name"] = "digits"
     # A text of a character or two among pictures stands for a picture.
     if isinstance(case.body, dict) and isinstance(case.body.get("images"), list):
-        images = case.body["images"]
-        short = {text for text in images if isinstance(text, str) and len(text) < 3}
-        case.body["images"] = [PICTURE if image in short else image for image in images]
+        case.body["images"] = [
+            PICTURE if isinstance(image, str) and len(image) < 3 else image
+            for image in case.body["images"]
+        ]
     if OWN_PREFIX in (case.path_parameters or {}).values():
         case.path_parameters["prefix"] = "k3v9x2ma"
     # The description's example stands for a key that is new. One that comes again by chance would
     # be answered with what its first call has made, which may be deleted by then.
     key = str(case.headers.get("Idempotency-Key", ""))
-    if key == EXAMPLE_KEY or (key in keys_sent and not case.path.endswith("/predictions")):
-        case.headers["Idempotency-Key"] = key = str(uuid.uuid4())
-    keys_sent.add(key)
+    if KEY.fullmatch(key):
+        if key in keys_sent:
+            case.headers["Idempotency-Key"] = str(uuid.uuid4())
+        keys_sent.add(key)
 
 
 @schemathesis.hook
