@@ -38,7 +38,7 @@ IN_WORDS_ALONE = {
     "invalid-request": "|".join(
         (
             # Several fields together.
-            r"'since'$|no charge is that old",
+            r"'since'$|no charge is that old|in UTC this time is not within the years 1 to 9999",
             r"level '\w+' (shows|needs|is of)",
             r"^templates: there is no prompt|codes are points in a context, and there is none",
             r"^codes: (their shape is|the rows differ in length)",
