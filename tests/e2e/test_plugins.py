@@ -91,6 +91,13 @@ def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.Comple
     )
 
 
+def craft_server(server: Server, *arguments: str) -> str:
+    command = [BIN / "craft-server", *arguments]
+    return subprocess.run(
+        command, env=server.env, check=True, capture_output=True, text=True
+    ).stdout
+
+
 def craft_json(server: Server, key: str, *arguments: str | Path) -> dict[str, Any]:
     done = craft(server, key, *arguments, "--json")
     assert done.returncode == 0, done.stderr
@@ -231,13 +238,7 @@ def test_both_commands_list_what_is_installed(plugged: Server, key: str) -> None
     assert found["zip"]["package"] == "craftbox-zip-store 0.1.0"
     assert found["hill-climbing"]["problem"] == ""
     assert "ModuleNotFoundError" in found["cannot-load"]["problem"]
-    done = subprocess.run(
-        [BIN / "craft-server", "plugins", "--json"],
-        env=plugged.env,
-        check=True,
-        capture_output=True,
-    )
-    of_server = json.loads(done.stdout)["plugins"]
+    of_server = json.loads(craft_server(plugged, "plugins", "--json"))["plugins"]
     assert {row["name"] for row in of_server} == {"guests-see-labels", "widens", "cannot-load"}
     assert "hill-climbing" in craft(plugged, key, "plugins").stdout
-    assert "guests" in plugged.admin("plugins"), "a table, folded to the terminal's width"
+    assert "guests" in craft_server(plugged, "plugins"), "a table, folded to the terminal's width"
