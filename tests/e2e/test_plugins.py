@@ -15,7 +15,7 @@ from craft_client.api import Client
 from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import BIN, Server, StartServer
-from plugin_packages import EXAMPLES, install_example, write_package
+from plugin_packages import install_examples, write_package
 
 POLICY = "craftbox.output_policies"
 
@@ -24,8 +24,7 @@ POLICY = "craftbox.output_policies"
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All examples, and some that are broken."""
     folder = tmp_path_factory.mktemp("packages")
-    for example in sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()):
-        install_example(example, folder)
+    install_examples(folder, tmp_path_factory.mktemp("building"))
     write_package(
         folder,
         "broken",
