@@ -134,7 +134,7 @@ def _measure(
 ) -> dict[str, Any]:
     from craft_client.cli.evaluate import measure_run
     from craft_client.cli.receipts import fetch_receipt
-    from craft_client.cli.tune import Task, tune_task
+    from craft_client.cli.task import Task, tune_task
     from craft_client.data import few_shot
     from craft_client.journal import Journal
     from craft_client.paper_presets import recipe_settings

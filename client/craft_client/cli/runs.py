@@ -269,7 +269,6 @@ def _notes(run: Run) -> list[str]:
 
 
 def _sections(run: Run) -> list[_Section]:
-
     about, summary = run.about, run.summary
     facts: dict[str, object] = {
         "state": run.state,
