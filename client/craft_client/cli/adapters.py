@@ -337,15 +337,14 @@ def _change(wanted: dict[str, object]) -> AdapterChange:
     from pydantic import ValidationError
 
     from craft_client.exceptions import CraftError
+    from craft_shared.validation import first_error
     from craft_shared.wire import AdapterChange
 
     try:
         return AdapterChange.model_validate(wanted)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise CraftError(
-            f"{where}: {first['msg']}", remedy="craft share --help tells what it may be."
+            first_error(error), remedy="craft share --help tells what it may be."
         ) from error
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from craft_client.api import Client
-    from craft_client.remote import Classified, RemoteAdapter
+    from craft_client.remote_adapter import Classified, RemoteAdapter
     from craft_shared.wire import Output
 
 Reference = Annotated[
@@ -66,7 +66,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    from craft_client.remote import RemoteAdapter
+    from craft_client.remote_adapter import RemoteAdapter
 
     files = _picture_files(images)
     with connect(url, key) as client:
@@ -141,7 +141,7 @@ def _predict_into(
 ) -> None:
     from craft_client.batch import BatchProgress, Results, calls_of, classify_files
     from craft_client.exceptions import CraftError
-    from craft_client.remote import RemoteAdapter
+    from craft_client.remote_adapter import RemoteAdapter
 
     results = Results(out, top)
     card = client.adapter(adapter)

@@ -104,15 +104,14 @@ def settings_of(**options: Any) -> Settings:
     from pydantic import ValidationError
 
     from craft_server.settings import Settings, SettingsFileError, readable_by_others
+    from craft_shared.validation import first_error
 
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})
     except SettingsFileError as error:
         misuse(str(error))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        misuse(f"setting {where}: {first['msg']}")
+        misuse(f"setting {first_error(error)}")
     if file := readable_by_others():
         warn(f"others may read the password in '{file}'; remedy: chmod 600 {file}")
     return settings
