@@ -25,7 +25,8 @@ from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.output import scores_of, shown
 from craft_shared.validation import first_error
-from craft_shared.wire import EVERYTHING, ClassName, Context, Message, Output, Provenance, Template
+from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
+from craft_shared.wire.messages import ClassName, Template
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"

@@ -436,6 +436,8 @@ def test_usage_is_exported_of_one_key_and_period(
     [
         (["--since", "yesterday"], "--since"),
         (["--until", "2026-01-01T00:00:00"], "--until"),
+        # Seconds since 1970 are no RFC 3339 time, here as in the API.
+        (["--since", "1767225600"], "--since"),
     ],
 )
 def test_a_bad_export_is_one_line(craft_server: Any, arguments: list[str], words: str) -> None:

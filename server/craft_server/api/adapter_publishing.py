@@ -35,14 +35,9 @@ from craft_shared.problems import (
     REVISION_MISMATCH,
 )
 from craft_shared.units import Units
-from craft_shared.wire import (
-    LATEST,
-    AdapterCard,
-    AdapterPublishAnswer,
-    Alias,
-    Cost,
-    Name,
-)
+from craft_shared.wire import AdapterCard, AdapterPublishAnswer, Cost
+from craft_shared.wire.adapters import LATEST, Alias
+from craft_shared.wire.messages import Name
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 

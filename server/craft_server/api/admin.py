@@ -44,12 +44,11 @@ from craft_shared.wire import (
     KeyPolicy,
     KeyRotate,
     KeySecret,
-    NonEmptyLabel,
     PriceList,
     PriceLists,
-    Time,
     UsageLine,
 )
+from craft_shared.wire.messages import NonEmptyLabel, Time
 
 router = APIRouter(prefix="/v1/admin", tags=["administration"])
 

@@ -23,12 +23,8 @@ from pydantic import (
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit
 from craft_shared.validation import first_error
-from craft_shared.wire import (
-    EVERYTHING,
-    Name,
-    Output,
-    Window,
-)
+from craft_shared.wire import EVERYTHING, Output, Window
+from craft_shared.wire.messages import Name
 
 FaultKind = Literal["429", "500", "502", "503", "529", "reset", "slow-body"]
 Place = Literal["before-reservation", "after-reservation", "after-work", "during-answer"]
