@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from craft_client.cli.completion import recipes
 from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url, examples
 from craft_client.cli.show import document, say, table
 
@@ -48,7 +49,7 @@ def bench(
         typer.Option(
             show_default="craftbox",
             help="craftbox or paper, as of tune; repeatable.",
-            autocompletion=lambda: ["craftbox", "paper"],
+            autocompletion=recipes,
         ),
     ] = None,
     budget: Annotated[

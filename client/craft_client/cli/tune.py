@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from craft_client.cli.completion import run_folders
+from craft_client.cli.completion import recipes, run_folders
 from craft_client.cli.options import (
     DATA,
     PLAIN_TEMPLATE,
@@ -54,7 +54,7 @@ def tune(
     recipe: Annotated[
         str,
         typer.Option(
-            autocompletion=lambda: ["craftbox", "paper"],
+            autocompletion=recipes,
             help="craftbox (random prompts, closed form, search) or paper (CraFT as published, "
             "with its settings for the data set), or a plug-in's.",
         ),

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from craft_server import adapters
 from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER_CALLS
-from craft_server.api.answer import json_response
+from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import content_type, read_bytes, unsupported
 from craft_server.api.checks import check_model, check_revision, checked_prompts
