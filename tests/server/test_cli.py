@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
 from craft_server.cli import app
-from craft_server.cli.listening import listening
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import exports, leases
 from craft_server.ledger.charges import Work, reserve, settle
 from craft_server.ledger.keys import Caller, Rates, authenticate
 from craft_server.ledger.tables import CHARGES
+from craft_server.serving.listening import listening
 from craft_server.settings import Settings
 from craft_shared.units import Units
 
