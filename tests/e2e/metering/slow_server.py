@@ -26,6 +26,6 @@ class SlowEngine(StubEngine):
         """It holds nothing."""
 
 
-if __name__ == "__main__":
+def run() -> None:
     model.engine_of = lambda _settings: SlowEngine()
     app()
