@@ -55,7 +55,8 @@ class SlowServers:
             stderr=self.log,
         )
         self.started.append(process)
-        wait_for(lambda: self.status("/readyz", port) == 200)
+        wait_for(lambda: process.poll() is not None or self.status("/readyz", port) == 200)
+        assert process.poll() is None, self.log.read_text()
         return process
 
     def status(self, path: str, port: int | None = None) -> int | None:
