@@ -45,7 +45,7 @@ from rich.console import Console
 from rich.table import Table
 
 from craft_client.api import Client
-from craft_client.cli.tune import Task, task_of, tune_task
+from craft_client.cli.task import Task, task_of, tune_task
 from craft_client.data import few_shot
 from craft_client.journal import RUN_FILE, Journal
 from craft_client.layouts import load_dataset

@@ -25,11 +25,14 @@ from e2e.metering.caller import PICTURE
 CLASSES = ["cat", "dog", "handwritten digit"]
 PATIENCE_SECONDS = 60
 CLIENTS = 4
+SERVE = (BIN / "craft-server", "serve")
 
 
 @pytest.fixture(scope="module")
 def workers(start_server: StartServer) -> Server:
-    return start_server("--workers", "2", CRAFT_DRAIN_SECONDS="0", CRAFT_LEASE_SECONDS="2")
+    return start_server(
+        "--workers", "2", program=SERVE, CRAFT_DRAIN_SECONDS="0", CRAFT_LEASE_SECONDS="2"
+    )
 
 
 def test_several_processes_answer_what_one_does_bit_for_bit(
@@ -109,7 +112,7 @@ def test_measurements_are_those_of_all_processes(workers: Server) -> None:
 
 
 def test_processes_end_with_the_one_that_started_them(start_server: StartServer) -> None:
-    server = start_server("--workers", "2", CRAFT_DRAIN_SECONDS="0")
+    server = start_server("--workers", "2", program=SERVE, CRAFT_DRAIN_SECONDS="0")
     running = [pid for pids in _processes(server).values() for pid in pids]
     server.process.kill()
     server.process.wait()
@@ -117,7 +120,7 @@ def test_processes_end_with_the_one_that_started_them(start_server: StartServer)
 
 
 def test_sigterm_ends_every_process_with_exit_code_0(start_server: StartServer) -> None:
-    server = start_server("--workers", "2", CRAFT_DRAIN_SECONDS="0")
+    server = start_server("--workers", "2", program=SERVE, CRAFT_DRAIN_SECONDS="0")
     running = [pid for pids in _processes(server).values() for pid in pids]
     server.process.terminate()
     assert server.process.wait(PATIENCE_SECONDS) == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from craft_shared.wire import LATEST
+from craft_shared.wire.adapters import LATEST
 
 # An owner is any text that a database can hold, so that only the last slash divides.
 _FORM = re.compile(

@@ -17,7 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import Connection
 
 from craft_server.api import documents
-from craft_server.api.answer import json_response
+from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of
@@ -45,12 +45,11 @@ from craft_shared.wire import (
     KeyPolicy,
     KeyRotate,
     KeySecret,
-    NonEmptyLabel,
     PriceList,
     PriceLists,
-    Time,
     UsageLine,
 )
+from craft_shared.wire.messages import NonEmptyLabel, Time
 
 router = APIRouter(prefix="/v1/admin", tags=["administration"])
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from craft_server.engine.context import MAX_WORDS_TIMES_DIM
 from craft_server.engine.tokens import SLOT, Ids, Tokens
 from craft_shared.problems import FieldError
-from craft_shared.wire import MAX_CODE, Context
+from craft_shared.wire import Context
+from craft_shared.wire.predictions import MAX_CODE
 
 
 @dataclass(frozen=True)

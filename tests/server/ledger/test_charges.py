@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from craft_server.database import Database
 from craft_server.ledger import administration, leases
+from craft_server.ledger.account import cost_of, usage
 from craft_server.ledger.administration import Holder
 from craft_server.ledger.budgets import (
     LimitBelowUse,
@@ -30,11 +31,9 @@ from craft_server.ledger.charges import (
     TooManyRunning,
     Work,
     check_concurrency,
-    cost_of,
     refund,
     reserve,
     settle,
-    usage,
 )
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, find_team
 from craft_server.ledger.prices import list_prices, set_prices
