@@ -594,6 +594,8 @@ def test_a_price_list_turns_units_into_money(store: Database) -> None:
         set_prices(connection, "other", {"queries": 1})
     charge = take(store, caller, Units(queries=4, texts=50, images=9))
     assert state(store, caller) == {"cost_micros": (0, 550)}
+    unbounded = make_caller(store, {})
+    assert take(store, unbounded, Units(queries=4, texts=50)).cost.cost_micros == 550
     with pytest.raises(BudgetExhausted) as caught:
         take(store, caller, Units(queries=5))
     assert [(s.budget.unit, s.needed) for s in caught.value.shortfalls] == [("cost_micros", 500)]

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from craft_server.database import Database
-from craft_server.ledger import keys, leases
+from craft_server.ledger import calls, keys, leases
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle, usage
 from craft_server.ledger.tables import API_KEYS, KEY_SECRETS
@@ -121,6 +121,63 @@ def test_rotating_again_does_not_prolong_an_old_secret(store: Database) -> None:
     with store.reading() as connection:
         (entry,) = keys.list_keys(connection)
     assert entry.prefixes == tuple(keys.prefix_of(key) for key in (newest, middle, old))
+
+
+def test_rotating_a_key_ends_no_other_keys_secret(store: Database) -> None:
+    key, other = make(store), make(store)
+    rotate(store, key, 0)
+    assert who(store, key) is None
+    assert who(store, other) is not None
+
+
+def test_a_key_is_admitted_with_the_record_of_its_own_call(store: Database) -> None:
+    key, other = make(store), make(store)
+    caller = who(store, key)
+    assert caller is not None
+    with store.writing() as connection:
+        leases.renew(connection, "a server", NOW + 1000)
+        for name in ("first", "second"):
+            attempt = calls.Attempt(name, f"of {name}", repeatable=True)
+            calls.begin(
+                connection, caller.key_id, attempt, holder="a server", charge_id=None, at=NOW
+            )
+    with store.reading() as connection:
+        for name in ("first", "second"):
+            admitted, record = keys.admit(connection, key, name, NOW)
+            assert admitted == caller
+            assert record is not None
+            assert record.fingerprint == f"of {name}"
+        assert keys.admit(connection, key, "third", NOW) == (caller, None)
+        assert keys.admit(connection, other, "first", NOW)[1] is None
+
+
+def test_a_key_pays_and_acts_for_others_while_it_lives(store: Database) -> None:
+    with store.writing() as connection:
+        secrets = [
+            keys.create_key(connection, owner=owner, expires_at=expires_at, at=NOW)
+            for owner, expires_at in (("ends", NOW + 1000), ("revoked", None), ("lives", None))
+        ]
+        keys.revoke_key(connection, keys.prefix_of(secrets[1]), NOW)
+        entries = keys.list_keys(connection)
+    paid = [], []
+    for found, at in zip(paid, (NOW + 999, NOW + 1000), strict=True):
+        with store.reading() as connection:
+            for entry in entries:
+                payer = keys.payer(connection, entry.key_id, at)
+                living = keys.living_caller(connection, entry.prefixes[0], at)
+                assert payer == living
+                found.append(payer and payer.owner)
+    assert paid == (["ends", None, "lives"], [None, None, "lives"])
+
+
+def test_a_keys_policies_are_its_own(store: Database) -> None:
+    key, other = make(store), make(store)
+    caller = who(store, key)
+    assert caller is not None
+    with store.writing() as connection:
+        keys.set_policies(connection, caller.key_id, "[]")
+    policies = [entry.policies for entry in (who(store, key), who(store, other)) if entry]
+    assert policies == ["[]", None]
 
 
 def test_a_rotated_key_keeps_its_budgets_and_totals(store: Database) -> None:
