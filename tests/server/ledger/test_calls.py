@@ -201,6 +201,16 @@ def test_past_the_bound_the_oldest_bytes_go_first(store: Database, caller: Calle
     assert known(store, caller, "etabcdu") == "etabcdu"
 
 
+def test_bytes_that_went_are_not_counted_again(store: Database, caller: Caller) -> None:
+    slow = begin(store, caller, "slow")
+    answered(store, caller, "fast")
+    evict(store, 0)
+    with store.writing() as connection:
+        calls.finish(connection, slow, StoredAnswer(200, "", b"x"))
+    evict(store, 1)
+    assert look_up(store, caller, "slow") == Made(StoredAnswer(200, "", b"x"), None)
+
+
 def test_records_go_by_age_and_running_calls_stay(store: Database, caller: Caller) -> None:
     for age, key in enumerate("abc"):
         answered(store, caller, key, at=NOW + age, repeatable=key != "b")

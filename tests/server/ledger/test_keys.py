@@ -11,6 +11,7 @@ from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle, usage
 from craft_server.ledger.tables import API_KEYS, KEY_SECRETS
 from craft_shared.units import Units
+from craft_shared.wire import KeyCard
 
 NOW = 1_800_000_000_000
 
@@ -48,6 +49,11 @@ def test_a_wrong_secret_is_refused(store: Database) -> None:
     key, other = make(store), make(store)
     mixed = f"craft_{key.split('_')[1]}_{other.split('_', 2)[2]}"
     assert who(store, mixed) is None
+
+
+def test_a_secret_is_found_wherever_it_stands() -> None:
+    assert keys.shows_secret(b'{"key": "craft_abcdefgh_' + b"x" * 43 + b'"}')
+    assert not keys.shows_secret(b'{"key": "craft_abcdefgh_' + b"x" * 42 + b'"}')
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,7 @@ def test_a_key_pays_and_acts_for_others_while_it_lives(store: Database) -> None:
             for owner, expires_at in (("ends", NOW + 1000), ("revoked", None), ("lives", None))
         ]
         keys.revoke_key(connection, keys.prefix_of(secrets[1]), NOW)
+        keys.rotate_key(connection, keys.prefix_of(secrets[2]), overlap_ms=10**9, at=NOW + 1)
         entries = keys.list_keys(connection)
     paid = [], []
     for found, at in zip(paid, (NOW + 999, NOW + 1000), strict=True):
@@ -238,6 +245,58 @@ def test_a_key_has_the_scopes_rates_and_team_that_it_was_made_with(store: Databa
         assert keys.find_team(connection, "lab") == caller.team_id
         with pytest.raises(keys.UnknownTeam):
             keys.find_team(connection, "Lab")
+
+
+def test_a_card_shows_a_key_as_it_is(store: Database) -> None:
+    with store.writing() as connection:
+        rates = keys.Rates(60, 1000, 4)
+        full = keys.create_key(
+            connection,
+            owner="me",
+            name="mine",
+            team="lab",
+            scopes=["admin"],
+            rates=rates,
+            expires_at=NOW + 1000,
+            at=NOW,
+        )
+        bare = keys.create_key(connection, owner="you", at=NOW)
+        keys.revoke_key(connection, keys.prefix_of(full), NOW + 2000)
+        cards = [keys.as_card(entry) for entry in keys.list_keys(connection)]
+    first, second = keys.prefix_of(full), keys.prefix_of(bare)
+    at = "2027-01-15T08:00:0{}.000Z".format
+    assert cards == [
+        KeyCard(
+            id=1,
+            prefix=first,
+            prefixes=[first],
+            owner="me",
+            name="mine",
+            team="lab",
+            scopes=["admin"],
+            requests_per_minute=60,
+            predictions_per_minute=1000,
+            concurrency=4,
+            created_at=at(0),
+            expires_at=at(1),
+            revoked_at=at(2),
+        ),
+        KeyCard(
+            id=2,
+            prefix=second,
+            prefixes=[second],
+            owner="you",
+            name="",
+            team=None,
+            scopes=["predict", "publish"],
+            requests_per_minute=None,
+            predictions_per_minute=None,
+            concurrency=None,
+            created_at=at(0),
+            expires_at=None,
+            revoked_at=None,
+        ),
+    ]
 
 
 def test_keys_of_a_new_team_made_at_once_share_it(store: Database) -> None:
