@@ -50,3 +50,12 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     before = sorted(Path("/dev/fd").iterdir())
     write_whole(tmp_path / "file", b"bytes")
     assert sorted(Path("/dev/fd").iterdir()) == before
+
+
+def test_what_hinders_writing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        write_whole(tmp_path / "file", b"bytes")
