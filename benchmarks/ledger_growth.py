@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from craft_server.clock import now_ms
 from craft_server.database import Database
-from craft_server.ledger import budgets, charges, keys, leases
+from craft_server.ledger import account, budgets, charges, keys, leases
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, TOTALS
 from craft_shared.units import UNITS, Units
@@ -42,11 +42,11 @@ class Ledger:
 
     def usage(self) -> None:
         with self.database.reading() as connection:
-            charges.usage(connection, self.caller.key_id, after=0, limit=100)
+            account.usage(connection, self.caller.key_id, after=0, limit=100)
 
     def last_page(self) -> None:
         with self.database.reading() as connection:
-            charges.usage(connection, self.caller.key_id, after=SMALL - 100, limit=100)
+            account.usage(connection, self.caller.key_id, after=SMALL - 100, limit=100)
 
     def budget(self) -> None:
         with self.database.reading() as connection:

@@ -38,13 +38,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import httpx
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
 from craft_client.api import Client
-from craft_client.cli.tune import Task, task_of, tune_task
+from craft_client.cli.task import Task, task_of, tune_task
 from craft_client.data import few_shot
 from craft_client.journal import RUN_FILE, Journal
 from craft_client.layouts import load_dataset

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tomllib
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,10 +33,9 @@ def write_package(
         (target / f"{module}.py").write_text(code)
 
 
-def install_example(name: str, target: Path) -> None:
-    """Installs a package of `examples/plugins` as its pyproject.toml describes it."""
-    document = tomllib.loads((EXAMPLES / name / "pyproject.toml").read_text())
-    project = document["project"]
-    write_package(target, project["name"], project["entry-points"], version=project["version"])
-    for module in document["tool"]["setuptools"]["py-modules"]:
-        shutil.copy(EXAMPLES / name / f"{module}.py", target)
+def install_examples(target: Path, building: Path) -> None:
+    """Builds and installs every package of `examples/plugins` with pip, in a copy of them."""
+    packages = [path for path in EXAMPLES.iterdir() if (path / "pyproject.toml").is_file()]
+    copies = [shutil.copytree(package, building / package.name) for package in packages]
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", target]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *copies], check=True)

@@ -118,6 +118,13 @@ def test_shell_parses_and_its_commands_and_options_exist(block: Block) -> None:
             check_words(words, folder)
 
 
+def test_every_recorded_result_and_picture_is_named_by_a_page() -> None:
+    told = "".join(page.read_text() for page in PAGES)
+    files = [*DOCS.glob("*.json"), *DOCS.glob("*.png"), *DOCS.glob("*.svg")]
+    assert len(files) > 20
+    assert [file.name for file in files if file.name not in told] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_in_a_sentence_exist(page: Path) -> None:
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -23,6 +23,7 @@ from craft_shared import codec, problems
 from craft_shared.display import Displayed, View, names
 from craft_shared.problems import Problem
 from craft_shared.units import UNITS
+from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Cost, Output
 
 # What proxies answer in a server's place, and services that are overloaded (529) for themselves.
@@ -164,7 +165,7 @@ def read_json(kind: type[_Answer], response: httpx.Response) -> _Answer:
     try:
         return kind.model_validate_json(response.content)
     except ValidationError as error:
-        raise _unexpected(response, _first(error)) from error
+        raise _unexpected(response, first_error(error)) from error
 
 
 def read_tensors(kind: type[_Answer], response: httpx.Response) -> tuple[_Answer, codec.Tensors]:
@@ -178,7 +179,7 @@ def read_tensors(kind: type[_Answer], response: httpx.Response) -> tuple[_Answer
         document, tensors = codec.decode(response.content)
         return kind.model_validate(document), tensors
     except ValidationError as error:
-        raise _unexpected(response, _first(error)) from error
+        raise _unexpected(response, first_error(error)) from error
     except codec.CodecError as error:
         raise _unexpected(response, str(error)) from error
 
@@ -190,7 +191,7 @@ def error_of(response: httpx.Response) -> CraftError:
         try:
             problem = Problem.model_validate_json(response.content)
         except ValidationError as error:
-            return _unexpected(response, _first(error))
+            return _unexpected(response, first_error(error))
         return problem_error(problem, retry_after)
     if response.status_code in GATEWAY_STATUSES:
         return GatewayFailed(
@@ -305,9 +306,3 @@ def _fits(tensor: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
 
 def _sides(shape: tuple[int | None, ...]) -> str:
     return ", ".join("any" if side is None else str(side) for side in shape)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]

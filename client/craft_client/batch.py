@@ -17,7 +17,7 @@ from pathlib import Path
 
 from craft_client.api import AdapterPrediction
 from craft_client.exceptions import DataError, InvalidImage, LimitExceeded, picture_position
-from craft_client.remote import RemoteAdapter
+from craft_client.remote_adapter import RemoteAdapter
 from craft_client.uploads import bodies
 from craft_shared.files import write_whole
 from craft_shared.units import Units

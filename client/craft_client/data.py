@@ -21,7 +21,8 @@ from PIL import Image, UnidentifiedImageError
 
 from craft_client.exceptions import DataError
 from craft_shared.problems import FieldError
-from craft_shared.wire import PICTURE_FORMATS, PICTURE_MAX_ASPECT, Limits
+from craft_shared.wire import Limits
+from craft_shared.wire.messages import PICTURE_FORMATS, PICTURE_MAX_ASPECT
 
 Split = Literal["train", "validation", "test"]
 

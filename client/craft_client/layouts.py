@@ -32,7 +32,7 @@ from PIL import Image
 from craft_client.data import Dataset, Sample, Split, told
 from craft_client.exceptions import DataError
 from craft_shared.problems import FieldError
-from craft_shared.wire import LONGEST_CLASS_NAME, PICTURE_FORMATS
+from craft_shared.wire.messages import LONGEST_CLASS_NAME, PICTURE_FORMATS
 
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from craft_client.exceptions import DataError
 from craft_shared.head import centred_inputs
-from craft_shared.wire import LONGEST_CLASS_NAME
+from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 COMMON_NOUNS = "common_nouns.txt"
 

@@ -7,7 +7,7 @@ does not know why a prompt is scored.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from craft_client.api import AdapterPrediction, Client, Prediction
+from craft_client.answer_blocks import blocks, rows_per_call
+from craft_client.api import Client, Prediction
 from craft_client.blackbox import Scores
-from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded, ProtocolError
-from craft_client.uploads import picture_chunks
+from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
 from craft_shared.adapter import Adapter
-from craft_shared.output import DType, scores_of
+from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
+from craft_shared.validation import first_error
 from craft_shared.wire import (
-    AdapterCard,
     Budget,
     Context,
     Cost,
@@ -34,10 +34,6 @@ from craft_shared.wire import (
     Output,
     PredictionRequest,
 )
-
-Array = NDArray[np.float32]
-
-_INDEX_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -194,18 +190,18 @@ class RemoteBlackBox:
     def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
         """Cuts [P, N] into the (prompts, rows) of each call, which scores so many texts."""
         row_bytes = self._row_bytes(scored)
-        rows = _per_call(self._limits, row_bytes, self.image_set.count)
+        rows = rows_per_call(self._limits, row_bytes, self.image_set.count)
         prompts_at_once = min(
             self._limits.prompts_per_call,
             max(1, self._limits.answer_bytes // (row_bytes * max(1, self.image_set.count))),
         )
         return itertools.product(
-            _blocks(prompts, prompts_at_once), _blocks(self.image_set.count, rows)
+            blocks(prompts, prompts_at_once), blocks(self.image_set.count, rows)
         )
 
     def _row_bytes(self, scored: int) -> int:
         """Of one prompt's answer for one picture."""
-        return _row_bytes(self.output, scored, self._dtype)
+        return shown_bytes(self.output, scored, np.dtype(self._dtype).itemsize)
 
     def _read(self, answer: Prediction, scored: int) -> NDArray[np.float32]:
         if answer.output != self.output:
@@ -235,11 +231,7 @@ class RemoteBlackBox:
                 dtype=self._dtype,
             )
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = "".join(
-                f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"]
-            )
-            raise CraftError(f"{where}: {first['msg']}") from error
+            raise CraftError(first_error(error)) from error
 
 
 def check_prompts(
@@ -274,7 +266,9 @@ def check_prompts(
             raise InvalidRequest(problem) from error
 
 
-def classify_here(adapter: Adapter, black_box: RemoteBlackBox) -> tuple[Scores, Array]:
+def classify_here(
+    adapter: Adapter, black_box: RemoteBlackBox
+) -> tuple[Scores, NDArray[np.float32]]:
     """Scores an adapter's prompts on a black box's pictures and applies its head to them here.
 
     Returns:
@@ -296,124 +290,3 @@ def classify_here(adapter: Adapter, black_box: RemoteBlackBox) -> tuple[Scores, 
         codes=adapter.codes if config.codes else None,
     )
     return scores, adapter.refined(scores.log_probs, seen)
-
-
-@dataclass(frozen=True)
-class Classified:
-    """Refined predictions of a published adapter.
-
-    Attributes:
-        log_probs: float32 [N, C], of answers that do not show all what
-            `craft_shared.output.scores_of` makes of them.
-        charged: what they cost.
-        output: what the answers show.
-        abstained: bool [N]; None where there is no threshold.
-    """
-
-    log_probs: NDArray[np.float32]
-    charged: Units
-    output: Output
-    abstained: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class RemoteAdapter:
-    """A published adapter that classifies pictures, in as few calls as the limits allow.
-
-    Attributes:
-        client: the connection.
-        card: the adapter's, its version included: a later version is not used.
-    """
-
-    client: Client
-    card: AdapterCard
-
-    @cached_property
-    def _model(self) -> ModelCard:
-        return self.client.model(self.card.model)
-
-    @property
-    def limits(self) -> Limits:
-        """The model's."""
-        return self._model.limits
-
-    def row_calls(self, rows: int) -> list[range]:
-        """Which rows of an image set each call classifies. Each call is `prompts` queries."""
-        row_bytes = _row_bytes(self._model.output, len(self.card.classes), "float32")
-        return _blocks(rows, _per_call(self.limits, row_bytes, rows))
-
-    def picture_calls(self, pictures: Sequence[bytes]) -> list[list[bytes]]:
-        """Which pictures each call sends along and classifies. Each call is `prompts` queries.
-
-        Raises:
-            LimitExceeded: a picture is larger than the server accepts.
-        """
-        return [
-            chunk[rows.start : rows.stop]
-            for chunk in picture_chunks(pictures, self.limits)
-            for rows in self.row_calls(len(chunk))
-        ]
-
-    def classify_image_set(self, image_set: ImageSet) -> Classified:
-        """Classifies all N pictures of an image set."""
-        return _joined(
-            self.client.adapter_predict(
-                self.reference,
-                image_set=image_set.id,
-                rows=None if len(rows) == image_set.count else rows,
-            )
-            for rows in self.row_calls(image_set.count)
-        )
-
-    def classify_pictures(
-        self, pictures: Sequence[bytes], *, abstain_below: float | None = None
-    ) -> Classified:
-        """Classifies N pictures that are sent along."""
-        return _joined(
-            self.client.adapter_predict(self.reference, images=some, abstain_below=abstain_below)
-            for some in self.picture_calls(pictures)
-        )
-
-    @property
-    def reference(self) -> str:
-        """What calls name the version by, whoever makes them."""
-        owner = f"{self.card.owner}/" if self.card.owner else ""
-        return f"{owner}{self.card.name}@{self.card.version}"
-
-
-def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
-    every = list(answers)
-    flags = [answer.abstained for answer in every if answer.abstained is not None]
-    return Classified(
-        np.concatenate(
-            [scores_of(answer.tensors, answer.output, len(answer.classes)) for answer in every]
-        ),
-        sum((answer.cost.charged for answer in every), Units()),
-        every[0].output,
-        np.concatenate(flags) if flags else None,
-    )
-
-
-def _row_bytes(output: Output, classes: int, dtype: DType) -> int:
-    """What an answer shows of one distribution over the classes."""
-    if output.level == "label":
-        return _INDEX_BYTES
-    number = np.dtype(dtype).itemsize
-    if output.k is None:
-        return classes * number
-    return min(output.k, classes) * (number + _INDEX_BYTES)
-
-
-def _per_call(limits: Limits, row_bytes: int, rows: int) -> int:
-    """How many rows of an answer fit into one."""
-    at_once = limits.answer_bytes // row_bytes
-    if at_once < 1:
-        raise LimitExceeded(
-            f"One picture's answer has {row_bytes} bytes; the server sends {limits.answer_bytes}.",
-            remedy="Use fewer classes, or ask the provider to raise the limit.",
-        )
-    return max(1, min(at_once, rows))
-
-
-def _blocks(total: int, size: int) -> list[range]:
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]

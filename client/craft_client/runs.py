@@ -26,6 +26,7 @@ from craft_client.run_files import (
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
 from craft_shared.units import Units
+from craft_shared.validation import first_error
 
 # Of a long run, in a notebook.
 POINTS_SHOWN = 8
@@ -299,10 +300,9 @@ def _adapter_config(path: Path) -> AdapterConfig:
 
 
 def _damaged(where: str, error: ValidationError) -> JournalError:
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    problem = ": ".join(part for part in (field, first["msg"]) if part)
-    return JournalError(f"{where} is damaged, or of another version of craftbox: {problem}.")
+    return JournalError(
+        f"{where} is damaged, or of another version of craftbox: {first_error(error)}."
+    )
 
 
 def _points(lines: Iterable[_Line], history: Iterable[Moment]) -> Iterator[Point]:

@@ -13,6 +13,8 @@ from typing import get_args
 
 from craft_shared.wire import Window
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 WINDOWS: tuple[Window, ...] = get_args(Window)
 
 
@@ -89,5 +91,5 @@ def window_end(window: Window, at_ms: int) -> int | None:
 
 
 def epoch_ms(moment: datetime) -> int:
-    """A time that has a zone in milliseconds since the Unix epoch."""
-    return round(moment.timestamp() * 1000)
+    """A time that has a zone in whole milliseconds since the Unix epoch, less what is over."""
+    return (moment - _EPOCH) // _MILLISECOND

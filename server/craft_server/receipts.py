@@ -27,7 +27,7 @@ from joserfc.jwk import KeySet, OKPKey
 
 from craft_server.clock import now_ms, rfc3339
 from craft_server.database import Database
-from craft_server.ledger.charges import as_charge, units_of
+from craft_server.ledger.account import as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES
 from craft_server.threads import on_thread

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
 from craft_server.database import METADATA, Id, insert_all_missing, insert_missing
-from craft_server.ledger.charges import units_of
+from craft_server.ledger.account import units_of
 from craft_shared.run_reports import (
     POINTS_PER_RUN,
     RUNS_PER_OWNER,

@@ -24,7 +24,9 @@ from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.output import scores_of, shown
-from craft_shared.wire import EVERYTHING, ClassName, Context, Message, Output, Provenance, Template
+from craft_shared.validation import first_error
+from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
+from craft_shared.wire.messages import ClassName, Template
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -137,7 +139,7 @@ class Adapter(Displayed):
                 texts=len(config.texts),
             )
         except ValidationError as error:
-            raise AdapterError(_first_of(error)) from error
+            raise AdapterError(first_error(error)) from error
         except ValueError as error:
             raise AdapterError(str(error)) from error
         return cls(config, codes, head)
@@ -211,7 +213,7 @@ class Adapter(Displayed):
         except OSError as error:
             raise AdapterError(f"no adapter at '{folder}': {error.strerror}") from error
         except ValidationError as error:
-            raise AdapterError(f"'{folder / CONFIG_FILE}': {_first_of(error)}") from error
+            raise AdapterError(f"'{folder / CONFIG_FILE}': {first_error(error)}") from error
         adapter = cls.from_bytes(data)
         if config != adapter.config:
             raise AdapterError(f"{CONFIG_FILE} and {TENSOR_FILE} in '{folder}' disagree")
@@ -220,10 +222,3 @@ class Adapter(Displayed):
     def _tensors(self) -> codec.Tensors:
         codes = {"codes": self.codes} if len(self.codes) else {}
         return {**codes, **self.head.tensors()}
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -1,4 +1,4 @@
-"""The names of what is counted, and the largest amounts of it that are accepted.
+"""The names of what is counted and of budgets' windows, and the largest amounts accepted.
 
 It is apart from `craft_shared.units` because command lines need it before anything else, and it
 imports next to nothing.
@@ -15,6 +15,10 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
+# After which a budget begins anew (UTC); a lifetime does not end.
+Window = Literal["lifetime", "month", "week", "day", "hour"]
+
+MAX_INTEGER = 2**53  # the integers that every JSON parser holds exactly, and every database
 MAX_AMOUNT = 10**15  # of a unit, in one budget or top-up
 MAX_PRICE_MICROS = 10**9  # of one unit: what a call costs stays within 64 bits
 MAX_DECIMALS = 6  # single precision holds no more

@@ -21,6 +21,8 @@ from craft_shared.codec import Tensors
 HeadKind = Literal["none", "ridge", "mlp"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 Array = NDArray[np.float32]
+# Far outside what is fitted; of such parameters no sum or product overflows single precision.
+MAX_PARAMETER = 1e6
 
 
 class Head(Protocol):
@@ -154,12 +156,12 @@ class ResidualMLPHead:
 def head_from_tensors(
     kind: HeadKind, tensors: Tensors, *, prompts: int, classes: int, texts: int = 0
 ) -> Head:
-    """Builds a head from an adapter's tensors after checking names, dtypes, shapes, finiteness.
+    """Builds a head from an adapter's tensors after checking names, dtypes, shapes, sizes.
 
     `texts` is M.
 
     Raises:
-        ValueError: a tensor is missing, unknown, not float32, of another shape, or not finite; or
+        ValueError: a tensor is missing, unknown, not float32, of another shape, or too large; or
             the head is not one that reads texts beside the classes.
     """
     if texts and kind != "ridge":
@@ -199,7 +201,7 @@ def head_from_tensors(
 
 
 def check_tensors(tensors: Tensors, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless `tensors` are exactly these, float32 and finite."""
+    """Raises ValueError unless `tensors` are exactly these, float32 and not too large."""
     for name in sorted(tensors.keys() ^ shapes.keys()):
         state = "missing" if name in shapes else "not one that this adapter has"
         raise ValueError(f"tensor '{name}' is {state}")
@@ -209,5 +211,5 @@ def check_tensors(tensors: Tensors, shapes: dict[str, tuple[int, ...]]) -> None:
             raise ValueError(f"tensor '{name}' has dtype {tensor.dtype}; float32 is expected")
         if tensor.shape != shape:
             raise ValueError(f"tensor '{name}' has shape {tensor.shape}; {shape} is expected")
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"tensor '{name}' holds NaN or infinity")
+        if not (np.abs(tensor) <= MAX_PARAMETER).all():
+            raise ValueError(f"tensor '{name}' holds NaN, or a number beyond {MAX_PARAMETER:g}")

@@ -58,6 +58,15 @@ def shown(log_probs: Array, output: Output, dtype: DType = "float32") -> Tensors
     }
 
 
+def shown_bytes(output: Output, classes: int, number_bytes: int = 4, index_bytes: int = 4) -> int:
+    """How many bytes of numbers and indices `shown` has of one distribution over C classes."""
+    if output.level == "label":
+        return index_bytes
+    if output.k is None:
+        return classes * number_bytes
+    return min(output.k, classes) * (number_bytes + index_bytes)
+
+
 def scores_of(tensors: Tensors, output: Output, classes: int) -> Array:
     """What heads and losses read of an answer: log-probabilities over all C classes.
 

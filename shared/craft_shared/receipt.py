@@ -22,6 +22,7 @@ from joserfc.jwk import Key, KeySet, OKPKey
 from pydantic import NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from craft_shared.units import Units
+from craft_shared.validation import first_error
 from craft_shared.wire import Answer, Charge
 
 MEDIA_TYPE = "application/jose"
@@ -205,11 +206,8 @@ def verify(text: str, keys: KeySet) -> Receipt:
     try:
         return Receipt.model_validate_json(signed.payload or b"", strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "receipt"
-        raise ReceiptError(
-            f"its content is not of this version: {where}: {first['msg']}"
-        ) from error
+        wrong = first_error(error, "receipt")
+        raise ReceiptError(f"its content is not of this version: {wrong}") from error
 
 
 def _can_sign(jwk: Mapping[str, Any]) -> bool:

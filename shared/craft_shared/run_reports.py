@@ -12,7 +12,8 @@ from pydantic import Field, StringConstraints
 
 from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.units import Units
-from craft_shared.wire import Answer, Label, Message
+from craft_shared.wire import Answer, Message
+from craft_shared.wire.messages import Label
 
 POINTS_PER_CALL = 500
 POINTS_PER_RUN = 20_000

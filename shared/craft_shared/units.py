@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from craft_shared.amounts import MAX_INTEGER
 from craft_shared.amounts import MEASURES as MEASURES
 from craft_shared.amounts import UNITS as UNITS
 from craft_shared.amounts import Measure as Measure
 from craft_shared.amounts import Unit as Unit
 
-# The integers that every JSON parser holds exactly, and every database.
-_Amount = Annotated[int, Field(ge=0, le=2**53)]
+_Amount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 
 class Units(BaseModel):

@@ -10,7 +10,7 @@ import pytest
 from craft_client.api import Client
 from craft_client.batch import BatchProgress, Results, classify_files
 from craft_client.exceptions import DataError
-from craft_client.remote import RemoteAdapter
+from craft_client.remote_adapter import RemoteAdapter
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
 from craft_shared.units import Units

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from craft_client.cli import app, known_adapters
-from craft_client.cli.completion import adapter_names, run_folders
+from craft_client.cli.completion import adapter_names, recipes, run_folders
+from craft_client.plugins import OWN_RECIPES
 
 from .run_folders import write_run
 from .wire_server import WireServer
@@ -38,6 +39,12 @@ def test_run_directories_are_completed_and_other_folders_are_not() -> None:
     assert run_folders("deep/er/") == ["deep/er/est/run"]
     for line in ("craft report runs/o", "craft tune --resume runs/o", "craft publish runs/o"):
         assert completed(line) == ["runs/one", "runs/other"]
+
+
+def test_craftboxs_own_recipes_are_completed() -> None:
+    assert tuple(recipes("")) == OWN_RECIPES
+    for line in ("craft tune --recipe pa", "craft bench --recipe pa"):
+        assert completed(line) == ["paper"]
 
 
 def test_adapters_that_were_listed_are_completed_without_a_call(connected: WireServer) -> None:

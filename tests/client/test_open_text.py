@@ -6,7 +6,7 @@ import pytest
 from craft_client.exceptions import DataError
 from craft_client.open_text import beside, common_nouns, read_vocabulary, spanning_texts
 from craft_shared.head import log_softmax
-from craft_shared.wire import LONGEST_CLASS_NAME
+from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 RNG = np.random.default_rng(0)
 PICTURES, WIDTH, CLASSES = 40, 12, 3

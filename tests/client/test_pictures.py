@@ -177,6 +177,26 @@ def test_torch_is_not_imported_for_what_is_no_tensor() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+# --- Hugging Face datasets ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["decoded", "encoded", "numpy", "torch"])
+def test_an_image_column_gives_its_pixels_in_every_format(form: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1])]},
+        features=datasets.Features({"image": datasets.Image()}),
+    )
+    if form == "encoded":
+        data = data.cast_column("image", datasets.Image(decode=False))
+    elif form != "decoded":
+        data = data.with_format(form)
+    for pictures in (data["image"], [row["image"] for row in data]):
+        first, second = files(pictures)
+        np.testing.assert_array_equal(read(first), PIXELS)
+        np.testing.assert_array_equal(read(second), PIXELS[::-1])
+
+
 # --- over the client ------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from e2e.programs import CRAFT, CRAFT_SERVER, Program, run
 from quickstart import free_port, write_digits
 
 BIN = Path(sys.executable).parent
@@ -29,14 +30,13 @@ class Server:
     url: str
     folder: Path
     env: dict[str, str]
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Program
 
     def admin(self, *arguments: str) -> str:
         """Runs a craft-server command on the server's own database."""
-        command = [BIN / "craft-server", *arguments]
-        return subprocess.run(
-            command, env=self.env, check=True, capture_output=True, text=True
-        ).stdout
+        done = run(CRAFT_SERVER, arguments, self.env)
+        done.check_returncode()
+        return done.stdout
 
     def key(self, *arguments: str, owner: str = "tester") -> str:
         """Makes an API key; arguments such as `--queries 100` set its budgets."""
@@ -47,9 +47,7 @@ class Server:
     def craft(self, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Runs the craft command as a client with this key."""
         env = {**os.environ, "CRAFT_URL": self.url, "CRAFT_API_KEY": key, "COLUMNS": "200"}
-        return subprocess.run(
-            [BIN / "craft", *map(str, arguments)], env=env, capture_output=True, text=True
-        )
+        return run(CRAFT, [*map(str, arguments)], env)
 
     def craft_json(self, key: str, *arguments: str | Path) -> dict[str, Any]:
         """Runs the craft command, which must succeed, and returns its JSON document."""
@@ -68,19 +66,21 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
 
     def start(
         *arguments: str | Path,
-        program: Sequence[str | Path] = (BIN / "craft-server", "serve"),
+        program: Sequence[str | Path] | None = None,
         **environment: str,
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port = free_port()
         env = {**os.environ, "CRAFT_DATA_DIR": str(folder / "data"), **environment}
-        with (folder / "server.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*map(str, program), "--port", str(port), *map(str, arguments)],
-                env=env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        options = ["--port", str(port), *map(str, arguments)]
+        log = folder / "server.log"
+        process: subprocess.Popen[bytes] | Program
+        if program is None:
+            process = Program(CRAFT_SERVER, ["serve", *options], env=env, stdout=log, stderr=log)
+        else:
+            with log.open("wb") as file:
+                command = [*map(str, program), *options]
+                process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
         server = Server(f"http://127.0.0.1:{port}", folder, env, process)
         started.append(server)
         _wait_until_ready(server)
@@ -97,7 +97,7 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """Starts servers with given arguments; a module's are stopped at its end, for memory's sake.
 
-    `program` is what is run in the place of `craft-server serve`.
+    `program` is what is run as it is installed, in the place of a fork of `craft-server serve`.
     """
     with _starting(tmp_path_factory) as start:
         yield start
@@ -125,9 +125,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """scikit-learn's handwritten digits as image folders."""
+    """Of scikit-learn's digits 24 of each to train and 12 to test, as image folders."""
     folder = tmp_path_factory.mktemp("data") / "digits"
     write_digits(folder)
+    for split, kept in {"train": 24, "test": 12}.items():
+        for of_class in (folder / split).iterdir():
+            for surplus in sorted(of_class.iterdir())[kept:]:
+                surplus.unlink()
     return folder
 
 

@@ -15,7 +15,7 @@ from craft_client.api import Client
 from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import BIN, Server, StartServer
-from plugin_packages import EXAMPLES, install_example, write_package
+from plugin_packages import install_examples, write_package
 
 POLICY = "craftbox.output_policies"
 
@@ -24,8 +24,7 @@ POLICY = "craftbox.output_policies"
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All examples, and some that are broken."""
     folder = tmp_path_factory.mktemp("packages")
-    for example in sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()):
-        install_example(example, folder)
+    install_examples(folder, tmp_path_factory.mktemp("building"))
     write_package(
         folder,
         "broken",
@@ -76,7 +75,12 @@ def widen(asker, policy): return Policy()
 def plugged(target: Path, start_server: StartServer) -> Server:
     """A server with the example policy, and commands that see all plug-ins."""
     paths = os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])
-    return start_server("--output-policy", "guests-see-labels", PYTHONPATH=paths)
+    return start_server(
+        "--output-policy",
+        "guests-see-labels",
+        program=(BIN / "craft-server", "serve"),
+        PYTHONPATH=paths,
+    )
 
 
 def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -84,6 +88,13 @@ def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.Comple
     return subprocess.run(
         [BIN / "craft", *map(str, arguments)], env=env, capture_output=True, text=True
     )
+
+
+def craft_server(server: Server, *arguments: str) -> str:
+    command = [BIN / "craft-server", *arguments]
+    return subprocess.run(
+        command, env=server.env, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def craft_json(server: Server, key: str, *arguments: str | Path) -> dict[str, Any]:
@@ -226,7 +237,7 @@ def test_both_commands_list_what_is_installed(plugged: Server, key: str) -> None
     assert found["zip"]["package"] == "craftbox-zip-store 0.1.0"
     assert found["hill-climbing"]["problem"] == ""
     assert "ModuleNotFoundError" in found["cannot-load"]["problem"]
-    of_server = json.loads(plugged.admin("plugins", "--json"))["plugins"]
+    of_server = json.loads(craft_server(plugged, "plugins", "--json"))["plugins"]
     assert {row["name"] for row in of_server} == {"guests-see-labels", "widens", "cannot-load"}
     assert "hill-climbing" in craft(plugged, key, "plugins").stdout
-    assert "guests" in plugged.admin("plugins"), "a table, folded to the terminal's width"
+    assert "guests" in craft_server(plugged, "plugins"), "a table, folded to the terminal's width"

@@ -20,7 +20,8 @@ from craft_server.engine.images import ImageError, decode
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.head import LinearHead, ResidualMLPHead, Unrefined
-from craft_shared.wire import PICTURE_FORMATS, Context
+from craft_shared.wire import Context
+from craft_shared.wire.messages import PICTURE_FORMATS
 
 MAX_PIXELS = 1_000_000
 SIDE = 32

@@ -175,6 +175,14 @@ def serve(tmp_path: Path, tiny_engine: Engine) -> ServeApp:
     return start
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stored(request: pytest.FixtureRequest, serve: ServeApp) -> Iterator[Server]:
+    """A server on each kind of database."""
+    url = None if request.param == "sqlite" else request.getfixturevalue("new_postgresql")()
+    with serve(database_url=url) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_engine: Engine) -> Iterator[Server]:
     """One server on SQLite for all tests that need nothing special of it."""

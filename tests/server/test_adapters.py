@@ -134,6 +134,7 @@ def test_retiring_a_name_retires_all_versions(store: Database) -> None:
         "pets@x",
         "",
         "\0",
+        "owner\0/pets",
         "pets\n",
         "/pets",
         "pets@",

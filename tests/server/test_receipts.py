@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from joserfc.jwk import ECKey, OKPKey
 
 from craft_server.database import Database
-from craft_server.ledger import charges
+from craft_server.ledger import account, charges
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.prices import set_prices
@@ -75,7 +75,7 @@ class Ledger:
 
     def lines(self) -> list[Any]:
         with self.database.reading() as connection:
-            found = charges.usage(connection, self.caller.key_id, after=0, limit=10_000)
+            found = account.usage(connection, self.caller.key_id, after=0, limit=10_000)
         return [line for line in found.charges if line.state == "settled"]
 
 

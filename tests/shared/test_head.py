@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from craft_shared.head import (
+    MAX_PARAMETER,
     LinearHead,
     ResidualMLPHead,
     Unrefined,
@@ -68,6 +69,14 @@ def test_inputs_are_grouped_by_prompt() -> None:
     np.testing.assert_allclose(inputs[2, C : 2 * C], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("head", HEADS[1:], ids=lambda head: head.kind)
+def test_the_largest_parameters_give_log_probabilities(head) -> None:
+    tensors = head.tensors()
+    largest = {name: np.copysign(np.float32(MAX_PARAMETER), tensors[name]) for name in tensors}
+    refined = head_from_tensors(head.kind, largest, prompts=P, classes=C)(LOG_PROBS)
+    assert np.isfinite(refined).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -76,6 +85,7 @@ def test_inputs_are_grouped_by_prompt() -> None:
         ({"head.bias": np.zeros(C)}, "has dtype float64"),
         ({"head.bias": np.zeros(C + 1, np.float32)}, "has shape"),
         ({"head.bias": np.full(C, np.nan, np.float32)}, "NaN"),
+        ({"head.bias": np.full(C, -3e38, np.float32)}, r"beyond 1e\+06"),
         ({"head.scales": np.array([-1, 1], np.float32)}, "negative"),
     ],
 )

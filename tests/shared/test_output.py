@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.head import LinearHead, log_softmax
-from craft_shared.output import LABEL_REST, LEAST_REST, scores_of, shown
+from craft_shared.output import LABEL_REST, LEAST_REST, scores_of, shown, shown_bytes
 from craft_shared.wire import EVERYTHING, Output
 
 LABEL = Output(level="label")
@@ -46,6 +46,15 @@ def test_an_answer_has_the_tensors_and_shapes_of_its_level(output: Output) -> No
     assert {tensor.shape for tensor in tensors.values()} == {(3, 50, output.k or 7)}
     assert tensors[name].dtype == np.float32
     assert shown(SCORES, output, "float16")[name].dtype == np.float16
+
+
+@pytest.mark.parametrize("output", [*LEVELS, Output(level="top_k", k=99)], ids=by_name)
+def test_the_size_that_is_told_beforehand_is_that_of_the_tensors(output: Output) -> None:
+    for dtype in ("float32", "float16"):
+        tensors = shown(SCORES, output, dtype)
+        number_bytes = np.dtype(dtype).itemsize
+        told = 3 * 50 * shown_bytes(output, 7, number_bytes)
+        assert told == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_more_classes_than_there_are_show_all_of_them() -> None:

@@ -3,7 +3,8 @@
     tune        craft tune
     bench       craft bench
     evaluate    craft zero-shot, craft evaluate
-    adapters    craft publish, adapters, share, retire, restore, predict
+    adapters    craft publish, adapters, share, retire, restore
+    predict     craft predict
     account     craft models, usage, budget, image-sets
     receipts    craft receipt, verify-receipt
     runs        craft runs, report, compare
@@ -23,6 +24,7 @@ from craft_client.cli import (
     config,
     evaluate,
     plugins,
+    predict,
     receipts,
     runs,
     tune,
@@ -31,5 +33,5 @@ from craft_client.cli.root import app
 
 __all__ = ["app"]
 
-for module in (tune, bench, evaluate, adapters, account, receipts, runs, config, plugins):
+for module in (tune, bench, evaluate, adapters, predict, account, receipts, runs, config, plugins):
     module.register(app)

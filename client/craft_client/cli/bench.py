@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from craft_client.cli.completion import recipes
 from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url, examples
 from craft_client.cli.show import document, say, table
 
@@ -48,7 +49,7 @@ def bench(
         typer.Option(
             show_default="craftbox",
             help="craftbox or paper, as of tune; repeatable.",
-            autocompletion=lambda: ["craftbox", "paper"],
+            autocompletion=recipes,
         ),
     ] = None,
     budget: Annotated[
@@ -134,7 +135,7 @@ def _measure(
 ) -> dict[str, Any]:
     from craft_client.cli.evaluate import measure_run
     from craft_client.cli.receipts import fetch_receipt
-    from craft_client.cli.tune import Task, tune_task
+    from craft_client.cli.task import Task, tune_task
     from craft_client.data import few_shot
     from craft_client.journal import Journal
     from craft_client.paper_presets import recipe_settings

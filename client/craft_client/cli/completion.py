@@ -1,4 +1,4 @@
-"""What a shell completes: run directories and adapters' names, from this machine alone.
+"""What a shell completes: run directories, recipes and adapters' names, from this machine alone.
 
 Nothing here asks a server, and nothing slow is imported: it runs at every press of a key.
 """
@@ -18,6 +18,11 @@ def run_folders(incomplete: str) -> list[str]:
     depths = (f"*/{RUN_FILE}", f"*/*/{RUN_FILE}")
     found = {str(file.parent) for depth in depths for file in base.glob(depth)}
     return sorted(folder for folder in found if folder.startswith(incomplete))
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Craftbox's own recipes; those of plug-ins are not looked for."""
+    return [name for name in ("craftbox", "paper") if name.startswith(incomplete)]
 
 
 def adapter_names(incomplete: str) -> list[str]:

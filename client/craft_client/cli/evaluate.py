@@ -233,7 +233,7 @@ def _measure_published(
     name: str, data: Path, split: str, url: str | None, key: str | None
 ) -> Measured:
     """Lets the server classify with a published adapter."""
-    from craft_client.remote import RemoteAdapter
+    from craft_client.remote_adapter import RemoteAdapter
     from craft_shared.units import Units
 
     dataset, samples = _pictures(data, split)

@@ -52,15 +52,12 @@ AsJson = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
-Data = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        show_default=False,
-        help="Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.",
-    ),
-]
-Recipe = Literal["craftbox", "paper"]
+DATA = typer.Option(
+    "--data",
+    show_default=False,
+    help="Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.",
+)
+Data = Annotated[Path, DATA]
 Split = Annotated[
     Literal["train", "validation", "test"], typer.Option("--split", help="Which pictures.")
 ]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson, examples
+from craft_client.cli.options import AsJson, RunFolder, examples
 from craft_client.cli.show import document, say, table
 
 Place = Annotated[
     str,
     typer.Argument(metavar="SCHEME:WHERE", show_default=False, help="The store, and where in it."),
-]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory.")
 ]
 
 

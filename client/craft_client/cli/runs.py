@@ -114,9 +114,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: what each was asked for, what it was charged, and what it came to."""
-    from craft_client.runs import Run
+    from craft_client.runs import compared
 
-    found = [Run.load(folder) for folder in run]
+    found = compared(run)
     drawn = None if out is None else _drawn(found, as_page=out.suffix.lower() == ".html")
     if as_json:
         document({"runs": [_facts(one) for one in found]})
@@ -269,7 +269,6 @@ def _notes(run: Run) -> list[str]:
 
 
 def _sections(run: Run) -> list[_Section]:
-
     about, summary = run.about, run.summary
     facts: dict[str, object] = {
         "state": run.state,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from craft_shared.wire import LATEST
+from craft_shared.wire.adapters import LATEST
 
-# An owner is any label, so that only the last slash divides.
+# An owner is any text that a database can hold, so that only the last slash divides.
 _FORM = re.compile(
-    r"((?P<owner>.+)/)?(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+    r"((?P<owner>[^\x00]+)/)?(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
     r"(@((?P<version>[1-9][0-9]{0,8})|(?P<alias>[A-Za-z][A-Za-z0-9._-]{0,31})))?",
-    re.ASCII | re.DOTALL,
+    re.ASCII,
 )
 
 

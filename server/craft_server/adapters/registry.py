@@ -24,7 +24,8 @@ from craft_server.database import insert_missing
 from craft_server.ledger.keys import Caller
 from craft_shared.adapter import Adapter
 from craft_shared.units import UNITS
-from craft_shared.wire import LATEST, AdapterCard, Provenance
+from craft_shared.wire import AdapterCard, Provenance
+from craft_shared.wire.adapters import LATEST
 
 _HEAVY = ("body", "text_features")
 _WITH_SETTINGS = (

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from craft_server.adapters.references import NoSuchAdapter
 from craft_server.adapters.tables import ADAPTER_TOTALS, ADAPTERS
-from craft_server.ledger.charges import units_of
+from craft_server.ledger.account import units_of
 from craft_server.statements import Statement, run
 from craft_shared.units import UNITS, Units
 from craft_shared.wire import AdapterUsage, AdapterUse

@@ -10,8 +10,8 @@ from craft_server.api import documents
 from craft_server.api.auth import WithCaller
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
+from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import list_budgets
-from craft_server.ledger.charges import usage
 from craft_shared.problems import INVALID_REQUEST
 from craft_shared.wire import BudgetList, Usage
 

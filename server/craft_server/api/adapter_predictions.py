@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from craft_server import adapters
 from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER_OF_CALL
-from craft_server.api.answer import encode_tensors
+from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_revision

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from craft_server import adapters
 from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER_CALLS
-from craft_server.api.answer import json_response
+from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import content_type, read_bytes, unsupported
 from craft_server.api.checks import check_model, check_revision, checked_prompts
@@ -22,7 +22,10 @@ from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.outputs import policy_for
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
-from craft_server.ledger.charges import Work, cost_of
+from craft_server.ledger.account import cost_of
+from craft_server.ledger.charges import (
+    Work,
+)
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 from craft_shared import codec
@@ -32,14 +35,9 @@ from craft_shared.problems import (
     REVISION_MISMATCH,
 )
 from craft_shared.units import Units
-from craft_shared.wire import (
-    LATEST,
-    AdapterCard,
-    AdapterPublishAnswer,
-    Alias,
-    Cost,
-    Name,
-)
+from craft_shared.wire import AdapterCard, AdapterPublishAnswer, Cost
+from craft_shared.wire.adapters import LATEST, Alias
+from craft_shared.wire.messages import Name
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 

@@ -23,14 +23,8 @@ from craft_server.problems import invalid_field
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
 )
-from craft_shared.wire import (
-    LATEST,
-    AdapterCard,
-    AdapterChange,
-    AdapterList,
-    AdapterSettings,
-    AdapterUsage,
-)
+from craft_shared.wire import AdapterCard, AdapterChange, AdapterList, AdapterSettings, AdapterUsage
+from craft_shared.wire.adapters import LATEST
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 

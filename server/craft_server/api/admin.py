@@ -17,7 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import Connection
 
 from craft_server.api import documents
-from craft_server.api.answer import json_response
+from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of
@@ -26,9 +26,10 @@ from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder
-from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
+from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
 from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
 from craft_server.problems import ProblemError, invalid_field
+from craft_shared.amounts import MAX_INTEGER
 from craft_shared.problems import (
     INVALID_REQUEST,
     NOT_FOUND,
@@ -44,12 +45,11 @@ from craft_shared.wire import (
     KeyPolicy,
     KeyRotate,
     KeySecret,
-    NonEmptyLabel,
     PriceList,
     PriceLists,
-    Time,
     UsageLine,
 )
+from craft_shared.wire.messages import NonEmptyLabel, Time
 
 router = APIRouter(prefix="/v1/admin", tags=["administration"])
 
@@ -389,6 +389,12 @@ def _refusals() -> Iterator[None]:
             "budgets",
             f"there is no budget on {error.unit} ({error.window}): it is not bounded",
             "Set a budget with PUT, or leave the unit out.",
+        ) from error
+    except LimitTooLarge as error:
+        raise invalid_field(
+            "budgets",
+            f"the limit of {error.unit} ({error.window}) would be more than {MAX_INTEGER}",
+            "Add less.",
         ) from error
     except LimitBelowUse as error:
         raise invalid_field(

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from craft_server.api import documents
 from craft_server.api.auth import WithCallerAtAnyRate
+from craft_server.api.idempotency import KEY
 from craft_server.api.services import WithServices
 from craft_server.ledger.calls import acknowledge
 from craft_shared.problems import UNAUTHENTICATED
@@ -29,4 +30,5 @@ async def acknowledge_answer(
     The same call is from then on computed anew, free of charge. A key that names no answered
     prediction changes nothing, so that this may be sent again.
     """
-    await services.database.write(acknowledge, caller.key_id, idempotency_key)
+    if KEY.fullmatch(idempotency_key):
+        await services.database.write(acknowledge, caller.key_id, idempotency_key)

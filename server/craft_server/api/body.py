@@ -144,7 +144,7 @@ def _strict_json(data: bytes) -> dict[str, Any]:
     def number(text: str) -> float:
         value = float(text)
         # To JSON Schema 8.0 is an integer, and a client may write it so.
-        return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+        return int(value) if value.is_integer() and abs(value) < 2**63 else value
 
     try:
         value = json.loads(

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from craft_server.api.answer import answer_bytes
+from craft_server.api.answer_body import answer_bytes
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
 from craft_server.ledger.keys import Caller
@@ -64,7 +64,7 @@ def check_answer_size(
 ) -> None:
     """Raises ProblemError if such an answer were too large; `field` is to blame.
 
-    What is answered is as in `craft_server.api.answer.answer_bytes`.
+    What is answered is as in `craft_server.api.answer_body.answer_bytes`.
     """
     size = answer_bytes(request, rows=rows, classes=classes, output=output, dtype=dtype)
     allowed = services.settings.limits.answer_bytes

@@ -18,7 +18,7 @@ import zstandard
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server.api.answer import JSON_TYPE
+from craft_server.api.answer_body import JSON_TYPE
 from craft_server.api.negotiation import names
 from craft_shared import codec
 

@@ -136,6 +136,8 @@ endian), the header, which is JSON, and the tensors' bytes (little endian, row b
 Errors are problem documents (RFC 9457) with a stable `type`. A refused call costs nothing. Send a
 charged call with an `Idempotency-Key`, and it can be sent again without being charged again.
 `GET /v1/usage` lists what was charged, `GET /v1/budget` what is left.
+
+Times are RFC 3339, with a zone; in UTC they are within the years 1 to 9999.
 """
 
 

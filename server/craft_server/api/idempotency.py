@@ -29,7 +29,7 @@ RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
 RECOMPUTED_HEADER = "Idempotency-Recomputed"
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
 
@@ -40,7 +40,7 @@ _IdempotencyKey = Annotated[
         alias=IDEMPOTENCY_KEY_HEADER,
         description="Names the call, so that it can be sent again without being done or charged "
         "again; a UUID, for example. The same key with another call is refused.",
-        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_KEY.pattern}$"},
+        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{KEY.pattern}$"},
     ),
 ]
 _Run = Annotated[
@@ -109,7 +109,7 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
             _RUN,
             "1 to 255 printable ASCII characters, a letter or digit first",
         )
-        key = _checked(request, IDEMPOTENCY_KEY_HEADER, _KEY, "1 to 255 visible ASCII characters")
+        key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
         if key is None:
             yield Call(None, None, run)
             return

@@ -23,7 +23,7 @@ from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
 from craft_server.api.services import Services
 from craft_server.asked_prompts import Asking
 from craft_server.clock import now_ms
-from craft_server.ledger import calls, charges, keys
+from craft_server.ledger import account, calls, charges, keys
 from craft_server.ledger.calls import StoredAnswer
 from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
 from craft_server.ledger.keys import Caller
@@ -253,7 +253,7 @@ def _reserve(
     at, holder = now_ms(), services.lease.holder
     if call.made is not None:
         return Booking(
-            services, None, None, charges.cost_of(connection, caller, call.made.charge_id, at)
+            services, None, None, account.cost_of(connection, caller, call.made.charge_id, at)
         )
     charges.check_concurrency(connection, caller)
     if asking is not None:
@@ -263,7 +263,7 @@ def _reserve(
         cost = reserved.cost
     else:
         reserved = _reserve_of_payer(connection, payer_key_id, work, holder, at)
-        cost = charges.cost_of(connection, caller, None, at)
+        cost = account.cost_of(connection, caller, None, at)
     call_id = None
     if call.attempt is not None:
         call_id = calls.begin(

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from craft_server.api import documents
-from craft_server.api.answer import encode_tensors
+from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_model, checked_prompts

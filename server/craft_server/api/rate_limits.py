@@ -15,7 +15,7 @@ from craft_server.rate_limits import WINDOW_SECONDS, Quota, RateLimited
 
 
 class RateLimitHeadersMiddleware:
-    """Tells the quotas that a call has used, `use_requests` and `use_predictions` having run."""
+    """Tells the quotas that a call has used, `use_request` and `use_predictions` having run."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

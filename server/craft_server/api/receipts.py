@@ -16,7 +16,7 @@ from craft_server.problems import ProblemError, invalid_field
 from craft_server.receipts import NothingCharged, Selection, StillReserved
 from craft_shared.problems import INVALID_REQUEST, NOT_FOUND, RUN_IN_PROGRESS
 from craft_shared.receipt import KEYS_MEDIA_TYPE, MEDIA_TYPE
-from craft_shared.wire import Time
+from craft_shared.wire.messages import Time
 
 router = APIRouter(tags=["receipts"])
 

@@ -10,6 +10,7 @@ from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import (
     AnyPrefix,
     AsJson,
+    BudgetWindow,
     CostMicros,
     DatabaseUrl,
     DataDir,
@@ -19,7 +20,6 @@ from craft_server.cli.options import (
     Requests,
     Team,
     Texts,
-    Window,
     amounts_of,
     checked,
     examples,
@@ -73,7 +73,7 @@ def set_(
     limit: Annotated[int, typer.Option(min=0, max=MAX_AMOUNT, help="The most in one window.")],
     prefix: AnyPrefix = None,
     team: Team = None,
-    window: Window = "lifetime",
+    window: BudgetWindow = "lifetime",
     json_output: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -101,7 +101,7 @@ def set_(
 def top_up(
     prefix: AnyPrefix = None,
     team: Team = None,
-    window: Window = "lifetime",
+    window: BudgetWindow = "lifetime",
     queries: Queries = None,
     predictions: Predictions = None,
     images: Images = None,

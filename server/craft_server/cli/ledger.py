@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from craft_server.cli.options import settings_of
 from craft_server.cli.output import fail
+from craft_shared.amounts import MAX_INTEGER
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -48,7 +49,7 @@ def writing(data_dir: Path | None, database_url: str | None) -> Iterator[sa.Conn
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    from craft_server.ledger.budgets import LimitBelowUse, NoSuchBudget
+    from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
     from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
 
     try:
@@ -64,6 +65,8 @@ def _refusals() -> Iterator[None]:
             f"there is no budget on {error.unit} ({error.window}): it is not bounded, so that "
             "there is nothing to add to"
         )
+    except LimitTooLarge as error:
+        fail(f"the limit of {error.unit} ({error.window}) would be more than {MAX_INTEGER}")
     except LimitBelowUse as error:
         fail(
             f"--limit: {error.used} {error.unit} are spent or reserved already; name at least that"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from craft_server.cli.output import misuse, warn
-from craft_shared.amounts import MAX_AMOUNT, MEASURES, Measure
+from craft_shared.amounts import MAX_AMOUNT, MEASURES, Measure, Window
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -81,8 +81,8 @@ AnyPrefix = Annotated[
     str | None, typer.Argument(help="The eight characters after craft_ in the key.")
 ]
 Team = Annotated[str | None, typer.Option(help="The team's budgets instead of a key's.")]
-Window = Annotated[
-    Literal["lifetime", "month", "week", "day", "hour"],
+BudgetWindow = Annotated[
+    Window,
     typer.Option(help="For good, or anew in each calendar month, week, day or hour (UTC)."),
 ]
 Queries = Annotated[int | None, _amount("queries")]
@@ -104,15 +104,14 @@ def settings_of(**options: Any) -> Settings:
     from pydantic import ValidationError
 
     from craft_server.settings import Settings, SettingsFileError, readable_by_others
+    from craft_shared.validation import first_error
 
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})
     except SettingsFileError as error:
         misuse(str(error))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        misuse(f"setting {where}: {first['msg']}")
+        misuse(f"setting {first_error(error)}")
     if file := readable_by_others():
         warn(f"others may read the password in '{file}'; remedy: chmod 600 {file}")
     return settings
@@ -152,11 +151,12 @@ def moment_ms(text: str | None, option: str) -> int | None:
     """An RFC 3339 time in milliseconds since the Unix epoch."""
     if text is None:
         return None
-    from pydantic import AwareDatetime, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     from craft_server.clock import epoch_ms
+    from craft_shared.wire.messages import Time
 
-    moment: TypeAdapter[AwareDatetime] = TypeAdapter(AwareDatetime)
+    moment: TypeAdapter[Time] = TypeAdapter(Time)
     try:
         return epoch_ms(moment.validate_python(text))
     except ValidationError:

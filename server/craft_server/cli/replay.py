@@ -9,9 +9,15 @@ from typing import Annotated
 
 import typer
 
-from craft_server.cli.listening import announce, end_on_sigterm, listening, run
 from craft_server.cli.options import Host, Port, examples, settings_of
-from craft_server.cli.output import fail
+from craft_server.serving.failures import told
+from craft_server.serving.listening import (
+    CannotListen,
+    announce,
+    end_on_sigterm,
+    listening,
+    run,
+)
 
 
 def replay(
@@ -30,11 +36,12 @@ def replay(
     from craft_server.recording.player import Player, player_app
 
     configure_logging(settings.log_level)
-    try:
-        tape = Tape.play(file)
-    except TapeError as error:
-        fail(str(error))
-    with closing(tape), listening(settings) as listener, suppress(KeyboardInterrupt):
+    with (
+        told(TapeError, CannotListen),
+        closing(Tape.play(file)) as tape,
+        listening(settings) as listener,
+        suppress(KeyboardInterrupt),
+    ):
         end_on_sigterm()
         player = Player(tape)
         typer.echo(f"Replaying '{file}': {player.answers} answers")

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from craft_server.cli.ledger import database_of
-from craft_server.cli.listening import announce, end_on_sigterm, listening, run_draining
 from craft_server.cli.options import examples
 from craft_server.cli.output import fail, misuse
 from craft_server.cli.serving_options import with_serving_options
+from craft_server.serving.failures import told
+from craft_server.serving.listening import (
+    CannotListen,
+    announce,
+    end_on_sigterm,
+    listening,
+    run_draining,
+)
 from craft_shared.plugins import PluginError
 
 if TYPE_CHECKING:
@@ -67,21 +74,28 @@ def record(
 
 def _host(settings: Settings, tape: Tape | None) -> None:
     profile = _profile_of(settings)
-    with listening(settings) as listener, database_of(settings) as database:
+    with (
+        told(CannotListen),
+        listening(settings) as listener,
+        database_of(settings) as database,
+    ):
         end_on_sigterm()
         # The model's libraries take seconds to import, which only these commands should wait for.
         from craft_server.app import create_app
-        from craft_server.cli.model import engine_of, introduce
-        from craft_server.cli.tracing import traced
+        from craft_server.engine import ModelLoadError
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
+        from craft_server.serving.model import engine_of, introduce
+        from craft_shared.tracing import TracingUnavailable, tracing
 
         configure_logging(settings.log_level)
-        with traced(), closing(engine_of(settings)) as engine, suppress(KeyboardInterrupt):
-            try:
-                application = create_app(settings, engine, database, tape)
-            except ReceiptKeyError as error:
-                fail(str(error))
+        with (
+            told(TracingUnavailable, ModelLoadError, ReceiptKeyError),
+            tracing("craft-server"),
+            closing(engine_of(settings)) as engine,
+            suppress(KeyboardInterrupt),
+        ):
+            application = create_app(settings, engine, database, tape)
             introduce(engine)
             _announce(database, settings, listener, profile)
             run_draining(application, settings, listener)
@@ -91,7 +105,11 @@ def _host_together(settings: Settings) -> None:
     """Like `_host`, with some processes that speak HTTP and one that has the model."""
     if settings.profile is not None:
         misuse("--profile: a simulated provider is one process; leave --workers out")
-    with listening(settings) as listener, database_of(settings) as database:
+    with (
+        told(CannotListen),
+        listening(settings) as listener,
+        database_of(settings) as database,
+    ):
         from craft_server.logs import configure_logging
         from craft_server.processes.host import host
 

@@ -15,8 +15,8 @@ from craft_server.console.access import WithSession
 from craft_server.console.charts import BarChart, bar_chart
 from craft_server.console.rendering import page, redirect
 from craft_server.ledger import history
+from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import list_budgets
-from craft_server.ledger.charges import usage
 from craft_server.ledger.history import Day
 from craft_server.ledger.keys import Caller
 from craft_shared.units import MEASURES, UNITS, Measure

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
-from pydantic import AwareDatetime, TypeAdapter
 
 from craft_server import run_reports
 from craft_server.api.services import WithServices
@@ -29,7 +29,6 @@ _POINTS = 400
 _ROWS = 200
 _LEAST_PERCENT = 8.0
 _SILENT_AFTER_MS = 120_000
-_MOMENT: TypeAdapter[AwareDatetime] = TypeAdapter(AwareDatetime)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ async def delete(
 
 def status_of(card: RunCard, at: int) -> str:
     """The run's state, as far as one can tell."""
-    heard = epoch_ms(_MOMENT.validate_python(card.updated_at))
+    heard = epoch_ms(datetime.fromisoformat(card.updated_at))
     silent = card.state == "running" and at - heard > _SILENT_AFTER_MS
     return "silent" if silent else card.state
 

@@ -39,7 +39,8 @@ from craft_shared.codec import Tensors
 from craft_shared.head import log_softmax
 from craft_shared.problems import REVISION_MISMATCH
 from craft_shared.units import Units
-from craft_shared.wire import PICTURE_FORMATS, Cost, Output
+from craft_shared.wire import Cost, Output
+from craft_shared.wire.messages import PICTURE_FORMATS
 
 _SHOWN = 10
 _SIDE = 320  # pixels of the picture on the page

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from craft_shared.wire import PICTURE_FORMATS, PICTURE_MAX_ASPECT
+from craft_shared.wire.messages import PICTURE_FORMATS, PICTURE_MAX_ASPECT
 
 # Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
 # over half of its range. `decode` checks the size itself, from the header, before any decoding.

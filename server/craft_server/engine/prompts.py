@@ -16,9 +16,7 @@ from craft_server.engine.context import MAX_WORDS_TIMES_DIM
 from craft_server.engine.tokens import SLOT, Ids, Tokens
 from craft_shared.problems import FieldError
 from craft_shared.wire import Context
-
-# Far outside what a search visits; far inside what half precision can hold.
-MAX_CODE = 1000.0
+from craft_shared.wire.predictions import MAX_CODE
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ def top_up(connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetTop
 
     Raises:
         NoSuchBudget: the first that there is not; the transaction must be undone.
+        LimitTooLarge: of the first that would be; the transaction must be undone.
     """
     for one in wanted:
         budgets.top_up(

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from craft_server.clock import rfc3339, window_end, window_start
 from craft_server.database import insert_missing
 from craft_server.ledger.tables import BUDGETS
-from craft_shared.units import MEASURES, Measure
+from craft_shared.amounts import MAX_INTEGER, MEASURES, Measure
 from craft_shared.wire import Budget, Window
 
 
@@ -35,6 +35,15 @@ class LimitBelowUse(Exception):  # noqa: N818 - reads as what it is where it is 
         self.unit = unit
         self.window = window
         self.used = used
+
+
+class LimitTooLarge(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """A limit would grow past what every reader of it holds exactly."""
+
+    def __init__(self, unit: Measure, window: Window) -> None:
+        super().__init__(unit, window)
+        self.unit = unit
+        self.window = window
 
 
 def of_key(key_id: int, team_id: int | None) -> sa.ColumnElement[bool]:
@@ -158,14 +167,18 @@ def top_up(
 
     Raises:
         NoSuchBudget: there is none to add to: the unit is not bounded.
+        LimitTooLarge: the limit would be more than `MAX_INTEGER`.
     """
+    this_one = _this_one(key_id, team_id, unit, window)
     raised = connection.execute(
         sa.update(BUDGETS)
-        .where(_this_one(key_id, team_id, unit, window))
+        .where(this_one, BUDGETS.c.limit <= MAX_INTEGER - amount)
         .values(limit=BUDGETS.c.limit + amount)
     )
     if raised.rowcount == 0:
-        raise NoSuchBudget(unit, window)
+        if connection.execute(sa.select(BUDGETS.c.limit).where(this_one)).first() is None:
+            raise NoSuchBudget(unit, window)
+        raise LimitTooLarge(unit, window)
 
 
 def _this_one(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from craft_server.ledger.charges import as_charge, units_of
+from craft_server.ledger.account import as_charge, units_of
 from craft_server.ledger.tables import CHARGES
 from craft_shared.units import MEASURES, Units
 from craft_shared.wire import Charge

@@ -93,7 +93,7 @@ CHARGES = sa.Table(
     sa.Column("revision", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("holder", sa.Text, nullable=False),
-    # What it holds of which budgets: JSON [[budget id, window start, amount], ...].
+    # What it holds of which budgets: JSON [{"budget": id, "start": window, "amount": n}, ...].
     sa.Column("holds", sa.Text, nullable=False),
     *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
     sa.CheckConstraint(_one_of("state", ("reserved", "settled", "refunded")), "known_state"),

@@ -15,6 +15,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, ValidationError
 
 from craft_server.plan.architecture import Architecture
+from craft_shared.validation import first_error
 
 SHIPPED = Path(__file__).parent / "constants.json"
 
@@ -189,9 +190,7 @@ class Constants(_Numbers):
         except OSError as error:
             raise ConstantsError(f"'{file}' cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConstantsError(f"'{file}' holds no constants: {where}: {first['msg']}") from error
+            raise ConstantsError(f"'{file}' holds no constants: {first_error(error)}") from error
 
     def save(self, file: Path) -> None:
         """Writes them."""

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.engine import HostedModel, Prompts
 from craft_server.engine.remote import Answering
-from craft_server.processes.wire import (
+from craft_server.processes.protocol import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
     FACTS,

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from craft_server.processes.supervisor import Supervisor, at_the_end_of
+from craft_server.serving.failures import told
 from craft_server.settings import Settings
 
 _COMMON_MODULES = ["craft_server.app", "craft_server.engine", "craft_server.processes.engine_app"]
@@ -60,7 +61,6 @@ def host(settings: Settings, listener: socket.socket, announce: Callable[[], Non
 
 def _engine_process(line: Connection, settings: Settings, address: Path) -> None:
     """Loads the model and does what the other processes ask; ends with the line alone."""
-    import typer
     import uvicorn
 
     class LastToEnd(uvicorn.Server):
@@ -69,16 +69,13 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             pass
 
-    from craft_server.cli.model import engine_of, introduce
+    from craft_server.engine import ModelLoadError
     from craft_server.logs import configure_logging
     from craft_server.processes.engine_app import engine_app
+    from craft_server.serving.model import engine_of, introduce
 
     configure_logging(settings.log_level)
-    try:
-        loaded = engine_of(settings)
-    except typer.Exit as told:
-        raise SystemExit(told.exit_code) from told
-    with closing(loaded) as engine:
+    with told(ModelLoadError), closing(engine_of(settings)) as engine:
         introduce(engine)
         config = uvicorn.Config(
             engine_app(engine), uds=str(address), log_config=None, access_log=False
@@ -93,16 +90,16 @@ def _http_process(
 ) -> None:
     """Serves the API, with the model in the other process."""
     from craft_server.app import create_app
-    from craft_server.cli.listening import end_on_sigterm, run_draining
-    from craft_server.cli.tracing import traced
     from craft_server.logs import configure_logging
     from craft_server.processes.remote_engine import RemoteEngine
+    from craft_server.serving.listening import end_on_sigterm, run_draining
+    from craft_shared.tracing import TracingUnavailable, tracing
 
     end_on_sigterm()
     end = partial(os.kill, os.getpid(), signal.SIGTERM)
     at_the_end_of(line, end)
     configure_logging(settings.log_level)
-    with traced(), suppress(KeyboardInterrupt):
+    with told(TracingUnavailable), tracing("craft-server"), suppress(KeyboardInterrupt):
         engine = RemoteEngine.connect(address, on_other_weights=end)
         run_draining(create_app(settings, engine), settings, listener)
 

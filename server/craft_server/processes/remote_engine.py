@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from craft_server.engine import EngineState, ModelFacts, Prompts, WorkerDied
 from craft_server.engine.remote import RemoteModel
-from craft_server.processes.wire import (
+from craft_server.processes.protocol import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
     FACTS,

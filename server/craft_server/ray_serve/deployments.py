@@ -15,11 +15,11 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
 from craft_server.app import create_app
-from craft_server.cli.model import engine_of
 from craft_server.engine import ModelFacts, WorkerDied
 from craft_server.engine.remote import Answering
 from craft_server.logs import configure_logging
 from craft_server.ray_serve.engine import RayEngine
+from craft_server.serving.model import engine_of
 from craft_server.settings import Settings
 
 # An engine has a fair queue of its own, which should see what waits.

@@ -22,12 +22,9 @@ from pydantic import (
 )
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit
-from craft_shared.wire import (
-    EVERYTHING,
-    Name,
-    Output,
-    Window,
-)
+from craft_shared.validation import first_error
+from craft_shared.wire import EVERYTHING, Output, Window
+from craft_shared.wire.messages import Name
 
 FaultKind = Literal["429", "500", "502", "503", "529", "reset", "slow-body"]
 Place = Literal["before-reservation", "after-reservation", "after-work", "during-answer"]
@@ -221,7 +218,4 @@ def load_profile(name_or_file: str) -> Profile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{where} is not valid TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "as a whole"
-        words = first["msg"].removeprefix("Value error, ")
-        raise ProfileError(f"{where}, {field}: {words}") from error
+        raise ProfileError(f"{where}, {first_error(error, 'as a whole')}") from error

@@ -43,9 +43,6 @@ class Servers:
         return secret
 
 
-StartServers = Callable[..., Servers]
-
-
 @pytest.fixture(scope="session")
 def stub() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
     """Gives orders to the process that forks servers."""

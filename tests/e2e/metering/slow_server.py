@@ -9,7 +9,8 @@ import asyncio
 import os
 from typing import Any
 
-from craft_server.cli import app, model
+from craft_server.cli import app
+from craft_server.serving import model
 from e2e.metering.stub_server import StubEngine
 
 WORK_SECONDS = float(os.environ.get("SLOW_SERVER_WORK_SECONDS", "0.05"))
@@ -26,6 +27,6 @@ class SlowEngine(StubEngine):
         """It holds nothing."""
 
 
-if __name__ == "__main__":
+def run() -> None:
     model.engine_of = lambda _settings: SlowEngine()
     app()

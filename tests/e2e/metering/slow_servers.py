@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import create_key, find_key
+from e2e.programs import Program
 from quickstart import free_port
 
 PATIENCE_SECONDS = 60
@@ -34,7 +33,7 @@ class SlowServers:
 
     folder: Path
     port: int = field(default_factory=free_port)
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[Program] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -44,21 +43,20 @@ class SlowServers:
     def log(self) -> Path:
         return self.folder / "server.log"
 
-    def start(self, *, port: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *, port: int | None = None, **environment: str) -> Program:
         """Starts a server and waits until it is ready."""
         port = port or self.port
-        command = [sys.executable, "-m", "e2e.metering.slow_server", "serve"]
         env = {**os.environ, "CRAFT_DATA_DIR": str(self.folder), "CRAFT_PORT": str(port)}
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env={**env, **environment},
-                stdout=log,
-                stderr=log,
-                cwd=Path(__file__).parents[2],
-            )
+        process = Program(
+            "e2e.metering.slow_server:run",
+            ["serve"],
+            env={**env, **environment},
+            stdout=self.log,
+            stderr=self.log,
+        )
         self.started.append(process)
-        wait_for(lambda: self.status("/readyz", port) == 200)
+        wait_for(lambda: process.poll() is not None or self.status("/readyz", port) == 200)
+        assert process.poll() is None, self.log.read_text()
         return process
 
     def status(self, path: str, port: int | None = None) -> int | None:

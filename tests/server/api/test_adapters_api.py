@@ -431,6 +431,29 @@ def test_below_its_threshold_an_adapter_abstains(
     assert "abstained" not in predict(client, "pets", images=images).json()
 
 
+def test_an_adapter_with_a_number_past_double_precision_is_refused(client: httpx.Client) -> None:
+    body = make(client, provenance={"accuracy_after": 1.25e100}).to_bytes()
+    assert publish(client, body).status_code == 201
+    check(publish(client, body.replace(b"e+100", b"e+999")), 422, "invalid-request", "adapter")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"aliases": {"stable": 10**9}}, "aliases"),
+        ({"aliases": {"stable": 2**63}}, "aliases"),
+        ({"teams": ["a\0b"]}, "teams[0]"),
+        ({"teams": ["\x85"]}, "teams[0]"),
+    ],
+)
+def test_a_change_that_no_database_can_hold_is_refused(
+    stored: Any, wanted: dict[str, Any], field: str
+) -> None:
+    with stored.client() as client:
+        publish(client, make(client))
+        check(client.patch("/v1/adapters/pets", json=wanted), 422, "invalid-request", field)
+
+
 def test_aliases_move_with_a_publication_and_by_a_change(client: httpx.Client) -> None:
     media = {"Content-Type": codec.MEDIA_TYPE}
     first, second = make(client, 1), make(client, 2)

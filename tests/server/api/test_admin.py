@@ -39,14 +39,6 @@ def admin(server: Any) -> Iterator[httpx.Client]:
         yield made
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stored(request: pytest.FixtureRequest, serve: Any, tmp_path: Any) -> Iterator[Any]:
-    """A server on each kind of database."""
-    url = None if request.param == "sqlite" else request.getfixturevalue("new_postgresql")()
-    with serve(database_url=url) as running:
-        yield running
-
-
 def create(admin: httpx.Client, **fields: Any) -> dict[str, Any]:
     made = admin.post("/v1/admin/keys", json={"owner": secrets.token_hex(4), **fields})
     assert made.status_code == 201, made.text
@@ -158,6 +150,11 @@ def test_a_key_expires(server: Any, admin: httpx.Client) -> None:
     assert made["card"]["expires_at"] == "2019-12-31T23:00:00.000Z"
     with with_key(server, made["key"]) as client:
         assert client.get("/v1/budget").status_code == 401
+
+
+def test_a_key_may_expire_in_the_last_moment_that_can_be_written(admin: httpx.Client) -> None:
+    made = create(admin, expires_at="9999-12-31T23:59:59.999999Z")
+    assert made["card"]["expires_at"].startswith("9999-12-31T23:59:59.99")
 
 
 def test_a_repeated_call_makes_one_key_and_shows_its_secret_once(
@@ -280,6 +277,8 @@ def test_an_export_of_many_pages_lists_every_line_once(
         ("POST", "keys", {"owner": "me", "scopes": ["root"]}, 422, "scopes[0]"),
         ("POST", "keys", {"owner": "me", "scopes": []}, 422, "scopes"),
         ("POST", "keys", {"owner": "me", "expires_at": "2030-01-01T00:00:00"}, 422, "expires_at"),
+        ("POST", "keys", {"owner": "me", "expires_at": "9999-12-31T23:59:59-00:01"}, 422, "9999"),
+        ("POST", "keys", {"owner": "me", "expires_at": "0001-01-01T00:00:00+00:01"}, 422, "9999"),
         ("POST", "keys", {"owner": "me", "concurrency": 0}, 422, "concurrency"),
         ("POST", "keys", {"owner": "me", "budgets": [{"unit": "x"}]}, 422, "budgets[0].unit"),
         ("POST", "keys/abcdefgh/rotate", {}, 404, "no key"),
@@ -322,6 +321,10 @@ def test_what_cannot_be_set_or_added_changes_nothing(
         refused = admin.post(f"{path}/top-up", json={"budgets": amounts})
         assert refused.status_code == 422
         assert "no budget on images (lifetime)" in refused.json()["detail"]
+        amounts = [{"unit": "queries", "amount": 10**15}] * 100
+        refused = admin.post(f"{path}/top-up", json={"budgets": amounts})
+        assert refused.status_code == 422
+        assert "queries (lifetime) would be more than" in refused.json()["detail"]
         assert client.get("/v1/budget").json() == before
     admin.delete(f"/v1/admin/keys/{made['prefix']}")
     refused = admin.post(f"/v1/admin/keys/{made['prefix']}/rotate", json={})

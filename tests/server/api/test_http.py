@@ -190,6 +190,14 @@ def test_8_0_is_an_integer(client: httpx.Client) -> None:
     assert answer.json()["budget"] == 8
 
 
+def test_an_integer_past_2_to_the_53rd_may_be_written_as_a_float(client: httpx.Client) -> None:
+    (card,) = client.get("/v1/models").json()["models"]
+    context = {"dim": 4, "seed": 1e18}
+    body = {"model": card["name"], "classes": ["a"], "context": context, "codes": [[0, 0, 0, 0]]}
+    answer = client.post("/v1/predictions", json=body)
+    assert [error["field"] for error in answer.json()["errors"]] == ["image_set"]
+
+
 @pytest.mark.parametrize("time", ["0.5", "1700000000", "2026-01-31", "2026-01-31T12:00:00"])
 def test_a_time_is_written_as_rfc_3339_has_it(client: httpx.Client, time: str) -> None:
     answer = client.get("/v1/receipts", params={"since": time})

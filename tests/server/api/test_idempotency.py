@@ -401,6 +401,12 @@ def test_any_idempotency_key_can_be_acknowledged(
     assert call(key).headers["idempotency-recomputed"] == "true"
 
 
+@pytest.mark.parametrize("quoted", ["%00", "a%00b", "%20", "x" * 256])
+def test_acknowledging_what_is_no_idempotency_key_changes_nothing(stored: Any, quoted: str) -> None:
+    with stored.client() as client:
+        assert client.delete(f"/v1/answers/{quoted}").status_code == 204
+
+
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "\xe9"])
 def test_a_key_that_cannot_be_one_is_refused(
     client: httpx.Client, picture: Picture, key: str

@@ -6,7 +6,6 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,14 +66,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_engine: Any) -> Iterat
     """A server that takes many sign-ins from one address."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("console"), sign_ins_per_minute=100_000)
     with serving(settings, tiny_engine) as running:
-        yield running
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stored(request: pytest.FixtureRequest, serve: Any, tmp_path: Path) -> Iterator[Server]:
-    """A server on each kind of database."""
-    url = None if request.param == "sqlite" else request.getfixturevalue("new_postgresql")()
-    with serve(database_url=url) as running:
         yield running
 
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from craft_server.database import Database
 from craft_server.ledger import administration, leases
+from craft_server.ledger.account import cost_of, usage
 from craft_server.ledger.administration import Holder
 from craft_server.ledger.budgets import (
     LimitBelowUse,
+    LimitTooLarge,
     NoSuchBudget,
     list_budgets,
     list_team_budgets,
@@ -30,16 +32,15 @@ from craft_server.ledger.charges import (
     TooManyRunning,
     Work,
     check_concurrency,
-    cost_of,
     refund,
     refund_all,
     reserve,
     settle,
-    usage,
 )
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, find_team
 from craft_server.ledger.prices import list_prices, set_prices
 from craft_server.ledger.tables import BUDGETS, CHARGES
+from craft_shared.amounts import MAX_AMOUNT, MAX_INTEGER
 from craft_shared.units import UNITS, Measure, Unit, Units
 from craft_shared.wire import Budget, BudgetTopUp, Window
 
@@ -192,6 +193,18 @@ def test_a_top_up_lets_the_key_go_on(store: Database) -> None:
     assert (budget.limit, budget.spent, budget.remaining) == (3, 1, 2)
     take(store, caller, Units(queries=2))
     assert [hour.limit, *(budget.limit for budget in shown(store, other))] == [9, 1]
+
+
+def test_a_limit_grows_no_further_than_every_reader_holds_it_exactly(store: Database) -> None:
+    caller = make_caller(store, {"queries": 2})
+    holder = Holder(key_id=caller.key_id)
+    most = [BudgetTopUp(unit="queries", amount=MAX_AMOUNT)] * (MAX_INTEGER // MAX_AMOUNT)
+    with store.writing() as connection:
+        administration.top_up(connection, holder, most)
+    with pytest.raises(LimitTooLarge), store.writing() as connection:
+        administration.top_up(connection, holder, most[:1])
+    (budget,) = shown(store, caller)
+    assert budget.limit == 2 + len(most) * MAX_AMOUNT
 
 
 def test_a_top_up_of_an_unbounded_unit_is_refused_whole(store: Database) -> None:

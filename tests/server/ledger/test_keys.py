@@ -7,8 +7,14 @@ import sqlalchemy as sa
 
 from craft_server.database import Database
 from craft_server.ledger import calls, keys, leases
+from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import set_budget
-from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle, usage
+from craft_server.ledger.charges import (
+    BudgetExhausted,
+    Work,
+    reserve,
+    settle,
+)
 from craft_server.ledger.tables import API_KEYS, KEY_SECRETS
 from craft_shared.units import Units
 from craft_shared.wire import KeyCard

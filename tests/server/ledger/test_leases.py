@@ -11,9 +11,16 @@ import pytest
 from craft_server.database import Database
 from craft_server.lease import Lease
 from craft_server.ledger import calls, leases
+from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import list_budgets, set_budget
 from craft_server.ledger.calls import Attempt, StillRunning
-from craft_server.ledger.charges import ChargeClosed, Reservation, Work, reserve, settle, usage
+from craft_server.ledger.charges import (
+    ChargeClosed,
+    Reservation,
+    Work,
+    reserve,
+    settle,
+)
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_shared.units import Units
 

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from craft_server.database import Database
 from craft_server.ledger import calls, leases
+from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import LimitBelowUse, list_budgets, set_budget, top_up
 from craft_server.ledger.calls import Attempt, KeyReused, Made, StillRunning, StoredAnswer
 from craft_server.ledger.charges import (
@@ -34,7 +35,6 @@ from craft_server.ledger.charges import (
     refund,
     reserve,
     settle,
-    usage,
 )
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.prices import set_prices

@@ -55,7 +55,7 @@ def test_the_digest_depends_on_what_has_an_effect_alone(tmp_path: Path) -> None:
         ("name =", "not valid TOML"),
         (HEAD + "speed = 1\n", "speed: Extra inputs"),
         (HEAD + '[output]\nlevel = "labels"\n', "output.level: Input should be 'label'"),
-        (HEAD + RESET.replace("0.5", "1.5"), r"faults.0.rate"),
+        (HEAD + RESET.replace("0.5", "1.5"), r"faults\[0\]\.rate"),
         (HEAD + RESET + "retry_after = 1\n", "only a status comes with 'retry_after'"),
         (HEAD + RESET + "seconds = 1\n", "a slow-body, and nothing else"),
         (

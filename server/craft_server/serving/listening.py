@@ -13,10 +13,6 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-import typer
-
-from craft_server.cli.output import fail
-
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
@@ -26,9 +22,17 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 30
 
 
+class CannotListen(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """The address cannot be taken; the message says why."""
+
+
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket]:
-    """Takes the address before anything slow is done, so that a taken one is told at once."""
+    """Takes the address before anything slow is done, so that a taken one is told at once.
+
+    Raises:
+        CannotListen: it is taken, or none of this machine's.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -39,7 +43,9 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
+        raise CannotListen(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+        ) from error
     with closing(listener):
         yield listener
 
@@ -53,7 +59,7 @@ def announce(listener: socket.socket, more: str = "") -> None:
     """Says where the process listens."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"Listening on http://{shown}:{port}{more}")
+    print(f"Listening on http://{shown}:{port}{more}")
 
 
 def run(

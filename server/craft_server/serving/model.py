@@ -5,36 +5,34 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import typer
-
-from craft_server.cli.output import fail
-from craft_server.engine import Engine, HostedModel, ModelLoadError, ModelSpec
+from craft_server.engine import Engine, HostedModel, ModelSpec
 
 if TYPE_CHECKING:
     from craft_server.settings import Settings
 
 
 def engine_of(settings: Settings) -> Engine:
-    """The model, loaded, or one line on stderr and exit code 1."""
+    """The model, loaded.
+
+    Raises:
+        ModelLoadError: it cannot be loaded.
+    """
     spec = ModelSpec(
         name=settings.model,
         pretrained=settings.pretrained,
         device=settings.device,
         precision=settings.precision,
     )
-    try:
-        return Engine.load(spec, text_features_bytes=settings.texts_cache_bytes)
-    except ModelLoadError as error:
-        fail(str(error))
+    return Engine.load(spec, text_features_bytes=settings.texts_cache_bytes)
 
 
 def introduce(model: HostedModel) -> None:
     """Says which model it is, and whether its answers mean anything."""
     if model.random_weights:
-        typer.echo(
+        print(
             f"WARNING: RANDOM WEIGHTS. Model {model.name} has learned nothing and its predictions "
             "mean nothing: this is for tests. Name real weights with --pretrained.",
-            err=True,
+            file=sys.stderr,
         )
-    typer.echo(f"Model {model.name}, revision {model.revision}")
+    print(f"Model {model.name}, revision {model.revision}")
     sys.stdout.flush()

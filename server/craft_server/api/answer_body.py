@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from craft_server.api.negotiation import names
 from craft_shared import codec
-from craft_shared.output import DType
+from craft_shared.output import DType, shown_bytes
 from craft_shared.wire import Output
 
 JSON_TYPE = "application/json"
@@ -81,11 +81,7 @@ def answer_bytes(request: Request, *, rows: int, classes: int, output: Output, d
         if wants_safetensors(request)
         else _JSON_BYTES
     )
-    if output.level == "label":
-        return rows * sizes["int32"]
-    if output.k is None:
-        return rows * classes * sizes[dtype]
-    return rows * min(output.k, classes) * (sizes[dtype] + sizes["int32"])
+    return rows * shown_bytes(output, classes, sizes[dtype], sizes["int32"])
 
 
 def _json_of(array: NDArray[Any]) -> bytes:

@@ -1,0 +1,279 @@
+"""A tuning task, from pictures in a folder to a run on the server: begun, gone on with, reported.
+
+What can be checked for free is checked before anything is paid for. It knows run directories and
+the server, and says on stderr what a run will take; it does not know the options of a command, nor
+how tuning works.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from craft_client.cli.session import check_budgets, check_files, client_of, connect, upload
+from craft_client.cli.show import say, size
+from craft_shared.amounts import UNITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from craft_client.api import Client
+    from craft_client.data import Sample
+    from craft_client.journal import Journal
+    from craft_client.remote import RemoteBlackBox
+    from craft_client.run_report import RunReporter
+    from craft_client.tune import TuneResult, TuneSettings
+    from craft_shared.units import Units
+    from craft_shared.wire import ImageSet, Level, Limits, ModelCard
+
+# Measured on photographs: docs/output-levels.md.
+_EXPECT: dict[Level, str] = {
+    "label": "Expect four to seven tenths of what tuning gains from whole answers, for more cost.",
+    "top_k": "Expect six to nine tenths of what tuning gains from whole answers, by k.",
+    "probs": "Expect eight tenths of what tuning gains from whole answers, or more, by decimals.",
+    "log_probs": "Expect about what tuning gains from whole answers; less, the more noise.",
+}
+_TRAFFIC = ("answer_bytes", "picture_bytes")
+_REPORT_TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    """Settings, class names, and pictures of the folder `data`.
+
+    `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit`), while
+    the run has not begun.
+    """
+
+    settings: TuneSettings
+    classes: Sequence[str]
+    data: Path
+    samples: Sequence[Sample]
+    settings_of: Callable[..., TuneSettings] | None = None
+
+    def of_key(self, card: ModelCard) -> Task:
+        """The task as it is for a key that the model's card is for."""
+        if self.settings_of is None:
+            return self
+        settings = self.settings_of(output=card.output, prompt_limit=card.prompts_per_image_set)
+        return replace(self, settings=settings)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a run came to.
+
+    Attributes:
+        result: of tuning.
+        image_set: its pictures on the server.
+        uploaded: what they were charged.
+        traffic: what was told of the whole run when it began, see `_traffic`.
+        profile: of the provider that was simulated when it began; None where none was.
+    """
+
+    result: TuneResult
+    image_set: ImageSet
+    uploaded: Units
+    traffic: dict[str, int]
+    profile: dict[str, Any] | None
+
+
+def task_of(folder: Path) -> Task:
+    """The task of a run that was begun."""
+    from craft_client.data import Sample
+    from craft_client.exceptions import DataError
+    from craft_client.journal import Journal
+    from craft_client.tune import run_settings
+
+    journal = Journal.open(folder)
+    if journal.finished:
+        raise DataError(
+            f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
+        )
+    settings = run_settings(journal)
+    document = journal.document
+    data = Path(document["data"])
+    samples = [
+        Sample(data / picture, label)
+        for picture, label in zip(document["pictures"], document["labels"], strict=True)
+    ]
+    return Task(settings, document["classes"], data, samples)
+
+
+def tune_task(
+    task: Task,
+    folder: Path,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+    *,
+    report: bool = False,
+) -> Tuned:
+    """Checks everything that can be checked for free, then uploads, then tunes.
+
+    With `report` the run reports itself to the server's console, as well as that goes.
+    """
+    import numpy as np
+
+    from craft_client.cli.progress import watch
+    from craft_client.journal import Journal
+    from craft_client.remote import RemoteBlackBox
+    from craft_client.run_files import RUN_FILE
+    from craft_client.run_report import reported
+    from craft_client.tune import tune
+
+    labels = np.array([sample.label for sample in task.samples], np.int64)
+    begun = Journal.open(folder) if (folder / RUN_FILE).exists() else None
+    run: str = _run_name(folder) if begun is None else begun.document["run"]
+    with connect(url, key, run=run) as client:
+        if begun is None:
+            task = task.of_key(client.model(model))
+            journal, image_set = _begin(task, folder, labels, client, run, model)
+        else:
+            journal, image_set = begun, client.image_set(begun.document["image_set"])
+        image_set, uploaded = upload(client, image_set, task.samples[image_set.count :])
+        black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
+        with (
+            watch() as show,
+            _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
+            reported(reporter, show) as on_progress,
+        ):
+            result = tune(black_box, labels, task.settings, journal, on_progress)
+    # A run that an earlier version began has no word of it.
+    traffic = {name: journal.document[name] for name in _TRAFFIC if name in journal.document}
+    return Tuned(result, image_set, uploaded, traffic, journal.document.get("profile"))
+
+
+@contextmanager
+def _reporter(
+    task: Task,
+    folder: Path,
+    model: str,
+    run: str,
+    url: str | None,
+    key: str | None,
+    *,
+    wanted: bool,
+) -> Iterator[RunReporter | None]:
+    """What reports the run, if it is to be; it says where the run is shown."""
+    from craft_client.run_report import RunReporter
+    from craft_shared.run_reports import RunReport
+
+    if not wanted:
+        yield None
+        return
+    report = RunReport(
+        title=_label(folder.resolve().name),
+        model=_label(model),
+        dataset=_label(task.data.resolve().name),
+        recipe=task.settings.recipe,
+        budget=task.settings.budget,
+    )
+    # Beside the run's own calls, and never in their way.
+    with client_of(url, key, timeout=_REPORT_TIMEOUT) as client:
+        say(f"Watch it: {client.base_url}/console/runs/{run}")
+        yield RunReporter(
+            client, run, report, lambda why: say(f"The run goes on unreported: {why}")
+        )
+
+
+def _label(text: str) -> str:
+    """A name as a report may hold it."""
+    return "".join(sign for sign in text if sign.isprintable())[:200]
+
+
+def _begin(
+    task: Task,
+    folder: Path,
+    labels: NDArray[np.int64],
+    client: Client,
+    run: str,
+    model: str | None,
+) -> tuple[Journal, ImageSet]:
+    """Checks what can be checked for free, and begins the run's journal."""
+    from craft_client.journal import Journal
+    from craft_client.remote import RemoteBlackBox, check_prompts
+    from craft_client.tune import run_document
+    from craft_shared.wire import Context
+
+    settings, samples = task.settings, task.samples
+    card = client.model(model)
+    check_files(samples, card.limits)
+    image_set = client.create_image_set(card.name)
+    expected = RemoteBlackBox(
+        client, image_set.model_copy(update={"count": len(samples)}), task.classes
+    )
+    traffic = _traffic(task, expected)
+    about = run_document(
+        expected,
+        labels,
+        settings,
+        profile=card.profile,
+        run=run,
+        data=str(task.data.resolve()),
+        pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
+        image_set=image_set.id,
+        **traffic,
+    )
+    need = _need(settings, expected, card.limits)
+    check_budgets(client, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
+    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
+    scored = [*task.classes, *settings.texts]
+    check_prompts(client, image_set, scored, templates=[settings.template], context=context)
+    _say_level(card)
+    answers, pictures = (size(traffic[name]) for name in _TRAFFIC)
+    say(
+        f"This run takes at most {need.queries:,} queries, receives at most {answers} of answers, "
+        f"and uploads {pictures} of pictures."
+    )
+    return Journal.create(folder, about), image_set
+
+
+def _say_level(card: ModelCard) -> None:
+    """Says what the key's answers show, if that is not everything."""
+    from craft_shared.model_card import level_words
+    from craft_shared.wire import EVERYTHING
+
+    if card.output != EVERYTHING:
+        expect = _EXPECT[card.output.level]
+        say(f"The key sees {level_words(card.output)}. {expect} (docs/output-levels.md)")
+    if card.prompts_per_image_set is not None:
+        say(f"It may ask {card.prompts_per_image_set:,} different prompts about an image set.")
+
+
+def _run_name(folder: Path) -> str:
+    """What the server's ledger calls the run: after its directory, and like no other."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("-")[:100]
+    return f"{readable}-{uuid.uuid4().hex}"
+
+
+def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
+    """What the run charges if no picture has to be encoded anew."""
+    from craft_shared.units import Units
+
+    opening = settings.opening_units(black_box.units)
+    generation = settings.generation_units(black_box.units)
+    generations = settings.generations(black_box.units)
+    uploads = -(-black_box.image_set.count // limits.images_per_call)
+    scores = Units(**{unit: opening[unit] + generations * generation[unit] for unit in UNITS})
+    return scores + Units(requests=uploads)
+
+
+def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
+    """Bytes of log-probabilities that the run receives at most, and of pictures that it uploads.
+
+    Pictures that the server knows already are uploaded too.
+    """
+    from craft_client.data import picture_bytes
+
+    questions = task.settings.questions(black_box.units)
+    answers = sum(times * black_box.answer_bytes(*question) for question, times in questions)
+    return dict(zip(_TRAFFIC, (answers, picture_bytes(task.samples)), strict=True))

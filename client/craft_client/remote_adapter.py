@@ -1,0 +1,116 @@
+"""A published adapter over HTTP: classifies pictures in as few calls as the limits allow.
+
+It knows one version of one adapter; it does not know how the adapter came to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.answer_blocks import blocks, rows_per_call
+from craft_client.api import AdapterPrediction, Client
+from craft_client.uploads import picture_chunks
+from craft_shared.output import scores_of, shown_bytes
+from craft_shared.units import Units
+from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard, Output
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Refined predictions of a published adapter.
+
+    Attributes:
+        log_probs: float32 [N, C], of answers that do not show all what
+            `craft_shared.output.scores_of` makes of them.
+        charged: what they cost.
+        output: what the answers show.
+        abstained: bool [N]; None where there is no threshold.
+    """
+
+    log_probs: NDArray[np.float32]
+    charged: Units
+    output: Output
+    abstained: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class RemoteAdapter:
+    """A published adapter that classifies pictures, in as few calls as the limits allow.
+
+    Attributes:
+        client: the connection.
+        card: the adapter's, its version included: a later version is not used.
+    """
+
+    client: Client
+    card: AdapterCard
+
+    @cached_property
+    def _model(self) -> ModelCard:
+        return self.client.model(self.card.model)
+
+    @property
+    def limits(self) -> Limits:
+        """The model's."""
+        return self._model.limits
+
+    def row_calls(self, rows: int) -> list[range]:
+        """Which rows of an image set each call classifies. Each call is `prompts` queries."""
+        row_bytes = shown_bytes(self._model.output, len(self.card.classes))
+        return blocks(rows, rows_per_call(self.limits, row_bytes, rows))
+
+    def picture_calls(self, pictures: Sequence[bytes]) -> list[list[bytes]]:
+        """Which pictures each call sends along and classifies. Each call is `prompts` queries.
+
+        Raises:
+            LimitExceeded: a picture is larger than the server accepts.
+        """
+        return [
+            chunk[rows.start : rows.stop]
+            for chunk in picture_chunks(pictures, self.limits)
+            for rows in self.row_calls(len(chunk))
+        ]
+
+    def classify_image_set(self, image_set: ImageSet) -> Classified:
+        """Classifies all N pictures of an image set."""
+        return _joined(
+            self.client.adapter_predict(
+                self.reference,
+                image_set=image_set.id,
+                rows=None if len(rows) == image_set.count else rows,
+            )
+            for rows in self.row_calls(image_set.count)
+        )
+
+    def classify_pictures(
+        self, pictures: Sequence[bytes], *, abstain_below: float | None = None
+    ) -> Classified:
+        """Classifies N pictures that are sent along."""
+        return _joined(
+            self.client.adapter_predict(self.reference, images=some, abstain_below=abstain_below)
+            for some in self.picture_calls(pictures)
+        )
+
+    @property
+    def reference(self) -> str:
+        """What calls name the version by, whoever makes them."""
+        owner = f"{self.card.owner}/" if self.card.owner else ""
+        return f"{owner}{self.card.name}@{self.card.version}"
+
+
+def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
+    every = list(answers)
+    flags = [answer.abstained for answer in every if answer.abstained is not None]
+    return Classified(
+        np.concatenate(
+            [scores_of(answer.tensors, answer.output, len(answer.classes)) for answer in every]
+        ),
+        sum((answer.cost.charged for answer in every), Units()),
+        every[0].output,
+        np.concatenate(flags) if flags else None,
+    )

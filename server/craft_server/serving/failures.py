@@ -1,0 +1,17 @@
+"""How a process that cannot serve ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def told(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the process with one line on stderr and exit code 1 where one of these is raised."""
+    try:
+        yield
+    except kinds as error:
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error

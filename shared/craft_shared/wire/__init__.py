@@ -1,0 +1,117 @@
+"""The wire models of API v1: what travels as JSON, or as the document of a safetensors body.
+
+A field marked as a tensor travels as nested lists in JSON and as the safetensors tensor of the same
+name otherwise; pictures travel as base64 strings in JSON and as the tensors `files` and
+`file_sizes` otherwise (`craft_shared.codec.pack_files`).
+
+One module a resource, and what each makes public is here:
+
+    messages       how strictly messages are read; names, labels, times
+    levels         output levels
+    models         /v1/models
+    account        /v1/budget, /v1/usage, and what a call cost
+    image_sets     /v1/image-sets
+    predictions    /v1/predictions, and the space of codes
+    adapters       /v1/adapters
+    admin          /v1/admin
+
+They know shapes and bounds that hold on every server. They do not know a server's own limits (`GET
+/v1/models` states those), nor how anything is computed.
+"""
+
+from __future__ import annotations
+
+from craft_shared.amounts import Window
+from craft_shared.wire.account import Budget, BudgetList, Charge, Cost, Usage
+from craft_shared.wire.adapters import (
+    AdapterCard,
+    AdapterChange,
+    AdapterList,
+    AdapterPredictionAnswer,
+    AdapterPredictionRequest,
+    AdapterPublishAnswer,
+    AdapterSettings,
+    AdapterUsage,
+    AdapterUse,
+    Provenance,
+)
+from craft_shared.wire.admin import (
+    BudgetLimit,
+    BudgetLimits,
+    BudgetTopUp,
+    BudgetTopUps,
+    KeyCard,
+    KeyCreate,
+    KeyList,
+    KeyPolicies,
+    KeyPolicy,
+    KeyRotate,
+    KeySecret,
+    PriceList,
+    PriceLists,
+    Scope,
+    UsageLine,
+)
+from craft_shared.wire.image_sets import ImageSet, ImageSetCreate, ImageUpload, ImageUploadAnswer
+from craft_shared.wire.levels import EVERYTHING, Level, Output
+from craft_shared.wire.messages import Answer, Message
+from craft_shared.wire.models import Limits, ModelCard, ModelList, ProviderProfile
+from craft_shared.wire.predictions import (
+    AbsoluteScale,
+    Context,
+    PredictionAnswer,
+    PredictionRequest,
+    Scale,
+)
+
+__all__ = [
+    "EVERYTHING",
+    "AbsoluteScale",
+    "AdapterCard",
+    "AdapterChange",
+    "AdapterList",
+    "AdapterPredictionAnswer",
+    "AdapterPredictionRequest",
+    "AdapterPublishAnswer",
+    "AdapterSettings",
+    "AdapterUsage",
+    "AdapterUse",
+    "Answer",
+    "Budget",
+    "BudgetLimit",
+    "BudgetLimits",
+    "BudgetList",
+    "BudgetTopUp",
+    "BudgetTopUps",
+    "Charge",
+    "Context",
+    "Cost",
+    "ImageSet",
+    "ImageSetCreate",
+    "ImageUpload",
+    "ImageUploadAnswer",
+    "KeyCard",
+    "KeyCreate",
+    "KeyList",
+    "KeyPolicies",
+    "KeyPolicy",
+    "KeyRotate",
+    "KeySecret",
+    "Level",
+    "Limits",
+    "Message",
+    "ModelCard",
+    "ModelList",
+    "Output",
+    "PredictionAnswer",
+    "PredictionRequest",
+    "PriceList",
+    "PriceLists",
+    "Provenance",
+    "ProviderProfile",
+    "Scale",
+    "Scope",
+    "Usage",
+    "UsageLine",
+    "Window",
+]

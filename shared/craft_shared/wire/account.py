@@ -1,0 +1,106 @@
+"""`/v1/budget` and `/v1/usage`: budgets, what a call cost, and the lines of the ledger."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from craft_shared.amounts import UNITS, Measure, Window
+from craft_shared.display import Displayed, View
+from craft_shared.units import Units
+from craft_shared.wire.messages import Answer
+
+
+class Budget(Displayed, Answer):
+    """One bound on a key, its own or its team's; all of them must cover a call.
+
+    Attributes:
+        unit: what it bounds.
+        window: the calendar window (UTC) after which it begins anew; `lifetime` never does.
+        of: whether all keys of a team share it.
+        limit: of the unit, in one window.
+        spent: charged in this window.
+        reserved: set aside for calls that run now.
+        remaining: limit - spent - reserved.
+        resets_at: when the next window begins, RFC 3339; null for lifetime.
+    """
+
+    unit: Measure
+    window: Window = "lifetime"
+    of: Literal["key", "team"] = "key"
+    limit: int
+    spent: int
+    reserved: int
+    remaining: int
+    resets_at: str | None = None
+
+    def _view(self) -> View:
+        facts = {name: value for name, value in self if name not in ("unit", "window", "of")}
+        return View(f"{self.unit} of the {self.of}, {self.window}", facts)
+
+
+class BudgetList(Answer):
+    """Answer of `GET /v1/budget`. No budget on a unit means that it is not bounded."""
+
+    budgets: list[Budget]
+
+
+class Cost(Answer):
+    """What a call cost and what is left, in every charged answer.
+
+    Attributes:
+        charged: units of the call.
+        cost_micros: their price, in millionths of the provider's currency.
+        budgets: after the call.
+    """
+
+    charged: Units
+    cost_micros: int = 0
+    budgets: list[Budget]
+
+
+class Charge(Answer):
+    """One line of the ledger.
+
+    `id` is its number among the key's lines, from 1; refunded reservations leave gaps.
+    `at` is an RFC 3339 time in UTC, of the reservation. `state` is `settled`, or `reserved` while
+    the call runs. Refunded reservations charge nothing and are not listed. `run` is what the client
+    called the run that the call was part of.
+    """
+
+    id: int
+    at: str
+    call: str
+    run: str | None = None
+    model: str
+    revision: str = ""
+    state: Literal["reserved", "settled"]
+    units: Units
+    cost_micros: int = 0
+
+
+class Usage(Displayed, Answer):
+    """Answer of `GET /v1/usage?after=ID&limit=N`: totals of what is settled, and a page of lines.
+
+    `next_after` continues the listing; null at its end.
+    """
+
+    total: Units
+    cost_micros: int = 0
+    charges: list[Charge]
+    next_after: int | None
+
+    def _view(self) -> View:
+        kinds: dict[str, list[Charge]] = {}
+        for charge in self.charges:
+            kinds.setdefault(charge.call, []).append(charge)
+        rows = []
+        for call, charges in kinds.items():
+            units = sum((charge.units for charge in charges), Units())
+            cost = sum(charge.cost_micros for charge in charges)
+            rows.append([call, len(charges), *(units[unit] for unit in UNITS), cost])
+        return View(
+            f"of {len(self.charges):,} charges",
+            {**self.total.model_dump(), "cost_micros": self.cost_micros},
+            ["call", "charges", *UNITS, "cost_micros"],
+            rows,
+        )

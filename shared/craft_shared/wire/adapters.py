@@ -1,0 +1,235 @@
+"""`/v1/adapters`: published adapters, who may use them, and what they say of pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from craft_shared.display import Displayed, View, names
+from craft_shared.units import Units
+from craft_shared.wire.account import Cost
+from craft_shared.wire.levels import EVERYTHING, Output
+from craft_shared.wire.messages import Answer, Message, NonEmptyLabel, Rows, TopK
+
+LATEST = "latest"
+
+Alias = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", min_length=1, max_length=32)
+]
+Version = Annotated[int, Field(ge=1, lt=10**9)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{8}$")]
+Payer = Literal["caller", "publisher"]
+
+
+class Provenance(Message):
+    """How an adapter came to be, for its card; nothing is computed from it.
+
+    Attributes:
+        recipe: by which it was tuned.
+        data: what the tuner calls the data set.
+        shots: training pictures a class.
+        seed: of the run.
+        accuracy_before: of the plain prompt on the training pictures, percent.
+        accuracy_after: of the adapter, percent, each picture by a head fitted without it.
+        units: charged by the run.
+    """
+
+    recipe: Annotated[str, StringConstraints(max_length=64)] | None = None
+    data: Annotated[str, StringConstraints(max_length=200)] | None = None
+    shots: int | None = None
+    seed: int | None = None
+    accuracy_before: Finite | None = None
+    accuracy_after: Finite | None = None
+    units: Units = Units()
+
+
+class AdapterCard(Displayed, Answer):
+    """One version of a published adapter, as those see it who may use it.
+
+    Calls refer to it as `name`, `name@version` or `name@alias`; to another owner's as `owner/name`
+    with the same endings.
+
+    Attributes:
+        owner: whose it is.
+        name: under its owner.
+        version: counts from 1; what it means never changes.
+        aliases: that mean this version now; `latest` is the newest.
+        digest: SHA-256 of its content.
+        model: that it was tuned on, and by which alone it is served.
+        revision: of the model.
+        access_mode: `strict`, or `open-text` where the head reads texts beside the class names.
+        classes: C names.
+        prompts: P; a prediction is charged as that many queries.
+        published_at: RFC 3339.
+        retired_at: from when on it is not served, RFC 3339; null while it is.
+        pays: who is charged for predictions.
+        abstain_below: where a caller names no threshold of its own; null is never.
+        provenance: how it came to be.
+    """
+
+    owner: str = ""
+    name: str
+    version: int
+    aliases: list[str] = Field(default=[])
+    digest: str
+    model: str
+    revision: str
+    access_mode: Literal["strict", "open-text"]
+    classes: list[str]
+    prompts: int
+    published_at: str
+    retired_at: str | None = None
+    pays: Payer = "caller"
+    abstain_below: float | None = None
+    provenance: Provenance = Provenance()
+
+    def _view(self) -> View:
+        owner = f"{self.owner}/" if self.owner else ""
+        return View(
+            f"{owner}{self.name}@{self.version}",
+            {
+                "aliases": names(self.aliases),
+                "model": self.model,
+                "access": self.access_mode,
+                "classes": names(self.classes),
+                "queries a prediction": self.prompts,
+                "paid by": self.pays,
+                "published at": self.published_at,
+                "retired at": self.retired_at,
+                "recipe": self.provenance.recipe,
+                "data": self.provenance.data,
+                "shots": self.provenance.shots,
+                "accuracy after, %": self.provenance.accuracy_after,
+            },
+        )
+
+
+class AdapterList(Answer):
+    """Answer of `GET /v1/adapters`."""
+
+    adapters: list[AdapterCard]
+
+
+class AdapterPublishAnswer(Answer):
+    """Answer of `POST /v1/adapters?name=NAME`; its body is an adapter."""
+
+    adapter: AdapterCard
+    cost: Cost
+
+
+class AdapterSettings(Answer):
+    """What the owner of an adapter's name has decided, for all its versions.
+
+    Attributes:
+        owner: of the name.
+        name: the adapter's.
+        public: whether every key may use it.
+        keys: prefixes of other owners' keys that may use it.
+        teams: whose keys may use it.
+        pays: who is charged for predictions: the caller, or the key that said `publisher`.
+        abstain_below: the classifier says nothing where its best class is less probable.
+        aliases: of which version each is the name.
+    """
+
+    owner: str
+    name: str
+    public: bool
+    keys: list[str]
+    teams: list[str]
+    pays: Payer
+    abstain_below: float | None
+    aliases: dict[str, int]
+
+
+class AdapterChange(Message):
+    """Body of `PATCH /v1/adapters/{name}`: a JSON merge patch (RFC 7396) of `AdapterSettings`.
+
+    What it does not name stays as it is; the lists are replaced as wholes; an alias of null is
+    removed, and so is an `abstain_below` of null. An alias means a version that is not retired, and
+    `latest` is always the newest. All of it happens at once or, if one part is refused, nothing.
+    """
+
+    public: bool = False
+    keys: list[KeyPrefix] = Field(default=[], max_length=1000)
+    teams: list[NonEmptyLabel] = Field(default=[], max_length=1000)
+    pays: Payer = "caller"
+    abstain_below: Probability | None = None
+    aliases: dict[Alias, Version | None] = Field(
+        default={}, max_length=100, json_schema_extra={"additionalProperties": False}
+    )
+
+
+class AdapterUse(Answer):
+    """What was classified with one version, by everybody.
+
+    Attributes:
+        version: which.
+        calls: that were charged.
+        units: that they took.
+    """
+
+    version: int
+    calls: int
+    units: Units
+
+
+class AdapterUsage(Answer):
+    """Answer of `GET /v1/adapters/{name}/usage`."""
+
+    owner: str
+    name: str
+    versions: list[AdapterUse]
+
+
+class AdapterPredictionRequest(Message):
+    """Body of `POST /v1/adapters/{name}/predictions`; pictures or an image set, as above.
+
+    Attributes:
+        image_set: an image set's id.
+        rows: rows of the image set to classify; all when null.
+        images: pictures as base64 strings (JSON only).
+        top_k: of each picture only the so many most probable classes are answered, at most as many
+            as the adapter has; as many as the key may see when null, and never more. The charge is
+            the same.
+        abstain_below: say of each picture whether its most probable class is less probable than
+            this; null means the adapter's own threshold.
+    """
+
+    image_set: str | None = None
+    rows: Rows | None = None
+    images: list[str] | None = None
+    top_k: TopK | None = None
+    abstain_below: Probability | None = None
+
+
+class AdapterPredictionAnswer(Answer):
+    """Refined predictions.
+
+    Attributes:
+        adapter: its name.
+        version: that was asked, the same for all pictures.
+        classes: C names.
+        cost: of the call; nothing where the adapter's publisher pays.
+        output: what the tensors show.
+        log_probs: tensor, float32 [images, classes]. With k, [images, k]: the largest of these same
+            numbers, in descending order. Not with the levels `label` and `probs`.
+        probs: tensor like `log_probs`, with level `probs` alone: probabilities.
+        top_classes: tensor, int32 of the same shape, only with k and, [images, 1], with level
+            `label`: which of `classes` each number belongs to, from 0. Of equal numbers the lower
+            index comes first.
+        abstained: tensor, uint8 [images], only with a threshold: 1 where the most probable class,
+            by the numbers of this answer, is less probable than that. Not with level `label`.
+    """
+
+    adapter: str
+    version: int
+    classes: list[str]
+    cost: Cost
+    output: Output = EVERYTHING
+    log_probs: list[list[float]] | None = None
+    probs: list[list[float]] | None = None
+    top_classes: list[list[int]] | None = None
+    abstained: list[int] | None = None

@@ -1,0 +1,192 @@
+"""`/v1/admin`: keys, their budgets and policies, prices, and the exported ledger."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit, Window
+from craft_shared.wire.levels import EVERYTHING, Output
+from craft_shared.wire.messages import Answer, Label, Message, NonEmptyLabel, Time
+
+Scope = Literal["predict", "publish", "admin"]
+
+MAX_OVERLAP_SECONDS = 90 * 86_400
+
+Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+PriceMicros = Annotated[int, Field(ge=0, le=MAX_PRICE_MICROS)]
+PerMinute = Annotated[int, Field(ge=1, le=MAX_AMOUNT)]
+
+
+class BudgetLimit(Message):
+    """What one budget is to be: at most `limit` of `unit` in each `window`."""
+
+    unit: Measure
+    window: Window = "lifetime"
+    limit: Amount
+
+
+class BudgetLimits(Message):
+    """Body of `PUT /v1/admin/keys/{prefix}/budgets` and `PUT /v1/admin/teams/{name}/budgets`.
+
+    Budgets that it does not name stay as they are.
+    """
+
+    budgets: list[BudgetLimit] = Field(min_length=1, max_length=100)
+
+
+class BudgetTopUp(Message):
+    """By how much the limit of one budget is to grow."""
+
+    unit: Measure
+    window: Window = "lifetime"
+    amount: Amount
+
+
+class BudgetTopUps(Message):
+    """Body of `POST /v1/admin/keys/{prefix}/budgets/top-up`, and of the same of a team."""
+
+    budgets: list[BudgetTopUp] = Field(min_length=1, max_length=100)
+
+
+class KeyPolicy(Message):
+    """What a key's answers may show: body of `PUT /v1/admin/keys/{prefix}/policy`.
+
+    Attributes:
+        model: whose answers; null means every model without a policy of its own.
+        output: the most that an answer shows.
+        prompts_per_image_set: how many different prompts the key's owner may ask about one image
+            set, or one picture that is sent along; null is not bounded.
+    """
+
+    model: NonEmptyLabel | None = None
+    output: Output = EVERYTHING
+    prompts_per_image_set: Annotated[int, Field(ge=1, le=MAX_AMOUNT)] | None = None
+
+
+class KeyPolicies(Answer):
+    """A key's policies; the one without a model comes first. None means: everything is shown."""
+
+    policies: list[KeyPolicy]
+
+
+class KeyCreate(Message):
+    """Body of `POST /v1/admin/keys`.
+
+    Attributes:
+        owner: whose image sets and adapters the key sees.
+        name: what the key is for.
+        team: whose budgets bound it too; made if there is none of that name.
+        scopes: what it may do.
+        expires_at: from when on it is useless, RFC 3339; null is never.
+        requests_per_minute: HTTP calls; null is not bounded.
+        predictions_per_minute: prompts scored against one image; null is not bounded.
+        concurrency: charged calls at a time; null is not bounded.
+        budgets: the key's own; what has none is not bounded.
+        policies: what its answers may show; everything when there is none.
+    """
+
+    owner: NonEmptyLabel
+    name: Label = ""
+    team: NonEmptyLabel | None = None
+    scopes: list[Scope] = Field(default=["predict", "publish"], min_length=1)
+    expires_at: Time | None = None
+    requests_per_minute: PerMinute | None = None
+    predictions_per_minute: PerMinute | None = None
+    concurrency: PerMinute | None = None
+    budgets: list[BudgetLimit] = Field(default_factory=list, max_length=100)
+    policies: list[KeyPolicy] = Field(default_factory=list, max_length=100)
+
+
+class KeyRotate(Message):
+    """Body of `POST /v1/admin/keys/{prefix}/rotate`: for how long the old secrets still work."""
+
+    overlap_seconds: int = Field(default=86_400, ge=0, le=MAX_OVERLAP_SECONDS)
+
+
+class KeyCard(Answer):
+    """A key, without its secrets. Times are RFC 3339.
+
+    Attributes:
+        id: names the key in exported usage, whatever becomes of its secrets.
+        prefix: of the newest secret; names the key in calls and commands.
+        prefixes: of all its secrets, the newest first.
+    """
+
+    id: int
+    prefix: str
+    prefixes: list[str]
+    owner: str
+    name: str
+    team: str | None
+    scopes: list[Scope]
+    requests_per_minute: int | None
+    predictions_per_minute: int | None
+    concurrency: int | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class KeyList(Answer):
+    """Answer of `GET /v1/admin/keys`."""
+
+    keys: list[KeyCard]
+
+
+class KeySecret(Answer):
+    """A new secret of a key.
+
+    Attributes:
+        key: the secret. It is shown once: null where the answer is given again.
+        prefix: of the secret.
+        card: the key.
+    """
+
+    key: str | None
+    prefix: str
+    card: KeyCard
+
+
+class PriceList(Message):
+    """Body of `PUT /v1/admin/prices/{model}`, and its answer: micros a unit.
+
+    A unit that it does not name stays as it is.
+    """
+
+    micros: dict[Unit, PriceMicros]
+
+
+class PriceLists(Answer):
+    """Answer of `GET /v1/admin/prices`: every model's prices; a unit without one is free."""
+
+    models: dict[str, dict[Unit, int]]
+
+
+class UsageLine(Answer):
+    """One line of exported usage: what `GET /v1/usage` lists, and whose it is.
+
+    `id` counts the lines of all keys; `line` is the id under which the key itself sees it.
+    `closed_at` is when the call was settled, RFC 3339; null while it runs.
+    """
+
+    id: int
+    line: int
+    at: str
+    closed_at: str | None
+    key_id: int
+    key: str
+    owner: str
+    team: str | None
+    call: str
+    run: str | None
+    model: str
+    revision: str
+    state: Literal["reserved", "settled"]
+    queries: int
+    predictions: int
+    images: int
+    texts: int
+    requests: int
+    cost_micros: int

@@ -1,0 +1,82 @@
+"""What messages have in common: how strictly they are read, and names, labels and times."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+from craft_shared.amounts import MAX_INTEGER
+
+LONGEST_CLASS_NAME = 200  # characters
+
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def _read_time(value: object) -> object:
+    if isinstance(value, str) and _RFC_3339.fullmatch(value):
+        moment = datetime.fromisoformat(value.upper())
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError("in UTC this time is not within the years 1 to 9999") from error
+    if isinstance(value, datetime):
+        return value
+    raise ValueError("this is no RFC 3339 time such as 2026-01-31T12:00:00Z")
+
+
+# Pydantic alone would take a number too, for seconds since 1970.
+Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
+]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
+# That the place is there is checked where prompts are, in the words of that check.
+Template = Annotated[
+    str,
+    StringConstraints(min_length=2, max_length=300),
+    Field(json_schema_extra={"pattern": r"\{\}"}),
+]
+Row = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Rows = Annotated[list[Row], Field(min_length=1)]
+TopK = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+
+# Pillow's names of the picture formats that a server decodes.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Pictures are resized by their shorter side, which would make a sliver enormous.
+PICTURE_MAX_ASPECT = 100
+Label = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
+]
+# With something that is not white space, of which a NEXT LINE is one to Unicode and not to JSON
+# Schema's patterns.
+NonEmptyLabel = Annotated[
+    Label,
+    StringConstraints(
+        min_length=1, pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f\x85][^\x00-\x1f\x7f]*$"
+    ),
+]
+
+
+class Message(BaseModel):
+    """A JSON object on the wire. Unknown fields are errors, so that a typing slip is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(Message):
+    """What a server says. Unknown fields are ignored, so that a newer server may say more."""
+
+    model_config = ConfigDict(extra="ignore")

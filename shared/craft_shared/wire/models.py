@@ -1,0 +1,92 @@
+"""`/v1/models`: what a client may know of a model."""
+
+from __future__ import annotations
+
+from craft_shared.display import Displayed, View
+from craft_shared.wire.levels import EVERYTHING, Level, Output
+from craft_shared.wire.messages import Answer
+
+
+class Limits(Answer):
+    """What one call may hold at most.
+
+    Attributes:
+        body_bytes: of a request's body.
+        images_per_call: pictures in one body.
+        image_bytes: of one encoded picture.
+        image_pixels: of one picture, all of them counted.
+        images_per_set: pictures that an image set may have.
+        prompts_per_call: templates and codes together.
+        classes: class names and further texts together.
+        dim: length of a code.
+        answer_bytes: of an answer's numbers.
+    """
+
+    body_bytes: int
+    images_per_call: int
+    image_bytes: int
+    image_pixels: int
+    images_per_set: int
+    prompts_per_call: int
+    classes: int
+    dim: int
+    answer_bytes: int
+
+
+class ProviderProfile(Answer):
+    """The simulated provider that a model is served by.
+
+    Attributes:
+        name: of the profile.
+        version: counts its changes.
+        digest: SHA-256 of all in it that has an effect.
+    """
+
+    name: str
+    version: int
+    digest: str
+
+
+class ModelCard(Displayed, Answer):
+    """What a client may know of a model.
+
+    Attributes:
+        name: what calls name it by.
+        revision: opaque; adapters and image sets are bound to it.
+        image_size: side in pixels that pictures are resized to.
+        limits: what one call may hold.
+        outputs: the output levels this key may receive.
+        output: what this key's answers show.
+        prompts_per_image_set: how many different prompts this key may ask about one image set;
+            null is not bounded.
+        profile: of the provider that is simulated; null where none is.
+    """
+
+    name: str
+    revision: str
+    image_size: int
+    limits: Limits
+    outputs: list[Level]
+    output: Output = EVERYTHING
+    prompts_per_image_set: int | None = None
+    profile: ProviderProfile | None = None
+
+    def _view(self) -> View:
+        return View(
+            self.name,
+            {
+                "revision": self.revision,
+                "image size, pixels": self.image_size,
+                "level": self.output.level,
+                "prompts per image set": self.prompts_per_image_set,
+                "pictures a call": self.limits.images_per_call,
+                "prompts a call": self.limits.prompts_per_call,
+                "profile": self.profile and self.profile.name,
+            },
+        )
+
+
+class ModelList(Answer):
+    """Answer of `GET /v1/models`."""
+
+    models: list[ModelCard]

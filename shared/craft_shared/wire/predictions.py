@@ -1,0 +1,95 @@
+"""`/v1/predictions`: prompts x images x classes, and the space that codes are points in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from craft_shared.wire.account import Cost
+from craft_shared.wire.levels import EVERYTHING, Output
+from craft_shared.wire.messages import Answer, ClassName, Message, Rows, Template, TopK
+
+# Standard deviations of the released code's projections, by name; see `Context`.
+AbsoluteScale = Literal["paper", "paper-wide", "paper-imagenet"]
+Scale = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | AbsoluteScale
+
+
+# Far outside what a search visits; far inside what half precision can hold.
+MAX_CODE = 1000.0
+
+
+class Context(Message):
+    """A search space for prompts, p = p0 + A z (CraFT, section 3.1; the server holds p0 and A).
+
+    Attributes:
+        init: words whose token embeddings are p0; `dim` times their tokens is at most 65,536.
+        dim: intrinsic dimension, the length of a code z.
+        seed: names the Gaussian projection A.
+        scale: a standard normal code moves each coordinate of p0 by `scale` times the standard
+            deviation of the model's token embeddings. By name, A's entries have an absolute
+            standard deviation of the released code instead: 0.2 for `"paper"`, its setting of most
+            data sets, 1 for `"paper-wide"` (DTD, EuroSAT), and 0.0255 for `"paper-imagenet"`.
+    """
+
+    init: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "a photo of a"
+    dim: int = Field(default=512, ge=1, le=4096)
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    scale: Scale = 1.0
+
+
+class PredictionRequest(Message):
+    """Body of `POST /v1/predictions`: prompts x images x classes.
+
+    The prompts are the templates, in order, and after them the codes: at least one. Either
+    `image_set` (with optional `rows`) or pictures must be given. No text holds the tokenizer's
+    words for a text's start and end, and every prompt is short enough for the model with every
+    class name.
+
+    Attributes:
+        model: the model's name.
+        classes: C class names, no two alike and none blank.
+        templates: plain prompts with one `{}` for the class name.
+        context: the codes' search space; required with codes.
+        codes: tensor, float32 [prompts, dim].
+        image_set: an image set's id.
+        rows: rows of the image set to score; all when null.
+        images: pictures as base64 strings (JSON only).
+        dtype: precision of the answer's log-probabilities.
+        top_k: of each prompt and picture only the so many most probable classes are answered, at
+            most C; as many as the key may see when null, and never more. The charge is the same.
+    """
+
+    model: str
+    classes: list[ClassName] = Field(min_length=1, json_schema_extra={"uniqueItems": True})
+    templates: list[Template] = Field(default_factory=list)
+    context: Context | None = None
+    codes: list[list[Annotated[float, Field(ge=-MAX_CODE, le=MAX_CODE)]]] | None = None
+    image_set: str | None = None
+    rows: Rows | None = None
+    images: list[str] | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    top_k: TopK | None = None
+
+
+class PredictionAnswer(Answer):
+    """Answer of `POST /v1/predictions`.
+
+    Attributes:
+        output: what the tensors show.
+        log_probs: tensor [prompts, images, classes] of natural-log probabilities over the classes.
+            With k, [prompts, images, k]: the largest of these same numbers, in descending order.
+            Not with the levels `label` and `probs`.
+        probs: tensor like `log_probs`, with level `probs` alone: probabilities.
+        top_classes: tensor, int32 of the same shape, only with k and, [prompts, images, 1], with
+            level `label`: which of the request's classes each number belongs to, from 0. Of equal
+            numbers the lower index comes first.
+    """
+
+    model: str
+    revision: str
+    cost: Cost
+    output: Output = EVERYTHING
+    log_probs: list[list[list[float]]] | None = None
+    probs: list[list[list[float]]] | None = None
+    top_classes: list[list[list[int]]] | None = None

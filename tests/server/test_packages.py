@@ -1,0 +1,44 @@
+"""The server's packages import what docs/second-reading.md draws, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SERVER = ROOT / "server/craft_server"
+PACKAGES = {folder.name for folder in SERVER.iterdir() if (folder / "__init__.py").exists()}
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def found(package: str) -> set[str]:
+    """The other packages that a package's modules import."""
+    names = (name for file in (SERVER / package).rglob("*.py") for name in imported(file))
+    parts = (name.split(".") for name in names)
+    seconds = {part[1] for part in parts if part[0] == "craft_server" and len(part) > 1}
+    return seconds & PACKAGES - {package}
+
+
+def drawn() -> dict[str, set[str]]:
+    page = (ROOT / "docs/second-reading.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$", page, re.MULTILINE)
+    return {package: set(re.findall(r"`(\w+)`", packages)) for package, packages in rows}
+
+
+def test_the_servers_packages_import_each_other_as_drawn() -> None:
+    assert drawn() == {package: found(package) for package in PACKAGES}
+
+
+def test_no_package_imports_another_that_imports_it() -> None:
+    assert len(tuple(TopologicalSorter(drawn()).static_order())) == len(PACKAGES)
