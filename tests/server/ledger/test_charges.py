@@ -205,6 +205,10 @@ def test_a_limit_grows_no_further_than_every_reader_holds_it_exactly(store: Data
         administration.top_up(connection, holder, most[:1])
     (budget,) = shown(store, caller)
     assert budget.limit == 2 + len(most) * MAX_AMOUNT
+    rest = BudgetTopUp(unit="queries", amount=MAX_INTEGER - budget.limit)
+    with store.writing() as connection:
+        administration.top_up(connection, holder, [rest])
+    assert [budget.limit for budget in shown(store, caller)] == [MAX_INTEGER]
 
 
 def test_a_top_up_of_an_unbounded_unit_is_refused_whole(store: Database) -> None:
