@@ -1,6 +1,9 @@
 """Mutation testing: changes one thing in a module at a time, and lists the changes no test notices.
 
     python tools/mutate.py shared/craft_shared/codec.py -- tests/shared/test_codec.py
+    python tools/mutate.py MODULE -- QUICK TESTS -- SLOW TESTS
+
+Slow tests meet only what the quick ones let live, and so on, for as many groups as there are.
 
 It knows Python's syntax tree, and how to run pytest on a changed module without writing it down:
 each mutant lives in a forked process of its own, which replaces the module's code where it is
@@ -14,8 +17,10 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
 import importlib
 import importlib.machinery
+import importlib.metadata
 import os
 import random
 import signal
@@ -28,8 +33,7 @@ from typing import Any
 
 # Loaded before the forks, for speed. Nothing of the project: it is imported with the change.
 HEAVY = ("alembic", "httpx", "hypothesis", "numpy", "pydantic", "pytest", "safetensors.numpy")
-HEAVY += ("sqlalchemy", "joserfc", "structlog")
-SECONDS = 90
+HEAVY += ("sqlalchemy", "joserfc", "structlog", "fastapi", "open_clip", "psycopg", "uvicorn")
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -49,6 +53,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Or: ast.And,
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+JOINS = {"and_": "or_", "or_": "and_"}  # SQLAlchemy's
 
 
 def mutants(tree: ast.Module) -> Iterator[tuple[int, str, str, ast.Module]]:
@@ -81,6 +86,10 @@ def _kinds(node: ast.AST) -> int:
             return 1
         case ast.Call(func=ast.Name(id=name)) if name in NAMES:
             return 1
+        case ast.Call(func=ast.Attribute(attr=name)) if name in JOINS:
+            return 1
+        case ast.Call(func=ast.Attribute(attr="where"), args=conditions):
+            return len(conditions)
         case ast.Expr(value=ast.Call()) | ast.Raise():
             return 1
     return 0
@@ -99,20 +108,24 @@ def _change(node: Any, kind: int) -> None:
             node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
         case ast.Constant():
             node.value = not node.value if isinstance(node.value, bool) else node.value + 1
-        case ast.Call():
+        case ast.Call(func=ast.Name()):
             node.func.id = NAMES[node.func.id]
+        case ast.Call(func=ast.Attribute(attr="where")):
+            del node.args[kind]
+        case ast.Call():
+            node.func.attr = JOINS[node.func.attr]
         case ast.Expr():
             node.value = ast.Constant(None)
         case ast.Raise():
             node.exc, node.cause = ast.parse("AssertionError()", mode="eval").body, None
 
 
-def survives(module: Path, tree: ast.Module, tests: list[str]) -> bool:
-    """Whether all tests pass although the module is this tree."""
+def survives(module: Path, tree: ast.Module, tests: list[str], seconds: float) -> bool:
+    """Whether all tests pass, in so many seconds, although the module is this tree."""
     child = os.fork()
     if not child:
         _run(module, tree, tests)
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -149,28 +162,49 @@ def _run(module: Path, tree: ast.Module, tests: list[str]) -> None:
 
 def main() -> None:
     """Prints each survivor, and how many there were of how many."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    arguments, *groups = _split(sys.argv[1:])
+    usage = "mutate.py [options] MODULE -- TESTS [-- SLOW TESTS]..."
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__)
     parser.add_argument("module", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="after which it ends (60)")
-    parser.add_argument("tests", nargs="+", help="what pytest is told, after --")
-    options = parser.parse_args()
+    parser.add_argument("--lines", type=int, nargs="+", help="mutants of these lines alone")
+    options = parser.parse_args(arguments)
+    if not groups:
+        parser.error("tell the tests, after --")
     for name in HEAVY:
         importlib.import_module(name)
+    for plugin in importlib.metadata.entry_points(group="pytest11"):
+        plugin.load()
+    gc.freeze()
     module = options.module.resolve()
     tree = ast.parse(module.read_text())
-    if not survives(module, tree, options.tests):
-        sys.exit("the tests fail without a change")
+    limits = []
+    for tests in groups:
+        start = time.monotonic()
+        if not survives(module, tree, tests, 600):
+            sys.exit(f"these tests fail without a change: {' '.join(tests)}")
+        limits.append(10 + 3 * (time.monotonic() - start))
     count, left, end = 0, 0, time.monotonic() + options.minutes * 60
-    every = list(mutants(tree))
+    every = [each for each in mutants(tree) if not options.lines or each[0] in options.lines]
     random.Random(1).shuffle(every)  # so that what the time allows is a fair sample
     for line, before, after, changed in every:
         if time.monotonic() > end:
             break
         count += 1
-        if survives(module, changed, options.tests):
+        if all(survives(module, changed, *each) for each in zip(groups, limits, strict=True)):
             left += 1
             print(f"{options.module}:{line}: {before[:160]!r} -> {after[:160]!r}", flush=True)
     print(f"{options.module}: {count} of {len(every)} mutants, {left} survived")
+
+
+def _split(arguments: list[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--":
+            parts.append([])
+        else:
+            parts[-1].append(argument)
+    return parts
 
 
 if __name__ == "__main__":

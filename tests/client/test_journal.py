@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,11 @@ def test_an_existing_run_is_refused_and_left_alone(journal: Journal) -> None:
     assert len(list(journal.lines())) == 1
 
 
-def test_an_empty_directory_is_used(tmp_path: Path) -> None:
-    assert Journal.create(tmp_path, DOCUMENT).folder == tmp_path
+def test_an_empty_directory_is_used_and_a_missing_one_made(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "runs" / "of today"):
+        Journal.create(folder, DOCUMENT)
+        assert Journal.open(folder).document == DOCUMENT
+        shutil.rmtree(folder)
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(journal: Journal) -> None:
@@ -62,6 +67,37 @@ def test_a_line_that_a_crash_cut_short_is_left_out(journal: Journal) -> None:
     with (journal.folder / LINES_FILE).open("ab") as file:
         file.write(b'{"generation": 1, "los')
     assert [line["generation"] for line in journal.lines()] == [0]
+
+
+@pytest.mark.parametrize("cut", [b"", b"{", b'{"generation": 1, "los'])
+def test_after_a_crash_lines_go_on_where_whole_ones_end(journal: Journal, cut: bytes) -> None:
+    journal.append({"generation": 0})
+    with (journal.folder / LINES_FILE).open("ab") as file:
+        file.write(cut)
+    assert [line["generation"] for line in journal.resume()] == [0]
+    journal.append({"generation": 1})
+    assert [line["generation"] for line in journal.lines()] == [0, 1]
+
+
+def test_a_cut_line_that_cannot_be_removed_is_a_journal_error(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (journal.folder / LINES_FILE).write_bytes(b"{")
+    monkeypatch.setattr(os, "truncate", fail)
+    with pytest.raises(JournalError, match=r"Cannot write .*: Read-only file system\."):
+        journal.resume()
+
+
+def test_a_line_is_on_disk_before_append_returns(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_size))
+    journal.append({"generation": 0})
+    assert flushed == [(journal.folder / LINES_FILE).stat().st_size]
 
 
 def test_a_damaged_line_in_the_middle_is_told_by_number(journal: Journal) -> None:
@@ -94,6 +130,9 @@ def test_numbers_that_are_not_json_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(ValueError, match="JSON"):
         journal.append({"loss": float("nan")}, {"000000": {"x": np.zeros(1, np.float32)}})
+    with pytest.raises(ValueError, match="JSON"):
+        journal.finish(ADAPTER, {"loss": float("nan")})
+    assert not journal.finished
     assert (journal.folder / LINES_FILE).read_bytes() == b""
     assert not list((journal.folder / TENSOR_FOLDER).iterdir())
 
@@ -116,6 +155,9 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
         Journal.open(tmp_path / "nowhere")
     (tmp_path / RUN_FILE).write_text("[]")
     with pytest.raises(JournalError, match="not a JSON object"):
+        Journal.open(tmp_path)
+    (tmp_path / RUN_FILE).write_text("{")
+    with pytest.raises(JournalError, match="not valid JSON"):
         Journal.open(tmp_path)
 
 

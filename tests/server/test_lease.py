@@ -17,6 +17,7 @@ from craft_server.ledger.budgets import list_budgets, set_budget
 from craft_server.ledger.charges import ChargeClosed, Reservation, Work, reserve, settle
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.tables import HOLDERS
+from craft_server.measurements import REGISTRY
 from craft_shared.units import Units
 
 WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))
@@ -88,6 +89,15 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+def expired() -> tuple[float, float]:
+    """Leases that ran out and reservations that were given back, as metrics count them."""
+    leases_, reservations = (
+        REGISTRY.get_sample_value(f"craft_{name}_total")
+        for name in ("leases_expired", "reservations_released")
+    )
+    return leases_ or 0, reservations or 0
+
+
 def dead_holder(store: Database, seconds: float) -> str:
     """A holder that nobody renews, as a killed server leaves it."""
     with store.writing() as connection:
@@ -145,9 +155,35 @@ def test_a_server_gives_back_at_its_start_what_died_before_it(
     store: Database, caller: Caller
 ) -> None:
     take(store, caller, dead_holder(store, -1))
+    before = expired()
     with lease(store, 3600):
         assert reserved(store, caller) == 0
         assert not begun(store, caller)
+    assert [after - so_far for after, so_far in zip(expired(), before, strict=True)] == [1, 1]
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("age_s", "answers_bytes", "kept"),
+    [(0, 3, "whole"), (0, 2, "record"), (86_390, 3, "whole"), (86_410, 3, "nothing")],
+)
+def test_a_server_keeps_stored_answers_within_their_bounds(
+    store: Database, caller: Caller, age_s: int, answers_bytes: int, kept: str
+) -> None:
+    with store.writing() as connection:
+        call_id = calls.begin(
+            connection,
+            caller.key_id,
+            ATTEMPT,
+            holder="gone",
+            charge_id=None,
+            at=now_ms() - 1000 * age_s,
+        )
+        calls.finish(connection, call_id, calls.StoredAnswer(200, "text/plain", b"yes"))
+    Lease(store, seconds=3600, answers_bytes=answers_bytes, answers_hours=24).close()
+    with store.reading() as connection:
+        made = calls.look_up(connection, caller.key_id, ATTEMPT.key, ATTEMPT.fingerprint)
+    assert kept == ("nothing" if made is None else "record" if made.answer is None else "whole")
 
 
 def test_a_server_that_ends_gives_everything_back_at_once(store: Database, caller: Caller) -> None:

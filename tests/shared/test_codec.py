@@ -130,6 +130,15 @@ def test_a_tensor_of_another_dtype_does_not_travel() -> None:
         codec.encode({}, {"x": np.zeros(1)})
 
 
+def test_numbers_that_are_not_json_do_not_travel() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        codec.encode({"a": float("nan")}, {})
+
+
+def test_names_travel_in_their_own_letters() -> None:
+    assert "Füchse".encode() in codec.encode({"class": "Füchse"}, {})
+
+
 @given(st.lists(st.binary(max_size=20)))
 def test_files_are_packed_and_unpacked(files: list[bytes]) -> None:
     assert codec.unpack_files(codec.pack_files(files)) == files

@@ -1,3 +1,5 @@
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,33 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(
         write_whole(file, b"second")
     assert file.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_bytes_are_on_disk_before_their_name_and_that_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, synced = tmp_path / "file", []
+
+    def sync(descriptor: int) -> None:
+        about = os.fstat(descriptor)
+        what = "folder" if stat.S_ISDIR(about.st_mode) else about.st_size
+        synced.append((what, file.exists()))
+
+    monkeypatch.setattr("os.fsync", sync)
+    write_whole(file, b"bytes")
+    assert synced == [(5, False), ("folder", True)]
+
+
+def test_no_descriptor_stays_open(tmp_path: Path) -> None:
+    before = sorted(Path("/dev/fd").iterdir())
+    write_whole(tmp_path / "file", b"bytes")
+    assert sorted(Path("/dev/fd").iterdir()) == before
+
+
+def test_what_hinders_writing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        write_whole(tmp_path / "file", b"bytes")

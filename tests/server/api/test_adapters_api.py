@@ -387,10 +387,11 @@ def test_a_publisher_who_pays_is_charged_in_the_callers_place(
         assert usage(cleo)["queries"] == before["queries"] + 3
         # The answer again costs nobody, with its bytes and without.
         assert dan.post(path, json={"images": images}, headers=headers).content == answer.content
-        dan.delete("/v1/answers/once")
-        anew = dan.post(path, json={"images": images}, headers=headers)
-        assert anew.json()["cost"]["charged"] == units()
-        assert anew.json()["log_probs"] == answer.json()["log_probs"]
+        for _ in range(2):
+            dan.delete("/v1/answers/once")
+            anew = dan.post(path, json={"images": images}, headers=headers)
+            assert anew.json()["cost"]["charged"] == units()
+            assert anew.json()["log_probs"] == answer.json()["log_probs"]
         assert usage(cleo)["queries"] == before["queries"] + 3
         (used,) = cleo.get("/v1/adapters/pets/usage").json()["versions"]
         assert used["calls"] == 1

@@ -132,23 +132,31 @@ def test_charges_refusals_and_replays_are_counted_as_the_ledger_has_them(
             "images": [base64.b64encode(picture()).decode()],
         }
         before = read(server)
-        for _ in range(2):
-            client.post(
-                "/v1/predictions", json=question, headers={"Idempotency-Key": "one"}
-            ).raise_for_status()
+
+        def ask() -> int:
+            headers = {"Idempotency-Key": "one"}
+            return client.post("/v1/predictions", json=question, headers=headers).status_code
+
+        assert [ask(), ask()] == [200, 200]
         assert client.post("/v1/predictions", json=question).status_code == 402
+        client.delete("/v1/answers/one").raise_for_status()
+        assert ask() == 200
+        client.delete("/v1/answers/one").raise_for_status()
         engine.full = True
-        refused = client.post("/v1/predictions", json={**question, "templates": ["a {}"]})
+        assert ask() == 503
+        for _ in range(2):
+            refused = client.post("/v1/predictions", json={**question, "templates": ["a {}"]})
+            assert refused.status_code == 503
         after = read(server)
-    assert refused.status_code == 503
 
     def grown(name: str, labels: str = "") -> float:
         return after.get((name, labels), 0) - before.get((name, labels), 0)
 
     assert grown("craft_charges_settled_total") == 1
-    assert grown("craft_charges_refunded_total") == 1
+    assert grown("craft_charges_refunded_total") == 2
+    assert grown("craft_idempotent_recomputations_total") == 1
     assert grown("craft_problems_total", "budget-exhausted") == 1
-    assert grown("craft_problems_total", "overloaded") == 1
+    assert grown("craft_problems_total", "overloaded") == 3
     assert grown("craft_idempotent_replays_total") == 1
     assert grown("craft_engine_batch_tasks_count") > 0
     assert grown("craft_ledger_settled_units_total", "queries") == 2

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from craft_server.database import Database
-from craft_server.ledger import keys, leases
+from craft_server.ledger import calls, keys, leases
 from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.charges import (
@@ -17,8 +17,11 @@ from craft_server.ledger.charges import (
 )
 from craft_server.ledger.tables import API_KEYS, KEY_SECRETS
 from craft_shared.units import Units
+from craft_shared.wire import KeyCard
 
 NOW = 1_800_000_000_000
+# For statements that read the same on both stores: PostgreSQL's takes long to set up.
+ON_SQLITE = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 
 
 def make(store: Database, owner: str = "owner") -> str:
@@ -54,6 +57,11 @@ def test_a_wrong_secret_is_refused(store: Database) -> None:
     key, other = make(store), make(store)
     mixed = f"craft_{key.split('_')[1]}_{other.split('_', 2)[2]}"
     assert who(store, mixed) is None
+
+
+def test_a_secret_is_found_wherever_it_stands() -> None:
+    assert keys.shows_secret(b'{"key": "craft_abcdefgh_' + b"x" * 43 + b'"}')
+    assert not keys.shows_secret(b'{"key": "craft_abcdefgh_' + b"x" * 42 + b'"}')
 
 
 @pytest.mark.parametrize(
@@ -129,6 +137,68 @@ def test_rotating_again_does_not_prolong_an_old_secret(store: Database) -> None:
     assert entry.prefixes == tuple(keys.prefix_of(key) for key in (newest, middle, old))
 
 
+@ON_SQLITE
+def test_rotating_a_key_ends_no_other_keys_secret(store: Database) -> None:
+    key, other = make(store), make(store)
+    rotate(store, key, 0)
+    assert who(store, key) is None
+    assert who(store, other) is not None
+
+
+@ON_SQLITE
+def test_a_key_is_admitted_with_the_record_of_its_own_call(store: Database) -> None:
+    key, other = make(store), make(store)
+    caller = who(store, key)
+    assert caller is not None
+    with store.writing() as connection:
+        leases.renew(connection, "a server", NOW + 1000)
+        for name in ("first", "second"):
+            attempt = calls.Attempt(name, f"of {name}", repeatable=True)
+            calls.begin(
+                connection, caller.key_id, attempt, holder="a server", charge_id=None, at=NOW
+            )
+    with store.reading() as connection:
+        for name in ("first", "second"):
+            admitted, record = keys.admit(connection, key, name, NOW)
+            assert admitted == caller
+            assert record is not None
+            assert record.fingerprint == f"of {name}"
+        assert keys.admit(connection, key, "third", NOW) == (caller, None)
+        assert keys.admit(connection, other, "first", NOW)[1] is None
+
+
+@ON_SQLITE
+def test_a_key_pays_and_acts_for_others_while_it_lives(store: Database) -> None:
+    with store.writing() as connection:
+        secrets = [
+            keys.create_key(connection, owner=owner, expires_at=expires_at, at=NOW)
+            for owner, expires_at in (("ends", NOW + 1000), ("revoked", None), ("lives", None))
+        ]
+        keys.revoke_key(connection, keys.prefix_of(secrets[1]), NOW)
+        keys.rotate_key(connection, keys.prefix_of(secrets[2]), overlap_ms=10**9, at=NOW + 1)
+        entries = keys.list_keys(connection)
+    paid = [], []
+    for found, at in zip(paid, (NOW + 999, NOW + 1000), strict=True):
+        with store.reading() as connection:
+            for entry in entries:
+                payer = keys.payer(connection, entry.key_id, at)
+                living = keys.living_caller(connection, entry.prefixes[0], at)
+                assert payer == living
+                found.append(payer and payer.owner)
+    assert paid == (["ends", None, "lives"], [None, None, "lives"])
+
+
+@ON_SQLITE
+def test_a_keys_policies_are_its_own(store: Database) -> None:
+    key, other = make(store), make(store)
+    caller = who(store, key)
+    assert caller is not None
+    with store.writing() as connection:
+        keys.set_policies(connection, caller.key_id, "[]")
+    policies = [entry.policies for entry in (who(store, key), who(store, other)) if entry]
+    assert policies == ["[]", None]
+
+
 def test_a_rotated_key_keeps_its_budgets_and_totals(store: Database) -> None:
     old = make(store)
     caller = who(store, old)
@@ -187,6 +257,59 @@ def test_a_key_has_the_scopes_rates_and_team_that_it_was_made_with(store: Databa
         assert keys.find_team(connection, "lab") == caller.team_id
         with pytest.raises(keys.UnknownTeam):
             keys.find_team(connection, "Lab")
+
+
+@ON_SQLITE
+def test_a_card_shows_a_key_as_it_is(store: Database) -> None:
+    with store.writing() as connection:
+        rates = keys.Rates(60, 1000, 4)
+        full = keys.create_key(
+            connection,
+            owner="me",
+            name="mine",
+            team="lab",
+            scopes=["admin"],
+            rates=rates,
+            expires_at=NOW + 1000,
+            at=NOW,
+        )
+        bare = keys.create_key(connection, owner="you", at=NOW)
+        keys.revoke_key(connection, keys.prefix_of(full), NOW + 2000)
+        cards = [keys.as_card(entry) for entry in keys.list_keys(connection)]
+    first, second = keys.prefix_of(full), keys.prefix_of(bare)
+    at = "2027-01-15T08:00:0{}.000Z".format
+    assert cards == [
+        KeyCard(
+            id=1,
+            prefix=first,
+            prefixes=[first],
+            owner="me",
+            name="mine",
+            team="lab",
+            scopes=["admin"],
+            requests_per_minute=60,
+            predictions_per_minute=1000,
+            concurrency=4,
+            created_at=at(0),
+            expires_at=at(1),
+            revoked_at=at(2),
+        ),
+        KeyCard(
+            id=2,
+            prefix=second,
+            prefixes=[second],
+            owner="you",
+            name="",
+            team=None,
+            scopes=["predict", "publish"],
+            requests_per_minute=None,
+            predictions_per_minute=None,
+            concurrency=None,
+            created_at=at(0),
+            expires_at=None,
+            revoked_at=None,
+        ),
+    ]
 
 
 def test_keys_of_a_new_team_made_at_once_share_it(store: Database) -> None:

@@ -116,6 +116,17 @@ def test_a_lease_that_is_renewed_keeps_what_it_holds(store: Database, caller: Ca
         assert usage(connection, caller.key_id, after=0, limit=9).total == Units(queries=7)
 
 
+def test_a_lease_that_is_being_renewed_is_not_waited_for(store: Database, caller: Caller) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("it has one writer at a time")
+    renew(store, "late", NOW + SECOND)
+    hold(store, caller, "late", 7)
+    with ThreadPoolExecutor(1) as thread, store.writing() as connection:
+        leases.renew(connection, "late", NOW + 9 * SECOND)
+        assert thread.submit(release, store, NOW + SECOND).result(timeout=20) == 0
+    assert reserved(store, caller) == 7
+
+
 def test_an_answered_call_outlives_its_process(store: Database, caller: Caller) -> None:
     renew(store, "dead", NOW + SECOND)
     charge = hold(store, caller, "dead", 5)
@@ -138,9 +149,14 @@ def test_an_answered_call_outlives_its_process(store: Database, caller: Caller) 
 def test_a_process_that_ends_gives_back_at_once(store: Database, caller: Caller) -> None:
     renew(store, "ending", NOW + 9 * SECOND)
     hold(store, caller, "ending", 5)
+    renew(store, "living", NOW + 9 * SECOND)
+    hold(store, caller, "living", 7)
     with store.writing() as connection:
         leases.end(connection, "ending", NOW)
-    assert reserved(store, caller) == 0
+    assert reserved(store, caller) == 7
+    # Whoever looks next finds nothing of it.
+    with store.writing() as connection:
+        assert leases.release_expired(connection, NOW) == leases.Released(0, 0)
 
 
 def test_many_that_see_a_dead_process_give_back_once(store: Database, caller: Caller) -> None:
