@@ -1,11 +1,13 @@
 """This process's lease on its reservations, renewed by a thread of its own.
 
-The thread also gives back what dead processes held and keeps stored answers within their bounds. It
-does not know calls; while it runs, a reservation of a living process is never given back.
+The thread also gives back what dead processes held, and what this process could not give back
+before; and it keeps stored answers within their bounds. It does not know calls. While it runs, no
+other process gives back what this one holds.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import uuid
 
@@ -28,7 +30,7 @@ _EXPIRED = Counter(
 )
 _RELEASED = Counter(
     "craft_reservations_released_total",
-    "Reservations of dead processes that were given back.",
+    "Reservations given back by the lease's thread: of dead processes, or after a failed refund.",
     registry=REGISTRY,
 )
 
@@ -51,9 +53,14 @@ class Lease:
         self._answers_bytes = answers_bytes
         self._answers_hours = answers_hours
         self._closing = threading.Event()
+        self._owed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._renew()
         self._thread = threading.Thread(target=self._keep, name="craft-lease", daemon=True)
         self._thread.start()
+
+    def give_back_later(self, charge_id: int) -> None:
+        """A reservation of this process, which the database would not take back now."""
+        self._owed.put(charge_id)
 
     def close(self) -> None:
         """Ends the lease; what is still held is given back at once."""
@@ -70,8 +77,23 @@ class Lease:
         while not self._closing.wait(self._seconds / _RENEWALS_A_LEASE):
             try:
                 self._renew()
+                self._give_back_owed()
             except SQLAlchemyError as error:
                 _log.error("lease not renewed", error=str(error))
+
+    def _give_back_owed(self) -> None:
+        owed = {self._owed.get() for _ in range(self._owed.qsize())}
+        if not owed:
+            return
+        try:
+            with self._database.writing() as connection:
+                released = leases.give_back(connection, owed, now_ms())
+        except SQLAlchemyError:
+            for charge_id in owed:
+                self._owed.put(charge_id)
+            raise
+        _RELEASED.inc(released)
+        _log.warning("reservations given back late", reservations=released)
 
     def _renew(self) -> None:
         at = now_ms()

@@ -204,6 +204,25 @@ def test_a_holder_that_ends_takes_nothing_from_the_living(store: Database, calle
         assert begun(store, caller)
 
 
+def test_what_could_not_be_given_back_is_so_once_the_database_is_there_again(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        failed.append(True)
+        raise sa.exc.OperationalError("", None, Exception("away"))
+
+    failed: list[bool] = []
+    with lease(store, 0.3) as mine:
+        taken, before = take(store, caller, mine.holder), expired()
+        with monkeypatch.context() as away:
+            away.setattr("craft_server.lease.leases.give_back", fail)
+            mine.give_back_later(taken.charge_id)
+            until(lambda: len(failed) > 1)
+        until(lambda: not begun(store, caller))
+        assert reserved(store, caller) == 0
+        until(lambda: expired() == (before[0], before[1] + 1))
+
+
 def test_a_lease_is_renewed_again_after_the_database_has_failed(
     store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:

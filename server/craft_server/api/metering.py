@@ -113,28 +113,18 @@ class Booking:
 
     async def give_back(self) -> None:
         """Gives everything back, unless the call was settled."""
-
-        def all_of_it(connection: Connection) -> bool:
-            if self._call_id is not None:
-                calls.abandon(connection, self._call_id)
-            if self._reserved is None:
-                return False
-            try:
-                charges.refund(connection, self._reserved.charge_id, now_ms())
-            except charges.ChargeClosed:
-                # The answer is stored, or another server has given the call back.
-                return False
-            return True
-
+        if self._reserved is None:
+            return
+        charge_id = self._reserved.charge_id
         try:
             with span("ledger.refund"):
-                refunded = await self._services.database.write(all_of_it)
+                refunded = await self._services.database.write(_refund, charge_id, self._call_id)
             if refunded:
                 _REFUNDED.inc()
         except Exception:
-            # What made the call fail matters more, and is on its way to the caller. The lease ends
-            # what cannot be given back now.
+            # What made the call fail matters more, and is on its way to the caller.
             _log.exception("refund failed")
+            self._services.lease.give_back_later(charge_id)
 
 
 @asynccontextmanager
@@ -210,6 +200,22 @@ def remember(
         at=now_ms(),
     )
     calls.finish(connection, call_id, _stored(response))
+
+
+def _refund(connection: Connection, charge_id: int, call_id: int | None) -> bool:
+    """Gives the reservation back and forgets the call; whether it had been neither yet.
+
+    In the order in which both are made: another attempt at the call, which holds the budgets and
+    finds the record being deleted, would wait for this transaction, and this one for the budgets.
+    """
+    try:
+        charges.refund(connection, charge_id, now_ms())
+    except charges.ChargeClosed:
+        # The answer is stored, or another server has given the call back.
+        return False
+    if call_id is not None:
+        calls.abandon(connection, call_id)
+    return True
 
 
 def _nothing(_connection: Connection) -> None:

@@ -2,11 +2,13 @@
 
 A process renews its lease while it runs. Once a lease has run out, whoever sees it first gives back
 what the process held: its reservations are refunded, and its running calls are forgotten, so that
-the same idempotency keys may be used again.
+the same idempotency keys may be used again. What a process could not give back at once, it gives
+back later in the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -52,8 +54,19 @@ def release_expired(connection: sa.Connection, at: int) -> Released:
     gone = dead.all()
     # A process that was taken for dead may have gone on, and died, before it could renew.
     kept = sa.select(HOLDERS.c.id).where(HOLDERS.c.id.not_in(gone))
-    released = refund_all(connection, CHARGES.c.holder.not_in(kept), at)
-    given_back = sa.exists().where(CHARGES.c.id == CALLS.c.charge_id, CHARGES.c.state == "refunded")
-    connection.execute(sa.delete(CALLS).where(~CALLS.c.done, given_back))
+    released = _give_back(connection, CHARGES.c.holder.not_in(kept), at)
     connection.execute(sa.delete(HOLDERS).where(HOLDERS.c.id.in_(gone)))
     return Released(len(gone), released)
+
+
+def give_back(connection: sa.Connection, charge_ids: Collection[int], at: int) -> int:
+    """Gives back those of the reservations that are still held; how many they were."""
+    return _give_back(connection, CHARGES.c.id.in_(charge_ids), at)
+
+
+def _give_back(connection: sa.Connection, held: sa.ColumnElement[bool], at: int) -> int:
+    """Gives reservations back and forgets their calls, which may be made again."""
+    released = refund_all(connection, held, at)
+    given_back = sa.exists().where(CHARGES.c.id == CALLS.c.charge_id, CHARGES.c.state == "refunded")
+    connection.execute(sa.delete(CALLS).where(~CALLS.c.done, given_back))
+    return released

@@ -1,0 +1,111 @@
+"""What a call that fails gives back, whatever else the database is busy with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from craft_server.api.metering import Booking
+from craft_server.clock import now_ms
+from craft_server.database import Database
+from craft_server.ledger import calls
+from craft_server.ledger.budgets import list_budgets, set_budget
+from craft_server.ledger.charges import Reservation, Work, reserve
+from craft_server.ledger.keys import Caller, authenticate, create_key
+from craft_server.ledger.tables import CALLS
+from craft_shared.units import Units
+
+WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))
+ATTEMPT = calls.Attempt("call-1", "f" * 64, True)
+PATIENCE_SECONDS = 20
+
+
+@pytest.fixture
+def caller(store: Database) -> Caller:
+    """A key with a budget of ten queries."""
+    with store.writing() as connection:
+        secret = create_key(connection, owner="owner", at=now_ms())
+        found = authenticate(connection, secret, now_ms())
+        assert found is not None
+        bound = {"unit": "queries", "window": "lifetime", "limit": 10}
+        set_budget(connection, key_id=found.key_id, at=now_ms(), **bound)  # type: ignore[arg-type] # a dict's values
+    return found
+
+
+def take(connection: sa.Connection, caller: Caller) -> tuple[Reservation, int]:
+    reserved = reserve(connection, caller, WORK, holder="me", at=now_ms())
+    call_id = calls.begin(
+        connection, caller.key_id, ATTEMPT, holder="me", charge_id=reserved.charge_id, at=now_ms()
+    )
+    return reserved, call_id
+
+
+def test_a_call_is_given_back_while_another_attempt_at_it_begins(
+    store: Database, caller: Caller
+) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("one transaction at a time")
+    with store.writing() as connection:
+        reserved, call_id = take(connection, caller)
+    services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
+    booking = Booking(services, reserved, call_id, reserved.cost)
+    giving_back: list[Future[None]] = []
+
+    def attempt_again(threads: ThreadPoolExecutor) -> None:
+        with store.writing() as connection:
+            reserve(connection, caller, WORK, holder="me", at=now_ms())
+            giving_back.append(threads.submit(asyncio.run, booking.give_back()))
+            _wait_until_one_waits(store)
+            # The first attempt's record is still there, and not being deleted.
+            calls.begin(
+                connection, caller.key_id, ATTEMPT, holder="me", charge_id=None, at=now_ms()
+            )
+
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(calls.StillRunning):
+            attempt_again(threads)
+        giving_back[0].result(PATIENCE_SECONDS)
+    with store.reading() as connection:
+        (budget,) = list_budgets(connection, caller.key_id, None, now_ms())
+        assert (budget.spent, budget.reserved) == (0, 0)
+        assert connection.execute(sa.select(CALLS)).all() == []
+
+
+def test_what_cannot_be_given_back_is_left_to_the_lease(store: Database, caller: Caller) -> None:
+    class Broken:
+        async def write(self, *_: Any) -> None:
+            raise sa.exc.OperationalError("", None, Exception("the database is away"))
+
+    with store.writing() as connection:
+        reserved, call_id = take(connection, caller)
+    later: list[int] = []
+    services: Any = SimpleNamespace(
+        database=Broken(), lease=SimpleNamespace(give_back_later=later.append)
+    )
+    asyncio.run(Booking(services, reserved, call_id, reserved.cost).give_back())
+    assert later == [reserved.charge_id]
+
+
+def _fail(_charge_id: int) -> None:
+    raise AssertionError("it was not given back")
+
+
+def _wait_until_one_waits(store: Database) -> None:
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with store.reading() as connection:
+            if connection.execute(waiting).scalar_one():
+                return
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
