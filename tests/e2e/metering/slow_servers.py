@@ -19,6 +19,7 @@ from e2e.programs import Program
 from quickstart import free_port
 
 PATIENCE_SECONDS = 60
+OWNER = "owner-of-keys"
 
 
 @dataclass
@@ -76,7 +77,7 @@ class SlowServers:
         with database.writing() as connection:
             at = now_ms()
             more: dict[str, Any] = {} if scopes is None else {"scopes": scopes}
-            secret = create_key(connection, owner="e2e", at=at, **more)
+            secret = create_key(connection, owner=OWNER, at=at, **more)
             if queries is not None:
                 key_id = find_key(connection, secret.split("_")[1]).key_id
                 set_budget(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from e2e.metering.slow_servers import PATIENCE_SECONDS, SlowServers, wait_for
+from e2e.metering.slow_servers import OWNER, PATIENCE_SECONDS, SlowServers, wait_for
 
 CLASSES = ["marmoset", "axolotl"]
 TEMPLATE = "a faded picture of {}"
@@ -114,7 +114,7 @@ def test_one_trace_goes_from_the_client_through_http_to_ledger_and_engine(
     assert {one.parent_span_id for one in parts} == {call.span_id}
     # What is sent for a call says nothing that its client has written, and not who it is.
     sent = b"".join(collector.bodies)
-    for private in (key, key.split("_")[1], *CLASSES, TEMPLATE, "e2e"):
+    for private in (key, key.split("_")[1], *CLASSES, TEMPLATE, OWNER):
         assert private.encode() not in sent
 
 
