@@ -422,6 +422,26 @@ def test_a_key_that_cannot_be_one_is_refused(
     assert lines(client, "predictions") == 0
 
 
+@pytest.mark.parametrize("header", ["Idempotency-Key", "Craft-Run"])
+def test_a_header_may_be_as_long_as_it_is_described_and_no_longer(
+    client: httpx.Client, picture: Picture, header: str
+) -> None:
+    call = json_prediction(client, picture)
+    described = client.get("/openapi.json").json()["paths"][call.path]["post"]["parameters"]
+    (schema,) = [one["schema"] for one in described if one["name"] == header]
+    (bounds,) = (
+        [one for one in schema["anyOf"] if "maxLength" in one] if "anyOf" in schema else [schema]
+    )
+
+    def status(length: int) -> int:
+        headers = {**call.headers, header: "x" * length}
+        return client.post(call.path, content=call.content, headers=headers).status_code
+
+    lengths = (bounds["minLength"], bounds["maxLength"])
+    assert [status(length) for length in lengths] == [200, 200]
+    assert [status(lengths[0] - 1), status(lengths[1] + 1)] == [422, 422]
+
+
 def test_the_oldest_answers_go_first_past_the_bound(serve: Any, picture: Picture) -> None:
     with (
         serve(answers_bytes=1000, lease_seconds=0.2) as server,

@@ -20,6 +20,7 @@ from craft_server.ledger.budgets import list_budgets, set_budget
 from craft_server.ledger.charges import Reservation, Work, reserve
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.tables import CALLS
+from craft_server.measurements import REGISTRY
 from craft_shared.units import Units
 
 WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))
@@ -91,6 +92,22 @@ def test_what_cannot_be_given_back_is_left_to_the_lease(store: Database, caller:
     )
     asyncio.run(Booking(services, reserved, call_id, reserved.cost).give_back())
     assert later == [reserved.charge_id]
+
+
+def test_what_another_process_has_given_back_is_not_counted_again(
+    store: Database, caller: Caller
+) -> None:
+    def refunds() -> float:
+        return REGISTRY.get_sample_value("craft_charges_refunded_total") or 0
+
+    with store.writing() as connection:
+        reserved, call_id = take(connection, caller)
+    before = refunds()
+    services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
+    booking = Booking(services, reserved, call_id, reserved.cost)
+    for _ in range(2):
+        asyncio.run(booking.give_back())
+    assert refunds() == before + 1
 
 
 def _fail(_charge_id: int) -> None:

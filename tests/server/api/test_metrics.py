@@ -165,11 +165,16 @@ def test_charges_refusals_and_replays_are_counted_as_the_ledger_has_them(
     assert after["craft_ledger_overshoot", ""] == 0
 
 
-def test_an_overshoot_would_be_seen(serve: Any) -> None:
+def test_an_overshoot_would_be_seen_and_a_budget_that_is_used_up_is_none(serve: Any) -> None:
     with serve() as server:
+        with server.client(queries=3), server.database.writing() as connection:
+            connection.execute(sa.update(BUDGETS).values(spent=2, reserved=1))
+        assert read(server)["craft_ledger_overshoot", ""] == 0
         with server.client(queries=3) as client, server.database.writing() as connection:
             connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
-            connection.execute(sa.update(BUDGETS).values(spent=2, reserved=2))
+            connection.execute(
+                sa.update(BUDGETS).where(BUDGETS.c.spent == 0).values(spent=2, reserved=2)
+            )
             connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
             assert client.base_url == server.url
         assert read(server)["craft_ledger_overshoot", ""] == 1
