@@ -38,7 +38,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import httpx
 import psycopg
 from rich.console import Console
@@ -51,6 +50,8 @@ from craft_client.journal import RUN_FILE, Journal
 from craft_client.layouts import load_dataset
 from craft_client.paper_presets import recipe_settings
 from craft_shared.adapter import Adapter
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from options import save
 from quickstart import free_port, write_digits
 

@@ -20,6 +20,7 @@ from e2e.programs import CRAFT, CRAFT_SERVER, Program, run
 from quickstart import free_port, write_digits
 
 BIN = Path(sys.executable).parent
+SERVE = (BIN / "craft-server", "serve")  # as it is installed
 READY_SECONDS = 120
 
 

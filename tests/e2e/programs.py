@@ -21,7 +21,7 @@ CRAFT = "craft_client.cli:app"
 CRAFT_SERVER = "craft_server.cli:app"
 LIBRARIES = ["httpx", "numpy", "pydantic", "rich", "safetensors.numpy", "scipy.optimize", "typer"]
 LIBRARIES += ["alembic", "fastapi", "sqlalchemy", "structlog", "uvicorn"]
-LIBRARIES += ["open_clip", "timm", "torch", "torchvision"]
+LIBRARIES += ["open_clip"]  # and with it torch, torchvision and timm
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(LIBRARIES)

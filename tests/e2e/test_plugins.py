@@ -14,7 +14,7 @@ import pytest
 from craft_client.api import Client
 from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
-from e2e.conftest import BIN, Server, StartServer
+from e2e.conftest import BIN, SERVE, Server, StartServer
 from plugin_packages import install_examples, write_package
 
 POLICY = "craftbox.output_policies"
@@ -78,7 +78,7 @@ def plugged(target: Path, start_server: StartServer) -> Server:
     return start_server(
         "--output-policy",
         "guests-see-labels",
-        program=(BIN / "craft-server", "serve"),
+        program=SERVE,
         PYTHONPATH=paths,
     )
 

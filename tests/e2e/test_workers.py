@@ -19,13 +19,12 @@ import pytest
 
 from craft_client.api import Client
 from craft_shared.wire import PredictionRequest
-from e2e.conftest import BIN, Server, StartServer
+from e2e.conftest import BIN, SERVE, Server, StartServer
 from e2e.metering.caller import PICTURE
 
 CLASSES = ["cat", "dog", "handwritten digit"]
 PATIENCE_SECONDS = 60
 CLIENTS = 4
-SERVE = (BIN / "craft-server", "serve")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.ledger.budgets import set_budget
-from craft_server.ledger.keys import create_key, find_key
+from craft_server.ledger.keys import Caller, authenticate, create_key, find_key
 from craft_server.settings import DEFAULT_LIMITS, Settings
 
 POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
@@ -196,3 +196,21 @@ def client(server: Server) -> Iterator[httpx.Client]:
     """A client of a new owner without bounds."""
     with server.client() as made:
         yield made
+
+
+@pytest.fixture
+def caller(store: Database) -> Caller:
+    """A key with a budget of ten queries."""
+    with store.writing() as connection:
+        secret = create_key(connection, owner="owner", at=now_ms())
+        found = authenticate(connection, secret, now_ms())
+        assert found is not None
+        set_budget(
+            connection,
+            key_id=found.key_id,
+            unit="queries",
+            window="lifetime",
+            limit=10,
+            at=now_ms(),
+        )
+    return found

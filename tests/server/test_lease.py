@@ -13,9 +13,9 @@ from craft_server.clock import now_ms, run_at
 from craft_server.database import Database
 from craft_server.lease import Lease
 from craft_server.ledger import calls, leases
-from craft_server.ledger.budgets import list_budgets, set_budget
+from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import ChargeClosed, Reservation, Work, reserve, settle
-from craft_server.ledger.keys import Caller, authenticate, create_key
+from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import HOLDERS
 from craft_server.measurements import REGISTRY
 from craft_shared.units import Units
@@ -31,24 +31,6 @@ def lease(store: Database, seconds: float) -> Iterator[Lease]:
         yield made
     finally:
         made.close()
-
-
-@pytest.fixture
-def caller(store: Database) -> Caller:
-    """A key with a budget of ten queries."""
-    with store.writing() as connection:
-        secret = create_key(connection, owner="owner", at=now_ms())
-        found = authenticate(connection, secret, now_ms())
-        assert found is not None
-        set_budget(
-            connection,
-            key_id=found.key_id,
-            unit="queries",
-            window="lifetime",
-            limit=10,
-            at=now_ms(),
-        )
-    return found
 
 
 def take(store: Database, caller: Caller, holder: str) -> Reservation:
@@ -87,6 +69,20 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, what: str) -> Iterator[list[bool]]:
+    """As if the database were away whenever a lease does this; each attempt is noted."""
+
+    def fail(*_arguments: object) -> None:
+        failed.append(True)
+        raise sa.exc.OperationalError("", None, Exception("away"))
+
+    failed: list[bool] = []
+    with monkeypatch.context() as away:
+        away.setattr(f"craft_server.lease.leases.{what}", fail)
+        yield failed
 
 
 def expired() -> tuple[float, float]:
@@ -207,15 +203,9 @@ def test_a_holder_that_ends_takes_nothing_from_the_living(store: Database, calle
 def test_what_could_not_be_given_back_is_so_once_the_database_is_there_again(
     store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_arguments: object) -> None:
-        failed.append(True)
-        raise sa.exc.OperationalError("", None, Exception("away"))
-
-    failed: list[bool] = []
     with lease(store, 0.3) as mine:
         taken, before = take(store, caller, mine.holder), expired()
-        with monkeypatch.context() as away:
-            away.setattr("craft_server.lease.leases.give_back", fail)
+        with failing(monkeypatch, "give_back") as failed:
             mine.give_back_later(taken.charge_id)
             until(lambda: len(failed) > 1)
         until(lambda: not begun(store, caller))
@@ -226,14 +216,8 @@ def test_what_could_not_be_given_back_is_so_once_the_database_is_there_again(
 def test_a_lease_is_renewed_again_after_the_database_has_failed(
     store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_arguments: object) -> None:
-        failed.append(True)
-        raise sa.exc.OperationalError("", None, Exception("away"))
-
-    failed: list[bool] = []
     with lease(store, 0.3) as mine:
-        with monkeypatch.context() as away:
-            away.setattr("craft_server.lease.leases.renew", fail)
+        with failing(monkeypatch, "renew") as failed:
             until(lambda: len(failed) > 1)
         take(store, caller, mine.holder)
         with store.reading() as connection:

@@ -18,12 +18,7 @@ from craft_server.database import Database
 from craft_server.ledger import leases
 from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import list_budgets
-from craft_server.ledger.charges import (
-    BudgetExhausted,
-    Work,
-    reserve,
-    settle,
-)
+from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, list_keys
 from craft_shared.units import UNITS, Units
 

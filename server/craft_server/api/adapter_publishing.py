@@ -23,9 +23,7 @@ from craft_server.api.outputs import policy_for
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
 from craft_server.ledger.account import cost_of
-from craft_server.ledger.charges import (
-    Work,
-)
+from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 from craft_shared import codec

@@ -29,7 +29,6 @@ from craft_server.ledger.administration import Holder
 from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
 from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
 from craft_server.problems import ProblemError, invalid_field
-from craft_shared.amounts import MAX_INTEGER
 from craft_shared.problems import (
     INVALID_REQUEST,
     NOT_FOUND,
@@ -391,11 +390,7 @@ def _refusals() -> Iterator[None]:
             "Set a budget with PUT, or leave the unit out.",
         ) from error
     except LimitTooLarge as error:
-        raise invalid_field(
-            "budgets",
-            f"the limit of {error.unit} ({error.window}) would be more than {MAX_INTEGER}",
-            "Add less.",
-        ) from error
+        raise invalid_field("budgets", str(error), "Add less.") from error
     except LimitBelowUse as error:
         raise invalid_field(
             "budgets",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from craft_server.cli.options import settings_of
 from craft_server.cli.output import fail
-from craft_shared.amounts import MAX_INTEGER
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -66,7 +65,7 @@ def _refusals() -> Iterator[None]:
             "there is nothing to add to"
         )
     except LimitTooLarge as error:
-        fail(f"the limit of {error.unit} ({error.window}) would be more than {MAX_INTEGER}")
+        fail(str(error))
     except LimitBelowUse as error:
         fail(
             f"--limit: {error.used} {error.unit} are spent or reserved already; name at least that"

@@ -33,7 +33,6 @@ from craft_server.ledger import administration, keys
 from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget, list_budgets
 from craft_server.ledger.keys import UnknownKey
 from craft_server.problems import ProblemError, invalid_field
-from craft_shared.amounts import MAX_INTEGER
 from craft_shared.problems import NOT_FOUND
 from craft_shared.units import MEASURES
 from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCard, KeyCreate, KeySecret, Scope
@@ -219,11 +218,7 @@ def _refusals() -> Iterator[None]:
             "budget", f"there is no budget on {error.unit} ({error.window})", "Set one first."
         ) from error
     except LimitTooLarge as error:
-        raise invalid_field(
-            "amount",
-            f"the limit of {error.unit} ({error.window}) would be more than {MAX_INTEGER}",
-            "Add less.",
-        ) from error
+        raise invalid_field("amount", str(error), "Add less.") from error
     except LimitBelowUse as error:
         raise invalid_field(
             "limit",

@@ -38,12 +38,10 @@ class LimitBelowUse(Exception):  # noqa: N818 - reads as what it is where it is 
 
 
 class LimitTooLarge(Exception):  # noqa: N818 - reads as what it is where it is caught
-    """A limit would grow past what every reader of it holds exactly."""
+    """A limit would grow past what every reader of it holds exactly; says so in words."""
 
     def __init__(self, unit: Measure, window: Window) -> None:
-        super().__init__(unit, window)
-        self.unit = unit
-        self.window = window
+        super().__init__(f"the limit of {unit} ({window}) would be more than {MAX_INTEGER}")
 
 
 def of_key(key_id: int, team_id: int | None) -> sa.ColumnElement[bool]:

@@ -16,9 +16,9 @@ from craft_server.api.metering import Booking
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls
-from craft_server.ledger.budgets import list_budgets, set_budget
+from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import Reservation, Work, reserve
-from craft_server.ledger.keys import Caller, authenticate, create_key
+from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CALLS
 from craft_server.measurements import REGISTRY
 from craft_shared.units import Units
@@ -26,18 +26,6 @@ from craft_shared.units import Units
 WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))
 ATTEMPT = calls.Attempt("call-1", "f" * 64, True)
 PATIENCE_SECONDS = 20
-
-
-@pytest.fixture
-def caller(store: Database) -> Caller:
-    """A key with a budget of ten queries."""
-    with store.writing() as connection:
-        secret = create_key(connection, owner="owner", at=now_ms())
-        found = authenticate(connection, secret, now_ms())
-        assert found is not None
-        bound = {"unit": "queries", "window": "lifetime", "limit": 10}
-        set_budget(connection, key_id=found.key_id, at=now_ms(), **bound)  # type: ignore[arg-type] # a dict's values
-    return found
 
 
 def take(connection: sa.Connection, caller: Caller) -> tuple[Reservation, int]:
