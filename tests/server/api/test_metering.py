@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
@@ -113,4 +112,4 @@ def _wait_until_one_waits(store: Database) -> None:
             if connection.execute(waiting).scalar_one():
                 return
         assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
+        time.sleep(0.01)
