@@ -51,8 +51,9 @@ def test_each_place_gives_way_to_those_before_it(
     user = configuration.user_file()
     write(user, 'url = "http://user"')
     assert shown()["url"] == {"value": "http://user", "source": str(user)}
-    write(project / "craft.toml", 'url = "http://project"')
-    assert shown()["url"] == {"value": "http://project", "source": "craft.toml"}
+    write(user, 'url = "http://user"\ncompress = false')
+    write(project / "craft.toml", "compress = true")
+    assert shown()["compress"] == {"value": True, "source": "craft.toml"}
     monkeypatch.setenv("CRAFT_URL", "http://environment")
     assert shown()["url"] == {"value": "http://environment", "source": "environment"}
     assert shown("--url", "http://o")["url"] == {"value": "http://o", "source": "option"}
@@ -71,8 +72,9 @@ def test_the_variables_are_those_that_the_client_reads() -> None:
 def test_the_key_is_masked_wherever_it_comes_from(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(project / "craft.toml", f'api_key = "{SECRET}"')
-    assert shown()["api_key"] == {"value": "craft_abcd1234_********", "source": "craft.toml"}
+    user = configuration.user_file()
+    write(user, f'api_key = "{SECRET}"')
+    assert shown()["api_key"] == {"value": "craft_abcd1234_********", "source": str(user)}
     monkeypatch.setenv("CRAFT_API_KEY", "something else")
     done = CliRunner().invoke(app, ["config", "show"])
     assert "********" in done.stdout
@@ -82,38 +84,65 @@ def test_the_key_is_masked_wherever_it_comes_from(
 def test_a_key_file_of_a_nearer_place_comes_before_a_key(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(project / "craft.toml", f'api_key = "{SECRET}"')
+    write(configuration.user_file(), f'api_key = "{SECRET}"')
     monkeypatch.setenv("CRAFT_API_KEY_FILE", "/key")
     assert "api_key" not in shown()
     assert shown()["api_key_file"] == {"value": "/key", "source": "environment"}
 
 
 def test_commands_use_the_files(project: Path, wire_server: WireServer) -> None:
-    write(project / "craft.toml", f'url = "{wire_server.url}"\napi_key_file = "key"')
-    write(project / "key", f"{KEY}\n")
+    user = configuration.user_file()
+    write(user, f'url = "{wire_server.url}"\napi_key_file = "key"')
+    write(user.parent / "key", f"{KEY}\n")
     done = CliRunner().invoke(app, ["models", "--json"])
     assert done.exit_code == 0, done.stderr
-    assert done.stderr == "", "the key is the same file's, nothing is to be warned of"
+    assert done.stderr == ""
     assert wire_server.seen[-1].headers["Authorization"] == f"Bearer {KEY}"
 
 
-def test_a_server_that_the_folder_names_for_a_key_from_elsewhere_is_told(
-    project: Path, wire_server: WireServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("of_users", ["environment", "user's file"])
+@pytest.mark.parametrize("command", [["models"], ["usage"], ["tune", "--data", "."]])
+def test_a_folder_decides_neither_where_a_key_goes_nor_which(
+    project: Path,
+    wire_server: WireServer,
+    monkeypatch: pytest.MonkeyPatch,
+    of_users: str,
+    command: list[str],
 ) -> None:
-    monkeypatch.setenv("CRAFT_API_KEY", KEY)
-    write(project / "craft.toml", f'url = "{wire_server.url}"')
-    done = CliRunner().invoke(app, ["models"])
-    assert f"The server is {wire_server.url}: 'craft.toml' in this folder says so." in done.stderr
+    with WireServer().listening() as others:
+        text = f'url = "{others.url}"\napi_key = "{SECRET}"\napi_key_file = "key"'
+        write(project / "craft.toml", text)
+        write(project / "key", SECRET)
+        if of_users == "environment":
+            monkeypatch.setenv("CRAFT_URL", wire_server.url)
+            monkeypatch.setenv("CRAFT_API_KEY", KEY)
+        else:
+            write(configuration.user_file(), f'url = "{wire_server.url}"\napi_key = "{KEY}"')
+        done = CliRunner().invoke(app, command)
+        assert others.seen == []
+    assert {seen.headers["Authorization"] for seen in wire_server.seen} <= {f"Bearer {KEY}"}
+    if command[0] != "tune":  # there are no pictures, and so no call
+        assert wire_server.seen
+        assert "Left out: url, api_key, api_key_file of 'craft.toml'" in done.stderr
+    assert SECRET not in done.output
+
+
+def test_what_a_folder_may_not_name_is_left_out_and_shown_so(project: Path) -> None:
+    write(project / "craft.toml", 'url = "http://theirs"\ncompress = true')
+    assert shown()["url"] == {"value": api.DEFAULT_URL, "source": "default"}
+    done = CliRunner().invoke(app, ["config", "show"])
+    assert "Left out: url of 'craft.toml' in this folder." in done.stderr
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o600, False)])
 def test_a_key_that_others_may_read_is_warned_of(
     project: Path, wire_server: WireServer, mode: int, warned: bool
 ) -> None:
-    write(project / "craft.toml", f'url = "{wire_server.url}"\napi_key = "{KEY}"', mode)
+    user = configuration.user_file()
+    write(user, f'url = "{wire_server.url}"\napi_key = "{KEY}"', mode)
     done = CliRunner().invoke(app, ["models"])
     assert done.exit_code == 0
-    assert ("Remedy: chmod 600 craft.toml" in done.stderr) == warned
+    assert (f"Remedy: chmod 600 {user}" in done.stderr) == warned
 
 
 @pytest.mark.parametrize(
@@ -136,11 +165,12 @@ def test_a_file_that_cannot_be_used_is_wrong_usage(project: Path, text: str, wor
 
 
 def test_a_key_file_that_is_not_there_is_told(project: Path) -> None:
-    write(project / "craft.toml", 'api_key_file = "none"')
+    user = configuration.user_file()
+    write(user, 'api_key_file = "none"')
     done = CliRunner().invoke(app, ["models"])
     assert done.exit_code == 1
-    assert "cannot be read from 'none'" in done.stderr
-    assert "craft.toml" in done.stderr
+    assert f"cannot be read from '{user.parent / 'none'}'" in done.stderr
+    assert f"api_key_file in '{user}'" in done.stderr
 
 
 def test_python_programs_do_not_read_the_files(project: Path) -> None:

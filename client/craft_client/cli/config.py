@@ -12,6 +12,7 @@ def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show each setting and where it comes from; the API key is masked.
 
     An option comes before the environment, that before ./craft.toml, that before your own file.
+    Neither an address nor a key is taken from ./craft.toml.
     """
     from craft_client.cli import configuration
 

@@ -6,6 +6,9 @@ folder, the user's `config.toml`, the default. A file of TOML holds nothing but 
     url = "https://craft.example.org"
     api_key_file = "~/.config/craft/key"
 
+`craft.toml` may have come with somebody else's folder. So it says nothing of where the API key is
+and goes: what it names of that is left out, and the commands say so.
+
 The API key has two spellings, `api_key` and `api_key_file`; where one place has both, the first
 counts. It knows places and values; it does not know what is done with a setting. Programs that use
 `craft_client.Client` are not concerned: that reads the environment alone.
@@ -29,6 +32,8 @@ from craft_client.exceptions import CraftError, MissingKey
 
 PROJECT_FILE = Path("craft.toml")
 KINDS: Mapping[str, type] = {"url": str, "api_key": str, "api_key_file": str, "compress": bool}
+# Who names one of them decides which server is sent the user's key.
+OWN = ("url", "api_key", "api_key_file")
 DEFAULTS: Mapping[str, Any] = {"url": "http://127.0.0.1:8000", "compress": False}
 OPTION, ENVIRONMENT, DEFAULT = "option", "environment", "default"
 
@@ -85,7 +90,11 @@ def load(url: str | None = None, key: str | None = None) -> Settings:
     places: list[tuple[str, Mapping[str, Any]]] = [
         (OPTION, {n: v for n, v in given.items() if v and v != variables[n]}),
         (ENVIRONMENT, {name: value for name, value in variables.items() if value}),
-        *((str(file), _values(file)) for file in (PROJECT_FILE, user_file())),
+        (
+            str(PROJECT_FILE),
+            {name: value for name, value in _values(PROJECT_FILE).items() if name not in OWN},
+        ),
+        (str(user_file()), _values(user_file())),
         (DEFAULT, DEFAULTS),
     ]
     found: Settings = {}
@@ -130,9 +139,12 @@ def compress(settings: Settings) -> bool | None:
 def warnings(settings: Settings) -> list[str]:
     """What is unwise about where the settings are, a sentence each."""
     found = []
-    key, url = settings.get("api_key") or settings.get("api_key_file"), settings["url"]
-    if url.source == str(PROJECT_FILE) and key is not None and key.source != url.source:
-        found.append(f"The server is {url.value}: '{PROJECT_FILE}' in this folder says so.")
+    left_out = [name for name in OWN if name in _values(PROJECT_FILE)]
+    if left_out:
+        found.append(
+            f"Left out: {', '.join(left_out)} of '{PROJECT_FILE}' in this folder. Addresses and "
+            f"keys come from options, the environment or '{user_file()}'."
+        )
     if "api_key" in settings and settings["api_key"].source not in (OPTION, ENVIRONMENT):
         file = Path(settings["api_key"].source)
         if os.name == "posix" and file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
