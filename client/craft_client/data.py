@@ -20,9 +20,9 @@ from typing import Literal, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from craft_client.exceptions import DataError
+from craft_shared.image_formats import FORMATS, IN_WORDS, MAX_ASPECT
 from craft_shared.problems import FieldError
 from craft_shared.wire import Limits
-from craft_shared.wire.messages import PICTURE_FORMATS, PICTURE_MAX_ASPECT
 
 Split = Literal["train", "validation", "test"]
 
@@ -168,7 +168,7 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                 message=f"has {size} bytes; the server accepts {limits.image_bytes}.",
                 remedy="Save it smaller.",
             )
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             pixels = picture.width * picture.height
             if pixels > limits.image_pixels:
                 return FieldError(
@@ -177,11 +177,11 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                     f"{limits.image_pixels} in all.",
                     remedy="Save it smaller.",
                 )
-            if max(picture.size) > PICTURE_MAX_ASPECT * max(1, min(picture.size)):
+            if max(picture.size) > MAX_ASPECT * max(1, min(picture.size)):
                 return FieldError(
                     field=where,
                     message=f"is {picture.width} x {picture.height} pixels; a side may be "
-                    f"{PICTURE_MAX_ASPECT} times the other at most.",
+                    f"{MAX_ASPECT} times the other at most.",
                     remedy="Crop it; the model sees a square from its middle.",
                 )
             picture.draft("L", (1, 1))
@@ -194,7 +194,7 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
         return FieldError(
             field=where,
             message="is not a picture that a server reads.",
-            remedy=f"Remove it, or convert it to one of {', '.join(PICTURE_FORMATS)}.",
+            remedy=f"Remove it, or convert it to one of {IN_WORDS}.",
         )
     # Pillow's decoders raise a different exception for each format's kind of damage.
     except Exception as error:

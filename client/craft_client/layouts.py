@@ -23,16 +23,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from craft_client.data import Dataset, Sample, Split, told
 from craft_client.exceptions import DataError
+from craft_shared.image_formats import SUFFIXES
 from craft_shared.problems import FieldError
-from craft_shared.wire.messages import LONGEST_CLASS_NAME, PICTURE_FORMATS
+from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -172,21 +170,19 @@ def _class_folders(parent: Path) -> dict[str, Path]:
 
 def pictures_below(folder: Path) -> list[Path]:
     """All files anywhere below a folder whose names are those of pictures, sorted by path."""
-    suffixes = _picture_suffixes()
     found = [
-        path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir()
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir()
     ]
     return sorted(found)
 
 
 def _pictures(folder: Path) -> list[Path]:
     """The files of a class folder that claim to be pictures, sorted by name."""
-    suffixes = _picture_suffixes()
     pictures = []
     for entry in _entries(folder):
         path = folder / entry.name
         suffix = path.suffix.lower()
-        if entry.is_dir() or (suffix and suffix not in suffixes):
+        if entry.is_dir() or (suffix and suffix not in SUFFIXES):
             what = "a folder" if entry.is_dir() else "not a picture"
             raise DataError(
                 f"'{path}' is {what}.", remedy="A class folder holds only pictures: remove it."
@@ -219,13 +215,6 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             ),
             key=lambda entry: entry.name,
         )
-
-
-@cache
-def _picture_suffixes() -> frozenset[str]:
-    return frozenset(
-        suffix for suffix, kind in Image.registered_extensions().items() if kind in PICTURE_FORMATS
-    )
 
 
 # --- CoOp -------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_files_that_are_no_pictures_are_counted_and_named(tmp_path: Path) -> Non
     assert lines[0] == "7 of 8 pictures cannot be used."
     assert [line.split("/")[-1] for line in lines[1:6]] == [
         f"{number}.jpg': is not a picture that a server reads. Remove it, or convert it to one of "
-        "JPEG, PNG, WEBP, BMP, GIF, TIFF."
+        "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF."
         for number in range(5)
     ]
     assert lines[6] == "  ...: and 2 more."

@@ -20,8 +20,8 @@ from craft_server.engine.images import ImageError, decode
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.head import LinearHead, ResidualMLPHead, Unrefined
+from craft_shared.image_formats import FORMATS
 from craft_shared.wire import Context
-from craft_shared.wire.messages import PICTURE_FORMATS
 
 MAX_PIXELS = 1_000_000
 SIDE = 32
@@ -81,7 +81,7 @@ def _pictures() -> list[bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 4), dtype=np.uint8)
     colour = Image.fromarray(pixels, "RGBA")
     files = []
-    for file_format in PICTURE_FORMATS:
+    for file_format in FORMATS:
         modes = ("RGB", "L", "P", "RGBA", "I;16") if file_format in ("PNG", "TIFF") else ("RGB",)
         for mode in modes:
             grey = np.arange(480, dtype=np.uint16).reshape(20, 24)

@@ -37,10 +37,10 @@ from craft_server.problems import ProblemError, invalid_field
 from craft_shared.adapter import Adapter
 from craft_shared.codec import Tensors
 from craft_shared.head import log_softmax
+from craft_shared.image_formats import FORMATS
 from craft_shared.problems import REVISION_MISMATCH
 from craft_shared.units import Units
 from craft_shared.wire import Cost, Output
-from craft_shared.wire.messages import PICTURE_FORMATS
 
 _SHOWN = 10
 _SIDE = 320  # pixels of the picture on the page
@@ -174,7 +174,7 @@ def _visible(log_probs: NDArray[np.float32], output: Output) -> dict[int, float 
 def _thumbnail(file: bytes) -> str:
     """The picture for the page; empty where Pillow, unlike the model's decoder, gives up on it."""
     try:
-        with Image.open(io.BytesIO(file), formats=PICTURE_FORMATS) as image:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             small = ImageOps.exif_transpose(image).convert("RGB")
             small.thumbnail((_SIDE, _SIDE))
     except Exception:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from craft_shared.wire.messages import PICTURE_FORMATS, PICTURE_MAX_ASPECT
+from craft_shared.image_formats import CONVERT, FORMATS, IN_WORDS, MAX_ASPECT, other_format
 
 # Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
 # over half of its range. `decode` checks the size itself, from the header, before any decoding.
@@ -42,7 +42,7 @@ def decode(
 ) -> torch.Tensor:
     """Decodes an encoded picture (of an animation, the first frame) and preprocesses it.
 
-    The format is told from the content and must be one of `PICTURE_FORMATS`; the EXIF orientation
+    The format is told from the content and must be one of `FORMATS`; the EXIF orientation
     is honoured; every colour mode becomes RGB.
 
     Args:
@@ -71,13 +71,13 @@ def decode(
 
 
 def _open(data: bytes) -> Image.Image:
-    remedy = "Convert it to JPEG or PNG, or leave it out."
+    remedy = CONVERT
     try:
-        return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(
-            "it is not a picture in a supported format (JPEG, PNG, WebP, BMP, GIF, TIFF)", remedy
-        ) from error
+        kind = other_format(data)
+        what = "it is not a picture in a supported format" if kind is None else f"it is {kind}"
+        raise ImageError(f"{what}; these are read: {IN_WORDS}", remedy) from error
     except Exception as error:
         raise ImageError("it is cut short or damaged", remedy) from error
 
@@ -88,10 +88,9 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(
             f"it has {width * height} pixels; at most {max_pixels} are accepted", "Scale it down."
         )
-    if max(size) > PICTURE_MAX_ASPECT * max(1, min(size)):
+    if max(size) > MAX_ASPECT * max(1, min(size)):
         raise ImageError(
-            f"it is {width} x {height} pixels; "
-            f"a side may be {PICTURE_MAX_ASPECT} times the other at most",
+            f"it is {width} x {height} pixels; a side may be {MAX_ASPECT} times the other at most",
             "Crop it; the model sees a square from its middle.",
         )
 

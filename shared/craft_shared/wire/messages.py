@@ -52,10 +52,6 @@ Row = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Rows = Annotated[list[Row], Field(min_length=1)]
 TopK = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 
-# Pillow's names of the picture formats that a server decodes.
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# Pictures are resized by their shorter side, which would make a sliver enormous.
-PICTURE_MAX_ASPECT = 100
 Label = Annotated[
     str,
     StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from craft_server.engine.images import ImageError, decode
+from craft_shared.image_formats import FORMATS
 
 MAX_PIXELS = 50_000_000
 
@@ -44,7 +45,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("file_format", FORMATS)
 def test_each_format_is_read(file_format: str) -> None:
     red = Image.new("RGB", (12, 10), (250, 10, 10))
     result = decoded(encoded(red, file_format))
@@ -62,6 +63,13 @@ def test_bytes_that_are_no_picture(data: bytes) -> None:
 def test_format_outside_the_list_is_refused() -> None:
     with pytest.raises(ImageError, match="supported format"):
         decoded(encoded(Image.new("RGB", (4, 4)), "ICO", sizes=[(4, 4)]))
+
+
+def test_a_format_that_people_have_is_refused_by_its_name_and_with_the_conversion() -> None:
+    heic = struct.pack(">I4s4s", 24, b"ftyp", b"heic") + b"\0" * 100
+    with pytest.raises(ImageError, match="it is HEIC; these are read: JPEG, PNG") as error:
+        decoded(heic)
+    assert "magick photo.heic photo.jpg" in error.value.remedy
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
@@ -141,7 +149,7 @@ def test_random_bytes_raise_nothing_but_image_error(data: bytes) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(
-    file_format=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]),
+    file_format=st.sampled_from(FORMATS),
     damage=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=20),
 )
 def test_damaged_pictures_raise_nothing_but_image_error(
