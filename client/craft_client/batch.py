@@ -7,9 +7,7 @@ row that says why. This module knows files and rows; it does not know how a call
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from craft_client.exceptions import DataError, InvalidImage, LimitExceeded, pict
 from craft_client.remote_adapter import RemoteAdapter
 from craft_client.uploads import bodies
 from craft_shared.files import write_whole
+from craft_shared.text_files import NotTextError, line_of, rows_of
 from craft_shared.units import Units
 
 _FIXED = ("image", "adapter", "error", "abstained")
@@ -69,23 +68,24 @@ class Results:
 
     def append(self, rows: Sequence[Sequence[object]]) -> None:
         """Adds rows; they are on disk when it returns."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        if not self.file.exists() or not self.file.stat().st_size:
-            writer.writerow(self._columns)
-        writer.writerows([*row, *[""] * (len(self._columns) - len(row))] for row in rows)
+        empty = not self.file.exists() or not self.file.stat().st_size
+        text = line_of(self._columns) if empty else ""
+        for row in rows:
+            text += line_of([*row, *[""] * (len(self._columns) - len(row))])
         with self.file.open("ab") as file:
-            file.write(text.getvalue().encode(errors="surrogateescape"))
+            file.write(text.encode(errors="surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
         self.images |= {str(row[0]) for row in rows}
 
     def _read(self) -> None:
         data = self.file.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.decode(errors="surrogateescape").splitlines(keepends=True)
-        header, *rows = csv.reader(lines) if lines else [self._columns]
-        if header != self._columns:
+        whole = _whole_rows(data)
+        try:
+            header, *rows = [row for row in rows_of(whole) if row] or [self._columns]
+        except NotTextError:
+            header, rows = [], []
+        if header != self._columns or any(len(row) < len(_FIXED) for row in rows):
             raise DataError(
                 f"'{self.file}' was not written by this command, or names another number of "
                 "classes.",
@@ -101,6 +101,14 @@ class Results:
                 remedy="Name another file with --out.",
             )
         self.adapter = next(iter(named), None)
+
+
+def _whole_rows(data: bytes) -> bytes:
+    """The bytes without what follows the last whole row; a name in quotes may hold line ends."""
+    end = data.rfind(b"\n") + 1
+    while data.count(b'"', 0, end) % 2:
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    return data[:end]
 
 
 def classify_files(

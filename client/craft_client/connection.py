@@ -15,6 +15,7 @@ import httpx
 from craft_client import compression
 from craft_client.calls import RUN_HEADER, checked_run
 from craft_client.exceptions import CraftError, MissingKey
+from craft_shared.text_files import NotTextError, read_text
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "CRAFT_URL"
@@ -102,8 +103,8 @@ def _key_of_file() -> str:
     if not file:
         return ""
     try:
-        return Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(file))
+    except (OSError, NotTextError) as error:
         raise MissingKey(
             f"The API key cannot be read from '{file}'.",
             remedy=f"{KEY_FILE_VARIABLE} names a file that holds nothing but the key.",

@@ -30,6 +30,7 @@ from craft_client.data import Dataset, Sample, Split, told
 from craft_client.exceptions import DataError
 from craft_shared.image_formats import SUFFIXES
 from craft_shared.problems import FieldError
+from craft_shared.text_files import NotTextError, lines_of, read_text
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 _SPLIT_FOLDERS: dict[str, Split] = {
@@ -254,7 +255,7 @@ def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
 def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
     """The split file's entries, each checked."""
     try:
-        document = json.loads(split_file.read_text(encoding="utf-8"))
+        document = json.loads(read_text(split_file))
     except (OSError, ValueError) as error:
         raise DataError(
             f"'{split_file}' cannot be read as JSON: {error}.", remedy="Download it again."
@@ -423,13 +424,11 @@ def _imagenet_names(names_file: Path) -> dict[str, str]:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """A text file's lines with their numbers, without those that are empty."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        return lines_of(read_text(path))
+    except (OSError, NotTextError) as error:
         raise DataError(
             f"'{path}' cannot be read: {error}.", remedy="Download or unpack it again."
         ) from error
-    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
-    return [(number, line) for number, line in stripped if line]
 
 
 def _class_name(name: str) -> str:

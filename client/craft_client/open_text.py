@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from craft_client.exceptions import DataError
 from craft_shared.head import centred_inputs
+from craft_shared.text_files import NotTextError, lines_of, read_text
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 COMMON_NOUNS = "common_nouns.txt"
@@ -29,7 +30,7 @@ _ROUNDING = 1e-3
 
 def common_nouns() -> tuple[str, ...]:
     """About a thousand names of things that can be seen, from WordNet (see NOTICE)."""
-    return _lines(files("craft_client").joinpath(COMMON_NOUNS).read_text(encoding="utf-8"))
+    return _texts(files("craft_client").joinpath(COMMON_NOUNS).read_text(encoding="utf-8"))
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
@@ -40,11 +41,11 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     """
     remedy = "Give a text file in UTF-8, one text a line."
     try:
-        texts = _lines(path.read_text(encoding="utf-8"))
+        texts = _texts(read_text(path))
     except OSError as error:
         raise DataError(f"'{path}': {error.strerror}.", remedy=remedy) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8.", remedy=remedy) from error
+    except NotTextError as error:
+        raise DataError(f"'{path}' cannot be read: {error}.", remedy=remedy) from error
     if not texts:
         raise DataError(f"'{path}' holds no text.", remedy=remedy)
     longest = max(texts, key=len)
@@ -96,6 +97,5 @@ def spanning_texts(log_probs: NDArray[np.float32], classes: int, keep: int) -> N
     return np.array(chosen, np.int64)
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    lines = (line.strip() for line in text.splitlines())
-    return tuple(dict.fromkeys(line for line in lines if line))
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line for _, line in lines_of(text)))

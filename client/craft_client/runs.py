@@ -25,6 +25,7 @@ from craft_client.run_files import (
 )
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
+from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import Units
 from craft_shared.validation import first_error
 
@@ -292,9 +293,10 @@ def _checked(model: type[_Model], value: Mapping[str, Any], where: str) -> _Mode
 
 def _adapter_config(path: Path) -> AdapterConfig:
     try:
-        return AdapterConfig.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise JournalError(f"Cannot read '{path}': {error.strerror or error}.") from error
+        return AdapterConfig.model_validate_json(read_text(path))
+    except (OSError, NotTextError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise JournalError(f"Cannot read '{path}': {reason}.") from error
     except ValidationError as error:
         raise _damaged(f"'{path}'", error) from error
 

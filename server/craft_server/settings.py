@@ -23,15 +23,17 @@ from typing import Any, Literal, Self
 
 import sqlalchemy as sa
 from pydantic import Field, SecretStr, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
+from craft_shared.text_files import NotTextError, read_text
 from craft_shared.wire import Limits
 
 MEBIBYTE = 2**20
@@ -225,23 +227,32 @@ def _secrets_folder() -> Path:
 
 def _secrets(settings_cls: type[BaseSettings]) -> list[PydanticBaseSettingsSource]:
     folder = _secrets_folder()
-    return [SecretsSettingsSource(settings_cls, folder)] if folder.is_dir() else []
+    return [_SecretFiles(settings_cls, folder)] if folder.is_dir() else []
 
 
-def _toml(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:
+class _SecretFiles(SecretsSettingsSource):
+    """Files of secrets, which may begin with a byte order mark."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, *rest = super().get_field_value(field, field_name)
+        marked = isinstance(value, str)
+        return (value.removeprefix("\ufeff") if marked else value, *rest)
+
+
+def _toml(settings_cls: type[BaseSettings]) -> InitSettingsSource:
     """The file of settings as a source; an empty one where there is no such file."""
     file = settings_file()
     if os.environ.get(CONFIG_VARIABLE) and not file.is_file():
         raise SettingsFileError(f"{CONFIG_VARIABLE}: there is no file '{file}'")
     try:
-        source = TomlConfigSettingsSource(settings_cls, file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(read_text(file)) if file.is_file() else {}
+    except (OSError, NotTextError, tomllib.TOMLDecodeError) as error:
         raise SettingsFileError(f"'{file}' cannot be read: {error}") from error
     limits = {f"limits.{name}" for name in Limits.model_fields}
     known = {*Settings.model_fields, *limits} - {"limits"}
-    for name, _ in _leaves(source.toml_data):
+    for name, _ in _leaves(values):
         if name not in known:
             near = get_close_matches(name, known, 1)
             meant = f"; did you mean '{near[0]}'?" if near else ""
             raise SettingsFileError(f"'{file}': there is no setting '{name}'{meant}")
-    return source
+    return InitSettingsSource(settings_cls, values)

@@ -24,6 +24,7 @@ from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.output import scores_of, shown
+from craft_shared.text_files import NotTextError, read_text
 from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
 from craft_shared.wire.messages import ClassName, Template
@@ -209,11 +210,13 @@ class Adapter(Displayed):
         """
         try:
             data = (folder / TENSOR_FILE).read_bytes()
-            config = AdapterConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
+            config = AdapterConfig.model_validate_json(read_text(folder / CONFIG_FILE))
         except OSError as error:
             raise AdapterError(f"no adapter at '{folder}': {error.strerror}") from error
         except ValidationError as error:
             raise AdapterError(f"'{folder / CONFIG_FILE}': {first_error(error)}") from error
+        except NotTextError as error:
+            raise AdapterError(f"'{folder / CONFIG_FILE}': {error}") from error
         adapter = cls.from_bytes(data)
         if config != adapter.config:
             raise AdapterError(f"{CONFIG_FILE} and {TENSOR_FILE} in '{folder}' disagree")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,3 +181,29 @@ def test_another_file_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError):
         Results(out, 2)
     assert out.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "name", ["a\u2028b", "c\x85d", "e\x0bf", "g\nh", "i\rj", 'k",\nl', "caf\udce9"]
+)
+def test_a_results_file_goes_on_whatever_its_files_are_called(
+    remote: RemoteAdapter, tmp_path: Path, name: str
+) -> None:
+    named = [write_picture(tmp_path / f"pictures/{number}{name}.png", number) for number in (1, 2)]
+    out = tmp_path / "out.csv"
+    classify(remote, named, out)
+    whole = out.read_bytes()
+    out.write_bytes(whole[: whole.index(b"2" + name.encode(errors="surrogateescape")[:1]) + 3])
+    classify(remote, named, out)
+    assert out.read_bytes() == whole
+    assert Results(out, 2).images == {str(path) for path in named}
+
+
+def test_a_results_file_that_a_spreadsheet_saved_goes_on(
+    remote: RemoteAdapter, files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    classify(remote, files[:4], out)
+    out.write_bytes(codecs.BOM_UTF8 + out.read_bytes().replace(b"\n", b"\r\n"))
+    assert classify(remote, files, out).charged.images == 6
+    assert Results(out, 2).images == {str(path) for path in files}

@@ -178,3 +178,29 @@ def test_python_programs_do_not_read_the_files(project: Path) -> None:
     code = "from craft_client import Client; Client()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "MissingKey" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_settings_and_keys_may_be_windows(
+    project: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    (project / "key").write_bytes(f"{SECRET}\r\n".encode(encoding))
+    text = 'url = "http://project"\r\napi_key_file = "key"\r\n'
+    configuration.user_file().parent.mkdir(parents=True)
+    configuration.user_file().write_bytes(
+        text.replace('"key"', f'"{project}/key"').encode(encoding)
+    )
+    found = configuration.load()
+    assert found["url"].value == "http://project"
+    assert (configuration.api_key(found) or "").strip() == SECRET
+    monkeypatch.setenv("CRAFT_API_KEY_FILE", "key")
+    with api.Client() as client:
+        assert client.base_url
+
+
+def test_a_file_of_settings_that_is_no_text_is_named(project: Path) -> None:
+    (project / "craft.toml").write_bytes('url = "http://café"'.encode("latin-1"))
+    with pytest.raises(
+        configuration.ConfigurationError, match=r"craft.toml' cannot be read.*UTF-8"
+    ):
+        configuration.load()

@@ -401,3 +401,27 @@ def test_a_missing_split_is_told_with_those_that_are_there(tmp_path: Path) -> No
     assert data.split("train") == data.train
     with pytest.raises(DataError, match=r"(?s)no test split.*--split: 'train'"):
         data.split("test")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_may_be_windows(tmp_path: Path, encoding: str) -> None:
+    pets = coop(tmp_path / "pets", {"train": [CAT, ["2.jpg", 1, "dog"]]})
+    planes = aircraft(tmp_path / "planes", variants=["A340"], train=["1 A340"], val=[], test=[])
+    net = imagenet(tmp_path / "net", *TRAIN)
+    for name in ("1.jpg", "2.jpg"):
+        touch(pets / name)
+    for folder in (pets, planes, net):
+        for file in folder.iterdir():
+            if file.suffix in (".json", ".txt"):
+                text = file.read_text().replace("\n", "\r\n")
+                file.write_bytes(text.encode(encoding))
+    assert load_dataset(pets).classes == ("cat", "dog")
+    assert load_dataset(planes).classes == ("A340",)
+    assert load_dataset(net).classes == ("sea lion", "cat")
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    folder = imagenet(tmp_path / "net", *TRAIN)
+    (folder / "classnames.txt").write_bytes("n00000001 café".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classnames.txt' cannot be read: it is not UTF-8"):
+        load_dataset(folder)

@@ -85,3 +85,9 @@ def test_a_vocabulary_that_cannot_be_used_is_refused(
     with pytest.raises(DataError, match=words) as error:
         read_vocabulary(file)
     assert error.value.remedy
+
+
+def test_a_vocabulary_is_cut_at_line_ends_alone_and_may_be_windows(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_bytes("\ufeffwheel\r\na\u2028b\x0bc\r\nwheel\r\n".encode())
+    assert read_vocabulary(file) == ("wheel", "a\u2028b\x0bc")

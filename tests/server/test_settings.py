@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from craft_server.cli import app
-from craft_server.settings import Settings
+from craft_server.settings import Settings, SettingsFileError
 
 URL = "postgresql+psycopg://craft@database/craft"
 
@@ -62,3 +63,19 @@ def test_a_url_that_is_none_is_told_in_one_line(secrets: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "not the address of a database" in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_setting(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "craft_model").write_bytes(codecs.BOM_UTF8 + b"RN50\r\n")
+    file = secrets / "craft-server.toml"
+    file.write_bytes(codecs.BOM_UTF8 + b"answers_hours = 25\r\n\r\n[limits]\r\nclasses = 7\r\n")
+    monkeypatch.setenv("CRAFT_CONFIG", str(file))
+    settings = Settings()
+    assert (settings.model, settings.answers_hours, settings.limits.classes) == ("RN50", 25, 7)
+    file.write_bytes('model = "é"'.encode("latin-1"))
+    with pytest.raises(
+        SettingsFileError, match=r"craft-server.toml' cannot be read: it is not UTF"
+    ):
+        Settings()

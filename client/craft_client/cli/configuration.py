@@ -29,6 +29,7 @@ from typing import Any
 import typer
 
 from craft_client.exceptions import CraftError, MissingKey
+from craft_shared.text_files import NotTextError, read_text
 
 PROJECT_FILE = Path("craft.toml")
 KINDS: Mapping[str, type] = {"url": str, "api_key": str, "api_key_file": str, "compress": bool}
@@ -122,8 +123,8 @@ def api_key(settings: Settings) -> str | None:
     if file is None or file.source == ENVIRONMENT:
         return None
     try:
-        return Path(file.value).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(file.value))
+    except (OSError, NotTextError) as error:
         raise MissingKey(
             f"The API key cannot be read from '{file.value}'.",
             remedy=f"api_key_file in '{file.source}' names a file that holds nothing but the key.",
@@ -160,10 +161,10 @@ def _second_key(name: str, found: Settings) -> bool:
 def _values(file: Path) -> Mapping[str, Any]:
     """What a file holds; nothing where there is none."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(file))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, NotTextError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"'{file}' cannot be read: {error}.") from error
     for name, value in values.items():
         _check(file, name, value)

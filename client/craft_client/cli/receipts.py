@@ -88,11 +88,13 @@ def verify_receipt(
 ) -> None:
     """Verify a receipt and show what it says; needs no API key."""
     from craft_shared.receipt import read_keys, verify
+    from craft_shared.text_files import read_text
 
-    text = file.read_bytes().decode(errors="replace")
+    with _telling(f"'{file}'"):
+        text = read_text(file)
     if keys is not None:
         with _telling(f"'{keys}'"):
-            known = read_keys(keys.read_bytes())
+            known = read_keys(read_text(keys))
     else:
         with connect(url, _NO_KEY) as client, _telling(f"{client.base_url}"):
             known = read_keys(client.receipt_keys())
@@ -145,10 +147,11 @@ def _telling(what: str) -> Iterator[None]:
     """Tells what is not valid, in one line."""
     from craft_client.exceptions import CraftError
     from craft_shared.receipt import ReceiptError
+    from craft_shared.text_files import NotTextError
 
     try:
         yield
-    except ReceiptError as error:
+    except (ReceiptError, NotTextError) as error:
         raise CraftError(f"{what} is not valid: {error}.") from error
 
 

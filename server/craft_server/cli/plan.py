@@ -12,6 +12,7 @@ from craft_server.cli.ledger import reading
 from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, examples, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_table
 from craft_shared.amounts import UNITS, Unit
+from craft_shared.text_files import NotTextError, lines_of, read_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -228,8 +229,8 @@ def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> T
     if file is None:
         return Texts.of_length(classes or 0, tokens)
     try:
-        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [line for _, line in lines_of(read_text(file))]
+    except (OSError, NotTextError) as error:
         fail(f"--class-names: '{file}' cannot be read: {error}")
     if len(names) < 2:
         fail(f"--class-names: '{file}' names fewer than two classes")

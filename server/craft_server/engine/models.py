@@ -327,7 +327,7 @@ def _download_failed(name: str, tag: str, error: Exception) -> ModelLoadError:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 @contextmanager

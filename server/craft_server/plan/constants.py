@@ -15,6 +15,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, ValidationError
 
 from craft_server.plan.architecture import Architecture
+from craft_shared.text_files import NotTextError, read_text
 from craft_shared.validation import first_error
 
 SHIPPED = Path(__file__).parent / "constants.json"
@@ -186,9 +187,10 @@ class Constants(_Numbers):
             ConstantsError: it is not there, or not such a file.
         """
         try:
-            return cls.model_validate_json(file.read_bytes())
-        except OSError as error:
-            raise ConstantsError(f"'{file}' cannot be read: {error.strerror}") from error
+            return cls.model_validate_json(read_text(file))
+        except (OSError, NotTextError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConstantsError(f"'{file}' cannot be read: {reason}") from error
         except ValidationError as error:
             raise ConstantsError(f"'{file}' holds no constants: {first_error(error)}") from error
 

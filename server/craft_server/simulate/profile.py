@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit
+from craft_shared.text_files import NotTextError, read_text
 from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Output, Window
 from craft_shared.wire.messages import Name
@@ -212,10 +213,10 @@ def load_profile(name_or_file: str) -> Profile:
             f"or a file that ends in {_SUFFIX}"
         )
     try:
-        return Profile.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
+        return Profile.model_validate(tomllib.loads(read_text(source)))
     except OSError as error:
         raise ProfileError(f"{where} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, NotTextError) as error:
         raise ProfileError(f"{where} is not valid TOML: {error}") from error
     except ValidationError as error:
         raise ProfileError(f"{where}, {first_error(error, 'as a whole')}") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,10 @@ def test_another_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConstantsError, match=r"none\.json"):
         Constants.load(tmp_path / "none.json")
+
+
+def test_constants_may_be_a_windows_file(tmp_path: Path) -> None:
+    file = tmp_path / "constants.json"
+    SHIPPED.save(file)
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert Constants.load(file) == SHIPPED

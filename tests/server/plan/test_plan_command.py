@@ -41,6 +41,8 @@ def test_names_are_counted_in_tokens(tmp_path: Path) -> None:
     long.write_text("a very long name of some cat\nanother quite long name of a dog\n")
     seconds = [document("--class-names", file)["seconds_of_run"]["texts"] for file in (short, long)]
     assert seconds[1] > 1.5 * seconds[0]
+    long.write_bytes("\ufeffcat\r\ndog\r\n".encode())
+    assert document("--class-names", long)["seconds_of_run"]["texts"] == seconds[0]
 
 
 def test_prices_are_the_ledgers_where_one_is_named(tmp_path: Path) -> None:

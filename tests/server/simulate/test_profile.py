@@ -79,3 +79,12 @@ def test_an_unknown_name_and_a_missing_file_are_told(tmp_path: Path) -> None:
         load_profile("perfect")
     with pytest.raises(ProfileError, match="cannot be read"):
         load_profile(str(tmp_path / "none.toml"))
+
+
+def test_a_profile_may_be_a_windows_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_bytes(f"\ufeff{HEAD}{RESET}".replace("\n", "\r\n").encode())
+    assert load_profile(str(file)) == load_profile(written(tmp_path, HEAD + RESET))
+    file.write_bytes('name = "é"'.encode("latin-1"))
+    with pytest.raises(ProfileError, match=r"own.toml' is not valid TOML: it is not UTF-8"):
+        load_profile(str(file))
