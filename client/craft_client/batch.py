@@ -15,6 +15,7 @@ from pathlib import Path
 
 from craft_client.api import AdapterPrediction
 from craft_client.exceptions import DataError, InvalidImage, LimitExceeded, picture_position
+from craft_client.folders import LeftOut
 from craft_client.remote_adapter import RemoteAdapter
 from craft_client.uploads import bodies
 from craft_shared.files import write_whole
@@ -77,6 +78,12 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.images |= {str(row[0]) for row in rows}
+
+    def append_left_out(self, left_out: Sequence[LeftOut], adapter: str) -> None:
+        """Adds rows of what is no image to this program; those that have one keep it."""
+        new = [one for one in left_out if str(one.path) not in self.images]
+        if new:
+            self.append([[one.path, adapter, f"left out: {one.reason}"] for one in new])
 
     def _read(self) -> None:
         data = self.file.read_bytes()

@@ -46,6 +46,8 @@ class Dataset:
         train: the training pictures, sorted by path.
         validation: likewise; empty when there is no such split.
         test: likewise; empty when there is no such split.
+        notes: what is to be said of how the folder was read, such as what was left out, a line
+            each.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Dataset:
     train: tuple[Sample, ...]
     validation: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
 
     def split(self, name: Split) -> tuple[Sample, ...]:
         """The pictures of a split.

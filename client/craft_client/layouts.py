@@ -28,7 +28,15 @@ from typing import Any
 
 from craft_client.data import Dataset, Sample, Split, told
 from craft_client.exceptions import DataError
-from craft_shared.image_formats import SUFFIXES
+from craft_client.folders import (
+    Found,
+    LeftOut,
+    entries,
+    folders_in,
+    images_below,
+    left_beside,
+    no_images,
+)
 from craft_shared.problems import FieldError
 from craft_shared.text_files import NotTextError, lines_of, read_text
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
@@ -60,19 +68,7 @@ _IMAGENET_NAMES = "classnames.txt"
 # missile, sunglasses). A model that is asked by name cannot tell two such classes apart, and the
 # protocol has no two alike: these two go by WordNet's first name for them.
 _IMAGENET_TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
-# What operating systems, archives and people leave beside pictures.
-_JUNK = frozenset(
-    {
-        "thumbs.db",
-        "desktop.ini",
-        "__macosx",
-        "readme",
-        "readme.txt",
-        "readme.md",
-        "license",
-        "license.txt",
-    }
-)
+_NOTHING = Found()
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -101,12 +97,24 @@ def load_dataset(folder: Path) -> Dataset:
     splits = _imagenet_splits(folder)
     if splits:
         return _load_imagenet(name, folder, splits)
-    splits = _split_folders(folder) or {"train": folder}
-    return _load_folders(name, {split: _class_folders(path) for split, path in splits.items()})
+    splits = _split_folders(folder)
+    beside = [
+        LeftOut(path, "beside the splits")
+        for path in (folders_in(folder) if splits else ())
+        if path not in splits.values()
+    ]
+    splits = splits or {"train": folder}
+    class_folders = {split: _class_folders(path) for split, path in splits.items()}
+    for path in splits.values():
+        beside += left_beside(path)
+    return _load_folders(name, class_folders, Found(left_out=tuple(beside)))
 
 
 def _dataset(
-    name: str, classes: Sequence[str], samples: Mapping[Split, tuple[Sample, ...]]
+    name: str,
+    classes: Sequence[str],
+    samples: Mapping[Split, tuple[Sample, ...]],
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """The data set; a split that its layout does not have is empty."""
     return Dataset(
@@ -115,16 +123,23 @@ def _dataset(
         samples.get("train", ()),
         samples.get("validation", ()),
         samples.get("test", ()),
+        notes,
     )
 
 
 # --- folders ----------------------------------------------------------------------------------
 
 
-def _load_folders(name: str, class_folders: Mapping[Split, Mapping[str, Path]]) -> Dataset:
-    """Lists each split's class folders, given by class name; the training split's classes count."""
+def _load_folders(
+    name: str, class_folders: Mapping[Split, Mapping[str, Path]], beside: Found = _NOTHING
+) -> Dataset:
+    """Lists each split's class folders, given by class name; the training split's classes count.
+
+    `beside` is what was left out beside them.
+    """
     first: Split = "train" if "train" in class_folders else "test"
     classes = tuple(class_folders[first])
+    everything = beside
     labels = {class_name: label for label, class_name in enumerate(classes)}
     samples: dict[Split, tuple[Sample, ...]] = {}
     for split, folders in class_folders.items():
@@ -134,32 +149,46 @@ def _load_folders(name: str, class_folders: Mapping[Split, Mapping[str, Path]]) 
                     f"'{folder}' is a class that the {first} split does not have.",
                     remedy="Give it training pictures, or remove it.",
                 )
+        found = {class_name: images_below(folder) for class_name, folder in folders.items()}
+        for class_name, of_class in found.items():
+            if not of_class.images:
+                raise no_images(folders[class_name], of_class)
         samples[split] = tuple(
             Sample(path, labels[class_name])
-            for class_name, folder in folders.items()
-            for path in _pictures(folder)
+            for class_name, of_class in found.items()
+            for path in of_class.images
         )
-    return _dataset(name, classes, samples)
+        everything = sum(found.values(), everything)
+    return _dataset(name, classes, samples, _notes(everything))
+
+
+def _notes(found: Found) -> tuple[str, ...]:
+    deeper = (
+        f"{found.deeper:,} pictures lie in folders below their class's, and are taken as the "
+        "class's own."
+    )
+    notes = deeper if found.deeper else "", found.note
+    return tuple(note for note in notes if note)
 
 
 def _split_folders(folder: Path) -> dict[Split, Path]:
     """The folders of the splits; none when the layout is flat (a class may be called "train")."""
     splits: dict[Split, Path] = {}
-    for path in _folders(folder):
+    for path in folders_in(folder):
         split = _SPLIT_FOLDERS.get(path.name.lower())
         if split in splits:
             raise DataError(
                 f"'{splits[split]}' and '{path}' are both the {split} split.",
                 remedy="Put their pictures together.",
             )
-        if split and (_folders(path) or not any(path.iterdir())):
+        if split and (folders_in(path) or not entries(path)):
             splits[split] = path
     return splits if splits.keys() & {"train", "test"} else {}
 
 
 def _class_folders(parent: Path) -> dict[str, Path]:
     """The class folders below a folder by class name, sorted by folder name."""
-    folders = _folders(parent)
+    folders = folders_in(parent)
     if not folders:
         raise DataError(
             f"'{parent}' has no class folders.",
@@ -167,55 +196,6 @@ def _class_folders(parent: Path) -> dict[str, Path]:
         )
     _check_class_names([(_class_name(path.name), f"'{path}'") for path in folders])
     return {_class_name(path.name): path for path in folders}
-
-
-def pictures_below(folder: Path) -> list[Path]:
-    """All files anywhere below a folder whose names are those of pictures, sorted by path."""
-    found = [
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir()
-    ]
-    return sorted(found)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The files of a class folder that claim to be pictures, sorted by name."""
-    pictures = []
-    for entry in _entries(folder):
-        path = folder / entry.name
-        suffix = path.suffix.lower()
-        if entry.is_dir() or (suffix and suffix not in SUFFIXES):
-            what = "a folder" if entry.is_dir() else "not a picture"
-            raise DataError(
-                f"'{path}' is {what}.", remedy="A class folder holds only pictures: remove it."
-            )
-        pictures.append(path)
-    if not pictures:
-        raise DataError(
-            f"The class folder '{folder}' holds no pictures.",
-            remedy="Put pictures there, or remove the folder.",
-        )
-    return pictures
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [parent / entry.name for entry in _entries(parent) if entry.is_dir()]
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder but for junk, sorted by name; asks the disk for the listing alone.
-
-    A data set has a million files, and most listings tell which entries are folders: a question
-    about each would take minutes.
-    """
-    with os.scandir(folder) as entries:
-        return sorted(
-            (
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name.lower() not in _JUNK
-            ),
-            key=lambda entry: entry.name,
-        )
 
 
 # --- CoOp -------------------------------------------------------------------------------------
@@ -294,7 +274,7 @@ def _coop_root(folder: Path, paths: Sequence[str]) -> Path:
     Raises:
         DataError: files are missing; they are counted and the first ones named.
     """
-    candidates = [folder, *_folders(folder)]
+    candidates = [folder, *folders_in(folder)]
     root = next(
         (parent for path in paths for parent in candidates if (parent / path).is_file()), None
     )
@@ -389,7 +369,7 @@ def _load_imagenet(name: str, folder: Path, splits: Mapping[Split, Path]) -> Dat
 
 def _numbered_folders(parent: Path, names: Mapping[str, str]) -> dict[str, Path]:
     """The class folders below a folder by class name, in the order of `names`, by folder name."""
-    folders = {path.name: path for path in _folders(parent)}
+    folders = {path.name: path for path in folders_in(parent)}
     for number, folder in folders.items():
         if number not in names:
             raise DataError(

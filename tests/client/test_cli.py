@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import os
@@ -609,3 +610,84 @@ def test_an_adapters_folder_has_a_card(craft: Craft, picture_folder: Path) -> No
     assert "| tuned on | animals |" in card
     assert '"big cat", "dog", "owl"' in card
     assert "| queries | 36 |" in card
+
+
+@pytest.fixture
+def animals(craft: Craft, picture_folder: Path) -> str:
+    """A published adapter."""
+    craft("tune", "--data", picture_folder, *TUNE, "--no-search")
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    return "animals"
+
+
+def test_predict_passes_over_what_programs_leave_behind(
+    craft: Craft, connected: WireServer, picture_folder: Path, animals: str
+) -> None:
+    folder = picture_folder / "test/owl"
+    for junk in ("._0.png", "__MACOSX/._0.png", ".thumbnails/0.png", "Thumbs.db"):
+        (folder / junk).parent.mkdir(exist_ok=True)
+        (folder / junk).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    found = answer(craft("predict", folder, "--adapter", animals, "--json"))
+    images = [str(folder / f"{number}.png") for number in range(4)]
+    assert [entry["image"] for entry in found["images"]] == images
+    assert found["left_out"] == []
+    assert craft("predict", folder, "--adapter", animals, "--out", "out.csv").exit_code == 0
+    lines = Path("out.csv").read_text().split("\n")
+    assert [line.partition(",")[0] for line in lines[1:-1]] == images
+
+
+def test_predict_says_what_it_left_out_and_gives_it_a_row(
+    craft: Craft, connected: WireServer, picture_folder: Path, animals: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "owl").symlink_to(picture_folder / "test/owl")
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "noext").write_bytes((picture_folder / "test/owl/0.png").read_bytes())
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "a.xmp").touch()
+    said = (
+        "Left out: HEIC (1), link that leads nowhere (1), no suffix (1), lists and other files "
+        "(1). Convert pictures to JPEG or PNG"
+    )
+    shown = craft("predict", folder, "--adapter", animals, "--json")
+    assert said in " ".join(shown.stderr.split())
+    found = answer(shown)
+    assert len(found["images"]) == 4, "links to folders are followed"
+    reasons = [(Path(one["image"]).name, one["reason"]) for one in found["left_out"]]
+    assert reasons == [
+        ("IMG_1.HEIC", "HEIC"),
+        ("gone.jpg", "link that leads nowhere"),
+        ("noext", "no suffix"),
+    ]
+    charged = connected.charged
+    for _ in range(2):  # a second time, nothing is left to do
+        done = answer(craft("predict", folder, "--adapter", animals, "--out", "out.csv", "--json"))
+        assert (done["failed"], done["left_out"]) == (0, 3)
+        with Path("out.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        errors = {Path(row["image"]).name: row["error"] for row in rows if row["error"]}
+        assert errors == {name: f"left out: {reason}" for name, reason in reasons}
+        assert len(rows) == 3 + 4
+    assert connected.charged.images == charged.images + 4
+
+
+def test_every_command_says_how_a_folder_was_read(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    for split in ("train", "test"):
+        (picture_folder / split / "owl/2021").mkdir()
+        for number in (1, 2):
+            older = picture_folder / split / f"owl/{number}.png"
+            older.rename(picture_folder / split / f"owl/2021/{number}.png")
+        (picture_folder / split / "owl/a.heic").touch()
+    said = ("4 pictures lie in folders below their class's", "Left out: HEIC (2). Convert")
+    bench = ("--data", picture_folder.parent, "--dataset", "animals", "--shots", 2, "--seed", 1)
+    for result in (
+        craft("tune", "--data", picture_folder, *TUNE, "--no-search"),
+        craft("zero-shot", "--data", picture_folder),
+        craft("evaluate", "runs/animals-4shots-seed1", "--data", picture_folder),
+        craft("bench", *bench, "--budget", 40),
+    ):
+        for words in said:
+            assert " ".join(result.stderr.split()).count(words) == 1, result.stderr

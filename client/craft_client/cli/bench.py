@@ -78,6 +78,9 @@ def bench(
         missing += unusable
     for reason in missing:
         say(f"Skipped {reason}")
+    for tuned in found:
+        for note in tuned.notes:
+            say(f"{tuned.name}: {note}")
     if not found:
         raise DataError(
             f"'{data}' holds none of the data sets.", remedy="Name folders in it with --dataset."

@@ -68,12 +68,16 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies by name, percent; what was measured; on which pictures; what it cost."""
+    """Accuracies by name, percent; what was measured; on which pictures; what it cost.
+
+    `notes` are what there is to say of the data, a line each.
+    """
 
     accuracies: dict[str, float]
     about: dict[str, Any]
     image_set: ImageSet
     charged: Units
+    notes: Sequence[str]
 
     @property
     def document(self) -> dict[str, Any]:
@@ -126,6 +130,7 @@ def measure_zero_shot(
         },
         image_set,
         uploaded + scores.charged,
+        dataset.notes,
     )
 
 
@@ -226,6 +231,7 @@ def measure_run(
         },
         image_set,
         uploaded + scores.charged,
+        dataset.notes,
     )
 
 
@@ -263,10 +269,13 @@ def _measure_published(
         },
         image_set,
         uploaded + found.charged,
+        dataset.notes,
     )
 
 
 def _report(measured: Measured, *, as_json: bool) -> None:
+    for note in measured.notes:
+        say(note)
     if as_json:
         document(measured.document)
         return

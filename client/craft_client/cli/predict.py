@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from craft_client.api import Client
+    from craft_client.folders import LeftOut
     from craft_client.remote_adapter import Classified, RemoteAdapter
     from craft_shared.wire import Output
 
@@ -68,10 +69,10 @@ def predict(
     """Classify pictures with a published adapter."""
     from craft_client.remote_adapter import RemoteAdapter
 
-    files = _picture_files(images)
+    files, left_out = _picture_files(images)
     with connect(url, key) as client:
         if out is not None:
-            _predict_into(client, adapter, files, out, top, abstain_below, as_json)
+            _predict_into(client, adapter, files, left_out, out, top, abstain_below, as_json)
             return
         remote = RemoteAdapter(client, client.adapter(adapter))
         found = _predict_now(remote, files, abstain_below)
@@ -95,6 +96,7 @@ def predict(
                         files, answers, _flags(found.abstained, len(files)), strict=True
                     )
                 ],
+                "left_out": [{"image": str(path), "reason": reason} for path, reason in left_out],
                 "charged": found.charged.model_dump(),
             }
         )
@@ -134,6 +136,7 @@ def _predict_into(
     client: Client,
     adapter: str,
     files: Sequence[Path],
+    left_out: Sequence[LeftOut],
     out: Path,
     top: int,
     abstain_below: float | None,
@@ -161,6 +164,7 @@ def _predict_into(
         )
     left = [path for path in files if str(path) not in results.images]
     _check_need(remote, calls_of(remote, left), len(left))
+    results.append_left_out(left_out, remote.reference)
     with counting("Classifying pictures", len(files)) as on_classified:
 
         def on_progress(progress: BatchProgress) -> None:
@@ -177,6 +181,7 @@ def _predict_into(
                 "out": str(out),
                 "classified": len(left) - done.failed,
                 "failed": done.failed,
+                "left_out": len(left_out),
                 "before": len(files) - len(left),
                 "charged": done.charged.model_dump(),
             }
@@ -185,6 +190,8 @@ def _predict_into(
     before = f" {len(files) - len(left):,} were there before." if len(left) < len(files) else ""
     failed = f" {done.failed:,} cannot be used; '{out}' says why." if done.failed else ""
     say(f"Classified {len(left) - done.failed:,} pictures into '{out}'.{failed}{before}")
+    if left_out:
+        say(f"'{out}' has a row for each of the {len(left_out):,} that were left out.")
     say(f"Charged: {units_line(done.charged)}.")
 
 
@@ -206,19 +213,20 @@ def _check_need(remote: RemoteAdapter, calls: int, pictures: int) -> None:
     )
 
 
-def _picture_files(images: Sequence[Path]) -> list[Path]:
-    from craft_client.exceptions import CraftError
-    from craft_client.layouts import pictures_below
+def _picture_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
+    """The images that are named, by themselves or by their folder, and what is left out."""
+    from craft_client.folders import Found, images_below, no_images
 
-    files: list[Path] = []
+    everything = Found()
     for image in images:
-        found = pictures_below(image) if image.is_dir() else [image]
-        if not found:
-            raise CraftError(
-                f"There is no picture in '{image}'.", remedy="Name picture files, or their folder."
-            )
-        files += found
-    return list(dict.fromkeys(files))
+        found = images_below(image) if image.is_dir() else Found((image,))
+        if not found.images:
+            raise no_images(image, found)
+        everything += found
+    if everything.note:
+        say(everything.note)
+    files = dict.fromkeys(everything.images)
+    return list(files), [one for one in dict.fromkeys(everything.left_out) if one.path not in files]
 
 
 def _flags(abstained: NDArray[np.bool_] | None, count: int) -> list[bool]:

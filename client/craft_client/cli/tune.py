@@ -205,6 +205,8 @@ def tune(
         if data is None:
             raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
         dataset = load_dataset(data)
+        for note in dataset.notes:
+            say(note)
         settings_of = partial(
             recipe_settings,
             recipe,
