@@ -49,6 +49,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from craft_shared import problems
+from craft_shared.printing import printable
 from craft_shared.problems import FieldError, Problem, ProblemType
 
 
@@ -69,13 +70,18 @@ class CraftError(Exception):
         self.remedy = remedy
         self.errors = tuple(errors)
 
-    def __str__(self) -> str:
+    @property
+    def lines(self) -> list[str]:
+        """What happened, then fields and remedies: a line each, whoever wrote it, and printable."""
         fields = (
             f"{error.field}: {error.message.removesuffix('.')}. {error.remedy}".rstrip()
             for error in self.errors
         )
         remedy = [self.remedy] if self.remedy else []
-        return "\n  ".join((self.message, *fields, *remedy))
+        return [printable(line) for line in (self.message, *fields, *remedy)]
+
+    def __str__(self) -> str:
+        return "\n  ".join(self.lines)
 
 
 class MissingKey(CraftError):
@@ -160,9 +166,11 @@ class ProblemError(CraftError):
         self.problem = problem
         self.retry_after = retry_after
 
-    def __str__(self) -> str:
+    @property
+    def lines(self) -> list[str]:
+        """As of `CraftError`, and what the provider's log calls the call."""
         request = self.problem.request_id
-        return super().__str__() + (f"\n  (request {request})" if request else "")
+        return [*super().lines, *([printable(f"(request {request})")] if request else [])]
 
 
 class MalformedBody(ProblemError):

@@ -23,6 +23,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from craft_client.budgets import currency
 from craft_client.exceptions import CraftError
 from craft_client.runs import Run
+from craft_shared.printing import printable
 
 DOTS_AN_INCH = 150
 # Points that are fewer are marked, so that a single one is seen.
@@ -190,9 +191,9 @@ def _title(run: Run) -> str:
     settings = run.about.settings
     shots = f"{settings.shots} shots, " if settings.shots is not None else ""
     lines = [
-        textwrap.shorten(run.name, TITLE_WIDTH, placeholder="..."),
+        textwrap.shorten(printable(run.name), TITLE_WIDTH, placeholder="..."),
         textwrap.shorten(
-            f"{run.data}, {shots}seed {settings.seed}, {run.about.model}", TITLE_WIDTH
+            printable(f"{run.data}, {shots}seed {settings.seed}, {run.about.model}"), TITLE_WIDTH
         ),
     ]
     if not run.summary:
@@ -201,7 +202,7 @@ def _title(run: Run) -> str:
 
 
 def _label(run: Run) -> str:
-    label = str(run.folder)
+    label = printable(str(run.folder))
     return label if len(label) <= LABEL_WIDTH else "..." + label[-LABEL_WIDTH:]
 
 

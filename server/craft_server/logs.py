@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from craft_shared.printing import printable
+
 
 def configure_logging(level: str = "info") -> None:
     """Makes structlog write to stderr, with the call's id in every line of a call.
@@ -17,7 +19,10 @@ def configure_logging(level: str = "info") -> None:
     terminal = sys.stderr.isatty()
     # Plain tracebacks: the local variables of the fancier ones may hold a client's key.
     ends: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            _printable,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
         if terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -33,3 +38,12 @@ def configure_logging(level: str = "info") -> None:
         ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _printable(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """What others have written reaches a terminal as words alone."""
+    return {
+        name: printable(value) if isinstance(value, str) else value for name, value in event.items()
+    }

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from craft_shared.printing import printable
+
 if TYPE_CHECKING:
     from jinja2 import Template
 
@@ -120,7 +122,13 @@ def _template() -> Template:
     # Not needed by what only counts or serves.
     from jinja2 import Environment, StrictUndefined
 
-    return Environment(autoescape=True, undefined=StrictUndefined).from_string(_HTML)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=harmless)
+    return environment.from_string(_HTML)
+
+
+def harmless(value: object) -> str:
+    """What a page shows of a value, before the page escapes it."""
+    return printable(str(value))
 
 
 def _cell(value: object) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 from craft_client.cli.interrupt import remembered_interrupt
 from craft_client.cli.show import animated, percent, say, stderr, units_line
 from craft_client.cli.verbosity import Verbosity, verbosity
+from craft_shared.printing import text_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -117,7 +118,7 @@ def panel(progress: TuneProgress) -> RenderableType:
 
     grid = Table.grid(padding=(0, 2))
     for name, value in rows(progress):
-        grid.add_row(name, value)
+        grid.add_row(text_of(name), text_of(value))
     whole = Table.grid()
     whole.add_row(ProgressBar(total=progress.budget, completed=progress.queries, width=60))
     whole.add_row(grid)

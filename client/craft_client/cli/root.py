@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from craft_client.cli.exit_codes import ExitCode, exit_code_of
-from craft_client.cli.show import complain, say
-from craft_client.cli.verbosity import Verbosity, speaking
+from craft_client.cli.show import complain, print_lines, say
+from craft_client.cli.verbosity import Verbosity, speaking, verbosity
+from craft_shared.printing import printable
 
 # Options of the program that may stand behind the command too.
 _ANYWHERE = ("--quiet", "-q", "--verbose", "-v")
 
 
+# Typer keeps the base of its own errors to itself.
+_UsageError: Any = typer.BadParameter.__base__
+
+
 class _Commands(TyperGroup):
     """Turns the client's errors into one message and an exit code, never a traceback."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _readable_usage():
+            return super().make_context(*args, **kwargs)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -26,7 +37,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _readable_usage():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise  # The reader of stdout has enough; typer ends the program quietly.
         except OSError as error:
@@ -36,13 +48,38 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as error:
             complain("Interrupted.")
             raise typer.Exit(ExitCode.INTERRUPTED) from error
+        except (_UsageError, typer.Exit, typer.Abort):
+            raise
         except Exception as error:
             from craft_client.exceptions import CraftError
 
             if not isinstance(error, CraftError):
-                raise
-            complain(f"Error: {error}")
+                _complain_of_unforeseen(error)
+                raise typer.Exit(ExitCode.FAILED) from error
+            head, *more = error.lines
+            complain(f"Error: {head}", *more)
             raise typer.Exit(exit_code_of(error)) from error
+
+
+@contextmanager
+def _readable_usage() -> Iterator[None]:
+    """Typer prints what is wrong with an argument, which may be a file's name, as it is."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = printable(error.message)
+        raise
+
+
+def _complain_of_unforeseen(error: Exception) -> None:
+    from traceback import format_exception
+
+    complain(
+        f"Error: craft failed in a way that nobody foresaw: {type(error).__name__}: {error}",
+        "Run the command with --verbose and report what it prints.",
+    )
+    if verbosity() is Verbosity.VERBOSE:
+        print_lines("".join(format_exception(error)).splitlines(), err=True)
 
 
 app = typer.Typer(
@@ -68,7 +105,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"craft {version('craftbox')}")
+        print_lines([f"craft {version('craftbox')}"])
         raise typer.Exit
 
 

@@ -336,8 +336,13 @@ def _page(
 ) -> bytes:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from craft_shared.display import harmless
+
     environment = Environment(
-        loader=PackageLoader("craft_client", ""), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("craft_client", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=harmless,
     )
     text = environment.get_template("report.html.jinja").render(
         title=title,

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
-from functools import cache
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from craft_client.cli.verbosity import Verbosity, verbosity
 from craft_shared.amounts import UNITS
+from craft_shared.printing import print_json, printable, stderr, text_of
+from craft_shared.printing import print_lines as print_lines
+from craft_shared.printing import print_table as table
 
 if TYPE_CHECKING:
     from craft_shared.units import Units
 
-_UNBOUNDED = 10_000
-
-
-@cache
-def stderr() -> Console:
-    """The console for progress and messages; one, so that a live view and messages get along."""
-    return Console(stderr=True)
+__all__ = [
+    "animated", "complain", "document", "percent", "print_lines", "say", "size", "stderr", "table",
+    "units_line",
+]  # fmt: skip
 
 
 def animated() -> bool:
@@ -36,34 +29,23 @@ def animated() -> bool:
 
 
 def say(message: str) -> None:
-    """A message on stderr, unless the program is to be quiet; nothing in it is markup."""
+    """A message on stderr, one line, unless the program is to be quiet."""
     if verbosity() is not Verbosity.QUIET:
-        stderr().print(Text(message), soft_wrap=True)
+        stderr().print(text_of(message), soft_wrap=True)
 
 
-def complain(message: str) -> None:
-    """An error on stderr, however quiet the program is; its first word stands out."""
-    head, space, rest = message.partition(" ")
-    stderr().print(Text.assemble((head, "bold red"), space, rest), soft_wrap=True)
+def complain(message: str, *more: str) -> None:
+    """An error on stderr, a line each, however quiet the program is; its first word stands out."""
+    head, space, rest = printable(message).partition(" ")
+    lines = text_of(head, "bold red").append_text(text_of(space + rest))
+    for line in more:
+        lines.append("\n  ").append_text(text_of(line))
+    stderr().print(lines, soft_wrap=True)
 
 
 def document(content: Mapping[str, Any]) -> None:
     """The one JSON document on stdout."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """A table on stdout; numbers stand right, nothing in it is markup."""
-    body = [list(row) for row in rows]
-    shown = Table(title=title or None, title_justify="left")
-    for index, column in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float | Decimal) for row in body)
-        shown.add_column(column, justify="right" if numeric and body else "left", overflow="fold")
-    for row in body:
-        shown.add_row(*(Text(_cell(value)) for value in row))
-    # A table in a pipe or a file is as wide as it needs to be.
-    console = Console() if Console().is_terminal else Console(width=_UNBOUNDED)
-    console.print(shown)
+    print_json(content, indent=2)
 
 
 def units_line(units: Units) -> str:
@@ -79,7 +61,3 @@ def size(count: int) -> str:
 def percent(share: float) -> str:
     """An accuracy in percent."""
     return f"{share:.1f} %"
-
-
-def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int | Decimal) else str(value)

@@ -67,4 +67,4 @@ def reason(error: Exception) -> str:
         case ConnectionFailed():
             return "there is no connection to the server"
         case _:
-            return str(error).partition("\n")[0].rstrip(".")
+            return str(getattr(error, "message", error)).partition("\n")[0].rstrip(".")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 _TEXT = """\
 craft tunes a vision-language model that it may only call, and counts what it costs.
 
@@ -27,9 +25,10 @@ _KEY = "The server is {url} ({source}), and an API key is set. Is it there? craf
 def welcome() -> None:
     """Prints it on stdout."""
     from craft_client.cli import configuration
+    from craft_client.cli.show import print_lines
 
     settings = configuration.load()
     url = settings["url"]
     has_key = not settings.keys().isdisjoint({"api_key", "api_key_file"})
     server = (_KEY if has_key else _NO_KEY).format(url=url.value, source=url.source)
-    typer.echo(_TEXT.format(server=server), nl=False)
+    print_lines(_TEXT.format(server=server).splitlines())

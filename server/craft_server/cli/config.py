@@ -38,9 +38,6 @@ def show(settings: Settings, options: dict[str, Any], json_output: AsJson = Fals
     An option comes before the environment, that before files of secrets, those before the file of
     settings: craft-server.toml in the present folder, or the one that CRAFT_CONFIG names.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     from craft_server.settings import settings_file, shown, sources
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -57,11 +54,7 @@ def show(settings: Settings, options: dict[str, Any], json_output: AsJson = Fals
             }
         )
         return
-    table = Table("setting", "value", "from")
-    for name, value in values.items():
-        table.add_row(
-            name,
-            escape("" if value is None else str(value)),
-            escape(places.get(name, "default")),
-        )
-    print_table(table)
+    print_table(
+        ["setting", "value", "from"],
+        [[name, value, places.get(name, "default")] for name, value in values.items()],
+    )

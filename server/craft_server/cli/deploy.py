@@ -10,7 +10,7 @@ import typer
 
 from craft_server.cli.completion import models as models_of
 from craft_server.cli.options import DatabaseUrl, examples, settings_of
-from craft_server.cli.output import fail, misuse, note
+from craft_server.cli.output import fail, misuse, note, print_lines
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -78,9 +78,12 @@ def ray(
         )
     address = make_url(url)
     if address.password is not None:
-        typer.echo(
-            "The database's password is left out: the replicas read it from the file "
-            "/run/secrets/craft_database_password, or from the variable CRAFT_DATABASE_PASSWORD.",
+        print_lines(
+            [
+                "The database's password is left out: the replicas read it from the file "
+                "/run/secrets/craft_database_password, or from the variable "
+                "CRAFT_DATABASE_PASSWORD."
+            ],
             err=True,
         )
     environment = {
@@ -98,7 +101,7 @@ def ray(
     )
     text = yaml.safe_dump(config, sort_keys=False)
     if out is None:
-        typer.echo(text, nl=False)
+        print_lines(text.splitlines())
     else:
         out.write_text(text)
         note(f"Wrote '{out}'. Try it here: serve run {out}")

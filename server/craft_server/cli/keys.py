@@ -27,7 +27,7 @@ from craft_server.cli.options import (
     duration_ms,
     examples,
 )
-from craft_server.cli.output import fail, misuse, note, print_json, print_table
+from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def create(
         return
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     note(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
-    typer.echo(made.key)
+    print_lines([str(made.key)])
 
 
 def _write_key(file: Path, key: str) -> None:
@@ -236,7 +236,7 @@ def policy(
     for one in now.policies or [KeyPolicy()]:
         limit = one.prompts_per_image_set
         bound = "" if limit is None else f"; {limit} prompts an image set"
-        typer.echo(f"{one.model or 'every model'}: {level_words(one.output)}{bound}")
+        print_lines([f"{one.model or 'every model'}: {level_words(one.output)}{bound}"])
 
 
 def _policies(
@@ -263,9 +263,6 @@ def list_(
     json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
 ) -> None:
     """List all keys, without their secrets."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from craft_server.ledger import keys
 
     with reading(data_dir, database_url) as connection:
@@ -273,20 +270,16 @@ def list_(
     if json_output:
         print_json([card.model_dump() for card in cards])
         return
-    table = Table("prefixes", "owner", "name", "team", "scopes", "created", "expires", "revoked")
-    for card in cards:
-        cells = (
-            " ".join(card.prefixes),
-            card.owner,
-            card.name,
-            card.team,
-            " ".join(card.scopes),
-            card.created_at,
-            card.expires_at,
-            card.revoked_at,
-        )
-        table.add_row(*(escape(cell or "") for cell in cells))
-    print_table(table)
+    print_table(
+        ["prefixes", "owner", "name", "team", "scopes", "created", "expires", "revoked"],
+        [
+            [
+                *(" ".join(card.prefixes), card.owner, card.name, card.team),
+                *(" ".join(card.scopes), card.created_at, card.expires_at, card.revoked_at),
+            ]
+            for card in cards
+        ],
+    )
 
 
 @app.command(
@@ -316,7 +309,7 @@ def rotate(
         f"Key {prefix} of {made.card.owner} is {made.prefix} from now on; its old secrets work "
         f"until {end}. The new one is shown only now:"
     )
-    typer.echo(made.key)
+    print_lines([str(made.key)])
 
 
 @app.command(

@@ -10,14 +10,12 @@ import typer
 from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading
 from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, examples, settings_of
-from craft_server.cli.output import fail, misuse, note, print_json, print_table
+from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
 from craft_shared.text_files import NotTextError, lines_of, read_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from craft_server.plan import Architecture, Constants, Load, Plan, Seconds, Texts
+    from craft_server.plan import Architecture, Constants, Load, Plan, Texts
     from craft_server.plan.constants import Precision
 
 _ASKED = "What is asked"
@@ -251,35 +249,28 @@ def _measured(
 
 
 def _print(plan: Plan) -> None:
-    from rich.table import Table
-
     many = plan.tenants > 1
-    table = Table(f"{plan.model}, {plan.precision}, {plan.cores} cores", "one run")
+    columns = [f"{plan.model}, {plan.precision}, {plan.cores} cores", "one run"]
     if many:
-        table.add_column(f"{plan.tenants:,} runs, {plan.at_once:,} at once")
+        columns.append(f"{plan.tenants:,} runs, {plan.at_once:,} at once")
     loads = [plan.run, plan.all] if many else [plan.run]
-    for name, of in _ROWS:
-        table.add_row(name, *(of(load) for load in loads))
-    for unit in UNITS:
-        table.add_row(f"{unit} charged", *(f"{load.units[unit]:,}" for load in loads))
-    print_table(table)
-    print_table(_shares(plan.seconds_of_run))
-    typer.echo(
-        f"A client takes {_size(plan.client_memory_bytes)} of memory and its run directory "
-        f"{_size(plan.run_directory_bytes)}."
+    rows = [[name, *(of(load) for load in loads)] for name, of in _ROWS]
+    charged = [[f"{unit} charged", *(f"{load.units[unit]:,}" for load in loads)] for unit in UNITS]
+    print_table(columns, [*rows, *charged])
+    seconds = plan.seconds_of_run
+    print_table(
+        ["where a run's time goes", "seconds", "share"],
+        [[name, f"{value:,.1f}", f"{value / seconds.total:.0%}"] for name, value in seconds],
+    )
+    print_lines(
+        [
+            f"A client takes {_size(plan.client_memory_bytes)} of memory and its run directory "
+            f"{_size(plan.run_directory_bytes)}."
+        ]
     )
     note(f"Constants of {plan.machine}.")
     for line in plan.notes:
         note(f"Note: {line}.")
-
-
-def _shares(seconds: Seconds) -> Table:
-    from rich.table import Table
-
-    table = Table("where a run's time goes", "seconds", "share")
-    for name, value in seconds:
-        table.add_row(name, f"{value:,.1f}", f"{value / seconds.total:.0%}")
-    return table
 
 
 def _duration(seconds: float) -> str:

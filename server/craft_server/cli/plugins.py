@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from craft_server.cli.options import AsJson, examples
-from craft_server.cli.output import print_json, print_table
+from craft_server.cli.output import print_json, print_lines, print_table
 from craft_shared.plugins import listed
 
 
@@ -19,14 +17,9 @@ def plugins(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"plugins": found})
     elif found:
-        table = Table()
-        for name in found[0]:
-            table.add_column(name, overflow="fold")
-        for row in found:
-            table.add_row(*map(escape, row.values()))
-        print_table(table)
+        print_table(list(found[0]), [list(row.values()) for row in found])
     else:
-        typer.echo("No plug-ins are installed (docs/plugins.md).", err=True)
+        print_lines(["No plug-ins are installed (docs/plugins.md)."], err=True)
 
 
 def register(app: typer.Typer, panel: str) -> None:

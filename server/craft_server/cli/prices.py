@@ -81,13 +81,10 @@ def list_(
 
 
 def _print(of_models: prices.Prices, json_output: bool) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     if json_output:
         print_json(of_models)
         return
-    table = Table("model", *UNITS)
-    for model, micros in of_models.items():
-        table.add_row(escape(model), *(str(micros.get(unit, 0)) for unit in UNITS))
-    print_table(table)
+    print_table(
+        ["model", *UNITS],
+        [[model, *(micros.get(unit, 0) for unit in UNITS)] for model, micros in of_models.items()],
+    )

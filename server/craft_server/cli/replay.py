@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from craft_server.cli.options import Host, Port, examples, settings_of
+from craft_server.cli.output import print_lines
 from craft_server.serving.failures import told
 from craft_server.serving.listening import (
     CannotListen,
@@ -44,9 +44,8 @@ def replay(
     ):
         end_on_sigterm()
         player = Player(tape)
-        typer.echo(f"Replaying '{file}': {player.answers} answers")
+        print_lines([f"Replaying '{file}': {player.answers} answers"])
         announce(listener)
-        sys.stdout.flush()
         run(player_app(player, max_bytes=settings.limits.body_bytes), listener)
 
 

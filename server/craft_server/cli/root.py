@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from craft_server.cli.output import speak
+from craft_server.cli.output import print_lines, speak
 from craft_server.cli.welcome import TEXT
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"craft-server {version('craftbox')}")
+        print_lines([f"craft-server {version('craftbox')}"])
         raise typer.Exit
 
 
@@ -53,4 +53,4 @@ def root(
     """The craftbox server: a metered prediction API before a vision-language model."""
     speak(quiet=quiet)
     if context.invoked_subcommand is None:
-        typer.echo(TEXT, nl=False)
+        print_lines(TEXT.splitlines())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import typer
 
 from craft_server.cli.ledger import database_of
 from craft_server.cli.options import examples
-from craft_server.cli.output import fail, misuse
+from craft_server.cli.output import fail, misuse, print_lines
 from craft_server.cli.serving_options import with_serving_options
 from craft_server.serving.failures import told
 from craft_server.serving.listening import (
@@ -115,9 +114,12 @@ def _host_together(settings: Settings) -> None:
 
         configure_logging(settings.log_level)
         if settings.rate_limits_url is None:
-            typer.echo(
-                f"Keys' limits a minute are counted by each of the {settings.workers} processes "
-                "for itself: name a Redis with CRAFT_RATE_LIMITS_URL to have them exact.",
+            print_lines(
+                [
+                    f"Keys' limits a minute are counted by each of the {settings.workers} "
+                    "processes for itself: name a Redis with CRAFT_RATE_LIMITS_URL to have them "
+                    "exact."
+                ],
                 err=True,
             )
         host(settings, listener, lambda: _announce(database, settings, listener, None))
@@ -149,17 +151,18 @@ def _announce(
     from craft_server.ledger.keys import list_keys
 
     if profile is not None:
-        typer.echo(
-            f"SIMULATED PROVIDER: profile {profile.name}, version {profile.version}, "
-            f"{profile.digest}"
+        print_lines(
+            [
+                f"SIMULATED PROVIDER: profile {profile.name}, version {profile.version}, "
+                f"{profile.digest}"
+            ]
         )
     announce(listener, " (console at /, description at /docs)")
     with database.reading() as connection:
         has_keys = bool(list_keys(connection))
     if not has_keys:
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
-        typer.echo(f"There is no key yet. Make one: craft-server keys create --owner me {where}")
-    sys.stdout.flush()
+        print_lines([f"There is no key yet. Make one: craft-server keys create --owner me {where}"])
 
 
 def register(app: typer.Typer, panel: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from craft_shared.printing import print_lines
 
 
 @contextmanager
@@ -13,5 +14,5 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print_lines([f"Error: {' '.join(str(error).split())}"], err=True)
         raise SystemExit(1) from error

@@ -13,6 +13,8 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from craft_shared.printing import print_lines
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
@@ -59,7 +61,7 @@ def announce(listener: socket.socket, more: str = "") -> None:
     """Says where the process listens."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"Listening on http://{shown}:{port}{more}")
+    print_lines([f"Listening on http://{shown}:{port}{more}"])
 
 
 def run(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from craft_server.engine import Engine, HostedModel, ModelSpec
+from craft_shared.printing import print_lines
 
 if TYPE_CHECKING:
     from craft_server.settings import Settings
@@ -29,10 +29,11 @@ def engine_of(settings: Settings) -> Engine:
 def introduce(model: HostedModel) -> None:
     """Says which model it is, and whether its answers mean anything."""
     if model.random_weights:
-        print(
-            f"WARNING: RANDOM WEIGHTS. Model {model.name} has learned nothing and its predictions "
-            "mean nothing: this is for tests. Name real weights with --pretrained.",
-            file=sys.stderr,
+        print_lines(
+            [
+                f"WARNING: RANDOM WEIGHTS. Model {model.name} has learned nothing and its "
+                "predictions mean nothing: this is for tests. Name real weights with --pretrained."
+            ],
+            err=True,
         )
-    print(f"Model {model.name}, revision {model.revision}")
-    sys.stdout.flush()
+    print_lines([f"Model {model.name}, revision {model.revision}"])
