@@ -251,7 +251,7 @@ def _kind(field: FieldInfo) -> str:
     if choices:
         return "one of " + ", ".join(choices[1].replace("'", "").split(", "))
     kinds = {"int": "whole number", "float": "number", "Path": "path", "Secret": "text, a secret"}
-    kind = next((word for name, word in kinds.items() if name in text), "text")
+    kind = next((word for name, word in kinds.items() if re.search(rf"\b{name}", text)), "text")
     bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     told = [
         f"{words} {getattr(bound, name)}"

@@ -19,6 +19,7 @@ from craft_client.folders import LeftOut
 from craft_client.remote_adapter import RemoteAdapter
 from craft_client.uploads import bodies
 from craft_shared.files import write_whole
+from craft_shared.printing import printable
 from craft_shared.text_files import NotTextError, line_of, rows_of
 from craft_shared.units import Units
 
@@ -242,5 +243,5 @@ def _rows(
         best: list[str] = []
         for rank, number in enumerate(answer.top_classes[index].tolist()):
             shown = "" if probabilities is None else f"{probabilities[index, rank]:.6f}"
-            best += (answer.classes[number], shown)
+            best += (printable(answer.classes[number]), shown)
         yield [image, adapter.reference, "", abstained, *best]

@@ -24,7 +24,7 @@ RUN_HEADER = "Craft-Run"
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
-_RUN = re.compile(r"[\x20-\x7e]{1,255}")
+_RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 
 T = TypeVar("T")
 
@@ -105,6 +105,6 @@ def _checked_header(name: str, value: str, form: re.Pattern[str]) -> str:
     if form.fullmatch(value) is None:
         raise CraftError(
             f"{name}: {value!r} cannot be sent to a server.",
-            remedy="Give a short name of ASCII characters, such as a UUID.",
+            remedy="Give a short name of ASCII characters that begins with a letter or digit.",
         )
     return value

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from craft_client.exceptions import DataError
 from craft_shared.head import centred_inputs
+from craft_shared.names import same_text, twins
 from craft_shared.text_files import NotTextError, lines_of, read_text
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
@@ -60,8 +61,8 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 
 def beside(classes: Sequence[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
     """The vocabulary without class names, which are scored anyway."""
-    names = {name.casefold() for name in classes}
-    return tuple(text for text in vocabulary if text.casefold() not in names)
+    names = {same_text(name) for name in classes}
+    return tuple(text for text in vocabulary if same_text(text) not in names)
 
 
 def spanning_texts(log_probs: NDArray[np.float32], classes: int, keep: int) -> NDArray[np.int64]:
@@ -98,4 +99,6 @@ def spanning_texts(log_probs: NDArray[np.float32], classes: int, keep: int) -> N
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(line for _, line in lines_of(text)))
+    lines = [line for _, line in lines_of(text)]
+    repeated = {place for place, _ in twins(lines)}
+    return tuple(line for place, line in enumerate(lines) if place not in repeated)

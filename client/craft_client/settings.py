@@ -7,7 +7,6 @@ know how tuning works.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -19,7 +18,9 @@ from craft_client.budgets import name, shortfall
 from craft_client.exceptions import BudgetTooSmall, CraftError
 from craft_client.plugins import RECIPES, REFINERS
 from craft_shared import plugins
+from craft_shared.names import REMEDY, fault, same_text, twins
 from craft_shared.plugins import Group, PluginError
+from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
 from craft_shared.wire import AbsoluteScale, Budget, Output, Scale
@@ -252,6 +253,7 @@ class TuneSettings:
                 picture, a text is a class name, or a budget does not cover the first steps.
         """
         _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
+        _raise_if("The class names cannot be used.", _name_errors("classes", classes))
         _raise_if("The texts cannot be used.", _shared_errors(self.texts, classes))
         errors = self._budget_errors("budget", "queries", self.budget, units)
         first_steps = self.opening_units(units) + self.generation_units(units)
@@ -294,13 +296,7 @@ class TuneSettings:
                     remedy="Leave them out.",
                 )
             ]
-        twice = [text for text, count in Counter(self.texts).items() if count > 1]
-        return [
-            FieldError(
-                field="texts", message=f"'{text}' is there twice.", remedy="Name each text once."
-            )
-            for text in twice[:1]
-        ]
+        return _name_errors("texts", self.texts)[:1]
 
     def _budget_errors(
         self, field: str, unit: Unit, budget: int, units: PricedQuestion
@@ -325,7 +321,7 @@ class TuneSettings:
 
 
 def _shared_errors(texts: Sequence[str], classes: Sequence[str]) -> list[FieldError]:
-    names = set(classes)
+    names = {same_text(name) for name in classes}
     return [
         FieldError(
             field="texts",
@@ -333,7 +329,7 @@ def _shared_errors(texts: Sequence[str], classes: Sequence[str]) -> list[FieldEr
             remedy="Leave it out: class names are scored anyway.",
         )
         for text in texts
-        if text in names
+        if same_text(text) in names
     ][:1]
 
 
@@ -379,6 +375,27 @@ def _template(template: str) -> FieldError | None:
         message=f"is '{template}'.",
         remedy="Write {} exactly once, where the class name goes, as in 'a photo of a {}.'",
     )
+
+
+def _name_errors(field: str, names: Sequence[str]) -> list[FieldError]:
+    """Names that a server takes for none, and names that it takes for one."""
+    faults = [
+        FieldError(field=f"{field}[{place}]", message=f"'{printable(name)}' {found}", remedy=REMEDY)
+        for place, name in enumerate(names)
+        if (found := fault(name))
+    ]
+    return faults or [
+        FieldError(
+            field=f"{field}[{place}]",
+            message=f"'{name}' is there twice."
+            if names[place] == names[first]
+            else f"a model reads '{name}' as it reads '{printable(names[first])}', "
+            f"{field}[{first}].",
+            remedy="Give each a name of its own.",
+        )
+        for place, first in twins(names)
+        for name in [printable(names[place])]
+    ]
 
 
 def _label_errors(labels: NDArray[np.int64], classes: Sequence[str]) -> list[FieldError]:

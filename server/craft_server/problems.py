@@ -13,6 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from craft_server.ledger.charges import Shortfall
+from craft_shared import names
 from craft_shared.problems import (
     BUDGET_EXHAUSTED,
     INVALID_REQUEST,
@@ -26,6 +27,7 @@ MAX_ERRORS = 100
 _MAX_PART = 100
 
 _REMEDIES = {
+    names.FAULT: names.REMEDY,
     "missing": "Add the field.",
     "extra_forbidden": "Remove the field, or correct its name.",
 }

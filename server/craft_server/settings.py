@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.wire import Limits
+from craft_shared.wire.messages import NewName
 
 MEBIBYTE = 2**20
 SECRETS_VARIABLE = "CRAFT_SECRETS_DIR"
@@ -131,7 +132,7 @@ class Settings(BaseSettings):
     receipt_key_file: Path | None = None
     output_policy: str | None = None
     profile: str | None = None
-    receipt_issuer: str | None = Field(default=None, min_length=1, max_length=200)
+    receipt_issuer: NewName | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     console_session_hours: float = Field(default=12, gt=0, le=720)
     sign_ins_per_minute: int = Field(default=20, ge=1)

@@ -27,7 +27,7 @@ from craft_shared.output import scores_of, shown
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
-from craft_shared.wire.messages import ClassName, Template
+from craft_shared.wire.messages import StoredClassName, Template
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -63,8 +63,8 @@ class AdapterConfig(Message):
     model: str
     revision: str
     access_mode: Literal["strict", "open-text"] = "strict"
-    classes: list[ClassName] = Field(min_length=1)
-    texts: list[ClassName] = Field(default_factory=list)
+    classes: list[StoredClassName] = Field(min_length=1)
+    texts: list[StoredClassName] = Field(default_factory=list)
     templates: list[Template] = Field(min_length=1)
     context: Context | None = None
     codes: int = Field(default=0, ge=0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _UNBOUNDED = 10_000  # columns of a terminal
 # Letters and marks of which nothing is seen.
-_INVISIBLE = frozenset(
+INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
     + "".join(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
 )
@@ -103,7 +103,7 @@ def _cell(value: object) -> str:
 
 
 def _shown(sign: str) -> str:
-    if sign.isprintable() and sign not in _INVISIBLE:
+    if sign.isprintable() and sign not in INVISIBLE:
         return sign
     # NO-BREAK SPACE and its like.
     return (

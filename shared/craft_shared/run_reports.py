@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.units import Units
 from craft_shared.wire import Answer, Message
-from craft_shared.wire.messages import Label
+from craft_shared.wire.messages import NewLabel
 
 POINTS_PER_CALL = 500
 POINTS_PER_RUN = 20_000
@@ -42,10 +42,10 @@ class RunReport(Message):
         state: `stopped` by hand, `failed` by an error.
     """
 
-    title: Label
-    model: Label = ""
-    dataset: Label = ""
-    recipe: Label = ""
+    title: NewLabel
+    model: NewLabel = ""
+    dataset: NewLabel = ""
+    recipe: NewLabel = ""
     budget: _Count | None = None
     state: RunState = "running"
 

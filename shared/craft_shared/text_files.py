@@ -4,7 +4,13 @@ A byte order mark is skipped, Windows' line ends count as one, and UTF-16 is rea
 says so, as Windows' tools write it. Lines end where editors end them: characters such as U+2028,
 a vertical tab or a file separator, at which `str.splitlines` cuts, are part of a line.
 
+Rows of CSV are written here too, so that no spreadsheet runs what is in them: a text that it would
+take for a formula is quoted as OWASP has it, by an apostrophe before it, and read without. Numbers
+stay numbers, negative ones too.
+
 It does not know what a text says.
+
+Source: OWASP, "CSV Injection".
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from craft_shared.names import FORMULA_SIGNS
+
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     # Before UTF-16's, which one of them begins with.
@@ -25,6 +33,10 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _LINE_END = re.compile(r"\r\n|\r")
+_QUOTE = "'"
+# With white space before the sign as well, which some programs trim.
+_FORMULA = re.compile(rf"[\t\r\n]|\s*[{re.escape(FORMULA_SIGNS)}]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class NotTextError(ValueError):
@@ -67,16 +79,17 @@ def rows_of(data: bytes) -> list[list[str]]:
     """
     text = data.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
     try:
-        return list(csv.reader(io.StringIO(text, newline="")))
+        rows = list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise NotTextError(f"it is no CSV: {error}") from error
+    return [[cell[1:] if _is_quoted(cell) else cell for cell in row] for row in rows]
 
 
 def line_of(cells: Iterable[object]) -> str:
     """A row as a CSV file has it, which `rows_of` reads as it was; ends in one line feed."""
     row = io.StringIO(newline="")
     # Both characters of the line's end are then quoted within cells.
-    csv.writer(row, lineterminator="\r\n").writerow(cells)
+    csv.writer(row, lineterminator="\r\n").writerow(map(_cell, cells))
     return row.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -84,3 +97,19 @@ def lines_of(text: str) -> list[tuple[int, str]]:
     """A text's lines with their numbers, from 1, stripped, without those that are empty."""
     numbered = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
     return [(number, line) for number, line in numbered if line]
+
+
+def _cell(value: object) -> object:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    # What looks quoted already is quoted once more, so that it is read as it was.
+    return _QUOTE + text if _is_formula(text.lstrip(_QUOTE)) else text
+
+
+def _is_quoted(cell: str) -> bool:
+    return cell.startswith(_QUOTE) and _is_formula(cell.lstrip(_QUOTE))
+
+
+def _is_formula(text: str) -> bool:
+    return _FORMULA.match(text) is not None and _NUMBER.fullmatch(text) is None

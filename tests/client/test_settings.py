@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_client.settings import SettingsError, TuneSettings
+from craft_client.settings import SettingsError, TuneSettings, one_each
 from craft_shared.units import Units
 from craft_shared.wire import Budget
 
@@ -163,3 +163,19 @@ def test_a_prompt_may_be_several_queries() -> None:
     assert settings.generations(partial(_units, queries_each=2)) == 1
     with pytest.raises(SettingsError, match="at least 288"):
         settings.check_task(LABELS, CLASSES, [], partial(_units, queries_each=4))
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (["dog", "x\x1b[31mred"], r"classes\[1\]: 'x\\x1b\[31mred' holds U\+001B"),
+        (["-1", "dog"], r"classes\[0\]: '-1' begins with '-'.*\. Rename it"),
+        (["café", "cafe\u0301"], r"classes\[1\]: a model reads .* as it reads 'café'"),
+        (["caf\udce9", "dog"], r"the byte 0xE9, which is not UTF-8"),
+    ],
+)
+def test_class_names_that_no_server_takes_are_told_before_anything_is_asked(
+    classes: list[str], told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told):
+        TuneSettings().check_task(np.array([0, 1]), classes, [], one_each)

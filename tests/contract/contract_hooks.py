@@ -47,6 +47,9 @@ IN_WORDS_ALONE = {
             # What the tokenizer makes of texts.
             r"it has \d+ places '\{\}' for the class name",
             r"is also the name of classes|: the name is blank|: it holds no word",
+            r"the tokenizer reads '.*' as the same text as '",
+            # What a pattern cannot say of all characters.
+            r": the name (holds U\+[0-9A-F]{4,6}|begins with)",
             r"which the tokenizer reserves$|has \d+ tokens",
             # What there is, and what was done before.
             r"there is no budget on|spent or reserved already|would be more than \d+$",

@@ -276,6 +276,9 @@ def test_no_key_is_an_admin_unless_it_is_asked_for(
         (["--team", " "], "--team"),
         (["--name", "x" * 201], "--name"),
         (["--name", "bell\a"], "--name"),
+        (["--name", "@SUM(1)"], "begins with '@'"),
+        (["--team", "abc\u202etxt"], "U+202E"),
+        (["--owner", '=HYPERLINK("http://evil","x")'], "begins with '='"),
         (["--owner", "half \udcff of a character"], "--owner"),
     ],
 )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -63,6 +65,22 @@ def test_rows_are_read_as_they_were_written_whatever_their_cells_hold(
     if rows and rows[0][0].startswith("\ufeff"):
         return
     assert rows_of(codecs.BOM_UTF8 * marked + data) == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1+1", "-1+1", "@SUM(1)", "\tx", "\rx", " =1", "\uff1d1", "-x", "=", "'=1", "-"],
+)
+def test_no_cell_is_a_formula_and_each_is_read_as_it_was(text: str) -> None:
+    line = line_of([text, "b"])
+    ((cell, _),) = csv.reader(io.StringIO(line, newline=""))
+    assert cell.startswith("'")
+    assert rows_of(line.encode()) == [[text, "b"]]
+
+
+def test_numbers_in_cells_stay_numbers() -> None:
+    cells = [-1, -0.5, "-1.25", "+3", "-1e-7", 7, "12", None, "", True]
+    assert line_of(cells) == "-1,-0.5,-1.25,+3,-1e-7,7,12,,,True\n"
 
 
 def test_no_module_cuts_texts_where_no_editor_does() -> None:

@@ -25,12 +25,13 @@ from craft_server.clock import now_ms
 from craft_server.ledger.account import cost_of
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
-from craft_server.problems import invalid_field
-from craft_shared import codec
-from craft_shared.adapter import Adapter, AdapterError
+from craft_server.problems import invalid_field, invalid_request
+from craft_shared import codec, names
+from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.problems import (
     MODEL_NOT_FOUND,
     REVISION_MISMATCH,
+    FieldError,
 )
 from craft_shared.units import Units
 from craft_shared.wire import AdapterCard, AdapterPublishAnswer, Cost
@@ -91,6 +92,7 @@ async def publish(
     body = await read_bytes(request)
     adapter, digest = await asyncio.to_thread(_parse, body)
     config = adapter.config
+    _check_names(config)
     check_model(services, config.model)
     check_revision(services, config.model, config.revision)
     _check_texts(services, adapter)
@@ -165,6 +167,24 @@ def _own_new_name(caller: Caller, name: str) -> str:
             "first two",
             "Choose another name.",
         ) from error
+
+
+def _check_names(config: AdapterConfig) -> None:
+    """Reading an adapter does not ask this of it: those that were published before stay."""
+    made = config.provenance
+    told = {
+        **{f"adapter.classes[{i}]": name for i, name in enumerate(config.classes)},
+        **{f"adapter.texts[{i}]": text for i, text in enumerate(config.texts)},
+        "adapter.provenance.recipe": made.recipe or "",
+        "adapter.provenance.data": made.data or "",
+    }
+    errors = [
+        FieldError(field=field, message=f"the name {fault}", remedy=names.REMEDY)
+        for field, name in told.items()
+        if (fault := names.fault(name))
+    ]
+    if errors:
+        raise invalid_request(errors)
 
 
 def _check_texts(services: Services, adapter: Adapter) -> None:

@@ -20,6 +20,7 @@ from craft_server.api.services import Services
 from craft_server.console import sessions
 from craft_server.console.assets import ASSETS
 from craft_server.console.sessions import Session
+from craft_shared.printing import printable
 
 _CURRENCY_MICROS = 1_000_000
 # `craft` ends a run's name with 32 of them.
@@ -118,11 +119,17 @@ def _session_of(request: Request) -> Session | None:
     return session
 
 
+def _seen(value: Any) -> Any:
+    """A value as a page holds it: of names that were stored long ago, nothing turns the line."""
+    return printable(value) if type(value) is str else value
+
+
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("craft_server.console", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_seen,
         trim_blocks=True,
         lstrip_blocks=True,
     )

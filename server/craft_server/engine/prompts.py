@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from craft_server.engine.context import MAX_WORDS_TIMES_DIM
 from craft_server.engine.tokens import SLOT, Ids, Tokens
+from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.wire import Context
 from craft_shared.wire.predictions import MAX_CODE
@@ -131,23 +132,30 @@ def _check_context(context: Context, tokens: Tokens) -> list[FieldError]:
 
 def _check_classes(classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
     errors = []
-    first: dict[str, int] = {}
+    first: dict[Ids, int] = {}
     for i, name in enumerate(classes):
-        holder = first.setdefault(name, i)
-        if holder != i:
-            errors.append(
-                FieldError(
-                    field=f"classes[{i}]",
-                    message=f"'{name}' is also the name of classes[{holder}]",
-                    remedy="Give each class a name of its own.",
-                )
-            )
-        elif not tokens.words(name):
+        words = tokens.words(name)
+        holder = first.setdefault(words, i)
+        if not words:
             errors.append(
                 FieldError(
                     field=f"classes[{i}]",
                     message="the name is blank",
                     remedy="Give the class a name that can be read.",
+                )
+            )
+        elif holder != i:
+            alike = (
+                f"'{name}' is also the name of classes[{holder}]"
+                if name == classes[holder]
+                else f"the tokenizer reads '{printable(name)}' as the same text as "
+                f"'{printable(classes[holder])}', the name of classes[{holder}]"
+            )
+            errors.append(
+                FieldError(
+                    field=f"classes[{i}]",
+                    message=alike,
+                    remedy="Give each class a name of its own.",
                 )
             )
         elif reserved := tokens.reserved_word(name):

@@ -6,9 +6,7 @@ does not know where they go.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +15,8 @@ import sqlalchemy as sa
 from craft_server.clock import rfc3339
 from craft_server.ledger.keys import find_key, list_keys
 from craft_server.ledger.tables import CHARGES
+from craft_shared.printing import printable
+from craft_shared.text_files import line_of
 from craft_shared.units import MEASURES
 from craft_shared.wire import UsageLine
 
@@ -80,17 +80,12 @@ def lines(
 
 def header(form: Format) -> str:
     """What stands before the first line."""
-    return _csv(UsageLine.model_fields) if form == "csv" else ""
+    return line_of(UsageLine.model_fields) if form == "csv" else ""
 
 
 def text(line: UsageLine, form: Format) -> str:
     """One line with its line break."""
     if form == "csv":
-        return _csv(line.model_dump().values())
+        cells = line.model_dump().values()
+        return line_of(printable(cell) if isinstance(cell, str) else cell for cell in cells)
     return line.model_dump_json() + "\n"
-
-
-def _csv(cells: Iterable[object]) -> str:
-    row = io.StringIO()
-    csv.writer(row, lineterminator="\n").writerow(cells)
-    return row.getvalue()

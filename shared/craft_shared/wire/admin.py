@@ -8,7 +8,7 @@ from pydantic import Field
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit, Window
 from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, Label, Message, NonEmptyLabel, Time
+from craft_shared.wire.messages import Answer, Message, NewLabel, NewName, NonEmptyLabel, Time
 
 Scope = Literal["predict", "publish", "admin"]
 
@@ -87,9 +87,9 @@ class KeyCreate(Message):
         policies: what its answers may show; everything when there is none.
     """
 
-    owner: NonEmptyLabel
-    name: Label = ""
-    team: NonEmptyLabel | None = None
+    owner: NewName
+    name: NewLabel = ""
+    team: NewName | None = None
     scopes: list[Scope] = Field(default=["predict", "publish"], min_length=1)
     expires_at: Time | None = None
     requests_per_minute: PerMinute | None = None

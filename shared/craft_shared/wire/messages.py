@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -16,6 +17,7 @@ from pydantic import (
 )
 
 from craft_shared.amounts import MAX_INTEGER
+from craft_shared.names import sound
 
 LONGEST_CLASS_NAME = 200  # characters
 
@@ -41,7 +43,15 @@ Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
-ClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
+# Of a text that becomes a name. What was stored before this was asked is not asked again.
+_Sound = AfterValidator(sound)
+StoredClassName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS_NAME)]
+ClassName = Annotated[
+    StoredClassName,
+    _Sound,
+    # A part of the rule, as JSON Schema can say it.
+    Field(json_schema_extra={"pattern": r"^[^\x00-\x1f\x7f-\x9f=+@-][^\x00-\x1f\x7f-\x9f]*$"}),
+]
 # That the place is there is checked where prompts are, in the words of that check.
 Template = Annotated[
     str,
@@ -64,6 +74,9 @@ NonEmptyLabel = Annotated[
         min_length=1, pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f\x85][^\x00-\x1f\x7f]*$"
     ),
 ]
+# The same where they are made.
+NewLabel = Annotated[Label, _Sound]
+NewName = Annotated[NonEmptyLabel, _Sound]
 
 
 class Message(BaseModel):

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from craft_server.api import adapter_publishing
 from craft_server.clock import now_ms
 from craft_server.ledger.keys import revoke_key
 from craft_shared import codec
@@ -512,3 +513,29 @@ def test_an_owner_may_name_itself(server: Any) -> None:
         assert publish(flo, make(flo), "flo/pets").json()["adapter"]["name"] == "pets"
         assert flo.get("/v1/adapters/flo/pets@1").json()["version"] == 1
         assert flo.get("/v1/adapters/flo%2Fpets/usage").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"classes": ["dog", "x\x1b[31mred", "cat"]}, "adapter.classes[1]"),
+        ({"classes": ["dog", "=1+1", "cat"]}, "adapter.classes[1]"),
+        ({"provenance": {"data": "abc\u202etxt"}}, "adapter.provenance.data"),
+        ({"provenance": {"recipe": "@SUM(1)"}}, "adapter.provenance.recipe"),
+    ],
+)
+def test_names_that_mislead_are_not_published(
+    client: httpx.Client, config: dict[str, Any], field: str
+) -> None:
+    check(publish(client, make(client, **config)), 422, "invalid-request", field)
+
+
+def test_an_adapter_that_was_published_before_names_were_checked_still_predicts(
+    client: httpx.Client, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_publishing, "_check_names", lambda config: None)
+    assert publish(client, make(client, classes=["=1+1", "dog", "cat"])).status_code == 201
+    asked = {"images": [base64.b64encode(picture(1)).decode()]}
+    answer = client.post("/v1/adapters/pets/predictions", json=asked)
+    assert answer.json()["classes"] == ["=1+1", "dog", "cat"]
+    assert own_cards(client)[0]["classes"] == ["=1+1", "dog", "cat"]

@@ -514,3 +514,49 @@ def test_no_answer_tells_what_is_inside(client: httpx.Client, picture: Picture) 
         text = json.dumps([dict(answer.headers), answer.json()]).lower()
         for word in ("width", "feature", "embedding", "logit_scale", "checkpoint", "torch", "/tmp"):
             assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (["café", "dog", "cafe\u0301"], "reads 'cafe\u0301' as the same text as 'café'"),
+        (["cat", "\uff43\uff41\uff54"], "as the same text as 'cat', the name of classes[0]"),
+        (["cat", "Cat"], "reads 'Cat' as the same text as 'cat'"),
+        (["salt & pepper", "salt &amp; pepper"], "'salt & pepper', the name of classes[0]"),
+        (["cat's", "cat\u2019s"], "'cat's', the name of classes[0]"),
+        (["a b", "a\u00a0b", "c"], "'a b', the name of classes[0]"),
+        (["Boeing 737", "Boeing 7 37"], "'Boeing 737', the name of classes[0]"),
+        (["cat", "cat"], "'cat' is also the name of classes[0]"),
+    ],
+)
+def test_classes_that_the_tokenizer_reads_as_one_are_refused_as_twins(
+    client: httpx.Client, picture: Picture, classes: list[str], told: str
+) -> None:
+    asked = request(client, classes=classes, images=b64(picture(1)))
+    answer = client.post("/v1/predictions", json=asked)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert told in error["message"]
+    assert usage(client)["queries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("x\x1b[31mred", "U+001B, a control character, as character 2"),
+        ("abc\u202etxt", "U+202E"),
+        ("zero\u200bwidth", "U+200B"),
+        ("=1+1", "begins with '=' (U+003D)"),
+        ("-1", "U+002D"),
+    ],
+)
+def test_a_class_name_that_misleads_is_refused_by_its_code_point(
+    client: httpx.Client, picture: Picture, name: str, told: str
+) -> None:
+    asked = request(client, classes=["dog", name], images=b64(picture(1)))
+    answer = client.post("/v1/predictions", json=asked)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "classes[1]"
+    assert told in error["message"]
+    assert error["remedy"].startswith("Rename it")

@@ -377,6 +377,24 @@ def test_a_new_keys_secret_is_shown_once_and_works(browse: NewBrowser) -> None:
     assert newcomer.get("/console/admin/keys").status_code == 404
 
 
+def test_a_key_is_not_made_for_a_name_that_misleads(browse: NewBrowser) -> None:
+    admin = browse(admin=True)
+    page = "/console/admin/keys"
+    for owner, told in (("=1+1", "begins with"), ("a\u202eb", "U+202E")):
+        refused = admin.send(page, page, owner=owner, scopes=["predict"])
+        assert refused.status_code == 422
+        assert told in refused.text
+
+
+def test_a_name_that_was_made_before_names_were_checked_is_shown_by_its_codes(
+    browse: NewBrowser,
+) -> None:
+    admin, _ = browse(admin=True), browse("owner\u202e\x1b[31m")
+    text = admin.get("/console/admin/keys").text
+    assert "owner\\u202e\\x1b[31m" in text
+    assert "\u202e" not in text
+
+
 def test_the_same_form_makes_no_second_key(browse: NewBrowser) -> None:
     admin = browse(admin=True)
     data = {"form_token": admin.form_token, "once": "same", "owner": "twin", "scopes": "predict"}

@@ -42,6 +42,22 @@ def test_what_was_given_back_is_left_out(store: Database, prefix: str) -> None:
 
 
 @ON_SQLITE
+def test_names_that_were_made_before_they_were_checked_are_no_formulas(store: Database) -> None:
+    with store.writing() as connection:
+        leases.renew(connection, "a server", NOW + 1000)
+        key = keys.create_key(connection, owner='=HYPERLINK("x")', team="@team\x1b[31m", at=NOW)
+        caller = keys.authenticate(connection, key, NOW)
+        assert caller is not None
+        work = Work("predictions", "tiny", "r1", Units(queries=1), "+run")
+        reserve(connection, caller, work, holder="a server", at=NOW)
+        (line,) = exports.lines(connection, exports.Selection())
+    cells = exports.text(line, "csv")
+    assert '"\'=HYPERLINK(""x"")",\'@team\\x1b[31m,' in cells
+    assert ",'+run," in cells
+    assert line.owner == '=HYPERLINK("x")'
+
+
+@ON_SQLITE
 def test_a_page_begins_after_the_line_that_it_is_told(store: Database, prefix: str) -> None:
     with store.reading() as connection:
         first, second = exports.lines(connection, exports.Selection())
