@@ -141,12 +141,15 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
             settings = self._settings(labels, names, card.output, card.prompts_per_image_set)
-            with _image_set(client, card.name) as empty:
+            with (
+                Journal.claimed(folder, new=True) as journal,
+                _image_set(client, card.name) as empty,
+            ):
                 # Checked as it will be, because uploading is charged.
                 planned = empty.model_copy(update={"count": len(encoded)})
                 black_box = RemoteBlackBox(client, planned, names)
                 about = run_document(black_box, labels, settings, profile=card.profile)
-                journal = Journal.create(folder, about)
+                journal.begin(about)
                 image_set, uploaded = _upload(client, empty, encoded)
                 black_box = RemoteBlackBox(client, image_set, names)
                 self.result_ = tune(black_box, labels, settings, journal)

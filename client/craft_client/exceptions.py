@@ -5,6 +5,7 @@
      ├── MissingPackage          an optional package is not installed
      ├── UnusablePlugin          a plug-in is not installed, cannot be loaded, or failed
      ├── DataError               the data on disk cannot be used; nothing was sent
+     │    └── InUse              another process is at the run or file; nothing was sent
      ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
      ├── BudgetTooSmall          a budget does not cover what is asked for; nothing was charged
      ├── ConnectionFailed        no connection; the server has not seen the call
@@ -98,6 +99,10 @@ class UnusablePlugin(CraftError):
 
 class DataError(CraftError):
     """The data on disk cannot be used. Nothing was sent to the server."""
+
+
+class InUse(DataError):
+    """Another process is at the run directory, file or folder. Nothing was sent to the server."""
 
 
 class LimitExceeded(CraftError):

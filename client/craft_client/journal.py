@@ -8,7 +8,8 @@
     summary.json    how the run ended
 
 A line is on disk, and so is every tensor file it names, before `append` returns. All other files
-appear whole or not at all. The journal knows files; it does not know what they mean.
+appear whole or not at all. While a process writes, it holds the file `lock` (`craft_client.locks`).
+The journal knows files; it does not know what they mean.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self
 
 from craft_client.exceptions import CraftError
+from craft_client.locks import alone, holder
 from craft_client.run_files import (
     ADAPTER_FOLDER,
     CHECKPOINT,
     LINES_FILE,
+    LOCK_FILE,
     RUN_FILE,
     SUMMARY_FILE,
     TENSOR_FOLDER,
@@ -31,7 +36,7 @@ from craft_client.run_files import (
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.codec import CodecError, Tensors
-from craft_shared.files import write_whole
+from craft_shared.files import append, check_room, write_whole
 
 
 class JournalError(CraftError):
@@ -39,16 +44,17 @@ class JournalError(CraftError):
 
 
 class Journal:
-    """One run's directory. Use `create` or `open`.
+    """One run's directory. Use `create`, `claimed` or `open`.
 
     Attributes:
         folder: the directory.
-        document: what `run.json` holds.
+        document: what `run.json` holds; empty where the run has not begun.
     """
 
     def __init__(self, folder: Path, document: Mapping[str, Any]) -> None:
         self.folder = folder
         self.document = document
+        self._alone = False
 
     @classmethod
     def create(cls, folder: Path, document: Mapping[str, Any]) -> Self:
@@ -56,21 +62,115 @@ class Journal:
 
         Raises:
             JournalError: it holds something already, or cannot be written.
+            InUse: another process is at it.
         """
+        journal = cls(folder, {})
+        with journal.alone():
+            journal.begin(document)
+        return journal
+
+    @classmethod
+    @contextmanager
+    def claimed(cls, folder: Path, *, new: bool = False) -> Iterator[Self]:
+        """A directory that no other process writes to meanwhile: a run's, or one that is empty.
+
+        An empty one is removed again where the block fails and nothing was written.
+
+        Args:
+            folder: made where there is none.
+            new: whether it must be empty.
+
+        Raises:
+            JournalError: it holds a run that may not be there, or other files; or it cannot be
+                written or read.
+            InUse: another process is at it.
+        """
+        journal = cls(folder, {})
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise JournalError(
-                    f"'{folder}' already holds a run or other files.",
-                    remedy="Name another run directory, or remove this one.",
-                )
-            (folder / TENSOR_FOLDER).mkdir()
-            (folder / LINES_FILE).touch()
+            with journal.alone():
+                if new or not (folder / RUN_FILE).exists():
+                    journal._check_empty()
+                else:
+                    journal.document = cls.open(folder).document
+                    journal._check_writable()
+                yield journal
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()  # as long as it is empty
+            raise
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes, and other journals of this one, from writing.
+
+        Within a block of the same journal's it does nothing.
+
+        Raises:
+            JournalError: the directory cannot be written.
+            InUse: another process is at it.
+        """
+        if self._alone:
+            yield
+            return
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(self.folder / LOCK_FILE, f"the run in '{self.folder}'"))
+            except OSError as error:
+                raise _unusable(self.folder, "write", error) from error
+            self._alone = True
+            try:
+                yield
+            finally:
+                self._alone = False
+
+    def begin(self, document: Mapping[str, Any]) -> None:
+        """Starts a run in the directory, which is empty but for the lock.
+
+        Raises:
+            JournalError: it holds something already, or cannot be written.
+        """
+        self._check_empty()
+        try:
+            (self.folder / TENSOR_FOLDER).mkdir(exist_ok=True)
+            (self.folder / LINES_FILE).touch()
             # Last, because a directory with this file is a run.
-            write_whole(folder / RUN_FILE, _pretty(document))
+            write_whole(self.folder / RUN_FILE, _pretty(document))
         except OSError as error:
-            raise _unusable(folder, "write", error) from error
-        return cls(folder, document)
+            raise _unusable(self.folder, "write", error) from error
+        self.document = document
+
+    def check_room(self, needed: int) -> None:
+        """Raises JournalError where the disk has less than so many bytes left."""
+        try:
+            check_room(self.folder, needed)
+        except OSError as error:
+            raise _unusable(self.folder, "write", error) from error
+
+    def _check_writable(self) -> None:
+        try:
+            (self.folder / LINES_FILE).open("ab").close()
+            with TemporaryFile(dir=self.folder / TENSOR_FOLDER):
+                pass
+        except OSError as error:
+            raise _unusable(Path(error.filename or self.folder), "write", error) from error
+
+    def _check_empty(self) -> None:
+        """Raises JournalError unless there is the lock alone, and what a crash left of `begin`."""
+        remains = {LOCK_FILE, LINES_FILE, TENSOR_FOLDER, f"{RUN_FILE}.partial"}
+        lines, tensors = self.folder / LINES_FILE, self.folder / TENSOR_FOLDER
+        try:
+            found = {path.name for path in self.folder.iterdir()}
+            empty = found <= remains
+            empty = empty and not (LINES_FILE in found and lines.stat().st_size)
+            empty = empty and not (TENSOR_FOLDER in found and any(tensors.iterdir()))
+        except OSError as error:
+            raise _unusable(self.folder, "read", error) from error
+        if not empty:
+            raise JournalError(
+                f"'{self.folder}' already holds a run or other files.",
+                remedy="Name another run directory with --run, or remove this one.",
+            )
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -96,10 +196,7 @@ class Journal:
         try:
             for name, content in files.items():
                 write_whole(self._tensor_path(name), codec.encode({}, content))
-            with (self.folder / LINES_FILE).open("ab") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.folder / LINES_FILE, text)
         except OSError as error:
             raise _unusable(self.folder, "write", error) from error
 
@@ -187,6 +284,17 @@ class Journal:
         """Whether the run came to its end."""
         return (self.folder / SUMMARY_FILE).exists()
 
+    @property
+    def whole(self) -> bool:
+        """Whether it came to its end and what it ended in can be read.
+
+        Otherwise it can be resumed, which costs nothing where all answers are there.
+        """
+        try:
+            return self.finished and bool(self.adapter() and self.summary())
+        except JournalError:
+            return False
+
     def adapter(self) -> Adapter:
         """The tuned adapter.
 
@@ -198,8 +306,17 @@ class Journal:
         except AdapterError as error:
             raise JournalError(
                 f"The run in '{self.folder}' has no adapter that can be used: {error}.",
-                remedy="" if self.finished else "It did not come to its end; tune anew.",
+                remedy=self._resumed(),
             ) from error
+
+    def _resumed(self) -> str:
+        """What to do about an adapter that is not there, or damaged."""
+        who = holder(self.folder / LOCK_FILE)
+        if who is not None:
+            return f"{who} is at the run: wait until it ends."
+        if self.finished:
+            return f"Make it anew from the journal, for free: craft tune --resume {self.folder}"
+        return f"The run did not come to its end: craft tune --resume {self.folder}"
 
     def summary(self) -> dict[str, Any]:
         """How the run ended.

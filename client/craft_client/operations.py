@@ -113,7 +113,8 @@ def upload_images(
         images: see `craft_client.pictures`; read and encoded lazily, a chunk at a time.
         on_chunk: called after each call with its answer.
         idempotency_key: of the whole upload. The same upload again under the same key, from
-            the same `count` on, adds and charges only what had not arrived.
+            the same `count` on, adds and charges only what had not arrived; so does the rest of
+            it from a later `count` on.
 
     Returns:
         The image set with its new count.
@@ -132,7 +133,7 @@ def upload_images(
             if isinstance(picture, bytes):
                 check_picture(picture, number, limits)
         check_count(before + len(images), limits)
-    for number, chunk in enumerate(picture_chunks(files(images), limits)):
+    for chunk in picture_chunks(files(images), limits):
         check_count(image_set.count + len(chunk), limits)
         document = ImageUpload(first_row=image_set.count).model_dump(exclude={"images"})
         try:
@@ -141,7 +142,7 @@ def upload_images(
                 path("image-sets", image_set.id, "images"),
                 tensors=codec.encode(document, codec.pack_files(chunk)),
                 accept=JSON_TYPE,
-                idempotency_key=idempotency_key and f"{idempotency_key}-{number}",
+                idempotency_key=idempotency_key and f"{idempotency_key}-{image_set.count}",
             )
         except InvalidImage as error:
             raise renumbered(error, image_set.count - before) from error

@@ -158,6 +158,7 @@ class PaidAnswers:
         question = Question(len(templates) + len(codes), len(texts))
         if self.replaying:
             return self._recall(question, codes)
+        self._journal.check_room(self._most_kept(question, codes))
         scores = self._black_box.score(
             templates=templates,
             context=context if len(codes) else None,
@@ -181,6 +182,12 @@ class PaidAnswers:
         self._write(line, {"codes": codes, "losses": losses, **kept})
         self._black_box.acknowledge(scores)
         return reading
+
+    def _most_kept(self, question: Question, codes: Array) -> int:
+        """Bytes that the answer takes on disk: all scores of the first one, then of one prompt."""
+        texts = len(self._black_box.classes) + question.texts
+        prompts = 1 if self._asked else question.prompts
+        return codes.nbytes + prompts * self._pictures * texts * codes.itemsize
 
     def _recall(self, question: Question, codes: Array) -> Reading:
         line = self._past[self._asked]

@@ -288,5 +288,6 @@ def classify_here(
         templates=config.templates,
         context=config.context,
         codes=adapter.codes if config.codes else None,
+        name="adapter",
     )
     return scores, adapter.refined(scores.log_probs, seen)

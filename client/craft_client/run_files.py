@@ -8,3 +8,5 @@ SUMMARY_FILE = "summary.json"
 TENSOR_FOLDER = "tensors"
 CHECKPOINT = "checkpoint"
 ADAPTER_FOLDER = "adapter"
+# Held by the process that writes the others; not there when none does.
+LOCK_FILE = "lock"

@@ -159,6 +159,7 @@ def tune(
 
     Raises:
         SettingsError: the run cannot be done; nothing was asked.
+        InUse: another process is at the run; nothing was asked.
         AnswerError: an answer was not finite or had the wrong shape.
         JournalError: the journal cannot be written, belongs to another run, or the key sees other
             answers than when the run began.
@@ -168,13 +169,14 @@ def tune(
     """
     _check_output(black_box, journal)
     budgets = black_box.budgets()
-    run = TuningRun(black_box, labels, settings, journal, budgets, on_progress)
-    if not run.answers.replaying:
-        settings.check_task(labels, black_box.classes, budgets, black_box.units)
-    # The paper's head is too small for several cores, which would only wait for each other.
-    with threadpool_limits(1 if settings.recipe == "paper" else None, "blas"):
-        result, outcome = _tuned(run, black_box, journal)
-    journal.finish(result.adapter, _summary(result, outcome))
+    with journal.alone():
+        run = TuningRun(black_box, labels, settings, journal, budgets, on_progress)
+        if not run.answers.replaying:
+            settings.check_task(labels, black_box.classes, budgets, black_box.units)
+        # The paper's head is too small for several cores, which would only wait for each other.
+        with threadpool_limits(1 if settings.recipe == "paper" else None, "blas"):
+            result, outcome = _tuned(run, black_box, journal)
+        journal.finish(result.adapter, _summary(result, outcome))
     run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)
     return result
 

@@ -1,8 +1,15 @@
-"""Files that appear whole or not at all. It does not know what is written to them."""
+"""Files that appear whole or not at all, or grow by whole pieces. It does not know what is in them.
+
+Errors name the file, also where the system does not: a full disk, for example.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -13,18 +20,55 @@ def write_whole(path: Path, data: bytes) -> None:
         OSError: it cannot be written; nothing is left behind.
     """
     partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
+    with _named(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        # So that the name is on disk too.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to the end of a file, which is made where there is none; it is on disk at the return.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was before, if that much can be done.
+    """
+    with _named(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    # So that the name is on disk too.
-    folder = os.open(path.parent, os.O_RDONLY)
+        except BaseException:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises OSError (ENOSPC) where a folder's disk has less than so many bytes left."""
+    left = shutil.disk_usage(folder).free
+    if left < needed:
+        reason = f"{needed:,} bytes are needed, the disk has {left:,} left"
+        raise OSError(errno.ENOSPC, reason, str(folder))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise

@@ -1,10 +1,11 @@
 import os
+import resource
 import stat
 from pathlib import Path
 
 import pytest
 
-from craft_shared.files import write_whole
+from craft_shared.files import append, check_room, write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -59,3 +60,26 @@ def test_what_hinders_writing_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PermissionError):
         write_whole(tmp_path / "file", b"bytes")
+
+
+def test_what_is_added_is_whole_or_not_there_and_the_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    append(file, b"first\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+    try:
+        for write in (append, write_whole):
+            with pytest.raises(OSError, match="File too large") as failed:
+                write(file, b"second, longer\n")
+            assert failed.value.filename == str(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert file.read_bytes() == b"first\n"
+    append(file, b"second, longer\n")
+    assert file.read_bytes() == b"first\nsecond, longer\n"
+
+
+def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path: Path) -> None:
+    check_room(tmp_path, 1)
+    with pytest.raises(OSError, match="bytes are needed, the disk has") as failed:
+        check_room(tmp_path, 2**60)
+    assert failed.value.filename == str(tmp_path)

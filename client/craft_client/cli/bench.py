@@ -12,9 +12,11 @@ import typer
 from craft_client.cli.completion import recipes
 from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url, examples
 from craft_client.cli.show import document, say, table
+from craft_client.run_files import LOCK_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from craft_client.bench import Cell
+    from craft_client.cli.evaluate import Measured
     from craft_client.data import Dataset
 
 RESULT_FILE = "result.json"
@@ -69,6 +71,7 @@ def bench(
     """
     from craft_client import bench as benchmark
     from craft_client.exceptions import DataError
+    from craft_client.locks import alone
     from craft_shared.files import write_whole
 
     found, missing = benchmark.find_datasets(data, dataset or benchmark.PAPER_SETS)
@@ -87,43 +90,54 @@ def bench(
         )
     sets = {one.name: one for one in found}
     plan = benchmark.cells(sets, recipe or ["craftbox"], shots or [16], seed or [1, 2, 3])
-    results: dict[Cell, dict[str, Any]] = {
-        cell: json.loads(file.read_bytes())
-        for cell in plan
-        if (file := cell.folder(out) / RESULT_FILE).exists()
-    }
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / LOCK_FILE, f"the benchmark in '{out}'"):
+        results = {cell: result for cell in plan if (result := _result_in(cell.folder(out)))}
 
-    def in_order() -> list[dict[str, Any]]:
-        return [results[cell] for cell in plan if cell in results]
+        def in_order() -> list[dict[str, Any]]:
+            return [results[cell] for cell in plan if cell in results]
 
-    def store(cell: Cell, result: dict[str, Any]) -> None:
-        results[cell] = result
-        write_whole(cell.folder(out) / RESULT_FILE, json.dumps(result, indent=1).encode())
-        write_whole(out / "results.json", json.dumps(in_order(), indent=1).encode())
-        text = benchmark.markdown(benchmark.summarise(in_order()))
-        write_whole(out / "results.md", text.encode())
+        def summed_up() -> list[dict[str, Any]]:
+            lines = benchmark.summarise(in_order())
+            write_whole(out / "results.json", json.dumps(in_order(), indent=1).encode())
+            write_whole(out / "results.md", benchmark.markdown(lines).encode())
+            return lines
 
-    for number, cell in enumerate(plan, start=1):
-        what = f"{number}/{len(plan)} {cell.data}, {cell.recipe}, {cell.shots} shots, {cell.seed}"
-        say(what)
-        folder = cell.folder(out)
-        if cell not in results:
-            store(
-                cell,
-                _measure(cell, sets[cell.data], data / cell.data, folder, budget, model, url, key),
+        def store(cell: Cell, result: dict[str, Any]) -> None:
+            results[cell] = result
+            write_whole(cell.folder(out) / RESULT_FILE, json.dumps(result, indent=1).encode())
+            summed_up()
+
+        for number, cell in enumerate(plan, start=1):
+            what = (
+                f"{number}/{len(plan)} {cell.data}, {cell.recipe}, {cell.shots} shots, {cell.seed}"
             )
-        for shift in shifts[cell.data]:
-            measured = results[cell].get("shifts", {})
-            if shift not in measured:
-                say(f"{what}, on {shift}")
-                one = _measure_shift(folder, data / shift, url, key)
-                store(cell, {**results[cell], "shifts": {**measured, shift: one}})
-    lines = benchmark.summarise(in_order())
+            say(what)
+            folder, pictures = cell.folder(out), data / cell.data
+            if cell not in results:
+                result = _measure(cell, sets[cell.data], pictures, folder, budget, model, url, key)
+                store(cell, result)
+            for shift in shifts[cell.data]:
+                measured = results[cell].get("shifts", {})
+                if shift not in measured:
+                    say(f"{what}, on {shift}")
+                    one = _measure_shift(folder, data / shift, shift, url, key)
+                    store(cell, {**results[cell], "shifts": {**measured, shift: one}})
+        lines = summed_up()
     if as_json:
         document({"results": in_order(), "summary": lines, "skipped": missing})
         return
     table(benchmark.COLUMNS, benchmark.rows(lines))
     say(benchmark.PAPER_NOTE)
+
+
+def _result_in(folder: Path) -> dict[str, Any] | None:
+    """What a cell came to; None where that is not there or damaged, and to be put together anew."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return result
 
 
 def _measure(
@@ -142,11 +156,10 @@ def _measure(
     from craft_client.data import few_shot
     from craft_client.journal import Journal
     from craft_client.paper_presets import recipe_settings
-    from craft_client.run_files import SUMMARY_FILE
     from craft_shared.files import write_whole
 
     run = folder / "run"
-    if not (run / SUMMARY_FILE).exists():
+    if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
         settings_of = partial(
             recipe_settings,
             cell.recipe,
@@ -157,13 +170,13 @@ def _measure(
             template=PLAIN_TEMPLATE,
         )
         samples = few_shot(dataset.split("train"), cell.shots, cell.seed, dataset.classes)
-        run.mkdir(parents=True, exist_ok=True)
         task = Task(settings_of(), dataset.classes, data, samples, settings_of)
-        tune_task(task, run, model, url, key)
+        with Journal.claimed(run) as journal:
+            tune_task(task, journal, model, url, key)
     summary = Journal.open(run).summary()
     text, receipt = fetch_receipt(str(run), url, key)
     write_whole(folder / "receipt.jws", f"{text}\n".encode())
-    measured = measure_run(run, data, "test", url, key)
+    measured = measure_run(run, data, "test", url, key, keep=folder / "evaluation.json")
     return {
         "data": cell.data,
         "recipe": cell.recipe,
@@ -173,22 +186,35 @@ def _measure(
         "accuracy": measured.accuracies["accuracy_after"],
         "deployed": summary["deployed"],
         "tuning": receipt.total.model_dump(),
-        "evaluation": measured.charged.model_dump(),
+        "evaluation": _charged(measured, url, key),
         "model": measured.about["model"],
         "revision": measured.about["revision"],
     }
 
 
-def _measure_shift(folder: Path, data: Path, url: str | None, key: str | None) -> dict[str, Any]:
+def _measure_shift(
+    folder: Path, data: Path, shift: str, url: str | None, key: str | None
+) -> dict[str, Any]:
     """What the cell's run comes to on a shift, among the classes that the shift has."""
     from craft_client.cli.evaluate import measure_run
 
-    measured = measure_run(folder / "run", data, "test", url, key, among_its_classes=True)
+    keep = folder / f"evaluation-{shift}.json"
+    measured = measure_run(
+        folder / "run", data, "test", url, key, among_its_classes=True, keep=keep
+    )
     return {
         "zero_shot": measured.accuracies["accuracy_before"],
         "accuracy": measured.accuracies["accuracy_after"],
-        "evaluation": measured.charged.model_dump(),
+        "evaluation": _charged(measured, url, key),
     }
+
+
+def _charged(measured: Measured, url: str | None, key: str | None) -> dict[str, int]:
+    """What an evaluation was charged, by all processes that were at it."""
+    from craft_client.cli.receipts import fetch_receipt
+
+    _, receipt = fetch_receipt(measured.run, url, key)
+    return receipt.total.model_dump()
 
 
 def register(app: typer.Typer) -> None:

@@ -67,9 +67,11 @@ def check_files(samples: Sequence[Sample], limits: Limits) -> None:
 
 
 def upload(
-    client: Client, image_set: ImageSet, samples: Sequence[Sample]
+    client: Client, image_set: ImageSet, samples: Sequence[Sample], *, name: str | None = None
 ) -> tuple[ImageSet, Units]:
     """Uploads the samples' pictures in order, with a progress bar.
+
+    An upload that has a name, unlike any other, is gone on with under it wherever it was cut off.
 
     Returns:
         The image set with its new count, and what the upload cost.
@@ -86,7 +88,10 @@ def upload(
 
         with naming_files([sample.path for sample in samples]):
             image_set = client.upload_images(
-                image_set, (sample.path.read_bytes() for sample in samples), on_chunk=on_chunk
+                image_set,
+                (sample.path.read_bytes() for sample in samples),
+                on_chunk=on_chunk,
+                idempotency_key=name,
             )
     say(
         f"Image set {image_set.id}: {image_set.count:,} pictures, {charged.images:,} of them newly "

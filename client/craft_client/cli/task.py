@@ -94,7 +94,7 @@ def task_of(folder: Path) -> Task:
     from craft_client.tune import run_settings
 
     journal = Journal.open(folder)
-    if journal.finished:
+    if journal.whole:
         raise DataError(
             f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
         )
@@ -110,7 +110,7 @@ def task_of(folder: Path) -> Task:
 
 def tune_task(
     task: Task,
-    folder: Path,
+    journal: Journal,
     model: str | None,
     url: str | None,
     key: str | None,
@@ -119,27 +119,28 @@ def tune_task(
 ) -> Tuned:
     """Checks everything that can be checked for free, then uploads, then tunes.
 
-    With `report` the run reports itself to the server's console, as well as that goes.
+    `journal` is claimed; a run that it has is gone on with, otherwise one is begun. With `report`
+    the run reports itself to the server's console, as well as that goes.
     """
     import numpy as np
 
     from craft_client.cli.progress import watch
-    from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
-    from craft_client.run_files import RUN_FILE
     from craft_client.run_report import reported
     from craft_client.tune import tune
 
     labels = np.array([sample.label for sample in task.samples], np.int64)
-    begun = Journal.open(folder) if (folder / RUN_FILE).exists() else None
-    run: str = _run_name(folder) if begun is None else begun.document["run"]
+    folder, begun = journal.folder, journal.document
+    run: str = begun["run"] if begun else _run_name(folder)
     with connect(url, key, run=run) as client:
-        if begun is None:
-            task = task.of_key(client.model(model))
-            journal, image_set = _begin(task, folder, labels, client, run, model)
+        if begun:
+            image_set = client.image_set(begun["image_set"])
         else:
-            journal, image_set = begun, client.image_set(begun.document["image_set"])
-        image_set, uploaded = upload(client, image_set, task.samples[image_set.count :])
+            task = task.of_key(client.model(model))
+            image_set = _begin(task, journal, labels, client, run, model)
+        image_set, uploaded = upload(
+            client, image_set, task.samples[image_set.count :], name=f"{run}/upload"
+        )
         black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
         with (
             watch() as show,
@@ -192,14 +193,13 @@ def _label(text: str) -> str:
 
 def _begin(
     task: Task,
-    folder: Path,
+    journal: Journal,
     labels: NDArray[np.int64],
     client: Client,
     run: str,
     model: str | None,
-) -> tuple[Journal, ImageSet]:
+) -> ImageSet:
     """Checks what can be checked for free, and begins the run's journal."""
-    from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox, check_prompts
     from craft_client.tune import run_document
     from craft_shared.wire import Context
@@ -234,7 +234,8 @@ def _begin(
         f"This run takes at most {need.queries:,} queries, receives at most {answers} of answers, "
         f"and uploads {pictures} of pictures."
     )
-    return Journal.create(folder, about), image_set
+    journal.begin(about)
+    return image_set
 
 
 def _say_level(card: ModelCard) -> None:

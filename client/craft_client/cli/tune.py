@@ -29,6 +29,8 @@ from craft_shared.amounts import UNITS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from craft_client.journal import Journal
+
 _RUN = "The run"
 _TUNING = "Tuning"
 _TEXTS = "Open-text mode"
@@ -194,6 +196,7 @@ def tune(
 ) -> None:
     """Tune the model on a few pictures a class, within a budget of queries."""
     from craft_client.data import few_shot
+    from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
     from craft_client.paper_presets import recipe_settings
 
@@ -232,8 +235,8 @@ def tune(
         samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
         task = Task(settings_of(), dataset.classes, data, samples, settings_of)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
-    with _run_folder(folder, resumed=resume is not None):
-        tuned = tune_task(task, folder, model, url, key, report=report)
+    with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
+        tuned = tune_task(task, journal, model, url, key, report=report)
     _report(tuned, folder, time.monotonic() - started, as_json=as_json)
 
 
@@ -264,29 +267,13 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 
 @contextmanager
-def _run_folder(folder: Path, *, resumed: bool) -> Iterator[None]:
-    """Makes the run directory before anything is sent, so that what was paid can be written.
-
-    When the run ends early, it says where the journal is, or removes the directory if it is empty.
-
-    Raises:
-        DataError: the directory is not empty.
-    """
-    from craft_client.exceptions import DataError
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resumed and any(folder.iterdir()):
-        raise DataError(
-            f"'{folder}' already holds a run or other files.",
-            remedy="Name another run directory with --run, or remove this one.",
-        )
+def _early_end_told(journal: Journal) -> Iterator[None]:
+    """Says how to go on with a run that ends early."""
     try:
         yield
     except BaseException:
-        if any(folder.iterdir()):
-            say(f"The run ended early. Go on with it: craft tune --resume {folder}")
-        else:
-            folder.rmdir()
+        if journal.document:
+            say(f"The run ended early. Go on with it: craft tune --resume {journal.folder}")
         raise
 
 
