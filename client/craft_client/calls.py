@@ -14,9 +14,12 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
-from craft_client.exceptions import CraftError
+from craft_client.exceptions import CraftError, problem_error
 from craft_shared import codec
+from craft_shared.problems import INVALID_REQUEST, Problem
+from craft_shared.validation import field_errors
 
 JSON_TYPE = "application/json"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -27,6 +30,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,16 @@ class Call:
         """Arguments of httpx's `build_request`; each time for a new request of a name of its own.
 
         Raises:
-            CraftError: the idempotency key cannot be sent.
+            CraftError: the idempotency key or a parameter cannot be sent.
         """
         content_type = JSON_TYPE if self.tensors is None else codec.MEDIA_TYPE
         headers = {"Accept": self.accept or content_type, REQUEST_ID_HEADER: uuid.uuid4().hex}
         if self.method == "POST":
             key = uuid.uuid4().hex if self.idempotency_key is None else self.idempotency_key
             headers[IDEMPOTENCY_HEADER] = _checked_header("idempotency_key", key, _KEY)
+        for name, value in (self.query or {}).items():
+            for text in [value] if isinstance(value, str) else value:
+                _check_text(name, text)
         body = self.json if self.tensors is None else self.tensors
         if body is not None:
             headers["Content-Type"] = content_type
@@ -81,8 +88,31 @@ class Call:
 Operation: TypeAlias = Generator[Call, httpx.Response, T]
 
 
+def message(model: type[M], /, **fields: Any) -> M:
+    """A wire message of what somebody has asked for: the one place that makes them.
+
+    Raises:
+        InvalidRequest: the server would refuse it; nothing was sent.
+        CraftError: a field is no text that can be sent.
+    """
+    for name, value in fields.items():
+        if isinstance(value, str):
+            _check_text(name, value)
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        detail = "nothing was sent"
+        raise problem_error(Problem.of(INVALID_REQUEST, detail, field_errors(error))) from error
+
+
 def path(*parts: str) -> str:
-    """An address below /v1 in which a name cannot be read as anything but a name."""
+    """An address below /v1 in which a name cannot be read as anything but a name.
+
+    Raises:
+        CraftError: a name is no text that can be sent.
+    """
+    for part in parts:
+        _check_text("name", part)
     return "/v1/" + "/".join(quote(part, safe="@") for part in parts)
 
 
@@ -99,6 +129,16 @@ def checked_run(run: str) -> str:
         CraftError: it cannot be one.
     """
     return _checked_header("run", run, _RUN)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CraftError(
+            f"{name}: {text!r} cannot be sent to a server, because it is not UTF-8.",
+            remedy="Rename it.",
+        ) from error
 
 
 def _checked_header(name: str, value: str, form: re.Pattern[str]) -> str:

@@ -21,7 +21,7 @@ from craft_client.answers import (
     read_tensors,
     shown_output,
 )
-from craft_client.calls import IDEMPOTENCY_HEADER, JSON_TYPE, Call, Operation, path
+from craft_client.calls import IDEMPOTENCY_HEADER, JSON_TYPE, Call, Operation, message, path
 from craft_client.exceptions import InvalidImage, ProtocolError, problem_error
 from craft_client.pictures import Picture, files
 from craft_client.uploads import check_count, check_picture, picture_chunks, renumbered
@@ -83,7 +83,7 @@ def model(name: str | None = None) -> Operation[ModelCard]:
 
 def create_image_set(model: str) -> Operation[ImageSet]:
     """Makes an empty image set for a model. Free."""
-    body = ImageSetCreate(model=model).model_dump_json().encode()
+    body = message(ImageSetCreate, model=model).model_dump_json().encode()
     return read_json(ImageSet, (yield Call("POST", "/v1/image-sets", json=body)))
 
 
@@ -135,7 +135,7 @@ def upload_images(
         check_count(before + len(images), limits)
     for chunk in picture_chunks(files(images), limits):
         check_count(image_set.count + len(chunk), limits)
-        document = ImageUpload(first_row=image_set.count).model_dump(exclude={"images"})
+        document = message(ImageUpload, first_row=image_set.count).model_dump(exclude={"images"})
         try:
             response = yield Call(
                 "POST",
@@ -277,7 +277,7 @@ def report_run(run: str, report: RunReport) -> Operation[None]:
 
 def report_points(run: str, points: Sequence[RunPoint]) -> Operation[None]:
     """Adds points to a reported run's curve, unless they are there. Free; tried once."""
-    body = RunPoints(points=list(points)).model_dump_json().encode()
+    body = message(RunPoints, points=list(points)).model_dump_json().encode()
     yield Call("PUT", path("runs", run, "points"), json=body, again=False)
 
 
@@ -366,7 +366,8 @@ def adapter_predict(
             threshold when None.
         idempotency_key: as in `predict`.
     """
-    request = AdapterPredictionRequest(
+    request = message(
+        AdapterPredictionRequest,
         image_set=image_set,
         rows=None if rows is None else list(rows),
         top_k=top_k,

@@ -14,16 +14,15 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from craft_client.answer_blocks import blocks, rows_per_call
 from craft_client.api import Client, Prediction
 from craft_client.blackbox import Scores
+from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
 from craft_shared.adapter import Adapter
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
-from craft_shared.validation import first_error
 from craft_shared.wire import (
     Budget,
     Context,
@@ -220,18 +219,16 @@ class RemoteBlackBox:
         context: Context | None,
         rows: list[int] | None,
     ) -> PredictionRequest:
-        try:
-            return PredictionRequest(
-                model=self.model,
-                classes=scored,
-                templates=templates,
-                context=context,
-                image_set=self.image_set.id,
-                rows=rows,
-                dtype=self._dtype,
-            )
-        except ValidationError as error:
-            raise CraftError(first_error(error)) from error
+        return message(
+            PredictionRequest,
+            model=self.model,
+            classes=scored,
+            templates=templates,
+            context=context,
+            image_set=self.image_set.id,
+            rows=rows,
+            dtype=self._dtype,
+        )
 
 
 def check_prompts(
@@ -250,7 +247,8 @@ def check_prompts(
     Raises:
         InvalidRequest: a template, the context or a class name cannot be used.
     """
-    request = PredictionRequest(
+    request = message(
+        PredictionRequest,
         model=image_set.model,
         classes=list(classes),
         templates=list(templates),

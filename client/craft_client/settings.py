@@ -24,6 +24,7 @@ from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
 from craft_shared.wire import AbsoluteScale, Budget, Output, Scale
+from craft_shared.wire.messages import LONGEST_CLASS_NAME, LONGEST_TEMPLATE
 
 LEAST_POPULATION = 4
 MOST_DIM = 4096
@@ -368,6 +369,16 @@ def _plugin(field: str, name: str, group: Group) -> FieldError | None:
 
 
 def _template(template: str) -> FieldError | None:
+    if len(template) > LONGEST_TEMPLATE:
+        return FieldError(
+            field="template",
+            message=f"has {len(template)} characters; {LONGEST_TEMPLATE} are allowed.",
+            remedy="Shorten it.",
+        )
+    try:
+        template.encode()
+    except UnicodeEncodeError:
+        return FieldError(field="template", message="is not UTF-8.", remedy="Write it anew.")
     if template.count("{}") == 1 and template.count("{") == template.count("}") == 1:
         return None
     return FieldError(
@@ -384,7 +395,16 @@ def _name_errors(field: str, names: Sequence[str]) -> list[FieldError]:
         for place, name in enumerate(names)
         if (found := fault(name))
     ]
-    return faults or [
+    lengths = [
+        FieldError(
+            field=f"{field}[{place}]",
+            message=f"has {len(name)} characters.",
+            remedy=f"Use 1 to {LONGEST_CLASS_NAME}.",
+        )
+        for place, name in enumerate(names)
+        if not 1 <= len(name) <= LONGEST_CLASS_NAME
+    ]
+    return [*faults, *lengths] or [
         FieldError(
             field=f"{field}[{place}]",
             message=f"'{name}' is there twice."

@@ -28,6 +28,7 @@ from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.display import Displayed, View
 from craft_shared.head import HEAD_KINDS
+from craft_shared.names import made_sound
 from craft_shared.plugins import Plugin, PluginError
 from craft_shared.units import Units
 from craft_shared.wire import Output, Provenance, ProviderProfile
@@ -232,9 +233,9 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
         head=outcome.head.kind,
         output=black_box.output,
         provenance=Provenance(
-            recipe=settings.recipe,
+            recipe=made_sound(settings.recipe)[:64],
             # Of its path the name alone: who serves the adapter need not know the tuner's folders.
-            data=PurePath(data).name[:200] if isinstance(data, str) else None,
+            data=made_sound(PurePath(data).name)[:200] if isinstance(data, str) else None,
             shots=settings.shots,
             seed=settings.seed,
             accuracy_before=outcome.accuracy_before,

@@ -17,7 +17,7 @@ from craft_client.cli.show import document, percent, say, table, units_line
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
-    from craft_shared.wire import AdapterChange, AdapterSettings
+    from craft_shared.wire import AdapterSettings
 
 _WHO = "Who may use it"
 
@@ -201,7 +201,9 @@ def share(
     as_json: AsJson = False,
 ) -> None:
     """Decide who may use one of your adapters, who pays, and what its aliases mean."""
+    from craft_client.calls import message
     from craft_shared.units import Units
+    from craft_shared.wire import AdapterChange
 
     wanted: dict[str, object] = {}
     if public is not None:
@@ -217,7 +219,7 @@ def share(
             present = client.adapter_settings(name)
             wanted["keys"] = _changed(present.keys, with_key, without_key)
             wanted["teams"] = _changed(present.teams, with_team, without_team)
-        settings = client.change_adapter(name, _change(wanted))
+        settings = client.change_adapter(name, message(AdapterChange, **wanted))
     if as_json:
         document({"settings": settings.model_dump(), "charged": Units().model_dump()})
     else:
@@ -326,24 +328,9 @@ def _changed(
 
 def _moved_alias(text: str) -> tuple[str, int | None]:
     alias, sign, version = text.partition("=")
-    if not sign or (version and not version.isdecimal()):
+    if not sign or (version and not (version.isdecimal() and len(version) < 10)):
         raise typer.BadParameter(f"'{text}' is not ALIAS=VERSION.", param_hint="--alias")
     return alias, int(version) if version else None
-
-
-def _change(wanted: dict[str, object]) -> AdapterChange:
-    from pydantic import ValidationError
-
-    from craft_client.exceptions import CraftError
-    from craft_shared.validation import first_error
-    from craft_shared.wire import AdapterChange
-
-    try:
-        return AdapterChange.model_validate(wanted)
-    except ValidationError as error:
-        raise CraftError(
-            first_error(error), remedy="craft share --help tells what it may be."
-        ) from error
 
 
 def register(app: typer.Typer) -> None:

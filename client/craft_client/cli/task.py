@@ -165,16 +165,19 @@ def _reporter(
     wanted: bool,
 ) -> Iterator[RunReporter | None]:
     """What reports the run, if it is to be; it says where the run is shown."""
+    from craft_client.calls import message
     from craft_client.run_report import RunReporter
+    from craft_shared.names import made_sound
     from craft_shared.run_reports import RunReport
 
     if not wanted:
         yield None
         return
-    report = RunReport(
-        title=_label(folder.resolve().name),
-        model=_label(model),
-        dataset=_label(task.data.resolve().name),
+    report = message(
+        RunReport,
+        title=made_sound(folder.resolve().name)[:200],
+        model=made_sound(model)[:200],
+        dataset=made_sound(task.data.resolve().name)[:200],
         recipe=task.settings.recipe,
         budget=task.settings.budget,
     )
@@ -184,11 +187,6 @@ def _reporter(
         yield RunReporter(
             client, run, report, lambda why: say(f"The run goes on unreported: {why}")
         )
-
-
-def _label(text: str) -> str:
-    """A name as a report may hold it."""
-    return "".join(sign for sign in text if sign.isprintable())[:200]
 
 
 def _begin(

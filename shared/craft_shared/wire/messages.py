@@ -20,6 +20,7 @@ from craft_shared.amounts import MAX_INTEGER
 from craft_shared.names import sound
 
 LONGEST_CLASS_NAME = 200  # characters
+LONGEST_TEMPLATE = 300
 
 _RFC_3339 = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
@@ -55,7 +56,7 @@ ClassName = Annotated[
 # That the place is there is checked where prompts are, in the words of that check.
 Template = Annotated[
     str,
-    StringConstraints(min_length=2, max_length=300),
+    StringConstraints(min_length=2, max_length=LONGEST_TEMPLATE),
     Field(json_schema_extra={"pattern": r"\{\}"}),
 ]
 Row = Annotated[int, Field(ge=0, le=MAX_INTEGER)]

@@ -1,0 +1,94 @@
+"""What a client is asked for and cannot send is a typed error, never one of pydantic's."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from craft_client import operations
+from craft_client.calls import Call, message
+from craft_client.exceptions import CraftError, InvalidRequest
+from craft_shared import adapter, run_reports, wire
+from craft_shared.wire import PredictionRequest
+
+NOT_UTF_8 = "caf\udce9"
+CLIENT = Path(operations.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"templates": ["{}" + "x" * 299]}, "templates[0]: String should have at most 300"),
+        ({"classes": ["x" * 201]}, "classes[0]: String should have at most 200"),
+        ({"classes": []}, "classes: List should have at least 1 item"),
+        ({"classes": [NOT_UTF_8]}, "classes[0]"),
+        ({"classes": ["\x1b[31m"]}, "classes[0]: the name holds U+001B"),
+        ({"rows": []}, "rows: "),
+        ({"top_k": 0}, "top_k: "),
+        ({"dtype": "float8"}, "dtype: "),
+    ],
+)
+def test_a_prediction_that_no_server_takes_is_an_invalid_request(
+    fields: dict[str, Any], told: str
+) -> None:
+    asked = {"model": "pocket", "classes": ["a", "b"], **fields}
+    with pytest.raises(InvalidRequest) as error:
+        message(PredictionRequest, **asked)
+    assert told in str(error.value)
+    assert "nothing was sent" in str(error.value)
+    assert "pydantic" not in str(error.value)
+
+
+def _set() -> Any:
+    return wire.ImageSet(id="x", model="m", revision="r", count=0)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: operations.create_image_set(NOT_UTF_8),
+        lambda: operations.image_set(NOT_UTF_8),
+        lambda: operations.adapter_predict("x", image_set="s", top_k=0),
+        lambda: operations.adapter_predict("x", image_set="s", rows=[-1]),
+        lambda: operations.adapter_predict("x", image_set=NOT_UTF_8),
+        lambda: operations.adapter_predict("x", abstain_below=1.5),
+        lambda: operations.adapter_predict(NOT_UTF_8),
+        lambda: operations.report_points("run", []),
+        lambda: operations.adapter(NOT_UTF_8),
+        lambda: operations.retire(NOT_UTF_8),
+        lambda: operations.receipt(NOT_UTF_8),
+    ],
+)
+def test_what_cannot_be_sent_is_a_typed_error(operation: Callable[[], Any]) -> None:
+    def sent() -> None:
+        call: Call = next(operation())
+        call.request()
+
+    with pytest.raises(CraftError):
+        sent()
+
+
+def test_messages_of_what_somebody_asks_for_are_made_in_one_place() -> None:
+    models = {
+        name
+        for module in (wire, run_reports, adapter)
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, wire.Message) and kind is not BaseModel
+    }
+    # Of settings and answers that were checked before.
+    checked = {"Context", "Output", "AdapterConfig", "Provenance", "RunPoint"}
+    made = [
+        f"{file.relative_to(CLIENT)}:{node.lineno}: {node.func.id}"
+        for file in CLIENT.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in models - checked
+    ]
+    assert made == []
