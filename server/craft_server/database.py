@@ -11,6 +11,7 @@ SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
 
 from __future__ import annotations
 
+import select
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,8 @@ _PRAGMAS: dict[str, dict[str, str | int]] = {
     "deferring": {"busy_timeout": BUSY_TIMEOUT_MS, "synchronous": "NORMAL"},
     "at once": {"busy_timeout": 0, "synchronous": "NORMAL", "wal_autocheckpoint": 0},
 }
+# Seconds and milliseconds after which a server that does not answer is gone.
+_POSTGRESQL_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 20_000}
 FILE_NAME = "craftbox.db"
 # A transaction that writes, so that its commit waits for the disk, and all earlier commits with it.
 _FLUSH = b"SET LOCAL synchronous_commit TO on; SELECT pg_logical_emit_message(true, 'craftbox', '')"
@@ -65,18 +68,33 @@ class DatabaseError(Exception):
     """The database cannot be used; the message is one line for the operator."""
 
 
+class Unavailable(DatabaseError):  # noqa: N818 - reads as what it is where it is caught
+    """The database cannot do now what it was asked for: it is full, gone, read-only or broken.
+
+    Attributes:
+        disconnected: the connection broke, so that what was asked for may have been done.
+    """
+
+    def __init__(self, message: str, *, disconnected: bool = False) -> None:
+        super().__init__(message)
+        self.disconnected = disconnected
+
+
 class Database:
     """An open database whose schema is the newest.
 
     `read`, `query`, `write` and `write_deferred` run one function in one transaction, on the
     database's threads unless it need not wait (`query` and `write_deferred` on SQLite); `reading`
-    and `writing` are `read` and `write` for callers without an event loop.
+    and `writing` are `read` and `write` for callers without an event loop. Each raises
+    `Unavailable` for what is not its caller's fault.
     """
 
     def __init__(self, url: URL) -> None:
-        self._engine = _create_engine(url, "durable")
-        self._deferring = _create_engine(url, "deferring")
-        self._at_once = _create_engine(url, "at once") if self.dialect == "sqlite" else None
+        sqlite = url.get_backend_name() == "sqlite"
+        file = _SqliteFile(Path(url.database or "")) if sqlite else None
+        self._engine = _create_engine(url, "durable", file)
+        self._deferring = _create_engine(url, "deferring", file)
+        self._at_once = _create_engine(url, "at once", file) if sqlite else None
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
@@ -106,7 +124,7 @@ class Database:
             raise DatabaseError(
                 f"the database '{shown}' was made by another version of craftbox: {error}"
             ) from error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, Unavailable) as error:
             database.close()
             raise DatabaseError(f"cannot use the database '{shown}': {_reason(error)}") from error
         return database
@@ -150,8 +168,8 @@ class Database:
         """
         try:
             return await self._run_soon(self._engine, _NO_BEGIN, function, *args, **kwargs)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
+        except Unavailable as error:
+            if not error.disconnected:
                 raise
             return await self._run(self._engine, _NO_BEGIN, function, *args, **kwargs)
 
@@ -170,7 +188,7 @@ class Database:
             return await self._run(self._engine, _BEGIN_WRITING, function, *args, **kwargs)
 
         def write_and_flush() -> T:
-            with self._deferring.connect() as connection:
+            with _faults_named(), self._deferring.connect() as connection:
                 with connection.begin():
                     result = function(connection, *args, **kwargs)
                 _flush(connection)
@@ -184,7 +202,7 @@ class Database:
             return
 
         def flush() -> None:
-            with self._deferring.connect() as connection:
+            with _faults_named(), self._deferring.connect() as connection:
                 _flush(connection)
 
         await on_thread(self._threads, flush)
@@ -219,7 +237,7 @@ class Database:
             try:
                 with _begun(self._at_once, begin) as connection:
                     return function(connection, *args, **kwargs)
-            except DBAPIError as error:
+            except Unavailable as error:
                 if not _is_busy(error):
                     raise
         return await self._run(engine, begin, function, *args, **kwargs)
@@ -242,7 +260,7 @@ class Database:
         """Whether the database answers."""
         try:
             await self.query(_ping)
-        except SQLAlchemyError:
+        except Unavailable:
             return False
         return True
 
@@ -256,12 +274,37 @@ class Database:
 
 @contextmanager
 def _begun(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
-    with engine.connect() as connection:
+    with _faults_named(), engine.connect() as connection:
         connection.execution_options(craft_begin=begin)
         if begin == _NO_BEGIN and engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="AUTOCOMMIT")
         with connection.begin():
             yield connection
+
+
+class _faults_named:  # noqa: N801 - read as what it does; quicker than a generator, for every call
+    """Raises `Unavailable` in the place of errors that are the database's, not its caller's."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
+        if isinstance(error, DBAPIError) and _is_fault(error):
+            disconnected = error.connection_invalidated
+            raise Unavailable(_reason(error), disconnected=disconnected) from error
+        if isinstance(error, sa.exc.TimeoutError):  # of waiting for a connection
+            raise Unavailable(_reason(error)) from error
+
+
+def _is_fault(error: DBAPIError) -> bool:
+    """Whether the database has failed; other errors are of a statement that cannot be right."""
+    failed = (sa.exc.OperationalError, sa.exc.InternalError)
+    # A file that is damaged, or none of SQLite's, is of no kind in particular.
+    return (
+        error.connection_invalidated
+        or isinstance(error, failed)
+        or type(error) is sa.exc.DatabaseError
+    )
 
 
 def _flush(connection: sa.Connection) -> None:
@@ -270,7 +313,9 @@ def _flush(connection: sa.Connection) -> None:
     # As one simple query, which is one transaction of its own.
     result = driver.pgconn.exec_(_FLUSH)
     if result.error_message:
-        raise sa.exc.OperationalError(None, None, Exception(result.get_error_message()))
+        raise sa.exc.OperationalError(
+            None, None, Exception(result.get_error_message()), connection_invalidated=True
+        )
 
 
 def sqlite_file(url: str | None, data_dir: Path) -> Path | None:
@@ -333,15 +378,27 @@ def _checked_url(text: str) -> URL:
     )
 
 
-def _create_engine(url: URL, purpose: Literal["durable", "deferring", "at once"]) -> sa.Engine:
+def _create_engine(
+    url: URL, purpose: Literal["durable", "deferring", "at once"], file: _SqliteFile | None
+) -> sa.Engine:
     try:
-        if url.get_backend_name() == "sqlite":
+        if file is not None:
             engine = sa.create_engine(url)
+            sa.event.listen(engine, "do_connect", file.on_connecting)
             sa.event.listen(engine, "connect", partial(_on_sqlite_connect, _PRAGMAS[purpose]))
             sa.event.listen(engine, "begin", _on_sqlite_begin)
+            sa.event.listen(engine, "checkout", file.on_checkout)
             return engine
         # The connection used last is the fastest: its statements are prepared.
-        engine = sa.create_engine(url, pool_size=POSTGRESQL_THREADS, pool_use_lifo=True)
+        engine = sa.create_engine(
+            url,
+            pool_size=POSTGRESQL_THREADS,
+            pool_use_lifo=True,
+            connect_args={
+                name: value for name, value in _POSTGRESQL_PATIENCE.items() if name not in url.query
+            },
+        )
+        sa.event.listen(engine, "checkout", _on_postgresql_checkout)
         if purpose == "deferring":
             sa.event.listen(engine, "connect", _on_deferring_postgresql_connect)
         return engine
@@ -349,6 +406,52 @@ def _create_engine(url: URL, purpose: Literal["durable", "deferring", "at once"]
         raise DatabaseError(
             f"the driver of '{url.drivername}' is not installed: pip install 'craftbox[postgres]'"
         ) from error
+
+
+class _SqliteFile:
+    """The file of a SQLite database, which stays the same while the database is open.
+
+    SQLite itself would go on in a file that was deleted, and make a new one for its next
+    connection.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: tuple[int, int] | None = None
+
+    def on_connecting(self, *_: object) -> None:
+        """Before a connection is made."""
+        if self._opened is not None:
+            self._check()
+
+    def on_checkout(self, *_: object) -> None:
+        """Before a connection is used."""
+        if self._opened is None:
+            self._opened = self._found()
+        else:
+            self._check()
+
+    def _check(self) -> None:
+        if self._found() != self._opened:
+            raise sqlite3.OperationalError(f"the file '{self._path}' was moved or replaced")
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+def _on_postgresql_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Lets go of connections that the server has ended, before a statement is lost on one.
+
+    Nothing is to be read from a connection that nobody uses but the news of its end.
+    """
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    if waiting.poll(0):
+        raise sa.exc.InvalidatePoolError
 
 
 def _on_sqlite_connect(pragmas: Mapping[str, str | int], connection: Any, _record: Any) -> None:
@@ -364,9 +467,9 @@ def _on_sqlite_begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
 
 
-def _is_busy(error: DBAPIError) -> bool:
+def _is_busy(error: Unavailable) -> bool:
     """Whether SQLite would have had to wait for another connection."""
-    code: int = getattr(error.orig, "sqlite_errorcode", 0)
+    code: int = getattr(getattr(error.__cause__, "orig", None), "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
@@ -375,6 +478,6 @@ def _on_deferring_postgresql_connect(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
-def _reason(error: SQLAlchemyError) -> str:
+def _reason(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     return " ".join(str(cause).split())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
 
@@ -26,6 +28,7 @@ def configure_logging(level: str = "info") -> None:
         if terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
+    stream: Any = _Harmless(sys.stderr)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -36,7 +39,7 @@ def configure_logging(level: str = "info") -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
     )
 
 
@@ -47,3 +50,21 @@ def _printable(
     return {
         name: printable(value) if isinstance(value, str) else value for name, value in event.items()
     }
+
+
+class _Harmless:
+    """A stream in whose place nothing fails: a full disk or a closed pipe costs a line, no call."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes it, or does not."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream, or does not."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()

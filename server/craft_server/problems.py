@@ -18,6 +18,7 @@ from craft_shared.problems import (
     BUDGET_EXHAUSTED,
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
+    OVERLOADED,
     FieldError,
     Problem,
     ProblemType,
@@ -65,6 +66,15 @@ def model_not_found(name: str, hosted: str) -> ProblemError:
         MODEL_NOT_FOUND,
         f"this server hosts no model '{name}'",
         [FieldError(field="model", message="unknown model", remedy=f"Name '{hosted}'.")],
+    )
+
+
+def database_unavailable() -> ProblemError:
+    """The database has failed; a call that is sent again is charged once, whatever became of it."""
+    return ProblemError(
+        OVERLOADED,
+        "the server's database cannot be used now; the call was not answered",
+        headers={"Retry-After": "5"},
     )
 
 

@@ -29,7 +29,7 @@ from craft_server.clock import now_ms, rfc3339
 from craft_server.database import Database
 from craft_server.ledger.account import as_charge, units_of
 from craft_server.ledger.keys import Caller
-from craft_server.ledger.tables import CHARGES
+from craft_server.ledger.tables import CHARGES, RESERVED
 from craft_server.threads import on_thread
 from craft_shared.receipt import (
     ALGORITHM,
@@ -183,7 +183,7 @@ def sum_up(
         connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     wanted = _wanted(caller, selection)
     reserved: int = connection.execute(
-        sa.select(sa.func.count()).where(wanted, CHARGES.c.state == "reserved")
+        sa.select(sa.func.count()).where(wanted, RESERVED)
     ).scalar_one()
     if reserved:
         raise StillReserved(reserved)

@@ -21,6 +21,7 @@ from craft_server.ledger.tables import (
     HOLDERS,
     KEY_SECRETS,
     PRICES,
+    STORED_BYTES,
     TEAMS,
     TOTALS,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "PRICES",
     "RUN_POINTS",
     "RUN_REPORTS",
+    "STORED_BYTES",
     "TEAMS",
     "TOTALS",
 ]

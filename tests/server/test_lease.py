@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,13 +72,18 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+AWAY = sa.exc.OperationalError("", None, Exception("away"))
+
+
 @contextmanager
-def failing(monkeypatch: pytest.MonkeyPatch, what: str) -> Iterator[list[bool]]:
+def failing(
+    monkeypatch: pytest.MonkeyPatch, what: str, error: Exception = AWAY
+) -> Iterator[list[bool]]:
     """As if the database were away whenever a lease does this; each attempt is noted."""
 
     def fail(*_arguments: object) -> None:
         failed.append(True)
-        raise sa.exc.OperationalError("", None, Exception("away"))
+        raise error
 
     failed: list[bool] = []
     with monkeypatch.context() as away:
@@ -213,12 +219,16 @@ def test_what_could_not_be_given_back_is_so_once_the_database_is_there_again(
         until(lambda: expired() == (before[0], before[1] + 1))
 
 
-def test_a_lease_is_renewed_again_after_the_database_has_failed(
-    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [AWAY, RuntimeError("a fault of ours")], ids=["away", "ours"])
+def test_a_lease_is_renewed_again_after_anything_has_failed(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     with lease(store, 0.3) as mine:
-        with failing(monkeypatch, "renew") as failed:
+        assert mine.ailment is None
+        with failing(monkeypatch, "renew", error) as failed:
             until(lambda: len(failed) > 1)
+            until(lambda: mine.ailment == "the ledger cannot be written")
+        until(lambda: mine.ailment is None)
         take(store, caller, mine.holder)
         with store.reading() as connection:
             first = connection.execute(sa.select(HOLDERS.c.lease_until)).scalar_one()
@@ -230,3 +240,41 @@ def test_a_lease_is_renewed_again_after_the_database_has_failed(
 
         until(renewed)
         assert reserved(store, caller) == 3
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("work", ["release_expired", "give_back"])
+def test_work_beside_the_renewal_that_fails_keeps_no_lease_from_being_renewed(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    with lease(store, 0.3) as mine:
+        with failing(monkeypatch, work, KeyError("a fault of ours")) as failed:
+            mine.give_back_later(1)
+            until(lambda: len(failed) > 3)
+            assert mine.ailment is None
+        until(lambda: not mine.owes(1))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_lease_that_nobody_renews_says_so(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lease(store, 0.3) as mine:
+        stuck, release = threading.Event(), threading.Event()
+
+        def wait(*_arguments: object) -> None:
+            stuck.set()
+            release.wait(30)
+
+        monkeypatch.setattr("craft_server.lease.leases.renew", wait)
+        assert stuck.wait(30)
+        until(lambda: mine.ailment == "the server has not renewed its lease in time")
+        # What no thread survives.
+        monkeypatch.setattr("craft_server.lease.leases.renew", _end_the_thread)
+        release.set()
+        until(lambda: mine.ailment == "the server does not renew its lease any more")
+
+
+def _end_the_thread(*_arguments: object) -> None:
+    raise SystemExit

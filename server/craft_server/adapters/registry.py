@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from craft_server.adapters.references import NoSuchAdapter, Reference
-from craft_server.adapters.sharing import move_aliases, usable_by
+from craft_server.adapters.sharing import move_aliases, usable_by, usable_names
 from craft_server.adapters.tables import (
     ADAPTER_ALIASES,
     ADAPTER_SETTINGS,
@@ -114,7 +114,9 @@ def find_digest(
 def list_cards(connection: sa.Connection, caller: Caller) -> list[AdapterCard]:
     """All living versions that the caller may use, its owner's own first."""
     own = ADAPTERS.c.owner == caller.owner
-    query = _WITH_SETTINGS.where(_LIVING, sa.or_(own, usable_by(caller)))
+    usable = usable_names(caller).subquery("usable")
+    is_usable = sa.and_(usable.c.owner == ADAPTERS.c.owner, usable.c.name == ADAPTERS.c.name)
+    query = _WITH_SETTINGS.join(usable, is_usable).where(_LIVING)
     rows = connection.execute(
         query.order_by(None).order_by(
             sa.case((own, 0), else_=1), ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,6 +13,7 @@ from craft_server.adapters.tables import (
     ADAPTER_GRANTS,
     ADAPTER_SETTINGS,
     ADAPTERS,
+    PUBLIC,
 )
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import KEY_SECRETS, TEAMS
@@ -29,21 +31,33 @@ class NoSuchVersion(Exception):  # noqa: N818 - reads as what it is where it is 
 
 def usable_by(caller: Caller) -> sa.ColumnElement[bool]:
     """A condition on `ADAPTERS` joined to `ADAPTER_SETTINGS`: public, or granted to the caller."""
-    granted_to_key = ADAPTER_GRANTS.c.grantee.in_(
-        sa.select(KEY_SECRETS.c.prefix).where(KEY_SECRETS.c.key_id == caller.key_id)
-    )
-    granted_to_team = ADAPTER_GRANTS.c.grantee.in_(
-        sa.select(TEAMS.c.name).where(TEAMS.c.id == caller.team_id)
-    )
     granted = sa.exists().where(
         ADAPTER_GRANTS.c.owner == ADAPTERS.c.owner,
         ADAPTER_GRANTS.c.name == ADAPTERS.c.name,
-        sa.or_(
-            sa.and_(ADAPTER_GRANTS.c.kind == "key", granted_to_key),
-            sa.and_(ADAPTER_GRANTS.c.kind == "team", granted_to_team),
-        ),
+        _granted_to(caller),
     )
     return sa.or_(ADAPTER_SETTINGS.c.public, granted)
+
+
+def usable_names(caller: Caller) -> sa.CompoundSelect[Any]:
+    """Owner and name of all adapters that the caller may use, its owner's own among them."""
+    of_all = sa.select(ADAPTER_SETTINGS.c.owner, ADAPTER_SETTINGS.c.name)
+    granted = sa.select(ADAPTER_GRANTS.c.owner, ADAPTER_GRANTS.c.name)
+    return sa.union(
+        of_all.where(ADAPTER_SETTINGS.c.owner == caller.owner),
+        of_all.where(PUBLIC),
+        granted.where(_granted_to(caller)),
+    )
+
+
+def _granted_to(caller: Caller) -> sa.ColumnElement[bool]:
+    """A condition on `ADAPTER_GRANTS`: to the caller's key, or to its team."""
+    prefixes = sa.select(KEY_SECRETS.c.prefix).where(KEY_SECRETS.c.key_id == caller.key_id)
+    teams = sa.select(TEAMS.c.name).where(TEAMS.c.id == caller.team_id)
+    return sa.or_(
+        sa.and_(ADAPTER_GRANTS.c.kind == "key", ADAPTER_GRANTS.c.grantee.in_(prefixes)),
+        sa.and_(ADAPTER_GRANTS.c.kind == "team", ADAPTER_GRANTS.c.grantee.in_(teams)),
+    )
 
 
 def settings(connection: sa.Connection, owner: str, name: str) -> AdapterSettings:

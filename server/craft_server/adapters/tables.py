@@ -7,6 +7,9 @@ import sqlalchemy as sa
 from craft_server.database import METADATA, Id
 from craft_shared.units import UNITS
 
+# An index's condition, which is used only where a statement says the very same.
+PUBLIC = sa.text("public")
+
 # One row a version. Nothing of it changes but `retired_at`.
 ADAPTERS = sa.Table(
     "adapters",
@@ -39,6 +42,13 @@ ADAPTER_SETTINGS = sa.Table(
     # The key that pays for everybody's predictions; null where each caller pays for its own.
     sa.Column("payer_key_id", Id, sa.ForeignKey("api_keys.id")),
     sa.Column("abstain_below", sa.Float),
+    sa.Index(
+        "ix_adapter_settings_public",
+        "owner",
+        "name",
+        sqlite_where=PUBLIC,
+        postgresql_where=PUBLIC,
+    ),
 )
 
 # A grantee is kept as it was written, whether or not it exists, so that granting tells nobody which

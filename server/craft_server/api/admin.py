@@ -58,7 +58,6 @@ Prefix = Annotated[str, Path(description="The eight characters after craft_ in t
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
 Model = Annotated[NonEmptyLabel, Path(description="The model's name.")]
 
-_LINES_AT_ONCE = 500
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
 
 
@@ -301,27 +300,23 @@ async def export_usage(
         None if until is None else epoch_ms(until),
     )
     with _refusals():
-        first = await _page(services, selection, after=0)
+        first = await services.database.read(exports.page, selection)
     return StreamingResponse(
         _export(services, selection, form, first), media_type=_MEDIA_TYPES[form]
     )
 
 
 async def _export(
-    services: Services, selection: exports.Selection, form: exports.Format, page: list[UsageLine]
+    services: Services, selection: exports.Selection, form: exports.Format, page: exports.Page
 ) -> AsyncIterator[str]:
     yield exports.header(form)
-    while page:
-        yield await asyncio.to_thread(_text, page, form)
-        page = await _page(services, selection, after=page[-1].id)
-
-
-async def _page(services: Services, selection: exports.Selection, *, after: int) -> list[UsageLine]:
-    # Each page is a transaction of its own, so that a slow reader holds none open.
-    def read(connection: Connection) -> list[UsageLine]:
-        return list(exports.lines(connection, selection, after=after, limit=_LINES_AT_ONCE))
-
-    return await services.database.read(read)
+    while True:
+        if page.lines:
+            yield await asyncio.to_thread(_text, page.lines, form)
+        if page.next_after is None:
+            return
+        # Each page is a transaction of its own, so that a slow reader holds none open.
+        page = await services.database.read(exports.page, selection, after=page.next_after)
 
 
 def _text(page: list[UsageLine], form: exports.Format) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy.exc import SQLAlchemyError
 
 from craft_server.api.provider_terms import under_terms
 from craft_server.api.rate_limits import use_request
@@ -18,13 +17,11 @@ from craft_server.clock import now_ms
 from craft_server.ledger.calls import Record
 from craft_server.ledger.keys import Caller, admit
 from craft_server.problems import ProblemError
-from craft_shared.problems import FORBIDDEN, OVERLOADED, UNAUTHENTICATED
+from craft_shared.problems import FORBIDDEN, UNAUTHENTICATED
 from craft_shared.wire import Scope
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
-RETRY_AFTER_SECONDS = "5"
 
-_log = structlog.get_logger()
 _bearer = HTTPBearer(auto_error=False, description="An API key, `craft_...`.")
 
 
@@ -49,20 +46,11 @@ async def _admitted(
     if credentials is None:
         raise _unauthenticated("the call shows no bearer key")
     idempotency_key = request.headers.get(IDEMPOTENCY_KEY_HEADER)
-    try:
-        caller, record = await services.database.query(
-            admit, credentials.credentials, idempotency_key, now_ms()
-        )
-        if caller is not None:
-            caller = await under_terms(services, caller)
-    except SQLAlchemyError as error:
-        # Nothing has been done yet, so that the client may safely try again.
-        _log.error("database does not answer", error=str(error))
-        raise ProblemError(
-            OVERLOADED,
-            "the server's database does not answer",
-            headers={"Retry-After": RETRY_AFTER_SECONDS},
-        ) from error
+    caller, record = await services.database.query(
+        admit, credentials.credentials, idempotency_key, now_ms()
+    )
+    if caller is not None:
+        caller = await under_terms(services, caller)
     if caller is None:
         raise _unauthenticated("the key is unknown, expired or revoked")
     structlog.contextvars.bind_contextvars(key=caller.prefix)

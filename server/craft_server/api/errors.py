@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -16,7 +17,9 @@ from craft_server import problems
 from craft_server.adapters import NoSuchAdapter, NoSuchVersion
 from craft_server.api.addresses import allowed_methods
 from craft_server.api.idempotency import Replayed, replay
+from craft_server.api.services import Services
 from craft_server.asked_prompts import PromptLimitReached
+from craft_server.database import Unavailable
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
 from craft_server.ledger.calls import KeyReused, StillRunning
@@ -27,7 +30,7 @@ from craft_server.ledger.charges import (
     TooManyRunning,
 )
 from craft_server.measurements import REGISTRY
-from craft_server.problems import ProblemError
+from craft_server.problems import ProblemError, database_unavailable
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.run_reports import NoSuchRun, TooManyPoints
 from craft_server.simulate import Struck
@@ -49,6 +52,10 @@ from craft_shared.problems import (
     Problem,
 )
 from craft_shared.run_reports import POINTS_PER_RUN
+
+_OF_THE_MACHINE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)
 
 # Where a request's state holds how its problems become pages, if they do.
 PROBLEM_PAGE = "problem_page"
@@ -89,6 +96,8 @@ def install(app: FastAPI) -> None:
     app.exception_handler(TooManyPoints)(_on_too_many_points)
     app.exception_handler(Overloaded)(_on_overloaded)
     app.exception_handler(WorkerDied)(_on_overloaded)
+    app.exception_handler(Unavailable)(_on_unavailable)
+    app.exception_handler(OSError)(_on_os_error)
     app.exception_handler(WrongFirstRow)(_on_wrong_first_row)
     app.exception_handler(RequestValidationError)(_on_invalid_parameters)
     app.exception_handler(HTTPException)(_on_http_exception)
@@ -207,7 +216,11 @@ async def _on_key_reused(request: Request, _error: Exception) -> Response:
     return _respond(request, ProblemError(IDEMPOTENCY_KEY_REUSED, detail))
 
 
-async def _on_still_running(request: Request, _error: Exception) -> Response:
+async def _on_still_running(request: Request, error: StillRunning) -> Response:
+    services: Services = request.app.state.services
+    if services.lease.owes(error.charge_id) or services.lease.ailment:
+        # Nobody works on it: the database would not take its reservation back.
+        return _respond(request, database_unavailable())
     detail = "this call was sent before and has not been answered yet"
     return _respond(request, ProblemError(CALL_IN_PROGRESS, detail, headers={"Retry-After": "1"}))
 
@@ -249,6 +262,21 @@ async def _on_overloaded(request: Request, error: Exception) -> Response:
     # Whatever was reserved has been refunded by now, so that the client may safely try again.
     _log.warning("call not done", error=type(error).__name__)
     detail = "the model cannot take this call now; nothing was charged"
+    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
+
+
+async def _on_unavailable(request: Request, error: Unavailable) -> Response:
+    services: Services = request.app.state.services
+    services.lease.doubt()
+    _log.error("database has failed", error=str(error))
+    return _respond(request, database_unavailable())
+
+
+async def _on_os_error(request: Request, error: OSError) -> Response:
+    if error.errno not in _OF_THE_MACHINE:
+        raise error
+    _log.error("the machine has run out of something", error=error.strerror)
+    detail = "the server's machine has run out of room or files; the call was not answered"
     return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
 
 

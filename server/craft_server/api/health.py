@@ -35,7 +35,7 @@ async def live() -> Health:
     responses=documents.problems(OVERLOADED),
 )
 async def ready(services: WithServices) -> Health:
-    """Answers 200 while the model runs and the database answers, 503 otherwise.
+    """Answers 200 while the model runs and the ledger can be read and written, 503 otherwise.
 
     A server that was told to stop answers 503 while it still serves, so that new calls are sent to
     others.
@@ -50,6 +50,9 @@ async def ready(services: WithServices) -> Health:
         raise _not_ready("the model is not running") from error
     if not await services.database.answers():
         raise _not_ready("the database does not answer")
+    # Its renewal is a write, so that no probe has to be one.
+    if ailment := services.lease.ailment:
+        raise _not_ready(ailment)
     return Health()
 
 

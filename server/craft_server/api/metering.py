@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 from fastapi.responses import Response
@@ -23,6 +23,7 @@ from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
 from craft_server.api.services import Services
 from craft_server.asked_prompts import Asking
 from craft_server.clock import now_ms
+from craft_server.database import Unavailable
 from craft_server.ledger import account, calls, charges, keys
 from craft_server.ledger.calls import StoredAnswer
 from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
@@ -94,11 +95,12 @@ class Booking:
         def all_of_it(connection: Connection) -> Response:
             response = build(function(connection, *args, **kwargs))
             finishing = (
-                [] if self._call_id is None else [calls.finishing(self._call_id, _stored(response))]
+                [] if self._call_id is None else calls.finishing(self._call_id, _stored(response))
             )
             if self._reserved is not None:
-                for result in charges.settle(connection, self._reserved, now_ms(), *finishing):
-                    calls.check_finished(result)
+                finished = charges.settle(connection, self._reserved, now_ms(), *finishing)
+                if finishing:
+                    calls.check_finished(finished)
             return response
 
         with span("ledger.settle"):
@@ -124,7 +126,12 @@ class Booking:
         except Exception:
             # What made the call fail matters more, and is on its way to the caller.
             _log.exception("refund failed")
-            self._services.lease.give_back_later(charge_id)
+            self.owe()
+
+    def owe(self) -> None:
+        """Leaves what may be reserved for the lease to give back, once the database lets it."""
+        if self._reserved is not None:
+            self._services.lease.give_back_later(self._reserved.charge_id)
 
 
 @asynccontextmanager
@@ -235,15 +242,29 @@ async def _book(
     asking: Asking | None,
 ) -> Booking:
     booking_it = asyncio.ensure_future(
-        services.database.write_deferred(
-            _reserve, services, caller, call, work, payer_key_id, asking
-        )
+        _reserved(services, caller, call, work, payer_key_id, asking)
     )
     try:
         return await asyncio.shield(booking_it)
     except asyncio.CancelledError:
         # The transaction runs on its thread to the end, whatever becomes of the call.
         await asyncio.shield((await booking_it).give_back())
+        raise
+
+
+async def _reserved(services: Services, *args: Any) -> Booking:
+    made: list[Booking] = []
+
+    def reserve(connection: Connection) -> Booking:
+        made.append(_reserve(connection, services, *args))
+        return made[-1]
+
+    try:
+        return await services.database.write_deferred(reserve)
+    except Unavailable as error:
+        # Its transaction may have ended before the connection did.
+        if error.disconnected and made:
+            made[-1].owe()
         raise
 
 

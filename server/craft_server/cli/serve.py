@@ -148,7 +148,7 @@ def _profile_of(settings: Settings) -> Profile | None:
 def _announce(
     database: Database, settings: Settings, listener: socket.socket, profile: Profile | None
 ) -> None:
-    from craft_server.ledger.keys import list_keys
+    from craft_server.ledger.keys import any_key
 
     if profile is not None:
         print_lines(
@@ -159,7 +159,7 @@ def _announce(
         )
     announce(listener, " (console at /, description at /docs)")
     with database.reading() as connection:
-        has_keys = bool(list_keys(connection))
+        has_keys = any_key(connection)
     if not has_keys:
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         print_lines([f"There is no key yet. Make one: craft-server keys create --owner me {where}"])

@@ -3,15 +3,17 @@
 A call's answer is stored in the transaction that charges it, before a byte of it is sent: from then
 on it can be given again, byte for byte, whatever becomes of the connection. Answers of calls that
 can be repeated without harm (predictions) may be large; their bytes go once the client has
-acknowledged them, or once all of them together pass a bound, the oldest first. The record stays, so
-that such a call is done anew free of charge. Answers of calls that change something are small and
-are kept as long as the record.
+acknowledged them, or once all of them together pass a bound, the oldest first: a running sum says
+how many they are. The record stays, so that such a call is done anew free of charge. Answers of
+calls that change something are small and are kept as long as the record.
 
 Source: draft-ietf-httpapi-idempotency-key-header-07.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from craft_server.ledger.tables import CALLS
+from craft_server.ledger.tables import CALLS, STORED, STORED_BYTES
 from craft_server.statements import Asked, Result, Statement, run
+
+Condition = sa.ColumnElement[bool] | sa.TextClause
+
+# As many as migration 0007 made.
+SHARDS = 16
+# Of one step of `evict`: other writers wait for it.
+_STEP_CALLS = 500
+_STEP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,11 @@ class KeyReused(Exception):  # noqa: N818 - reads as what it is where it is caug
 
 
 class StillRunning(Exception):  # noqa: N818 - reads as what it is where it is caught
-    """The same call runs now."""
+    """The same call runs now; `charge_id` is of its reservation, where it is known."""
+
+    def __init__(self, charge_id: int | None = None) -> None:
+        super().__init__(charge_id)
+        self.charge_id = charge_id
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,21 @@ _FINISH = Statement(
         body_bytes=sa.bindparam("to_body_bytes"),
     )
 )
+_ADD_BYTES = Statement(
+    sa.update(STORED_BYTES)
+    .where(STORED_BYTES.c.shard == sa.bindparam("of_shard"))
+    .values(
+        bytes=STORED_BYTES.c.bytes
+        + sa.func.coalesce(
+            sa.select(sa.bindparam("add_bytes", type_=sa.BigInteger))
+            .select_from(CALLS)
+            .where(CALLS.c.id == sa.bindparam("of_id"), CALLS.c.repeatable)
+            .scalar_subquery(),
+            sa.literal_column("0"),
+        )
+    )
+)
+_TOTAL = sa.select(sa.cast(sa.func.sum(STORED_BYTES.c.bytes), sa.BigInteger))
 
 
 def record_of(row: Any) -> Record | None:
@@ -156,7 +185,7 @@ def recall(connection: sa.Connection, record: Record, fingerprint: str) -> Made:
     if record.fingerprint != fingerprint:
         raise KeyReused
     if not record.done:
-        raise StillRunning
+        raise StillRunning(record.charge_id)
     rows = run(connection, (_READ, {"of_id": record.id}))[0].rows
     answer = StoredAnswer(rows[0].status, rows[0].media_type, bytes(rows[0].body)) if rows else None
     return Made(answer, record.charge_id)
@@ -187,7 +216,7 @@ def begin(
     }
     rows = run(connection, (_INSERT, record))[0].rows
     if not rows:
-        raise StillRunning(attempt.key)
+        raise StillRunning
     made: int = rows[0].id
     return made
 
@@ -198,11 +227,11 @@ def finish(connection: sa.Connection, call_id: int, answer: StoredAnswer) -> Non
     Raises:
         StillRunning: this process's lease ran out and the call is somebody else's by now.
     """
-    check_finished(run(connection, finishing(call_id, answer))[0])
+    check_finished(run(connection, *finishing(call_id, answer)))
 
 
-def finishing(call_id: int, answer: StoredAnswer) -> Asked:
-    """What `finish` asks the database, for `check_finished` to check the result."""
+def finishing(call_id: int, answer: StoredAnswer) -> list[Asked]:
+    """What `finish` asks the database, for `check_finished` to check the results."""
     stored = {
         "of_id": call_id,
         "to_status": answer.status,
@@ -210,12 +239,13 @@ def finishing(call_id: int, answer: StoredAnswer) -> Asked:
         "to_body": answer.body,
         "to_body_bytes": len(answer.body),
     }
-    return _FINISH, stored
+    added = {"of_id": call_id, "of_shard": call_id % SHARDS, "add_bytes": len(answer.body)}
+    return [(_FINISH, stored), (_ADD_BYTES, added)]
 
 
-def check_finished(result: Result) -> None:
+def check_finished(results: Sequence[Result]) -> None:
     """Raises StillRunning as `finish` does; the transaction must be undone."""
-    if result.count == 0:
+    if results[0].count == 0:
         raise StillRunning
 
 
@@ -226,36 +256,114 @@ def abandon(connection: sa.Connection, call_id: int) -> None:
 
 def acknowledge(connection: sa.Connection, key_id: int, key: str) -> None:
     """The client has stored the answer: its bytes are not needed any more."""
-    connection.execute(
-        sa.update(CALLS)
+    row = connection.execute(
+        sa.select(CALLS.c.id, CALLS.c.body_bytes)
         .where(
             CALLS.c.key_id == key_id,
             CALLS.c.idempotency_key == key,
             CALLS.c.done,
             CALLS.c.repeatable,
+            CALLS.c.body.is_not(None),
         )
-        .values(body=None, body_bytes=0)
-    )
+        .with_for_update()
+    ).one_or_none()
+    if row is not None:
+        _forget_bytes(connection, [row])
 
 
-def evict(connection: sa.Connection, *, most_bytes: int, before: int) -> None:
-    """Keeps stored answers within their bounds.
+def evict(connection: sa.Connection, *, most_bytes: int, before: int) -> bool:
+    """Takes a step towards keeping stored answers within their bounds; whether more are due.
+
+    A step is short, so that other writers need not wait long.
 
     Args:
         connection: of a writing transaction.
         most_bytes: of all repeatable calls' answers together; past it the oldest bytes go.
         before: records of calls before this time go whole.
     """
-    connection.execute(sa.delete(CALLS).where(CALLS.c.at < before, CALLS.c.done))
-    stored = sa.and_(CALLS.c.body_bytes > 0, CALLS.c.repeatable)
-    newer = connection.execute(
-        sa.select(CALLS.c.id, CALLS.c.body_bytes).where(stored).order_by(CALLS.c.id.desc())
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        lock = sa.func.hashtextextended("stored answers", 2)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+    old = _step(connection, CALLS.c.at, sa.and_(CALLS.c.at < before, CALLS.c.done))
+    aged = _first(old, _STEP_BYTES)
+    if aged:
+        _subtract(connection, (row for row in aged if row.repeatable))
+        connection.execute(sa.delete(CALLS).where(CALLS.c.id.in_([row.id for row in aged])))
+    over = connection.execute(_TOTAL).scalar_one() - most_bytes
+    stored = _step(connection, CALLS.c.id, STORED) if over > 0 else []
+    gone = _first(stored, min(over, _STEP_BYTES))
+    _forget_bytes(connection, gone)
+    freed = sum(row.body_bytes for row in gone)
+    cut = len(old) == _STEP_CALLS or len(aged) < len(old)
+    return cut or (bool(gone) and freed < over)
+
+
+def correct_sums(connection: sa.Connection, missing: int) -> None:
+    """Adds to the sum of stored bytes what `missing_bytes` has found."""
+    _add(connection, {0: missing})
+
+
+def missing_bytes(connection: sa.Connection) -> int:
+    """How many bytes are stored that their sum does not count; less than zero: too many are.
+
+    There are some after a server of an earlier version has worked on the database. It reads the
+    whole index: seconds with millions of answers, for which no writer waits.
+    """
+    counted = sa.select(sa.func.coalesce(sa.func.sum(CALLS.c.body_bytes), 0)).where(STORED)
+    # One statement, which sees both at one moment.
+    return int(
+        connection.execute(
+            sa.select(counted.scalar_subquery() - _TOTAL.scalar_subquery())
+        ).scalar_one()
     )
+
+
+def _step(
+    connection: sa.Connection, order: sa.ColumnElement[Any], which: Condition
+) -> Sequence[Any]:
+    """The first calls that nobody else works on; their size."""
+    return connection.execute(
+        sa.select(CALLS.c.id, CALLS.c.body_bytes, CALLS.c.repeatable)
+        .where(which)
+        .order_by(order)
+        .limit(_STEP_CALLS)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def _first(rows: Sequence[Any], enough: int) -> Sequence[Any]:
+    """As many of the rows as it takes to have so many bytes; all of them where they have fewer."""
     total = 0
-    for row in newer:
+    for count, row in enumerate(rows, 1):
         total += row.body_bytes
-        if total > most_bytes:
-            connection.execute(
-                sa.update(CALLS).where(stored, CALLS.c.id <= row.id).values(body=None, body_bytes=0)
-            )
-            return
+        if total >= enough:
+            return rows[:count]
+    return rows
+
+
+def _forget_bytes(connection: sa.Connection, rows: Sequence[Any]) -> None:
+    if not rows:
+        return
+    connection.execute(
+        sa.update(CALLS)
+        .where(CALLS.c.id.in_([row.id for row in rows]))
+        .values(body=None, body_bytes=0)
+    )
+    _subtract(connection, rows)
+
+
+def _subtract(connection: sa.Connection, rows: Iterable[Any]) -> None:
+    sums: Counter[int] = Counter()
+    for row in rows:
+        sums[row.id % SHARDS] -= row.body_bytes
+    _add(connection, sums)
+
+
+def _add(connection: sa.Connection, sums: Mapping[int, int]) -> None:
+    # In the order of shards, so that two transactions never wait for each other in a circle.
+    for shard, amount in sorted(sums.items()):
+        connection.execute(
+            sa.update(STORED_BYTES)
+            .where(STORED_BYTES.c.shard == shard)
+            .values(bytes=STORED_BYTES.c.bytes + amount)
+        )

@@ -1,20 +1,21 @@
 """The ledger written out: every line that charges something, as CSV or JSON Lines.
 
-Lines come one by one from the database, so that a ledger of any length needs the same memory. It
-does not know where they go.
+Lines come in pages, each of which examines so many lines and no more, so that a ledger of any
+length needs the same memory and no page takes longer than the others. It does not know where they
+go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
-from craft_server.ledger.keys import find_key, list_keys
-from craft_server.ledger.tables import CHARGES
+from craft_server.ledger.keys import find_key, newest_prefix
+from craft_server.ledger.tables import API_KEYS, CHARGES, TEAMS, TOTALS
 from craft_shared.printing import printable
 from craft_shared.text_files import line_of
 from craft_shared.units import MEASURES
@@ -22,7 +23,8 @@ from craft_shared.wire import UsageLine
 
 Format = Literal["csv", "jsonl"]
 
-_ROWS_AT_ONCE = 500
+_LINES_A_PAGE = 500
+_EXAMINED_A_PAGE = 5000
 
 
 @dataclass(frozen=True)
@@ -34,48 +36,74 @@ class Selection:
     until: int | None = None
 
 
-def lines(
-    connection: sa.Connection, selection: Selection, *, after: int = 0, limit: int | None = None
-) -> Iterator[UsageLine]:
-    """The lines with an id above `after`, at most `limit`, in the order of ids.
+_LINES = (
+    sa.select(
+        CHARGES,
+        API_KEYS.c.owner,
+        TEAMS.c.name.label("team"),
+        newest_prefix(CHARGES.c.key_id).label("prefix"),
+    )
+    .join(API_KEYS, API_KEYS.c.id == CHARGES.c.key_id)
+    .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some lines, in order; none does not mean that no more follow.
+
+    Attributes:
+        lines: of the page.
+        next_after: where the next page begins; None after the last one.
+    """
+
+    lines: list[UsageLine]
+    next_after: int | None
+
+
+def page(connection: sa.Connection, selection: Selection, *, after: int = 0) -> Page:
+    """The page that begins after what the page before has named; 0 begins the first one.
 
     Raises:
         UnknownKey: no key has the prefix.
     """
-    keys = {entry.key_id: entry for entry in list_keys(connection)}
+    # A key's lines are numbered from 1 in the order of their ids.
+    of_key: sa.ColumnElement[bool]
+    if selection.prefix is None:
+        place, of_key = CHARGES.c.id, sa.true()
+        newest = sa.select(sa.func.max(CHARGES.c.id))
+    else:
+        key_id = find_key(connection, selection.prefix).key_id
+        place, of_key = CHARGES.c.line, CHARGES.c.key_id == key_id
+        newest = sa.select(TOTALS.c.lines).where(TOTALS.c.key_id == key_id)
+    last: int = connection.execute(newest).scalar() or 0
+    until = after + _EXAMINED_A_PAGE
     query = (
-        sa.select(CHARGES)
-        .where(CHARGES.c.state != "refunded", CHARGES.c.id > after)
-        .order_by(CHARGES.c.id)
-        .limit(limit)
+        _LINES.where(of_key, place > after, place <= until, CHARGES.c.state != "refunded")
+        .order_by(place)
+        .limit(_LINES_A_PAGE)
     )
-    if selection.prefix is not None:
-        query = query.where(CHARGES.c.key_id == find_key(connection, selection.prefix).key_id)
     if selection.since is not None:
         query = query.where(CHARGES.c.at >= selection.since)
     if selection.until is not None:
         query = query.where(CHARGES.c.at < selection.until)
-    for row in connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}):
-        # A key that was made since its list was read.
-        key = keys.get(row.key_id) or next(
-            entry for entry in list_keys(connection) if entry.key_id == row.key_id
-        )
-        yield UsageLine(
-            id=row.id,
-            line=row.line,
-            at=rfc3339(row.at),
-            closed_at=None if row.closed_at is None else rfc3339(row.closed_at),
-            key_id=row.key_id,
-            key=key.prefixes[0],
-            owner=key.owner,
-            team=key.team,
-            call=row.call,
-            run=row.run,
-            model=row.model,
-            revision=row.revision,
-            state=row.state,
-            **{measure: row._mapping[measure] for measure in MEASURES},
-        )
+    rows = connection.execute(query).all()
+    if len(rows) == _LINES_A_PAGE:
+        until = rows[-1]._mapping[place]
+    return Page([_line(row) for row in rows], until if until < last else None)
+
+
+def lines(connection: sa.Connection, selection: Selection) -> Iterator[UsageLine]:
+    """All lines, page by page.
+
+    Raises:
+        UnknownKey: no key has the prefix.
+    """
+    after: int | None = 0
+    while after is not None:
+        found = page(connection, selection, after=after)
+        yield from found.lines
+        after = found.next_after
 
 
 def header(form: Format) -> str:
@@ -89,3 +117,22 @@ def text(line: UsageLine, form: Format) -> str:
         cells = line.model_dump().values()
         return line_of(printable(cell) if isinstance(cell, str) else cell for cell in cells)
     return line.model_dump_json() + "\n"
+
+
+def _line(row: sa.Row[tuple[Any, ...]]) -> UsageLine:
+    return UsageLine(
+        id=row.id,
+        line=row.line,
+        at=rfc3339(row.at),
+        closed_at=None if row.closed_at is None else rfc3339(row.closed_at),
+        key_id=row.key_id,
+        key=row.prefix,
+        owner=row.owner,
+        team=row.team,
+        call=row.call,
+        run=row.run,
+        model=row.model,
+        revision=row.revision,
+        state=row.state,
+        **{measure: row._mapping[measure] for measure in MEASURES},
+    )

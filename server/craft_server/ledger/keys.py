@@ -35,6 +35,7 @@ _PREFIX_LENGTH = 8
 _SECRET_INSIDE = re.compile(rb"craft_[a-z0-9]{8}_[A-Za-z0-9_-]{43}")
 _SECRET = re.compile(r"craft_(?P<prefix>[a-z0-9]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
 _NO_HASH = "0" * 64
+_NEWEST_FIRST = (KEY_SECRETS.c.created_at.desc(), KEY_SECRETS.c.prefix)
 
 
 @dataclass(frozen=True)
@@ -242,34 +243,7 @@ def living_caller(connection: sa.Connection, prefix: str, at: int) -> Caller | N
 
 def list_keys(connection: sa.Connection) -> list[KeyEntry]:
     """All keys, the oldest first."""
-    prefixes: dict[int, list[str]] = {}
-    newest_first = sa.select(KEY_SECRETS).order_by(
-        KEY_SECRETS.c.created_at.desc(), KEY_SECRETS.c.prefix
-    )
-    for secret in connection.execute(newest_first):
-        prefixes.setdefault(secret.key_id, []).append(secret.prefix)
-    rows = connection.execute(
-        sa.select(API_KEYS, TEAMS.c.name.label("team"))
-        .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
-        .order_by(API_KEYS.c.id)
-    )
-    return [
-        KeyEntry(
-            key_id=row.id,
-            prefixes=tuple(prefixes[row.id]),
-            owner=row.owner,
-            name=row.name,
-            team=row.team,
-            team_id=row.team_id,
-            scopes=tuple(row.scopes.split()),
-            rates=_rates(row),
-            policies=row.policies,
-            created_at=row.created_at,
-            expires_at=row.expires_at,
-            revoked_at=row.revoked_at,
-        )
-        for row in rows
-    ]
+    return _entries(connection, sa.true(), sa.true())
 
 
 def find_key(connection: sa.Connection, prefix: str) -> KeyEntry:
@@ -278,10 +252,31 @@ def find_key(connection: sa.Connection, prefix: str) -> KeyEntry:
     Raises:
         UnknownKey: there is none.
     """
-    for entry in list_keys(connection):
-        if prefix in entry.prefixes:
-            return entry
-    raise UnknownKey(prefix)
+    if not (prefix.isascii() and prefix.isprintable()):
+        raise UnknownKey(prefix)  # PostgreSQL takes no NUL
+    key_id: int | None = connection.execute(
+        sa.select(KEY_SECRETS.c.key_id).where(KEY_SECRETS.c.prefix == prefix)
+    ).scalar()
+    if key_id is None:
+        raise UnknownKey(prefix)
+    (entry,) = _entries(connection, API_KEYS.c.id == key_id, KEY_SECRETS.c.key_id == key_id)
+    return entry
+
+
+def any_key(connection: sa.Connection) -> bool:
+    """Whether a key was ever made."""
+    return connection.execute(sa.select(API_KEYS.c.id).limit(1)).first() is not None
+
+
+def newest_prefix(key_id: sa.ColumnElement[int]) -> sa.ScalarSelect[str]:
+    """The prefix of a key's newest secret, as part of a statement."""
+    return (
+        sa.select(KEY_SECRETS.c.prefix)
+        .where(KEY_SECRETS.c.key_id == key_id)
+        .order_by(*_NEWEST_FIRST)
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def as_card(entry: KeyEntry) -> KeyCard:
@@ -343,6 +338,43 @@ def revoke_key(connection: sa.Connection, prefix: str, at: int) -> KeyEntry:
         .values(revoked_at=at)
     )
     return find_key(connection, prefix)
+
+
+def _entries(
+    connection: sa.Connection, of_keys: sa.ColumnElement[bool], of_secrets: sa.ColumnElement[bool]
+) -> list[KeyEntry]:
+    """The keys that meet a condition, the oldest first, with those of all secrets that meet one."""
+    prefixes: dict[int, list[str]] = {}
+    newest_first = (
+        sa.select(KEY_SECRETS.c.key_id, KEY_SECRETS.c.prefix)
+        .where(of_secrets)
+        .order_by(*_NEWEST_FIRST)
+    )
+    for secret in connection.execute(newest_first):
+        prefixes.setdefault(secret.key_id, []).append(secret.prefix)
+    rows = connection.execute(
+        sa.select(API_KEYS, TEAMS.c.name.label("team"))
+        .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
+        .where(of_keys)
+        .order_by(API_KEYS.c.id)
+    )
+    return [
+        KeyEntry(
+            key_id=row.id,
+            prefixes=tuple(prefixes[row.id]),
+            owner=row.owner,
+            name=row.name,
+            team=row.team,
+            team_id=row.team_id,
+            scopes=tuple(row.scopes.split()),
+            rates=_rates(row),
+            policies=row.policies,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+        )
+        for row in rows
+    ]
 
 
 def _new_secret(connection: sa.Connection, key_id: int, at: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from craft_server.ledger.charges import refund_all
-from craft_server.ledger.tables import CALLS, CHARGES, HOLDERS
+from craft_server.ledger.tables import CALLS, CHARGES, HOLDERS, RUNNING
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ def _give_back(connection: sa.Connection, held: sa.ColumnElement[bool], at: int)
     """Gives reservations back and forgets their calls, which may be made again."""
     released = refund_all(connection, held, at)
     given_back = sa.exists().where(CHARGES.c.id == CALLS.c.charge_id, CHARGES.c.state == "refunded")
-    connection.execute(sa.delete(CALLS).where(~CALLS.c.done, given_back))
+    connection.execute(sa.delete(CALLS).where(RUNNING, given_back))
     return released

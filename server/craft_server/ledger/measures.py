@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from craft_server.ledger.tables import BUDGETS, CHARGES, TOTALS
+from craft_server.ledger.tables import BUDGETS, CHARGES, RESERVED, TOTALS
 from craft_shared.units import MEASURES, Measure
 
 
@@ -33,7 +33,7 @@ class LedgerMeasures:
 _MEASURE = sa.select(
     sa.select(sa.func.count())
     .select_from(CHARGES)
-    .where(CHARGES.c.state == sa.literal_column("'reserved'"))
+    .where(RESERVED)
     .scalar_subquery()
     .label("open_reservations"),
     sa.select(sa.func.count())

@@ -20,6 +20,12 @@ def _natural(columns: tuple[str, ...]) -> str:
     return " AND ".join(f'"{column}" >= 0' for column in columns)
 
 
+# Conditions of indexes, which are used only where a statement says the very same.
+RESERVED = sa.text("state = 'reserved'")
+RUNNING = sa.text("NOT done")
+STORED = sa.text("body_bytes > 0 AND repeatable")
+_OF_RUN = sa.text("run IS NOT NULL")
+
 TEAMS = sa.Table(
     "teams",
     METADATA,
@@ -99,13 +105,20 @@ CHARGES = sa.Table(
     sa.CheckConstraint(_one_of("state", ("reserved", "settled", "refunded")), "known_state"),
     sa.CheckConstraint(_natural(MEASURES), "natural_numbers"),
     sa.Index("ix_charges_key_id_line", "key_id", "line", unique=True),
-    sa.Index("ix_charges_key_id_run", "key_id", "run"),
+    sa.Index(
+        "ix_charges_of_run",
+        "key_id",
+        "run",
+        sqlite_where=_OF_RUN,
+        postgresql_where=_OF_RUN,
+    ),
+    sa.Index("ix_charges_key_id_at", "key_id", "at"),
     sa.Index(
         "ix_charges_reserved",
         "key_id",
         "holder",
-        sqlite_where=sa.text("state = 'reserved'"),
-        postgresql_where=sa.text("state = 'reserved'"),
+        sqlite_where=RESERVED,
+        postgresql_where=RESERVED,
     ),
     sqlite_autoincrement=True,
 )
@@ -147,19 +160,29 @@ CALLS = sa.Table(
     sa.Column("body", sa.LargeBinary),
     sa.UniqueConstraint("key_id", "idempotency_key"),
     sa.Index(
-        "ix_calls_evictable",
+        "ix_calls_stored",
         "id",
-        sqlite_where=sa.text("body_bytes > 0 AND repeatable"),
-        postgresql_where=sa.text("body_bytes > 0 AND repeatable"),
+        "body_bytes",
+        sqlite_where=STORED,
+        postgresql_where=STORED,
     ),
     sa.Index(
         "ix_calls_running",
         "holder",
-        sqlite_where=sa.text("NOT done"),
-        postgresql_where=sa.text("NOT done"),
+        sqlite_where=RUNNING,
+        postgresql_where=RUNNING,
     ),
     sa.Index("ix_calls_at", "at"),
     sqlite_autoincrement=True,
+)
+
+# The bytes of all repeatable calls' stored answers: the sum of the shards, each of which may be
+# below zero. A call counts in the shard of its id, so that calls do not wait for each other there.
+STORED_BYTES = sa.Table(
+    "stored_bytes",
+    METADATA,
+    sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
 )
 
 PRICES = sa.Table(

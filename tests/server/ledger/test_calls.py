@@ -5,12 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from craft_server.database import Database
 from craft_server.ledger import calls
 from craft_server.ledger.calls import Attempt, KeyReused, Made, StillRunning, StoredAnswer
 from craft_server.ledger.charges import Work, reserve, settle
 from craft_server.ledger.keys import Caller, authenticate, create_key
+from craft_server.ledger.tables import STORED_BYTES
 from craft_shared.units import Units
 
 NOW = 1_800_000_000_000
@@ -76,9 +78,10 @@ def known(store: Database, caller: Caller, keys: str) -> str:
     return "".join(key for key in keys if look_up(store, caller, key) is not None)
 
 
-def evict(store: Database, most_bytes: int, before: int = 0) -> None:
+def evict(store: Database, most_bytes: int, before: int = 0) -> bool:
     with store.writing() as connection:
-        calls.evict(connection, most_bytes=most_bytes, before=before)
+        assert calls.missing_bytes(connection) == 0
+        return calls.evict(connection, most_bytes=most_bytes, before=before)
 
 
 def test_an_answer_is_given_again_byte_for_byte(store: Database, caller: Caller) -> None:
@@ -201,6 +204,36 @@ def test_past_the_bound_the_oldest_bytes_go_first(store: Database, caller: Calle
     evict(store, 0)
     assert kept(store, caller, "etabcdu") == "etu"
     assert known(store, caller, "etabcdu") == "etabcdu"
+
+
+def test_an_eviction_takes_short_steps(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in "abcdef":
+        answered(store, caller, key, StoredAnswer(200, "", b"xy"))
+    for bound, first, second in (("_STEP_CALLS", "bcdef", "cdef"), ("_STEP_BYTES", "def", "ef")):
+        with monkeypatch.context() as narrow:
+            narrow.setattr(calls, bound, 1)
+            most_bytes = 2 * len(second)
+            assert evict(store, most_bytes)
+            assert kept(store, caller, "abcdef") == first
+            assert not evict(store, most_bytes)
+            assert kept(store, caller, "abcdef") == second
+    monkeypatch.setattr(calls, "_STEP_CALLS", 4)
+    assert evict(store, 4, before=NOW + 1)
+    assert len(known(store, caller, "abcdef")) == 2
+    assert not evict(store, 4, before=NOW + 1)
+    assert known(store, caller, "abcdef") == ""
+
+
+@ON_SQLITE
+def test_what_an_older_server_stored_is_counted_once(store: Database, caller: Caller) -> None:
+    answered(store, caller, "a")
+    with store.writing() as connection:
+        connection.execute(sa.update(STORED_BYTES).values(bytes=3))
+        missing = calls.missing_bytes(connection)
+        calls.correct_sums(connection, missing)
+        assert (missing, calls.missing_bytes(connection)) == (len(EVERY_BYTE) - 3 * calls.SHARDS, 0)
 
 
 @ON_SQLITE

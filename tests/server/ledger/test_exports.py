@@ -58,22 +58,37 @@ def test_names_that_were_made_before_they_were_checked_are_no_formulas(store: Da
 
 
 @ON_SQLITE
-def test_a_page_begins_after_the_line_that_it_is_told(store: Database, prefix: str) -> None:
+@pytest.mark.parametrize("of_key", [False, True])
+def test_a_page_begins_after_what_the_one_before_has_named(
+    store: Database, prefix: str, monkeypatch: pytest.MonkeyPatch, of_key: bool
+) -> None:
+    monkeypatch.setattr(exports, "_LINES_A_PAGE", 1)
+    selection = exports.Selection(prefix if of_key else None)
     with store.reading() as connection:
-        first, second = exports.lines(connection, exports.Selection())
-        for after, page in ((0, [first]), (first.id, [second]), (second.id, [])):
-            assert (
-                list(exports.lines(connection, exports.Selection(), after=after, limit=1)) == page
-            )
-        assert first.key == prefix
+        first, second = exports.lines(connection, selection)
+        one = exports.page(connection, selection)
+        assert one.lines == [first]
+        assert one.next_after is not None
+        assert exports.page(connection, selection, after=one.next_after).lines == [second]
 
 
 @ON_SQLITE
-def test_a_line_of_a_key_that_is_newer_than_the_list_of_keys_has_its_key(
-    store: Database, prefix: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("of_key", [False, True])
+def test_a_page_examines_so_many_lines_whether_or_not_they_are_wanted(
+    store: Database, prefix: str, monkeypatch: pytest.MonkeyPatch, of_key: bool
 ) -> None:
+    monkeypatch.setattr(exports, "_EXAMINED_A_PAGE", 2)
+    selection = exports.Selection(prefix if of_key else None, since=NOW + 1)
     with store.reading() as connection:
-        lists = iter([[], *[keys.list_keys(connection)] * 2])
-        monkeypatch.setattr(exports, "list_keys", lambda _: next(lists))
-        lines = list(exports.lines(connection, exports.Selection()))
-    assert [line.key for line in lines] == [prefix, prefix]
+        assert exports.page(connection, selection) == exports.Page([], 2)
+        assert exports.page(connection, selection, after=2) == exports.Page([], None)
+
+
+@ON_SQLITE
+def test_a_line_names_its_keys_newest_secret(store: Database, prefix: str) -> None:
+    with store.writing() as connection:
+        newest = keys.prefix_of(keys.rotate_key(connection, prefix, overlap_ms=1, at=NOW + 1))
+        assert [line.key for line in exports.lines(connection, exports.Selection(prefix))] == [
+            newest,
+            newest,
+        ]
