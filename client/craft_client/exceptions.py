@@ -305,7 +305,7 @@ class InternalError(ProblemError):
 
 
 class Overloaded(ProblemError):
-    """The server has too much to do."""
+    """The server cannot do this now: it has too much to do, or its database has failed."""
 
     kind = problems.OVERLOADED
 

@@ -147,7 +147,7 @@ INTERNAL_ERROR = ProblemType(
     "Nothing was charged. Report the request id to the provider.",
 )
 OVERLOADED = ProblemType(
-    "overloaded", 503, "The server has too much to do", "Try again after the Retry-After time."
+    "overloaded", 503, "The server cannot do this now", "Try again after the Retry-After time."
 )
 
 PROBLEM_TYPES: dict[str, ProblemType] = {
