@@ -141,6 +141,7 @@ def create_app(
     app = FastAPI(
         title="craftbox",
         version=version("craftbox"),
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,

@@ -116,6 +116,33 @@ def sign_in(page: Page, key: str) -> None:
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
 
 
+def test_the_apis_description_is_shown_without_any_other_site(
+    open_page: OpenPage, key: str
+) -> None:
+    page = open_page()
+    refused: list[str] = []
+    page.expose_function("refuse", lambda what: refused.append(what))
+    page.add_init_script(
+        "addEventListener('securitypolicyviolation', (event) => "
+        "refuse(`${event.violatedDirective} ${event.blockedURI}`))"
+    )
+    page.goto("/docs")
+    operation = page.locator("#operations-models-list_models")
+    expect(operation).to_contain_text("/v1/models")
+    operation.get_by_role("button").first.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    expect(operation.locator(".live-responses-table")).to_contain_text("401")
+    page.get_by_role("button", name="Authorize").first.click()
+    page.locator(".modal-ux input").fill(key)
+    page.locator(".modal-ux").get_by_role("button", name="Apply credentials").click()
+    page.locator(".modal-ux").get_by_role("button", name="Close").click()
+    operation.get_by_role("button", name="Execute").click()
+    expect(operation.locator(".live-responses-table")).to_contain_text("image_size")
+    expect(page.locator(".opblock")).not_to_have_count(0)
+    assert refused == []
+
+
 def test_sign_in_with_the_keyboard_alone(open_page: OpenPage, key: str) -> None:
     page = open_page()
     page.goto("/console/runs")

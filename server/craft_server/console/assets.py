@@ -1,4 +1,7 @@
-"""The console's own style, script and icon: a fixed list of files, named by their content.
+"""The console's styles, scripts and icon: a fixed list of files, named by their content.
+
+Those of Swagger UI, which shows the API's description, are an installed package's: nothing is
+loaded from another site.
 
 No part of an address is ever used as a path. A file's address changes with its content, so that
 browsers may keep it for good.
@@ -22,6 +25,9 @@ _MEDIA_TYPES = {
     "console.css": "text/css",
     "console.js": "text/javascript",
     "icon.svg": "image/svg+xml",
+    "docs.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
 }
 
 
@@ -35,7 +41,8 @@ class Asset:
 
 
 def _load(name: str, media_type: str) -> Asset:
-    content = (files("craft_server.console") / "static" / name).read_bytes()
+    package = "fastapi_offline" if name.startswith("swagger-ui") else "craft_server.console"
+    content = (files(package) / "static" / name).read_bytes()
     version = hashlib.sha256(content).hexdigest()[:16]
     return Asset(content, media_type, f"/console/static/{name}?v={version}")
 

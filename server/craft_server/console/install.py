@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from craft_server.console import (
     adapters,
     administration,
+    api_docs,
     assets,
     cookies,
     overview,
@@ -26,7 +27,7 @@ from craft_shared.problems import NOT_FOUND
 
 def install(app: FastAPI) -> None:
     """Adds the console's routes and handlers."""
-    for module in (sign_in, overview, runs, adapters, administration, assets):
+    for module in (sign_in, overview, runs, adapters, administration, api_docs, assets):
         app.include_router(module.router)
     # Last: what no page answers to is told on a page that has the menu.
     app.get("/console/{_rest:path}", include_in_schema=False)(_no_such_page)

@@ -61,5 +61,5 @@ class ConsoleMiddleware:
 
 
 def is_console(path: str) -> bool:
-    """Whether an address belongs to the console."""
-    return path in ("/", "/console") or path.startswith("/console/")
+    """Whether an address belongs to the console, as the page of the API's description does."""
+    return path in ("/", "/console", "/docs") or path.startswith("/console/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -196,3 +197,12 @@ def test_a_form_that_is_too_large_is_refused_before_it_is_read(
         refused = browser.post("/console/try", {"form_token": browser.form_token}, files=files)
         assert refused.status_code == 413
         assert "Choose a smaller file" in refused.text
+
+
+def test_the_apis_description_loads_nothing_from_elsewhere(browse: NewBrowser) -> None:
+    answer = browse(signed_in=False).get("/docs")
+    assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert "//" not in answer.text.replace("<!doctype", "")
+    for address in re.findall(r'(?:src|href)="(/console/static/[^"]+)"', answer.text):
+        assert browse(signed_in=False).get(address).status_code == 200
+    assert "<script>" not in answer.text

@@ -1,0 +1,10 @@
+// Shows the API's description. No other site is asked, to validate it or for anything else.
+"use strict";
+
+SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#description",
+  deepLinking: true,
+  validatorUrl: null,
+  persistAuthorization: false,
+});
