@@ -14,6 +14,7 @@ from craft_server.clock import rfc3339
 from craft_server.database import METADATA, Id, insert_all_missing, insert_missing
 from craft_server.ledger.account import units_of
 from craft_shared.run_reports import (
+    POINTS_PER_OWNER,
     POINTS_PER_RUN,
     RUNS_PER_OWNER,
     RunCard,
@@ -98,6 +99,8 @@ def add_points(
 ) -> RunCard:
     """Adds the points that are not there yet.
 
+    Past `POINTS_PER_OWNER` the other runs that were heard of longest ago go.
+
     Raises:
         NoSuchRun: the run was not reported, or was deleted.
         TooManyPoints: there would be more than `POINTS_PER_RUN`; the transaction must be undone.
@@ -122,6 +125,7 @@ def add_points(
     connection.execute(
         sa.update(RUN_REPORTS).where(RUN_REPORTS.c.id == row.id).values(updated_at=at)
     )
+    _make_room(connection, owner, row.id)
     return card.model_copy(update={"updated_at": rfc3339(at)})
 
 
@@ -178,9 +182,16 @@ def read_curve(
         .order_by(RUN_POINTS.c.sequence)
     )
     if most is not None and card.latest is not None and card.points > most:
+        # By their places: their numbers are the client's, and all may be divisible by anything.
+        place = sa.func.row_number().over(order_by=RUN_POINTS.c.sequence) - 1
+        numbered = query.add_columns(place.label("place")).subquery()
+        is_last = numbered.c.sequence == card.latest.sequence
         step = -(-card.points // most)
-        is_last = RUN_POINTS.c.sequence == card.latest.sequence
-        query = query.where(sa.or_(RUN_POINTS.c.sequence % step == 0, is_last))
+        query = (
+            sa.select(numbered)
+            .where(sa.or_(numbered.c.place % step == 0, is_last))
+            .order_by(numbered.c.sequence)
+        )
     return RunCurve(card=card, points=[_as_point(point) for point in connection.execute(query)])
 
 
@@ -203,6 +214,29 @@ def _find(connection: sa.Connection, owner: str, run: str) -> sa.Row[tuple[objec
     if row is None:
         raise NoSuchRun(run)
     return row
+
+
+def _make_room(connection: sa.Connection, owner: str, newest: int) -> None:
+    """Deletes the owner's runs that do not fit beside the newest, the oldest first."""
+    of_owner = sa.select(RUN_REPORTS.c.id).where(RUN_REPORTS.c.owner == owner)
+    counts = connection.execute(
+        sa.select(RUN_POINTS.c.report_id, sa.func.count())
+        .where(RUN_POINTS.c.report_id.in_(of_owner))
+        .group_by(RUN_POINTS.c.report_id)
+    )
+    points: dict[int, int] = {row[0]: row[1] for row in counts}
+    total = sum(points.values())
+    oldest_first = of_owner.where(RUN_REPORTS.c.id != newest).order_by(
+        RUN_REPORTS.c.updated_at, RUN_REPORTS.c.id
+    )
+    gone = []
+    for report_id in connection.execute(oldest_first).scalars() if total > POINTS_PER_OWNER else ():
+        if total <= POINTS_PER_OWNER:
+            break
+        if report_id in points:
+            total -= points[report_id]
+            gone.append(report_id)
+    _delete(connection, gone)
 
 
 def _delete(connection: sa.Connection, ids: Sequence[int]) -> None:

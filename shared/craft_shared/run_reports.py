@@ -16,7 +16,9 @@ from craft_shared.wire import Answer, Message
 from craft_shared.wire.messages import NewLabel
 
 POINTS_PER_CALL = 500
+POINTS_PER_MINUTE = 6000  # of a key
 POINTS_PER_RUN = 20_000
+POINTS_PER_OWNER = 100_000
 RUNS_PER_OWNER = 1000
 
 RunState = Literal["running", "finished", "stopped", "failed"]

@@ -112,6 +112,31 @@ def test_a_run_has_so_many_points_at_most(store: Database, monkeypatch: pytest.M
     assert add(store, 2).points == 3
 
 
+def test_past_an_owners_points_the_oldest_runs_make_room_and_no_other_owners(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_reports, "POINTS_PER_OWNER", 6)
+    put(store, owner="other")
+    for at, run in enumerate(("empty", "a", "b", "c")):
+        put(store, run, at=at)
+    for run in ("a", "b"):
+        add(store, 0, 1, run=run)
+    put(store, "b", at=9)
+    add(store, 0, 1, 2, run="c")
+    with store.reading() as connection:
+        names = [card.run for card in run_reports.list_runs(connection, "owner")]
+        assert len(run_reports.list_runs(connection, "other")) == 1
+    assert names == ["b", "c", "empty"]
+
+
+def test_a_long_curve_is_read_in_parts_whatever_its_numbers(store: Database) -> None:
+    put(store)
+    add(store, *range(0, 100_000, 1000))
+    with store.reading() as connection:
+        curve = run_reports.read_curve(connection, "owner", "run", most=10)
+    assert [point.sequence for point in curve.points] == [*range(0, 100_000, 10_000), 99_000]
+
+
 def test_nothing_can_be_added_to_what_is_not_there(store: Database) -> None:
     with pytest.raises(NoSuchRun):
         add(store, 0)

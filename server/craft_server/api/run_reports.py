@@ -19,7 +19,15 @@ from craft_server.clock import now_ms
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
 from craft_shared.problems import FORBIDDEN, INVALID_REQUEST, NOT_FOUND
-from craft_shared.run_reports import RunCard, RunCurve, RunList, RunName, RunPoints, RunReport
+from craft_shared.run_reports import (
+    POINTS_PER_MINUTE,
+    RunCard,
+    RunCurve,
+    RunList,
+    RunName,
+    RunPoints,
+    RunReport,
+)
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -66,7 +74,13 @@ async def report_points(
     run: Run,
     body: Annotated[Body[RunPoints], Depends(body_of(RunPoints))],
 ) -> RunCard:
-    """Adds points to the run's curve. A point that is there already changes nothing."""
+    """Adds points to the run's curve. A point that is there already changes nothing.
+
+    A key reports 6,000 points a minute at most. Of an owner 100,000 are kept: past that, the runs
+    that were heard of longest ago go.
+    """
+    points = len(body.message.points)
+    await services.rate_limits.use("run-points", caller.key_id, points, POINTS_PER_MINUTE)
     return await services.database.write(
         run_reports.add_points, caller.owner, run, body.message.points, now_ms()
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 _MOST_DRAWN = 500  # points of a line; more could not be told apart
 _GAP = 0.25  # of a bar's place
+_FARTHEST = 1e300  # what lies beyond is drawn there: differences of floats are floats
+_LONGEST = 1e16  # numbers from here on are shown by their power of ten
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def line_chart(
         None where there is nothing to draw.
     """
     drawn = [
-        (name, [(at, value) for at, value in zip(x, values, strict=True) if value is not None])
+        (
+            name,
+            [(at, _near(value)) for at, value in zip(x, values, strict=True) if value is not None],
+        )
         for name, values in series
     ]
     drawn = [(name, _thinned(points)) for name, points in drawn if points]
@@ -111,7 +116,7 @@ def line_chart(
     low, high = y_marks[0], y_marks[-1]
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    right = max(x[-1], right, 1)
+    right = max(*x, right, 1)
     x_marks = marks(0, right)
 
     def across(at: float) -> float:
@@ -161,4 +166,10 @@ def _texts(axis: Sequence[float]) -> list[tuple[float, str]]:
     """The marks with their texts, all with as many digits as the step between them needs."""
     step = axis[1] - axis[0]
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [(mark, f"{mark:,.{digits}f}") for mark in axis]
+    return [
+        (mark, f"{mark:,.{digits}f}" if abs(mark) < _LONGEST else f"{mark:.3g}") for mark in axis
+    ]
+
+
+def _near(value: float) -> float:
+    return min(max(value, -_FARTHEST), _FARTHEST)

@@ -23,6 +23,7 @@ from craft_server.console.sessions import Session
 from craft_shared.printing import printable
 
 _CURRENCY_MICROS = 1_000_000
+_LARGEST_IN_FIGURES = 1e9
 # `craft` ends a run's name with 32 of them.
 _UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
 
@@ -101,6 +102,13 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} %"  # noqa: RUF001 - a dash in a cell
 
 
+def loss(value: float | None) -> str:
+    """A loss, or that there is none; by its power of ten where figures would fill the page."""
+    if value is None:
+        return "–"  # noqa: RUF001 - a dash in a cell
+    return f"{value:.4f}" if abs(value) < _LARGEST_IN_FIGURES else f"{value:.4g}"
+
+
 def moment(text: str | None) -> str:
     """An RFC 3339 time in words, to the minute."""
     if text is None:
@@ -143,6 +151,7 @@ def _environment() -> Environment:
         measure=measure,
         unit_name=unit_name,
         percent=percent,
+        loss=loss,
         short=short,
         moment=moment,
     )

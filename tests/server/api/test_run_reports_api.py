@@ -86,3 +86,16 @@ def test_points_that_are_not_valid_are_refused(
 ) -> None:
     client.put("/v1/runs/run-1", json=REPORT).raise_for_status()
     assert client.put("/v1/runs/run-1/points", json={"points": points}).status_code == 422
+
+
+def test_points_are_bounded_in_a_minute(client: httpx.Client) -> None:
+    client.put("/v1/runs/run-1", json=REPORT).raise_for_status()
+    stored = 0
+    for call in range(13):
+        points = [{**POINT, "sequence": 500 * call + number} for number in range(500)]
+        answer = client.put("/v1/runs/run-1/points", json={"points": points})
+        stored += 500 * answer.is_success
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) > 0
+    # The count of a sliding window is approximate around a minute's end.
+    assert stored <= 6500

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from craft_server.console.charts import bar_chart, line_chart, marks, thinned_rows
 
@@ -63,3 +67,27 @@ def test_long_lines_are_thinned_and_keep_their_end() -> None:
     assert chart.lines[0].last_x == 100
     assert thinned_rows(10, most=3) == [0, 4, 8, 9]
     assert thinned_rows(0, most=3) == []
+
+
+_VALUES = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+_POINTS = st.lists(st.tuples(st.integers(0, 10**15), _VALUES, _VALUES), max_size=6)
+
+
+@given(_POINTS, st.integers(0, 10**15))
+@example([(5, 1e308, -1e308), (2**53, -1e308, 1e308)], 0)
+@example([(9, 5e-324, 1.7e308), (1, None, 0.0)], 0)
+def test_any_finite_numbers_make_a_chart(
+    points: list[tuple[int, float | None, float | None]], right: int
+) -> None:
+    x = [at for at, _, _ in points]
+    one, other = [value for _, value, _ in points], [value for _, _, value in points]
+    chart = line_chart(x, [("one", one), ("other", other)], right=right)
+    if chart is None:
+        assert all(value is None for value in [*one, *other])
+        return
+    for line in chart.lines:
+        places = [float(place) for pair in line.points.split() for place in pair.split(",")]
+        assert all(math.isfinite(place) and -1 <= place <= 101 for place in places)
+    for tick in [*chart.x_ticks, *chart.y_ticks]:
+        assert 0 <= tick.at <= 100
+        assert len(tick.text) < 30

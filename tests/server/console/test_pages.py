@@ -7,8 +7,11 @@ import io
 import re
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from craft_server.clock import now_ms
@@ -18,7 +21,9 @@ from craft_server.ledger.charges import Work, reserve, settle
 from craft_server.ledger.keys import authenticate, create_key
 from craft_server.ledger.leases import renew
 from craft_shared.adapter import Provenance
+from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.head import log_softmax
+from craft_shared.run_reports import RunPoint, RunPoints, RunReport
 from craft_shared.units import Units
 from server.api.test_adapters_api import make, publish
 from server.console.conftest import Browser, NewBrowser
@@ -393,6 +398,74 @@ def test_a_name_that_was_made_before_names_were_checked_is_shown_by_its_codes(
     text = admin.get("/console/admin/keys").text
     assert "owner\\u202e\\x1b[31m" in text
     assert "\u202e" not in text
+
+
+@pytest.fixture
+def browser(browse: NewBrowser, client: httpx.Client) -> Browser:
+    """Of who has the key of `client`."""
+    opened = browse(signed_in=False)
+    opened.key = client.headers["authorization"].removeprefix("Bearer ")
+    assert opened.sign_in().status_code == 303
+    return opened
+
+
+_NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+_AMOUNTS = st.integers(0, MAX_AMOUNT)
+_REPORTS = st.builds(
+    RunReport,
+    title=st.just("t"),
+    budget=st.none() | _AMOUNTS,
+    state=st.sampled_from(["running", "finished", "stopped", "failed"]),
+)
+_REPORTED = st.lists(
+    st.builds(
+        RunPoint,
+        sequence=_AMOUNTS,
+        generation=_AMOUNTS,
+        queries=_AMOUNTS,
+        loss=st.none() | _NUMBERS,
+        best_loss=st.none() | _NUMBERS,
+        accuracy=st.none() | st.floats(0, 100),
+        units=st.builds(Units, queries=_AMOUNTS),
+    ),
+    max_size=5,
+)
+_MADE = st.builds(
+    Provenance,
+    shots=st.none() | st.integers(-(10**30), 10**30),
+    seed=st.none() | st.integers(0, 10**30),
+    accuracy_before=st.none() | _NUMBERS,
+    accuracy_after=st.none() | _NUMBERS,
+)
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(_REPORTS, _REPORTED, _MADE)
+@example(
+    RunReport(title="far", state="running"),
+    [
+        RunPoint(sequence=0, generation=0, queries=5, accuracy=50, loss=1e308, best_loss=-1e308),
+        RunPoint(sequence=1, generation=1, queries=10**15, loss=-1e308, best_loss=1e308),
+    ],
+    Provenance(accuracy_before=-1.7e308, accuracy_after=1.7e308, shots=10**30),
+)
+def test_whatever_is_stored_is_shown(
+    browser: Browser, client: httpx.Client, report: RunReport, points: list[RunPoint], made: Any
+) -> None:
+    client.delete("/v1/runs/far")
+    client.put("/v1/runs/far", json=report.model_dump()).raise_for_status()
+    if points:
+        body = RunPoints(points=points).model_dump()
+        client.put("/v1/runs/far/points", json=body).raise_for_status()
+    publish(client, make(client, provenance=made)).raise_for_status()
+    pages = ("/", "/console/runs", "/console/runs/far", "/console/runs/far/curve")
+    for page in (*pages, "/console/adapters", "/console/adapters/pets", "/console/try"):
+        answer = browser.get(page)
+        assert answer.status_code == 200, page
+        assert "Infinity" not in answer.text
+        assert ">nan" not in answer.text
 
 
 def test_the_same_form_makes_no_second_key(browse: NewBrowser) -> None:
