@@ -16,9 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from craft_client.calls import JSON_TYPE, request_id
+from craft_client.calls import JSON_TYPE, MOST_JSON_BYTES, request_id
 from craft_client.connection import URL_VARIABLE
-from craft_client.exceptions import CraftError, GatewayFailed, ProtocolError, problem_error
+from craft_client.exceptions import (
+    BodyRefused,
+    CraftError,
+    GatewayFailed,
+    ProtocolError,
+    problem_error,
+)
+from craft_client.network import without_credentials
 from craft_shared import codec, problems
 from craft_shared.display import Displayed, View, names
 from craft_shared.problems import Problem
@@ -27,7 +34,12 @@ from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Cost, Output
 
 # What proxies answer in a server's place, and services that are overloaded (529) for themselves.
-GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, 529})
+# 520 to 530 are Cloudflare's.
+GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, *range(520, 531)})
+PROXY_AUTHENTICATION_REQUIRED = 407
+# A value of JSON takes memory of many times the one byte that it may be sent as. Of an answer of
+# the largest size one has at least so many bytes.
+BYTES_A_VALUE = 32
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -155,17 +167,27 @@ def _charged(cost: Cost) -> dict[str, object]:
     return {**units, "cost_micros": cost.cost_micros or None}
 
 
-def read_json(kind: type[_Answer], response: httpx.Response) -> _Answer:
+def read_json(
+    kind: type[_Answer], response: httpx.Response, most_bytes: int = MOST_JSON_BYTES
+) -> _Answer:
     """The document of a JSON answer.
 
     Raises:
         ProtocolError: it is not one.
     """
     check_content_type(response, JSON_TYPE)
+    _check_values(response, response.content, most_bytes)
     try:
         return kind.model_validate_json(response.content)
     except ValidationError as error:
         raise _unexpected(response, first_error(error)) from error
+
+
+def _check_values(response: httpx.Response, json: bytes | memoryview, most_bytes: int) -> None:
+    """Raises ProtocolError where JSON has so many values that no answer has them."""
+    text, most = bytes(json), most_bytes // BYTES_A_VALUE
+    if sum(map(text.count, (b",", b"[", b"{"))) > most:
+        raise _unexpected(response, f"it has more than {most:,} values")
 
 
 def read_tensors(kind: type[_Answer], response: httpx.Response) -> tuple[_Answer, codec.Tensors]:
@@ -175,6 +197,7 @@ def read_tensors(kind: type[_Answer], response: httpx.Response) -> tuple[_Answer
         ProtocolError: it is not one of tensors.
     """
     check_content_type(response, codec.MEDIA_TYPE)
+    _check_values(response, codec.header(response.content), MOST_JSON_BYTES)
     try:
         document, tensors = codec.decode(response.content)
         return kind.model_validate(document), tensors
@@ -189,20 +212,47 @@ def error_of(response: httpx.Response) -> CraftError:
     retry_after = _seconds(response.headers.get("Retry-After"))
     if _content_type(response) == problems.MEDIA_TYPE:
         try:
+            _check_values(response, response.content, MOST_JSON_BYTES)
             problem = Problem.model_validate_json(response.content)
+        except ProtocolError as error:
+            return error
         except ValidationError as error:
             return _unexpected(response, first_error(error))
         return problem_error(problem, retry_after)
-    if response.status_code in GATEWAY_STATUSES:
-        return GatewayFailed(
-            response.status_code, response.url.host, retry_after, request_id(response.request)
+    status, host = response.status_code, response.url.host
+    if status == problems.BODY_TOO_LARGE.status:
+        return BodyRefused(host, int(response.request.headers.get("Content-Length", 0)))
+    if status in GATEWAY_STATUSES:
+        return GatewayFailed(status, host, retry_after, request_id(response.request))
+    if status == PROXY_AUTHENTICATION_REQUIRED:
+        return ProtocolError(
+            f"The proxy before {host} wants to know who asks (407).",
+            remedy="A proxy's user and password stand in its address: HTTPS_PROXY or HTTP_PROXY.",
         )
     if response.is_redirect:
-        return ProtocolError(
-            f"{response.url} is redirected to {response.headers.get('Location')}.",
-            remedy=f"Name the server's own address with --url or {URL_VARIABLE}.",
-        )
+        return _redirected(response)
     return _unexpected(response, "it is an error without a problem document")
+
+
+def _redirected(response: httpx.Response) -> ProtocolError:
+    """Where a call is to go instead; it does not, since the key would go there too."""
+    asked, path = response.request.url, response.request.url.path
+    location = response.headers.get("Location", "")
+    try:
+        goal = asked.join(location)
+    except (httpx.InvalidURL, ValueError):
+        goal = asked
+    address = f"{goal.scheme}://{goal.netloc.decode('ascii', 'replace')}"
+    there = without_credentials(address) + goal.path.removesuffix(path)
+    if goal.host == asked.host and goal.scheme == "https" and goal.path.endswith(path):
+        remedy = f"Name that address with --url or {URL_VARIABLE}: {there}"
+    else:
+        remedy = (
+            f"Name the server's own address with --url or {URL_VARIABLE}. The API key was not sent "
+            "to the other one."
+        )
+    shown = without_credentials(location)
+    return ProtocolError(f"{asked} is redirected to {shown}.", remedy=remedy)
 
 
 def check_content_type(response: httpx.Response, wanted: str) -> None:
@@ -218,11 +268,16 @@ def _content_type(response: httpx.Response) -> str:
 
 
 def _unexpected(response: httpx.Response, why: str) -> ProtocolError:
+    remedy = "Is this the address of a craftbox server, and of the same version as the client?"
+    if _content_type(response) in ("text/html", "application/xhtml+xml"):
+        remedy = (
+            "It is a web page: another site may have this address, or the network may want a "
+            f"sign-in first. Open http://{response.url.host}/ in a browser."
+        )
     return ProtocolError(
         f"The answer {response.status_code} of {response.request.method} {response.url} is not one "
         f"that a craftbox server of this version gives: {why}.",
-        remedy="Is this the address of a craftbox server, and of the same version as the client? "
-        f"(request {request_id(response.request)})",
+        remedy=f"{remedy} (request {request_id(response.request)})",
     )
 
 
@@ -234,10 +289,10 @@ def _seconds(retry_after: str | None) -> float | None:
         return float(retry_after)
     try:
         date = parsedate_to_datetime(retry_after)
-    except ValueError:
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
         return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def shown_output(said: Output, top_k: int | None) -> Output:
@@ -285,6 +340,17 @@ def checked_tensors(
     if ((top_classes < 0) | (top_classes >= classes)).any():
         raise ProtocolError(f"The server answered with a class that is none of the {classes}.")
     return {**checked, "top_classes": top_classes}
+
+
+def checked_flags(flags: NDArray[Any] | None, count: int | None) -> NDArray[Any] | None:
+    """Flags of so many pictures (None: any number), if there are any.
+
+    Raises:
+        ProtocolError: they are something else.
+    """
+    if flags is not None and not (flags.dtype == np.uint8 and _fits(flags, (count,))):
+        raise ProtocolError("The server answered with flags of another shape or type than asked.")
+    return flags
 
 
 def _check_numbers(numbers: NDArray[Any], shape: tuple[int | None, ...]) -> None:

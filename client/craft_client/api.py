@@ -33,7 +33,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from craft_client import compression, operations
+from craft_client import operations, reading
 from craft_client.answers import AdapterPrediction, Prediction
 from craft_client.calls import Call, Operation
 from craft_client.connection import (
@@ -46,6 +46,7 @@ from craft_client.connection import (
 )
 from craft_client.exceptions import CraftError
 from craft_client.exchange import Exchange, Server
+from craft_client.network import Route
 
 __all__ = [
     "COMPRESS_VARIABLE",
@@ -133,8 +134,9 @@ class Client(_Connection):
     Raises:
         MissingKey: there is no key, or its file cannot be read.
         MissingPackage: answers are to be compressed, and the extra `zstd` is not installed.
-        CraftError: the address is not an HTTP URL, the run's name cannot be sent, or CRAFT_COMPRESS
-            is neither yes nor no.
+        CraftError: the address is not an HTTP URL, the run's name cannot be sent, CRAFT_COMPRESS is
+            neither yes nor no, or what the environment says of proxies or certificates cannot be
+            used.
     """
 
     def __init__(
@@ -148,8 +150,9 @@ class Client(_Connection):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         options = http_options(base_url, api_key, run=run, compress=compress, timeout=timeout)
-        self._server = Server(options["base_url"])
-        self._http = httpx.Client(**options, transport=transport)
+        route = Route.to(options["base_url"])
+        self._server = Server(options["base_url"], route.proxy_name)
+        self._http = httpx.Client(**options, transport=transport or route.transport())
 
     def __enter__(self) -> Self:
         return self
@@ -212,7 +215,7 @@ class Client(_Connection):
             for attempt in exchange.attempts:
                 with attempt:
                     with exchange.attempt(), closing(self._http.send(request, stream=True)) as body:
-                        response = exchange.arrived(compression.read(body))
+                        response = exchange.arrived(reading.read(body, call.most_bytes))
                     response = exchange.accepted(response)
         return response
 
@@ -238,8 +241,9 @@ class AsyncClient(_Connection):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         options = http_options(base_url, api_key, run=run, compress=compress, timeout=timeout)
-        self._server = Server(options["base_url"])
-        self._http = httpx.AsyncClient(**options, transport=transport)
+        route = Route.to(options["base_url"])
+        self._server = Server(options["base_url"], route.proxy_name)
+        self._http = httpx.AsyncClient(**options, transport=transport or route.async_transport())
 
     async def __aenter__(self) -> Self:
         return self
@@ -303,6 +307,8 @@ class AsyncClient(_Connection):
                 with attempt:
                     with exchange.attempt():
                         async with aclosing(await self._http.send(request, stream=True)) as body:
-                            response = exchange.arrived(await compression.read_async(body))
+                            response = exchange.arrived(
+                                await reading.read_async(body, call.most_bytes)
+                            )
                     response = exchange.accepted(response)
         return response

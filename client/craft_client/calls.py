@@ -26,6 +26,9 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 RUN_HEADER = "Craft-Run"
 REQUEST_ID_HEADER = "X-Request-Id"
 
+# The longest answers in JSON but for lists of adapters: a page of the ledger, a receipt.
+MOST_JSON_BYTES = 8 * 2**20
+
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 
@@ -46,6 +49,7 @@ class Call:
         accept: the answer's type; the body's when None.
         idempotency_key: of a POST; a new one when None.
         again: whether it may be sent again where that may help.
+        most_bytes: that its answer may come to, however it travels.
     """
 
     method: str
@@ -56,6 +60,7 @@ class Call:
     accept: str | None = None
     idempotency_key: str | None = None
     again: bool = True
+    most_bytes: int = MOST_JSON_BYTES
 
     def request(self) -> dict[str, Any]:
         """Arguments of httpx's `build_request`; each time for a new request of a name of its own.

@@ -6,15 +6,17 @@ It knows settings and checks them before anything is sent; it does not know a si
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
 import httpx
 
-from craft_client import compression
 from craft_client.calls import RUN_HEADER, checked_run
 from craft_client.exceptions import CraftError, MissingKey
+from craft_client.network import address_of
+from craft_client.reading import accepted_codings
 from craft_shared.text_files import NotTextError, read_text
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -22,6 +24,8 @@ URL_VARIABLE = "CRAFT_URL"
 KEY_VARIABLE = "CRAFT_API_KEY"
 KEY_FILE_VARIABLE = "CRAFT_API_KEY_FILE"
 COMPRESS_VARIABLE = "CRAFT_COMPRESS"
+BODY_BYTES_VARIABLE = "CRAFT_BODY_BYTES"
+LEAST_BODY_BYTES = 10_000
 
 
 class HttpOptions(TypedDict):
@@ -30,7 +34,7 @@ class HttpOptions(TypedDict):
     base_url: str
     headers: dict[str, str]
     timeout: httpx.Timeout
-    limits: httpx.Limits
+    trust_env: bool
 
 
 def http_options(
@@ -52,34 +56,37 @@ def http_options(
     headers = {
         "Authorization": f"Bearer {_checked_key(api_key)}",
         "User-Agent": f"craftbox/{version('craftbox')}",
-        "Accept-Encoding": compression.accepted_codings(
+        "Accept-Encoding": accepted_codings(
             compress=_compress_of_environment() if compress is None else compress
         ),
     }
     if run is not None:
         headers[RUN_HEADER] = checked_run(run)
-    url = (base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+    url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     return HttpOptions(
-        base_url=_checked_url(url),
+        base_url=address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
         headers=headers,
         timeout=httpx.Timeout(timeout, connect=10.0),
-        # Servers close idle connections (uvicorn after 5 s). A request on a connection that is
-        # being closed would have to be sent again, so the client lets go of it earlier.
-        limits=httpx.Limits(keepalive_expiry=2.0),
+        trust_env=False,  # craft_client.network does
     )
 
 
-def _checked_url(url: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+def most_body_bytes() -> int | None:
+    """How large a body may be by CRAFT_BODY_BYTES, where a gateway lets less through than servers.
+
+    Raises:
+        CraftError: it is no such number.
+    """
+    text = os.environ.get(BODY_BYTES_VARIABLE, "").strip()
+    if not text:
+        return None
+    number = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
+    if number < LEAST_BODY_BYTES:
         raise CraftError(
-            f"'{url}' is not the address of a server.",
-            remedy=f"--url or {URL_VARIABLE} is like '{DEFAULT_URL}'.",
+            f"{BODY_BYTES_VARIABLE} is '{text}'.",
+            remedy=f"Set it to a number of bytes, {LEAST_BODY_BYTES} or more, or leave it out.",
         )
-    return url
+    return number
 
 
 def _checked_key(api_key: str | None) -> str:

@@ -11,6 +11,7 @@
      ├── ConnectionFailed        no connection; the server has not seen the call
      │    └── AnswerLost         the connection broke later; the server may have done the call
      ├── GatewayFailed           a gateway answered in the server's place; retried
+     ├── BodyRefused             a gateway does not let a body of this size through
      ├── ProtocolError           the answer is not one that a craftbox server gives
      └── ProblemError            the server refused the call (application/problem+json)
           ├── MalformedBody          400
@@ -53,6 +54,10 @@ from craft_shared import problems
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError, Problem, ProblemType
 
+# Of a message; a call has at most a thousand pictures, of which all may be wrong.
+MOST_LINES = 1_100
+LONGEST_LINE = 4_000
+
 
 class CraftError(Exception):
     """Base of all errors that the client raises on purpose.
@@ -79,7 +84,9 @@ class CraftError(Exception):
             for error in self.errors
         )
         remedy = [self.remedy] if self.remedy else []
-        return [printable(line) for line in (self.message, *fields, *remedy)]
+        lines = [printable(line[:LONGEST_LINE]) for line in (self.message, *fields, *remedy)]
+        left_out = len(lines) - MOST_LINES
+        return lines if left_out <= 0 else [*lines[:MOST_LINES], f"and {left_out:,} lines more."]
 
     def __str__(self) -> str:
         return "\n  ".join(self.lines)
@@ -142,6 +149,24 @@ class GatewayFailed(CraftError):
         self.args = (status, host, retry_after, request_id)
         self.status = status
         self.retry_after = retry_after
+
+
+class BodyRefused(CraftError):
+    """A gateway before the server lets no body of this size through; the server has not seen it.
+
+    Attributes:
+        size: of the body, in bytes.
+    """
+
+    def __init__(self, host: str, size: int) -> None:
+        super().__init__(
+            f"A gateway before {host} refuses a body of {size / 1e6:,.1f} MB (413).",
+            remedy="Have its limit raised (nginx: client_max_body_size), or send less at once: set "
+            "CRAFT_BODY_BYTES to the bytes that it lets through, such as 1000000.",
+        )
+        # The constructor's arguments, so that the exception survives pickling.
+        self.args = (host, size)
+        self.size = size
 
 
 class ProtocolError(CraftError):

@@ -7,6 +7,7 @@ clients with and without an event loop share it.
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,17 @@ from craft_client.exceptions import (
     ProtocolError,
     RateLimited,
 )
+from craft_client.network import CA_FILE_VARIABLE
 from craft_shared import problems
+from craft_shared.printing import printable
 from craft_shared.tracing import Span, parent_headers, span
 
 _log = logging.getLogger(__name__)
+
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_PROXY_VARIABLES = (
+    "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it; what NO_PROXY names is reached without one."
+)
 
 # Seconds. A server that was never reached is probably not there; one that was is worth a wait. A
 # rate limit of a sliding minute may need two of them until a call as large as the limit fits; a
@@ -47,9 +55,13 @@ LONG_PATIENCE = 180.0
 
 @dataclass
 class Server:
-    """What a client knows of its server: the address, and whether it has ever been reached."""
+    """What a client knows of its server: addresses, and whether it has ever been reached.
+
+    `proxy` is the address of what stands in between; None where nothing does.
+    """
 
     url: str
+    proxy: str | None = None
     reached: bool = False
 
 
@@ -162,7 +174,7 @@ class Exchange:
             "%s %s: %s (%.0f ms, request %s)",
             self._request.method,
             self._request.url.raw_path.decode(),
-            outcome,
+            printable(outcome),
             1000 * (time.perf_counter() - self._began),
             request_id(self._request),
         )
@@ -173,12 +185,8 @@ class Exchange:
         url = self._server.url
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise ConnectionFailed(
-                f"Cannot connect to the craftbox server at {url}: {_words(error)}.",
-                remedy="Is craft-server running there? If it runs elsewhere, name its address "
-                f"with --url or {URL_VARIABLE}.",
-            ) from error
+        except _UNREACHED as error:
+            raise _unreachable(self._server, error) from error
         except httpx.TransportError as error:
             self._server.reached = True
             call = f"{self._request.method} {self._request.url.path}"
@@ -226,6 +234,45 @@ class _Patience:
             return waited < SHORT_PATIENCE
         patience = PATIENCE if self._server.reached else FIRST_PATIENCE
         return isinstance(error, ConnectionFailed) and waited < patience
+
+
+def _unreachable(server: Server, error: httpx.TransportError) -> ConnectionFailed:
+    """Why the server has seen nothing, by what httpx says of it."""
+    url, proxy, words = server.url, server.proxy, _words(error)
+    failure = _tls_failure(error)
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return ConnectionFailed(
+            f"The certificate of {url} cannot be trusted: {failure.verify_message}.",
+            remedy=f"If an authority of your own has signed it, let {CA_FILE_VARIABLE} name the "
+            "authority's certificate (PEM). Otherwise somebody else may be answering.",
+        )
+    if failure is not None:
+        return ConnectionFailed(
+            f"No encrypted connection comes about with {url}: {words}.",
+            remedy="If the server speaks plain HTTP, its address begins with http://.",
+        )
+    if isinstance(error, httpx.ProxyError):
+        return ConnectionFailed(
+            f"The proxy at {proxy} does not connect to {url}: {words}.",
+            remedy=f"{_PROXY_VARIABLES} A proxy's user and password stand in its address.",
+        )
+    if proxy is not None:
+        return ConnectionFailed(
+            f"Cannot connect to the proxy at {proxy}, through which {url} is to be reached: "
+            f"{words}.",
+            remedy=f"Is the proxy running? {_PROXY_VARIABLES}",
+        )
+    return ConnectionFailed(
+        f"Cannot connect to the craftbox server at {url}: {words}.",
+        remedy="Is craft-server running there? If it runs elsewhere, name its address "
+        f"with --url or {URL_VARIABLE}.",
+    )
+
+
+def _tls_failure(error: BaseException | None) -> ssl.SSLError | None:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _words(error: Exception) -> str:

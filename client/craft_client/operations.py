@@ -16,12 +16,14 @@ from craft_client.answers import (
     AdapterPrediction,
     Prediction,
     check_content_type,
+    checked_flags,
     checked_tensors,
     read_json,
     read_tensors,
     shown_output,
 )
 from craft_client.calls import IDEMPOTENCY_HEADER, JSON_TYPE, Call, Operation, message, path
+from craft_client.connection import most_body_bytes
 from craft_client.exceptions import InvalidImage, ProtocolError, problem_error
 from craft_client.pictures import Picture, files
 from craft_client.uploads import check_count, check_picture, picture_chunks, renumbered
@@ -53,12 +55,28 @@ from craft_shared.wire import (
     Usage,
 )
 
+# What an answer may come to at most: all that a server sends at once four times over, where it is
+# not known how much was asked for; every adapter of an owner's; and what stands beside numbers.
+MOST_TENSOR_BYTES = 2**30
+MOST_LIST_BYTES = 32 * 2**20
+MOST_KEYS_BYTES = 2**18
+DOCUMENT_BYTES = 8 * 2**20
+
 # --- models -------------------------------------------------------------------------------
 
 
 def models() -> Operation[list[ModelCard]]:
     """The models that the server hosts."""
-    return Listed(read_json(ModelList, (yield Call("GET", "/v1/models"))).models)
+    cards = read_json(ModelList, (yield Call("GET", "/v1/models"))).models
+    most = most_body_bytes()
+    if most is not None:
+        cards = [_with_bodies_of(most, card) for card in cards]
+    return Listed(cards)
+
+
+def _with_bodies_of(most: int, card: ModelCard) -> ModelCard:
+    limits = card.limits.model_copy(update={"body_bytes": min(most, card.limits.body_bytes)})
+    return card.model_copy(update={"limits": limits})
 
 
 def model(name: str | None = None) -> Operation[ModelCard]:
@@ -147,6 +165,11 @@ def upload_images(
         except InvalidImage as error:
             raise renumbered(error, image_set.count - before) from error
         answer = read_json(ImageUploadAnswer, response)
+        if answer.image_set.count != image_set.count + len(chunk):
+            raise ProtocolError(
+                f"The image set has {answer.image_set.count} pictures after {len(chunk)} were "
+                f"added to {image_set.count}."
+            )
         image_set = answer.image_set
         if on_chunk:
             on_chunk(answer)
@@ -161,6 +184,7 @@ def predict(
     *,
     codes: NDArray[np.float32] | None = None,
     images: Sequence[Picture] | None = None,
+    count: int | None = None,
     idempotency_key: str | None = None,
 ) -> Operation[Prediction]:
     """Scores prompts x images x classes in one call.
@@ -169,6 +193,8 @@ def predict(
         request: without `codes` and `images`, which travel as tensors.
         codes: float32 [K, dim], appended to the request's templates.
         images: when the request names no image set; see `craft_client.pictures`.
+        count: of the image set's pictures, where all are asked about and it is known: an answer of
+            another size is refused.
         idempotency_key: the same call again under the same key is answered as it was, and is
             not charged again; a new key when None.
 
@@ -183,10 +209,17 @@ def predict(
         tensors |= codec.pack_files(list(files(images)))
     document = request.model_dump(mode="json", exclude={"codes", "images"}, exclude_none=True)
     body = codec.encode(document, tensors)
-    response = yield Call("POST", "/v1/predictions", tensors=body, idempotency_key=idempotency_key)
-    answer, tensors = read_tensors(PredictionAnswer, response)
     prompts = len(request.templates) + (0 if codes is None else len(codes))
-    count = len(images) if images is not None else _length(request.rows)
+    count = _count(images, request.rows, count)
+    width = min(request.top_k or len(request.classes), len(request.classes))
+    response = yield Call(
+        "POST",
+        "/v1/predictions",
+        tensors=body,
+        idempotency_key=idempotency_key,
+        most_bytes=_most_bytes(None if count is None else prompts * count * width),
+    )
+    answer, tensors = read_tensors(PredictionAnswer, response)
     output = shown_output(answer.output, request.top_k)
     return Prediction(
         answer.model,
@@ -254,14 +287,19 @@ def receipt(
     query = {name: value for name, value in bounds.items() if value is not None}
     response = yield Call("GET", "/v1/receipts", query=query, accept=MEDIA_TYPE)
     check_content_type(response, MEDIA_TYPE)
-    return response.text
+    try:
+        return response.content.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise ProtocolError("The server sent a receipt that is no text.") from error
 
 
 def receipt_keys() -> Operation[bytes]:
     """The JWK set that verifies the server's receipts. Free, under any API key or none."""
     from craft_shared.receipt import KEYS_MEDIA_TYPE
 
-    response = yield Call("GET", "/v1/receipts/keys", accept=KEYS_MEDIA_TYPE)
+    response = yield Call(
+        "GET", "/v1/receipts/keys", accept=KEYS_MEDIA_TYPE, most_bytes=MOST_KEYS_BYTES
+    )
     check_content_type(response, KEYS_MEDIA_TYPE)
     return response.content
 
@@ -303,7 +341,8 @@ def publish(
 
 def adapters() -> Operation[list[AdapterCard]]:
     """The adapters that the key may use: its owner's, shared ones, public ones. Free."""
-    return Listed(read_json(AdapterList, (yield Call("GET", "/v1/adapters"))).adapters)
+    call = Call("GET", "/v1/adapters", most_bytes=MOST_LIST_BYTES)
+    return Listed(read_json(AdapterList, (yield call), MOST_LIST_BYTES).adapters)
 
 
 def adapter(name: str) -> Operation[AdapterCard]:
@@ -313,8 +352,9 @@ def adapter(name: str) -> Operation[AdapterCard]:
 
 def adapter_versions(name: str) -> Operation[list[AdapterCard]]:
     """All versions of one of the owner's adapters, the retired ones too. Free."""
-    response = yield Call("GET", path("adapters", name, "versions"))
-    return Listed(read_json(AdapterList, response).adapters)
+    call = Call("GET", path("adapters", name, "versions"), most_bytes=MOST_LIST_BYTES)
+    response = yield call
+    return Listed(read_json(AdapterList, response, MOST_LIST_BYTES).adapters)
 
 
 def adapter_settings(name: str) -> Operation[AdapterSettings]:
@@ -351,6 +391,8 @@ def adapter_predict(
     rows: Sequence[int] | None = None,
     top_k: int | None = None,
     abstain_below: float | None = None,
+    classes: Sequence[str] | None = None,
+    count: int | None = None,
     idempotency_key: str | None = None,
 ) -> Operation[AdapterPrediction]:
     """Classifies pictures, or rows of an image set, with a published adapter in one call.
@@ -364,6 +406,8 @@ def adapter_predict(
             None. The charge is the same.
         abstain_below: probability that a picture's best class must have; the adapter's own
             threshold when None.
+        classes: of the adapter, where they are known: an answer with others is refused.
+        count: as in `predict`.
         idempotency_key: as in `predict`.
     """
     request = message(
@@ -377,15 +421,20 @@ def adapter_predict(
         request.model_dump(mode="json", exclude_none=True),
         {} if images is None else codec.pack_files(list(files(images))),
     )
+    count = _count(images, rows, count)
+    known = [top_k] if top_k is not None else []
+    known += [len(classes)] if classes is not None else []
     response = yield Call(
         "POST",
         path("adapters", name, "predictions"),
         tensors=body,
         idempotency_key=idempotency_key,
+        most_bytes=_most_bytes(None if count is None or not known else count * min(known)),
     )
     answer, tensors = read_tensors(AdapterPredictionAnswer, response)
-    count = len(images) if images is not None else _length(rows)
-    abstained = tensors.pop("abstained", None)
+    if classes is not None and answer.classes != list(classes):
+        raise ProtocolError("The server answered with other classes than the adapter has.")
+    abstained = checked_flags(tensors.pop("abstained", None), count)
     output = shown_output(answer.output, top_k)
     return AdapterPrediction(
         answer.adapter,
@@ -399,5 +448,16 @@ def adapter_predict(
     )
 
 
-def _length(rows: Sequence[int] | None) -> int | None:
-    return None if rows is None else len(rows)
+def _count(
+    images: Sequence[Picture] | None, rows: Sequence[int] | None, known: int | None
+) -> int | None:
+    """How many pictures are asked about, if that is known."""
+    some = images if images is not None else rows
+    return known if some is None else len(some)
+
+
+def _most_bytes(numbers: int | None) -> int:
+    """The most that an answer of tensors comes to, with so many numbers and as many classes."""
+    if numbers is None:
+        return MOST_TENSOR_BYTES
+    return DOCUMENT_BYTES + numbers * (np.dtype(np.float32).itemsize + np.dtype(np.int32).itemsize)

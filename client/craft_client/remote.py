@@ -134,6 +134,7 @@ class RemoteBlackBox:
             answer = self.client.predict(
                 request,
                 codes=some_codes if len(some_codes) else None,
+                count=self.image_set.count,
                 idempotency_key=f"{self.run}/{name}/{number}" if named else None,
             )
             scores[prompts.start : prompts.stop, rows.start : rows.stop] = self._read(

@@ -83,6 +83,8 @@ class RemoteAdapter:
                 self.reference,
                 image_set=image_set.id,
                 rows=None if len(rows) == image_set.count else rows,
+                classes=self.card.classes,
+                count=image_set.count,
             )
             for rows in self.row_calls(image_set.count)
         )
@@ -92,7 +94,12 @@ class RemoteAdapter:
     ) -> Classified:
         """Classifies N pictures that are sent along."""
         return _joined(
-            self.client.adapter_predict(self.reference, images=some, abstain_below=abstain_below)
+            self.client.adapter_predict(
+                self.reference,
+                images=some,
+                abstain_below=abstain_below,
+                classes=self.card.classes,
+            )
             for some in self.picture_calls(pictures)
         )
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 MEDIA_TYPE = "application/x-safetensors"
 DOCUMENT_KEY = "craftbox"
 MAX_HEADER_BYTES = 8 * 2**20
+MAX_AXES = 8
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -79,6 +80,12 @@ def decode(
     return _parse_object(metadata[DOCUMENT_KEY].encode(), "the document"), tensors
 
 
+def header(data: bytes | memoryview) -> memoryview:
+    """What stands before the tensors, as far as it is there and may be read at all."""
+    view = memoryview(data)
+    return view[8 : 8 + min(int.from_bytes(view[:8], "little"), MAX_HEADER_BYTES)]
+
+
 def pack_files(files: Sequence[bytes]) -> Tensors:
     """Several files as two tensors: `files` (uint8, all bytes) and `file_sizes` (int64, [n])."""
     return {
@@ -118,7 +125,9 @@ def _parse_object(text: bytes, what: str) -> dict[str, Any]:
 
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except CodecError:
+        raise
+    except (ValueError, RecursionError) as error:  # of texts, JSON, and numbers without end
         raise CodecError(f"{what} is not valid JSON") from error
     if not isinstance(value, dict):
         raise CodecError(f"{what} is not a JSON object")
@@ -132,6 +141,8 @@ def _tensor(name: str, entry: Any, payload: memoryview) -> NDArray[Any]:
         begin, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CodecError(f"tensor '{name}' has an unknown dtype or an incomplete entry") from error
+    if len(shape) > MAX_AXES:
+        raise CodecError(f"tensor '{name}' has {len(shape)} axes; {MAX_AXES} are allowed")
     numbers = (*shape, begin, end)
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise CodecError(f"tensor '{name}' has a shape or offset that is no natural number")

@@ -6,8 +6,9 @@ It knows names, statuses and the JSON shape; it does not know who raises or catc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:craftbox:problem:"
@@ -204,7 +205,7 @@ class Problem(BaseModel):
     detail: str
     remedy: str = ""
     request_id: str = Field(default="", description="Names the call in the provider's log.")
-    errors: list[FieldError] = Field(default_factory=list)
+    errors: Annotated[list[FieldError], FailFast()] = Field(default_factory=list)
 
     @classmethod
     def of(cls, kind: ProblemType, detail: str, errors: list[FieldError] | None = None) -> Problem:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwa import EdDSAAlgorithm
 from joserfc.jwk import Key, KeySet, OKPKey
-from pydantic import NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import FailFast, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from craft_shared.units import Units
 from craft_shared.validation import first_error
@@ -89,7 +89,7 @@ class Receipt(Answer):
     until: str | None
     first_at: str
     last_at: str
-    items: list[ReceiptItem]
+    items: Annotated[list[ReceiptItem], FailFast()]
     calls: PositiveInt
     total: Units
     cost_micros: NonNegativeInt

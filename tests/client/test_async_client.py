@@ -70,7 +70,7 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
 def test_a_bound_method_shows_what_it_is_given() -> None:
     client = Client("http://127.0.0.1:1", "craft_key")
     shown = inspect.signature(client.predict)
-    assert list(shown.parameters) == ["request", "codes", "images", "idempotency_key"]
+    assert list(shown.parameters) == ["request", "codes", "images", "count", "idempotency_key"]
     assert shown.return_annotation == "Prediction"
     assert "Scores prompts" in (inspect.getdoc(client.predict) or "")
 

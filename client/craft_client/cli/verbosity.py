@@ -32,14 +32,15 @@ def verbosity() -> Verbosity:
 
 @contextmanager
 def speaking(wanted: Verbosity, say: Callable[[str], None]) -> Iterator[None]:
-    """Sets how much is said within the block; where that is much, `say` gets the log's lines."""
+    """Sets how much is said within the block: `say` gets the log's warnings, or all its lines."""
     global _present
     before, _present = _present, wanted
-    handler = _Said(say)
+    # Without any handler Python itself would print warnings.
+    handler = logging.NullHandler() if wanted is Verbosity.QUIET else _Said(say)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    if wanted is Verbosity.VERBOSE:
-        for name in _LOGGERS:
-            logging.getLogger(name).addHandler(handler)
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+        if wanted is Verbosity.VERBOSE:
             logging.getLogger(name).setLevel(logging.DEBUG)
     try:
         yield

@@ -7,7 +7,7 @@ from typing import Literal
 from craft_shared.amounts import UNITS, Measure, Window
 from craft_shared.display import Displayed, View
 from craft_shared.units import Units
-from craft_shared.wire.messages import Answer
+from craft_shared.wire.messages import Answer, Many
 
 
 class Budget(Displayed, Answer):
@@ -41,7 +41,7 @@ class Budget(Displayed, Answer):
 class BudgetList(Answer):
     """Answer of `GET /v1/budget`. No budget on a unit means that it is not bounded."""
 
-    budgets: list[Budget]
+    budgets: Many[Budget]
 
 
 class Cost(Answer):
@@ -55,7 +55,7 @@ class Cost(Answer):
 
     charged: Units
     cost_micros: int = 0
-    budgets: list[Budget]
+    budgets: Many[Budget]
 
 
 class Charge(Answer):
@@ -86,7 +86,7 @@ class Usage(Displayed, Answer):
 
     total: Units
     cost_micros: int = 0
-    charges: list[Charge]
+    charges: Many[Charge]
     next_after: int | None
 
     def _view(self) -> View:

@@ -10,7 +10,7 @@ from craft_shared.display import Displayed, View, names
 from craft_shared.units import Units
 from craft_shared.wire.account import Cost
 from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, Message, NonEmptyLabel, Rows, TopK
+from craft_shared.wire.messages import Answer, Many, Message, NonEmptyLabel, Rows, TopK
 
 LATEST = "latest"
 
@@ -73,12 +73,12 @@ class AdapterCard(Displayed, Answer):
     owner: str = ""
     name: str
     version: int
-    aliases: list[str] = Field(default=[])
+    aliases: Many[str] = Field(default=[])
     digest: str
     model: str
     revision: str
     access_mode: Literal["strict", "open-text"]
-    classes: list[str]
+    classes: Many[str]
     prompts: int
     published_at: str
     retired_at: str | None = None
@@ -110,7 +110,7 @@ class AdapterCard(Displayed, Answer):
 class AdapterList(Answer):
     """Answer of `GET /v1/adapters`."""
 
-    adapters: list[AdapterCard]
+    adapters: Many[AdapterCard]
 
 
 class AdapterPublishAnswer(Answer):
@@ -137,8 +137,8 @@ class AdapterSettings(Answer):
     owner: str
     name: str
     public: bool
-    keys: list[str]
-    teams: list[str]
+    keys: Many[str]
+    teams: Many[str]
     pays: Payer
     abstain_below: float | None
     aliases: dict[str, int]
@@ -181,7 +181,7 @@ class AdapterUsage(Answer):
 
     owner: str
     name: str
-    versions: list[AdapterUse]
+    versions: Many[AdapterUse]
 
 
 class AdapterPredictionRequest(Message):
@@ -226,10 +226,10 @@ class AdapterPredictionAnswer(Answer):
 
     adapter: str
     version: int
-    classes: list[str]
+    classes: Many[str]
     cost: Cost
     output: Output = EVERYTHING
-    log_probs: list[list[float]] | None = None
-    probs: list[list[float]] | None = None
-    top_classes: list[list[int]] | None = None
-    abstained: list[int] | None = None
+    log_probs: Many[Many[float]] | None = None
+    probs: Many[Many[float]] | None = None
+    top_classes: Many[Many[int]] | None = None
+    abstained: Many[int] | None = None

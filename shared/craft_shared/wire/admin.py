@@ -8,7 +8,7 @@ from pydantic import Field
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit, Window
 from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, Message, NewLabel, NewName, NonEmptyLabel, Time
+from craft_shared.wire.messages import Answer, Many, Message, NewLabel, NewName, NonEmptyLabel, Time
 
 Scope = Literal["predict", "publish", "admin"]
 
@@ -68,7 +68,7 @@ class KeyPolicy(Message):
 class KeyPolicies(Answer):
     """A key's policies; the one without a model comes first. None means: everything is shown."""
 
-    policies: list[KeyPolicy]
+    policies: Many[KeyPolicy]
 
 
 class KeyCreate(Message):
@@ -116,11 +116,11 @@ class KeyCard(Answer):
 
     id: int
     prefix: str
-    prefixes: list[str]
+    prefixes: Many[str]
     owner: str
     name: str
     team: str | None
-    scopes: list[Scope]
+    scopes: Many[Scope]
     requests_per_minute: int | None
     predictions_per_minute: int | None
     concurrency: int | None
@@ -132,7 +132,7 @@ class KeyCard(Answer):
 class KeyList(Answer):
     """Answer of `GET /v1/admin/keys`."""
 
-    keys: list[KeyCard]
+    keys: Many[KeyCard]
 
 
 class KeySecret(Answer):

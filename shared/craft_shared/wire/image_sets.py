@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from craft_shared.wire.account import Cost
-from craft_shared.wire.messages import Answer, Message, Row
+from craft_shared.wire.messages import Answer, Count, Message, Row
 
 
 class ImageSetCreate(Message):
@@ -18,7 +18,7 @@ class ImageSet(Answer):
     id: str
     model: str
     revision: str
-    count: int
+    count: Count
 
 
 class ImageUpload(Message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -12,8 +12,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     StringConstraints,
+    field_validator,
 )
 
 from craft_shared.amounts import MAX_INTEGER
@@ -21,6 +23,8 @@ from craft_shared.names import sound
 
 LONGEST_CLASS_NAME = 200  # characters
 LONGEST_TEMPLATE = 300
+
+T = TypeVar("T")
 
 _RFC_3339 = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
@@ -60,6 +64,19 @@ Template = Annotated[
     Field(json_schema_extra={"pattern": r"\{\}"}),
 ]
 Row = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _FirstFault(FailFast):
+    """Pydantic's, which cannot stand in unions because it has no hash."""
+
+    def __hash__(self) -> int:
+        return hash(_FirstFault)
+
+
+# Of what somebody else sends, which may be wrong a million times over: the first fault will do.
+Many = Annotated[list[T], _FirstFault()]
 Rows = Annotated[list[Row], Field(min_length=1)]
 TopK = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 
@@ -87,6 +104,16 @@ class Message(BaseModel):
 
 
 class Answer(Message):
-    """What a server says. Unknown fields are ignored, so that a newer server may say more."""
+    """What a server says. Unknown fields are ignored, so that a newer server may say more.
 
-    model_config = ConfigDict(extra="ignore")
+    Numbers are finite, and integers such as every reader holds.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: object) -> object:
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise ValueError("the number is too large")
+        return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from craft_shared.display import Displayed, View
 from craft_shared.wire.levels import EVERYTHING, Level, Output
-from craft_shared.wire.messages import Answer
+from craft_shared.wire.messages import Answer, Count, Many, Positive
 
 
 class Limits(Answer):
@@ -22,15 +22,15 @@ class Limits(Answer):
         answer_bytes: of an answer's numbers.
     """
 
-    body_bytes: int
-    images_per_call: int
-    image_bytes: int
-    image_pixels: int
-    images_per_set: int
-    prompts_per_call: int
-    classes: int
-    dim: int
-    answer_bytes: int
+    body_bytes: Positive
+    images_per_call: Positive
+    image_bytes: Positive
+    image_pixels: Positive
+    images_per_set: Positive
+    prompts_per_call: Positive
+    classes: Positive
+    dim: Positive
+    answer_bytes: Positive
 
 
 class ProviderProfile(Answer):
@@ -64,11 +64,11 @@ class ModelCard(Displayed, Answer):
 
     name: str
     revision: str
-    image_size: int
+    image_size: Positive
     limits: Limits
-    outputs: list[Level]
+    outputs: Many[Level]
     output: Output = EVERYTHING
-    prompts_per_image_set: int | None = None
+    prompts_per_image_set: Count | None = None
     profile: ProviderProfile | None = None
 
     def _view(self) -> View:
@@ -89,4 +89,4 @@ class ModelCard(Displayed, Answer):
 class ModelList(Answer):
     """Answer of `GET /v1/models`."""
 
-    models: list[ModelCard]
+    models: Many[ModelCard]

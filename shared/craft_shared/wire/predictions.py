@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from craft_shared.wire.account import Cost
 from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, ClassName, Message, Rows, Template, TopK
+from craft_shared.wire.messages import Answer, ClassName, Many, Message, Rows, Template, TopK
 
 # Standard deviations of the released code's projections, by name; see `Context`.
 AbsoluteScale = Literal["paper", "paper-wide", "paper-imagenet"]
@@ -90,6 +90,6 @@ class PredictionAnswer(Answer):
     revision: str
     cost: Cost
     output: Output = EVERYTHING
-    log_probs: list[list[list[float]]] | None = None
-    probs: list[list[list[float]]] | None = None
-    top_classes: list[list[list[int]]] | None = None
+    log_probs: Many[Many[Many[float]]] | None = None
+    probs: Many[Many[Many[float]]] | None = None
+    top_classes: Many[Many[Many[int]]] | None = None
