@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
+import structlog
 from fastapi import FastAPI
 
 from craft_server.api import (
@@ -61,6 +62,8 @@ from craft_server.simulate import Provider, load_profile
 from craft_server.simulate.middleware import ProviderMiddleware
 from craft_shared import tracing
 
+_log = structlog.get_logger()
+
 REFUND_SECONDS = 10
 _MAX_DECODERS = 8
 
@@ -93,7 +96,11 @@ def create_app(
         settings.receipt_key_file or settings.data_dir / FILE_NAME,
         make=settings.receipt_key_file is None,
     )
-    database = database or Database.open(settings.database_url, settings.data_dir)
+    if database is None:
+        database = Database.open(settings.database_url, settings.data_dir)
+        if database.mended:
+            files = [str(path) for path in database.mended]
+            _log.warning("others could read files; they cannot any more", files=files)
     if provider.profile is not None:
         run_at(provider.profile.clock.speed)
         with database.writing() as connection:

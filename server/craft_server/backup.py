@@ -21,6 +21,7 @@ from craft_server.clock import now_ms
 from craft_server.database import Database, DatabaseError
 from craft_server.ledger import leases
 from craft_server.ledger.tables import HOLDERS
+from craft_shared.files import make_private, make_private_folder
 
 
 class BackupError(Exception):
@@ -56,7 +57,7 @@ def restore(file: Path, target: Path) -> int:
                 f"'{target.name}' away, with '{target.name}-wal' and '{target.name}-shm' if they "
                 "exist"
             )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(target.parent)
     with _becoming(target) as made:
         _copy(file, made)
         return _released(made)
@@ -78,6 +79,7 @@ def _released(made: Path) -> int:
 
 
 def _copy(source: Path, made: Path) -> None:
+    make_private(made)
     try:
         with (
             closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old,
@@ -107,7 +109,6 @@ def _becoming(file: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=file.absolute().parent) as folder:
             made = Path(folder) / file.name
             yield made
-            made.chmod(0o600)
             _sync(made)
             # Unlike a renaming, a link never replaces a file that has appeared in the meantime.
             os.link(made, file)

@@ -15,7 +15,7 @@ import select
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -28,6 +28,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from craft_server.threads import on_thread
+from craft_shared.files import keep_private, make_private, make_private_folder
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -57,6 +58,8 @@ _PRAGMAS: dict[str, dict[str, str | int]] = {
 # Seconds and milliseconds after which a server that does not answer is gone.
 _POSTGRESQL_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 20_000}
 FILE_NAME = "craftbox.db"
+# What a data folder holds that is nobody else's: craftbox's own names begin like this.
+_OWN_FILES = (FILE_NAME, "receipt-key.pem", ".receipt-key.pem")
 # A transaction that writes, so that its commit waits for the disk, and all earlier commits with it.
 _FLUSH = b"SET LOCAL synchronous_commit TO on; SELECT pg_logical_emit_message(true, 'craftbox', '')"
 
@@ -87,6 +90,9 @@ class Database:
     database's threads unless it need not wait (`query` and `write_deferred` on SQLite); `reading`
     and `writing` are `read` and `write` for callers without an event loop. Each raises
     `Unavailable` for what is not its caller's fault.
+
+    Attributes:
+        mended: files and folders that others could read until it was opened.
     """
 
     def __init__(self, url: URL) -> None:
@@ -98,6 +104,7 @@ class Database:
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
+        self.mended: list[Path] = []
 
     @classmethod
     def open(cls, url: str | None, data_dir: Path) -> Database:
@@ -117,6 +124,8 @@ class Database:
         shown = target.render_as_string(hide_password=True)
         database = cls(target)
         try:
+            if target.get_backend_name() == "sqlite":
+                database.mended = _mended(Path(target.database or ""), data_dir)
             with database.writing() as connection:
                 upgrade(connection)
         except CommandError as error:
@@ -350,12 +359,21 @@ def _ping(connection: sa.Connection) -> None:
 
 def _file_url(data_dir: Path) -> URL:
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_private_folder(data_dir)
     except OSError as error:
         raise DatabaseError(
             f"cannot make the data folder '{data_dir}': {error.strerror}"
         ) from error
     return URL.create("sqlite", database=str(data_dir / FILE_NAME))
+
+
+def _mended(file: Path, data_dir: Path) -> list[Path]:
+    """Keeps others from a database's files, and from the folder if nothing else is in it."""
+    ours = [file.with_name(file.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+    folder = file.parent
+    if folder == data_dir and all(path.name.startswith(_OWN_FILES) for path in folder.iterdir()):
+        ours.append(folder)
+    return keep_private(ours)
 
 
 def _checked_url(text: str) -> URL:
@@ -423,6 +441,10 @@ class _SqliteFile:
         """Before a connection is made."""
         if self._opened is not None:
             self._check()
+            return
+        # SQLite gives its other files the rights of this one. What it cannot open it says itself.
+        with suppress(OSError):
+            make_private(self._path)
 
     def on_checkout(self, *_: object) -> None:
         """Before a connection is used."""

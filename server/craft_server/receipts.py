@@ -31,6 +31,7 @@ from craft_server.ledger.account import as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, RESERVED
 from craft_server.threads import on_thread
+from craft_shared.files import keep_private, make_private_folder
 from craft_shared.receipt import (
     ALGORITHM,
     CURVE,
@@ -94,6 +95,8 @@ class Signer:
         try:
             if make and not path.exists():
                 _make(path)
+            if make and keep_private([path]):
+                _log.warning("others could read the receipt key; they cannot any more")
             return cls(*_parse(path.read_bytes()))
         except OSError as error:
             raise ReceiptKeyError(
@@ -289,7 +292,7 @@ def _parse(pem: bytes) -> tuple[OKPKey, list[OKPKey]]:
 
 def _make(path: Path) -> None:
     """Makes the file with a new key, whole or not at all; a file that is there by then stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     # mkstemp's files are for their owner alone (0600).
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

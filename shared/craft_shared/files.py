@@ -1,4 +1,6 @@
-"""Files that appear whole or not at all, or grow by whole pieces. It does not know what is in them.
+"""Files that appear whole or not at all, grow by whole pieces, or are for their owner alone.
+
+It does not know what is in them.
 
 Errors name the file, also where the system does not: a full disk, for example.
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,6 +58,43 @@ def append(path: Path, data: bytes) -> None:
             with suppress(OSError):
                 file.truncate(before)
             raise
+
+
+def make_private(path: Path) -> None:
+    """Makes an empty file that nobody but its owner can read, from its first byte on.
+
+    A file that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with _named(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+
+def make_private_folder(path: Path) -> None:
+    """Makes a folder that nobody but its owner can enter; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def keep_private(paths: Iterable[Path]) -> list[Path]:
+    """Takes from all but their owner what they may do with files or folders; those changed.
+
+    What is not there, or is another user's, is passed over.
+    """
+    changed = []
+    for path in paths:
+        with suppress(OSError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                path.chmod(mode & 0o700)
+                changed.append(path)
+    return changed
 
 
 def check_room(folder: Path, needed: int) -> None:

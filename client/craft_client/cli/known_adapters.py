@@ -13,6 +13,8 @@ from pathlib import Path
 
 import typer
 
+from craft_shared.files import make_private
+
 _MOST = 1000  # names of a server
 
 
@@ -23,6 +25,7 @@ def remember(url: str, names: Iterable[str], *, all_of_them: bool = False) -> No
     known[url] = sorted({*before, *names})[:_MOST]
     with suppress(OSError):
         _file().parent.mkdir(parents=True, exist_ok=True)
+        make_private(_file())
         _file().write_text(json.dumps(known, indent=1))
 
 

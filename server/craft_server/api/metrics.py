@@ -56,7 +56,7 @@ async def metrics(
     except WorkerDied:
         state = None
     registry.register(_OfServices(services, state))
-    registry.register(_OfLedger(await services.database.query(measure)))
+    registry.register(_OfLedger(await services.database.read(measure)))
     return Response(counted() + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

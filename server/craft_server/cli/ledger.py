@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craft_server.cli.options import settings_of
-from craft_server.cli.output import fail
+from craft_server.cli.output import fail, warn
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -26,6 +26,9 @@ def database_of(settings: Settings) -> Iterator[Database]:
         database = Database.open(settings.database_url, settings.data_dir)
     except DatabaseError as error:
         fail(str(error))
+    if database.mended:
+        names = ", ".join(f"'{path}'" for path in database.mended)
+        warn(f"others could read {names}; they cannot any more")
     with closing(database):
         yield database
 

@@ -11,7 +11,7 @@ import typer
 
 from craft_server.cli.ledger import database_of
 from craft_server.cli.options import examples
-from craft_server.cli.output import fail, misuse, print_lines
+from craft_server.cli.output import fail, misuse, print_lines, warn
 from craft_server.cli.serving_options import with_serving_options
 from craft_server.serving.failures import told
 from craft_server.serving.listening import (
@@ -67,6 +67,8 @@ def record(
         tape = Tape.record(out)
     except TapeError as error:
         fail(f"--out: {error}")
+    if tape.mended:
+        warn(f"others could read '{out}'; they cannot any more")
     with closing(tape):
         _host(settings, tape)
 

@@ -12,11 +12,15 @@ import asyncio
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from craft_server.api.errors import problem_response
 from craft_server.ledger.keys import shows_secret
 from craft_server.recording.questions import Question
-from craft_server.recording.tape import Answer, Tape
+from craft_server.recording.tape import Answer, Tape, TapeError
+from craft_shared.problems import OVERLOADED, Problem
 
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 ANSWERS_PATH = "/v1/answers/"
@@ -24,6 +28,7 @@ _PREFIX = "/v1/"
 _LEFT_OUT = ("/v1/admin/", ANSWERS_PATH)
 _OF_KEYS = (401, 403)
 _FAILURES_FROM = 500
+RETRY_AFTER_SECONDS = "5"
 
 _log = structlog.get_logger()
 
@@ -57,10 +62,16 @@ class RecorderMiddleware:
             answered.append(message)
             if message["type"] == "http.response.start" or message.get("more_body", False):
                 return
-            if whole or scope["method"] not in ("POST", "PUT", "PATCH"):
-                await self._record(scope, b"".join(asked), answered)
-            for held in answered:
-                await send(held)
+            try:
+                if whole or scope["method"] not in ("POST", "PUT", "PATCH"):
+                    await self._record(scope, b"".join(asked), answered)
+            except TapeError as error:
+                # The answer is stored under the call's idempotency key, if it has one.
+                _log.error("answer not recorded", error=str(error))
+                await _not_recorded(scope)(scope, receive, send)
+            else:
+                for held in answered:
+                    await send(held)
             answered.clear()
 
         await self._app(scope, receive_noting, send_recorded)
@@ -82,3 +93,10 @@ class RecorderMiddleware:
             return
         key = Headers(scope=scope).get(IDEMPOTENCY_KEY_HEADER)
         await asyncio.to_thread(self._tape.append, question, answer, key)
+
+
+def _not_recorded(scope: Scope) -> Response:
+    detail = "the server cannot write its recording now; the call was not answered"
+    return problem_response(
+        Request(scope), Problem.of(OVERLOADED, detail), {"Retry-After": RETRY_AFTER_SECONDS}
+    )

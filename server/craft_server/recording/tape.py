@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from craft_server.recording.questions import Question
+from craft_shared.files import keep_private, make_private
 
 _APPLICATION_ID = 0x43465442
 _FORMAT = 1
@@ -53,7 +54,13 @@ class Answer:
 
 
 class Tape:
-    """An open recording, for any thread. Use `record` or `play`."""
+    """An open recording, for any thread. Use `record` or `play`.
+
+    Attributes:
+        mended: whether others could read it until it was opened.
+    """
+
+    mended = False
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -66,7 +73,14 @@ class Tape:
         Raises:
             TapeError: it cannot be written, or is no recording.
         """
-        return cls._open(file, "rwc")
+        try:
+            make_private(file)
+        except OSError as error:
+            raise TapeError(f"'{file}' cannot be written: {error.strerror}") from error
+        mended = bool(keep_private([file]))
+        tape = cls._open(file, "rwc")
+        tape.mended = mended
+        return tape
 
     @classmethod
     def play(cls, file: Path) -> Self:
@@ -99,6 +113,9 @@ class Tape:
             question: that was asked.
             answer: what was answered.
             idempotency_key: of the call. It may be sent again, and is one call nevertheless.
+
+        Raises:
+            TapeError: it cannot be written, because the disk is full, for example.
         """
         attempt = None if idempotency_key is None else _attempt(question, idempotency_key)
         row = (
@@ -111,13 +128,16 @@ class Tape:
             answer.media_type,
             answer.body,
         )
-        with self._lock, self._connection as connection:
-            connection.execute(
-                "INSERT INTO answers"
-                " (digest, attempt, method, path, question, status, media_type, body)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (attempt) DO NOTHING",
-                row,
-            )
+        try:
+            with self._lock, self._connection as connection:
+                connection.execute(
+                    "INSERT INTO answers"
+                    " (digest, attempt, method, path, question, status, media_type, body)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (attempt) DO NOTHING",
+                    row,
+                )
+        except sqlite3.Error as error:
+            raise TapeError(f"the recording cannot be written: {error}") from error
 
     def order(self) -> dict[str, list[int]]:
         """The numbers of each question's answers in the order in which they were given."""
