@@ -17,9 +17,12 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from craft_shared.strict_json import MAX_VALUES, JsonError, parse_object, with_whole_numbers
+
 MEDIA_TYPE = "application/x-safetensors"
 DOCUMENT_KEY = "craftbox"
 MAX_HEADER_BYTES = 8 * 2**20
+MAX_TENSORS = 1024
 MAX_AXES = 8
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -50,13 +53,16 @@ def encode(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> 
 
 
 def decode(
-    data: bytes | memoryview, *, max_header_bytes: int = MAX_HEADER_BYTES
+    data: bytes | memoryview,
+    *,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+    max_values: int = MAX_VALUES,
 ) -> tuple[dict[str, Any], Tensors]:
     """Unpacks what `encode` packed.
 
-    The header is bounded and checked before it is used: no duplicate names, known dtypes, and
-    each tensor's shape, offsets and the file's length agree. Tensors are read-only views of
-    `data`, not copies.
+    The header is bounded, in bytes, values and tensors, and checked before it is used: no duplicate
+    names, known dtypes, and each tensor's shape, offsets and the file's length agree. Tensors are
+    read-only views of `data`, not copies.
 
     Raises:
         CodecError: the bytes are not such a file.
@@ -69,15 +75,17 @@ def decode(
         raise CodecError(f"the header claims {header_length} bytes; {max_header_bytes} are allowed")
     if 8 + header_length > len(view):
         raise CodecError("the header is longer than the body")
-    header = _parse_object(bytes(view[8 : 8 + header_length]), "the header")
+    header = _parse(bytes(view[8 : 8 + header_length]), "the header", max_values)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not isinstance(metadata.get(DOCUMENT_KEY), str):
         raise CodecError(f"the metadata has no '{DOCUMENT_KEY}' document")
+    if len(header) > MAX_TENSORS:
+        raise CodecError(f"the header names {len(header)} tensors; {MAX_TENSORS} are allowed")
     payload = view[8 + header_length :]
     tensors = {name: _tensor(name, entry, payload) for name, entry in header.items()}
     if sum(tensor.nbytes for tensor in tensors.values()) != len(payload):
         raise CodecError("the tensors do not fill the body exactly")
-    return _parse_object(metadata[DOCUMENT_KEY].encode(), "the document"), tensors
+    return _parse_document(metadata[DOCUMENT_KEY].encode(), max_values), tensors
 
 
 def header(data: bytes | memoryview) -> memoryview:
@@ -113,39 +121,38 @@ def unpack_files(tensors: Mapping[str, NDArray[Any]]) -> list[bytes]:
     ]
 
 
-def _parse_object(text: bytes, what: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(names) != len(set(names)):
-            raise CodecError(f"{what} names something twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> float:
-        raise CodecError(f"{what} holds {name}, which is not JSON")
-
+def _parse(text: bytes, what: str, max_values: int) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
-    except CodecError:
-        raise
-    except (ValueError, RecursionError) as error:  # of texts, JSON, and numbers without end
-        raise CodecError(f"{what} is not valid JSON") from error
-    if not isinstance(value, dict):
-        raise CodecError(f"{what} is not a JSON object")
-    return value
+        return parse_object(text, max_values=max_values)
+    except JsonError as error:
+        raise CodecError(f"{what} is not valid JSON: {error}") from error
+
+
+def _parse_document(text: bytes, max_values: int) -> dict[str, Any]:
+    document = _parse(text, "the document", max_values)
+    try:
+        whole: dict[str, Any] = with_whole_numbers(document)
+    except JsonError as error:
+        raise CodecError(f"the document: {error}") from error
+    return whole
 
 
 def _tensor(name: str, entry: Any, payload: memoryview) -> NDArray[Any]:
+    shown = f"tensor '{name[:100]}'"
     try:
         dtype = _DTYPES[entry["dtype"]]
-        shape = tuple(entry["shape"])
+        shape = list(entry["shape"])
         begin, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
-        raise CodecError(f"tensor '{name}' has an unknown dtype or an incomplete entry") from error
+        raise CodecError(f"{shown} has an unknown dtype or an incomplete entry") from error
+    # Before anything is multiplied: numbers may have thousands of digits.
     if len(shape) > MAX_AXES:
-        raise CodecError(f"tensor '{name}' has {len(shape)} axes; {MAX_AXES} are allowed")
-    numbers = (*shape, begin, end)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise CodecError(f"tensor '{name}' has a shape or offset that is no natural number")
-    if end > len(payload) or end - begin != math.prod(shape) * dtype.itemsize:
-        raise CodecError(f"tensor '{name}' does not fit its offsets")
-    return np.frombuffer(payload[begin:end], dtype=dtype).reshape(shape)
+        raise CodecError(f"{shown} has {len(shape)} axes; {MAX_AXES} are allowed")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
+        raise CodecError(f"{shown} has a shape or offset that is no natural number below 2^63")
+    if not begin <= end <= len(payload) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise CodecError(f"{shown} does not fit its offsets")
+    try:
+        return np.frombuffer(payload[begin:end], dtype=dtype).reshape(shape)
+    except ValueError as error:  # an empty tensor whose other axes no array can have
+        raise CodecError(f"{shown} has a shape that is too large") from error

@@ -114,6 +114,18 @@ BODY_TOO_LARGE = ProblemType(
     "The request body is larger than the server accepts",
     "Send less in one call; GET /v1/models states the limits.",
 )
+REQUEST_TIMEOUT = ProblemType(
+    "request-timeout",
+    408,
+    "The request did not arrive in time",
+    "Send it again, over a faster connection or in smaller parts.",
+)
+HEAD_TOO_LARGE = ProblemType(
+    "head-too-large",
+    431,
+    "The request's head is larger than the server accepts",
+    "Send fewer and shorter header fields, and a shorter address.",
+)
 UNSUPPORTED_MEDIA_TYPE = ProblemType(
     "unsupported-media-type",
     415,
@@ -168,6 +180,8 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
         REVISION_MISMATCH,
         CALL_IN_PROGRESS,
         RUN_IN_PROGRESS,
+        REQUEST_TIMEOUT,
+        HEAD_TOO_LARGE,
         BODY_TOO_LARGE,
         UNSUPPORTED_MEDIA_TYPE,
         INVALID_REQUEST,

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def _body(header: str, payload: bytes = b"") -> bytes:
 
 
 META = json.dumps({codec.DOCUMENT_KEY: "{}"})
+MANY_TENSORS = ",".join(f'"{number}":0' for number in range(codec.MAX_TENSORS + 1))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +68,8 @@ META = json.dumps({codec.DOCUMENT_KEY: "{}"})
         (struct.pack("<Q", 100) + b"{}", "longer than the body"),
         (_body("[]"), "not a JSON object"),
         (_body("{}"), "has no 'craftbox' document"),
-        (_body(f'{{"__metadata__":{META},"__metadata__":{META}}}'), "names something twice"),
-        (_body('{"__metadata__":{"craftbox":"{\\"a\\":NaN}"}}'), "NaN"),
+        (_body(f'{{"__metadata__":{META},"__metadata__":{META}}}'), 'uplicate key "__metadata__"'),
+        (_body('{"__metadata__":{"craftbox":"{\\"a\\":NaN}"}}'), "the document is not valid JSON"),
         (_body("[" * 100_000), "not valid JSON"),
         (
             _body(
@@ -89,6 +91,32 @@ META = json.dumps({codec.DOCUMENT_KEY: "{}"})
                 b"1234",
             ),
             "no natural number",
+        ),
+        *(
+            (
+                _body(f'{{"__metadata__":{META},"x":{{"dtype":"F32",{entry}}}}}', bytes(size)),
+                message,
+            )
+            for entry, size, message in [
+                ('"shape":[true,2],"data_offsets":[0,8]', 8, "no natural number"),
+                ('"shape":[1],"data_offsets":[false,4]', 4, "no natural number"),
+                ('"shape":[2.0],"data_offsets":[0,8]', 8, "no natural number"),
+                ('"shape":[0],"data_offsets":[0,1e999]', 0, "no natural number"),
+                (f'"shape":[0,1{"0" * 30}],"data_offsets":[0,0]', 0, "no natural number"),
+                (f'"shape":[0,{2**62},8],"data_offsets":[0,0]', 0, "too large"),
+                (f'"shape":{[1] * 70},"data_offsets":[0,4]', 4, "70 axes"),
+                ('"shape":[1],"data_offsets":[4,0]', 4, "does not fit"),
+            ]
+        ),
+        (_body(r'{"__metadata__":{"craftbox":"\ud800"}}'), "not valid JSON"),
+        (_body(r'{"__metadata__":{"craftbox":"{\"a\":\"\\ud800\"}"}}'), "not valid JSON"),
+        (_body(r'{"__metadata__":{"craftbox":"{\"a\":1e999}"}}'), "too large"),
+        (_body(f'{{"__metadata__":{META},{MANY_TENSORS}}}'), "1025 tensors"),
+        (_body(f'{{"__metadata__":[{"[]," * 2**18}[]]}}'), "more than 262144 values"),
+        (
+            # Commas that only unescaping shows.
+            _body(r'{"__metadata__":{"craftbox":"{\"a\":[' + r"1\u002c" * 2**18 + '1]}"}}'),
+            "the document is not valid JSON: more than 262144 values",
         ),
         (_body(f'{{"__metadata__":{META}}}', b"trailing"), "do not fill"),
     ],
@@ -123,6 +151,21 @@ def test_a_header_may_be_as_long_as_the_bound_and_no_longer() -> None:
     with pytest.raises(codec.CodecError, match="are allowed"):
         codec.decode(data, max_header_bytes=length - 1)
     assert codec.MAX_HEADER_BYTES == 8 * 2**20
+
+
+def test_a_number_of_thousands_of_digits_is_refused_before_it_is_multiplied() -> None:
+    shape = ",".join(["1" + "0" * 4000] * 300)
+    entry = f'{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,0]}}'
+    began = time.process_time()
+    with pytest.raises(CodecError, match="300 axes"):
+        codec.decode(_body(f'{{"__metadata__":{META},"x":{entry}}}'))
+    assert time.process_time() - began < 1
+
+
+def test_an_integer_of_a_document_may_be_written_as_a_float() -> None:
+    document, _ = codec.decode(_body(r'{"__metadata__":{"craftbox":"{\"a\":[8.0,0.5]}"}}'))
+    assert document == {"a": [8, 0.5]}
+    assert type(document["a"][0]) is int
 
 
 def test_a_tensor_of_another_dtype_does_not_travel() -> None:

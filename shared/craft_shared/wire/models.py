@@ -12,6 +12,8 @@ class Limits(Answer):
 
     Attributes:
         body_bytes: of a request's body.
+        json_bytes: of one that is JSON; safetensors bodies may be larger.
+        json_values: that a body's JSON may hold, in all its lists and objects.
         images_per_call: pictures in one body.
         image_bytes: of one encoded picture.
         image_pixels: of one picture, all of them counted.
@@ -23,6 +25,8 @@ class Limits(Answer):
     """
 
     body_bytes: Positive
+    json_bytes: Positive = 16 * 2**20
+    json_values: Positive = 2**18
     images_per_call: Positive
     image_bytes: Positive
     image_pixels: Positive
