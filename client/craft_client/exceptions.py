@@ -28,6 +28,8 @@
           ├── RevisionMismatch       409
           ├── CallInProgress         409, retried
           ├── RunInProgress          409
+          ├── RequestTimeout         408, retried for a short while
+          ├── HeadTooLarge           431
           ├── BodyTooLarge           413
           ├── UnsupportedMediaType   415
           ├── InvalidRequest         422
@@ -285,6 +287,18 @@ class CallInProgress(ProblemError):
     """The same call, sent before under the same idempotency key, is still running."""
 
     kind = problems.CALL_IN_PROGRESS
+
+
+class RequestTimeout(ProblemError):
+    """The request did not arrive in time."""
+
+    kind = problems.REQUEST_TIMEOUT
+
+
+class HeadTooLarge(ProblemError):
+    """The request's header fields or its address are larger than the server accepts."""
+
+    kind = problems.HEAD_TOO_LARGE
 
 
 class BodyTooLarge(ProblemError):

@@ -30,6 +30,7 @@ from craft_client.exceptions import (
     Overloaded,
     ProtocolError,
     RateLimited,
+    RequestTimeout,
 )
 from craft_client.network import CA_FILE_VARIABLE
 from craft_shared import problems
@@ -230,7 +231,7 @@ class _Patience:
             wait = error.retry_after or 0.0
             patience = LONG_PATIENCE if error.status == problems.RATE_LIMITED.status else PATIENCE
             return waited + wait < patience and (wait or True)
-        if isinstance(error, InternalError):
+        if isinstance(error, InternalError | RequestTimeout):
             return waited < SHORT_PATIENCE
         patience = PATIENCE if self._server.reached else FIRST_PATIENCE
         return isinstance(error, ConnectionFailed) and waited < patience

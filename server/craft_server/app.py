@@ -34,7 +34,7 @@ from craft_server.api import (
     run_reports,
 )
 from craft_server.api.access_log import AccessLogMiddleware
-from craft_server.api.body_limit import BodyLimitMiddleware
+from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
 from craft_server.api.compression import CompressionMiddleware
 from craft_server.api.drain import Drain, DrainMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
@@ -178,7 +178,8 @@ def create_app(
     app.add_middleware(HangUpMiddleware)
     app.add_middleware(UnhandledErrorsMiddleware)
     app.add_middleware(RateLimitHeadersMiddleware)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.limits.body_bytes)
+    bodies = BodyGate(settings.most_bodies_bytes)
+    app.add_middleware(BodyGateMiddleware, limits=settings.limits, gate=bodies)
     if tape is not None:
         app.add_middleware(RecorderMiddleware, tape=tape)
     app.add_middleware(CompressionMiddleware)

@@ -47,6 +47,8 @@ _MASK = "********"
 
 DEFAULT_LIMITS = Limits(
     body_bytes=64 * MEBIBYTE,
+    json_bytes=16 * MEBIBYTE,
+    json_values=2**18,
     images_per_call=256,
     image_bytes=20 * MEBIBYTE,
     image_pixels=50_000_000,
@@ -77,7 +79,16 @@ class Settings(BaseSettings):
         host: address to listen on.
         port: TCP port to listen on; 0 takes a free one.
         workers: processes that speak HTTP; with 2 or more, the model has a process of its own.
+        connections: of each process that speaks HTTP, at a time; never more than it may open files.
+            Where there are so many, the one that waits for its client the longest gives way.
+        connections_per_address: of these, from one address (of IPv6 from one /64) that
+            `FORWARDED_ALLOW_IPS` does not name.
+        head_seconds: that the head of a request may take.
+        body_seconds: that a body may take, and one more for each 16 KiB of it that have come.
+        keep_alive_seconds: that a connection may rest between two calls.
         limits: what one call may hold; one of them is set by, say, `CRAFT_LIMITS__BODY_BYTES`.
+        bodies_bytes: of all bodies that a process is receiving or working on; a key may take half
+            of what others leave; None means four times `limits.body_bytes`.
         texts_per_adapter: prompts x classes that a published adapter may hold.
         features_cache_bytes: memory for image sets' features between calls.
         adapters_cache_bytes: memory for parsed adapters between calls.
@@ -119,7 +130,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
+    connections: int = Field(default=2048, ge=1)
+    connections_per_address: int = Field(default=512, ge=1)
+    head_seconds: float = Field(default=10, gt=0, le=3600)
+    body_seconds: float = Field(default=15, gt=0, le=3600)
+    keep_alive_seconds: int = Field(default=5, ge=1, le=3600)
     limits: Limits = DEFAULT_LIMITS
+    bodies_bytes: int | None = Field(default=None, ge=1)
     texts_per_adapter: int = Field(default=2**17, ge=1)
     features_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     adapters_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
@@ -152,6 +169,12 @@ class Settings(BaseSettings):
             SettingsFileError: the file cannot be used.
         """
         return (init_settings, env_settings, *_secrets(settings_cls), _toml(settings_cls))
+
+    @property
+    def most_bodies_bytes(self) -> int:
+        """`bodies_bytes`, but enough for the largest body of a key while there is no other."""
+        largest = self.limits.body_bytes
+        return max(2 * largest, 4 * largest if self.bodies_bytes is None else self.bodies_bytes)
 
     @model_validator(mode="after")
     def _put_password_into_url(self) -> Self:

@@ -27,6 +27,7 @@ from craft_server.database import Database
 from craft_server.engine import Engine
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import Caller, authenticate, create_key, find_key
+from craft_server.serving.listening import server_config
 from craft_server.settings import DEFAULT_LIMITS, Settings
 
 POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
@@ -139,7 +140,7 @@ def serving(settings: Settings, engine: Engine) -> Iterator[Server]:
     app = create_app(settings, engine)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = server_config(app, settings, grace_seconds=1)
         process = uvicorn.Server(config)
         thread = threading.Thread(target=process.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -1,4 +1,4 @@
-"""What may stand in a call's address, where that is more than a word.
+"""What may stand in a call's address, where that is more than a word: names, and numbers.
 
 It knows URL syntax and which calls an adapter has; it does not know which names are valid.
 """
@@ -6,7 +6,9 @@ It knows URL syntax and which calls an adapter has; it does not know which names
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import BeforeValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
@@ -14,6 +16,16 @@ from starlette.types import Scope
 # What follows an adapter's name in the address of a call, and so cannot be one: an owner's name
 # may come before it, slashes and all.
 ADAPTER_CALLS = ("predictions", "restore", "settings", "usage", "versions")
+
+
+def _digits(value: object) -> object:
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        raise ValueError("this is no whole number in decimal digits")
+    return value
+
+
+# Pydantic alone would take " 1", "+1", "1_0", "1.0" and digits of other scripts.
+Digits = Annotated[int, BeforeValidator(_digits)]
 
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 

@@ -10,6 +10,7 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from craft_server.api.body_gate import KEY_ID
 from craft_server.api.provider_terms import under_terms
 from craft_server.api.rate_limits import use_request
 from craft_server.api.services import WithServices
@@ -54,6 +55,7 @@ async def _admitted(
     if caller is None:
         raise _unauthenticated("the key is unknown, expired or revoked")
     structlog.contextvars.bind_contextvars(key=caller.prefix)
+    setattr(request.state, KEY_ID, caller.key_id)
     return Admission(caller, record)
 
 

@@ -1,7 +1,9 @@
 """Requests' bodies: JSON or safetensors in, one message with its codes and pictures out.
 
-It knows media types and the syntax of both; what a value means is checked by the calls. Parsing
-happens on a thread. What a body says about tensors and pictures ends up the same for both types.
+It knows media types and the syntax of both; what a value means is checked by the calls. How many
+bytes there may be is `body_gate`'s to say, how many values is looked at before anything is parsed.
+Each body is parsed once, on a thread. What it says about tensors and pictures ends up the same for
+both types.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,11 +22,28 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from craft_server.problems import ProblemError, field_errors, invalid_field, invalid_request
+from craft_server.api.body_gate import JSON_TYPE, media_type_of
+from craft_server.api.services import WithServices
+from craft_server.problems import (
+    MAX_ERRORS,
+    ProblemError,
+    field_errors,
+    invalid_field,
+    invalid_request,
+)
 from craft_shared import codec
-from craft_shared.problems import INVALID_IMAGE, MALFORMED_BODY, UNSUPPORTED_MEDIA_TYPE, FieldError
+from craft_shared.problems import (
+    BODY_TOO_LARGE,
+    INVALID_IMAGE,
+    INVALID_REQUEST,
+    MALFORMED_BODY,
+    UNSUPPORTED_MEDIA_TYPE,
+    FieldError,
+)
+from craft_shared.strict_json import JsonError, TooManyValues, parse_object, with_whole_numbers
+from craft_shared.wire import Limits
 
-JSON_TYPE = "application/json"
+_NUMBERS = frozenset((int, float))
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -44,16 +63,16 @@ class Body(Generic[M]):
     files: list[bytes] | None
 
 
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[Body[M]]]:
+def body_of(model: type[M]) -> Callable[..., Awaitable[Body[M]]]:
     """A dependency that reads a request's body as a `model`."""
 
-    async def read(request: Request) -> Body[M]:
+    async def read(request: Request, services: WithServices) -> Body[M]:
         media_type = content_type(request)
         if media_type not in (JSON_TYPE, codec.MEDIA_TYPE):
             raise unsupported(media_type, f"{JSON_TYPE} or {codec.MEDIA_TYPE}")
         data = await read_bytes(request)
         parse = _parse_json if media_type == JSON_TYPE else _parse_safetensors
-        return await asyncio.to_thread(parse, data, model)
+        return await asyncio.to_thread(parse, data, model, services.settings.limits)
 
     return read
 
@@ -78,7 +97,7 @@ async def read_bytes(request: Request) -> bytes:
 
 def content_type(request: Request) -> str:
     """The body's media type without parameters, in lower case."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type_of(request.headers)
 
 
 def unsupported(media_type: str, expected: str) -> ProblemError:
@@ -89,21 +108,29 @@ def unsupported(media_type: str, expected: str) -> ProblemError:
     )
 
 
-def _parse_json(data: bytes, model: type[M]) -> Body[M]:
-    document = _strict_json(data)
-    codes = document.pop("codes", None) if "codes" in model.model_fields else None
-    images = document.pop("images", None) if "images" in model.model_fields else None
+def _parse_json(data: bytes, model: type[M], limits: Limits) -> Body[M]:
+    try:
+        document = parse_object(data, max_values=limits.json_values)
+        # Neither is part of the message, and of codes there are many.
+        codes = document.pop("codes", None) if "codes" in model.model_fields else None
+        images = document.pop("images", None) if "images" in model.model_fields else None
+        document = with_whole_numbers(document)
+    except TooManyValues as error:
+        detail = f"the body may hold {error}; {limits.json_values} are allowed"
+        raise ProblemError(BODY_TOO_LARGE, detail) from error
+    except JsonError as error:
+        raise ProblemError(MALFORMED_BODY, f"the body is not valid JSON: {error}") from error
     return Body(
         _validate(document, model),
         None if codes is None else _codes_from_lists(codes),
-        None if images is None else _files_from_base64(images),
+        None if images is None else _files_from_base64(images, limits),
     )
 
 
-def _parse_safetensors(data: bytes, model: type[M]) -> Body[M]:
+def _parse_safetensors(data: bytes, model: type[M], limits: Limits) -> Body[M]:
     try:
-        document, tensors = codec.decode(data)
-    except ValueError as error:
+        document, tensors = codec.decode(data, max_values=limits.json_values)
+    except codec.CodecError as error:
         raise ProblemError(MALFORMED_BODY, str(error)) from error
     message = _validate(document, model)
     for field in ("codes", "images"):
@@ -116,7 +143,7 @@ def _parse_safetensors(data: bytes, model: type[M]) -> Body[M]:
     codes = tensors.pop("codes", None) if "codes" in model.model_fields else None
     files = None
     if "images" in model.model_fields and ("files" in tensors or "file_sizes" in tensors):
-        files = _unpacked(tensors)
+        files = _unpacked(tensors, limits)
         del tensors["files"], tensors["file_sizes"]
     if tensors:
         raise invalid_request(
@@ -132,57 +159,52 @@ def _parse_safetensors(data: bytes, model: type[M]) -> Body[M]:
     return Body(message, None if codes is None else _codes_from_tensor(codes), files)
 
 
-def _strict_json(data: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("an object names a field twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> float:
-        raise ValueError(f"{name} is not JSON")
-
-    def number(text: str) -> float:
-        value = float(text)
-        # To JSON Schema 8.0 is an integer, and a client may write it so.
-        return int(value) if value.is_integer() and abs(value) < 2**63 else value
-
-    try:
-        value = json.loads(
-            data, object_pairs_hook=unique, parse_constant=no_constant, parse_float=number
-        )
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ProblemError(MALFORMED_BODY, f"the body is not valid JSON: {reason[:200]}") from error
-    if not isinstance(value, dict):
-        raise ProblemError(MALFORMED_BODY, "the body is not a JSON object")
-    return value
-
-
 def _validate(document: dict[str, Any], model: type[M]) -> M:
     try:
-        text = json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ProblemError(MALFORMED_BODY, "a text holds half of a surrogate pair") from error
-    try:
         # Strictly, as the API's description has it: neither "8" nor true is a number.
-        return model.model_validate_json(text, strict=True)
+        return model.model_validate(document, strict=True)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False, include_context=False)
-        raise invalid_request(field_errors(details, model)) from error
+        raise _refusal(error, document, model) from error
+
+
+def _refusal(error: ValidationError, document: dict[str, Any], model: type[M]) -> ProblemError:
+    """What is wrong, in words. They take longer than to find it: no more than are shown."""
+    count = error.error_count()
+    if count > MAX_ERRORS:
+        try:
+            model.model_validate(_beginning(document), strict=True)
+        except ValidationError as first:
+            error = first
+        else:
+            return ProblemError(INVALID_REQUEST, f"{count} values are not valid")
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    return invalid_request(field_errors(details, model))
+
+
+def _beginning(value: Any) -> Any:
+    """The first few items of each list and object."""
+    if isinstance(value, dict):
+        return {name: _beginning(value[name]) for name in islice(value, MAX_ERRORS)}
+    if isinstance(value, list):
+        return [_beginning(item) for item in value[:MAX_ERRORS]]
+    return value
 
 
 def _codes_from_lists(value: Any) -> NDArray[np.float32]:
     remedy = "Send one list of numbers for each prompt, all of the length context.dim."
-    if value == []:
-        return np.zeros((0, 0), np.float32)
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError) as error:
-        raise invalid_field("codes", "the rows differ in length", remedy) from error
-    if array.dtype.kind not in "iuf" or array.ndim != 2:
+    if not isinstance(value, list) or not all(
+        isinstance(row, list) and _NUMBERS.issuperset(map(type, row)) for row in value
+    ):
         raise invalid_field("codes", "this is not a list of lists of numbers", remedy)
+    if not value:
+        return np.zeros((0, 0), np.float32)
+    if len({len(row) for row in value}) > 1:
+        raise invalid_field("codes", "the rows differ in length", remedy)
     with np.errstate(over="ignore"):  # a number too large becomes infinite, which is refused
-        return array.astype(np.float32)
+        try:
+            return np.array(value, np.float64).astype(np.float32)
+        except OverflowError as error:  # an integer past double precision
+            raise invalid_field("codes", "a number is too large", remedy) from error
 
 
 def _codes_from_tensor(tensor: NDArray[Any]) -> NDArray[np.float32]:
@@ -195,9 +217,10 @@ def _codes_from_tensor(tensor: NDArray[Any]) -> NDArray[np.float32]:
     return tensor.astype(np.float32)
 
 
-def _files_from_base64(value: Any) -> list[bytes]:
+def _files_from_base64(value: Any, limits: Limits) -> list[bytes]:
     if not isinstance(value, list):
         raise invalid_field("images", "this is not a list", "Send a list of base64 strings.")
+    _check_count(len(value), limits)
     files, errors = [], []
     for index, text in enumerate(value):
         try:
@@ -217,10 +240,22 @@ def _files_from_base64(value: Any) -> list[bytes]:
     return files
 
 
-def _unpacked(tensors: codec.Tensors) -> list[bytes]:
+def _unpacked(tensors: codec.Tensors, limits: Limits) -> list[bytes]:
+    if "file_sizes" in tensors:
+        _check_count(tensors["file_sizes"].size, limits)
     try:
         return codec.unpack_files(tensors)
     except codec.CodecError as error:
         raise invalid_field(
             "file_sizes", str(error), "Pack pictures as the API description says."
         ) from error
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    """Before each is looked at."""
+    if count > limits.images_per_call:
+        raise invalid_field(
+            "images",
+            f"{count} pictures; {limits.images_per_call} are allowed",
+            "Send fewer in one call.",
+        )

@@ -21,6 +21,7 @@ from craft_server.api.services import Services
 from craft_server.asked_prompts import PromptLimitReached
 from craft_server.database import Unavailable
 from craft_server.engine import Overloaded, WorkerDied
+from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
 from craft_server.ledger.calls import KeyReused, StillRunning
 from craft_server.ledger.charges import (
@@ -129,8 +130,17 @@ class UnhandledErrorsMiddleware:
             _log.exception("unhandled error", error=type(error).__name__)
             if started:
                 raise
-            problem = Problem.of(INTERNAL_ERROR, "something went wrong inside the server")
-            await problem_response(Request(scope), problem)(scope, receive, send)
+            await _of_unhandled(Request(scope), error)(scope, receive, send)
+
+
+def _of_unhandled(request: Request, error: BaseException | None) -> Response:
+    while error is not None:
+        if is_exhaustion(error):
+            detail = "the server has no more memory or files to open now; nothing was charged"
+            return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
+        error = error.__cause__ or error.__context__
+    problem = Problem.of(INTERNAL_ERROR, "something went wrong inside the server")
+    return problem_response(request, problem)
 
 
 def problem_response(

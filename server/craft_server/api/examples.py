@@ -334,7 +334,9 @@ PARAMETERS: Mapping[str, Any] = {
 }
 
 _DETAILS = {
-    "malformed-body": "the body is not valid JSON: Expecting value: line 1 column 1 (char 0)",
+    "malformed-body": "the body is not valid JSON: expected value at line 1 column 1",
+    "request-timeout": "the body was not complete in time",
+    "head-too-large": "the request's head has more than 65536 bytes",
     "unauthenticated": "the key is unknown, expired or revoked",
     "forbidden": "the call needs a key with the scope 'publish'",
     "budget-exhausted": "this call needs 40 queries and 12 are left",

@@ -46,7 +46,7 @@ def replay(
         player = Player(tape)
         print_lines([f"Replaying '{file}': {player.answers} answers"])
         announce(listener)
-        run(player_app(player, max_bytes=settings.limits.body_bytes), listener)
+        run(player_app(player, settings), settings, listener)
 
 
 def register(app: typer.Typer, panel: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, Request
 
+from craft_server.api.body_gate import KEY_ID
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
 from craft_server.console import cookies, sessions
@@ -32,6 +33,7 @@ async def current_session(request: Request, services: WithServices) -> Session |
     if session is not None:
         structlog.contextvars.bind_contextvars(key=session.caller.prefix)
         request.state.console_session = session
+        setattr(request.state, KEY_ID, session.caller.key_id)
     return session
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from craft_server.api.services import WithServices
 from craft_server.console import adapter_views
 from craft_server.console.access import WithPredictor
-from craft_server.console.forms import WithForm, file_of, text_of
+from craft_server.console.forms import WithFileForm, file_of, text_of
 from craft_server.console.rendering import page, render
 from craft_server.console.trial import Trial, try_adapter
 from craft_shared.units import UNITS
@@ -48,7 +48,7 @@ async def show_trial(
 
 @router.post("/console/try")
 async def run_trial(
-    request: Request, services: WithServices, session: WithPredictor, form: WithForm
+    request: Request, services: WithServices, session: WithPredictor, form: WithFileForm
 ) -> Response:
     """Tries the adapter. The answer is the page itself, since the result is kept nowhere."""
     reference = text_of(form, "adapter")

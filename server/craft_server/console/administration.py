@@ -77,9 +77,11 @@ async def create(
             "name": text_of(form, "name"),
             "team": text_of(form, "team"),
             "scopes": [scope for scope in form.getlist("scopes") if isinstance(scope, str)],
-            "requests_per_minute": text_of(form, "requests_per_minute"),
-            "predictions_per_minute": text_of(form, "predictions_per_minute"),
-            "concurrency": text_of(form, "concurrency"),
+            **{
+                name: amount_of(form, name)
+                for name in ("requests_per_minute", "predictions_per_minute", "concurrency")
+                if text_of(form, name)
+            },
             "budgets": [
                 BudgetLimit(unit=unit, limit=amount_of(form, f"budget_{unit}"))
                 for unit in MEASURES

@@ -1,7 +1,7 @@
 """Forms that a browser sends: where they came from, how large they may be, what is in them.
 
 A form must hold its session's token, which no other site can read, and must not say that another
-site sent it. Files and fields are bounded in number; the body's size is bounded before it is read.
+site sent it. Fields and files are bounded in number and, before they are read, in bytes.
 It does not know what a form is for.
 
 Sources: OWASP, "Cross-Site Request Forgery Prevention"; W3C Fetch Metadata (`Sec-Fetch-Site`).
@@ -22,9 +22,10 @@ from sqlalchemy import Connection
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
+from craft_server.api.body_gate import FILE_BYTES
 from craft_server.api.idempotency import Call
 from craft_server.api.metering import remember
-from craft_server.api.services import Services
+from craft_server.api.services import Services, WithServices
 from craft_server.console.access import WithSession
 from craft_server.console.rendering import redirect
 from craft_server.console.sessions import Session
@@ -70,16 +71,25 @@ async def read_form(request: Request) -> AsyncIterator[FormData]:
         raise ProblemError(MALFORMED_BODY, "the form ended before it was complete") from error
 
 
-async def _form(request: Request, session: WithSession) -> AsyncIterator[FormData]:
-    async with read_form(request) as form:
-        shown = text_of(form, TOKEN_FIELD)
-        if not hmac.compare_digest(shown.encode(), session.form_token.encode()):
-            raise ProblemError(FOREIGN_FORM, "it does not belong to this session")
-        yield form
+def _form(*, file: bool) -> Callable[..., AsyncIterator[FormData]]:
+    """A dependency on a form of the session's own pages, with room for a picture or without."""
+
+    async def read(
+        request: Request, session: WithSession, services: WithServices
+    ) -> AsyncIterator[FormData]:
+        if file:
+            setattr(request.state, FILE_BYTES, services.settings.limits.image_bytes)
+        async with read_form(request) as form:
+            shown = text_of(form, TOKEN_FIELD)
+            if not hmac.compare_digest(shown.encode(), session.form_token.encode()):
+                raise ProblemError(FOREIGN_FORM, "it does not belong to this session")
+            yield form
+
+    return read
 
 
-# A form of the session's own pages.
-WithForm = Annotated[FormData, Depends(_form)]
+WithForm = Annotated[FormData, Depends(_form(file=False))]
+WithFileForm = Annotated[FormData, Depends(_form(file=True))]
 
 
 def text_of(form: FormData, name: str) -> str:

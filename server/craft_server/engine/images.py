@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from craft_server.exhaustion import is_exhaustion
 from craft_shared.image_formats import CONVERT, FORMATS, IN_WORDS, MAX_ASPECT, other_format
 
 # Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
 # over half of its range. `decode` checks the size itself, from the header, before any decoding.
 Image.MAX_IMAGE_PIXELS = None
+# Now, not with the first picture, when there may be no descriptor left to load a plugin with.
+Image.init()
 
 
 class ImageError(ValueError):
@@ -64,6 +67,8 @@ def decode(
         image.load()
         pixels = _rgb(_upright(image))
     except Exception as error:
+        if is_exhaustion(error):
+            raise
         raise ImageError(
             "it is cut short or damaged", "Open it in a viewer and save it again, or leave it out."
         ) from error
@@ -79,6 +84,8 @@ def _open(data: bytes) -> Image.Image:
         what = "it is not a picture in a supported format" if kind is None else f"it is {kind}"
         raise ImageError(f"{what}; these are read: {IN_WORDS}", remedy) from error
     except Exception as error:
+        if is_exhaustion(error):
+            raise
         raise ImageError("it is cut short or damaged", remedy) from error
 
 
@@ -98,7 +105,9 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
+    except Exception as error:
+        if is_exhaustion(error):
+            raise
         # A picture with damaged metadata is still a picture.
         return image
 

@@ -17,13 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from craft_server.api.access_log import AccessLogMiddleware
-from craft_server.api.body_limit import BodyLimitMiddleware
+from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
 from craft_server.api.compression import CompressionMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.problems import ProblemError
 from craft_server.recording.questions import Question
 from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
 from craft_server.recording.tape import Answer, Tape
+from craft_server.settings import Settings
 from craft_shared.problems import MEDIA_TYPE, NOT_RECORDED, FieldError
 
 _HEALTH = ("/livez", "/readyz")
@@ -112,9 +113,10 @@ class Player:
         )
 
 
-def player_app(player: Player, *, max_bytes: int) -> ASGIApp:
+def player_app(player: Player, settings: Settings) -> ASGIApp:
     """The player as a server: with names of calls, log lines and a bound on bodies."""
-    app: ASGIApp = BodyLimitMiddleware(player, max_bytes=max_bytes)
+    gate = BodyGate(settings.most_bodies_bytes)
+    app: ASGIApp = BodyGateMiddleware(player, limits=settings.limits, gate=gate)
     for middleware in (CompressionMiddleware, AccessLogMiddleware, RequestIdMiddleware):
         app = middleware(app)
     return app

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from craft_server.api.negotiation import names
 from craft_shared import codec
+from craft_shared.strict_json import JsonError, parse_object
 
 _LONGEST_TEXT = 300  # characters: a template's most
 _JSON_TYPE = "application/json"
@@ -104,8 +105,8 @@ def _content(content_type: str, body: bytes) -> Any:
                 for name, tensor in tensors.items()
             }
             return _shortened(document) | digests
-        return _shortened(json.loads(body))
-    except (ValueError, RecursionError):
+        return _shortened(parse_object(body))
+    except (codec.CodecError, JsonError):
         return {"body": _digest(body)}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from craft_shared.printing import print_lines
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
@@ -64,8 +65,32 @@ def announce(listener: socket.socket, more: str = "") -> None:
     print_lines([f"Listening on http://{shown}:{port}{more}"])
 
 
+def server_config(
+    application: ASGIApp, settings: Settings, *, grace_seconds: int = GRACE_SECONDS
+) -> uvicorn.Config:
+    """How an application is served: with bounds on connections, and no protocol besides HTTP/1.1.
+
+    After the end calls that were accepted are answered, for up to `grace_seconds`.
+    """
+    import uvicorn
+
+    from craft_server.serving.connections import bounded
+
+    return uvicorn.Config(
+        application,
+        http=bounded(settings),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_seconds,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace_seconds,
+    )
+
+
 def run(
     application: ASGIApp,
+    settings: Settings,
     listener: socket.socket,
     *,
     drain_seconds: float = 0,
@@ -77,6 +102,7 @@ def run(
 
     Args:
         application: whose answers end their connections once `on_stop` was called.
+        settings: of the operator, of which connections have their bounds.
         listener: the address.
         drain_seconds: for how long calls are accepted after SIGTERM; a second signal, or Ctrl+C,
             ends that.
@@ -101,13 +127,7 @@ def run(
             stop = await super().on_tick(counter)
             return stop and time.monotonic() >= (self.accepts_until or 0)
 
-    config = uvicorn.Config(
-        application,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    config = server_config(application, settings)
     DrainingServer(config).run(sockets=[listener])
 
 
@@ -115,6 +135,7 @@ def run_draining(application: FastAPI, settings: Settings, listener: socket.sock
     """`run` for the server's application, which drains for as long as the settings say."""
     run(
         application,
+        settings,
         listener,
         drain_seconds=settings.drain_seconds,
         on_stop=application.state.services.drain.begin,

@@ -95,7 +95,15 @@ COST = {"cost", "cost.cost_micros", *_units("cost.charged"), *_budgets("cost.bud
 NUMBERS = {"log_probs", "probs", "top_classes"}
 IMAGE_SET = _fields("", "id", "model", "revision", "count")
 LIMITS = (
-    *("body_bytes", "images_per_call", "image_bytes", "image_pixels", "images_per_set"),
+    *(
+        "body_bytes",
+        "json_bytes",
+        "json_values",
+        "images_per_call",
+        "image_bytes",
+        "image_pixels",
+        "images_per_set",
+    ),
     *("prompts_per_call", "classes", "dim", "answer_bytes"),
 )
 HEALTH = {"status"}

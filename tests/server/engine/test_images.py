@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 
 from craft_server.engine.images import ImageError, decode
 from craft_shared.image_formats import FORMATS
@@ -160,3 +162,17 @@ def test_damaged_pictures_raise_nothing_but_image_error(
         data[place % len(data)] = value
     with contextlib.suppress(ImageError):
         decoded(bytes(data), max_pixels=10_000)
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("step", ["open", "load", "exif_transpose"])
+def test_what_the_machine_lacks_is_no_fault_of_the_picture(
+    monkeypatch: pytest.MonkeyPatch, picture: Any, failure: Exception, step: str
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise failure
+
+    owner = {"open": Image, "load": ImageFile.ImageFile, "exif_transpose": ImageOps}[step]
+    monkeypatch.setattr(owner, step, fail)
+    with pytest.raises(type(failure)):
+        decode(picture(), lambda image: image, max_pixels=10**6)

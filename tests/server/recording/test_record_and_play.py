@@ -17,6 +17,7 @@ from starlette.responses import Response
 from craft_server.recording import Tape, TapeError
 from craft_server.recording.player import Player, player_app
 from craft_server.recording.recorder import RecorderMiddleware
+from craft_server.settings import DEFAULT_LIMITS, Settings
 
 SECRET = "craft_" + "k3v9x2ma" + "_" + "x" * 43
 Call = Callable[..., httpx.Response]
@@ -62,13 +63,16 @@ def recording(file: Path) -> Iterator[Call]:
         yield calling(RecorderMiddleware(Counting(), tape=tape))
 
 
+SETTINGS = Settings(limits=DEFAULT_LIMITS.model_copy(update={"body_bytes": 1000}))
+
+
 @pytest.fixture
 def played(file: Path) -> Iterator[Callable[[], Call]]:
     tapes: list[Tape] = []
 
     def play() -> Call:
         tapes.append(Tape.play(file))
-        return calling(player_app(Player(tapes[-1]), max_bytes=1000))
+        return calling(player_app(Player(tapes[-1]), SETTINGS))
 
     yield play
     for tape in tapes:
