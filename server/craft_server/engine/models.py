@@ -12,6 +12,7 @@ import logging
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import nn
 from torch.nn import functional
+
+from craft_server.engine import checkpoints
 
 POCKET = "pocket"
 
@@ -276,15 +279,24 @@ def _pretrained(spec: ModelSpec, quick_gelu: bool) -> nn.Module:
             f"'{pretrained}' is neither a local checkpoint nor one of the tags of '{spec.name}': "
             + (", ".join(tags) or "it has none")
         )
+    elif found := checkpoints.fault(Path(pretrained)):
+        raise ModelLoadError(f"'{pretrained}' is not a checkpoint of '{spec.name}': {found}")
     try:
-        with _quiet_root_logger():
+        with _quiet_root_logger(), warnings.catch_warnings():
+            # PyTorch's, of files that it refuses: what is to be done about them is said below.
+            warnings.simplefilter("ignore")
             return _created(spec.name, pretrained=pretrained, force_quick_gelu=quick_gelu)
     except Exception as error:
-        if pretrained in tags:
+        if pretrained in tags and not checkpoints.is_of_loading(error):
             raise _download_failed(spec.name, pretrained, error) from error
+        if pretrained in tags:
+            raise ModelLoadError(
+                f"the weights '{pretrained}' of '{spec.name}' were downloaded and cannot be used: "
+                f"{checkpoints.words_for(error)}; remove them from the cache of Hugging Face first"
+            ) from error
         raise ModelLoadError(
             f"'{pretrained}' is not a checkpoint of '{spec.name}' that loads safely: "
-            f"{_first_line(error)}"
+            f"{checkpoints.words_for(error)}"
         ) from error
 
 
