@@ -140,15 +140,32 @@ class AdapterPrediction(Displayed):
             return np.exp(self.tensors["log_probs"].astype(np.float64))
         return None
 
-    def _view(self) -> View:
+    def best(self, most: int) -> list[tuple[tuple[str, float | None], ...]]:
+        """Of each image the most probable classes that are answered, the first one first.
+
+        Each has its probability, to six decimals; None where the answer has no numbers. Command
+        line, files and notebooks show these.
+        """
         numbers, top = self.probabilities, self.top_classes
-        if top is None and numbers is not None:
-            top = numbers.argmax(axis=-1)[:, None]
-        rows: list[list[object]] = []
-        for row, best in enumerate([] if top is None else top[:, 0].tolist()):
-            probability = None if numbers is None else float(numbers[row].max())
-            abstained = None if self.abstained is None else bool(self.abstained[row])
-            rows.append([row, self.classes[best], probability, abstained])
+        if numbers is None:
+            return [((self.classes[row[0]], None),) for row in ([] if top is None else top)]
+        if top is None:
+            top = np.argsort(-numbers, axis=-1, kind="stable").astype(np.int32)
+            numbers = np.take_along_axis(numbers, top, axis=-1)
+        return [
+            tuple(
+                (self.classes[column], round(float(number), 6))
+                for column, number in zip(columns[:most], shown[:most], strict=True)
+            )
+            for columns, shown in zip(top, numbers, strict=True)
+        ]
+
+    def _view(self) -> View:
+        flags = [None] * len(best := self.best(1)) if self.abstained is None else self.abstained
+        rows: list[list[object]] = [
+            [row, name, probability, None if abstained is None else bool(abstained)]
+            for row, (((name, probability),), abstained) in enumerate(zip(best, flags, strict=True))
+        ]
         return View(
             f"of {self.adapter}@{self.version}",
             {

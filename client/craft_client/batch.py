@@ -1,29 +1,21 @@
-"""Classifies any number of picture files into a CSV file, and goes on where it was cut off.
+"""Classifies any number of picture files with a published adapter: the one way to ask it.
 
-Rows are written after each call; a call whose answer was paid for but not written is made again
-under the same idempotency key, so that it is not charged twice. A picture that cannot be used has a
-row that says why. This module knows files and rows; it does not know how a call is made.
+Calls are as large as the limits allow. A picture that the server refuses is left out of its call,
+which costs nothing then, and the others are sent again. What is kept of answers, on the screen or
+in a file, is for `craft_client.results`; how a call is made, for `craft_client.api`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from craft_client.api import AdapterPrediction
-from craft_client.exceptions import DataError, InvalidImage, LimitExceeded, picture_position
-from craft_client.folders import LeftOut
+from craft_client.exceptions import InvalidImage, picture_position
 from craft_client.remote_adapter import RemoteAdapter
-from craft_client.uploads import bodies
-from craft_shared.files import write_whole
-from craft_shared.printing import printable
-from craft_shared.text_files import NotTextError, line_of, rows_of
+from craft_client.results import Call, Results, Row, Rows
 from craft_shared.units import Units
-
-_FIXED = ("image", "adapter", "error", "abstained")
 
 
 @dataclass(frozen=True)
@@ -35,94 +27,44 @@ class BatchProgress:
         total: pictures.
         failed: pictures of this run that could not be used.
         charged: by this run.
+        changed: pictures of calls that may have been charged, and that cannot be made again,
+            because some of their pictures have changed or are gone.
     """
 
     done: int
     total: int
-    failed: int
-    charged: Units
+    failed: int = 0
+    charged: Units = field(default_factory=Units)
+    changed: int = 0
 
 
-class Results:
-    """The CSV file: one row a picture, in the order in which they were classified.
+def restore(
+    adapter: RemoteAdapter, images: Sequence[Path], results: Results, abstain_below: float | None
+) -> int:
+    """Writes the rows that were paid for and that the file has lost. Free.
 
-    Columns: `image`, `adapter` (`OWNER/NAME@VERSION`), `error`, `abstained` (1 or 0; empty without
-    a threshold), then `class_1`, `probability_1` and so on, the most probable class first.
-
-    Args:
-        file: where; made when the first rows are written.
-        top: how many classes a row names.
-
-    Raises:
-        DataError: the file is there and is not such a one.
+    Returns:
+        How many.
     """
-
-    def __init__(self, file: Path, top: int) -> None:
-        self.file = file
-        self.adapter: str | None = None
-        self.images: set[str] = set()
-        ranks = (
-            f"{column}_{rank + 1}" for rank in range(top) for column in ("class", "probability")
-        )
-        self._columns = [*_FIXED, *ranks]
-        if file.exists():
-            self._read()
-
-    def append(self, rows: Sequence[Sequence[object]]) -> None:
-        """Adds rows; they are on disk when it returns."""
-        empty = not self.file.exists() or not self.file.stat().st_size
-        text = line_of(self._columns) if empty else ""
-        for row in rows:
-            text += line_of([*row, *[""] * (len(self._columns) - len(row))])
-        with self.file.open("ab") as file:
-            file.write(text.encode(errors="surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-        self.images |= {str(row[0]) for row in rows}
-
-    def append_left_out(self, left_out: Sequence[LeftOut], adapter: str) -> None:
-        """Adds rows of what is no image to this program; those that have one keep it."""
-        new = [one for one in left_out if str(one.path) not in self.images]
-        if new:
-            self.append([[one.path, adapter, f"left out: {one.reason}"] for one in new])
-
-    def _read(self) -> None:
-        data = self.file.read_bytes()
-        whole = _whole_rows(data)
-        try:
-            header, *rows = [row for row in rows_of(whole) if row] or [self._columns]
-        except NotTextError:
-            header, rows = [], []
-        if header != self._columns or any(len(row) < len(_FIXED) for row in rows):
-            raise DataError(
-                f"'{self.file}' was not written by this command, or names another number of "
-                "classes.",
-                remedy="Name another file with --out.",
-            )
-        if len(whole) < len(data):  # the machine stopped in the middle of a line
-            write_whole(self.file, whole)
-        self.images = {row[0] for row in rows}
-        named = {row[1] for row in rows}
-        if len(named) > 1:
-            raise DataError(
-                f"'{self.file}' holds predictions of several adapters.",
-                remedy="Name another file with --out.",
-            )
-        self.adapter = next(iter(named), None)
+    return sum(
+        results.restore(str(image), digest, adapter.reference, abstain_below)
+        for image in images
+        if str(image) not in results.images
+        and results.may_restore(str(image))
+        and (digest := _digest(image)) is not None
+    )
 
 
-def _whole_rows(data: bytes) -> bytes:
-    """The bytes without what follows the last whole row; a name in quotes may hold line ends."""
-    end = data.rfind(b"\n") + 1
-    while data.count(b'"', 0, end) % 2:
-        end = data.rfind(b"\n", 0, end - 1) + 1
-    return data[:end]
+def to_ask(adapter: RemoteAdapter, images: Sequence[Path], results: Results) -> list[Path]:
+    """The pictures that have no row and are in no call that may have been charged."""
+    asked = {path for call in results.unanswered(adapter.reference) for path, _ in call.images}
+    return [image for image in images if str(image) not in results.images | asked]
 
 
 def classify_files(
     adapter: RemoteAdapter,
     images: Sequence[Path],
-    results: Results,
+    rows: Rows,
     *,
     top: int,
     abstain_below: float | None = None,
@@ -130,118 +72,164 @@ def classify_files(
 ) -> BatchProgress:
     """Classifies the pictures that have no row yet.
 
+    Calls that may have been charged, and whose answers were not kept, are made again first.
+
     Args:
-        adapter: by which; the results' own, where they have rows.
+        adapter: by which; a file's own, where it has rows.
         images: files; their paths are what rows call them.
-        results: gets a row for each.
+        rows: gets a row for each.
         top: how many classes a row names, at most C.
         abstain_below: as in `Client.adapter_predict`.
         on_progress: called after each call.
 
     Raises:
         ProblemError: the server refused a call for another reason than a picture. What was
-            classified until then is in the results.
+            classified until then is in the rows.
+        DataError: a picture cannot be used, and `rows` takes none of these.
     """
-    left = [image for image in images if str(image) not in results.images]
-    progress = BatchProgress(len(images) - len(left), len(images), 0, Units())
+    wanted = {str(image) for image in images}
+    progress = BatchProgress(len(wanted & rows.images), len(images))
     on_progress(progress)
-    for chunk in _chunks(left, adapter):
-        pictures, errors = _read_pictures(chunk, adapter)
-        answer = None
-        while pictures and answer is None:
-            try:
-                answer = adapter.client.adapter_predict(
-                    adapter.reference,
-                    images=list(pictures.values()),
-                    top_k=top,
-                    abstain_below=abstain_below,
-                    idempotency_key=_key(adapter, pictures, top, abstain_below),
-                )
-            except InvalidImage as error:
-                # Refused as a whole, at no charge: the others are sent again without it.
-                refused = _refused(error, list(pictures))
-                errors |= refused
-                pictures = {path: data for path, data in pictures.items() if path not in refused}
-        rows = dict(zip(pictures, _rows(adapter, list(pictures), answer), strict=True))
-        failed = {path: [path, adapter.reference, error] for path, error in errors.items()}
-        results.append([(rows | failed)[path] for path in chunk])
-        progress = BatchProgress(
-            progress.done + len(chunk),
-            progress.total,
-            progress.failed + len(failed),
-            progress.charged + (Units() if answer is None else answer.cost.charged),
+
+    def ask(pictures: dict[str, bytes], failed: Sequence[Row], below: float | None) -> None:
+        nonlocal progress
+        found, charged = _classified(adapter, pictures, rows, top, below)
+        made = {row.image: row for row in (*found, *failed)}
+        rows.add(sorted(made.values(), key=lambda row: order.get(row.image, len(order))))
+        progress = replace(
+            progress,
+            done=len(wanted & rows.images),
+            failed=progress.failed + sum(bool(row.error) for row in made.values()),
+            charged=progress.charged + charged,
         )
         on_progress(progress)
+
+    order = {str(image): number for number, image in enumerate(images)}
+    for call in rows.unanswered(adapter.reference) if isinstance(rows, Results) else ():
+        missing = {path for path, _ in call.images} & wanted - rows.images
+        same = _unchanged(call)
+        if missing and same is None:
+            progress = replace(progress, changed=progress.changed + len(missing))
+        elif missing and same is not None:
+            ask(same, [], call.abstain_below)
+    left = [image for image in images if str(image) not in rows.images]
+    for chunk in _chunks(left, adapter, top):
+        pictures, failed = _read_pictures(chunk, adapter)
+        ask(pictures, failed, abstain_below)
     return progress
 
 
-def calls_of(adapter: RemoteAdapter, images: Sequence[Path]) -> int:
+def calls_of(adapter: RemoteAdapter, images: Sequence[Path], top: int) -> int:
     """How many calls these files take."""
-    return sum(1 for _ in _chunks(images, adapter))
+    return sum(1 for _ in _chunks(images, adapter, top))
 
 
-def _chunks(images: Sequence[Path], adapter: RemoteAdapter) -> Iterator[list[Path]]:
-    """Groups files by count and size, so that a call's body keeps within the limits."""
-    limits = adapter.limits
+def _classified(
+    adapter: RemoteAdapter,
+    pictures: dict[str, bytes],
+    rows: Rows,
+    top: int,
+    abstain_below: float | None,
+) -> tuple[list[Row], Units]:
+    """The rows of some pictures, and what they were charged."""
+    failed: list[Row] = []
+    while pictures:
+        digests = {path: hashlib.sha256(data).hexdigest() for path, data in pictures.items()}
+        key = _key(adapter.reference, top, abstain_below, list(digests.values()))
+        call = Call(key, adapter.reference, top, abstain_below, tuple(digests.items()))
+        rows.begin(call)
+        try:
+            answer = adapter.client.adapter_predict(
+                adapter.reference,
+                images=list(pictures.values()),
+                top_k=top,
+                abstain_below=abstain_below,
+                classes=adapter.card.classes,
+                idempotency_key=key,
+            )
+        except InvalidImage as error:
+            refused = _refused(error, list(pictures), adapter.reference)
+            rows.refuse(call, refused)
+            failed += refused
+            pictures = {
+                path: data
+                for path, data in pictures.items()
+                if path not in {row.image for row in refused}
+            }
+            continue
+        flags = [None] * len(pictures) if answer.abstained is None else answer.abstained.tolist()
+        found = [
+            Row(path, adapter.reference, "", abstained, best)
+            for path, abstained, best in zip(pictures, flags, answer.best(top), strict=True)
+        ]
+        rows.end(call, found)
+        return found + failed, answer.cost.charged
+    return failed, Units()
+
+
+def _unchanged(call: Call) -> dict[str, bytes] | None:
+    """A call's pictures, if all are what they were."""
+    pictures: dict[str, bytes] = {}
+    for path, digest in call.images:
+        try:
+            pictures[path] = Path(path).read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(pictures[path]).hexdigest() != digest:
+            return None
+    return pictures
+
+
+def _chunks(images: Sequence[Path], adapter: RemoteAdapter, top: int) -> Iterator[list[Path]]:
+    """Groups files by count and size, so that a call and its answer keep within the limits."""
+    allowed = adapter.limits.image_bytes
 
     def size_of(image: Path) -> int:
         size = image.stat().st_size if image.is_file() else 0
         # What is not there, or too large, is not sent.
-        return 0 if size > limits.image_bytes else size
+        return 0 if size > allowed else size
 
-    return bodies(images, size_of, limits)
+    return adapter.picture_calls(images, size_of, top)
 
 
 def _read_pictures(
     chunk: Sequence[Path], adapter: RemoteAdapter
-) -> tuple[dict[Path, bytes], dict[Path, str]]:
-    """The files' bytes, and why some cannot be read."""
-    pictures: dict[Path, bytes] = {}
-    errors: dict[Path, str] = {}
+) -> tuple[dict[str, bytes], list[Row]]:
+    """The files' bytes, and rows of those that cannot be used."""
+    pictures: dict[str, bytes] = {}
+    failed: list[Row] = []
     for image in chunk:
         try:
             data = image.read_bytes()
         except OSError as error:
-            errors[image] = error.strerror or str(error)
+            failed.append(Row(str(image), adapter.reference, error.strerror or str(error)))
             continue
         if len(data) > adapter.limits.image_bytes:
-            allowed = adapter.limits.image_bytes
-            errors[image] = f"{len(data)} bytes; the server accepts {allowed}"
+            reason = f"{len(data)} bytes; the server accepts {adapter.limits.image_bytes}"
+            failed.append(Row(str(image), adapter.reference, reason))
         else:
-            pictures[image] = data
-    return pictures, errors
+            pictures[str(image)] = data
+    return pictures, failed
 
 
-def _refused(error: InvalidImage, sent: Sequence[Path]) -> dict[Path, str]:
-    positions = ((picture_position(field.field), field.message) for field in error.errors)
+def _refused(error: InvalidImage, sent: Sequence[str], adapter: str) -> list[Row]:
+    positions = ((picture_position(one.field), one.message) for one in error.errors)
     refused = {sent[index]: message for index, message in positions if index is not None}
     if not refused:
         raise error
-    return refused
+    return [Row(path, adapter, message) for path, message in refused.items()]
 
 
-def _key(
-    adapter: RemoteAdapter, pictures: dict[Path, bytes], top: int, abstain_below: float | None
-) -> str:
+def _digest(image: Path) -> str | None:
+    try:
+        return hashlib.sha256(image.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _key(adapter: str, top: int, abstain_below: float | None, digests: Sequence[str]) -> str:
     """The same for the same call, whenever it is made."""
-    digest = hashlib.sha256(repr((adapter.reference, top, abstain_below)).encode())
-    for data in pictures.values():
-        digest.update(hashlib.sha256(data).digest())
+    digest = hashlib.sha256(repr((adapter, top, abstain_below)).encode())
+    for one in digests:
+        digest.update(bytes.fromhex(one))
     return f"batch/{digest.hexdigest()}"
-
-
-def _rows(
-    adapter: RemoteAdapter, images: Sequence[Path], answer: AdapterPrediction | None
-) -> Iterator[list[object]]:
-    if answer is None:
-        return
-    if answer.top_classes is None:
-        raise LimitExceeded("The server did not answer the most probable classes.")
-    probabilities = answer.probabilities
-    for index, image in enumerate(images):
-        abstained = "" if answer.abstained is None else int(answer.abstained[index])
-        best: list[str] = []
-        for rank, number in enumerate(answer.top_classes[index].tolist()):
-            shown = "" if probabilities is None else f"{probabilities[index, rank]:.6f}"
-            best += (printable(answer.classes[number]), shown)
-        yield [image, adapter.reference, "", abstained, *best]

@@ -120,7 +120,7 @@ def few_shot(
 
 
 def check_pictures(
-    samples: Sequence[Sample],
+    files: Sequence[Path],
     limits: Limits,
     *,
     on_checked: Callable[[int], None] | None = None,
@@ -130,29 +130,29 @@ def check_pictures(
     A JPEG is decoded at an eighth of its size, which finds a truncated file all the same.
 
     Args:
-        samples: the pictures.
+        files: the pictures.
         limits: the model's.
         on_checked: called now and then with the number of pictures checked so far.
 
     Raises:
-        DataError: files that are no picture, truncated, or larger than the limits; all are counted
-            and the first ones named.
+        DataError: files that are missing, no picture, truncated, or larger than the limits; all
+            are counted and the first ones named.
     """
 
-    def check(sample: Sample) -> FieldError | None:
-        return _picture_error(sample.path, limits)
+    def check(file: Path) -> FieldError | None:
+        return _picture_error(file, limits)
 
     bad: list[FieldError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # Pillow's own bound on pixels gives way to the model's, which is checked before decoding.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for number, error in enumerate(pool.map(check, samples), 1):
+        for number, error in enumerate(pool.map(check, files), 1):
             if error:
                 bad.append(error)
-            if on_checked and (number % 50 == 0 or number == len(samples)):
+            if on_checked and (number % 50 == 0 or number == len(files)):
                 on_checked(number)
     if bad:
-        raise DataError(f"{len(bad)} of {len(samples)} pictures cannot be used.", errors=told(bad))
+        raise DataError(f"{len(bad)} of {len(files)} pictures cannot be used.", errors=told(bad))
 
 
 def picture_bytes(samples: Sequence[Sample]) -> int:
@@ -199,8 +199,15 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
             message="is not a picture that a server reads.",
             remedy=f"Remove it, or convert it to one of {IN_WORDS}.",
         )
-    # Pillow's decoders raise a different exception for each format's kind of damage.
+    # Pillow's decoders raise a different exception for each format's kind of damage, OSError among
+    # them; what the system raises has a number.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            return FieldError(
+                field=where,
+                message=f"cannot be opened: {error.strerror}.",
+                remedy="Name a file that is there and that you may read.",
+            )
         return FieldError(
             field=where,
             message=f"cannot be read as a picture: {error}.",

@@ -5,19 +5,22 @@ It knows one version of one adapter; it does not know how the adapter came to be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from craft_client.answer_blocks import blocks, rows_per_call
 from craft_client.api import AdapterPrediction, Client
-from craft_client.uploads import picture_chunks
+from craft_client.uploads import bodies
 from craft_shared.output import scores_of, shown_bytes
 from craft_shared.units import Units
-from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard, Output
+from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,10 @@ class Classified:
         log_probs: float32 [N, C], of answers that do not show all what
             `craft_shared.output.scores_of` makes of them.
         charged: what they cost.
-        output: what the answers show.
-        abstained: bool [N]; None where there is no threshold.
     """
 
     log_probs: NDArray[np.float32]
     charged: Units
-    output: Output
-    abstained: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,27 @@ class RemoteAdapter:
         row_bytes = shown_bytes(self._model.output, len(self.card.classes))
         return blocks(rows, rows_per_call(self.limits, row_bytes, rows))
 
-    def picture_calls(self, pictures: Sequence[bytes]) -> list[list[bytes]]:
-        """Which pictures each call sends along and classifies. Each call is `prompts` queries.
+    def picture_calls(
+        self, images: Iterable[T], size_of: Callable[[T], int], top: int
+    ) -> Iterator[list[T]]:
+        """Which images each call sends along and classifies. Each call is `prompts` queries.
 
-        Raises:
-            LimitExceeded: a picture is larger than the server accepts.
+        Args:
+            images: what stands for them.
+            size_of: their bytes.
+            top: how many classes are asked for, of each.
         """
-        return [
-            chunk[rows.start : rows.stop]
-            for chunk in picture_chunks(pictures, self.limits)
-            for rows in self.row_calls(len(chunk))
-        ]
+        seen, count = self._model.output, self.limits.images_per_call
+        shown = seen.model_copy(update={"k": min(top, seen.k or top)})
+        most = rows_per_call(self.limits, shown_bytes(shown, len(self.card.classes)), count)
+        return bodies(images, size_of, self.limits, most)
+
+    def units(self, calls: int, rows: int, *, sent: int = 0) -> Units:
+        """What so many calls that classify so many rows are charged, images sent among them."""
+        prompts = self.card.prompts
+        return Units(
+            queries=calls * prompts, predictions=rows * prompts, images=sent, requests=calls
+        )
 
     def classify_image_set(self, image_set: ImageSet) -> Classified:
         """Classifies all N pictures of an image set."""
@@ -89,20 +98,6 @@ class RemoteAdapter:
             for rows in self.row_calls(image_set.count)
         )
 
-    def classify_pictures(
-        self, pictures: Sequence[bytes], *, abstain_below: float | None = None
-    ) -> Classified:
-        """Classifies N pictures that are sent along."""
-        return _joined(
-            self.client.adapter_predict(
-                self.reference,
-                images=some,
-                abstain_below=abstain_below,
-                classes=self.card.classes,
-            )
-            for some in self.picture_calls(pictures)
-        )
-
     @property
     def reference(self) -> str:
         """What calls name the version by, whoever makes them."""
@@ -112,12 +107,9 @@ class RemoteAdapter:
 
 def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
     every = list(answers)
-    flags = [answer.abstained for answer in every if answer.abstained is not None]
     return Classified(
         np.concatenate(
             [scores_of(answer.tensors, answer.output, len(answer.classes)) for answer in every]
         ),
         sum((answer.cost.charged for answer in every), Units()),
-        every[0].output,
-        np.concatenate(flags) if flags else None,
     )

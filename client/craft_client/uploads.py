@@ -34,13 +34,22 @@ def picture_chunks(images: Iterable[bytes], limits: Limits) -> Iterator[list[byt
     return bodies(checked(), len, limits)
 
 
-def bodies(pictures: Iterable[T], size_of: Callable[[T], int], limits: Limits) -> Iterator[list[T]]:
-    """Groups what stands for pictures of a size in bytes, lazily, as `picture_chunks` does."""
+def bodies(
+    pictures: Iterable[T],
+    size_of: Callable[[T], int],
+    limits: Limits,
+    most: int | None = None,
+) -> Iterator[list[T]]:
+    """Groups what stands for pictures of a size in bytes, lazily, as `picture_chunks` does.
+
+    `most` further bounds how many there are in a body.
+    """
+    most = min(limits.images_per_call, most or limits.images_per_call)
     chunk: list[T] = []
     size = 0
     for picture in pictures:
         length = size_of(picture) + _SIZE_BYTES
-        full = len(chunk) == limits.images_per_call
+        full = len(chunk) == most
         if chunk and (full or size + length > limits.body_bytes - _HEADER_ROOM):
             yield chunk
             chunk, size = [], 0

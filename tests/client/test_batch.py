@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from craft_client.api import Client
-from craft_client.batch import BatchProgress, Results, classify_files
+from craft_client.batch import BatchProgress, classify_files, restore
 from craft_client.exceptions import DataError
 from craft_client.remote_adapter import RemoteAdapter
+from craft_client.results import Results
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
 from craft_shared.units import Units
@@ -44,6 +45,11 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+def images_of(out: Path) -> set[str]:
+    with Results.opened(out, 2) as results:
+        return results.images
+
+
 def classify(
     remote: RemoteAdapter, files: list[Path], out: Path, *, stop_after: int = 99
 ) -> BatchProgress:
@@ -55,7 +61,9 @@ def classify(
             raise KeyboardInterrupt
         calls += 1
 
-    return classify_files(remote, files, Results(out, 2), top=2, on_progress=on_progress)
+    with Results.opened(out, 2) as results:
+        restore(remote, files, results, None)
+        return classify_files(remote, files, results, top=2, on_progress=on_progress)
 
 
 def test_each_picture_gets_its_row_in_order(
@@ -65,10 +73,12 @@ def test_each_picture_gets_its_row_in_order(
     found = rows(tmp_path / "out.csv")
     assert [row["image"] for row in found] == [str(file) for file in files]
     assert {row["adapter"] for row in found} == {"animals@1"}
-    whole = remote.classify_pictures([file.read_bytes() for file in files]).log_probs
-    for row, log_probs in zip(found, whole, strict=True):
-        assert row["class_1"] == CLASSES[log_probs.argmax()]
-        assert float(row["probability_1"]) == pytest.approx(np.exp(log_probs.max()), abs=1e-6)
+    images = [file.read_bytes() for file in files]
+    whole = [remote.client.adapter_predict("animals", images=[image]) for image in images]
+    for row, answer in zip(found, whole, strict=True):
+        assert row["class_1"] == CLASSES[answer.log_probs.argmax()]
+        most = np.exp(answer.log_probs.max())
+        assert float(row["probability_1"]) == pytest.approx(most, abs=1e-6)
         assert float(row["probability_1"]) >= float(row["probability_2"])
         assert (row["error"], row["abstained"]) == ("", "")
     assert done.charged == Units(queries=3, predictions=10, images=10, requests=3)
@@ -103,7 +113,7 @@ def test_an_answer_that_was_paid_but_not_written_is_not_paid_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Results, "append", die)
+        patch.setattr(Results, "add", die)
         with pytest.raises(KeyboardInterrupt):
             classify(remote, files[:4], tmp_path / "out.csv")
     paid = connected.charged
@@ -159,7 +169,8 @@ def test_the_threshold_is_told_of_each_picture(
     remote: RemoteAdapter, files: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
-    classify_files(remote, files, Results(out, 1), top=1, abstain_below=0.8)
+    with Results.opened(out, 1) as results:
+        classify_files(remote, files, results, top=1, abstain_below=0.8)
     found = rows(out)
     assert {row["abstained"] for row in found} == {"0", "1"}
     for row in found:
@@ -178,8 +189,8 @@ def test_the_threshold_is_told_of_each_picture(
 def test_another_file_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     out = tmp_path / "out.csv"
     out.write_text(content)
-    with pytest.raises(DataError):
-        Results(out, 2)
+    with pytest.raises(DataError), Results.opened(out, 2):
+        pass
     assert out.read_text() == content
 
 
@@ -196,7 +207,7 @@ def test_a_results_file_goes_on_whatever_its_files_are_called(
     out.write_bytes(whole[: whole.index(b"2" + name.encode(errors="surrogateescape")[:1]) + 3])
     classify(remote, named, out)
     assert out.read_bytes() == whole
-    assert Results(out, 2).images == {str(path) for path in named}
+    assert images_of(out) == {str(path) for path in named}
 
 
 def test_a_results_file_that_a_spreadsheet_saved_goes_on(
@@ -206,4 +217,4 @@ def test_a_results_file_that_a_spreadsheet_saved_goes_on(
     classify(remote, files[:4], out)
     out.write_bytes(codecs.BOM_UTF8 + out.read_bytes().replace(b"\n", b"\r\n"))
     assert classify(remote, files, out).charged.images == 6
-    assert Results(out, 2).images == {str(path) for path in files}
+    assert images_of(out) == {str(path) for path in files}

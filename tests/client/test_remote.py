@@ -220,26 +220,9 @@ def test_an_adapter_classifies_in_as_many_calls_as_limits_ask_for(
     np.testing.assert_array_equal(cut.log_probs, whole.log_probs)
     assert cut.charged == Units(queries=3, predictions=10, requests=3)
 
-    inline = RemoteAdapter(client, card).classify_pictures(PICTURES)
-    np.testing.assert_array_equal(inline.log_probs, whole.log_probs)
-    assert inline.charged == Units(queries=4, predictions=10, images=10, requests=4)
-
-    limit(connected, body_bytes=3000, images_per_call=100)
-    large = [picture.ljust(1000, b".") for picture in PICTURES[:4]]
-    RemoteAdapter(client, card).classify_pictures(large)
-    sizes = [int(seen.headers.get("Content-Length", 0)) for seen in connected.seen[-3:]]
-    assert max(sizes) <= 3000
-
-
-def test_too_large_a_picture_is_told_before_any_is_sent(
-    client: Client, connected: WireServer, black_box: RemoteBlackBox
-) -> None:
-    config = AdapterConfig(
-        model="fake", revision=black_box.revision, classes=["cat"], templates=["{}"], head="none"
-    )
-    adapter = Adapter(config, np.zeros((0, 0), np.float32), Unrefined())
-    card = client.publish("pets", adapter).adapter
-    limit(connected, images_per_call=1)
-    with pytest.raises(LimitExceeded, match=r"images\[1\]"):
-        RemoteAdapter(client, card).classify_pictures([b"small", b"." * 2**17])
-    assert "POST /v1/adapters/pets@1/predictions" not in connected.calls
+    calls = list(RemoteAdapter(client, card).picture_calls(PICTURES, len, top=3))
+    # Three of eight bytes each, of a picture.
+    assert [len(call) for call in calls] == [2] * 5
+    calls = list(RemoteAdapter(client, card).picture_calls(PICTURES, len, top=1))
+    assert [len(call) for call in calls] == [3, 3, 3, 1]
+    assert [picture for call in calls for picture in call] == PICTURES

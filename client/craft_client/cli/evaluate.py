@@ -119,7 +119,7 @@ def measure_zero_shot(
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.model(model)
-        check_files(samples, card.limits)
+        check_files([sample.path for sample in samples], card.limits)
         image_set = client.create_image_set(card.name)
         check_budgets(
             client,
@@ -221,7 +221,7 @@ def measure_run(
                 f"hosts {card.revision}. Nothing was charged.",
                 remedy="Tune again on the model that the server hosts now.",
             )
-        check_files(samples, card.limits)
+        check_files([sample.path for sample in samples], card.limits)
         image_set = _image_set_left(client, _kept(keep, what, "image_set"))
         if image_set is None:
             image_set = client.create_image_set(card.name)
@@ -299,13 +299,9 @@ def _measure_published(
         card = client.adapter(name)
         labels = _columns(dataset.classes, card.classes)[_labels(samples)]
         remote = RemoteAdapter(client, card)
-        check_files(samples, remote.limits)
+        check_files([sample.path for sample in samples], remote.limits)
         calls = len(remote.row_calls(len(samples)))
-        need = Units(
-            queries=calls * card.prompts,
-            predictions=len(samples) * card.prompts,
-            requests=1 + calls,
-        )
+        need = remote.units(calls, len(samples)) + Units(requests=1)
         check_budgets(client, need, remedy=_TOP_UP)
         image_set, uploaded = upload(client, client.create_image_set(card.model), samples)
         found = remote.classify_image_set(image_set)

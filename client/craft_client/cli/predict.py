@@ -11,17 +11,14 @@ import typer
 from craft_client.cli.completion import adapter_names
 from craft_client.cli.options import AsJson, Key, Url, examples
 from craft_client.cli.progress import counting
-from craft_client.cli.session import check_budgets, check_files, connect, naming_files
+from craft_client.cli.session import check_budgets, check_files, connect
 from craft_client.cli.show import document, percent, say, table, units_line
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from craft_client.api import Client
     from craft_client.folders import LeftOut
-    from craft_client.remote_adapter import Classified, RemoteAdapter
-    from craft_shared.wire import Output
+    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.results import Results
 
 Reference = Annotated[
     str,
@@ -67,37 +64,51 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    from craft_client.remote_adapter import RemoteAdapter
-
     files, left_out = _picture_files(images)
+    if out is None:
+        _predict_now(adapter, files, left_out, top, abstain_below, url, key, as_json)
+    else:
+        _predict_into(out, adapter, files, left_out, top, abstain_below, url, key, as_json)
+
+
+def _predict_now(
+    adapter: str,
+    files: Sequence[Path],
+    left_out: Sequence[LeftOut],
+    top: int,
+    abstain_below: float | None,
+    url: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    from craft_client.batch import classify_files
+    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.results import Rows
+
+    rows = Rows()
     with connect(url, key) as client:
-        if out is not None:
-            _predict_into(client, adapter, files, left_out, out, top, abstain_below, as_json)
-            return
         remote = RemoteAdapter(client, client.adapter(adapter))
-        found = _predict_now(remote, files, abstain_below)
-    card = remote.card
-    answers = [_best(row, card.classes, top, found.output) for row in found.log_probs]
+        check_files(files, remote.limits)
+        _check_need(remote, files, top)
+        done = classify_files(remote, files, rows, top=top, abstain_below=abstain_below)
     if as_json:
         document(
             {
-                "adapter": card.name,
-                "version": card.version,
+                "adapter": remote.card.name,
+                "version": remote.card.version,
                 "images": [
                     {
-                        "image": str(path),
+                        "image": row.image,
                         "classes": [
                             {"class": name, "probability": probability}
-                            for name, probability in best
+                            for name, probability in row.best
                         ],
-                        **({} if found.abstained is None else {"abstained": bool(abstained)}),
+                        **({} if row.abstained is None else {"abstained": row.abstained}),
                     }
-                    for path, best, abstained in zip(
-                        files, answers, _flags(found.abstained, len(files)), strict=True
-                    )
+                    for row in rows.rows
                 ],
                 "left_out": [{"image": str(path), "reason": reason} for path, reason in left_out],
-                "charged": found.charged.model_dump(),
+                "charged": done.charged.model_dump(),
             }
         )
         return
@@ -105,73 +116,60 @@ def predict(
         ["picture", "class", "probability"],
         [
             [
-                str(path) if rank == 0 else "",
-                f"({name}?)" if abstained else name,
+                row.image if rank == 0 else "",
+                f"({name}?)" if row.abstained else name,
                 "not shown" if probability is None else percent(100 * probability),
             ]
-            for path, best, abstained in zip(
-                files, answers, _flags(found.abstained, len(files)), strict=True
-            )
-            for rank, (name, probability) in enumerate(best)
+            for row in rows.rows
+            for rank, (name, probability) in enumerate(row.best)
         ],
     )
-    if found.abstained is not None:
-        say(f"Abstained from {int(found.abstained.sum())} of {len(files)} pictures.")
-    say(f"Charged: {units_line(found.charged)}.")
-
-
-def _predict_now(
-    remote: RemoteAdapter, files: Sequence[Path], abstain_below: float | None
-) -> Classified:
-    from craft_client.data import Sample
-
-    check_files([Sample(path, 0) for path in files], remote.limits)
-    pictures = [path.read_bytes() for path in files]
-    _check_need(remote, len(remote.picture_calls(pictures)), len(pictures))
-    with naming_files(files):
-        return remote.classify_pictures(pictures, abstain_below=abstain_below)
+    if any(row.abstained is not None for row in rows.rows):
+        abstained = sum(bool(row.abstained) for row in rows.rows)
+        say(f"Abstained from {abstained} of {len(files)} pictures.")
+    say(f"Charged: {units_line(done.charged)}.")
 
 
 def _predict_into(
-    client: Client,
+    out: Path,
     adapter: str,
     files: Sequence[Path],
     left_out: Sequence[LeftOut],
-    out: Path,
     top: int,
     abstain_below: float | None,
+    url: str | None,
+    key: str | None,
     as_json: bool,
 ) -> None:
-    from craft_client.batch import BatchProgress, Results, calls_of, classify_files
-    from craft_client.exceptions import CraftError
-    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.batch import BatchProgress, classify_files, restore, to_ask
+    from craft_client.results import Results
 
-    results = Results(out, top)
-    card = client.adapter(adapter)
-    remote = RemoteAdapter(client, card)
-    if results.adapter not in (None, remote.reference):
-        remote = RemoteAdapter(client, client.adapter(results.adapter or adapter))
-        same = (remote.card.owner, remote.card.name) == (card.owner, card.name)
-        if not same:
-            raise CraftError(
-                f"'{out}' holds predictions of {results.adapter}.",
-                remedy="Name another file with --out.",
+    with Results.opened(out, top) as results, connect(url, key) as client:
+        remote = _adapter_of(results, client, adapter)
+        before = sum(str(path) in results.images for path in files)
+        restored = restore(remote, files, results, abstain_below)
+        left = to_ask(remote, files, results)
+        results.check_room(left, remote.card.classes)
+        _check_need(remote, left, top)
+        results.add_left_out(left_out, remote.reference)
+        with counting("Classifying pictures", len(files)) as on_classified:
+
+            def on_progress(progress: BatchProgress) -> None:
+                on_classified(progress.done)
+
+            done = classify_files(
+                remote,
+                files,
+                results,
+                top=top,
+                abstain_below=abstain_below,
+                on_progress=on_progress,
             )
-        say(f"Going on with {remote.reference}, as '{out}' began.")
-    if top > len(remote.card.classes):
-        raise CraftError(
-            f"The adapter has {len(remote.card.classes)} classes.", remedy="Lower --top."
-        )
-    left = [path for path in files if str(path) not in results.images]
-    _check_need(remote, calls_of(remote, left), len(left))
-    results.append_left_out(left_out, remote.reference)
-    with counting("Classifying pictures", len(files)) as on_classified:
-
-        def on_progress(progress: BatchProgress) -> None:
-            on_classified(progress.done)
-
-        done = classify_files(
-            remote, files, results, top=top, abstain_below=abstain_below, on_progress=on_progress
+    classified = len(files) - before - restored - done.failed
+    if done.changed:
+        say(
+            f"{done.changed:,} pictures were asked for anew: the call that they were in may have "
+            "been charged before, and cannot be made again, because its pictures have changed."
         )
     if as_json:
         document(
@@ -179,38 +177,55 @@ def _predict_into(
                 "adapter": remote.card.name,
                 "version": remote.card.version,
                 "out": str(out),
-                "classified": len(left) - done.failed,
+                "classified": classified,
                 "failed": done.failed,
                 "left_out": len(left_out),
-                "before": len(files) - len(left),
+                "before": before,
+                "restored": restored,
                 "charged": done.charged.model_dump(),
             }
         )
         return
-    before = f" {len(files) - len(left):,} were there before." if len(left) < len(files) else ""
+    there = f" {before:,} were there before." if before else ""
+    again = f" {restored:,} that had been lost were written again, for free." if restored else ""
     failed = f" {done.failed:,} cannot be used; '{out}' says why." if done.failed else ""
-    say(f"Classified {len(left) - done.failed:,} pictures into '{out}'.{failed}{before}")
+    say(f"Classified {classified:,} pictures into '{out}'.{failed}{there}{again}")
     if left_out:
         say(f"'{out}' has a row for each of the {len(left_out):,} that were left out.")
     say(f"Charged: {units_line(done.charged)}.")
 
 
-def _check_need(remote: RemoteAdapter, calls: int, pictures: int) -> None:
-    from craft_shared.units import Units
+def _adapter_of(results: Results, client: Client, adapter: str) -> RemoteAdapter:
+    """The version that the file began with, or the one that is asked for now."""
+    from craft_client.exceptions import CraftError
+    from craft_client.remote_adapter import RemoteAdapter
 
-    if remote.card.pays == "publisher":
-        return
-    prompts = remote.card.prompts
-    check_budgets(
-        remote.client,
-        Units(
-            queries=calls * prompts,
-            predictions=pictures * prompts,
-            images=pictures,
-            requests=calls,
-        ),
-        remedy="Ask for fewer pictures, or ask the provider for a top-up.",
-    )
+    card = client.adapter(adapter)
+    remote = RemoteAdapter(client, card)
+    if results.adapter not in (None, remote.reference):
+        remote = RemoteAdapter(client, client.adapter(results.adapter or adapter))
+        if (remote.card.owner, remote.card.name) != (card.owner, card.name):
+            raise CraftError(
+                f"'{results.file}' holds predictions of {results.adapter}.",
+                remedy="Name another file with --out.",
+            )
+        say(f"Going on with {remote.reference}, as '{results.file}' began.")
+    if results.top > len(remote.card.classes):
+        raise CraftError(
+            f"The adapter has {len(remote.card.classes)} classes.", remedy="Lower --top."
+        )
+    return remote
+
+
+def _check_need(remote: RemoteAdapter, files: Sequence[Path], top: int) -> None:
+    from craft_client.batch import calls_of
+
+    if remote.card.pays != "publisher":
+        check_budgets(
+            remote.client,
+            remote.units(calls_of(remote, files, top), len(files), sent=len(files)),
+            remedy="Ask for fewer pictures, or ask the provider for a top-up.",
+        )
 
 
 def _picture_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
@@ -227,25 +242,6 @@ def _picture_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
         say(everything.note)
     files = dict.fromkeys(everything.images)
     return list(files), [one for one in dict.fromkeys(everything.left_out) if one.path not in files]
-
-
-def _flags(abstained: NDArray[np.bool_] | None, count: int) -> list[bool]:
-    return [False] * count if abstained is None else abstained.tolist()
-
-
-def _best(
-    log_probs: NDArray[np.float32], classes: list[str], top: int, output: Output
-) -> list[tuple[str, float | None]]:
-    """The most probable classes of one picture and their probabilities, best first.
-
-    Only those that the answer names; without a probability where it shows none.
-    """
-    import numpy as np
-
-    if output.level == "label":
-        return [(classes[int(log_probs.argmax())], None)]
-    order = np.argsort(-log_probs, kind="stable")[: min(top, output.k or top)]
-    return [(classes[index], float(np.exp(log_probs[index]))) for index in order]
 
 
 def register(app: typer.Typer) -> None:

@@ -204,7 +204,7 @@ def _begin(
 
     settings, samples = task.settings, task.samples
     card = client.model(model)
-    check_files(samples, card.limits)
+    check_files([sample.path for sample in samples], card.limits)
     image_set = client.create_image_set(card.name)
     expected = RemoteBlackBox(
         client, image_set.model_copy(update={"count": len(samples)}), task.classes

@@ -1,0 +1,330 @@
+"""What becomes of classified pictures: rows for the screen, or a file that can be gone on with.
+
+    FILE         CSV, a row a picture; people may cut, sort and edit it
+    FILE.calls   each call before it is sent (its key and its pictures), and the rows that its
+                 answer brought, before FILE gets them; only ever appended to
+    FILE.lock    while a process writes (`craft_client.locks`)
+
+So an answer that was paid for is asked for again under its own key, and a row that FILE has lost
+is written anew, whatever was done to FILE or to the folder in between. This module knows files and
+rows; it does not know how a call is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from craft_client.exceptions import DataError
+from craft_client.folders import LeftOut
+from craft_client.locks import alone
+from craft_shared.files import append, check_room, write_whole
+from craft_shared.printing import printable
+from craft_shared.problems import FieldError
+from craft_shared.text_files import NotTextError, line_of, rows_of
+
+_FIXED = ("image", "adapter", "error", "abstained")
+_NUMBER = re.compile(r"(\d+(\.\d*)?([eE][-+]?\d+)?)?")  # spreadsheets write their own way
+# Of a row and its picture's entry in the record, beside names.
+_ROW_BYTES = 300
+
+
+@dataclass(frozen=True)
+class Row:
+    """What there is to say of one picture.
+
+    Attributes:
+        image: its path.
+        adapter: by which, `OWNER/NAME@VERSION`.
+        error: why it cannot be used.
+        abstained: whether its best class is less probable than the threshold; None without one.
+        best: the most probable classes, the first one first; None for a number that is not shown.
+    """
+
+    image: str
+    adapter: str
+    error: str = ""
+    abstained: bool | None = None
+    best: tuple[tuple[str, float | None], ...] = ()
+
+    @property
+    def cells(self) -> list[str]:
+        """As the file has it."""
+        cells = [self.image, self.adapter, self.error]
+        cells.append("" if self.abstained is None else str(int(self.abstained)))
+        for name, probability in self.best:
+            cells += [printable(name), "" if probability is None else f"{probability:.6f}"]
+        return cells
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that is charged.
+
+    Attributes:
+        key: its idempotency key; the same call has the same one.
+        adapter: the version that is asked.
+        top: how many classes it names.
+        abstain_below: as in `Client.adapter_predict`.
+        images: paths and SHA-256 of the pictures, in order.
+    """
+
+    key: str
+    adapter: str
+    top: int
+    abstain_below: float | None
+    images: tuple[tuple[str, str], ...]
+
+
+class Rows:
+    """Rows for the screen: one picture that cannot be used ends it, before it is charged.
+
+    Attributes:
+        images: that have a row.
+        rows: in the order of classification.
+    """
+
+    def __init__(self) -> None:
+        self.images: set[str] = set()
+        self.rows: list[Row] = []
+
+    def begin(self, call: Call) -> None:
+        """Before a call is sent."""
+
+    def refuse(self, call: Call, errors: Sequence[Row]) -> None:
+        """After a call was refused, uncharged, for some of its pictures."""
+        self.add(errors)
+
+    def end(self, call: Call, rows: Sequence[Row]) -> None:
+        """After a call was answered. The rows are yet to be added."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Adds rows, each of a picture that had none.
+
+        Raises:
+            DataError: one says that its picture cannot be used.
+        """
+        errors = [row for row in rows if row.error]
+        if errors:
+            raise DataError(
+                "A picture cannot be used.",
+                errors=[FieldError(field=f"'{row.image}'", message=row.error) for row in errors],
+                remedy="Replace it, or leave it out.",
+            )
+        self.rows += rows
+        self.images |= {row.image for row in rows}
+
+
+class Results(Rows):
+    """Rows in a file. Use `opened`.
+
+    Columns: `image`, `adapter`, `error`, `abstained` (1 or 0; empty without a threshold), then
+    `class_1`, `probability_1` and so on, the most probable class first.
+
+    Attributes:
+        file: the CSV file.
+        top: how many classes a row names.
+        adapter: that its rows are by, or, before the first one, its calls; None where it is new.
+    """
+
+    def __init__(self, file: Path, top: int) -> None:
+        super().__init__()
+        self.file, self.top = file, top
+        self.adapter: str | None = None
+        self._record = _beside(file, ".calls")
+        self._unanswered: dict[str, Call] = {}
+        self._paid: dict[tuple[str, str, str, int, float | None], list[str]] = {}
+        self._paid_images: set[str] = set()
+        ranks = (f"{column}_{rank}" for rank in range(1, top + 1) for column in _RANKED)
+        self._columns = [*_FIXED, *ranks]
+
+    @classmethod
+    @contextmanager
+    def opened(cls, file: Path, top: int) -> Iterator[Self]:
+        """A file that no other process writes to meanwhile, and that can be written to.
+
+        Args:
+            file: new, or one that an earlier call wrote.
+            top: how many classes a row names.
+
+        Raises:
+            InUse: another process is at it.
+            DataError: it cannot be written, or is another file.
+        """
+        results = cls(file, top)
+        with ExitStack() as stack:
+            try:
+                if file.exists() and not file.is_file():
+                    raise DataError(f"'{file}' is no file.", remedy="Name a file with --out.")
+                stack.enter_context(alone(_beside(file, ".lock"), f"'{file}'"))
+                results._read_calls(begun=file.exists())
+                results._read()
+            except OSError as error:
+                raise DataError(
+                    f"Cannot write '{file}': {error.strerror or error}. Nothing was charged.",
+                    remedy="Name a file that can be written, in a folder that exists, with --out.",
+                ) from error
+            yield results
+
+    def check_room(self, images: Collection[Path], classes: Sequence[str]) -> None:
+        """Raises OSError where the disk has no room for these pictures' rows."""
+        longest = self.top * (20 + max((len(os.fsencode(name)) for name in classes), default=0))
+        row = _ROW_BYTES + len(self.adapter or "") + longest
+        names = sum(len(os.fsencode(image)) for image in images)
+        check_room(_beside(self.file, "").parent, 2 * (names + len(images) * row))
+
+    def unanswered(self, adapter: str) -> list[Call]:
+        """Calls to an adapter that may have been charged and whose answer is not here."""
+        calls = self._unanswered.values()
+        return [call for call in calls if (call.adapter, call.top) == (adapter, self.top)]
+
+    def restore(self, image: str, digest: str, adapter: str, abstain_below: float | None) -> bool:
+        """Writes a row that was paid for and that the file has lost; whether there was one."""
+        cells = self._paid.get((image, digest, adapter, self.top, abstain_below))
+        if cells is None:
+            return False
+        self._append([cells])
+        return True
+
+    def may_restore(self, image: str) -> bool:
+        """Whether any row was paid for of a picture of that path."""
+        return image in self._paid_images
+
+    def begin(self, call: Call) -> None:
+        """Notes what is about to be sent."""
+        if call.key not in self._unanswered:
+            line = {
+                "call": call.key,
+                "adapter": call.adapter,
+                "top": call.top,
+                "abstain_below": call.abstain_below,
+                "images": call.images,
+            }
+            self._note(line)
+            self._unanswered[call.key] = call
+
+    def refuse(self, call: Call, errors: Sequence[Row]) -> None:
+        """Notes that the call cost nothing."""
+        self._note({"refused": call.key})
+        self._unanswered.pop(call.key, None)
+
+    def end(self, call: Call, rows: Sequence[Row]) -> None:
+        """Notes the rows, so that they are kept before the file gets them."""
+        self._note({"answered": call.key, "rows": [row.cells for row in rows]})
+        self._answer(call.key, [row.cells for row in rows])
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Writes rows of pictures that have none; they are on disk when it returns."""
+        self._append([row.cells for row in rows if row.image not in self.images])
+
+    def add_left_out(self, left_out: Sequence[LeftOut], adapter: str) -> None:
+        """Adds rows of what is no image to this program; those that have one keep it."""
+        self.add([Row(str(one.path), adapter, f"left out: {one.reason}") for one in left_out])
+
+    def _append(self, rows: Sequence[Sequence[str]]) -> None:
+        if rows:
+            append(self.file, b"".join(self._line(row) for row in rows))
+            self.images |= {row[0] for row in rows}
+
+    def _line(self, cells: Sequence[str]) -> bytes:
+        filled = [*cells, *[""] * (len(self._columns) - len(cells))]
+        return line_of(filled).encode(errors="surrogateescape")
+
+    def _note(self, line: dict[str, Any]) -> None:
+        append(self._record, json.dumps(line).encode() + b"\n")
+
+    def _answer(self, key: str, rows: Sequence[list[str]]) -> None:
+        call = self._unanswered.pop(key, None)
+        if call is None:
+            return
+        digests = dict(call.images)
+        for row in rows:
+            paid = (row[0], digests[row[0]], call.adapter, call.top, call.abstain_below)
+            self._paid[paid] = row
+            self._paid_images.add(row[0])
+
+    def _read(self) -> None:
+        """Reads the rows; what is no whole row of a picture's own goes from the file."""
+        data = self.file.read_bytes() if self.file.exists() else b""
+        header = self._line(self._columns)
+        whole = _whole_rows(data)
+        if not whole and header.startswith(data):
+            append(self.file, header[len(data) :])
+            return
+        try:
+            columns, *rows = [row for row in rows_of(whole) if row] or [[]]
+        except NotTextError:
+            columns, rows = [], []
+        if columns != self._columns:
+            raise DataError(
+                f"'{self.file}' was not written by this command, or names another number of "
+                "classes.",
+                remedy="Name another file with --out.",
+            )
+        good = {row[0]: row for row in reversed(rows) if self._is_whole(row)}
+        named = {row[1] for row in good.values()}
+        if len(named) > 1:
+            raise DataError(
+                f"'{self.file}' holds predictions of several adapters.",
+                remedy="Name another file with --out.",
+            )
+        if len(good) < len(rows):
+            kept = [self._line(row) for row in reversed(good.values())]
+            write_whole(self.file, b"".join([header, *kept]))
+        elif len(whole) < len(data):
+            write_whole(self.file, whole)
+        else:
+            append(self.file, b"")
+        self.images = set(good)
+        self.adapter = next(iter(named), self.adapter)
+
+    def _is_whole(self, row: Sequence[str]) -> bool:
+        return (
+            len(row) == len(self._columns)
+            and row[3] in ("", "0", "1")
+            and all(_NUMBER.fullmatch(number) for number in row[5::2])
+        )
+
+    def _read_calls(self, *, begun: bool) -> None:
+        data = self._record.read_bytes() if self._record.exists() else b""
+        if data and not data.endswith(b"\n"):
+            append(self._record, b"\n")
+        for line in data.split(b"\n"):
+            try:
+                self._read_call(json.loads(line), begun=begun)
+            except (ValueError, TypeError, LookupError):
+                continue  # Cut off while it was written, or damaged: as if it had not been.
+
+    def _read_call(self, line: dict[str, Any], *, begun: bool) -> None:
+        if "call" in line:
+            images = tuple((str(path), str(digest)) for path, digest in line["images"])
+            call = Call(line["call"], line["adapter"], line["top"], line["abstain_below"], images)
+            self._unanswered[call.key] = call
+            self.adapter = call.adapter if begun else None
+        elif "refused" in line:
+            self._unanswered.pop(line["refused"], None)
+        else:
+            self._answer(line["answered"], line["rows"])
+
+
+_RANKED = ("class", "probability")
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    """A file of the same name with a suffix; where the file is a link, beside what it leads to."""
+    real = Path(os.path.realpath(file))
+    return real.with_name(real.name + suffix)
+
+
+def _whole_rows(data: bytes) -> bytes:
+    """The bytes without what follows the last whole row; a name in quotes may hold line ends."""
+    end = data.rfind(b"\n") + 1
+    while data.count(b'"', 0, end) % 2:
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    return data[:end]

@@ -1,0 +1,280 @@
+"""A results file that was cut, edited or full goes on: a row a picture, nothing paid for twice."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from craft_client.api import Client
+from craft_client.batch import BatchProgress, classify_files, restore, to_ask
+from craft_client.exceptions import DataError, InUse, ProblemError
+from craft_client.remote_adapter import RemoteAdapter
+from craft_client.results import Results
+from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import Unrefined
+
+from .pictures import write_picture
+from .wire_server import REVISION, WireServer
+
+
+@pytest.fixture
+def remote(connected: WireServer, fast_retries: None) -> Iterator[RemoteAdapter]:
+    """An adapter on a server that takes four pictures in a call."""
+    connected.limits = connected.limits.model_copy(update={"images_per_call": 4})
+    config = AdapterConfig(
+        model="fake", revision=REVISION, classes=["cat", "dog"], templates=["a {}."], head="none"
+    )
+    with Client() as client:
+        client.publish("animals", Adapter(config, np.zeros((0, 0), np.float32), Unrefined()))
+        yield RemoteAdapter(client, client.adapter("animals"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [write_picture(tmp_path / f"pictures/{number:02}.png", number) for number in range(10)]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.csv"
+
+
+def predict(
+    remote: RemoteAdapter, files: Sequence[Path], out: Path, *, stop_after: int = 99
+) -> BatchProgress:
+    """What `craft predict --out` does, killed after so many calls were answered."""
+    calls = 0
+
+    def on_progress(_: BatchProgress) -> None:
+        nonlocal calls
+        if calls == stop_after:
+            raise KeyboardInterrupt
+        calls += 1
+
+    with Results.opened(out, 2) as results:
+        restore(remote, files, results, None)
+        return classify_files(remote, files, results, top=2, on_progress=on_progress)
+
+
+def rows(out: Path) -> dict[str, list[str]]:
+    """By picture, each of which has one."""
+    with out.open(newline="", errors="surrogateescape") as text:
+        _, *found = csv.reader(text)
+    assert len({row[0] for row in found}) == len(found)
+    return {row[0]: row for row in found}
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file may grow past so many bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_whatever_is_cut_is_written_again_for_free(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path
+) -> None:
+    predict(remote, files, out)
+    whole, expected, charged = out.read_bytes(), rows(out), connected.charged
+    connected.made.clear()  # the server has forgotten its answers, as after a day
+    at = random.Random(17)
+    lines = whole.splitlines(keepends=True)
+    removed = [b"".join(line for line in lines if at.random() < 0.6) for _ in range(4)]
+    cuts = [whole[: at.randrange(len(whole))] for _ in range(8)]
+    torn = [whole.replace(b"\n", b"", number) for number in (3, 5)]
+    for content in (*cuts, *(lines[0] + rest.replace(lines[0], b"") for rest in removed)):
+        out.write_bytes(content)
+        predict(remote, at.sample(files, len(files)), out)
+        assert rows(out) == expected
+    for content in torn:
+        out.write_bytes(lines[0] + content.removeprefix(lines[0].strip()).lstrip(b"\n"))
+        predict(remote, files, out)
+        assert rows(out) == expected
+    assert connected.charged == charged
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_pictures_that_came_in_between_move_no_call_that_was_paid_for(
+    connected: WireServer,
+    remote: RemoteAdapter,
+    files: list[Path],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answered: int,
+) -> None:
+    """The answer to call `answered` was paid for, and lost before it was written."""
+    old, calls = files[::2], 0
+    end = Results.end
+
+    def die(results: Results, *given: object) -> None:
+        nonlocal calls
+        if calls == answered:
+            raise KeyboardInterrupt
+        calls += 1
+        end(results, *given)  # type: ignore[arg-type] # passes on what it gets
+
+    connected.limits = connected.limits.model_copy(update={"images_per_call": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "end", die)
+        with pytest.raises(KeyboardInterrupt):
+            predict(remote, old, out)
+    paid = connected.charged
+    assert paid.images == min(5, 2 * answered + 2)
+    predict(remote, list(reversed(files)), out)
+    assert rows(out).keys() == {str(file) for file in files}
+    assert connected.charged.images == 10
+    # What was left is asked for in calls as full as they may be.
+    left = 10 - paid.images
+    assert connected.charged.queries == paid.queries + -(-left // 2)
+
+
+def test_a_full_disk_names_the_file_and_goes_on_when_there_is_room(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path, tmp_path: Path
+) -> None:
+    predict(remote, files, tmp_path / "whole.csv")
+    charged, expected = connected.charged, rows(tmp_path / "whole.csv")
+    connected.made.clear()
+    record = (tmp_path / "whole.csv.calls").stat().st_size
+    at = random.Random(3)
+    for _ in range(8):
+        for file in tmp_path.glob("out.csv*"):
+            file.unlink()
+        spent = connected.charged
+        with full_at(at.randrange(100, record)), pytest.raises((OSError, DataError)) as failed:  # noqa: PT012
+            predict(remote, files, out)
+            raise OSError(27, "large enough after all", "out.csv")
+        assert "out.csv" in str(failed.value)
+        predict(remote, files, out)
+        assert rows(out) == expected
+        once = {unit: getattr(charged, unit) for unit in ("queries", "predictions", "images")}
+        for unit, number in once.items():
+            assert getattr(connected.charged, unit) - getattr(spent, unit) <= number
+        connected.made.clear()
+
+
+def test_a_picture_that_has_changed_is_asked_for_anew(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path
+) -> None:
+    predict(remote, files[:4], out)
+    charged = connected.charged
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:1] + lines[3:]))
+    write_picture(files[0], 99)
+    done = predict(remote, files[:4], out)
+    assert rows(out).keys() == {str(file) for file in files[:4]}
+    assert done.charged.images == 1
+    assert connected.charged.images == charged.images + 1
+
+
+def test_a_call_whose_picture_is_gone_is_said_to_be_lost(
+    connected: WireServer,
+    remote: RemoteAdapter,
+    files: list[Path],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "end", die)
+        with pytest.raises(KeyboardInterrupt):
+            predict(remote, files[:4], out)
+    files[2].unlink()
+    done = predict(remote, files[:4], out)
+    assert (done.changed, done.failed) == (4, 1)
+    assert rows(out)[str(files[2])][2] == "No such file or directory"
+
+
+def test_a_call_that_may_have_been_charged_needs_no_budget(
+    connected: WireServer,
+    remote: RemoteAdapter,
+    files: list[Path],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "end", die)
+        with pytest.raises(KeyboardInterrupt):
+            predict(remote, files[:4], out)
+    with Results.opened(out, 2) as results:
+        assert to_ask(remote, files, results) == files[4:]
+    connected.budgets = {"images": connected.charged.images}
+    with pytest.raises(ProblemError):
+        predict(remote, files, out)
+    assert rows(out).keys() == {str(file) for file in files[:4]}
+
+
+def test_a_file_that_was_removed_is_begun_with_the_version_of_now(
+    connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path
+) -> None:
+    predict(remote, files[:4], out)
+    with Results.opened(out, 2) as results:
+        assert results.adapter == "animals@1"
+    out.write_bytes(b"")
+    with Results.opened(out, 2) as results:
+        assert results.adapter == "animals@1", "it is still the file that was begun"
+    out.unlink()
+    with Results.opened(out, 2) as results:
+        assert results.adapter is None
+    charged = connected.charged
+    assert predict(remote, files[:4], out).done == 4
+    assert connected.charged == charged
+
+
+def cannot_be_written(tmp_path: Path) -> dict[str, Path]:
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe/out.csv")
+    (tmp_path / "text").write_text("mine\n")
+    (tmp_path / "begun").write_text("mine, without a line's end")
+    return {
+        "a folder that is not there": tmp_path / "nodir/out.csv",
+        "a file as its folder": tmp_path / "text/out.csv",
+        "a pipe": tmp_path / "pipe/out.csv",
+        "a device": Path("/dev/full"),
+        "another file": tmp_path / "text",
+        "another file without a line's end": tmp_path / "begun",
+    }
+
+
+def test_what_cannot_be_written_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    for what, file in cannot_be_written(tmp_path).items():
+        before = file.read_bytes() if file.is_file() else b""
+        with pytest.raises(DataError) as refused, Results.opened(file, 2):
+            pass
+        assert str(file) in str(refused.value), what
+        assert "--out" in str(refused.value), what
+        assert (file.read_bytes() if file.is_file() else b"") == before, what
+    assert not (tmp_path / "nodir").exists()
+
+
+def test_two_names_of_a_file_are_one_file(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(out)
+    with Results.opened(out, 2), pytest.raises(InUse), Results.opened(tmp_path / "link.csv", 2):
+        pass
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_disk_without_room_is_seen_before_anything_is_asked(
+    files: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage: Callable[..., object] = lambda _: type("Usage", (), {"free": 1000})  # noqa: E731
+    with Results.opened(out, 2) as results:
+        results.check_room(files, ["cat", "dog"])
+        monkeypatch.setattr("shutil.disk_usage", usage)
+        with pytest.raises(OSError, match="bytes are needed, the disk has 1,000 left"):
+            results.check_room(files, ["cat", "dog"])
