@@ -145,7 +145,7 @@ def _classified(
                 top_k=top,
                 abstain_below=abstain_below,
                 classes=adapter.card.classes,
-                idempotency_key=key,
+                idempotency_key=key if rows.goes_on else None,
             )
         except InvalidImage as error:
             refused = _refused(error, list(pictures), adapter.reference)

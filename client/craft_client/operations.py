@@ -99,10 +99,15 @@ def model(name: str | None = None) -> Operation[ModelCard]:
 # --- image sets ---------------------------------------------------------------------------
 
 
-def create_image_set(model: str) -> Operation[ImageSet]:
-    """Makes an empty image set for a model. Free."""
+def create_image_set(model: str, *, idempotency_key: str | None = None) -> Operation[ImageSet]:
+    """Makes an empty image set for a model. Free.
+
+    The same call again under the same idempotency key is answered with the same image set, as it
+    was when it was made.
+    """
     body = message(ImageSetCreate, model=model).model_dump_json().encode()
-    return read_json(ImageSet, (yield Call("POST", "/v1/image-sets", json=body)))
+    call = Call("POST", "/v1/image-sets", json=body, idempotency_key=idempotency_key)
+    return read_json(ImageSet, (yield call))
 
 
 def image_set(image_set_id: str) -> Operation[ImageSet]:

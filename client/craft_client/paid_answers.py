@@ -3,7 +3,8 @@
 A run that is resumed asks the same questions in the same order. Those that the journal has answers
 to are not sent: what was read from the answer then, is given again. The first one that it has no
 answer to is sent under the name that it had before, so that one that was in flight when the run
-ended is not paid for twice.
+ended is not paid for twice. So is one whose tensors are damaged, as after a power failure, as long
+as the server is sure to know its name: the answer comes again, free of charge.
 
 Kept answers may be many. Once something has been learnt from them, it can be saved in their place.
 
@@ -12,8 +13,10 @@ It knows black boxes, budgets and the journal; it does not know what a question 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,7 +30,12 @@ from craft_shared.codec import Tensors
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Context
 
+_log = logging.getLogger(__name__)
+
 Array = NDArray[np.float32]
+
+# Servers remember a call's name for 24 hours at least; what is asked then is charged anew.
+REMEMBERED = timedelta(hours=23)
 
 
 class AnswerError(CraftError):
@@ -88,6 +96,7 @@ class PaidAnswers:
         self._held: dict[str, int] = {}
         self.units = Units()
         self.budgets = budgets
+        self._checkpoint: Checkpoint | None = None
         self._checkpoint = self._last_checkpoint() if self._past else None
 
     @property
@@ -156,16 +165,20 @@ class PaidAnswers:
             CraftError: the black box refused or failed.
         """
         question = Question(len(templates) + len(codes), len(texts))
+
+        def send() -> Scores:
+            return self._black_box.score(
+                templates=templates,
+                context=context if len(codes) else None,
+                codes=codes if len(codes) else None,
+                texts=texts,
+                name=_name(self._asked),
+            )
+
         if self.replaying:
-            return self._recall(question, codes)
+            return self._recall(question, codes, read, send)
         self._journal.check_room(self._most_kept(question, codes))
-        scores = self._black_box.score(
-            templates=templates,
-            context=context if len(codes) else None,
-            codes=codes if len(codes) else None,
-            texts=texts,
-            name=_name(self._asked),
-        )
+        scores = send()
         self._count(question, scores.charged, scores.cost_micros)
         self.budgets = scores.budgets
         line = {
@@ -178,6 +191,7 @@ class PaidAnswers:
         losses = reading.losses
         line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
         kept = _halved_where_exact(reading.kept)
+        line |= {"kept": sorted(kept), "at": datetime.now(UTC).isoformat(timespec="seconds")}
         self._hold(kept)
         self._write(line, {"codes": codes, "losses": losses, **kept})
         self._black_box.acknowledge(scores)
@@ -189,16 +203,24 @@ class PaidAnswers:
         prompts = 1 if self._asked else question.prompts
         return codes.nbytes + prompts * self._pictures * texts * codes.itemsize
 
-    def _recall(self, question: Question, codes: Array) -> Reading:
+    def _recall(
+        self,
+        question: Question,
+        codes: Array,
+        read: Callable[[Array], Reading],
+        send: Callable[[], Scores],
+    ) -> Reading:
         line = self._past[self._asked]
-        tensors = self._journal.tensors(_name(self._asked))
-        if not np.array_equal(tensors.pop("codes"), codes):
+        tensors = self._tensors(self._asked)
+        if tensors is None and "error" not in line:
+            tensors = self._fetch(question, codes, line, read, send)
+        if tensors is not None and not np.array_equal(tensors.pop("codes"), codes):
             raise JournalError(
                 f"The run in '{self._journal.folder}' was searched by other codes from request "
                 f"{self._asked} on, so that it cannot be resumed here.",
                 remedy="Resume it with the versions of craftbox, cma and numpy that began it.",
             )
-        if "error" in line:
+        if tensors is None or "error" in line:
             raise _unusable(line["error"])
         losses = tensors.pop("losses")
         self._hold(tensors)
@@ -206,6 +228,65 @@ class PaidAnswers:
         self._count(question, Units(**line["charged"]), line["cost_micros"])
         self._asked += 1
         return Reading(losses, kept)
+
+    def _tensors(self, asked: int) -> Tensors | None:
+        """What the journal has of an answer; None where that is damaged or not all that is needed.
+
+        Of answers that a checkpoint stands for, codes and losses are.
+        """
+        try:
+            tensors = self._journal.tensors(_name(asked))
+        except JournalError:
+            return None
+        covered = self._checkpoint is not None and 0 < asked < self._checkpoint.asked
+        kept = () if covered else self._past[asked].get("kept", ())
+        wanted = {"codes"} if "error" in self._past[asked] else {"codes", "losses", *kept}
+        return tensors if wanted <= tensors.keys() else None
+
+    def _fetch(
+        self,
+        question: Question,
+        codes: Array,
+        line: Mapping[str, Any],
+        read: Callable[[Array], Reading],
+        send: Callable[[], Scores],
+    ) -> Tensors:
+        """An answer's tensors from the server, which was paid for it, and in the journal again."""
+        name, charged = _name(self._asked), Units(**line["charged"])
+        lost = (
+            f"The run in '{self._journal.folder}' has lost what request {self._asked} brought "
+            f"({charged.queries:,} queries): its file '{name}' is damaged or missing"
+        )
+        if not self._remembered(line):
+            raise JournalError(
+                f"{lost}, and it was asked for too long ago for the server to give it again for "
+                "free. Nothing was charged.",
+                remedy="Restore the directory from a copy, or tune anew into another one.",
+            )
+        _log.info("%s: asked for again under the same name", lost)
+        try:
+            scores = send()
+        except CraftError as error:
+            raise JournalError(
+                f"{lost}, and the server does not give it again: {error.message}",
+                remedy="Restore the directory from a copy, or tune anew into another one.",
+            ) from error
+        self._check(question, scores, dict(line), codes)
+        reading = read(scores.log_probs)
+        if not np.isclose(reading.losses.min(), line["best_loss"], rtol=1e-4, atol=1e-6):
+            raise JournalError(
+                f"{lost}, and the server now gives another answer.",
+                remedy="Restore the directory from a copy, or tune anew into another one.",
+            )
+        tensors = {"codes": codes, "losses": reading.losses, **_halved_where_exact(reading.kept)}
+        self._journal.replace(name, tensors)
+        self._black_box.acknowledge(scores)
+        return dict(tensors)
+
+    def _remembered(self, line: Mapping[str, Any]) -> bool:
+        """Whether the server is sure to know the answer still."""
+        at = line.get("at", self._journal.document.get("started_at"))
+        return at is not None and datetime.now(UTC) - datetime.fromisoformat(at) < REMEMBERED
 
     def _count(self, question: Question, charged: Units, cost_micros: int) -> None:
         self.units += charged
@@ -225,7 +306,8 @@ class PaidAnswers:
 
     def _refuse(self, line: dict[str, Any], codes: Array, problem: str) -> NoReturn:
         error = f"the answer {problem}"
-        self._write({**line, "error": error}, {"codes": codes})
+        if not self.replaying:
+            self._write({**line, "error": error}, {"codes": codes})
         raise _unusable(error)
 
     def _hold(self, kept: Tensors) -> None:
@@ -233,11 +315,21 @@ class PaidAnswers:
             self._held[_name(self._asked)] = sum(tensor.nbytes for tensor in kept.values())
 
     def _last_checkpoint(self) -> Checkpoint | None:
-        found = self._journal.checkpoint()
+        """The checkpoint, unless it or an answer that it stands for is damaged.
+
+        Without it all these answers are fetched, since what had been learnt when a damaged one was
+        read is in none of them.
+        """
+        try:
+            found = self._journal.checkpoint()
+        except JournalError:
+            return None
         if found is None:
             return None
         document, tensors = found
-        return Checkpoint(document.pop("asked"), document, tensors)
+        checkpoint = self._checkpoint = Checkpoint(document.pop("asked"), document, tensors)
+        whole = all(self._tensors(asked) is not None for asked in range(checkpoint.asked))
+        return checkpoint if whole else None
 
     def _write(self, line: dict[str, Any], tensors: Tensors) -> None:
         self._journal.append(line, {_name(self._asked): tensors})

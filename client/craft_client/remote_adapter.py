@@ -18,7 +18,7 @@ from craft_client.api import AdapterPrediction, Client
 from craft_client.uploads import bodies
 from craft_shared.output import scores_of, shown_bytes
 from craft_shared.units import Units
-from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard
+from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard, Output
 
 T = TypeVar("T")
 
@@ -31,10 +31,12 @@ class Classified:
         log_probs: float32 [N, C], of answers that do not show all what
             `craft_shared.output.scores_of` makes of them.
         charged: what they cost.
+        output: what the answers show.
     """
 
     log_probs: NDArray[np.float32]
     charged: Units
+    output: Output
 
 
 @dataclass(frozen=True)
@@ -112,4 +114,5 @@ def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
             [scores_of(answer.tensors, answer.output, len(answer.classes)) for answer in every]
         ),
         sum((answer.cost.charged for answer in every), Units()),
+        every[0].output,
     )

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from craft_client.exceptions import DataError
 from craft_client.folders import LeftOut
@@ -90,6 +90,9 @@ class Rows:
         rows: in the order of classification.
     """
 
+    # Whether the same call another time is the same call, or is charged anew.
+    goes_on: ClassVar[bool] = False
+
     def __init__(self) -> None:
         self.images: set[str] = set()
         self.rows: list[Row] = []
@@ -132,6 +135,8 @@ class Results(Rows):
         top: how many classes a row names.
         adapter: that its rows are by, or, before the first one, its calls; None where it is new.
     """
+
+    goes_on = True
 
     def __init__(self, file: Path, top: int) -> None:
         super().__init__()

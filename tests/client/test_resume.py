@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from craft_client import recipe_paper
+from craft_client import paid_answers, recipe_paper
 from craft_client.blackbox import Scores
+from craft_client.exceptions import CraftError
 from craft_client.journal import LINES_FILE, Journal, JournalError
 from craft_client.tune import AnswerError, TuneResult, TuneSettings, run_document, tune
 
@@ -186,3 +189,81 @@ def test_an_answer_that_could_not_be_used_still_cannot(tmp_path: Path) -> None:
         resume(tmp_path / "run", CRAFTBOX, black_box)
     assert str(first.value) == str(second.value)
     assert black_box.charged.requests == 0
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 3)
+
+
+@RECIPES
+@pytest.mark.parametrize("damage", [_empty, _cut, Path.unlink])
+@pytest.mark.parametrize("numbers", [[0], [2], [0, 1, 4], [5]])
+def test_answers_whose_tensors_are_damaged_are_fetched_under_their_names(
+    tmp_path: Path, settings: TuneSettings, damage: Callable[[Path], None], numbers: list[int]
+) -> None:
+    """As a power failure leaves them."""
+    whole = begin(tmp_path / "whole", settings, Mortal(1000))
+    interrupted(tmp_path / "run", settings, 6)
+    names = [f"{number:06d}" for number in numbers]
+    for name in names:
+        damage(tmp_path / "run/tensors" / f"{name}.safetensors")
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", settings, black_box)
+    assert black_box.names[: len(names) + 1] == [*names, "000006"]
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    assert (result.history, result.units) == (whole.history, whole.units)
+    again = Mortal(1000, queries=0)
+    (tmp_path / "run/summary.json").unlink()
+    resume(tmp_path / "run", settings, again)
+    assert again.names == [], "what came again is in the journal again"
+
+
+@pytest.mark.parametrize("damaged", ["checkpoint", "000001", "000002"])
+def test_what_a_damaged_checkpoint_stood_for_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    monkeypatch.setattr(recipe_paper, "HELD_BYTES", 0)
+    interrupted(tmp_path / "run", PAPER, 7)
+    _empty(tmp_path / "run/tensors" / f"{damaged}.safetensors")
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", PAPER, black_box)
+    # Those that the head learns from, and what else is damaged; then the rest of the run.
+    lost = {"000002", "000004", "000006"} | ({damaged} - {"checkpoint"})
+    assert set(black_box.names[: len(lost)]) == lost
+    assert black_box.names[len(lost)] == "000007"
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    assert (result.history, result.units) == (whole.history, whole.units)
+
+
+def test_an_answer_that_the_server_may_have_forgotten_is_not_paid_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path / "run", CRAFTBOX, 6)
+    _empty(tmp_path / "run/tensors/000003.safetensors")
+    black_box = Mortal(1000)
+    monkeypatch.setattr(paid_answers, "REMEMBERED", timedelta(0))
+    with pytest.raises(JournalError) as refused:
+        resume(tmp_path / "run", CRAFTBOX, black_box)
+    message = str(refused.value)
+    assert "has lost what request 3 brought (8 queries): its file '000003'" in message
+    assert "Nothing was charged" in message
+    assert "tune anew" in message
+    assert black_box.charged.requests == 0
+
+
+def test_an_answer_that_the_server_does_not_give_again_is_said_to_be_lost(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", CRAFTBOX, 6)
+    _empty(tmp_path / "run/tensors/000003.safetensors")
+
+    class Forgetful(Mortal):
+        def score(self, **question: Any) -> Scores:
+            raise CraftError("It is too late.")
+
+    lost = r"lost what request 3 .* does not give it again: It is too late\."
+    with pytest.raises(JournalError, match=lost):
+        resume(tmp_path / "run", CRAFTBOX, Forgetful(1000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -62,6 +63,38 @@ def test_a_level_is_tuned_served_and_applied_here_alike(
             # A key that sees everything is shown the same head's numbers on the same scores.
             shown = RemoteAdapter(whole, whole.adapter("digits")).classify_image_set(image_set)
             np.testing.assert_allclose(shown.log_probs, here, atol=1e-4)
+
+    check_that_one_number_is_shown(server, key, digits, tmp_path)
+
+
+def check_that_one_number_is_shown(server: Server, key: str, digits: Path, place: Path) -> None:
+    """What the server answers is on the screen, in JSON and in the file, digit by digit."""
+    files = [sample.path for sample in load_dataset(digits).split("test")[:3]]
+    command = ("predict", *files, "--adapter", "digits", "--top", "3")
+    found = server.craft_json(key, *command)["images"]
+    with Client(server.url, key) as client:
+        answer = client.adapter_predict("digits", images=files, top_k=3)
+    server.craft(key, *command, "--out", place / "out.csv").check_returncode()
+    with (place / "out.csv").open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    screen = server.craft(key, *command).stdout.splitlines()
+    shown = [line.split("│")[2:4] for line in screen if line.count("│") == 4]
+    numbers = answer.probabilities
+    for index, (entry, row) in enumerate(zip(found, rows, strict=True)):
+        for rank, one in enumerate(entry["classes"]):
+            probability = one["probability"]
+            if numbers is None:
+                assert probability is None
+            else:
+                assert probability == round(float(numbers[index, rank]), 6)
+            number = "" if probability is None else f"{probability:.6f}"
+            assert (row[f"class_{rank + 1}"], row[f"probability_{rank + 1}"]) == (
+                one["class"],
+                number,
+            )
+            percent = "not shown" if probability is None else f"{100 * probability:.1f} %"
+            assert [cell.strip() for cell in shown.pop(0)] == [one["class"], percent]
+    assert not shown
 
 
 def test_a_bound_on_prompts_is_kept_by_tuning_and_refuses_more(

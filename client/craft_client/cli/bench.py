@@ -121,7 +121,7 @@ def bench(
                 measured = results[cell].get("shifts", {})
                 if shift not in measured:
                     say(f"{what}, on {shift}")
-                    one = _measure_shift(folder, data / shift, shift, url, key)
+                    one = _measure_shift(folder, data / shift, url, key)
                     store(cell, {**results[cell], "shifts": {**measured, shift: one}})
         lines = summed_up()
     if as_json:
@@ -176,7 +176,7 @@ def _measure(
     summary = Journal.open(run).summary()
     text, receipt = fetch_receipt(str(run), url, key)
     write_whole(folder / "receipt.jws", f"{text}\n".encode())
-    measured = measure_run(run, data, "test", url, key, keep=folder / "evaluation.json")
+    measured = measure_run(run, data, "test", url, key, once=True)
     return {
         "data": cell.data,
         "recipe": cell.recipe,
@@ -192,16 +192,12 @@ def _measure(
     }
 
 
-def _measure_shift(
-    folder: Path, data: Path, shift: str, url: str | None, key: str | None
-) -> dict[str, Any]:
+def _measure_shift(folder: Path, data: Path, url: str | None, key: str | None) -> dict[str, Any]:
     """What the cell's run comes to on a shift, among the classes that the shift has."""
     from craft_client.cli.evaluate import measure_run
 
-    keep = folder / f"evaluation-{shift}.json"
-    measured = measure_run(
-        folder / "run", data, "test", url, key, among_its_classes=True, keep=keep
-    )
+    run = folder / "run"
+    measured = measure_run(run, data, "test", url, key, among_its_classes=True, once=True)
     return {
         "zero_shot": measured.accuracies["accuracy_before"],
         "accuracy": measured.accuracies["accuracy_after"],

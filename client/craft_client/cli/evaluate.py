@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -27,7 +25,6 @@ from craft_client.cli.options import (
 )
 from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, percent, say, table, units_line
-from craft_shared.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
 
     from craft_client.api import Client
     from craft_client.data import Dataset, Sample
+    from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
     from craft_shared.adapter import Adapter
     from craft_shared.units import Units
@@ -187,7 +185,7 @@ def measure_run(
     key: str | None,
     *,
     among_its_classes: bool = False,
-    keep: Path | None = None,
+    once: bool = False,
 ) -> Measured:
     """Scores the prompts of a run's adapter over HTTP and applies its head here.
 
@@ -199,20 +197,21 @@ def measure_run(
         key: the API key.
         among_its_classes: a prediction is the likeliest of the data's classes, not of all that the
             adapter knows. Every class is scored and charged all the same.
-        keep: a file that names this evaluation for the server, so that one that was cut off is
-            gone on with there and paid for once; None for one that begins anew.
+        once: whether the same evaluation under way or done before is gone on with, for as long as
+            the server remembers its calls, and is not paid for again.
     """
-    from craft_client.exceptions import CraftError
+    from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
     from craft_client.remote import classify_here
 
     dataset, samples = _pictures(data, split)
-    adapter = Journal.open(run).adapter()
+    journal = Journal.open(run)
+    adapter = journal.adapter()
     config = adapter.config
     columns = _columns(dataset.classes, config.classes)
     labels = columns[_labels(samples)]
-    what = _digest(adapter, samples)
-    name = _kept(keep, what, "run") or f"evaluation-{uuid.uuid4().hex}"
+    digest = _digest(journal, adapter, samples) if once else uuid.uuid4().hex
+    name = f"evaluation-{digest}"
     with connect(url, key, run=name) as client:
         card = client.model(config.model)
         if card.revision != config.revision:
@@ -222,18 +221,21 @@ def measure_run(
                 remedy="Tune again on the model that the server hosts now.",
             )
         check_files([sample.path for sample in samples], card.limits)
-        image_set = _image_set_left(client, _kept(keep, what, "image_set"))
-        if image_set is None:
-            image_set = client.create_image_set(card.name)
+        image_set = client.create_image_set(card.name, idempotency_key=f"{name}/image-set")
+        calls = name
+        if once:
+            try:
+                image_set = client.image_set(image_set.id)
+            except ImageSetNotFound:  # It was deleted since.
+                calls = f"{name}-{uuid.uuid4().hex}"
+                image_set = client.create_image_set(card.name)
+        if not image_set.count:
             expected = _black_box(client, _filled(image_set, samples), config.scored)
             check_budgets(client, _need(expected, config.prompts), remedy=_TOP_UP)
-            if keep is not None:
-                about = {"of": what, "run": name, "image_set": image_set.id}
-                write_whole(keep, json.dumps(about).encode())
         image_set, uploaded = upload(
-            client, image_set, samples[image_set.count :], name=f"{name}/upload"
+            client, image_set, samples[image_set.count :], name=f"{calls}/upload"
         )
-        black_box = replace(_black_box(client, image_set, config.scored), run=name)
+        black_box = replace(_black_box(client, image_set, config.scored), run=calls)
         scores, refined = classify_here(adapter, black_box)
     plain = scores.log_probs[0, :, : len(config.classes)]
     among = columns if among_its_classes else None
@@ -256,35 +258,15 @@ def measure_run(
     )
 
 
-def _digest(adapter: Adapter, samples: Sequence[Sample]) -> str:
-    """Of an adapter and the files that it is measured on: as long as it stays, they do."""
+def _digest(journal: Journal, adapter: Adapter, samples: Sequence[Sample]) -> str:
+    """Of a run, its adapter and the files that it is measured on: as long as it stays, they do."""
     files = [
         (os.fspath(sample.path), sample.label, about.st_size, about.st_mtime_ns)
         for sample in samples
         for about in [sample.path.stat()]
     ]
-    return hashlib.sha256(
-        repr((adapter.digest, files)).encode(errors="surrogateescape")
-    ).hexdigest()
-
-
-def _image_set_left(client: Client, image_set: str | None) -> ImageSet | None:
-    """An image set that an evaluation left, if the server has it still."""
-    from craft_client.exceptions import ImageSetNotFound
-
-    with suppress(ImageSetNotFound):
-        return client.image_set(image_set) if image_set else None
-    return None
-
-
-def _kept(keep: Path | None, what: str, field: str) -> str | None:
-    """A field of the file that an evaluation left, if it was of the same."""
-    if keep is None:
-        return None
-    with suppress(FileNotFoundError, ValueError):
-        about = json.loads(keep.read_bytes())
-        return str(about[field]) if about["of"] == what else None
-    return None
+    measured = repr((journal.document.get("run"), adapter.digest, files))
+    return hashlib.sha256(measured.encode(errors="surrogateescape")).hexdigest()
 
 
 def _measure_published(

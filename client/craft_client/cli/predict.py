@@ -165,7 +165,7 @@ def _predict_into(
                 abstain_below=abstain_below,
                 on_progress=on_progress,
             )
-    classified = len(files) - before - restored - done.failed
+    classified = len(files) - before - done.failed
     if done.changed:
         say(
             f"{done.changed:,} pictures were asked for anew: the call that they were in may have "
@@ -187,9 +187,9 @@ def _predict_into(
         )
         return
     there = f" {before:,} were there before." if before else ""
-    again = f" {restored:,} that had been lost were written again, for free." if restored else ""
+    again = f" {restored:,} of them had been paid for and were lost." if restored else ""
     failed = f" {done.failed:,} cannot be used; '{out}' says why." if done.failed else ""
-    say(f"Classified {classified:,} pictures into '{out}'.{failed}{there}{again}")
+    say(f"Classified {classified:,} pictures into '{out}'.{again}{failed}{there}")
     if left_out:
         say(f"'{out}' has a row for each of the {len(left_out):,} that were left out.")
     say(f"Charged: {units_line(done.charged)}.")
