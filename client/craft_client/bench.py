@@ -17,6 +17,7 @@ from typing import Any
 from craft_client.data import Dataset, Split
 from craft_client.exceptions import DataError
 from craft_client.layouts import load_dataset
+from craft_shared.names import same_text
 from craft_shared.units import UNITS
 
 # Folders as CoOp's instructions name them.
@@ -101,10 +102,10 @@ def find_shifts(root: Path, tuned: Dataset) -> tuple[list[str], list[str]]:
     if tuned.name != SHIFTED:
         return [], []
     datasets, missing = find_datasets(root, SHIFTS, ["test"])
-    known = set(tuned.classes)
+    known = {same_text(name) for name in tuned.classes}
     found = []
     for dataset in datasets:
-        unknown = [name for name in dataset.classes if name not in known]
+        unknown = [name for name in dataset.classes if same_text(name) not in known]
         if unknown:
             missing.append(f"{dataset.name}: '{unknown[0]}' is no class of '{tuned.name}'.")
         else:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from craft_client.folders import (
     left_beside,
     no_images,
 )
+from craft_shared.names import REMEDY, fault, same_text
 from craft_shared.problems import FieldError
 from craft_shared.text_files import NotTextError, lines_of, read_text
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
@@ -140,11 +142,12 @@ def _load_folders(
     first: Split = "train" if "train" in class_folders else "test"
     classes = tuple(class_folders[first])
     everything = beside
-    labels = {class_name: label for label, class_name in enumerate(classes)}
+    # Splits were packed by different systems, which write one name in different forms.
+    labels = {same_text(class_name): label for label, class_name in enumerate(classes)}
     samples: dict[Split, tuple[Sample, ...]] = {}
     for split, folders in class_folders.items():
         for class_name, folder in folders.items():
-            if class_name not in labels:
+            if same_text(class_name) not in labels:
                 raise DataError(
                     f"'{folder}' is a class that the {first} split does not have.",
                     remedy="Give it training pictures, or remove it.",
@@ -154,7 +157,7 @@ def _load_folders(
             if not of_class.images:
                 raise no_images(folders[class_name], of_class)
         samples[split] = tuple(
-            Sample(path, labels[class_name])
+            Sample(path, labels[same_text(class_name)])
             for class_name, of_class in found.items()
             for path in of_class.images
         )
@@ -412,25 +415,28 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _class_name(name: str) -> str:
-    return " ".join(name.replace("_", " ").split())
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
 def _check_class_names(names: Sequence[tuple[str, str]]) -> None:
-    """Checks (class name, where it stands): not empty, not too long, no two alike."""
+    """Checks (class name, where it stands): not empty, not too long, sound, no two alike."""
     for name, where in names:
         if not name or len(name) > LONGEST_CLASS_NAME:
             raise DataError(
                 f"{where}: the class name '{name[:40]}' has {len(name)} characters.",
                 remedy=f"Use 1 to {LONGEST_CLASS_NAME} characters.",
             )
-    counts = Counter(name.casefold() for name, _ in names)
-    twins = [(name, where) for name, where in names if counts[name.casefold()] > 1]
+        if found := fault(name):
+            raise DataError(f"{where}: the class name '{name}' {found}.", remedy=REMEDY)
+    counts = Counter(same_text(name) for name, _ in names)
+    twins = [(name, where) for name, where in names if counts[same_text(name)] > 1]
     if twins:
         raise DataError(
-            "Two classes have the same name (underscores count as spaces, case does not count).",
+            "Two classes have the same name to a model (case, forms of letters and signs and "
+            "white space do not count, underscores are spaces).",
             errors=told(
                 FieldError(field=where, message=f"is class '{name}'.")
-                for name, where in sorted(twins, key=lambda twin: twin[0].casefold())
+                for name, where in sorted(twins, key=lambda twin: same_text(twin[0]))
             ),
             remedy="Rename one, or put their pictures together.",
         )

@@ -424,3 +424,64 @@ def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
     (folder / "classnames.txt").write_bytes("n00000001 café".encode("latin-1"))
     with pytest.raises(DataError, match=r"classnames.txt' cannot be read: it is not UTF-8"):
         load_dataset(folder)
+
+
+# --- names that are read as one -------------------------------------------------------------------
+
+CAFE, CAFE_OF_A_MAC = "caf\u00e9", "cafe\u0301"
+FORMS = [
+    (CAFE, CAFE_OF_A_MAC),
+    ("cat", "\uff43\uff41\uff54"),
+    ("cat", "Cat"),
+    ("cat's eye", "cat\u2019s eye"),
+    ("salt & pepper", "salt &amp; pepper"),
+    ("tabby cat", "tabby\u00a0cat"),
+    ("tabby cat", "tabby__cat"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), FORMS)
+def test_two_class_folders_that_a_model_reads_as_one_are_refused_as_twins(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    for name in (one, other, "dog"):
+        touch(tmp_path / name / "1.jpg")
+    with pytest.raises(DataError, match="Two classes have the same name to a model") as error:
+        load_dataset(tmp_path)
+    assert {field.field for field in error.value.errors} == {
+        f"'{tmp_path / one}'",
+        f"'{tmp_path / other}'",
+    }
+
+
+@pytest.mark.parametrize(("one", "other"), FORMS)
+def test_a_class_is_the_same_in_a_split_that_another_system_has_packed(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    for path in (f"train/{one}/1.jpg", "train/dog/1.jpg", f"test/{other}/2.jpg"):
+        touch(tmp_path / path)
+    dataset = load_dataset(tmp_path)
+    assert dataset.test == (
+        Sample(tmp_path / "test" / other / "2.jpg", dataset.classes.index(one)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("x\x1b[31mred", r"U\+001B, a control character, as character 2"),
+        ("\ufeffcat", r"U\+FEFF"),
+        ("a\u202eb", r"U\+202E"),
+        ("-1", "begins with '-'"),
+        ("=1+1", "begins with '='"),
+        (os.fsdecode(b"caf\xe9"), "the byte 0xE9, which is not UTF-8"),
+    ],
+)
+def test_a_class_folder_whose_name_misleads_is_refused(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    for folder in (name, "dog"):
+        touch(tmp_path / folder / "1.jpg")
+    with pytest.raises(DataError, match=told) as error:
+        load_dataset(tmp_path)
+    assert "Rename it" in str(error.value)

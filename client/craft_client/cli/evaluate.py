@@ -350,16 +350,17 @@ def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     import numpy as np
 
     from craft_client.exceptions import DataError
+    from craft_shared.names import same_text
 
-    numbers = {name: number for number, name in enumerate(known)}
-    unknown = [name for name in classes if name not in numbers]
+    numbers = {same_text(name): number for number, name in enumerate(known)}
+    unknown = [name for name in classes if same_text(name) not in numbers]
     if unknown:
         raise DataError(
             f"The adapter does not know {len(unknown)} of the data's classes, such as "
             f"'{unknown[0]}'.",
             remedy="Evaluate it on the classes that it was tuned for.",
         )
-    return np.array([numbers[name] for name in classes], np.int64)
+    return np.array([numbers[same_text(name)] for name in classes], np.int64)
 
 
 def _accuracy(

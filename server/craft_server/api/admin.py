@@ -48,7 +48,7 @@ from craft_shared.wire import (
     PriceLists,
     UsageLine,
 )
-from craft_shared.wire.messages import NonEmptyLabel, Time
+from craft_shared.wire.messages import NewName, NonEmptyLabel, Time
 
 router = APIRouter(prefix="/v1/admin", tags=["administration"])
 
@@ -56,7 +56,7 @@ WithAdminKey = Annotated[Caller, Depends(caller_with("admin"))]
 WithCall = Annotated[Call, Depends(call_of(repeatable=False))]
 Prefix = Annotated[str, Path(description="The eight characters after craft_ in the key.")]
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
-Model = Annotated[NonEmptyLabel, Path(description="The model's name.")]
+Model = Annotated[NewName, Path(description="The model's name.")]
 
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
 

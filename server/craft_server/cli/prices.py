@@ -55,8 +55,11 @@ def set_(
 ) -> None:
     """Set the micros that one unit costs from now on; other units keep their price."""
     from craft_server.ledger import prices
+    from craft_shared.names import fault
     from craft_shared.wire import PriceList
 
+    if found := fault(model):
+        misuse(f"MODEL: the name {found}")
     given = zip(UNITS, (queries, predictions, images, texts, requests), strict=True)
     micros = {unit: price for unit, price in given if price is not None}
     if not micros:
