@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import stamina
 
+from craft_client.api import Client
+from craft_client.remote_adapter import RemoteAdapter
+from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import Unrefined
+
+from .batches import CLASSES
 from .pictures import write_picture
-from .wire_server import KEY, WireServer
+from .wire_server import KEY, REVISION, WireServer
 
 
 @pytest.fixture
@@ -32,6 +39,24 @@ def fast_retries() -> Iterator[None]:
     """Retries without waiting, three attempts at most."""
     with stamina.set_testing(True, attempts=3):
         yield
+
+
+@pytest.fixture
+def remote(connected: WireServer, fast_retries: None) -> Iterator[RemoteAdapter]:
+    """An adapter on a server that takes four pictures in a call."""
+    connected.limits = connected.limits.model_copy(update={"images_per_call": 4})
+    config = AdapterConfig(
+        model="fake", revision=REVISION, classes=CLASSES, templates=["a {}."], head="none"
+    )
+    with Client() as client:
+        client.publish("animals", Adapter(config, np.zeros((0, 0), np.float32), Unrefined()))
+        yield RemoteAdapter(client, client.adapter("animals"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Ten pictures."""
+    return [write_picture(tmp_path / f"pictures/{number:02}.png", number) for number in range(10)]
 
 
 @pytest.fixture

@@ -2,42 +2,20 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from craft_client.api import Client
-from craft_client.batch import BatchProgress, classify_files, restore
+from craft_client.batch import classify_files
 from craft_client.exceptions import DataError
 from craft_client.remote_adapter import RemoteAdapter
 from craft_client.results import Results
-from craft_shared.adapter import Adapter, AdapterConfig
-from craft_shared.head import Unrefined
 from craft_shared.units import Units
 
+from .batches import CLASSES, classify
 from .pictures import write_picture
-from .wire_server import REVISION, WireServer
-
-CLASSES = ["big cat", "dog", "owl"]
-
-
-@pytest.fixture
-def remote(connected: WireServer, fast_retries: None) -> Iterator[RemoteAdapter]:
-    """An adapter on a server that takes four pictures in a call."""
-    connected.limits = connected.limits.model_copy(update={"images_per_call": 4})
-    config = AdapterConfig(
-        model="fake", revision=REVISION, classes=CLASSES, templates=["a {}."], head="none"
-    )
-    with Client() as client:
-        client.publish("animals", Adapter(config, np.zeros((0, 0), np.float32), Unrefined()))
-        yield RemoteAdapter(client, client.adapter("animals"))
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    return [write_picture(tmp_path / f"pictures/{number:02}.png", number) for number in range(10)]
+from .wire_server import WireServer
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -48,22 +26,6 @@ def rows(file: Path) -> list[dict[str, str]]:
 def images_of(out: Path) -> set[str]:
     with Results.opened(out, 2) as results:
         return results.images
-
-
-def classify(
-    remote: RemoteAdapter, files: list[Path], out: Path, *, stop_after: int = 99
-) -> BatchProgress:
-    calls = 0
-
-    def on_progress(_: BatchProgress) -> None:
-        nonlocal calls
-        if calls == stop_after:
-            raise KeyboardInterrupt
-        calls += 1
-
-    with Results.opened(out, 2) as results:
-        restore(remote, files, results, None)
-        return classify_files(remote, files, results, top=2, on_progress=on_progress)
 
 
 def test_each_picture_gets_its_row_in_order(

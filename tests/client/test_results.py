@@ -6,40 +6,20 @@ import csv
 import os
 import random
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from craft_client.api import Client
-from craft_client.batch import BatchProgress, classify_files, restore, to_ask
+from craft_client.batch import to_ask
 from craft_client.exceptions import DataError, InUse, ProblemError
 from craft_client.remote_adapter import RemoteAdapter
 from craft_client.results import Results
-from craft_shared.adapter import Adapter, AdapterConfig
-from craft_shared.head import Unrefined
 
+from .batches import classify
 from .pictures import write_picture
-from .wire_server import REVISION, WireServer
-
-
-@pytest.fixture
-def remote(connected: WireServer, fast_retries: None) -> Iterator[RemoteAdapter]:
-    """An adapter on a server that takes four pictures in a call."""
-    connected.limits = connected.limits.model_copy(update={"images_per_call": 4})
-    config = AdapterConfig(
-        model="fake", revision=REVISION, classes=["cat", "dog"], templates=["a {}."], head="none"
-    )
-    with Client() as client:
-        client.publish("animals", Adapter(config, np.zeros((0, 0), np.float32), Unrefined()))
-        yield RemoteAdapter(client, client.adapter("animals"))
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    return [write_picture(tmp_path / f"pictures/{number:02}.png", number) for number in range(10)]
+from .wire_server import WireServer
 
 
 @pytest.fixture
@@ -47,21 +27,18 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.csv"
 
 
-def predict(
-    remote: RemoteAdapter, files: Sequence[Path], out: Path, *, stop_after: int = 99
-) -> BatchProgress:
-    """What `craft predict --out` does, killed after so many calls were answered."""
-    calls = 0
+@pytest.fixture
+def lost(remote: RemoteAdapter, files: list[Path], out: Path) -> list[Path]:
+    """Pictures of a call whose answer was paid for, and lost before it was written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Results, "end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            classify(remote, files[:4], out)
+    return files[:4]
 
-    def on_progress(_: BatchProgress) -> None:
-        nonlocal calls
-        if calls == stop_after:
-            raise KeyboardInterrupt
-        calls += 1
 
-    with Results.opened(out, 2) as results:
-        restore(remote, files, results, None)
-        return classify_files(remote, files, results, top=2, on_progress=on_progress)
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def rows(out: Path) -> dict[str, list[str]]:
@@ -85,7 +62,7 @@ def full_at(size: int) -> Iterator[None]:
 def test_whatever_is_cut_is_written_again_for_free(
     connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path
 ) -> None:
-    predict(remote, files, out)
+    classify(remote, files, out)
     whole, expected, charged = out.read_bytes(), rows(out), connected.charged
     connected.made.clear()  # the server has forgotten its answers, as after a day
     at = random.Random(17)
@@ -95,11 +72,11 @@ def test_whatever_is_cut_is_written_again_for_free(
     torn = [whole.replace(b"\n", b"", number) for number in (3, 5)]
     for content in (*cuts, *(lines[0] + rest.replace(lines[0], b"") for rest in removed)):
         out.write_bytes(content)
-        predict(remote, at.sample(files, len(files)), out)
+        classify(remote, at.sample(files, len(files)), out)
         assert rows(out) == expected
     for content in torn:
         out.write_bytes(lines[0] + content.removeprefix(lines[0].strip()).lstrip(b"\n"))
-        predict(remote, files, out)
+        classify(remote, files, out)
         assert rows(out) == expected
     assert connected.charged == charged
 
@@ -128,10 +105,10 @@ def test_pictures_that_came_in_between_move_no_call_that_was_paid_for(
     with monkeypatch.context() as patch:
         patch.setattr(Results, "end", die)
         with pytest.raises(KeyboardInterrupt):
-            predict(remote, old, out)
+            classify(remote, old, out)
     paid = connected.charged
     assert paid.images == min(5, 2 * answered + 2)
-    predict(remote, list(reversed(files)), out)
+    classify(remote, list(reversed(files)), out)
     assert rows(out).keys() == {str(file) for file in files}
     assert connected.charged.images == 10
     # What was left is asked for in calls as full as they may be.
@@ -142,7 +119,7 @@ def test_pictures_that_came_in_between_move_no_call_that_was_paid_for(
 def test_a_full_disk_names_the_file_and_goes_on_when_there_is_room(
     connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path, tmp_path: Path
 ) -> None:
-    predict(remote, files, tmp_path / "whole.csv")
+    classify(remote, files, tmp_path / "whole.csv")
     charged, expected = connected.charged, rows(tmp_path / "whole.csv")
     connected.made.clear()
     record = (tmp_path / "whole.csv.calls").stat().st_size
@@ -152,10 +129,10 @@ def test_a_full_disk_names_the_file_and_goes_on_when_there_is_room(
             file.unlink()
         spent = connected.charged
         with full_at(at.randrange(100, record)), pytest.raises((OSError, DataError)) as failed:  # noqa: PT012
-            predict(remote, files, out)
+            classify(remote, files, out)
             raise OSError(27, "large enough after all", "out.csv")
         assert "out.csv" in str(failed.value)
-        predict(remote, files, out)
+        classify(remote, files, out)
         assert rows(out) == expected
         once = {unit: getattr(charged, unit) for unit in ("queries", "predictions", "images")}
         for unit, number in once.items():
@@ -166,63 +143,45 @@ def test_a_full_disk_names_the_file_and_goes_on_when_there_is_room(
 def test_a_picture_that_has_changed_is_asked_for_anew(
     connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path
 ) -> None:
-    predict(remote, files[:4], out)
+    classify(remote, files[:4], out)
     charged = connected.charged
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:1] + lines[3:]))
     write_picture(files[0], 99)
-    done = predict(remote, files[:4], out)
+    done = classify(remote, files[:4], out)
     assert rows(out).keys() == {str(file) for file in files[:4]}
     assert done.charged.images == 1
     assert connected.charged.images == charged.images + 1
 
 
 def test_a_call_whose_picture_is_gone_is_said_to_be_lost(
-    connected: WireServer,
-    remote: RemoteAdapter,
-    files: list[Path],
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    remote: RemoteAdapter, lost: list[Path], out: Path
 ) -> None:
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Results, "end", die)
-        with pytest.raises(KeyboardInterrupt):
-            predict(remote, files[:4], out)
-    files[2].unlink()
-    done = predict(remote, files[:4], out)
+    lost[2].unlink()
+    done = classify(remote, lost, out)
     assert (done.changed, done.failed) == (4, 1)
-    assert rows(out)[str(files[2])][2] == "No such file or directory"
+    assert rows(out)[str(lost[2])][2] == "No such file or directory"
 
 
 def test_a_call_that_may_have_been_charged_needs_no_budget(
     connected: WireServer,
     remote: RemoteAdapter,
     files: list[Path],
+    lost: list[Path],
     out: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Results, "end", die)
-        with pytest.raises(KeyboardInterrupt):
-            predict(remote, files[:4], out)
     with Results.opened(out, 2) as results:
         assert to_ask(remote, files, results) == files[4:]
     connected.budgets = {"images": connected.charged.images}
     with pytest.raises(ProblemError):
-        predict(remote, files, out)
-    assert rows(out).keys() == {str(file) for file in files[:4]}
+        classify(remote, files, out)
+    assert rows(out).keys() == {str(file) for file in lost}
 
 
 def test_a_file_that_was_removed_is_begun_with_the_version_of_now(
     connected: WireServer, remote: RemoteAdapter, files: list[Path], out: Path
 ) -> None:
-    predict(remote, files[:4], out)
+    classify(remote, files[:4], out)
     with Results.opened(out, 2) as results:
         assert results.adapter == "animals@1"
     out.write_bytes(b"")
@@ -232,7 +191,7 @@ def test_a_file_that_was_removed_is_begun_with_the_version_of_now(
     with Results.opened(out, 2) as results:
         assert results.adapter is None
     charged = connected.charged
-    assert predict(remote, files[:4], out).done == 4
+    assert classify(remote, files[:4], out).done == 4
     assert connected.charged == charged
 
 
