@@ -8,9 +8,11 @@ It knows Pillow and files that it is given; it does not know how a data set lies
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,11 +78,25 @@ class Dataset:
             )
         return samples[name]
 
+    def beside(self, drawn: Iterable[Sample]) -> list[tuple[Split | None, Sample]]:
+        """All images but those drawn from the training split, which is called None here."""
+        known = set(drawn)
+        others: list[tuple[Split | None, Sample]] = []
+        others += [(None, sample) for sample in self.train if sample not in known]
+        others += [("validation", sample) for sample in self.validation]
+        others += [("test", sample) for sample in self.test]
+        return others
+
 
 def few_shot(
-    samples: Iterable[Sample], shots: int, seed: int, classes: Sequence[str]
+    samples: Iterable[Sample],
+    shots: int,
+    seed: int,
+    classes: Sequence[str],
+    *,
+    strict: bool = False,
 ) -> tuple[Sample, ...]:
-    """Draws the same number of pictures of every class.
+    """Draws the same number of pictures of every class; of one with fewer, all that there are.
 
     One `random.Random(seed)` draws `sample(pictures, shots)` for each class in label order, its
     pictures sorted by path: the same files and seed give the same pictures on every machine.
@@ -90,25 +106,29 @@ def few_shot(
         shots: pictures a class.
         seed: names the draw.
         classes: class names, in label order.
+        strict: refuses classes with fewer pictures than shots.
 
     Returns:
-        len(classes) * shots samples, class by class.
+        At most len(classes) * shots samples, class by class.
 
     Raises:
-        DataError: a class has fewer pictures than shots; all such classes are named.
+        DataError: a class has no picture, or with `strict` fewer than shots; all such classes are
+            named.
     """
     by_class: list[list[Sample]] = [[] for _ in classes]
     for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
         by_class[sample.label].append(sample)
     counts = [len(of_class) for of_class in by_class]
-    if min(counts) < shots:
+    least = shots if strict else 1
+    if min(counts) < least:
+        few = [(name, n) for name, n in zip(classes, counts, strict=True) if n < least]
         raise DataError(
-            f"{sum(count < shots for count in counts)} of {len(classes)} classes have fewer "
-            f"training pictures than the {shots} shots.",
+            f"{len(few)} of {len(classes)} classes have fewer training pictures than the {shots} "
+            "shots."
+            if strict
+            else f"{len(few)} of {len(classes)} classes have no training picture.",
             errors=told(
-                FieldError(field=f"class '{name}'", message=f"has {count}.")
-                for name, count in zip(classes, counts, strict=True)
-                if count < shots
+                FieldError(field=f"class '{name}'", message=f"has {count}.") for name, count in few
             ),
             remedy=f"Add pictures to these classes, or use --shots {min(counts)} at most."
             if min(counts)
@@ -116,7 +136,26 @@ def few_shot(
         )
     # Reproducible draws, not secrets.
     draw = random.Random(seed)  # noqa: S311
-    return tuple(sample for of_class in by_class for sample in draw.sample(of_class, shots))
+    return tuple(
+        sample
+        for of_class in by_class
+        for sample in draw.sample(of_class, min(shots, len(of_class)))
+    )
+
+
+def fewer_note(samples: Sequence[Sample], shots: int, classes: Sequence[str]) -> str:
+    """One line on the classes of which fewer pictures were drawn than shots; empty without any."""
+    counts = Counter(sample.label for sample in samples)
+    few = [
+        f"'{name}' {counts[label]}" for label, name in enumerate(classes) if counts[label] < shots
+    ]
+    if not few:
+        return ""
+    named = ", ".join([*few[:_TOLD_AT_MOST], *(["..."] if len(few) > _TOLD_AT_MOST else [])])
+    return (
+        f"{len(few):,} of {len(classes):,} classes have fewer pictures than the {shots:,} shots; "
+        f"all that there are, are taken: {named}."
+    )
 
 
 def check_pictures(
@@ -124,7 +163,7 @@ def check_pictures(
     limits: Limits,
     *,
     on_checked: Callable[[int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Opens every picture, so that a bad one is told before anything is sent or charged.
 
     A JPEG is decoded at an eighth of its size, which finds a truncated file all the same.
@@ -134,25 +173,38 @@ def check_pictures(
         limits: the model's.
         on_checked: called now and then with the number of pictures checked so far.
 
+    Returns:
+        The digest of each file, as `digest_of`.
+
     Raises:
         DataError: files that are missing, no picture, truncated, or larger than the limits; all
             are counted and the first ones named.
     """
 
-    def check(file: Path) -> FieldError | None:
-        return _picture_error(file, limits)
+    def check(file: Path) -> FieldError | str:
+        return _picture_error(file, limits) or digest_of(file)
 
     bad: list[FieldError] = []
+    digests: list[str] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # Pillow's own bound on pixels gives way to the model's, which is checked before decoding.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for number, error in enumerate(pool.map(check, files), 1):
-            if error:
-                bad.append(error)
+        for number, found in enumerate(pool.map(check, files), 1):
+            if isinstance(found, FieldError):
+                bad.append(found)
+            else:
+                digests.append(found)
             if on_checked and (number % 50 == 0 or number == len(files)):
                 on_checked(number)
     if bad:
         raise DataError(f"{len(bad)} of {len(files)} pictures cannot be used.", errors=told(bad))
+    return digests
+
+
+def digest_of(file: Path | bytes) -> str:
+    """What two files have in common only if they are the same, byte for byte."""
+    data = file if isinstance(file, bytes) else file.read_bytes()
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def picture_bytes(samples: Sequence[Sample]) -> int:

@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from craft_client.api import Client
+from craft_client.data import digest_of
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.open_text import beside
@@ -148,7 +149,13 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                 # Checked as it will be, because uploading is charged.
                 planned = empty.model_copy(update={"count": len(encoded)})
                 black_box = RemoteBlackBox(client, planned, names)
-                about = run_document(black_box, labels, settings, profile=card.profile)
+                about = run_document(
+                    black_box,
+                    labels,
+                    settings,
+                    profile=card.profile,
+                    digests=[digest_of(file) for file in encoded],
+                )
                 journal.begin(about)
                 image_set, uploaded = _upload(client, empty, encoded)
                 black_box = RemoteBlackBox(client, image_set, names)

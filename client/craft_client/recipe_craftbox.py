@@ -9,9 +9,11 @@ With P prompts, N pictures, C classes:
 3. Each generation asks CMA-ES for a population of codes and scores it in one request. A code's loss
    is the cross-entropy of its prediction, plus a term for how far it is from the refined one. Then
    the head learns from the best code so far, whose answer is already paid for.
-4. Of the heads that all these answers allow, the best on held-out pictures is deployed: from the
+4. Of the heads that all these answers allow, the best on left-out pictures is deployed: from the
    plain prediction on, one that has seen more of the labels replaces one that has seen less only
    if it is better beyond chance.
+5. The second to the fourth step are done again without a part of the pictures, to see what comes of
+   them on pictures that they have not seen (`craft_client.held_out`).
 
 It knows the method; it does not know HTTP, nor what a picture is.
 """
@@ -25,7 +27,14 @@ from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy, divergence
 from craft_client.open_text import spanning_texts
 from craft_client.paid_answers import Reading
-from craft_client.refiners import Choice, Kept, Refiner, Searched, refiner_for
+from craft_client.refiners import (
+    Choice,
+    Kept,
+    Refiner,
+    Searched,
+    accuracy_held_out,
+    refiner_for,
+)
 from craft_client.search import search_for
 from craft_client.settings import TuneSettings
 from craft_client.tuning_run import Outcome, TuningRun
@@ -75,7 +84,9 @@ def run_craftbox(run: TuningRun) -> Outcome:
             best_loss = float(_losses(log_probs, labels, refiner, settings)[0])
         run.report("search", float(reading.losses.mean()), best_loss, refiner.accuracy)
 
-    return _outcome(refiner.choose(kept), kept, best_loss)
+    choice = refiner.choose(kept)
+    held_out = accuracy_held_out(settings, kept, choice.chosen)
+    return _outcome(choice, kept, best_loss, held_out)
 
 
 def _open(run: TuningRun) -> Kept:
@@ -89,7 +100,8 @@ def _open(run: TuningRun) -> Kept:
 
     template = [settings.template]
     if not settings.texts:
-        return Kept(random, (), run.ask(read, random, templates=template).kept["log_probs"], labels)
+        opening = run.ask(read, random, templates=template).kept["log_probs"]
+        return Kept(random, (), opening, labels, groups=run.copies_in(opening))
     wide = run.ask(read, random[:0], templates=template, texts=settings.texts).kept["log_probs"]
     classes = wide.shape[2] - len(settings.texts)
     chosen = spanning_texts(wide[0], classes, settings.keep_texts)
@@ -98,7 +110,7 @@ def _open(run: TuningRun) -> Kept:
     if len(random):
         codes = run.ask(read, random, texts=texts)
         opening = np.concatenate([opening, codes.kept["log_probs"]])
-    return Kept(random, texts, opening, labels)
+    return Kept(random, texts, opening, labels, groups=run.copies_in(opening))
 
 
 def _random_codes(settings: TuneSettings) -> Array:
@@ -115,7 +127,7 @@ def _losses(log_probs: Array, labels: Labels, refiner: Refiner, settings: TuneSe
     return losses
 
 
-def _outcome(choice: Choice, kept: Kept, best_loss: float) -> Outcome:
+def _outcome(choice: Choice, kept: Kept, best_loss: float, held_out: float | None) -> Outcome:
     chosen = choice.chosen
     return Outcome(
         deployed=chosen.name,
@@ -123,7 +135,7 @@ def _outcome(choice: Choice, kept: Kept, best_loss: float) -> Outcome:
         texts=chosen.texts,
         head=chosen.refinement.head,
         accuracy_before=accuracy(kept.plain, kept.labels),
-        accuracy_after=chosen.refinement.accuracy,
+        accuracy_after=held_out,
         best_loss=best_loss,
         candidates=[
             {

@@ -51,6 +51,9 @@ MLP_RATE = 1e-3
 class Refinement:
     """A head, and what it says of each picture when it was fitted without it.
 
+    By this regularisation and candidates are chosen. What is said of the one that was chosen is
+    then too good: `craft_client.held_out` measures without that.
+
     Attributes:
         head: fitted on all pictures.
         log_probs: held-out predictions, float32 [N, C].
@@ -58,6 +61,8 @@ class Refinement:
             leave nothing to measure.
         losses: cross-entropy of each measured held-out prediction in nats, float32 [M], M <= N.
         regularisation: of the closed form, relative to the inputs' variance; None for other heads.
+        groups: of the M pictures, copies of one having one number, int64 [M]; None where there are
+            no copies.
     """
 
     head: Head
@@ -65,6 +70,7 @@ class Refinement:
     accuracy: float | None
     losses: Array
     regularisation: float | None = None
+    groups: Labels | None = None
 
     @property
     def loss(self) -> float | None:
@@ -76,38 +82,49 @@ class Refinement:
 
         Held-out accuracy must be no worse, and the loss must be lower by more than `errors`
         standard errors of the pictures' differences (as in the one-standard-error rule of Breiman
-        et al., 1984). With few pictures a smaller difference is mostly luck.
+        et al., 1984), copies of a picture counting as one. With few pictures a smaller difference
+        is mostly luck.
         """
         if self.accuracy is None or other.accuracy is None:
             return False
         gains = (other.losses - self.losses).astype(np.float64)
-        error = gains.std() / np.sqrt(max(1, gains.size - 1))
-        return self.accuracy >= other.accuracy and float(gains.mean()) > errors * error
+        gain = gains.mean()
+        groups = np.arange(len(gains)) if self.groups is None else self.groups
+        of_groups = np.bincount(groups, gains - gain)[np.unique(groups)]
+        pictures = len(of_groups)
+        error = np.sqrt((of_groups**2).sum() * pictures / max(1, pictures - 1)) / len(gains)
+        return self.accuracy >= other.accuracy and bool(gain > errors * error)
 
 
-def measurable(labels: Labels) -> NDArray[np.bool_]:
+def measurable(labels: Labels, groups: Labels | None = None) -> NDArray[np.bool_]:
     """Pictures [N] whose class has another picture, so that leaving them out leaves the class in.
 
-    Nothing is measurable where fewer than half of the pictures are: the rest would say little of
-    the whole.
+    Copies of a picture, which have its number in `groups` [N], are no other one. Nothing is
+    measurable where fewer than half of the pictures are: the rest would say little of the whole.
     """
-    rows: NDArray[np.bool_] = np.bincount(labels)[labels] > 1
+    groups = np.arange(len(labels)) if groups is None else groups
+    different = np.unique(np.stack([labels, groups]), axis=1)[0]
+    rows: NDArray[np.bool_] = np.bincount(different)[labels] > 1
     return rows if 2 * rows.sum() >= len(rows) else np.zeros_like(rows)
 
 
-def unrefined(log_probs: Array, labels: Labels) -> Refinement:
+def unrefined(log_probs: Array, labels: Labels, groups: Labels | None = None) -> Refinement:
     """The prediction [N, C] of one prompt as it is. It is fitted to nothing, so all is held out.
 
     It is measured on the same pictures as the other heads (`measurable`), or on all where these
     have none.
     """
-    rows = measurable(labels)
+    rows = measurable(labels, groups)
     rows = rows if rows.any() else np.ones_like(rows)
-    return _measured(Unrefined(), Unrefined()(log_probs[None]), labels, rows)
+    return _measured(Unrefined(), Unrefined()(log_probs[None]), labels, rows, groups)
 
 
 def fit_ridge(
-    log_probs: Array, labels: Labels, regularisations: Sequence[float] | Double = REGULARISATIONS
+    log_probs: Array,
+    labels: Labels,
+    regularisations: Sequence[float] | Double = REGULARISATIONS,
+    *,
+    groups: Labels | None = None,
 ) -> Refinement:
     """Fits the closed-form head on log-probabilities [P, N, C + M]; prompt 0 is the plain one.
 
@@ -117,7 +134,8 @@ def fit_ridge(
     regularisation the exact leave-one-out predictions come from one eigendecomposition; on them the
     head's two scales are calibrated, by least cross-entropy, and the regularisation whose
     leave-one-out cross-entropy is then least is kept. (Chosen by squared error it was up to two
-    points worse at 2 and 4 pictures a class.)
+    points worse at 2 and 4 pictures a class.) Copies of one picture, which have one number in
+    `groups` [N], are left out together.
 
     A picture alone in its class cannot be left out sensibly, for then nothing knows the class:
     such pictures are fitted but not measured. Where hardly any other is left (one-shot), the
@@ -129,21 +147,22 @@ def fit_ridge(
     targets = np.eye(int(labels.max()) + 1)[labels]
     plain = log_probs[0, :, : targets.shape[1]].astype(np.float64)
     path = _RidgePath(inputs, targets)
-    rows = measurable(labels)
+    rows = measurable(labels, groups)
     if not rows.any():
         return _one_shot(path, plain, labels)
+    copies = _copies(groups)
 
     fits = []
     scales: Double = np.array([10.0, 0.5])
     for regularisation in regularisations:
-        scores = path.leave_one_out(regularisation)
+        scores = path.leave_one_out(regularisation, copies)
         # Starting from the last scales, because neighbours' are alike.
         scales, loss = _calibrate(np.stack([scores[rows], plain[rows]]), labels[rows], scales)
         fits.append((loss, float(regularisation), scales, scores))
     _, regularisation, (head_scale, plain_scale), scores = min(fits, key=lambda fit: fit[0])
     held_out = log_softmax(head_scale * scores + plain_scale * plain, axis=-1).astype(np.float32)
     head = path.head(regularisation, float(head_scale), float(plain_scale))
-    return _measured(head, held_out, labels, rows, regularisation)
+    return _measured(head, held_out, labels, rows, groups, regularisation)
 
 
 class _RidgePath:
@@ -151,8 +170,9 @@ class _RidgePath:
 
     With the eigenvectors Q and eigenvalues s of the centred inputs' Gram matrix, and f = s / (s +
     λ), fitted values are mean + Q f Q'Y and the hat matrix has the diagonal 1/N + Σ Q² f; a
-    left-out residual is the residual over one minus that (Allen's PRESS). λ is `regularisation`
-    times the trace of the Gram matrix, with the left-out picture in it.
+    left-out residual is the residual over one minus that (Allen's PRESS), and those of pictures
+    that are left out together solve the same equation with their block of the hat matrix. λ is
+    `regularisation` times the trace of the Gram matrix, with the left-out picture in it.
     """
 
     def __init__(self, inputs: Double, targets: Double) -> None:
@@ -165,12 +185,20 @@ class _RidgePath:
         self._variance = self._values.sum() or 1.0
         self._rotated = self._vectors.T @ (targets - self._target_mean)
 
-    def leave_one_out(self, regularisation: float) -> Double:
-        """What the fit without picture i says of it, for all i: float64 [N, C]."""
+    def leave_one_out(self, regularisation: float, copies: Sequence[Labels] = ()) -> Double:
+        """What the fit without picture i says of it, for all i: float64 [N, C].
+
+        Pictures that are `copies` of each other, their numbers, are left out together.
+        """
         kept = self._values / (self._values + regularisation * self._variance)
         fitted = self._target_mean + self._vectors @ (kept[:, None] * self._rotated)
+        residuals = self._targets - fitted
         leverage = 1 / len(fitted) + self._vectors**2 @ kept
-        scores: Double = self._targets - (self._targets - fitted) / (1 - leverage)[:, None]
+        scores: Double = self._targets - residuals / (1 - leverage)[:, None]
+        for same in copies:
+            vectors = self._vectors[same]
+            others = np.eye(len(same)) - 1 / len(fitted) - (vectors * kept) @ vectors.T
+            scores[same] = self._targets[same] - np.linalg.solve(others, residuals[same])
         return scores
 
     def head(self, regularisation: float, head_scale: float, plain_scale: float) -> LinearHead:
@@ -343,14 +371,25 @@ def mlp_loss(
     return float(loss), gradients
 
 
+def _copies(groups: Labels | None) -> list[Labels]:
+    """The pictures of each group that has several."""
+    if groups is None:
+        return []
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    return [part for part in parts if len(part) > 1]
+
+
 def _measured(
     head: Head,
     held_out: Array,
     labels: Labels,
     rows: NDArray[np.bool_],
+    groups: Labels | None,
     regularisation: float | None = None,
 ) -> Refinement:
     losses = -held_out[np.flatnonzero(rows), labels[rows]]
+    measured = None if groups is None else groups[rows]
     return Refinement(
-        head, held_out, accuracy(held_out[rows], labels[rows]), losses, regularisation
+        head, held_out, accuracy(held_out[rows], labels[rows]), losses, regularisation, measured
     )

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from craft_client.held_out import accuracy_on_unseen
 from craft_client.plugins import REFINERS
 from craft_client.refine import (
     Refinement,
@@ -20,7 +21,7 @@ from craft_client.refine import (
 )
 from craft_client.settings import TuneSettings
 from craft_shared import plugins
-from craft_shared.head import log_softmax
+from craft_shared.head import HEAD_KINDS, head_from_tensors, log_softmax
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -50,6 +51,7 @@ class Kept:
             [1 + K, N, C + M].
         labels: int64 [N].
         searched: None before the first generation.
+        groups: copies of one picture have one number, int64 [N]; None where there are none.
     """
 
     random: Array
@@ -57,6 +59,7 @@ class Kept:
     opening: Array
     labels: Labels
     searched: Searched | None = None
+    groups: Labels | None = None
 
     @property
     def plain(self) -> Array:
@@ -68,6 +71,13 @@ class Kept:
         if not self.texts:
             return log_probs
         return log_softmax(log_probs[..., : -len(self.texts)])
+
+    def of_rows(self, rows: NDArray[np.bool_]) -> Kept:
+        """The same of some of the pictures [N], before any search."""
+        groups = None if self.groups is None else self.groups[rows]
+        return Kept(
+            self.random, self.texts, self.opening[:, rows], self.labels[rows], groups=groups
+        )
 
     @property
     def none(self) -> Array:
@@ -100,6 +110,46 @@ class Choice:
 
     chosen: Candidate
     candidates: list[Candidate]
+
+
+def accuracy_held_out(settings: TuneSettings, kept: Kept, chosen: Candidate) -> float | None:
+    """Percent of pictures that what is deployed predicts rightly when made without them.
+
+    Everything is made again for each part of the pictures, the choices included. None where nothing
+    can be left out, or where a search chose a prompt by all labels.
+    """
+    if _answers(kept, chosen) is None:
+        return None
+
+    def predicted(rows: NDArray[np.bool_], about: NDArray[np.bool_]) -> Array | None:
+        part, asked = kept.of_rows(rows), kept.of_rows(about)
+        made = refiner_for(settings, part).choose(part).chosen
+        answers = _answers(asked, made)
+        head = made.refinement.head
+        if answers is None or head.kind not in HEAD_KINDS:
+            return None
+        # As it would be served: numbers, whatever object a plug-in made.
+        served = head_from_tensors(
+            head.kind,
+            head.tensors(),
+            prompts=len(answers),
+            classes=kept.plain.shape[-1],
+            texts=len(made.texts),
+        )
+        return served(answers)
+
+    groups = np.arange(len(kept.labels)) if kept.groups is None else kept.groups
+    return accuracy_on_unseen(kept.labels, groups, predicted)
+
+
+def _answers(kept: Kept, candidate: Candidate) -> Array | None:
+    """What a candidate's head reads, log-probabilities [1 + k, N, C + M]; None if not kept."""
+    matches = (candidate.codes[:, None] == kept.random[None]).all(axis=-1)
+    if not matches.any(axis=1).all() or tuple(candidate.texts) not in ((), tuple(kept.texts)):
+        return None
+    prompts = np.concatenate([[0], 1 + matches.argmax(axis=1)]) if len(matches) else [0]
+    answers = kept.opening[prompts]
+    return answers if candidate.texts else kept.of_classes(answers)
 
 
 class Refiner(Protocol):
@@ -141,10 +191,10 @@ def refiner_for(settings: TuneSettings, kept: Kept) -> Refiner:
 
 
 def _unrefined_candidates(kept: Kept) -> list[Candidate]:
-    plain = Candidate("plain", kept.none, unrefined(kept.plain, kept.labels))
+    plain = Candidate("plain", kept.none, unrefined(kept.plain, kept.labels, kept.groups))
     if kept.searched is None:
         return [plain]
-    searched = unrefined(kept.of_classes(kept.searched.log_probs), kept.labels)
+    searched = unrefined(kept.of_classes(kept.searched.log_probs), kept.labels, kept.groups)
     code = kept.searched.code[None]
     return [plain, Candidate("searched", code, searched, SEARCHED_ERRORS)]
 
@@ -163,7 +213,7 @@ class _NoRefiner:
 
     def choose(self, kept: Kept) -> Choice:
         random = [
-            Candidate(f"random {index}", code[None], unrefined(log_probs, kept.labels))
+            Candidate(f"random {index}", code[None], unrefined(log_probs, kept.labels, kept.groups))
             for index, (code, log_probs) in enumerate(
                 zip(kept.random, kept.of_classes(kept.opening[1:]), strict=True)
             )
@@ -183,8 +233,8 @@ class _RidgeRefiner:
     """
 
     def __init__(self, kept: Kept) -> None:
-        self._plain = unrefined(kept.plain, kept.labels)
-        self._opening = fit_ridge(kept.opening, kept.labels)
+        self._plain = unrefined(kept.plain, kept.labels, kept.groups)
+        self._opening = fit_ridge(kept.opening, kept.labels, groups=kept.groups)
         self._present = self._opening
         self._seen: Searched | None = None
 
@@ -214,10 +264,10 @@ class _RidgeRefiner:
             return Choice(opening, [plain, opening])
         candidates = [plain]
         if kept.texts or len(kept.random):
-            alone = fit_ridge(kept.plain[None], kept.labels)
+            alone = fit_ridge(kept.plain[None], kept.labels, groups=kept.groups)
             candidates.append(Candidate("plain ridge", kept.none, alone))
         if kept.texts and len(kept.random):
-            with_texts = fit_ridge(kept.opening[:1], kept.labels)
+            with_texts = fit_ridge(kept.opening[:1], kept.labels, groups=kept.groups)
             name = _name(kept.texts, kept.none)
             candidates.append(Candidate(name, kept.none, with_texts, texts=kept.texts))
         candidates += [opening, *searched]
@@ -229,7 +279,7 @@ class _RidgeRefiner:
                     Candidate(
                         _name(kept.texts, kept.none, code),
                         code,
-                        fit_ridge(pair, kept.labels),
+                        fit_ridge(pair, kept.labels, groups=kept.groups),
                         SEARCHED_ERRORS,
                         kept.texts,
                     )
@@ -253,7 +303,8 @@ def _name(texts: Sequence[str], random: Array, searched: Sequence[Array] | Array
 
 
 def _fit_all(kept: Kept, searched: Searched) -> Refinement:
-    return fit_ridge(np.concatenate([kept.opening, searched.log_probs[None]]), kept.labels)
+    log_probs = np.concatenate([kept.opening, searched.log_probs[None]])
+    return fit_ridge(log_probs, kept.labels, groups=kept.groups)
 
 
 def _loss(candidate: Candidate) -> float:

@@ -74,7 +74,7 @@ class About(BaseModel):
 
 
 class Candidate(BaseModel):
-    """What might have been deployed; accuracy in percent, held out."""
+    """What might have been deployed; accuracy in percent, by which it was chosen."""
 
     name: str
     prompts: int

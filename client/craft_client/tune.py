@@ -61,8 +61,9 @@ class TuneResult(Displayed):
     Attributes:
         adapter: prompts and head.
         accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: of the adapter, percent, each picture by a head fitted without it; None
-            where nothing was held out (one picture a class, or the paper's recipe).
+        accuracy_after: of the adapter, percent, each picture by what was fitted and chosen without
+            it (`craft_client.held_out`); None where nothing was held out (one picture a class, a
+            prompt that was searched with all labels, or the paper's recipe).
         units: everything charged by the run.
         stopped_by: the budget of the key that ended the search before the run's own budget was
             used up, in words; None where none did.
@@ -98,6 +99,9 @@ def run_document(
     **more: Any,
 ) -> dict[str, Any]:
     """What `Journal.create` is given for a run: all that it depends on. `more` is kept beside it.
+
+    Of `more` one thing is read: `digests`, of the N pictures' files, by which copies of one picture
+    are held out together.
 
     `profile` is of the provider that the model's server simulates, if it does.
 

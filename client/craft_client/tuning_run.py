@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from craft_client.blackbox import BlackBox
 from craft_client.budgets import shortfall, times_covered
+from craft_client.copies import groups_of, with_equal_answers
 from craft_client.exceptions import BudgetExhausted
 from craft_client.journal import Journal
 from craft_client.paid_answers import Checkpoint, PaidAnswers, Reading
@@ -42,8 +43,9 @@ class TuneProgress:
         budget: queries that the run may spend in all: the settings' budget, or what others leave.
         loss: mean loss of the latest request's codes (of the plain prompt where it had none).
         best_loss: least loss of a single prompt so far.
-        accuracy: percent on the training pictures, held out where a closed-form head is fitted;
-            None where the labels leave nothing to measure (one picture a class).
+        accuracy: percent on the training pictures, by leave-one-out where a closed-form head is
+            fitted, whose regularisation is chosen by the same; None where the labels leave nothing
+            to measure (one picture a class).
         units: everything charged by this run.
         elapsed_s: seconds since the run began, or was resumed.
     """
@@ -70,7 +72,8 @@ class Outcome:
         texts: that they score beside the class names.
         head: on the plain prompt and the codes.
         accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: held out, percent; None where nothing was.
+        accuracy_after: percent of pictures that no fit and no choice has seen; None where there
+            are none.
         best_loss: least loss of a single prompt.
         candidates: JSON-able; what was chosen from.
     """
@@ -116,6 +119,7 @@ class TuningRun:
         self.stopped_by: str | None = None
         self.history: list[dict[str, Any]] = []
         self._black_box = black_box
+        self._groups = groups_of(journal.document.get("digests"), len(labels))
         self._on_progress = on_progress
         self._began = time.monotonic()
 
@@ -132,6 +136,11 @@ class TuningRun:
         return self.answers.ask(
             about, read, context=self.context, codes=codes, templates=templates, texts=texts
         )
+
+    def copies_in(self, log_probs: Array) -> Labels:
+        """Which pictures are copies of one, by their files and by whole answers [P, N, C + M]."""
+        whole = self._black_box.output.whole
+        return with_equal_answers(self._groups, log_probs) if whole else self._groups
 
     def covers_generation(self) -> bool:
         """Whether the run's budget and, as the last answer told, all others cover one more."""

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -414,7 +415,8 @@ def test_data_that_cannot_be_used_is_told_without_any_call(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:
     refused(craft("tune", "--data", "nowhere"), "'nowhere' does not exist")
-    refused(craft("tune", "--data", picture_folder), "16 shots", "--shots 6", "'owl': has 6")
+    strict = craft("tune", "--data", picture_folder, "--shots-strict")
+    refused(strict, "16 shots", "--shots 6", "'owl': has 6")
     refused(craft("tune", "--data", picture_folder, *TUNE, "--budget", "5"), "budget", "12")
     assert connected.calls == []
 
@@ -691,3 +693,56 @@ def test_every_command_says_how_a_folder_was_read(
     ):
         for words in said:
             assert " ".join(result.stderr.split()).count(words) == 1, result.stderr
+
+
+def test_fewer_pictures_than_shots_are_all_taken_and_said(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    for number in range(2, 6):
+        (picture_folder / f"train/owl/{number}.png").unlink()
+    result = craft("tune", "--data", picture_folder, *TUNE, "--no-search", "--json")
+    said = (
+        "1 of 3 classes have fewer pictures than the 4 shots; all that there are, are taken: "
+        "'owl' 2."
+    )
+    assert said in " ".join(result.stderr.split())
+    assert answer(result)["pictures"] == 4 + 4 + 2
+    bench = ("--data", picture_folder.parent, "--dataset", "animals", "--shots", 4, "--seed", 1)
+    result = craft("bench", *bench, "--budget", 40, "--shots-strict")
+    assert result.exit_code == 1
+    assert "1 of 3 classes have fewer training pictures than the 4 shots" in result.stderr
+
+
+def test_copies_are_said_and_a_run_remembers_its_files(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    train, test = picture_folder / "train", picture_folder / "test"
+    shutil.copy(train / "owl/0.png", train / "owl/0 again.png")
+    shutil.copy(train / "owl/0.png", train / "dog/owl.png")
+    shutil.copy(train / "owl/0.png", test / "owl/seen.png")
+    tuning = ("--data", picture_folder, *TUNE, "--no-search", "--shots", 8)
+    said = " ".join(craft("tune", *tuning).stderr.split())
+    for words in (
+        f"Copies of one picture in one class, which are held out together (1): '{train}/owl/0 ",
+        f"Copies of one picture in two classes (1): '{train}/dog/owl.png' and '{train}/owl/0",
+        "Copies of one picture in the test split too (1): ",
+    ):
+        assert words in said
+    run = "runs/animals-8shots-seed1"
+    assert len(json.loads(Path(run, "run.json").read_text())["digests"]) == 20
+    said = " ".join(craft("evaluate", run, "--data", picture_folder).stderr.split())
+    assert "Copies of one picture that were tuned on too (1): 'train/owl/0" in said
+    assert f"and '{test}/owl/seen.png'" in said
+
+
+def test_noise_with_each_picture_twice_is_reported_near_chance(
+    craft: Craft, connected: WireServer, tmp_path: Path
+) -> None:
+    noise = tmp_path / "noise"
+    for label, name in enumerate(("alpha", "beta", "gamma")):
+        for number in range(8):
+            image = write_picture(noise / f"train/{name}/{number}.png", 8 * label + number)
+            shutil.copy(image, noise / f"train/{name}/{number} again.png")
+    tuned = answer(craft("tune", "--data", noise, "--shots", 16, "--json"))
+    assert tuned["pictures"] == 48
+    assert tuned["accuracy_after"] < 70, "four standard errors of 24 pictures above chance"

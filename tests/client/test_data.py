@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_client.data import Sample, check_pictures, few_shot
+from craft_client.data import Sample, check_pictures, few_shot, fewer_note
 from craft_client.exceptions import DataError
 from craft_shared.wire import Limits
 
@@ -69,14 +69,30 @@ def test_another_seed_draws_other_pictures_and_none_twice() -> None:
 
 def test_all_classes_with_too_few_pictures_are_named_with_the_shots_that_work() -> None:
     with pytest.raises(DataError) as caught:
-        few_shot(samples([5, 3, 9, 4]), 5, 1, ["cat", "dog", "owl", "pig"])
+        few_shot(samples([5, 3, 9, 4]), 5, 1, ["cat", "dog", "owl", "pig"], strict=True)
     assert str(caught.value).splitlines() == [
         "2 of 4 classes have fewer training pictures than the 5 shots.",
         "  class 'dog': has 3.",
         "  class 'pig': has 4.",
         "  Add pictures to these classes, or use --shots 3 at most.",
     ]
-    assert few_shot(samples([5, 3, 9, 4]), 3, 1, ["cat", "dog", "owl", "pig"])
+    assert few_shot(samples([5, 3, 9, 4]), 3, 1, ["cat", "dog", "owl", "pig"], strict=True)
+
+
+def test_of_a_class_with_fewer_pictures_than_shots_all_are_taken_and_it_is_said() -> None:
+    every = samples([5, 3, 9, 1])
+    found = few_shot(every, 4, 1, ["cat", "dog", "owl", "pig"])
+    assert [sample.label for sample in found] == [0] * 4 + [1] * 3 + [2] * 4 + [3]
+    assert len(set(found)) == len(found)
+    assert fewer_note(found, 4, ["cat", "dog", "owl", "pig"]) == (
+        "2 of 4 classes have fewer pictures than the 4 shots; all that there are, are taken: "
+        "'dog' 3, 'pig' 1."
+    )
+    assert fewer_note(found, 1, ["cat", "dog", "owl", "pig"]) == ""
+    with pytest.raises(
+        DataError, match=r"(?s)1 of 2 classes have no training picture.*'dog': has 0"
+    ):
+        few_shot(samples([5, 0]), 4, 1, ["cat", "dog"])
 
 
 # --- pictures -----------------------------------------------------------------------------------

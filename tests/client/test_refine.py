@@ -297,3 +297,54 @@ def test_a_larger_consistency_weight_keeps_the_mlp_nearer_to_the_plain_predictio
             mlp.train_epoch(log_probs[0], labels, consistency_weight=weight)
         moved.append(np.abs(np.exp(mlp.head()(log_probs)) - np.exp(log_probs[0])).mean())
     assert moved[1] < 0.5 * moved[0]
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regularisation", [1e-4, 1e-2, 1.0])
+def test_copies_are_left_out_together(regularisation: float) -> None:
+    log_probs, labels = _answers(FakeClip(5), 3)
+    again = [0, 1, 1, 4, 4, 4, *range(5, 15)]
+    log_probs, labels, groups = log_probs[:, again], labels[again], np.array(again)
+    inputs, targets = centred_inputs(log_probs).astype(np.float64), np.eye(5)[labels]
+    strength = regularisation * ((inputs - inputs.mean(axis=0)) ** 2).sum()
+    expected = np.empty_like(targets)
+    for picture, group in enumerate(groups):
+        others = groups != group
+        weight, bias = _ridge_by_hand(inputs[others], targets[others], strength)
+        expected[picture] = inputs[picture] @ weight + bias
+    path = refine._RidgePath(inputs, targets)
+    found = path.leave_one_out(regularisation, refine._copies(groups))
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_a_class_of_copies_alone_has_no_other_picture() -> None:
+    labels, groups = np.array([0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 2, 3])
+    assert measurable(labels, groups).tolist() == [False, False, True, True, True, True]
+    assert measurable(labels).all()
+
+
+def test_noise_with_copies_is_not_learnt_by_heart() -> None:
+    generator = np.random.default_rng(0)
+    log_probs = log_softmax(generator.normal(size=(16, 30, 3)).astype(np.float32))
+    log_probs, labels = np.repeat(log_probs, 2, axis=1), np.repeat(np.arange(3), 20)
+    groups = np.repeat(np.arange(30), 2)
+    assert fit_ridge(log_probs, labels).accuracy == 100.0
+    together = fit_ridge(log_probs, labels, groups=groups)
+    assert (together.accuracy or 0) < 60
+
+
+def test_copies_count_as_one_where_candidates_are_compared() -> None:
+    gains = np.tile(np.array([1.3, -0.7], np.float32), 10)
+    log_probs, head = np.zeros((20, 3), np.float32), Unrefined()
+
+    def compared(copies: int, groups: np.ndarray | None) -> bool:
+        losses = np.repeat(np.float32(2) - gains, copies)
+        better = Refinement(head, log_probs, 50.0, losses, groups=groups)
+        worse = Refinement(head, log_probs, 50.0, np.full_like(losses, 2), groups=groups)
+        return better.improves_on(worse, errors=1.5)
+
+    assert not compared(1, None)
+    assert compared(9, None)
+    assert not compared(9, np.repeat(np.arange(20), 9))

@@ -63,7 +63,7 @@ CASES: list[tuple[Spoil, list[str], list[str]]] = [
     (a_truncated_picture, [], ["train/one", "truncated", "replace or remove it"]),
     (an_absurdly_large_picture, [], ["train/two/", "absurdly large|20000 x 20000", "real|small"]),
     (an_empty_class_folder, [], ["'?ten'?", "no picture", "remove|Remove"]),
-    (too_few_pictures, [], ["three", "1 ", "--shots|shots"]),
+    (too_few_pictures, ["--shots-strict"], ["three", "1 ", "--shots|shots"]),
     (duplicate_class_names, [], ["four", "four_", "[Rr]ename"]),
     (a_name_too_long_for_the_context, [], ["5 5 5", "tokens", "[Ss]horten|[Ss]horter"]),
     (nothing, ["--model", "RN50"], ["RN50", "pocket"]),

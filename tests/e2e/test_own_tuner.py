@@ -47,7 +47,7 @@ def test_an_own_tuner_is_measured_in_the_same_harness(
     assert (own["recipe"], craftbox["recipe"]) == ("cross-entropy-method", "craftbox")
     assert own["queries"] == 33 <= 40  # the plain prompt, and four generations of eight
     assert own["prompts"] == 5
-    assert own["accuracy_after"] > own["accuracy_before"] + 10
+    assert own["accuracy_after"] is None, "its codes were chosen by all labels"
     assert picture.stat().st_size > 1000
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from craft_client.cli.completion import recipes
-from craft_client.cli.options import PLAIN_TEMPLATE, AsJson, Key, Model, Url, examples
+from craft_client.cli.options import (
+    PLAIN_TEMPLATE,
+    AsJson,
+    Key,
+    Model,
+    ShotsStrict,
+    Url,
+    examples,
+)
 from craft_client.cli.show import document, say, table
 from craft_client.run_files import LOCK_FILE, RUN_FILE
 
@@ -42,6 +50,7 @@ def bench(
         list[int] | None,
         typer.Option(show_default="16", help="Training pictures a class; repeatable."),
     ] = None,
+    shots_strict: ShotsStrict = False,
     seed: Annotated[
         list[int] | None,
         typer.Option(show_default="1 2 3", help="Of the few-shot draw and the search; repeatable."),
@@ -115,7 +124,17 @@ def bench(
             say(what)
             folder, pictures = cell.folder(out), data / cell.data
             if cell not in results:
-                result = _measure(cell, sets[cell.data], pictures, folder, budget, model, url, key)
+                result = _measure(
+                    cell,
+                    sets[cell.data],
+                    pictures,
+                    folder,
+                    budget,
+                    model,
+                    url,
+                    key,
+                    shots_strict=shots_strict,
+                )
                 store(cell, result)
             for shift in shifts[cell.data]:
                 measured = results[cell].get("shifts", {})
@@ -149,11 +168,13 @@ def _measure(
     model: str | None,
     url: str | None,
     key: str | None,
+    *,
+    shots_strict: bool,
 ) -> dict[str, Any]:
     from craft_client.cli.evaluate import measure_run
     from craft_client.cli.receipts import fetch_receipt
     from craft_client.cli.task import Task, tune_task
-    from craft_client.data import few_shot
+    from craft_client.data import few_shot, fewer_note
     from craft_client.journal import Journal
     from craft_client.paper_presets import recipe_settings
     from craft_shared.files import write_whole
@@ -169,8 +190,13 @@ def _measure(
             seed=cell.seed,
             template=PLAIN_TEMPLATE,
         )
-        samples = few_shot(dataset.split("train"), cell.shots, cell.seed, dataset.classes)
-        task = Task(settings_of(), dataset.classes, data, samples, settings_of)
+        samples = few_shot(
+            dataset.split("train"), cell.shots, cell.seed, dataset.classes, strict=shots_strict
+        )
+        if note := fewer_note(samples, cell.shots, dataset.classes):
+            say(note)
+        others = dataset.beside(samples)
+        task = Task(settings_of(), dataset.classes, data, samples, settings_of, others)
         with Journal.claimed(run) as journal:
             tune_task(task, journal, model, url, key)
     summary = Journal.open(run).summary()

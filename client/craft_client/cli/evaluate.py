@@ -112,12 +112,13 @@ def measure_zero_shot(
     That is the score of the mean of a class's text embeddings, which is how CLIP's own ensemble
     (Radford et al., ICML 2021, section 3.1.4) is made where embeddings are at hand.
     """
+    from craft_client.copies import notes
     from craft_client.remote import check_prompts
 
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.model(model)
-        check_files([sample.path for sample in samples], card.limits)
+        digests = check_files([sample.path for sample in samples], card.limits)
         image_set = client.create_image_set(card.name)
         check_budgets(
             client,
@@ -138,7 +139,7 @@ def measure_zero_shot(
         },
         image_set,
         uploaded + scores.charged,
-        dataset.notes,
+        (*dataset.notes, *notes(samples, digests)),
     )
 
 
@@ -200,6 +201,7 @@ def measure_run(
         once: whether the same evaluation under way or done before is gone on with, for as long as
             the server remembers its calls, and is not paid for again.
     """
+    from craft_client.copies import notes
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
     from craft_client.remote import classify_here
@@ -220,7 +222,7 @@ def measure_run(
                 f"hosts {card.revision}. Nothing was charged.",
                 remedy="Tune again on the model that the server hosts now.",
             )
-        check_files([sample.path for sample in samples], card.limits)
+        digests = check_files([sample.path for sample in samples], card.limits)
         image_set = client.create_image_set(card.name, idempotency_key=f"{name}/image-set")
         calls = name
         if once:
@@ -253,7 +255,7 @@ def measure_run(
         },
         image_set,
         uploaded + scores.charged,
-        dataset.notes,
+        (*dataset.notes, *notes(samples, digests), *_tuned_on(journal, samples, digests)),
         name,
     )
 
@@ -269,10 +271,23 @@ def _digest(journal: Journal, adapter: Adapter, samples: Sequence[Sample]) -> st
     return hashlib.sha256(measured.encode(errors="surrogateescape")).hexdigest()
 
 
+def _tuned_on(
+    journal: Journal, samples: Sequence[Sample], digests: Sequence[str]
+) -> tuple[str, ...]:
+    """A line on pictures that the run was tuned on, if there are any among these."""
+    from craft_client.copies import in_common
+
+    about = journal.document
+    # A run that an earlier version began has no word of them.
+    tuned = zip(about.get("pictures", ()), about.get("digests", ()), strict=False)
+    return in_common({digest: picture for picture, digest in tuned}, samples, digests)
+
+
 def _measure_published(
     name: str, data: Path, split: str, url: str | None, key: str | None
 ) -> Measured:
     """Lets the server classify with a published adapter."""
+    from craft_client.copies import notes
     from craft_client.remote_adapter import RemoteAdapter
     from craft_shared.units import Units
 
@@ -281,7 +296,7 @@ def _measure_published(
         card = client.adapter(name)
         labels = _columns(dataset.classes, card.classes)[_labels(samples)]
         remote = RemoteAdapter(client, card)
-        check_files([sample.path for sample in samples], remote.limits)
+        digests = check_files([sample.path for sample in samples], remote.limits)
         calls = len(remote.row_calls(len(samples)))
         need = remote.units(calls, len(samples)) + Units(requests=1)
         check_budgets(client, need, remedy=_TOP_UP)
@@ -299,7 +314,7 @@ def _measure_published(
         },
         image_set,
         uploaded + found.charged,
-        dataset.notes,
+        (*dataset.notes, *notes(samples, digests)),
     )
 
 

@@ -61,6 +61,13 @@ Data = Annotated[Path, DATA]
 Split = Annotated[
     Literal["train", "validation", "test"], typer.Option("--split", help="Which pictures.")
 ]
+ShotsStrict = Annotated[
+    bool,
+    typer.Option(
+        "--shots-strict",
+        help="Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
+    ),
+]
 RunFolder = Annotated[
     Path,
     typer.Argument(

@@ -303,7 +303,14 @@ def _sections(run: Run) -> list[_Section]:
         sections.append(
             _Section(
                 "What might have been deployed",
-                ["candidate", "prompts", "accuracy, held out", "loss", "regularisation", ""],
+                [
+                    "candidate",
+                    "prompts",
+                    "accuracy by which it was chosen",
+                    "loss",
+                    "regularisation",
+                    "",
+                ],
                 [
                     [
                         one.name,

@@ -58,12 +58,12 @@ def check_budgets(client: Client, need: Units, *, remedy: str) -> None:
         )
 
 
-def check_files(files: Sequence[Path], limits: Limits) -> None:
-    """Opens all pictures, with a progress bar."""
+def check_files(files: Sequence[Path], limits: Limits) -> list[str]:
+    """Opens all pictures, with a progress bar; their files' digests."""
     from craft_client.data import check_pictures
 
     with counting("Checking pictures", len(files)) as on_checked:
-        check_pictures(files, limits, on_checked=on_checked)
+        return check_pictures(files, limits, on_checked=on_checked)
 
 
 def upload(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from craft_client.api import Client
-    from craft_client.data import Sample
+    from craft_client.data import Sample, Split
     from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
@@ -47,7 +47,7 @@ _REPORT_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Task:
-    """Settings, class names, and pictures of the folder `data`.
+    """Settings, class names, and pictures of the folder `data`; what it has beside is in `others`.
 
     `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit`), while
     the run has not begun.
@@ -58,6 +58,7 @@ class Task:
     data: Path
     samples: Sequence[Sample]
     settings_of: Callable[..., TuneSettings] | None = None
+    others: Sequence[tuple[Split | None, Sample]] = ()
 
     def of_key(self, card: ModelCard) -> Task:
         """The task as it is for a key that the model's card is for."""
@@ -198,13 +199,16 @@ def _begin(
     model: str | None,
 ) -> ImageSet:
     """Checks what can be checked for free, and begins the run's journal."""
+    from craft_client.copies import notes, twins_of
     from craft_client.remote import RemoteBlackBox, check_prompts
     from craft_client.tune import run_document
     from craft_shared.wire import Context
 
     settings, samples = task.settings, task.samples
     card = client.model(model)
-    check_files([sample.path for sample in samples], card.limits)
+    digests = check_files([sample.path for sample in samples], card.limits)
+    for note in notes(samples, digests, twins_of(samples, task.others)):
+        say(note)
     image_set = client.create_image_set(card.name)
     expected = RemoteBlackBox(
         client, image_set.model_copy(update={"count": len(samples)}), task.classes
@@ -218,6 +222,7 @@ def _begin(
         run=run,
         data=str(task.data.resolve()),
         pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
+        digests=digests,
         image_set=image_set.id,
         **traffic,
     )

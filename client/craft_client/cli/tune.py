@@ -18,6 +18,7 @@ from craft_client.cli.options import (
     AsJson,
     Key,
     Model,
+    ShotsStrict,
     Template,
     Url,
     examples,
@@ -53,6 +54,7 @@ def tune(
     context: typer.Context,
     data: Annotated[Path | None, DATA] = None,
     shots: Annotated[int, typer.Option(min=1, help="Training pictures a class.")] = 16,
+    shots_strict: ShotsStrict = False,
     recipe: Annotated[
         str,
         typer.Option(
@@ -195,7 +197,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on a few pictures a class, within a budget of queries."""
-    from craft_client.data import few_shot
+    from craft_client.data import few_shot, fewer_note
     from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
     from craft_client.paper_presets import recipe_settings
@@ -208,8 +210,6 @@ def tune(
         if data is None:
             raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
         dataset = load_dataset(data)
-        for note in dataset.notes:
-            say(note)
         settings_of = partial(
             recipe_settings,
             recipe,
@@ -232,8 +232,14 @@ def tune(
             texts=_vocabulary(dataset.classes, texts, open_text=open_text),
             keep_texts=keep_texts,
         )
-        samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
-        task = Task(settings_of(), dataset.classes, data, samples, settings_of)
+        samples = few_shot(
+            dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict
+        )
+        for note in (*dataset.notes, fewer_note(samples, shots, dataset.classes)):
+            if note:
+                say(note)
+        others = dataset.beside(samples)
+        task = Task(settings_of(), dataset.classes, data, samples, settings_of, others)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
         tuned = tune_task(task, journal, model, url, key, report=report)
