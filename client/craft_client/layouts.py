@@ -209,7 +209,7 @@ def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
     entries = _coop_entries(split_file)
     names: dict[int, str] = {}
     for _, label, class_name in (entry for of_split in entries.values() for entry in of_split):
-        if names.setdefault(label, class_name) != class_name:
+        if same_text(names.setdefault(label, class_name)) != same_text(class_name):
             raise DataError(
                 f"'{split_file}' gives label {label} two names: '{names[label]}' and "
                 f"'{class_name}'.",
