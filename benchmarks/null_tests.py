@@ -1,0 +1,246 @@
+"""Whether what a run reports as held out is chance where there is nothing to learn.
+
+Whole runs (`craft_client.tune`) against a model made of random numbers: pictures of noise, the same
+with each picture twice, and pictures in clusters of which the labels know nothing; with every
+recipe, strategy, access mode and output level, and with few and many shots. Over all draws together
+the accuracies that are reported should lie within the 99 % interval of chance. Beside them stands
+what leave-one-out says of the candidate that was chosen by it, which is no such number.
+
+    python benchmarks/null_tests.py --draws 50 --json docs/null_tests.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from craft_client.blackbox import Scores
+from craft_client.journal import Journal
+from craft_client.settings import TuneSettings
+from craft_client.tune import run_document, tune
+from craft_shared.head import log_softmax
+from craft_shared.output import scores_of, shown
+from craft_shared.units import Units
+from craft_shared.wire import EVERYTHING, Budget, Context, Output
+from options import save
+
+Kind = Literal["noise", "copies", "clusters"]
+
+WIDTH = 32
+SCALE = 8.0  # of scores: their standard deviation within a picture is about one and a half
+STEP = 0.3  # by which a code moves a text
+CLUSTERS = 4
+Z99 = 2.576
+
+TEXTS = tuple(f"thing {number}" for number in range(60))
+FEW = {"random_codes": 7, "dim": 8, "population": 8}
+WITHOUT_SEARCH = {**FEW, "search": False, "budget": 8}
+SEARCHED = {**FEW, "budget": 8 + 8 * 6}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default: 31 codes": {"random_codes": 31, "dim": 8, "search": False, "budget": 32},
+    "the plain prompt alone": {**WITHOUT_SEARCH, "random_codes": 0},
+    "open-text": {**WITHOUT_SEARCH, "random_codes": 0, "texts": TEXTS, "keep_texts": 32},
+    "open-text and codes": {**WITHOUT_SEARCH, "texts": TEXTS, "keep_texts": 16},
+    "no refinement": {**WITHOUT_SEARCH, "refinement": False},
+    "search: CMA-ES": SEARCHED,
+    "search: random": {**SEARCHED, "strategy": "random"},
+    "search: SPSA": {**SEARCHED, "strategy": "spsa"},
+    "search, no consistency": {**SEARCHED, "consistency": False},
+    "search, no refinement": {**SEARCHED, "refinement": False},
+    "recipe paper": {"recipe": "paper", "dim": 8, "population": 8, "budget": 64, "hidden": 16},
+}
+LEVELS = {
+    "labels alone": Output(level="label"),
+    "the best two": Output(level="top_k", k=2),
+    "probabilities of 2 decimals": Output(level="probs", decimals=2),
+}
+# Classes and shots.
+TASKS = ((2, 16), (3, 2), (3, 4), (3, 8), (5, 8), (10, 16))
+TASK = (3, 8)
+
+
+@dataclass
+class NoiseBox:
+    """A model that scores random pictures by random texts; implements `BlackBox`.
+
+    Attributes:
+        features: of N pictures, [N, WIDTH].
+        classes: their names.
+        seed: of the texts.
+        output: what is shown.
+    """
+
+    features: NDArray[np.float64]
+    classes: Sequence[str]
+    seed: int
+    output: Output = EVERYTHING
+    model: str = "noise"
+    revision: str = "0" * 16
+    prompt_limit: int | None = None
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: NDArray[np.float32] | None = None,
+        texts: Sequence[str] = (),
+        name: str | None = None,
+    ) -> Scores:
+        """See `BlackBox`. A code moves each text in a direction of its own."""
+        scored = [*self.classes, *texts]
+        plain = np.stack([self._direction(text, 1)[0] for text in scored])
+        prompts = [plain for _ in templates]
+        for code in () if codes is None else codes:
+            moves = np.stack([code @ self._direction(text, len(code)) for text in scored])
+            prompts.append(plain + STEP * moves)
+        features = np.stack(prompts)
+        features /= np.linalg.norm(features, axis=-1, keepdims=True)
+        scores = SCALE * np.einsum("nw,ptw->pnt", self.features, features)
+        log_probs = log_softmax(scores.astype(np.float32))
+        if self.output.whole:
+            log_probs = log_probs.astype(np.float16).astype(np.float32)
+        seen = scores_of(shown(log_probs, self.output), self.output, len(scored))
+        return Scores(seen, self.units(len(prompts), len(texts)))
+
+    def acknowledge(self, scores: Scores) -> None:
+        """See `BlackBox`."""
+
+    def units(self, prompts: int, texts: int = 0) -> Units:
+        """See `BlackBox`."""
+        predictions = prompts * len(self.features)
+        return Units(queries=prompts, predictions=predictions, requests=1)
+
+    def budgets(self) -> Sequence[Budget]:
+        """See `BlackBox`."""
+        return ()
+
+    def _direction(self, text: str, rows: int) -> NDArray[np.float64]:
+        generator = np.random.default_rng([self.seed, rows, zlib.crc32(text.encode())])
+        return generator.normal(size=(rows, WIDTH))
+
+
+def pictures(
+    draw: int, kind: Kind, classes: int, shots: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """Features [N, WIDTH], labels that know nothing of them [N], and names of files' contents."""
+    generator = np.random.default_rng([draw, classes, shots, len(kind)])
+    copies = 2 if kind == "copies" else 1
+    count = classes * max(1, shots // copies)
+    features = generator.normal(size=(count, WIDTH))
+    if kind == "clusters":
+        features = (
+            0.5 * features
+            + generator.normal(size=(CLUSTERS, WIDTH))[generator.integers(CLUSTERS, size=count)]
+        )
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(classes), count // classes)
+    digests = [f"picture {number}" for number in np.repeat(np.arange(count), copies)]
+    return np.repeat(features, copies, axis=0), np.repeat(labels, copies), digests
+
+
+def run(
+    draw: int, kind: Kind, task: tuple[int, int], options: dict[str, Any], output: Output
+) -> tuple[float, float | None, float | None]:
+    """Accuracy before, after, and by leave-one-out of what was chosen, percent."""
+    classes, shots = task
+    features, labels, digests = pictures(draw, kind, classes, shots)
+    names = [f"class {number}" for number in range(classes)]
+    box = NoiseBox(features, names, draw, output)
+    settings = TuneSettings(seed=draw, shots=shots, **options)
+    about = run_document(box, labels, settings, digests=digests)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal.create(Path(folder) / "run", about)
+        result = tune(box, labels, settings, journal)
+        summary = journal.summary()
+    chosen = {one["name"]: one["accuracy"] for one in summary["candidates"]}
+    return result.accuracy_before, result.accuracy_after, chosen.get(summary["deployed"])
+
+
+def measured(
+    name: str,
+    kind: Kind,
+    task: tuple[int, int],
+    draws: int,
+    options: dict[str, Any],
+    output: Output = EVERYTHING,
+) -> dict[str, Any]:
+    """One line of the table."""
+    classes, shots = task
+    runs = [run(draw, kind, task, options, output) for draw in range(draws)]
+    after = [one for _, one, _ in runs if one is not None]
+    chosen = [one for _, _, one in runs if one is not None]
+    distinct = classes * (max(1, shots // 2) if kind == "copies" else shots)
+    chance = 1 / classes
+    within = Z99 * 100 * np.sqrt(chance * (1 - chance) / (max(1, len(after)) * distinct))
+    line = {
+        "options": name,
+        "pictures": kind,
+        "classes": classes,
+        "shots": shots,
+        "runs": draws,
+        "reported": len(after),
+        "chance": 100 * chance,
+        "interval": float(within),
+        "before": mean(one for one, _, _ in runs),
+        "after": mean(after) if after else None,
+        "by_leave_one_out": mean(chosen) if chosen else None,
+        "within": abs(mean(after) - 100 * chance) <= within if after else None,
+    }
+    shown_after = "none" if line["after"] is None else f"{line['after']:.1f}"
+    loo = "none" if line["by_leave_one_out"] is None else f"{line['by_leave_one_out']:.1f}"
+    print(
+        f"| {name} | {kind} | {classes} x {shots} | {100 * chance:.1f} ± {within:.1f} | "
+        f"{line['before']:.1f} | {shown_after} | {line['reported']} | {loo} | "
+        f"{ {True: 'yes', False: 'NO', None: ''}[line['within']] } |",
+        flush=True,
+    )
+    return line
+
+
+def main() -> None:
+    """Prints a line for each combination, and writes them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(
+        "| options | pictures | classes x shots | chance, 99 % | before | held out | "
+        "runs that report it | leave-one-out of the choice | within |"
+    )
+    print("|---" * 9 + "|")
+    kinds: tuple[Kind, ...] = ("noise", "copies", "clusters")
+    lines = [
+        measured(name, kind, TASK, args.draws, options)
+        for name, options in OPTIONS.items()
+        for kind in kinds[:2]
+    ]
+    default = WITHOUT_SEARCH
+    lines += [
+        measured("7 codes", kind, task, args.draws, default)
+        for task in TASKS
+        for kind in kinds
+        if not (kind == "copies" and task[1] < 4)
+    ]
+    lines += [
+        measured(f"7 codes; {name}", kind, TASK, args.draws, default, output)
+        for name, output in LEVELS.items()
+        for kind in kinds[:2]
+    ]
+    judged = [line for line in lines if line["within"] is not None]
+    outside = sum(not line["within"] for line in judged)
+    print(f"Outside the interval: {outside} of {len(judged)}; by chance {len(judged) / 100:.1f}.")
+    save(lines, args.json)
+
+
+if __name__ == "__main__":
+    main()
