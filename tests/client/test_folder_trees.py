@@ -6,21 +6,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from craft_client.cli import app, evaluate, predict, task
-from craft_client.data import Sample
+from craft_client.cli import app, evaluate, predict, task, tune
+from craft_client.data import Dataset, Sample
 
-from .wire_server import WireServer
-
-# Three commands of each tree speak to a server.
 EXAMPLES = 400 if os.environ.get("CRAFT_TEST_FULL") else 10
 
 CLASS_NAMES = r"cat dog owl train Cat sea_lion a&b =x .hidden __MACOSX lost+found"
@@ -53,8 +50,14 @@ Entry = st.one_of(
         st.lists(NAMES.map(lambda name: ("file", name)), max_size=3),
     ),
 )
-Folder = st.lists(Entry, min_size=1, max_size=5)
-Trees = st.dictionaries(CLASSES, Folder, min_size=1, max_size=4)
+ONE = [("file", "1.jpg")]
+Folder = st.builds(
+    lambda first, others: first + others,
+    st.sampled_from([ONE, ONE, ONE, []]),
+    st.lists(Entry, min_size=1, max_size=5),
+)
+PLAIN = st.sampled_from(["cat", "dog", "owl", "train", "x" * 120])
+Trees = st.dictionaries(PLAIN | PLAIN | PLAIN | CLASSES, Folder, min_size=2, max_size=4)
 
 
 def plant(folder: Path, entries: list[Any]) -> None:
@@ -72,20 +75,29 @@ def plant(folder: Path, entries: list[Any]) -> None:
 
 
 @pytest.fixture
-def seen(connected: WireServer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What the last command has found, which ends where it would open it."""
-    found: list[tuple[str, int]] = []
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The images and classes that the last command has found, which ends there."""
+    found: list[tuple[str, str]] = []
 
-    def end(samples: list[Sample], *_: Any) -> Any:
-        found.extend((str(path), label) for path, label in samples)
+    def end(classes: Sequence[str], samples: Sequence[Sample]) -> NoReturn:
+        found.extend((str(path), classes[label]) for path, label in samples)
         raise SystemExit(0)
 
-    for module in (task, evaluate):
-        monkeypatch.setattr(module, "check_files", end)
+    def tune_task(made: task.Task, *_: Any, **__: Any) -> NoReturn:
+        end(made.classes, made.samples)
+
+    pictures = evaluate._pictures
+    monkeypatch.setattr(tune, "tune_task", tune_task)
+    monkeypatch.setattr(task, "tune_task", tune_task)
+    monkeypatch.setattr(evaluate, "_pictures", lambda *about: end(*split(*pictures(*about))))
     return found
 
 
-def outcome(seen: list[tuple[str, int]], *arguments: object) -> list[tuple[str, int]] | str:
+def split(dataset: Dataset, samples: Sequence[Sample]) -> tuple[Sequence[str], Sequence[Sample]]:
+    return dataset.classes, samples
+
+
+def outcome(seen: list[tuple[str, str]], *arguments: object) -> list[tuple[str, str]] | str:
     """The images that a command has found, with their classes; or its first sentence."""
     seen.clear()
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -112,7 +124,7 @@ def place() -> Iterator[Path]:
 @given(train=Trees, test=st.none() | Folder)
 def test_every_command_sees_the_same_images_and_classes_or_says_the_same(
     place: Path,
-    seen: list[tuple[str, int]],
+    seen: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
     train: dict[str, Any],
     test: Any,
