@@ -485,3 +485,11 @@ def test_a_class_folder_whose_name_misleads_is_refused(
     with pytest.raises(DataError, match=told) as error:
         load_dataset(tmp_path)
     assert "Rename it" in str(error.value)
+
+
+def test_a_label_of_a_coop_split_has_one_name_however_it_is_written(tmp_path: Path) -> None:
+    split = {"train": [["1.jpg", 0, CAFE], ["2.jpg", 0, CAFE_OF_A_MAC]]}
+    folder = coop(tmp_path / "coop", split)
+    touch(folder / "1.jpg")
+    touch(folder / "2.jpg")
+    assert load_dataset(folder).classes == (CAFE,)
