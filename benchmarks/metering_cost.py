@@ -5,12 +5,18 @@ nothing but HTTP and metering is left to measure. Requests alternate between the
 the same machine. Prints a table and writes JSON.
 
     python benchmarks/metering_cost.py --json docs/metering_cost.json [--postgresql URL]
+
+Two commits are compared in one run by the processor time that their servers take for the same
+requests in turn; the other commit is a checkout beside this one (`git worktree add FOLDER COMMIT`):
+
+    python benchmarks/metering_cost.py --against FOLDER [--postgresql URL URL]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -101,12 +107,21 @@ def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) ->
 
 
 @contextmanager
-def serving(folder: Path, name: str, url: str | None) -> Iterator[httpx.Client]:
-    """A server process of its own, and a client of it."""
+def serving(
+    folder: Path, name: str, url: str | None, checkout: Path | None = None
+) -> Iterator[tuple[httpx.Client, int]]:
+    """A server process of its own, from this checkout or another: a client of it, and its id."""
+    environment = dict(os.environ)
+    if checkout is not None:
+        parts = (str(checkout.absolute() / part) for part in ("server", "shared", "client"))
+        environment["PYTHONPATH"] = os.pathsep.join(parts)
     port_file = folder / f"{name}.json"
-    command = [sys.executable, HERE, "--serve", name, "--port-file", port_file]
+    serve_as = name if name == "free" else "metered"
+    command = [sys.executable, HERE, "--serve", serve_as, "--port-file", port_file]
     command += ["--data-dir", folder / name, *(["--postgresql", url] if url else [])]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     try:
         deadline = time.monotonic() + 60
         while not port_file.exists() or not port_file.read_text():
@@ -119,7 +134,7 @@ def serving(folder: Path, name: str, url: str | None) -> Iterator[httpx.Client]:
             headers={"Authorization": f"Bearer {found['key']}"},
             transport=httpx.HTTPTransport(retries=5),
         ) as client:
-            yield client
+            yield client, process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -146,7 +161,7 @@ def measure(store: str, url: str | None, requests: int) -> dict[str, Any]:
     """Alternates requests between the two servers."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         clients = {
-            name: stack.enter_context(serving(Path(folder), name, url))
+            name: stack.enter_context(serving(Path(folder), name, url))[0]
             for name in ("metered", "free")
         }
         seconds: dict[str, list[float]] = {name: [] for name in clients}
@@ -169,22 +184,75 @@ def measure(store: str, url: str | None, requests: int) -> dict[str, Any]:
     }
 
 
+def processor_seconds(process: int) -> float:
+    """What a process has taken so far of all processors."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(store: str, urls: list[str | None], requests: int, other: Path) -> dict[str, Any]:
+    """Alternates requests between this checkout's server and another's."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        servers = [
+            stack.enter_context(serving(Path(folder), name, url, checkout))
+            for name, url, checkout in zip(("this", "other"), urls, (None, other), strict=True)
+        ]
+        used: list[float] = []
+        seconds: list[list[float]] = [[], []]
+        for number in range(WARM_UP + requests):
+            if number == WARM_UP:
+                used = [processor_seconds(process) for _, process in servers]
+            for (client, _), taken in zip(servers, seconds, strict=True):
+                taken.append(ask(client))
+        this, before = (
+            1000 * (processor_seconds(process) - begun) / requests
+            for (_, process), begun in zip(servers, used, strict=True)
+        )
+    medians = [1000 * statistics.median(taken[WARM_UP:]) for taken in seconds]
+    return {
+        "store": store,
+        "requests": requests,
+        "this_cpu_ms": this,
+        "other_cpu_ms": before,
+        "cpu_ratio": this / before,
+        "wall_ratio": medians[0] / medians[1],
+    }
+
+
 def main() -> None:
     """Measures each store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--postgresql", help="URL of an empty database")
+    parser.add_argument(
+        "--postgresql", nargs="+", default=[], help="URL of an empty database, or of two"
+    )
+    parser.add_argument("--against", type=Path, help="another checkout, to be compared with")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", choices=["metered", "free"], help=argparse.SUPPRESS)
     parser.add_argument("--port-file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--data-dir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.port_file, args.data_dir, args.postgresql, metered=args.serve == "metered")
+        url = next(iter(args.postgresql), None)
+        serve(args.port_file, args.data_dir, url, metered=args.serve == "metered")
+        return
+    if args.against:
+        compared = [compare("SQLite", [None, None], args.requests, args.against)]
+        if args.postgresql:
+            compared.append(compare("PostgreSQL", args.postgresql, args.requests, args.against))
+        print("| store | requests | this, CPU ms | other, CPU ms | ratio | of wall time |")
+        print("|---|---|---|---|---|---|")
+        for c in compared:
+            print(
+                f"| {c['store']} | {c['requests']} | {c['this_cpu_ms']:.3f} "
+                f"| {c['other_cpu_ms']:.3f} | {c['cpu_ratio']:.3f} | {c['wall_ratio']:.3f} |"
+            )
+        if args.json:
+            args.json.write_text(json.dumps(compared, indent=1) + "\n")
         return
     results = [measure("SQLite", None, args.requests)]
     if args.postgresql:
-        results.append(measure("PostgreSQL", args.postgresql, args.requests))
+        results.append(measure("PostgreSQL", args.postgresql[0], args.requests))
     print("| store | requests | with ledger, ms | without, ms | metering, ms (median) |")
     print("|---|---|---|---|---|")
     for r in results:

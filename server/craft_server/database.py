@@ -11,6 +11,7 @@ SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
 
 from __future__ import annotations
 
+import os
 import select
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -404,8 +405,7 @@ def _create_engine(
             engine = sa.create_engine(url)
             sa.event.listen(engine, "do_connect", file.on_connecting)
             sa.event.listen(engine, "connect", partial(_on_sqlite_connect, _PRAGMAS[purpose]))
-            sa.event.listen(engine, "begin", _on_sqlite_begin)
-            sa.event.listen(engine, "checkout", file.on_checkout)
+            sa.event.listen(engine, "begin", partial(_on_sqlite_begin, file))
             return engine
         # The connection used last is the fastest: its statements are prepared.
         engine = sa.create_engine(
@@ -434,35 +434,30 @@ class _SqliteFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._name = str(path)
         self._opened: tuple[int, int] | None = None
 
     def on_connecting(self, *_: object) -> None:
         """Before a connection is made."""
         if self._opened is not None:
-            self._check()
+            self.check()
             return
         # SQLite gives its other files the rights of this one. What it cannot open it says itself.
         with suppress(OSError):
-            make_private(self._path)
+            make_private(Path(self._name))
 
-    def on_checkout(self, *_: object) -> None:
-        """Before a connection is used."""
-        if self._opened is None:
-            self._opened = self._found()
-        else:
-            self._check()
-
-    def _check(self) -> None:
-        if self._found() != self._opened:
-            raise sqlite3.OperationalError(f"the file '{self._path}' was moved or replaced")
-
-    def _found(self) -> tuple[int, int] | None:
+    def check(self) -> None:
+        """Raises OperationalError where the file is not the one that was opened."""
         try:
-            status = self._path.stat()
+            status = os.stat(self._name)  # noqa: PTH116 - quicker, for every call
+            found = status.st_dev, status.st_ino
         except OSError:
-            return None
-        return status.st_dev, status.st_ino
+            found = None
+        if self._opened is None:
+            self._opened = found
+        elif found != self._opened:
+            moved = sqlite3.OperationalError(f"the file '{self._name}' was moved or replaced")
+            raise sa.exc.OperationalError(None, None, moved)
 
 
 def _on_postgresql_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
@@ -483,7 +478,8 @@ def _on_sqlite_connect(pragmas: Mapping[str, str | int], connection: Any, _recor
         connection.execute(f"PRAGMA {name} = {value}")
 
 
-def _on_sqlite_begin(connection: sa.Connection) -> None:
+def _on_sqlite_begin(file: _SqliteFile, connection: sa.Connection) -> None:
+    file.check()
     begin = connection.get_execution_options()["craft_begin"]
     if begin != _NO_BEGIN:
         connection.exec_driver_sql(begin)

@@ -14,10 +14,12 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.recording import Tape, TapeError
 from craft_server.recording.player import Player, player_app
 from craft_server.recording.recorder import RecorderMiddleware
 from craft_server.settings import DEFAULT_LIMITS, Settings
+from craft_shared.problems import OVERLOADED
 
 SECRET = "craft_" + "k3v9x2ma" + "_" + "x" * 43
 Call = Callable[..., httpx.Response]
@@ -220,3 +222,21 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(TapeError, match="cannot be opened"):
         Tape.play(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_what_cannot_be_recorded_is_not_answered(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the recording is full: the call may be sent again, and is then recorded."""
+
+    def fail(*_: object) -> None:
+        raise TapeError("the disk is full")
+
+    with closing(Tape.record(file)) as tape:
+        call = calling(RequestIdMiddleware(RecorderMiddleware(Counting(), tape=tape)))
+        with monkeypatch.context() as full:
+            full.setattr(tape, "append", fail)
+            refused = call("GET", "/v1/models")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert refused.json()["type"] == OVERLOADED.uri
+        assert call("GET", "/v1/models").text == "2"
