@@ -125,10 +125,10 @@ class Database:
         shown = target.render_as_string(hide_password=True)
         database = cls(target)
         try:
-            if target.get_backend_name() == "sqlite":
-                database.mended = _mended(Path(target.database or ""), data_dir)
             with database.writing() as connection:
                 upgrade(connection)
+            if target.get_backend_name() == "sqlite":
+                database.mended = _mended(Path(target.database or ""), data_dir)
         except CommandError as error:
             database.close()
             raise DatabaseError(

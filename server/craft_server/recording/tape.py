@@ -77,9 +77,8 @@ class Tape:
             make_private(file)
         except OSError as error:
             raise TapeError(f"'{file}' cannot be written: {error.strerror}") from error
-        mended = bool(keep_private([file]))
         tape = cls._open(file, "rwc")
-        tape.mended = mended
+        tape.mended = bool(keep_private([file]))
         return tape
 
     @classmethod
