@@ -39,7 +39,7 @@ GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, *range(520, 531)})
 PROXY_AUTHENTICATION_REQUIRED = 407
 # A value of JSON takes memory of many times the one byte that it may be sent as. Of an answer of
 # the largest size one has at least so many bytes.
-BYTES_A_VALUE = 32
+BYTES_A_VALUE = 64
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 

@@ -92,8 +92,8 @@ class _Whole:
         self._content = bytearray()
         headers = [
             (name, value)
-            for name, value in self._streamed.headers.multi_items()
-            if name not in ("content-encoding", "content-length", "transfer-encoding")
+            for name, value in self._streamed.headers.raw  # which need not be ASCII
+            if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
         ]
         return httpx.Response(
             self._streamed.status_code,
