@@ -29,6 +29,7 @@ from craft_client.network import without_credentials
 from craft_shared import codec, problems
 from craft_shared.display import Displayed, View, names
 from craft_shared.problems import Problem
+from craft_shared.strict_json import most_values
 from craft_shared.units import UNITS
 from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Cost, Output
@@ -193,17 +194,17 @@ def read_json(
         ProtocolError: it is not one.
     """
     check_content_type(response, JSON_TYPE)
-    _check_values(response, response.content, most_bytes)
+    _check_values(response, most_bytes)
     try:
         return kind.model_validate_json(response.content)
     except ValidationError as error:
         raise _unexpected(response, first_error(error)) from error
 
 
-def _check_values(response: httpx.Response, json: bytes | memoryview, most_bytes: int) -> None:
+def _check_values(response: httpx.Response, most_bytes: int) -> None:
     """Raises ProtocolError where JSON has so many values that no answer has them."""
-    text, most = bytes(json), most_bytes // BYTES_A_VALUE
-    if sum(map(text.count, (b",", b"[", b"{"))) > most:
+    most = most_bytes // BYTES_A_VALUE
+    if most_values(response.content) > most:
         raise _unexpected(response, f"it has more than {most:,} values")
 
 
@@ -214,7 +215,6 @@ def read_tensors(kind: type[_Answer], response: httpx.Response) -> tuple[_Answer
         ProtocolError: it is not one of tensors.
     """
     check_content_type(response, codec.MEDIA_TYPE)
-    _check_values(response, codec.header(response.content), MOST_JSON_BYTES)
     try:
         document, tensors = codec.decode(response.content)
         return kind.model_validate(document), tensors
@@ -229,7 +229,7 @@ def error_of(response: httpx.Response) -> CraftError:
     retry_after = _seconds(response.headers.get("Retry-After"))
     if _content_type(response) == problems.MEDIA_TYPE:
         try:
-            _check_values(response, response.content, MOST_JSON_BYTES)
+            _check_values(response, MOST_JSON_BYTES)
             problem = Problem.model_validate_json(response.content)
         except ProtocolError as error:
             return error

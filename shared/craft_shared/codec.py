@@ -88,12 +88,6 @@ def decode(
     return _parse_document(metadata[DOCUMENT_KEY].encode(), max_values), tensors
 
 
-def header(data: bytes | memoryview) -> memoryview:
-    """What stands before the tensors, as far as it is there and may be read at all."""
-    view = memoryview(data)
-    return view[8 : 8 + min(int.from_bytes(view[:8], "little"), MAX_HEADER_BYTES)]
-
-
 def pack_files(files: Sequence[bytes]) -> Tensors:
     """Several files as two tensors: `files` (uint8, all bytes) and `file_sizes` (int64, [n])."""
     return {

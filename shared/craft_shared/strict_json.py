@@ -25,6 +25,11 @@ class TooManyValues(JsonError):  # noqa: N818 - reads as what it is where it is 
     """The object may hold more values than allowed; nothing was parsed."""
 
 
+def most_values(data: bytes) -> int:
+    """How many values JSON holds at most, beside the outermost."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
 def parse_object(data: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """Parses an object in UTF-8.
 
@@ -34,7 +39,7 @@ def parse_object(data: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]
         TooManyValues: commas and opening brackets, texts' own among them, are more than allowed.
         JsonError: it is no JSON, no object, nested too deeply, or names a field twice.
     """
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > max_values:
+    if most_values(data) > max_values:
         raise TooManyValues(f"more than {max_values} values")
     try:
         value = jiter.from_json(
