@@ -189,12 +189,12 @@ def measured(
         "shots": shots,
         "runs": draws,
         "reported": len(after),
-        "chance": 100 * chance,
-        "interval": float(within),
-        "before": mean(one for one, _, _ in runs),
-        "after": mean(after) if after else None,
-        "by_leave_one_out": mean(chosen) if chosen else None,
-        "within": abs(mean(after) - 100 * chance) <= within if after else None,
+        "chance": round(100 * chance, 1),
+        "interval": round(float(within), 1),
+        "before": round(mean(one for one, _, _ in runs), 1),
+        "after": round(mean(after), 1) if after else None,
+        "by_leave_one_out": round(mean(chosen), 1) if chosen else None,
+        "within": bool(abs(mean(after) - 100 * chance) <= within) if after else None,
     }
     shown_after = "none" if line["after"] is None else f"{line['after']:.1f}"
     loo = "none" if line["by_leave_one_out"] is None else f"{line['by_leave_one_out']:.1f}"
