@@ -15,6 +15,7 @@ import pytest
 
 from craft_client.api import Client
 from craft_client.exceptions import NotRecorded
+from e2e.bounds import check_bounds
 from e2e.conftest import BIN, Server, StartServer
 
 TUNE = ("--shots", "2", "--seed", "5", "--population", "8", "--budget", str(32 + 8 * 3))
@@ -107,6 +108,10 @@ def test_off_the_recorded_path_it_says_what_differs(
     assert done.returncode == 1
     assert "The recording has no answer to this call" in done.stderr
     assert f"{named}:" in done.stderr
+
+
+def test_a_replay_bounds_connections_as_a_server_does(replay: Server) -> None:
+    check_bounds(replay.url)
 
 
 def test_an_address_that_was_never_called_is_told(replay: Server) -> None:

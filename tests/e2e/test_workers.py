@@ -19,6 +19,7 @@ import pytest
 
 from craft_client.api import Client
 from craft_shared.wire import PredictionRequest
+from e2e.bounds import check_bounds
 from e2e.conftest import BIN, SERVE, Server, StartServer
 from e2e.metering.caller import PICTURE
 
@@ -59,6 +60,11 @@ def test_a_refused_call_names_the_same_fields_in_either(server: Server, workers:
         for each in (server, workers)
     ]
     assert problems[0]["errors"] == problems[1]["errors"]
+
+
+def test_several_processes_bound_connections_as_one_does(server: Server, workers: Server) -> None:
+    for each in (server, workers):
+        check_bounds(each.url)
 
 
 @pytest.mark.parametrize("victim", ["engine", "http"])
