@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server.api.errors import problem_response
 from craft_server.ledger.keys import shows_secret
 from craft_server.recording.questions import Question
 from craft_server.recording.tape import Answer, Tape, TapeError
@@ -96,6 +95,9 @@ class RecorderMiddleware:
 
 
 def _not_recorded(scope: Scope) -> Response:
+    # A replay imports this module, and neither the API nor the model's libraries with it.
+    from craft_server.api.errors import problem_response
+
     detail = "the server cannot write its recording now; the call was not answered"
     return problem_response(
         Request(scope), Problem.of(OVERLOADED, detail), {"Retry-After": RETRY_AFTER_SECONDS}
