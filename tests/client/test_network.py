@@ -548,3 +548,27 @@ def test_an_answer_that_only_drips_is_let_go_of(
         else:
             with Client(url, KEY) as client, pytest.raises(AnswerLost, match="too slowly"):
                 client.acknowledge("x")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD.replace(b"13", b"1000") + b"{}",
+        HEAD.replace(b"13", b"-5") + b"{}",
+        HEAD.replace(b"13", b"9" * 5000) + b"{}",
+        HEAD.replace(b"Content-Length: 13", b"Transfer-Encoding: chunked") + b"zz\r\n{}\r\n",
+        b"\x1b[2J\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: " + b"b" * 2**20 + b"\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_no_http_is_lost(fast_retries: None, answer: bytes) -> None:
+    def talk(client: socket.socket) -> None:
+        request_of(client)
+        client.sendall(answer)
+
+    with (
+        listening(talk) as port,
+        Client(f"http://127.0.0.1:{port}", KEY) as client,
+        pytest.raises(AnswerLost),
+    ):
+        client.models()
