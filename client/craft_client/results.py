@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -259,8 +260,8 @@ class Results(Rows):
         data = self.file.read_bytes() if self.file.exists() else b""
         header = self._line(self._columns)
         whole = _whole_rows(data)
-        if not whole and header.startswith(data):
-            append(self.file, header[len(data) :])
+        if not whole and header.startswith(data.removeprefix(BOM_UTF8).removesuffix(b"\r")):
+            write_whole(_beside(self.file, ""), header)
             return
         try:
             columns, *rows = [row for row in rows_of(whole) if row] or [[]]
@@ -281,9 +282,9 @@ class Results(Rows):
             )
         if len(good) < len(rows):
             kept = [self._line(row) for row in reversed(good.values())]
-            write_whole(self.file, b"".join([header, *kept]))
+            write_whole(_beside(self.file, ""), b"".join([header, *kept]))
         elif len(whole) < len(data):
-            write_whole(self.file, whole)
+            write_whole(_beside(self.file, ""), whole)
         else:
             append(self.file, b"")
         self.images = set(good)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import random
@@ -79,6 +80,18 @@ def test_whatever_is_cut_is_written_again_for_free(
         classify(remote, files, out)
         assert rows(out) == expected
     assert connected.charged == charged
+
+
+def test_a_header_that_a_spreadsheet_saved_may_be_cut_anywhere(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(out)
+    with Results.opened(out, 2):
+        header = out.read_bytes()
+    saved = codecs.BOM_UTF8 + header.replace(b"\n", b"\r\n")
+    for length in range(len(codecs.BOM_UTF8), len(saved)):
+        out.write_bytes(saved[:length])
+        with Results.opened(tmp_path / "link.csv", 2):
+            assert out.read_bytes() == header
+    assert (tmp_path / "link.csv").is_symlink()
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2])

@@ -131,7 +131,7 @@ class Predicted:
 
 def rows_of(out: Path) -> dict[str, list[str]]:
     with out.open(newline="") as text:
-        _, *rows = csv.reader(text)
+        _, *rows = filter(None, csv.reader(text))
     found = {row[0]: row for row in rows}
     assert len(found) == len(rows), "a picture has two rows"
     return found
