@@ -37,6 +37,7 @@ from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.codec import CodecError, Tensors
 from craft_shared.files import append, check_room, write_whole
+from craft_shared.printing import json_text
 
 
 class JournalError(CraftError):
@@ -350,7 +351,7 @@ def _line(document: Mapping[str, Any]) -> bytes:
 
 
 def _pretty(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, allow_nan=False, ensure_ascii=False, indent=2).encode() + b"\n"
+    return f"{json_text(document, indent=2)}\n".encode()
 
 
 def _read_object(path: Path, missing: str) -> dict[str, Any]:

@@ -746,3 +746,13 @@ def test_noise_with_each_picture_twice_is_reported_near_chance(
     tuned = answer(craft("tune", "--data", noise, "--shots", 16, "--json"))
     assert tuned["pictures"] == 48
     assert tuned["accuracy_after"] < 70, "four standard errors of 24 pictures above chance"
+
+
+def test_a_run_on_a_file_whose_name_is_not_utf_8_is_tuned_and_measured(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    for split in ("train", "test"):
+        (picture_folder / split / "owl/1.png").rename(picture_folder / split / "owl/a\udce9.png")
+    run = answer(craft("tune", "--data", picture_folder, *TUNE, "--shots", 6, "--json"))["run"]
+    assert "train/owl/a\udce9.png" in json.loads(Path(run, "run.json").read_text())["pictures"]
+    assert craft("evaluate", run, "--data", picture_folder).exit_code == 0
