@@ -51,11 +51,14 @@ def writing(data_dir: Path | None, database_url: str | None) -> Iterator[sa.Conn
 
 @contextmanager
 def _refusals() -> Iterator[None]:
+    from craft_server.database import Unavailable
     from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
     from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
 
     try:
         yield
+    except Unavailable as error:
+        fail(f"the database has failed, and nothing was changed: {error}")
     except UnknownKey as error:
         fail(f"there is no key {error.args[0]}; 'craft-server keys list' shows all")
     except UnknownTeam as error:
