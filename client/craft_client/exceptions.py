@@ -30,6 +30,7 @@
           ├── RunInProgress          409
           ├── RequestTimeout         408, retried for a short while
           ├── HeadTooLarge           431
+          ├── AnswerGone             410
           ├── BodyTooLarge           413
           ├── UnsupportedMediaType   415
           ├── InvalidRequest         422
@@ -299,6 +300,12 @@ class HeadTooLarge(ProblemError):
     """The request's header fields or its address are larger than the server accepts."""
 
     kind = problems.HEAD_TOO_LARGE
+
+
+class AnswerGone(ProblemError):
+    """The call was answered before, and its answer cannot be computed anew."""
+
+    kind = problems.ANSWER_GONE
 
 
 class BodyTooLarge(ProblemError):

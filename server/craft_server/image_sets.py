@@ -126,7 +126,7 @@ def add_rows(
     first_row: int,
     digests: Sequence[str],
     features: Mapping[str, Features],
-) -> ImageSet:
+) -> tuple[ImageSet, list[str]]:
     """Appends pictures to an image set.
 
     Args:
@@ -138,7 +138,8 @@ def add_rows(
         features: of each digest, [width].
 
     Returns:
-        The image set after it.
+        The image set after it, and those of the digests that the owner had not had encoded before
+        this transaction.
 
     Raises:
         NoSuchImageSet: it was deleted meanwhile.
@@ -172,7 +173,7 @@ def add_rows(
             for row, digest in enumerate(digests, start=first_row)
         ],
     )
-    return image_set.model_copy(update={"count": first_row + len(digests)})
+    return image_set.model_copy(update={"count": first_row + len(digests)}), missing
 
 
 def read_features(connection: sa.Connection, image_set: ImageSet) -> Features:

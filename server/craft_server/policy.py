@@ -43,7 +43,7 @@ class Policy:
 
     def within(self, other: Policy) -> bool:
         """Whether this shows nothing finer than the other, about no more prompts."""
-        return _within(self.output, other.output) and _at_most(
+        return within(self.output, other.output) and _at_most(
             self.prompts_per_image_set, other.prompts_per_image_set
         )
 
@@ -80,7 +80,7 @@ def narrowed(output: Output, top_k: int | None) -> Output:
     return output.model_copy(update={"level": level, "k": k})
 
 
-def _within(output: Output, other: Output) -> bool:
+def within(output: Output, other: Output) -> bool:
     """Whether one level is no finer than the other."""
     if output.noise < other.noise:
         return False

@@ -108,6 +108,12 @@ RUN_IN_PROGRESS = ProblemType(
     "Calls that the receipt would cover are still running",
     "Ask again when they are answered, or name a run or a period ('until') that is over.",
 )
+ANSWER_GONE = ProblemType(
+    "answer-gone",
+    410,
+    "The call was answered before, and its answer cannot be computed anew",
+    "Make the call under an Idempotency-Key of its own; it is then a new call, and charged.",
+)
 BODY_TOO_LARGE = ProblemType(
     "body-too-large",
     413,
@@ -182,6 +188,7 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
         RUN_IN_PROGRESS,
         REQUEST_TIMEOUT,
         HEAD_TOO_LARGE,
+        ANSWER_GONE,
         BODY_TOO_LARGE,
         UNSUPPORTED_MEDIA_TYPE,
         INVALID_REQUEST,

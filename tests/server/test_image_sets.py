@@ -31,7 +31,7 @@ def add(
     store: Database, image_set: ImageSet, first_row: int, *numbers: int, owner: str = "owner"
 ) -> ImageSet:
     with store.writing() as connection:
-        return image_sets.add_rows(
+        grown, _ = image_sets.add_rows(
             connection,
             owner,
             image_set.id,
@@ -39,6 +39,7 @@ def add(
             digests=[digest(number) for number in numbers],
             features={digest(number): features(number) for number in numbers},
         )
+    return grown
 
 
 def rows(store: Database, image_set: ImageSet, owner: str = "owner") -> list[float]:

@@ -68,21 +68,27 @@ def find(connection: sa.Connection, caller: Caller, reference: str) -> Publicati
     return publication
 
 
-def resolve(connection: sa.Connection, caller: Caller, reference: str) -> Publication:
+def resolve(
+    connection: sa.Connection, caller: Caller, reference: str, adapter_id: int | None = None
+) -> Publication:
     """The one living version that a reference means now, if the caller may use it.
 
-    Its card has no aliases: they take statements of their own, which no prediction needs.
+    With `adapter_id`, the version that it meant before, whatever it means now. Its card has no
+    aliases: they take statements of their own, which no prediction needs.
 
     Raises:
         NoSuchAdapter: there is none, or it is not the caller's to use; nothing tells which.
     """
-    return _publication(_resolved(connection, caller, reference), [])
+    return _publication(_resolved(connection, caller, reference, adapter_id), [])
 
 
-def _resolved(connection: sa.Connection, caller: Caller, reference: str) -> Any:
+def _resolved(
+    connection: sa.Connection, caller: Caller, reference: str, adapter_id: int | None = None
+) -> Any:
     wanted = Reference.parse(reference)
     owner = caller.owner if wanted.owner is None else wanted.owner
-    conditions = [*_named(owner, wanted), _LIVING]
+    meant = _named(owner, wanted) if adapter_id is None else [ADAPTERS.c.id == adapter_id]
+    conditions = [*meant, _LIVING]
     if owner != caller.owner:
         conditions.append(usable_by(caller))
     newest = ADAPTERS.c.version.desc()

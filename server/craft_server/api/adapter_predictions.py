@@ -17,14 +17,14 @@ from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_revision
-from craft_server.api.classification import classify, load
+from craft_server.api.classification import adapter_question, classify, load
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking
-from craft_server.api.outputs import checked_output, policy_for, question
+from craft_server.api.outputs import checked_output, policy_for
 from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
+from craft_server.api.resolution import Resolution
 from craft_server.api.services import WithServices
-from craft_server.engine import Prompts
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.policy import answerable
@@ -33,6 +33,7 @@ from craft_shared import codec
 from craft_shared.adapter import Adapter
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
+    ANSWER_GONE,
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     PROMPT_LIMIT_REACHED,
@@ -66,6 +67,7 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
             REVISION_MISMATCH,
             INVALID_IMAGE,
             PROMPT_LIMIT_REACHED,
+            ANSWER_GONE,
         ),
     },
 )
@@ -88,18 +90,21 @@ async def predict(
     `predictions`, one of `images` for each picture in the body, one of `requests`; with `top_k` as
     without. The adapter's texts were charged when it was published.
     """
-    publication = await services.database.read(adapters.resolve, caller, name)
-    card, message = publication.card, body.message
+    first, message = call.first, body.message
+    publication = await services.database.read(
+        adapters.resolve, caller, name, None if first is None else first.adapter
+    )
+    card = publication.card
     check_revision(services, card.model, card.revision)
     policy = policy_for(services, caller)
-    output = checked_output(policy, message.top_k, len(card.classes))
+    output = checked_output(policy, message.top_k, len(card.classes), first)
     if output.level == "label" and message.abstain_below is not None:
         raise invalid_field(
             "abstain_below",
             "the answer has no probabilities, by the key's policy",
             "Leave it out.",
         )
-    selection = await select_pictures(services, caller, message, body.files)
+    selection = await select_pictures(services, caller, message, body.files, first)
     check_answer_size(
         request,
         services,
@@ -109,32 +114,37 @@ async def predict(
         dtype="float32",
         field=selection.field,
     )
-    pictures = await load_pictures(services, selection)
     units = Units(
         queries=card.prompts,
         predictions=card.prompts * selection.count,
         images=len(selection.files),
         requests=1,
     )
-    servable = await load(services, publication)
-    config = servable.adapter.config
-    asked = await question(
-        services,
-        caller,
-        policy,
-        output,
-        prompts=Prompts(tuple(config.templates), config.context, servable.adapter.codes),
-        classes=config.scored,
-        selection=selection,
-        counted=card.owner == caller.owner,
-    )
     await use_predictions(request, services, caller, units.predictions)
+    abstain_below = card.abstain_below if first is None else first.abstain_below
+    if message.abstain_below is not None:
+        abstain_below = message.abstain_below
+    resolution = Resolution(
+        model=card.model,
+        revision=card.revision,
+        units=units,
+        output=output,
+        prompts_per_image_set=policy.prompts_per_image_set,
+        rows=selection.resolved,
+        adapter=publication.id,
+        abstain_below=abstain_below,
+    )
     work = Work("adapter-predictions", card.model, card.revision, units, call.run)
     async with booking(
-        services, caller, call, work, publication.payer_key_id, asking=asked.asking
+        services, caller, call, work, resolution, publication.payer_key_id
     ) as booked:
+        pictures = await load_pictures(services, selection)
+        servable = await load(services, publication)
+        asked = await adapter_question(
+            services, caller, policy, output, publication, servable, selection
+        )
         features = await pictures.features(services, caller)
-        refine = _refining(servable.adapter, output, message, card.abstain_below)
+        refine = _refining(servable.adapter, output, abstain_below)
         tensors = await classify(services, caller, servable, features, asked.noise, refine)
         answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
@@ -154,14 +164,8 @@ async def predict(
 
 
 def _refining(
-    adapter: Adapter,
-    output: Output,
-    message: AdapterPredictionRequest,
-    abstain_below: float | None,
+    adapter: Adapter, output: Output, abstain_below: float | None
 ) -> Callable[[NDArray[np.float32]], codec.Tensors]:
-    if message.abstain_below is not None:
-        abstain_below = message.abstain_below
-
     def refine(log_probs: NDArray[np.float32]) -> codec.Tensors:
         tensors = answerable(adapter.refined(log_probs), output)
         if abstain_below is not None and output.level != "label":

@@ -16,7 +16,7 @@ from craft_server.api.addresses import ADAPTER_CALLS
 from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import content_type, read_bytes, unsupported
-from craft_server.api.checks import check_model, check_revision, checked_prompts
+from craft_server.api.checks import check_model, check_prompts, check_revision, counted_prompts
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.outputs import policy_for
@@ -97,9 +97,8 @@ async def publish(
     check_revision(services, config.model, config.revision)
     _check_texts(services, adapter)
     _check_output(services, caller, adapter)
-    prompts = await checked_prompts(
+    prompts = counted_prompts(
         services,
-        caller,
         classes=config.scored,
         templates=config.templates,
         context=config.context,
@@ -120,6 +119,7 @@ async def publish(
     units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
+        await check_prompts(services, caller, prompts, config.scored)
         text_features = await services.engine.encode_prompts(
             prompts, config.scored, tenant=caller.tenant
         )

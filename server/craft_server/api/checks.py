@@ -25,31 +25,37 @@ def check_model(services: Services, name: str) -> None:
         raise model_not_found(name, services.engine.name)
 
 
-async def checked_prompts(
+def counted_prompts(
     services: Services,
-    caller: Caller,
     *,
     classes: Sequence[str],
     templates: Sequence[str],
     context: Context | None,
     codes: NDArray[np.float32] | None,
 ) -> Prompts:
-    """The prompts, if they and the class names can be scored.
+    """The prompts, if they and the class names are not too many; nobody has read them yet.
 
     Raises:
         ProblemError: `invalid-request` with all that is wrong.
     """
-    limits = services.settings.limits
     points = np.zeros((0, 0), np.float32) if codes is None else codes
-    # Tokenising takes time for each prompt and class: first what bounds their number.
-    if errors := _count_errors(limits, classes, templates, context, points):
+    if errors := _count_errors(services.settings.limits, classes, templates, context, points):
         raise invalid_request(errors)
-    prompts = Prompts(templates=tuple(templates), context=context, codes=points)
+    return Prompts(templates=tuple(templates), context=context, codes=points)
+
+
+async def check_prompts(
+    services: Services, caller: Caller, prompts: Prompts, classes: Sequence[str]
+) -> None:
+    """Checks that the model can read prompts and class names, which takes time for each of them.
+
+    Raises:
+        ProblemError: `invalid-request` with all that is wrong.
+    """
     if errors := await asyncio.to_thread(
         services.engine.check_prompts, prompts, classes, tenant=caller.tenant
     ):
         raise invalid_request(errors)
-    return prompts
 
 
 def check_answer_size(

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
+from craft_server.api.outputs import Question, question
+from craft_server.api.pictures import Selection
 from craft_server.api.services import Services
+from craft_server.engine import Prompts
 from craft_server.image_sets import Features
 from craft_server.ledger.keys import Caller
 from craft_server.noise import Noise
-from craft_server.policy import noisy
+from craft_server.policy import Policy, noisy
 from craft_shared.codec import Tensors
+from craft_shared.wire import Output
 
 _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
 
@@ -32,6 +36,29 @@ async def load(services: Services, publication: Publication) -> ServableAdapter:
         servable = await asyncio.to_thread(adapters.servable, *content)
         services.adapters.put(publication.id, servable)
     return servable
+
+
+async def adapter_question(
+    services: Services,
+    caller: Caller,
+    policy: Policy,
+    output: Output,
+    publication: Publication,
+    servable: ServableAdapter,
+    selection: Selection,
+) -> Question:
+    """`question` of an adapter's prompts, which are the caller's choice if it is its owner's."""
+    config = servable.adapter.config
+    return await question(
+        services,
+        caller,
+        policy,
+        output,
+        prompts=Prompts(tuple(config.templates), config.context, servable.adapter.codes),
+        classes=config.scored,
+        selection=selection,
+        counted=publication.card.owner == caller.owner,
+    )
 
 
 async def classify(

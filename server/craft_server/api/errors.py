@@ -23,7 +23,7 @@ from craft_server.database import Unavailable
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
-from craft_server.ledger.calls import KeyReused, StillRunning
+from craft_server.ledger.calls import AnswerGone, KeyReused, StillRunning
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
@@ -37,6 +37,7 @@ from craft_server.run_reports import NoSuchRun, TooManyPoints
 from craft_server.simulate import Struck
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
+    ANSWER_GONE,
     BUDGET_EXHAUSTED,
     CALL_IN_PROGRESS,
     IDEMPOTENCY_KEY_REUSED,
@@ -90,6 +91,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(Replayed)(_on_replayed)
     app.exception_handler(KeyReused)(_on_key_reused)
     app.exception_handler(StillRunning)(_on_still_running)
+    app.exception_handler(AnswerGone)(_on_answer_gone)
     app.exception_handler(NoSuchImageSet)(_on_no_such_image_set)
     app.exception_handler(NoSuchAdapter)(_on_no_such_adapter)
     app.exception_handler(NoSuchVersion)(_on_no_such_version)
@@ -233,6 +235,11 @@ async def _on_still_running(request: Request, error: StillRunning) -> Response:
         return _respond(request, database_unavailable())
     detail = "this call was sent before and has not been answered yet"
     return _respond(request, ProblemError(CALL_IN_PROGRESS, detail, headers={"Retry-After": "1"}))
+
+
+async def _on_answer_gone(request: Request, error: AnswerGone) -> Response:
+    detail = f"the answer to this call cannot be had any more: {error}"
+    return _respond(request, ProblemError(ANSWER_GONE, detail))
 
 
 async def _on_no_such_image_set(request: Request, _error: Exception) -> Response:

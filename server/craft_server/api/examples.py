@@ -358,6 +358,8 @@ _DETAILS = {
     "or application/x-safetensors",
     "invalid-request": "top_k: 12; there are 10 classes",
     "invalid-image": "1 pictures are not base64",
+    "answer-gone": "the answer to this call cannot be had any more: it has been computed anew 8 "
+    "times already",
     "idempotency-key-reused": "a call with another address or body was made under this "
     "Idempotency-Key",
     "rate-limited": "this call needs 1 requests and 0 of 600 a minute are left",

@@ -2,16 +2,18 @@
 
 Source: draft-ietf-httpapi-idempotency-key-header-07. The same key with another body is refused with
 422, while the first call runs with 409. An answer that is given again says so in the header
-`Idempotency-Replayed: true`; one whose bytes are gone is computed anew, free of charge, and says
-`Idempotency-Recomputed: true`.
+`Idempotency-Replayed: true`. One whose bytes are gone, or show more than the key's policy does by
+now, is computed anew, free of charge, and says `Idempotency-Recomputed: true`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Header, Request
@@ -19,15 +21,29 @@ from fastapi.responses import Response
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
 from craft_server.api.body import read_bytes
+from craft_server.api.outputs import policy_for
+from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import WrongFirstRow
-from craft_server.ledger.calls import Attempt, Made, StillRunning, StoredAnswer, look_up, recall
+from craft_server.ledger.calls import (
+    AnswerGone,
+    Attempt,
+    Made,
+    StillRunning,
+    StoredAnswer,
+    look_up,
+    recall,
+)
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning
+from craft_server.ledger.keys import Caller
+from craft_server.policy import Policy
 from craft_server.problems import invalid_field
 
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
 RECOMPUTED_HEADER = "Idempotency-Recomputed"
+
+_SHORT = 1 << 18  # bytes that are hashed in less time than a thread is called
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
@@ -60,13 +76,22 @@ class Call:
 
     Attributes:
         attempt: under which idempotency key; None where the call has none.
-        made: the call was made and charged before, and its answer's bytes are gone.
+        made: the call was made and charged before, and its answer cannot be given again as it was.
         run: what the client calls the run that the call is part of.
     """
 
     attempt: Attempt | None
     made: Made | None
     run: str | None
+
+    @cached_property
+    def first(self) -> Resolution | None:
+        """What a call that was made before was resolved to, on which it is computed anew.
+
+        Raises:
+            AnswerGone: nobody knows.
+        """
+        return None if self.made is None else _resolution(self.made)
 
 
 class Replayed(Exception):  # noqa: N818 - reads as what it is where it is caught
@@ -118,6 +143,8 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
         if admission.record is not None:
             made = await _unless_kept(
                 services,
+                caller,
+                attempt,
                 await services.database.read(recall, admission.record, attempt.fingerprint),
             )
         try:
@@ -127,6 +154,8 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
             if made is None:
                 await _unless_kept(
                     services,
+                    caller,
+                    attempt,
                     await services.database.read(
                         look_up, caller.key_id, attempt.key, attempt.fingerprint
                     ),
@@ -136,12 +165,30 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
     return read
 
 
-async def _unless_kept(services: Services, made: Made | None) -> Made | None:
-    if made is not None and made.answer is not None:
+async def _unless_kept(
+    services: Services, caller: Caller, attempt: Attempt, made: Made | None
+) -> Made | None:
+    if made is None or made.answer is None:
+        return made
+    # Answers of calls that cannot be repeated have nothing of the model's.
+    if not attempt.repeatable or _shown(made, policy_for(services, caller)):
         # Its first call may still wait for the disk, whoever answers first.
         await services.database.on_disk()
         raise Replayed(made.answer)
     return made
+
+
+def _shown(made: Made, policy: Policy) -> bool:
+    """Whether the policy shows the answer as it was given: of what level it is, it may not know."""
+    if made.record.resolution is None:
+        return Policy().within(policy)
+    return _resolution(made).shown_by(policy)
+
+
+def _resolution(made: Made) -> Resolution:
+    if made.record.resolution is None:
+        raise AnswerGone("it was answered before the server kept what is needed for that")
+    return Resolution.model_validate_json(made.record.resolution)
 
 
 def _checked(request: Request, header: str, form: re.Pattern[str], words: str) -> str | None:
@@ -160,7 +207,13 @@ async def _fingerprint(request: Request) -> str:
         request.headers.get("content-type", ""),
         request.headers.get("accept", ""),
     ]
-    digest = hashlib.sha256("\n".join(parts).encode())
-    digest.update(b"\n")
-    digest.update(await read_bytes(request))
-    return digest.hexdigest()
+    head = "\n".join((*parts, "")).encode()
+    body = await read_bytes(request)
+
+    def digest() -> str:
+        found = hashlib.sha256(head)
+        found.update(body)
+        return found.hexdigest()
+
+    # Of a large body it takes as long as a whole call.
+    return digest() if len(body) < _SHORT else await asyncio.to_thread(digest)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
+from sqlalchemy import Connection
 
 from craft_server import image_sets
 from craft_server.api import documents
@@ -113,7 +114,7 @@ async def upload(
     """Appends pictures to an image set; all of them, or none if one cannot be used.
 
     Charged: one of `images` for each picture that the owner has not had encoded before, and one of
-    `requests`.
+    `requests`. Of uploads of one picture at once one is charged for it.
     """
     image_set = await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
     check_same_model(services, image_set)
@@ -124,21 +125,28 @@ async def upload(
         image_sets.known_features, caller.owner, image_set, digests
     )
     new = _first_positions(digests, known)
-    pictures = await decode_pictures(
-        services, [files[position] for position in new.values()], list(new.values())
-    )
     units = Units(images=len(new), requests=1)
     work = Work("images", image_set.model, image_set.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
+        pictures = await decode_pictures(
+            services, [files[position] for position in new.values()], list(new.values())
+        )
         encoded = await services.engine.encode_images(pictures, tenant=caller.tenant)
-        return await booked.settle_with(
-            lambda grown: json_response(ImageUploadAnswer(image_set=grown, cost=booked.cost)),
-            image_sets.add_rows,
-            caller.owner,
-            image_set_id,
-            first_row=body.message.first_row,
-            digests=digests,
-            features={**known, **dict(zip(new, encoded, strict=True))},
+
+        def add(connection: Connection) -> tuple[ImageSet, Units]:
+            grown, added = image_sets.add_rows(
+                connection,
+                caller.owner,
+                image_set_id,
+                first_row=body.message.first_row,
+                digests=digests,
+                features={**known, **dict(zip(new, encoded, strict=True))},
+            )
+            # Another upload may have added some of them meanwhile.
+            return grown, Units(images=sum(digest in new for digest in added), requests=1)
+
+        return await booked.settle_what_was_done(
+            lambda grown, cost: json_response(ImageUploadAnswer(image_set=grown, cost=cost)), add
         )
 
 

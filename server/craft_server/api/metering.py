@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -20,18 +21,20 @@ from prometheus_client import Counter
 from sqlalchemy import Connection
 
 from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
+from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services
-from craft_server.asked_prompts import Asking
 from craft_server.clock import now_ms
 from craft_server.database import Unavailable
 from craft_server.ledger import account, calls, charges, keys
-from craft_server.ledger.calls import StoredAnswer
+from craft_server.ledger.calls import AnswerGone, StoredAnswer
 from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
 from craft_server.ledger.keys import Caller
 from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
+from craft_server.threads import to_the_end
 from craft_shared.problems import OVERLOADED
 from craft_shared.tracing import span
+from craft_shared.units import Units
 from craft_shared.wire import Cost
 
 P = ParamSpec("P")
@@ -56,25 +59,22 @@ _RECOMPUTED = Counter(
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
 class Booking:
     """A call that is being worked on.
 
     Attributes:
         cost: what it will have cost its caller.
+        repeated: whether the call was made and charged before: it holds a reservation of nothing.
     """
 
-    def __init__(
-        self, services: Services, reserved: Reservation | None, call_id: int | None, cost: Cost
-    ) -> None:
-        self.cost = cost
-        self._services = services
-        self._reserved = reserved
-        self._call_id = call_id
-
-    @property
-    def repeated(self) -> bool:
-        """Whether the call was made and charged before."""
-        return self._reserved is None
+    cost: Cost
+    repeated: bool
+    _services: Services
+    _work: Work
+    _reserved: Reservation
+    _call_id: int | None
+    _resolution: Resolution | None
 
     async def settle(self, response: Response) -> Response:
         """Charges the call and stores its answer, both or neither."""
@@ -94,18 +94,53 @@ class Booking:
 
         def all_of_it(connection: Connection) -> Response:
             response = build(function(connection, *args, **kwargs))
-            finishing = (
-                [] if self._call_id is None else calls.finishing(self._call_id, _stored(response))
-            )
-            if self._reserved is not None:
-                finished = charges.settle(connection, self._reserved, now_ms(), *finishing)
-                if finishing:
-                    calls.check_finished(finished)
+            self._close(connection, response)
             return response
 
+        return await self._settled(all_of_it)
+
+    async def settle_what_was_done(
+        self,
+        build: Callable[[T, Cost], Response],
+        function: Callable[Concatenate[Connection, P], tuple[T, Units]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Response:
+        """Like `settle_with`, for units that `function` returns beside its result.
+
+        They are those that are reserved, or fewer.
+        """
+
+        def all_of_it(connection: Connection) -> Response:
+            result, units = function(connection, *args, **kwargs)
+            cost = None
+            if units != self._work.units:
+                cost = charges.cost_of_less(connection, self._reserved, self._work.model, units)
+            response = build(result, cost or self.cost)
+            self._close(connection, response, cost)
+            return response
+
+        return await self._settled(all_of_it)
+
+    def _close(self, connection: Connection, response: Response, cost: Cost | None = None) -> None:
+        resolution = None if self._resolution is None else self._resolution.model_dump_json()
+        answer = _stored(response)
+        if self.repeated:
+            charges.refund(connection, self._reserved.charge_id, now_ms())
+            if self._call_id is not None:
+                calls.finish_anew(connection, self._call_id, answer, resolution)
+            return
+        finishing = (
+            [] if self._call_id is None else calls.finishing(self._call_id, answer, resolution)
+        )
+        finished = charges.settle(connection, self._reserved, now_ms(), *finishing, cost=cost)
+        if finishing:
+            calls.check_finished(finished)
+
+    async def _settled(self, all_of_it: Callable[[Connection], Response]) -> Response:
         with span("ledger.settle"):
             response = await self._services.database.write(all_of_it)
-        if self._reserved is None:
+        if self.repeated:
             _RECOMPUTED.inc()
             response.headers[RECOMPUTED_HEADER] = "true"
         else:
@@ -113,15 +148,19 @@ class Booking:
         self._services.provider.worked()
         return response
 
-    async def give_back(self) -> None:
-        """Gives everything back, unless the call was settled."""
-        if self._reserved is None:
-            return
+    async def give_back(self, *, given_up: bool = False) -> None:
+        """Gives everything back, unless the call was settled.
+
+        Args:
+            given_up: by its client, so that it may not be worked on again as if it were nothing.
+        """
         charge_id = self._reserved.charge_id
         try:
             with span("ledger.refund"):
-                refunded = await self._services.database.write(_refund, charge_id, self._call_id)
-            if refunded:
+                refunded = await self._services.database.write(
+                    _refund, charge_id, self._call_id, self.repeated, given_up
+                )
+            if refunded and not self.repeated:
                 _REFUNDED.inc()
         except Exception:
             # What made the call fail matters more, and is on its way to the caller.
@@ -130,8 +169,7 @@ class Booking:
 
     def owe(self) -> None:
         """Leaves what may be reserved for the lease to give back, once the database lets it."""
-        if self._reserved is not None:
-            self._services.lease.give_back_later(self._reserved.charge_id)
+        self._services.lease.give_back_later(self._reserved.charge_id)
 
 
 @asynccontextmanager
@@ -140,36 +178,49 @@ async def booking(
     caller: Caller,
     call: Call,
     work: Work,
+    resolution: Resolution | None = None,
     payer_key_id: int | None = None,
-    *,
-    asking: Asking | None = None,
 ) -> AsyncIterator[Booking]:
     """Reserves the work for the block, which must settle; gives it back if the block raises.
 
-    A call that was made and charged before, and whose answer is gone, is worked on free of charge.
-    `payer_key_id` is of the key that is charged in the caller's place. What is `asking` is noted
-    with the reservation, both or neither.
+    Whatever costs the server something belongs into the block: images are decoded and texts are
+    read once they are paid for. A call that was made and charged before, and whose answer is gone,
+    is worked on free of charge: on what it was resolved to then, and as often as one call may be.
+    It counts as running like any other.
+
+    Args:
+        services: of the server.
+        caller: who calls.
+        call: which.
+        work: what for.
+        resolution: of the call; None where it cannot be repeated.
+        payer_key_id: of the key that is charged in the caller's place.
 
     Raises:
         ProblemError: the engine's worker is dead; nothing was reserved.
         BudgetExhausted: the key's budgets do not cover the call; nothing was reserved.
         PublisherCannotPay: those of the payer in its place do not; nothing was reserved.
         TooManyRunning: the key has as many calls running as it may; nothing was reserved.
+        AnswerGone: it was made before and cannot be computed anew; nothing was reserved.
         Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
-        PromptLimitReached: the key may not ask so many prompts; nothing was reserved.
     """
     if not services.engine.alive:
         raise ProblemError(
             OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
         )
+    if call.made is not None:
+        if call.first is None or resolution is None:
+            raise AnswerGone("it cannot be made twice")
+        call.first.check_again(resolution)
     with services.in_flight.one():
         with span("ledger.reserve"):
-            booked = await _book(services, caller, call, work, payer_key_id, asking)
+            booked = await _book(services, caller, call, work, resolution, payer_key_id)
         try:
             await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked
-        except BaseException:
-            await asyncio.shield(booked.give_back())
+        except BaseException as error:
+            given_up = isinstance(error, asyncio.CancelledError)
+            await to_the_end(booked.give_back(given_up=given_up))
             raise
 
 
@@ -209,7 +260,9 @@ def remember(
     calls.finish(connection, call_id, _stored(response))
 
 
-def _refund(connection: Connection, charge_id: int, call_id: int | None) -> bool:
+def _refund(
+    connection: Connection, charge_id: int, call_id: int | None, repeated: bool, given_up: bool
+) -> bool:
     """Gives the reservation back and forgets the call; whether it had been neither yet.
 
     In the order in which both are made: another attempt at the call, which holds the budgets and
@@ -220,8 +273,12 @@ def _refund(connection: Connection, charge_id: int, call_id: int | None) -> bool
     except charges.ChargeClosed:
         # The answer is stored, or another server has given the call back.
         return False
-    if call_id is not None:
+    if call_id is None:
+        return True
+    if not repeated:
         calls.abandon(connection, call_id)
+    elif not given_up:
+        calls.abandon_anew(connection, call_id)
     return True
 
 
@@ -238,17 +295,17 @@ async def _book(
     caller: Caller,
     call: Call,
     work: Work,
+    resolution: Resolution | None,
     payer_key_id: int | None,
-    asking: Asking | None,
 ) -> Booking:
     booking_it = asyncio.ensure_future(
-        _reserved(services, caller, call, work, payer_key_id, asking)
+        _reserved(services, caller, call, work, resolution, payer_key_id)
     )
     try:
         return await asyncio.shield(booking_it)
     except asyncio.CancelledError:
         # The transaction runs on its thread to the end, whatever becomes of the call.
-        await asyncio.shield((await booking_it).give_back())
+        await to_the_end(_give_back_once_booked(booking_it))
         raise
 
 
@@ -268,28 +325,37 @@ async def _reserved(services: Services, *args: Any) -> Booking:
         raise
 
 
+async def _give_back_once_booked(booking_it: asyncio.Future[Booking]) -> None:
+    try:
+        booked = await booking_it
+    except Exception:
+        return  # it was refused, which nobody waits to hear any more
+    await booked.give_back(given_up=True)
+
+
 def _reserve(
     connection: Connection,
     services: Services,
     caller: Caller,
     call: Call,
     work: Work,
+    resolution: Resolution | None,
     payer_key_id: int | None,
-    asking: Asking | None,
 ) -> Booking:
     at, holder = now_ms(), services.lease.holder
-    if call.made is not None:
-        return Booking(
-            services, None, None, account.cost_of(connection, caller, call.made.charge_id, at)
-        )
     charges.check_concurrency(connection, caller)
-    if asking is not None:
-        asking.note(connection)
+    if call.made is not None:
+        record = call.made.record
+        nothing = replace(work, units=Units(), run=None)
+        reserved = charges.reserve(connection, caller, nothing, holder=holder, at=at)
+        calls.begin_anew(connection, record.id)
+        cost = account.cost_of(connection, caller, record.charge_id, at)
+        return Booking(cost, True, services, nothing, reserved, record.id, resolution)
     if payer_key_id is None:
         reserved = charges.reserve(connection, caller, work, holder=holder, at=at)
         cost = reserved.cost
     else:
-        reserved = _reserve_of_payer(connection, payer_key_id, work, holder, at)
+        reserved = _reserve_of_payer(connection, caller, payer_key_id, work, holder, at)
         cost = account.cost_of(connection, caller, None, at)
     call_id = None
     if call.attempt is not None:
@@ -301,17 +367,17 @@ def _reserve(
             charge_id=reserved.charge_id,
             at=at,
         )
-    return Booking(services, reserved, call_id, cost)
+    return Booking(cost, False, services, work, reserved, call_id, resolution)
 
 
 def _reserve_of_payer(
-    connection: Connection, payer_key_id: int, work: Work, holder: str, at: int
+    connection: Connection, caller: Caller, payer_key_id: int, work: Work, holder: str, at: int
 ) -> Reservation:
     """Like `charges.reserve`, but tells the caller nothing of the payer's budgets."""
     payer = keys.payer(connection, payer_key_id, at)
     if payer is None:
         raise PublisherCannotPay
     try:
-        return charges.reserve(connection, payer, work, holder=holder, at=at)
+        return charges.reserve(connection, payer, work, holder=holder, at=at, caller=caller)
     except BudgetExhausted as error:
         raise PublisherCannotPay from error

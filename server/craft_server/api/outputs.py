@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from craft_server.api.pictures import Selection
+from craft_server.api.resolution import Resolution, output_again
 from craft_server.api.services import Services
 from craft_server.asked_prompts import Asking
 from craft_server.engine import Prompts, prompt_identity
@@ -36,12 +37,10 @@ class Question:
     Attributes:
         output: the level of the answer.
         noise: that is added first; None for none.
-        asking: what is counted; None where the number of prompts is not bounded.
     """
 
     output: Output
     noise: Noise | None
-    asking: Asking | None
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:
@@ -59,11 +58,14 @@ def policy_for(services: Services, caller: Caller) -> Policy:
     return services.output_policy(Asker(caller.owner, caller.prefix, model), policy)
 
 
-def checked_output(policy: Policy, top_k: int | None, classes: int) -> Output:
-    """The level of the answer to a request.
+def checked_output(
+    policy: Policy, top_k: int | None, classes: int, first: Resolution | None = None
+) -> Output:
+    """The level of the answer to a request, which has had a `first` answer if it is sent again.
 
     Raises:
         ProblemError: there are fewer classes than are asked for.
+        AnswerGone: the first answer was of a level that the policy shows no more.
     """
     if top_k is not None and top_k > classes:
         raise invalid_field(
@@ -71,7 +73,7 @@ def checked_output(policy: Policy, top_k: int | None, classes: int) -> Output:
             f"{top_k}; there are {classes} classes",
             f"Ask for at most {classes}, or leave top_k out for all of them.",
         )
-    return narrowed(policy.output, top_k)
+    return output_again(first, narrowed(policy.output, top_k))
 
 
 async def question(
@@ -87,6 +89,8 @@ async def question(
 ) -> Question:
     """What the policy needs to know of a call, and no more: digests take time.
 
+    Prompts are noted where their number is bounded.
+
     Args:
         services: of the server.
         caller: who asks.
@@ -96,15 +100,26 @@ async def question(
         classes: texts that each of them scores.
         selection: the pictures.
         counted: whether the prompts are the caller's choice, and so count where they are bounded.
+
+    Raises:
+        PromptLimitReached: the key may not ask so many; none was noted.
     """
     limit = policy.prompts_per_image_set if counted else None
     if not output.noise and limit is None:
-        return Question(output, None, None)
+        return Question(output, None)
     texts = await asyncio.to_thread(
         services.engine.text_identities, prompts, classes, tenant=caller.tenant
     )
     sent = await asyncio.to_thread(_digests, selection.files)
-    noise = asking = None
+    if limit is not None:
+        of = [f"sha256:{digest}" for digest in sent]
+        if selection.image_set is not None:
+            of = [selection.image_set.id]
+        identities = [prompt_identity(prompt) for prompt in texts]
+        asking = Asking(caller.owner, of, identities, limit)
+        # The disk has it with the settlement at the latest.
+        await services.database.write_deferred(asking.note)
+    noise = None
     if output.noise:
         pictures = sent
         if selection.image_set is not None:
@@ -120,12 +135,7 @@ async def question(
                 texts=texts,
             )
         )
-    if limit is not None:
-        of = [f"sha256:{digest}" for digest in sent]
-        if selection.image_set is not None:
-            of = [selection.image_set.id]
-        asking = Asking(caller.owner, of, [prompt_identity(prompt) for prompt in texts], limit)
-    return Question(output, noise, asking)
+    return Question(output, noise)
 
 
 async def answer_of_parts(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services
 from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
@@ -49,6 +50,11 @@ class Selection:
         return self.image_set.count if self.rows is None else len(self.rows)
 
     @property
+    def resolved(self) -> int | None:
+        """How many rows the image set has, if there is one."""
+        return None if self.image_set is None else self.image_set.count
+
+    @property
     def field(self) -> str:
         """The request's field that says how many pictures there are."""
         if self.image_set is None:
@@ -75,8 +81,9 @@ async def select_pictures(
     caller: Caller,
     message: PredictionRequest | AdapterPredictionRequest,
     files: Sequence[bytes] | None,
+    first: Resolution | None = None,
 ) -> Selection:
-    """Which pictures the call is about.
+    """Which pictures the call is about: of an image set, if it is sent again, those of its `first`.
 
     Raises:
         ProblemError: not exactly one source, an empty one, too many, or rows out of range.
@@ -92,6 +99,9 @@ async def select_pictures(
         )
     image_set = await services.database.read(get_image_set, caller.owner, message.image_set)
     check_same_model(services, image_set)
+    if first is not None and first.rows is not None:
+        # Rows are only ever added.
+        image_set = image_set.model_copy(update={"count": first.rows})
     if image_set.count == 0:
         raise invalid_field("image_set", "the image set is empty", "Upload pictures to it first.")
     if message.rows is not None:

@@ -13,7 +13,12 @@ from craft_server.api import documents
 from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
-from craft_server.api.checks import check_answer_size, check_model, checked_prompts
+from craft_server.api.checks import (
+    check_answer_size,
+    check_model,
+    check_prompts,
+    counted_prompts,
+)
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking
 from craft_server.api.outputs import (
@@ -25,12 +30,15 @@ from craft_server.api.outputs import (
 )
 from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
+from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
-from craft_server.image_sets import Features
+from craft_server.image_sets import Features, NoSuchImageSet
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
+from craft_server.problems import ProblemError
 from craft_shared.codec import Tensors
 from craft_shared.problems import (
+    ANSWER_GONE,
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
@@ -62,6 +70,7 @@ router = APIRouter(tags=["predictions"])
             REVISION_MISMATCH,
             INVALID_IMAGE,
             PROMPT_LIMIT_REACHED,
+            ANSWER_GONE,
         ),
     },
 )
@@ -84,27 +93,35 @@ async def predict(
     message = body.message
     check_model(services, message.model)
     policy = policy_for(services, caller)
-    output = checked_output(policy, message.top_k, len(message.classes))
-    prompts = await checked_prompts(
+    output = checked_output(policy, message.top_k, len(message.classes), call.first)
+    prompts = counted_prompts(
         services,
-        caller,
         classes=message.classes,
         templates=message.templates,
         context=message.context,
         codes=body.codes,
     )
-    selection = await select_pictures(services, caller, message, body.files)
-    count = prompts.count
-    check_answer_size(
-        request,
-        services,
-        rows=count * selection.count,
-        classes=len(message.classes),
-        output=output,
-        dtype=message.dtype,
-        field=selection.field,
-    )
-    pictures = await load_pictures(services, selection)
+    engine, revision, count = services.engine, services.revision, prompts.count
+    try:
+        selection = await select_pictures(services, caller, message, body.files, call.first)
+        check_answer_size(
+            request,
+            services,
+            rows=count * selection.count,
+            classes=len(message.classes),
+            output=output,
+            dtype=message.dtype,
+            field=selection.field,
+        )
+    except (ProblemError, NoSuchImageSet):
+        if call.made is not None:
+            raise
+        # Prompts are named first, whatever else is wrong; to read them a budget must cover them.
+        units = Units(queries=count, texts=count * len(message.classes), requests=1)
+        work = Work("predictions", engine.name, revision, units, call.run)
+        async with booking(services, caller, call, work):
+            await check_prompts(services, caller, prompts, message.classes)
+            raise
     units = Units(
         queries=count,
         predictions=count * selection.count,
@@ -112,20 +129,28 @@ async def predict(
         texts=count * len(message.classes),
         requests=1,
     )
-    engine = services.engine
-    asked = await question(
-        services,
-        caller,
-        policy,
-        output,
-        prompts=prompts,
-        classes=message.classes,
-        selection=selection,
-    )
     await use_predictions(request, services, caller, units.predictions)
-    revision = services.revision
+    resolution = Resolution(
+        model=engine.name,
+        revision=revision,
+        units=units,
+        output=output,
+        prompts_per_image_set=policy.prompts_per_image_set,
+        rows=selection.resolved,
+    )
     work = Work("predictions", engine.name, revision, units, call.run)
-    async with booking(services, caller, call, work, asking=asked.asking) as booked:
+    async with booking(services, caller, call, work, resolution) as booked:
+        await check_prompts(services, caller, prompts, message.classes)
+        pictures = await load_pictures(services, selection)
+        asked = await question(
+            services,
+            caller,
+            policy,
+            output,
+            prompts=prompts,
+            classes=message.classes,
+            selection=selection,
+        )
         image_features = await pictures.features(services, caller)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
         tensors = await _scores(services, caller, message, asked, image_features, text_features)

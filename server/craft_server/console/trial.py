@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from craft_server import adapters
-from craft_server.api.classification import classify, load
+from craft_server.api.classification import adapter_question, classify, load
 from craft_server.api.idempotency import Call
 from craft_server.api.metering import booking
-from craft_server.api.outputs import checked_output, policy_for, question
-from craft_server.api.pictures import Selection, decode_pictures
+from craft_server.api.outputs import checked_output, policy_for
+from craft_server.api.pictures import Selection, load_pictures
 from craft_server.api.rate_limits import use_predictions, use_request
 from craft_server.api.services import Services
 from craft_server.console import adapter_views
 from craft_server.console.adapter_views import AdapterView
-from craft_server.engine import Prompts
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.policy import answerable
@@ -100,34 +99,27 @@ async def try_adapter(
         )
     if not file:
         raise invalid_field("picture", "no picture was chosen", "Choose one.")
-    pictures = await decode_pictures(services, [file])
-    picture = await asyncio.to_thread(_thumbnail, file)
     units = Units(queries=card.prompts, predictions=card.prompts, images=1, requests=1)
     await use_predictions(request, services, caller, units.predictions)
     work = Work("adapter-predictions", card.model, card.revision, units)
     policy = policy_for(services, caller)
     output = checked_output(policy, None, len(card.classes))
-    servable = await load(services, view.publication)
-    adapter = servable.adapter
-    asked = await question(
-        services,
-        caller,
-        policy,
-        output,
-        prompts=Prompts(tuple(adapter.config.templates), adapter.config.context, adapter.codes),
-        classes=adapter.config.scored,
-        selection=Selection(None, None, [file]),
-        counted=card.owner == caller.owner,
-    )
     async with booking(
         services,
         caller,
         Call(None, None, None),
         work,
-        view.publication.payer_key_id,
-        asking=asked.asking,
+        payer_key_id=view.publication.payer_key_id,
     ) as booked:
-        features = await services.engine.encode_images(pictures, tenant=caller.tenant)
+        selection = Selection(None, None, [file])
+        pictures = await load_pictures(services, selection)
+        picture = await asyncio.to_thread(_thumbnail, file)
+        servable = await load(services, view.publication)
+        adapter = servable.adapter
+        asked = await adapter_question(
+            services, caller, policy, output, view.publication, servable, selection
+        )
+        features = await pictures.features(services, caller)
         found = await classify(
             services, caller, servable, features, asked.noise, partial(_both, adapter)
         )

@@ -4,8 +4,9 @@ A call's answer is stored in the transaction that charges it, before a byte of i
 on it can be given again, byte for byte, whatever becomes of the connection. Answers of calls that
 can be repeated without harm (predictions) may be large; their bytes go once the client has
 acknowledged them, or once all of them together pass a bound, the oldest first: a running sum says
-how many they are. The record stays, so that such a call is done anew free of charge. Answers of
-calls that change something are small and are kept as long as the record.
+how many they are. The record stays, with what the call was resolved to, so that such a call is done
+anew free of charge, on exactly that and a bounded number of times. Answers of calls that change
+something are small and are kept as long as the record.
 
 Source: draft-ietf-httpapi-idempotency-key-header-07.
 """
@@ -69,6 +70,10 @@ class StillRunning(Exception):  # noqa: N818 - reads as what it is where it is c
         self.charge_id = charge_id
 
 
+class AnswerGone(Exception):  # noqa: N818 - the problem type's name
+    """The call was answered, and can be neither answered so again nor computed anew; says why."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What is known of a call under an idempotency key, without its answer.
@@ -78,12 +83,14 @@ class Record:
         fingerprint: of the call.
         done: whether it was answered.
         charge_id: what it was charged; None where it was free.
+        resolution: what it was resolved to; None where it cannot be computed anew.
     """
 
     id: int
     fingerprint: str
     done: bool
     charge_id: int | None
+    resolution: str | None
 
 
 @dataclass(frozen=True)
@@ -92,16 +99,20 @@ class Made:
 
     Attributes:
         answer: what was answered; None where its bytes are gone.
-        charge_id: what it was charged; None where it was free.
+        record: of the call.
     """
 
     answer: StoredAnswer | None
-    charge_id: int | None
+    record: Record
 
+
+# Of one call, so that what is charged once is not worked on without end.
+MAX_RECOMPUTATIONS = 8
 
 # For a statement that has other columns called `id` and the like.
 RECORD_COLUMNS = tuple(
-    CALLS.c[name].label(f"call_{name}") for name in ("id", "fingerprint", "done", "charge_id")
+    CALLS.c[name].label(f"call_{name}")
+    for name in ("id", "fingerprint", "done", "charge_id", "resolution")
 )
 _FIND = Statement(
     sa.select(*RECORD_COLUMNS).where(
@@ -128,16 +139,20 @@ _INSERT = Statement(
         for dialect, insert in (("postgresql", postgresql_insert), ("sqlite", sqlite_insert))
     }
 )
+_ANSWERED = ("status", "media_type", "body", "body_bytes", "resolution")
 _FINISH = Statement(
     sa.update(CALLS)
     .where(CALLS.c.id == sa.bindparam("of_id"), ~CALLS.c.done)
     .values(
-        done=sa.true(),
-        status=sa.bindparam("to_status"),
-        media_type=sa.bindparam("to_media_type"),
-        body=sa.bindparam("to_body"),
-        body_bytes=sa.bindparam("to_body_bytes"),
+        {"done": sa.true(), **{name: sa.bindparam(f"to_{name}") for name in _ANSWERED}},
     )
+)
+_BEGIN_ANEW = Statement(
+    sa.update(CALLS)
+    .where(
+        CALLS.c.id == sa.bindparam("of_id"), CALLS.c.done, CALLS.c.recomputed < sa.bindparam("most")
+    )
+    .values(recomputed=CALLS.c.recomputed + sa.literal_column("1"))
 )
 _ADD_BYTES = Statement(
     sa.update(STORED_BYTES)
@@ -160,7 +175,13 @@ def record_of(row: Any) -> Record | None:
     """The record in a row that has `RECORD_COLUMNS`; None where they are null."""
     if row.call_id is None:
         return None
-    return Record(row.call_id, row.call_fingerprint, bool(row.call_done), row.call_charge_id)
+    return Record(
+        row.call_id,
+        row.call_fingerprint,
+        bool(row.call_done),
+        row.call_charge_id,
+        row.call_resolution,
+    )
 
 
 def look_up(connection: sa.Connection, key_id: int, key: str, fingerprint: str) -> Made | None:
@@ -188,7 +209,7 @@ def recall(connection: sa.Connection, record: Record, fingerprint: str) -> Made:
         raise StillRunning(record.charge_id)
     rows = run(connection, (_READ, {"of_id": record.id}))[0].rows
     answer = StoredAnswer(rows[0].status, rows[0].media_type, bytes(rows[0].body)) if rows else None
-    return Made(answer, record.charge_id)
+    return Made(answer, record)
 
 
 def begin(
@@ -221,26 +242,68 @@ def begin(
     return made
 
 
-def finish(connection: sa.Connection, call_id: int, answer: StoredAnswer) -> None:
-    """Stores the answer.
+def begin_anew(connection: sa.Connection, call_id: int) -> None:
+    """Notes that the answer of a call is computed once more.
+
+    Raises:
+        AnswerGone: it was often enough; the transaction must be undone.
+    """
+    asked = {"of_id": call_id, "most": MAX_RECOMPUTATIONS}
+    if run(connection, (_BEGIN_ANEW, asked))[0].count == 0:
+        raise AnswerGone(f"it has been computed anew {MAX_RECOMPUTATIONS} times already")
+
+
+def abandon_anew(connection: sa.Connection, call_id: int) -> None:
+    """What `begin_anew` has noted did not come to an end, by no doing of the client's."""
+    connection.execute(
+        sa.update(CALLS)
+        .where(CALLS.c.id == call_id, CALLS.c.recomputed > 0)
+        .values(recomputed=CALLS.c.recomputed - 1)
+    )
+
+
+def finish(
+    connection: sa.Connection, call_id: int, answer: StoredAnswer, resolution: str | None = None
+) -> None:
+    """Stores the answer, and what the call was resolved to.
 
     Raises:
         StillRunning: this process's lease ran out and the call is somebody else's by now.
     """
-    check_finished(run(connection, *finishing(call_id, answer)))
+    check_finished(run(connection, *finishing(call_id, answer, resolution)))
 
 
-def finishing(call_id: int, answer: StoredAnswer) -> list[Asked]:
+def finishing(call_id: int, answer: StoredAnswer, resolution: str | None) -> list[Asked]:
     """What `finish` asks the database, for `check_finished` to check the results."""
-    stored = {
-        "of_id": call_id,
-        "to_status": answer.status,
-        "to_media_type": answer.media_type,
-        "to_body": answer.body,
-        "to_body_bytes": len(answer.body),
-    }
+    columns = _columns(answer, resolution)
+    stored = {"of_id": call_id, **{f"to_{name}": value for name, value in columns.items()}}
     added = {"of_id": call_id, "of_shard": call_id % SHARDS, "add_bytes": len(answer.body)}
     return [(_FINISH, stored), (_ADD_BYTES, added)]
+
+
+def finish_anew(
+    connection: sa.Connection, call_id: int, answer: StoredAnswer, resolution: str | None
+) -> None:
+    """Stores the answer of a call that was answered before; nothing if its record is gone."""
+    this = CALLS.c.id == call_id
+    before = connection.execute(
+        sa.select(CALLS.c.body_bytes).where(this, CALLS.c.done).with_for_update()
+    ).scalar()
+    if before is None:
+        return
+    columns = _columns(answer, resolution)
+    connection.execute(sa.update(CALLS).where(this).values(columns))
+    _add(connection, {call_id % SHARDS: len(answer.body) - before})
+
+
+def _columns(answer: StoredAnswer, resolution: str | None) -> dict[str, Any]:
+    return {
+        "status": answer.status,
+        "media_type": answer.media_type,
+        "body": answer.body,
+        "body_bytes": len(answer.body),
+        "resolution": resolution,
+    }
 
 
 def check_finished(results: Sequence[Result]) -> None:

@@ -9,8 +9,9 @@ window hold of it, and reserved the sum of what reserved ones hold. A key's line
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -21,7 +22,7 @@ from craft_server.ledger.keys import Caller
 from craft_server.ledger.prices import price, price_of_units
 from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES, RESERVED, TOTALS
 from craft_server.statements import Asked, Result, Statement, run
-from craft_shared.units import MEASURES, Units
+from craft_shared.units import MEASURES, Measure, Units
 from craft_shared.wire import Budget, Cost
 
 
@@ -51,6 +52,7 @@ class Hold:
     budget: int
     start: int
     amount: int
+    unit: Measure
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ _INSERT_CHARGE = Statement(
         {
             name: sa.bindparam(name)
             for name in (
-                *("key_id", "at", "call", "run", "model", "revision", "holder", "holds"),
+                *("key_id", "caller_key_id", "at", "call", "run", "model", "revision"),
+                *("holder", "holds"),
                 *MEASURES,
             )
         }
@@ -188,13 +191,22 @@ _INSERT_CHARGE = Statement(
     )
     .returning(CHARGES.c.id)
 )
-_CLOSE = Statement(
+_TO_CLOSED: dict[str, sa.BindParameter[object]] = {
+    "state": sa.bindparam("to_state"),
+    "closed_at": sa.bindparam("to_closed_at"),
+}
+_CLOSING = (
     sa.update(CHARGES)
     .where(
         CHARGES.c.id == sa.bindparam("charge"), CHARGES.c.state == sa.literal_column("'reserved'")
     )
-    .values(state=sa.bindparam("to_state"), closed_at=sa.bindparam("to_closed_at"))
     .returning(CHARGES.c.holds)
+)
+_CLOSE = Statement(_CLOSING.values(_TO_CLOSED))
+_CLOSE_FOR_LESS = Statement(
+    _CLOSING.values(
+        {**_TO_CLOSED, **{name: sa.bindparam(f"to_{name}") for name in ("holds", *MEASURES)}}
+    )
 )
 _ADD_TO_TOTALS = Statement(
     sa.update(TOTALS)
@@ -204,9 +216,10 @@ _ADD_TO_TOTALS = Statement(
 
 
 def check_concurrency(connection: sa.Connection, caller: Caller) -> None:
-    """Raises TooManyRunning if the key's calls that hold a reservation, on all servers, are enough.
+    """Raises TooManyRunning if the key makes enough calls that hold a reservation, on all servers.
 
-    It holds until the transaction ends: the key's calls wait for each other here.
+    Whoever pays for them. It holds until the transaction ends: the key's calls wait for each other
+    here.
     """
     most = caller.rates.concurrency
     if most is None:
@@ -218,50 +231,60 @@ def check_concurrency(connection: sa.Connection, caller: Caller) -> None:
         .with_for_update(key_share=True)
     )
     count: int = connection.execute(
-        sa.select(sa.func.count()).where(CHARGES.c.key_id == caller.key_id, RESERVED)
+        sa.select(sa.func.count()).where(CHARGES.c.caller_key_id == caller.key_id, RESERVED)
     ).scalar_one()
     if count >= most:
         raise TooManyRunning(most)
 
 
 def reserve(
-    connection: sa.Connection, caller: Caller, work: Work, *, holder: str, at: int
+    connection: sa.Connection,
+    payer: Caller,
+    work: Work,
+    *,
+    holder: str,
+    at: int,
+    caller: Caller | None = None,
 ) -> Reservation:
     """Sets the work's units and price aside in every budget of the key; writes the ledger's line.
 
     Args:
         connection: of a writing transaction, which must be undone if this raises.
-        caller: who pays.
+        payer: whose budgets.
         work: what for.
         holder: the server process that does it, whose lease must be alive.
         at: now.
+        caller: whose call it is; None for the payer's own.
 
     Raises:
         BudgetExhausted: a budget does not cover it.
     """
     units = work.units.model_dump()
-    asked = {"of_key": caller.key_id, "of_team": caller.team_id, "model": work.model, **units}
+    asked = {"of_key": payer.key_id, "of_team": payer.team_id, "model": work.model, **units}
     rows = run(connection, (_LOCK_BUDGETS, asked))[0].rows
     cost_micros = rows[0].price if rows else price(connection, work.model, work.units)
-    needed: dict[str, int] = {**units, "cost_micros": cost_micros}
+    needed = _amounts(work.units, cost_micros)
     budgets = [as_budget(row, at) for row in rows]
     holds = [
-        Hold(row.id, max(row.window_start, window_start(row.window, at)), needed[row.unit])
+        Hold(
+            row.id, max(row.window_start, window_start(row.window, at)), needed[row.unit], row.unit
+        )
         for row in rows
         if needed[row.unit]
     ]
-    held_as = [asdict(hold) for hold in holds]
-    key = {"of_key": caller.key_id}
+    held_as = [_held(hold, hold.amount) for hold in holds]
+    key = {"of_key": payer.key_id}
     line = {
         **key,
-        "key_id": caller.key_id,
+        "key_id": payer.key_id,
+        "caller_key_id": (caller or payer).key_id,
         "at": at,
         "call": work.call,
         "run": work.run,
         "model": work.model,
         "revision": work.revision,
         "holder": holder,
-        "holds": json.dumps(held_as, separators=(",", ":")),
+        "holds": _as_json(held_as),
         **needed,
     }
     held, _, written = run(connection, (_HOLD, held_as), (_COUNT_LINE, key), (_INSERT_CHARGE, line))
@@ -276,11 +299,28 @@ def reserve(
     # What is left does not change when the reservation becomes spending.
     after = [_after(budget, needed[budget.unit]) for budget in budgets]
     cost = Cost(charged=work.units, cost_micros=cost_micros, budgets=in_order(after))
-    return Reservation(written.rows[0].id, caller.key_id, holds, cost)
+    return Reservation(written.rows[0].id, payer.key_id, holds, cost)
+
+
+def cost_of_less(
+    connection: sa.Connection, reservation: Reservation, model: str, units: Units
+) -> Cost:
+    """What the call will have cost if it turns out to take fewer units than are reserved."""
+    reserved = reservation.cost
+    micros = min(price(connection, model, units), reserved.cost_micros)
+    before, after = _amounts(reserved.charged, reserved.cost_micros), _amounts(units, micros)
+    budgets = [
+        _after(budget, after[budget.unit] - before[budget.unit]) for budget in reserved.budgets
+    ]
+    return Cost(charged=units, cost_micros=micros, budgets=budgets)
 
 
 def settle(
-    connection: sa.Connection, reservation: Reservation, at: int, *along: Asked
+    connection: sa.Connection,
+    reservation: Reservation,
+    at: int,
+    *along: Asked,
+    cost: Cost | None = None,
 ) -> list[Result]:
     """Turns the reservation into spending.
 
@@ -289,6 +329,7 @@ def settle(
         reservation: that the work was done for.
         at: now.
         along: statements that travel to the database along with this one's.
+        cost: what was done, where that is less (`cost_of_less`): the rest is given back.
 
     Returns:
         The results of `along`.
@@ -296,12 +337,22 @@ def settle(
     Raises:
         ChargeClosed: it was settled or refunded before.
     """
-    cost = reservation.cost
-    charged = {**cost.charged.model_dump(), "cost_micros": cost.cost_micros}
-    _close(connection, reservation.charge_id, "settled", at)
+    done = cost or reservation.cost
+    charged = _amounts(done.charged, done.cost_micros)
+    less: dict[str, str | int] = {}
+    if cost is not None:
+        spent = [_held(hold, charged[hold.unit]) for hold in reservation.holds]
+        less = {"to_holds": _as_json(spent), **_prefixed("to_", charged)}
+    _close(connection, reservation.charge_id, "settled", at, less)
     _, _, *results = run(
         connection,
-        (_LET_GO, [{**asdict(hold), "spend": hold.amount} for hold in reservation.holds]),
+        (
+            _LET_GO,
+            [
+                {**_held(hold, hold.amount), "spend": charged[hold.unit]}
+                for hold in reservation.holds
+            ],
+        ),
         (_ADD_TO_TOTALS, {"of_key": reservation.key_id, **_prefixed("add_", charged)}),
         *along,
     )
@@ -350,10 +401,28 @@ def _after(budget: Budget, amount: int) -> Budget:
     )
 
 
-def _close(connection: sa.Connection, charge_id: int, state: str, at: int) -> str:
-    """Closes the ledger's line; what it holds, as JSON."""
-    change = {"charge": charge_id, "to_state": state, "to_closed_at": at}
-    rows = run(connection, (_CLOSE, change))[0].rows
+def _amounts(units: Units, cost_micros: int) -> dict[str, int]:
+    return {**units.model_dump(), "cost_micros": cost_micros}
+
+
+def _held(hold: Hold, amount: int) -> dict[str, int]:
+    return {"budget": hold.budget, "start": hold.start, "amount": amount}
+
+
+def _as_json(holds: Sequence[Mapping[str, int]]) -> str:
+    return json.dumps(holds, separators=(",", ":"))
+
+
+def _close(
+    connection: sa.Connection,
+    charge_id: int,
+    state: str,
+    at: int,
+    less: Mapping[str, str | int] = types.MappingProxyType({}),
+) -> str:
+    """Closes the ledger's line, with `less` on it where that is given; what it holds, as JSON."""
+    change = {"charge": charge_id, "to_state": state, "to_closed_at": at, **less}
+    rows = run(connection, (_CLOSE_FOR_LESS if less else _CLOSE, change))[0].rows
     if not rows:
         raise ChargeClosed(charge_id)
     holds: str = rows[0].holds

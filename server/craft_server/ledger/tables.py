@@ -88,7 +88,10 @@ CHARGES = sa.Table(
     "charges",
     METADATA,
     sa.Column("id", Id, primary_key=True),
+    # Who pays.
     sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), nullable=False),
+    # Who calls; null on lines that were closed before this was kept.
+    sa.Column("caller_key_id", sa.BigInteger),
     # What the key sees in place of the id, which would count other keys' calls: 1, 2, ...
     sa.Column("line", sa.BigInteger, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
@@ -115,7 +118,7 @@ CHARGES = sa.Table(
     sa.Index("ix_charges_key_id_at", "key_id", "at"),
     sa.Index(
         "ix_charges_reserved",
-        "key_id",
+        "caller_key_id",
         "holder",
         sqlite_where=RESERVED,
         postgresql_where=RESERVED,
@@ -158,6 +161,10 @@ CALLS = sa.Table(
     sa.Column("media_type", sa.Text),
     sa.Column("body_bytes", sa.BigInteger, nullable=False),
     sa.Column("body", sa.LargeBinary),
+    # What the call was resolved to, as who answers it writes it; null where nothing else may be
+    # answered than was.
+    sa.Column("resolution", sa.Text),
+    sa.Column("recomputed", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.UniqueConstraint("key_id", "idempotency_key"),
     sa.Index(
         "ix_calls_stored",

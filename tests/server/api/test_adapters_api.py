@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,7 +15,7 @@ import pytest
 
 from craft_server.api import adapter_publishing
 from craft_server.clock import now_ms
-from craft_server.ledger.keys import revoke_key
+from craft_server.ledger.keys import Rates, create_key, revoke_key
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead
@@ -401,6 +404,53 @@ def test_a_publisher_who_pays_is_charged_in_the_callers_place(
         check(refused, 402, "budget-exhausted")
         assert "publisher" in refused.json()["detail"]
         assert not any(character.isdigit() for character in refused.json()["detail"])
+
+
+def test_calls_at_a_time_are_counted_for_who_calls_and_not_for_who_pays(
+    serve: Any, picture: Picture, tiny_engine: Any
+) -> None:
+    inside, may_go_on = threading.Semaphore(0), threading.Event()
+
+    class Gate:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+        async def score(self, *arguments: Any, **named: Any) -> Any:
+            inside.release()
+            assert await asyncio.to_thread(may_go_on.wait, 30)
+            return await tiny_engine.score(*arguments, **named)
+
+    images = [base64.b64encode(picture()).decode()]
+
+    with serve(engine=Gate()) as server, ThreadPoolExecutor(2) as threads:
+
+        def keyed(owner: str) -> httpx.Client:
+            with server.database.writing() as connection:
+                rates = Rates(concurrency=1)
+                secret = create_key(connection, owner=owner, rates=rates, at=now_ms())
+            headers = {"Authorization": f"Bearer {secret}"}
+            return httpx.Client(base_url=server.url, headers=headers, timeout=60)
+
+        with keyed("pia") as publisher, keyed("cal") as caller:
+            publish(publisher, make(publisher))
+            terms = {"public": True, "pays": "publisher"}
+            assert publisher.patch("/v1/adapters/pets", json=terms).is_success
+
+            def call(client: httpx.Client) -> httpx.Response:
+                return client.post("/v1/adapters/pia/pets/predictions", json={"images": images})
+
+            try:
+                running = [threads.submit(call, caller)]
+                assert inside.acquire(timeout=30)
+                check(call(caller), 429, "rate-limited")
+                # What others call at the publisher's cost does not lock the publisher out.
+                running.append(threads.submit(call, publisher))
+                assert inside.acquire(timeout=30)
+            finally:
+                may_go_on.set()
+            assert [one.result(30).status_code for one in running] == [200, 200]
+            assert usage(caller)["queries"] == 0
+            assert usage(publisher)["queries"] == 6
 
 
 def test_a_key_that_pays_no_more_once_it_is_revoked(server: Any, picture: Picture) -> None:

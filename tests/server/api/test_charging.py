@@ -19,6 +19,7 @@ from craft_server.database import Database
 from craft_server.engine import Overloaded
 from craft_server.ledger.budgets import list_budgets, top_up
 from craft_server.ledger.keys import authenticate, find_key
+from craft_server.ledger.prices import set_prices
 
 Picture = Callable[..., bytes]
 
@@ -218,6 +219,62 @@ def test_a_dead_model_is_not_ready_and_charges_nothing(
         assert answer.json()["type"] == "urn:craftbox:problem:overloaded"
         assert answer.headers["retry-after"]
         assert budgets(client) == {"queries": (0, 0, 5)}
+
+
+class Together:
+    """An engine whose image encoder waits until so many calls are inside."""
+
+    def __init__(self, engine: Any, calls: int) -> None:
+        self._engine = engine
+        self._missing = calls
+        self._all = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def encode_images(self, *arguments: Any, **named: Any) -> Any:
+        self._missing -= 1
+        if not self._missing:
+            self._all.set()
+        await asyncio.wait_for(self._all.wait(), 30)
+        return await self._engine.encode_images(*arguments, **named)
+
+
+def test_one_new_image_in_many_uploads_at_once_is_charged_once(
+    serve: Any, store_url: str, tiny_engine: Any, picture: Picture
+) -> None:
+    sets = 8
+    engine = Together(tiny_engine, sets)
+    with (
+        serve(database_url=store_url, engine=engine) as server,
+        server.client("owner", images=50, cost_micros=1000) as client,
+    ):
+        (card,) = client.get("/v1/models").json()["models"]
+        with server.database.writing() as connection:
+            set_prices(connection, card["name"], {"images": 7, "requests": 1})
+        made = [
+            client.post("/v1/image-sets", json={"model": card["name"]}).json()["id"]
+            for _ in range(sets)
+        ]
+        images = [base64.b64encode(picture(1)).decode()]
+
+        def upload(image_set: str) -> dict[str, Any]:
+            body = {"first_row": 0, "images": images}
+            answer = client.post(f"/v1/image-sets/{image_set}/images", json=body)
+            assert answer.status_code == 200, answer.text
+            return dict(answer.json()["cost"])
+
+        with ThreadPoolExecutor(sets) as threads:
+            costs = list(threads.map(upload, made))
+        assert sorted(cost["charged"]["images"] for cost in costs) == [0] * 7 + [1]
+        assert sorted(cost["cost_micros"] for cost in costs) == [1] * 7 + [8]
+        assert budgets(client) == {"images": (1, 0, 49), "cost_micros": (15, 0, 985)}
+        usage = client.get("/v1/usage").json()
+        assert usage["total"]["images"] == 1
+        assert usage["cost_micros"] == 15
+        assert sum(line["units"]["images"] for line in usage["charges"]) == 1
+        assert sum(line["cost_micros"] for line in usage["charges"]) == 15
+        assert all(client.get(f"/v1/image-sets/{one}").json()["count"] == 1 for one in made)
 
 
 def test_uploads_at_once_to_one_set_are_added_once_and_charged_once(

@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from craft_server.clock import now_ms
 from craft_server.engine import Overloaded
 from craft_server.ledger import calls, keys
+from craft_server.ledger.tables import CHARGES
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead
@@ -60,8 +62,8 @@ def hosted(client: httpx.Client) -> dict[str, Any]:
     return dict(card)
 
 
-def adapter_bytes(client: httpx.Client) -> bytes:
-    rng, card = np.random.default_rng(1), hosted(client)
+def adapter_bytes(client: httpx.Client, seed: int = 1) -> bytes:
+    rng, card = np.random.default_rng(seed), hosted(client)
     config = AdapterConfig(
         model=card["name"],
         revision=card["revision"],
@@ -378,6 +380,163 @@ def test_a_recomputed_answer_needs_no_budget(server: Any, picture: Picture) -> N
         assert again.status_code == 200
         (_, budget) = sorted(document(again)["cost"]["budgets"], key=lambda b: b["unit"])
         assert (budget["spent"], budget["remaining"]) == (1, 0)
+
+
+def set_prediction(client: httpx.Client, picture: Picture) -> tuple[Call, str]:
+    """A prediction on all rows of an image set, and the set's id."""
+    made = client.post("/v1/image-sets", json={"model": hosted(client)["name"]}).json()["id"]
+    grow(client, made, picture(1))
+    request = {
+        "model": hosted(client)["name"],
+        "classes": CLASSES,
+        "templates": ["{}"],
+        "image_set": made,
+    }
+    content = httpx.Request("POST", "http://x", json=request).content
+    headers = {"Content-Type": JSON, "Accept": JSON}
+    return Call(client, "/v1/predictions", content, headers, lambda: 0), made
+
+
+def grow(client: httpx.Client, image_set: str, *pictures: bytes) -> None:
+    path = f"/v1/image-sets/{image_set}"
+    body = {
+        "first_row": client.get(path).json()["count"],
+        "images": [base64.b64encode(picture).decode() for picture in pictures],
+    }
+    assert client.post(f"{path}/images", json=body).is_success
+
+
+def forget(client: httpx.Client, key: str = KEY) -> None:
+    assert client.delete(f"/v1/answers/{key}").status_code == 204
+
+
+def test_a_call_on_a_set_that_has_grown_is_computed_anew_on_the_rows_it_was_charged_for(
+    client: httpx.Client, picture: Picture
+) -> None:
+    call, image_set = set_prediction(client, picture)
+    first = call()
+    forget(client)
+    grow(client, image_set, picture(2), picture(3))
+    again = call()
+    assert again.headers["idempotency-recomputed"] == "true"
+    assert log_probs(again).shape == log_probs(first).shape == (1, 1, 3)
+
+
+def test_an_adapters_name_means_the_version_that_a_call_was_charged_for(
+    client: httpx.Client, picture: Picture
+) -> None:
+    call = adapter_prediction(client, picture)
+    first = call()
+    forget(client)
+    body, headers = adapter_bytes(client, seed=2), {"Content-Type": codec.MEDIA_TYPE}
+    published = client.post("/v1/adapters?name=pets", content=body, headers=headers)
+    assert published.json()["adapter"]["version"] == 2
+    again = call()
+    assert document(again)["version"] == document(first)["version"] == 1
+    assert client.delete("/v1/adapters/pets@1").status_code == 204
+    forget(client)
+    check(call(), 404, "adapter-not-found")
+
+
+def test_one_call_is_computed_anew_a_bounded_number_of_times(
+    client: httpx.Client, picture: Picture
+) -> None:
+    call = json_prediction(client, picture)
+    call()
+    for _ in range(calls.MAX_RECOMPUTATIONS):
+        forget(client)
+        assert call().headers["idempotency-recomputed"] == "true"
+        # It is kept as any answer is.
+        assert call().headers["idempotency-replayed"] == "true"
+    forget(client)
+    answer = call()
+    check(answer, 410, "answer-gone")
+    assert "8 times" in answer.json()["detail"]
+    assert call("another").is_success
+
+
+def test_a_recomputation_that_the_server_fails_may_be_had_again(
+    serve: Any, gate: Gate, picture: Picture
+) -> None:
+    with serve(engine=gate) as server, server.client() as client:
+        call = json_prediction(client, picture)
+        call()
+        forget(client)
+        for _ in range(calls.MAX_RECOMPUTATIONS + 1):
+            gate.error = Overloaded("full")
+            check(call(), 503, "overloaded")
+        assert call().headers["idempotency-recomputed"] == "true"
+
+
+def test_a_recomputation_that_its_client_gives_up_is_one(
+    serve: Any, gate: Gate, picture: Picture
+) -> None:
+    with serve(engine=gate) as server, server.client() as client:
+        call = json_prediction(client, picture)
+        call()
+        forget(client)
+        with server.database.writing() as connection:
+            (record,) = connection.execute(sa.select(calls.CALLS)).all()
+            for _ in range(calls.MAX_RECOMPUTATIONS - 1):
+                calls.begin_anew(connection, record.id)
+        gate.close()
+        client.timeout = httpx.Timeout(0.5)
+        with pytest.raises(httpx.ReadTimeout):
+            call()
+        client.timeout = httpx.Timeout(30)
+        gate.let_through()
+        wait_for(lambda: running(server) == 0)
+        check(call(), 410, "answer-gone")
+
+
+def test_a_recomputation_is_a_call_that_runs(serve: Any, gate: Gate, picture: Picture) -> None:
+    with serve(engine=gate) as server, ThreadPoolExecutor(1) as thread:
+        with server.database.writing() as connection:
+            rates = keys.Rates(concurrency=1, predictions_per_minute=4)
+            secret = keys.create_key(connection, owner="one", rates=rates, at=now_ms())
+        headers = {"Authorization": f"Bearer {secret}"}
+        with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
+            call = json_prediction(client, picture)
+            call()
+            forget(client)
+            gate.close()
+            try:
+                again = thread.submit(call)
+                assert gate.entered.wait(30)
+                for key in ("another", KEY):
+                    check(call(key), 429, "rate-limited")
+            finally:
+                gate.let_through()
+            assert again.result(30).headers["idempotency-recomputed"] == "true"
+            # Four predictions a minute are used up by now, by one call that was charged.
+            check(call("third"), 429, "rate-limited")
+            assert usage(client)["total"]["predictions"] == 1
+
+
+def running(server: Any) -> int:
+    with server.database.reading() as connection:
+        reserved = sa.select(sa.func.count()).where(CHARGES.c.state == "reserved")
+        return int(connection.execute(reserved).scalar_one())
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_was_answered_before_its_resolution_was_kept_is_replayed_and_not_computed_anew(
+    server: Any, picture: Picture
+) -> None:
+    with server.client() as client:
+        call = json_prediction(client, picture)
+        first = call()
+        with server.database.writing() as connection:
+            connection.execute(sa.update(calls.CALLS).values(resolution=None))
+        assert call().content == first.content
+        forget(client)
+        check(call(), 410, "answer-gone")
 
 
 def test_only_the_owner_of_an_answer_acknowledges_it(server: Any, picture: Picture) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from craft_server.api.metering import Booking
+from craft_server.api.idempotency import Call
+from craft_server.api.in_flight import InFlight
+from craft_server.api.metering import Booking, booking
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls
@@ -35,6 +37,10 @@ def take(connection: sa.Connection, caller: Caller) -> tuple[Reservation, int]:
     return reserved, call_id
 
 
+def booked(services: Any, reserved: Reservation, call_id: int) -> Booking:
+    return Booking(reserved.cost, False, services, WORK, reserved, call_id, None)
+
+
 def test_a_call_is_given_back_while_another_attempt_at_it_begins(
     store: Database, caller: Caller
 ) -> None:
@@ -43,7 +49,7 @@ def test_a_call_is_given_back_while_another_attempt_at_it_begins(
     with store.writing() as connection:
         reserved, call_id = take(connection, caller)
     services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
-    booking = Booking(services, reserved, call_id, reserved.cost)
+    booking = booked(services, reserved, call_id)
     giving_back: list[Future[None]] = []
 
     def attempt_again(threads: ThreadPoolExecutor) -> None:
@@ -77,7 +83,7 @@ def test_what_cannot_be_given_back_is_left_to_the_lease(store: Database, caller:
     services: Any = SimpleNamespace(
         database=Broken(), lease=SimpleNamespace(give_back_later=later.append)
     )
-    asyncio.run(Booking(services, reserved, call_id, reserved.cost).give_back())
+    asyncio.run(booked(services, reserved, call_id).give_back())
     assert later == [reserved.charge_id]
 
 
@@ -91,10 +97,57 @@ def test_what_another_process_has_given_back_is_not_counted_again(
         reserved, call_id = take(connection, caller)
     before = refunds()
     services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
-    booking = Booking(services, reserved, call_id, reserved.cost)
+    booking = booked(services, reserved, call_id)
     for _ in range(2):
         asyncio.run(booking.give_back())
     assert refunds() == before + 1
+
+
+@pytest.mark.parametrize("how_often", [1, 3])
+@pytest.mark.parametrize("outcome", ["booked", "refused"])
+def test_a_call_that_is_cancelled_while_it_is_booked_is_cancelled(
+    store: Database, caller: Caller, outcome: str, how_often: int
+) -> None:
+    queries = 3 if outcome == "booked" else 11
+    work = Work("predictions", "tiny", "r", Units(queries=queries))
+
+    async def cancel() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def slowly(function: Any, *arguments: Any) -> Any:
+            begun.set()
+            await may_end.wait()
+            with store.writing() as connection:
+                return function(connection, *arguments)
+
+        async def write(function: Any, *arguments: Any) -> Any:
+            return await store.write(function, *arguments)
+
+        services: Any = SimpleNamespace(
+            engine=SimpleNamespace(alive=True),
+            in_flight=InFlight(),
+            lease=SimpleNamespace(holder="me", give_back_later=_fail),
+            database=SimpleNamespace(write_deferred=slowly, write=write),
+        )
+
+        async def call() -> None:
+            async with booking(services, caller, Call(ATTEMPT, None, None), work):
+                raise AssertionError("it was cancelled before")
+
+        calling = asyncio.create_task(call())
+        await begun.wait()
+        for _ in range(how_often):
+            calling.cancel()
+            await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+
+    asyncio.run(cancel())
+    with store.reading() as connection:
+        (budget,) = list_budgets(connection, caller.key_id, None, now_ms())
+        assert (budget.spent, budget.reserved) == (0, 0)
+        assert connection.execute(sa.select(CALLS)).all() == []
 
 
 def _fail(_charge_id: int) -> None:

@@ -50,9 +50,7 @@ def test_parts_give_what_the_whole_gives(output: Output, dtype: Any) -> None:
         noise = Noise.of(b"secret", "ann", output.noise, pictures=pictures, texts=texts)
     whole = answerable(scores, output, None if noise is None else noise.at(EVERY, EVERY), dtype)
     parts = asyncio.run(
-        answer_of_parts(
-            parts_of(scores), Question(output, noise, None), prompts=3, images=5, dtype=dtype
-        )
+        answer_of_parts(parts_of(scores), Question(output, noise), prompts=3, images=5, dtype=dtype)
     )
     assert parts.keys() == whole.keys()
     for name, tensor in whole.items():

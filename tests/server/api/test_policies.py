@@ -170,17 +170,51 @@ def test_a_policy_of_another_model_changes_nothing(
     assert "log_probs" not in ask(client, images=sent(picture(1)))
 
 
-def test_an_answer_that_was_stored_is_given_again_as_it_was(
+def test_an_answer_that_was_stored_shows_no_more_than_the_policy_of_now(
     server: Any, keyed: Any, picture: Picture
 ) -> None:
     client = keyed()
     client.headers["Idempotency-Key"] = "once"
     fields = {"images": sent(picture(1))}
     before = ask(client, **fields)
-    give(server, client, KeyPolicy(output=LABEL))
     assert ask(client, **fields) == before
-    client.headers["Idempotency-Key"] = "twice"
-    assert "log_probs" not in ask(client, **fields)
+    give(server, client, KeyPolicy(output=LABEL))
+    narrow = ask(client, **fields)
+    assert "log_probs" not in narrow
+    assert narrow["output"]["level"] == "label"
+    assert narrow["cost"]["charged"] == before["cost"]["charged"]
+    # A policy that is widened again makes no more of a call that was answered.
+    give(server, client, KeyPolicy())
+    assert ask(client, **fields) == narrow
+    assert client.get("/v1/usage").json()["total"]["requests"] == 1
+
+
+def test_a_stored_answer_of_another_kind_than_the_policy_shows_is_gone(
+    server: Any, keyed: Any, picture: Picture
+) -> None:
+    client = keyed(LABEL)
+    client.headers["Idempotency-Key"] = "once"
+    fields = {"images": sent(picture(1))}
+    assert post(client, templates=TEMPLATES, **fields).is_success
+    give(server, client, KeyPolicy(output=Output(noise=0.5)))
+    answer = post(client, templates=TEMPLATES, **fields)
+    assert answer.status_code == 410, answer.text
+    assert answer.json()["type"] == "urn:craftbox:problem:answer-gone"
+
+
+def test_a_bound_on_prompts_holds_for_what_is_computed_anew(
+    server: Any, keyed: Any, picture: Picture
+) -> None:
+    client = keyed()
+
+    def call(number: int) -> int:
+        client.headers["Idempotency-Key"] = f"call-{number}"
+        templates = [f"the {number} {{}}."]
+        return post(client, images=sent(picture(1)), templates=templates).status_code
+
+    assert [call(number) for number in range(3)] == [200, 200, 200]
+    give(server, client, KeyPolicy(prompts_per_image_set=2))
+    assert [call(number) for number in range(3)] == [200, 200, 403]
 
 
 # --- noise ------------------------------------------------------------------------------------

@@ -68,6 +68,13 @@ def look_up(store: Database, caller: Caller, key: str, fingerprint: str = "same"
         return calls.look_up(connection, caller.key_id, key, fingerprint)
 
 
+def told(store: Database, caller: Caller, key: str) -> tuple[StoredAnswer | None, int | None]:
+    """What a call was answered and charged."""
+    made = look_up(store, caller, key)
+    assert made is not None
+    return made.answer, made.record.charge_id
+
+
 def kept(store: Database, caller: Caller, keys: str) -> str:
     """The keys whose answers' bytes can be given again."""
     found = [(key, look_up(store, caller, key)) for key in keys]
@@ -87,8 +94,8 @@ def evict(store: Database, most_bytes: int, before: int = 0) -> bool:
 def test_an_answer_is_given_again_byte_for_byte(store: Database, caller: Caller) -> None:
     answered(store, caller, "k")
     answered(store, caller, "empty", StoredAnswer(204, "", b""))
-    assert look_up(store, caller, "k") == Made(ANSWER, None)
-    assert look_up(store, caller, "empty") == Made(StoredAnswer(204, "", b""), None)
+    assert told(store, caller, "k") == (ANSWER, None)
+    assert told(store, caller, "empty") == (StoredAnswer(204, "", b""), None)
     assert look_up(store, caller, "other") is None
     # Keys belong to the caller: another one's are not seen.
     assert look_up(store, make_caller(store), "k") is None
@@ -108,9 +115,9 @@ def test_a_call_knows_what_it_was_charged(store: Database, caller: Caller) -> No
         )
         settle(connection, reserved, NOW)
         calls.finish(connection, call_id, ANSWER)
-    assert look_up(store, caller, "k") == Made(ANSWER, reserved.charge_id)
+    assert told(store, caller, "k") == (ANSWER, reserved.charge_id)
     evict(store, 0)
-    assert look_up(store, caller, "k") == Made(None, reserved.charge_id)
+    assert told(store, caller, "k") == (None, reserved.charge_id)
 
 
 def test_another_call_under_the_same_key_is_refused(store: Database, caller: Caller) -> None:
@@ -135,7 +142,7 @@ def test_a_running_call_is_not_made_twice(store: Database, caller: Caller) -> No
         look_up(store, other, "k")
     with pytest.raises(StillRunning), store.writing() as connection:
         calls.finish(connection, call_id, StoredAnswer(200, "", b"another"))
-    assert look_up(store, caller, "k") == Made(ANSWER, None)
+    assert told(store, caller, "k") == (ANSWER, None)
 
 
 def test_of_16_attempts_at_once_one_begins(store: Database, caller: Caller) -> None:
@@ -161,7 +168,7 @@ def test_a_call_that_failed_may_be_made_again(store: Database, caller: Caller) -
     answered(store, caller, "k")
     with store.writing() as connection:
         calls.abandon(connection, call_id + 1)
-    assert look_up(store, caller, "k") == Made(ANSWER, None)
+    assert told(store, caller, "k") == (ANSWER, None)
     with pytest.raises(StillRunning), store.writing() as connection:
         calls.finish(connection, call_id, ANSWER)
 
@@ -244,7 +251,7 @@ def test_bytes_that_went_are_not_counted_again(store: Database, caller: Caller) 
     with store.writing() as connection:
         calls.finish(connection, slow, StoredAnswer(200, "", b"x"))
     evict(store, 1)
-    assert look_up(store, caller, "slow") == Made(StoredAnswer(200, "", b"x"), None)
+    assert told(store, caller, "slow") == (StoredAnswer(200, "", b"x"), None)
 
 
 def test_records_go_by_age_and_running_calls_stay(store: Database, caller: Caller) -> None:
@@ -256,4 +263,4 @@ def test_records_go_by_age_and_running_calls_stay(store: Database, caller: Calle
     with pytest.raises(StillRunning):
         look_up(store, caller, "r")
     answered(store, caller, "a", StoredAnswer(200, "", b"anew"))
-    assert look_up(store, caller, "a") == Made(StoredAnswer(200, "", b"anew"), None)
+    assert told(store, caller, "a") == (StoredAnswer(200, "", b"anew"), None)

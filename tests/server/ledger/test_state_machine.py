@@ -26,7 +26,7 @@ from craft_server.database import Database
 from craft_server.ledger import calls, leases
 from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import LimitBelowUse, list_budgets, set_budget, top_up
-from craft_server.ledger.calls import Attempt, KeyReused, Made, StillRunning, StoredAnswer
+from craft_server.ledger.calls import Attempt, KeyReused, StillRunning, StoredAnswer
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
@@ -237,7 +237,9 @@ class Ledger(RuleBasedStateMachine):
             if call.state == "refunded":
                 assert made is None
                 return
-            assert made == Made(call.answer if call.bytes_kept else None, call.charge_id)
+            assert made is not None
+            assert made.answer == (call.answer if call.bytes_kept else None)
+            assert made.record.charge_id == call.charge_id
             with pytest.raises(KeyReused):
                 calls.look_up(connection, key_id, call.name, "other")
 
