@@ -46,7 +46,9 @@ _VIRAMA = 9  # its canonical combining class
 
 def fault(name: str) -> str | None:
     """What a new name may not hold and this one does, and where; None where it is sound."""
-    for position, character in enumerate(name):
+    # Nearly all names are plain ASCII, and a call may have thousands.
+    plain = name.isascii() and name.isprintable()
+    for position, character in enumerate("" if plain else name):
         what = _unprintable(name, position)
         if what:
             return f"holds {_code_point(character)}, {what}, as character {position + 1}"
