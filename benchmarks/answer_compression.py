@@ -36,9 +36,7 @@ def log_probs_of(engine: Engine, data: Path, shots: int, seed: int) -> np.ndarra
     """The opening's answer, float32 [1 + codes, pictures, classes]."""
     dataset = load_dataset(data)
     samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
-    images = [
-        engine.decode_image(sample.path.read_bytes(), max_pixels=MOST_PIXELS) for sample in samples
-    ]
+    files = [sample.path.read_bytes() for sample in samples]
     settings = TuneSettings(seed=seed)
     context = Context(dim=settings.dim, seed=seed, scale=settings.scale)
     codes = np.random.default_rng(seed).standard_normal((RANDOM_CODES, settings.dim), np.float32)
@@ -46,7 +44,7 @@ def log_probs_of(engine: Engine, data: Path, shots: int, seed: int) -> np.ndarra
 
     async def score() -> np.ndarray[Any, Any]:
         return await engine.score(
-            await engine.encode_images(images),
+            await engine.encode_images(await engine.decode_images(files, max_pixels=MOST_PIXELS)),
             await engine.encode_prompts(prompts, dataset.classes),
         )
 

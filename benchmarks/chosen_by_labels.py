@@ -31,6 +31,7 @@ from options import parser_for, present, save
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
+MOST_PIXELS = 50_000_000
 TEMPLATE = "a photo of a {}."
 CODES = 64
 CHOSEN = (4, 8, 16)
@@ -52,7 +53,7 @@ async def features(engine: Engine, samples: list[Sample]) -> Array:
     parts = []
     for begin in range(0, len(samples), 256):
         files = [sample.path.read_bytes() for sample in samples[begin : begin + 256]]
-        decoded = [engine.decode_image(file, max_pixels=sys.maxsize) for file in files]
+        decoded = await engine.decode_images(files, max_pixels=MOST_PIXELS)
         parts.append(await engine.encode_images(decoded))
     return np.concatenate(parts)
 

@@ -73,6 +73,7 @@ TEMPLATE = "a photo of a {}."
 PICTURES = 300  # of rank and features; more than the text tower's width
 NEW = 160
 BOUGHT = (20, 40, 80, 160, 320)
+MOST_PIXELS = 50_000_000
 IMAGES_AT_ONCE = 32
 PARTS = ("clock", "levels")
 
@@ -117,15 +118,16 @@ class Tower:
             self._known[name] = features.reshape(-1, features.shape[-1])
         return self._known[name]
 
+    async def _features(self, files: list[bytes]) -> Array:
+        decoded = await self._engine.decode_images(files, max_pixels=MOST_PIXELS)
+        return await self._engine.encode_images(decoded)
+
     def pictures(self, files: list[Path]) -> Array:
         """Image features, [N, F]."""
         parts = []
         for i in range(0, len(files), IMAGES_AT_ONCE):
-            some = [
-                self._engine.decode_image(file.read_bytes(), max_pixels=sys.maxsize)
-                for file in files[i : i + IMAGES_AT_ONCE]
-            ]
-            parts.append(asyncio.run(self._engine.encode_images(some)))
+            some = [file.read_bytes() for file in files[i : i + IMAGES_AT_ONCE]]
+            parts.append(asyncio.run(self._features(some)))
         return np.concatenate(parts).astype(np.float64)
 
 

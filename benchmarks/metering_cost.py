@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,11 @@ class StubEngine:
     name, revision, image_size = MODEL, REVISION, 32
     random_weights, alive = False, True
 
-    def use_one_core(self) -> None:
-        """It computes nothing."""
-
-    def check_prompts(self, *_: Any, **__: Any) -> list[Any]:
+    async def check_prompts(self, *_: Any, **__: Any) -> list[Any]:
         return []
 
-    def decode_image(self, _data: bytes, **_: Any) -> Any:
-        return None
+    async def decode_images(self, files: Sequence[bytes], **_: Any) -> list[Any]:
+        return [None for _ in files]
 
     async def encode_images(self, images: Any, **_: Any) -> Any:
         return np.ones((len(images), 8), np.float32)

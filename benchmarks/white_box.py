@@ -54,8 +54,8 @@ from torch.nn import functional
 from craft_client.data import Dataset, Sample, few_shot
 from craft_client.layouts import load_dataset
 from craft_client.open_text import common_nouns
-from craft_server.engine.hosted import tokenizer_of, transform_of
-from craft_server.engine.images import decode
+from craft_server.decoding.pixels import decode
+from craft_server.engine.hosted import preprocessing_of, tokenizer_of
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
 from craft_server.engine.packs import packs
 from craft_server.engine.text import Moved, TextTower
@@ -310,6 +310,7 @@ def encode_pictures(
     """Writes unit features and labels of training and test pictures to a file."""
     model = load_model(spec)
     module: Any = model.module
+    view, to_tensor = preprocessing_of(model.preprocess_cfg)
     samples = [*train, *data.split("test")]
     started = time.monotonic()
     parts = []
@@ -317,11 +318,7 @@ def encode_pictures(
         for i in range(0, len(samples), IMAGES_AT_ONCE):
             pixels = torch.stack(
                 [
-                    decode(
-                        path.read_bytes(),
-                        transform_of(model.preprocess_cfg),
-                        max_pixels=sys.maxsize,
-                    )
+                    to_tensor(np.array(view.of(decode(path.read_bytes(), max_pixels=sys.maxsize))))
                     for path, _ in samples[i : i + IMAGES_AT_ONCE]
                 ]
             )

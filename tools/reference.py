@@ -308,7 +308,7 @@ def description() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         nothing = Settings(data_dir=Path(folder), database_url=None, profile=None)
         # The description does not depend on the model, so that none need be loaded.
-        engine: Any = SimpleNamespace(name="pocket", use_one_core=None)
+        engine: Any = SimpleNamespace(name="pocket")
         app = create_app(nothing, engine)
         document = app.openapi()
         services = app.state.services

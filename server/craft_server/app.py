@@ -6,9 +6,7 @@ It knows no process, port or signal.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
@@ -65,7 +63,6 @@ from craft_shared import tracing
 _log = structlog.get_logger()
 
 REFUND_SECONDS = 10
-_MAX_DECODERS = 8
 
 
 def create_app(
@@ -119,11 +116,6 @@ def create_app(
         ),
         rate_limits=RateLimits(settings.rate_limits_url),
         receipts=Receipts(database, signer, issuer=settings.receipt_issuer),
-        decoders=ThreadPoolExecutor(
-            min(os.cpu_count() or 1, _MAX_DECODERS),
-            thread_name_prefix="craft-decoder",
-            initializer=engine.use_one_core,
-        ),
         in_flight=InFlight(),
         drain=Drain(),
         noise_secret=noise_secret,
@@ -139,7 +131,6 @@ def create_app(
         # Calls that the server's end cut off still have to be refunded.
         with suppress(TimeoutError):
             await asyncio.wait_for(services.in_flight.none(), REFUND_SECONDS)
-        services.decoders.shutdown()
         await asyncio.to_thread(services.receipts.close)
         await asyncio.to_thread(services.lease.close)
         services.database.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["craft_shared", "craft_server.engine.images", "PIL"]):
+with atheris.instrument_imports(include=["craft_shared", "craft_server.decoding.pixels", "PIL"]):
     from fuzz.targets import TARGETS, resident_kib
 
 WARM_UP = 2000  # executions, after which memory must not grow

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from craft_server.engine.hosted import transform_of
-from craft_server.engine.images import ImageError, decode
+from craft_server.decoding.pixels import ImageError, decode
+from craft_server.engine.hosted import preprocessing_of
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.head import LinearHead, ResidualMLPHead, Unrefined
@@ -40,14 +40,17 @@ class Target:
     seeds: Sequence[bytes]
 
 
-_preprocess = transform_of({"size": SIDE, "interpolation": "bicubic", "resize_mode": "shortest"})
+_view, _to_tensor = preprocessing_of(
+    {"size": SIDE, "interpolation": "bicubic", "resize_mode": "shortest"}
+)
 
 
 def _image(data: bytes) -> None:
     try:
-        tensor = decode(data, _preprocess, max_pixels=MAX_PIXELS)
+        image = decode(data, max_pixels=MAX_PIXELS)
     except ImageError:
         return
+    tensor = _to_tensor(np.array(_view.of(image)))
     assert tensor.shape == (3, SIDE, SIDE)
     assert tensor.dtype == torch.float32
     assert torch.isfinite(tensor).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -35,7 +35,7 @@ def test_transactions_on_threads_know_the_call(store: Database) -> None:
 
 
 class Telling:
-    """An engine that logs what it decodes, on whichever thread that is, and is full then."""
+    """An engine that logs that it decodes, and is full then."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -43,9 +43,9 @@ class Telling:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def decode_image(self, data: bytes, **named: Any) -> Any:
+    async def decode_images(self, files: Sequence[bytes], **named: Any) -> Any:
         structlog.get_logger().info("decoding")
-        return self._engine.decode_image(data, **named)
+        return await self._engine.decode_images(files, **named)
 
     async def score(self, *_: Any, **__: Any) -> Any:
         raise Overloaded("full")
@@ -73,5 +73,5 @@ def test_every_line_of_a_call_has_its_id(
                 time.sleep(0.01)
     assert answer.status_code == 503
     lines = [line for line in lines if line.get("path") != "/v1/models"]
-    assert [line["event"] for line in lines] == ["decoding", "decoding", "call not done", "call"]
+    assert [line["event"] for line in lines] == ["decoding", "call not done", "call"]
     assert {line["request_id"] for line in lines} == {"the-one"}

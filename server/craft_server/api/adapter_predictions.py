@@ -138,7 +138,7 @@ async def predict(
     async with booking(
         services, caller, call, work, resolution, publication.payer_key_id
     ) as booked:
-        pictures = await load_pictures(services, selection)
+        pictures = await load_pictures(services, caller, selection)
         servable = await load(services, publication)
         asked = await adapter_question(
             services, caller, policy, output, publication, servable, selection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,9 +51,7 @@ async def check_prompts(
     Raises:
         ProblemError: `invalid-request` with all that is wrong.
     """
-    if errors := await asyncio.to_thread(
-        services.engine.check_prompts, prompts, classes, tenant=caller.tenant
-    ):
+    if errors := await services.engine.check_prompts(prompts, classes, tenant=caller.tenant):
         raise invalid_request(errors)
 
 

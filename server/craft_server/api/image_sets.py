@@ -129,7 +129,7 @@ async def upload(
     work = Work("images", image_set.model, image_set.revision, units, call.run)
     async with booking(services, caller, call, work) as booked:
         pictures = await decode_pictures(
-            services, [files[position] for position in new.values()], list(new.values())
+            services, caller, [files[position] for position in new.values()], list(new.values())
         )
         encoded = await services.engine.encode_images(pictures, tenant=caller.tenant)
 

@@ -107,9 +107,7 @@ async def question(
     limit = policy.prompts_per_image_set if counted else None
     if not output.noise and limit is None:
         return Question(output, None)
-    texts = await asyncio.to_thread(
-        services.engine.text_identities, prompts, classes, tenant=caller.tenant
-    )
+    texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
     sent = await asyncio.to_thread(_digests, selection.files)
     if limit is not None:
         of = [f"sha256:{digest}" for digest in sent]

@@ -6,10 +6,8 @@ pictures are scored against.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +18,6 @@ from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field, invalid_request
-from craft_server.threads import on_thread
 from craft_shared.problems import INVALID_IMAGE, REVISION_MISMATCH, FieldError
 from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
 
@@ -109,14 +106,14 @@ async def select_pictures(
     return Selection(image_set, message.rows, ())
 
 
-async def load_pictures(services: Services, selection: Selection) -> Pictures:
+async def load_pictures(services: Services, caller: Caller, selection: Selection) -> Pictures:
     """Reads the features of an image set, or decodes the pictures of the body.
 
     Raises:
         ProblemError: `invalid-image`, naming every picture that cannot be used.
     """
     if selection.image_set is None:
-        return Pictures(None, await decode_pictures(services, selection.files))
+        return Pictures(None, await decode_pictures(services, caller, selection.files))
     features = await _all_features(services, selection.image_set)
     if selection.rows is None:
         return Pictures(features, ())
@@ -124,20 +121,33 @@ async def load_pictures(services: Services, selection: Selection) -> Pictures:
 
 
 async def decode_pictures(
-    services: Services, files: Sequence[bytes], positions: Sequence[int] | None = None
+    services: Services,
+    caller: Caller,
+    files: Sequence[bytes],
+    positions: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
     """The pictures as tensors [3, S, S].
 
     Args:
         services: of the server.
+        caller: who asks, and takes turns with others.
         files: the pictures' bytes.
         positions: where each stands in the body's `images`; None means in this order.
 
     Raises:
         ProblemError: `invalid-image`, naming every picture that cannot be used.
     """
-    decode = partial(_decode, services)
-    results = await asyncio.gather(*(on_thread(services.decoders, decode, file) for file in files))
+    limits = services.settings.limits
+    fitting = [file for file in files if len(file) <= limits.image_bytes]
+    decoded = iter(
+        await services.engine.decode_images(
+            fitting, max_pixels=limits.image_pixels, tenant=caller.tenant
+        )
+    )
+    results = [
+        next(decoded) if len(file) <= limits.image_bytes else _too_large(limits, file)
+        for file in files
+    ]
     named = zip(range(len(files)) if positions is None else positions, results, strict=True)
     errors = [
         FieldError(field=f"images[{index}]", message=result.message, remedy=result.remedy)
@@ -198,17 +208,11 @@ def _select_files(
     return Selection(None, None, files)
 
 
-def _decode(services: Services, file: bytes) -> torch.Tensor | ImageError:
-    limits = services.settings.limits
-    if len(file) > limits.image_bytes:
-        return ImageError(
-            f"the file has {len(file)} bytes; {limits.image_bytes} are allowed",
-            "Send a smaller picture.",
-        )
-    try:
-        return services.engine.decode_image(file, max_pixels=limits.image_pixels)
-    except ImageError as error:
-        return error
+def _too_large(limits: Limits, file: bytes) -> ImageError:
+    return ImageError(
+        f"the file has {len(file)} bytes; {limits.image_bytes} are allowed",
+        "Send a smaller picture.",
+    )
 
 
 def _check_rows(limits: Limits, rows: Sequence[int], count: int) -> None:

@@ -141,7 +141,7 @@ async def predict(
     work = Work("predictions", engine.name, revision, units, call.run)
     async with booking(services, caller, call, work, resolution) as booked:
         await check_prompts(services, caller, prompts, message.classes)
-        pictures = await load_pictures(services, selection)
+        pictures = await load_pictures(services, caller, selection)
         asked = await question(
             services,
             caller,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -34,7 +33,6 @@ class Services:
         lease: of this process, in the ledger.
         rate_limits: of all keys.
         receipts: signed with this server's key.
-        decoders: threads that decode pictures.
         in_flight: calls whose reservation is open.
         drain: whether the server is about to stop.
         features: image sets' features by id and count, bounded in bytes; used on the event loop.
@@ -50,7 +48,6 @@ class Services:
     lease: Lease
     rate_limits: RateLimits
     receipts: Receipts
-    decoders: ThreadPoolExecutor
     in_flight: InFlight
     drain: Drain
     noise_secret: bytes

@@ -6,7 +6,6 @@ what the API's prediction with the adapter costs. This module does not know page
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from craft_server import adapters
 from craft_server.api.classification import adapter_question, classify, load
@@ -29,6 +28,7 @@ from craft_server.api.rate_limits import use_predictions, use_request
 from craft_server.api.services import Services
 from craft_server.console import adapter_views
 from craft_server.console.adapter_views import AdapterView
+from craft_server.decoding.pixels import ImageError
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.policy import answerable
@@ -36,13 +36,11 @@ from craft_server.problems import ProblemError, invalid_field
 from craft_shared.adapter import Adapter
 from craft_shared.codec import Tensors
 from craft_shared.head import log_softmax
-from craft_shared.image_formats import FORMATS
 from craft_shared.problems import REVISION_MISMATCH
 from craft_shared.units import Units
 from craft_shared.wire import Cost, Output
 
 _SHOWN = 10
-_SIDE = 320  # pixels of the picture on the page
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,12 @@ async def try_adapter(
         payer_key_id=view.publication.payer_key_id,
     ) as booked:
         selection = Selection(None, None, [file])
-        pictures = await load_pictures(services, selection)
-        picture = await asyncio.to_thread(_thumbnail, file)
+        pictures = await load_pictures(services, caller, selection)
+        picture = _thumbnail(
+            await services.engine.thumbnail(
+                file, max_pixels=services.settings.limits.image_pixels, tenant=caller.tenant
+            )
+        )
         servable = await load(services, view.publication)
         adapter = servable.adapter
         asked = await adapter_question(
@@ -163,15 +165,10 @@ def _visible(log_probs: NDArray[np.float32], output: Output) -> dict[int, float 
     return {int(classes[i]): 100 * float(probs[i]) for i in order}
 
 
-def _thumbnail(file: bytes) -> str:
-    """The picture for the page; empty where Pillow, unlike the model's decoder, gives up on it."""
-    try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((_SIDE, _SIDE))
-    except Exception:
-        # The model has read it, and that is what counts.
+def _thumbnail(pixels: NDArray[np.uint8] | ImageError) -> str:
+    """The image for the page; empty where there is none."""
+    if isinstance(pixels, ImageError):
         return ""
     out = io.BytesIO()
-    small.save(out, format="JPEG", quality=85)
+    Image.fromarray(pixels).save(out, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -10,7 +10,6 @@ server.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -44,7 +43,7 @@ from craft_server.engine.models import (
 from craft_server.engine.packs import Pack, packs
 from craft_server.engine.prompts import Prompts
 from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
-from craft_server.engine.tokens import Ids
+from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Task, Worker, WorkerDied
 from craft_shared.wire import Context
@@ -190,6 +189,7 @@ class Engine(HostedModel):
 
     def close(self) -> None:
         """See `HostedModel`."""
+        super().close()
         self._worker.close()
 
     async def encode_images(
@@ -209,7 +209,7 @@ class Engine(HostedModel):
         tokens = self._tokenizer.of(tenant)
         parts = [
             await self._text_features(
-                ("template", template), partial(tokens.template, template), classes, tenant
+                ("template", template), tokens.template(template), classes, tenant
             )
             for template in prompts.templates
         ]
@@ -249,7 +249,7 @@ class Engine(HostedModel):
         name = _digest(tenant, *key, *classes)
         features = self.text_features.get(name)
         if features is None:
-            sequences = await asyncio.to_thread(lambda: [sequence(name) for name in classes])
+            sequences = await self._read(in_steps(sequence, classes), tenant)
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
             cut = list(packs(sequences, prompts=prompts, max_tokens=bound))
@@ -313,7 +313,7 @@ class Engine(HostedModel):
         """Runs both towers once and tells the width of their features."""
         blank = torch.zeros(3, self.image_size, self.image_size)
         (of_images,) = self._image_features([[blank]])
-        sequences = [self._tokenizer.of().template("a photo of a {}.", "cat")]
+        sequences = [self._tokenizer.of().template("a photo of a {}.")("cat")]
         (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
         self._encode_texts([_Texts(pack, None, "", wide=True)])
         width: int = of_images.shape[1]

@@ -11,29 +11,39 @@ server.
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from open_clip.utils import to_2tuple
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from craft_server.byte_cache import CacheUse
+from craft_server.decoding.decoders import Decoders
+from craft_server.decoding.pixels import ImageError, View
+from craft_server.decoding.process import THUMBNAIL, VIEW
 from craft_server.engine import identities
-from craft_server.engine import images as pictures
 from craft_server.engine import prompts as checks
 from craft_server.engine.models import POCKET
 from craft_server.engine.prompts import Prompts
 from craft_server.engine.tokens import Tokenizer
+from craft_server.engine.worker import Overloaded, Steps, Worker
+from craft_server.exhaustion import is_exhaustion
 from craft_shared.problems import FieldError
 
 SCORES_PER_TASK = 2**22
+# As many images are decoded at a time as there are cores, but for memory's sake no more than these.
+MOST_READERS = 8
+
+R = TypeVar("R")
 
 
 class ModelFacts(BaseModel):
@@ -90,38 +100,76 @@ class HostedModel(ABC):
         self.image_size = facts.image_size
         self.random_weights = facts.random_weights
         self._tokenizer = Tokenizer(tokenizer_of(facts.name), facts.context_length)
-        self._preprocess = transform_of(facts.preprocess_cfg)
+        view, self._to_tensor = preprocessing_of(facts.preprocess_cfg)
+        cores = min(os.cpu_count() or 1, MOST_READERS)
+        self._reader = Worker(
+            f"reader-{facts.name}", threads=cores, capacity=math.inf, aside=max(2, cores)
+        )
+        self._decoders = Decoders(view, idle=cores)
 
-    @staticmethod
-    def use_one_core() -> None:
-        """Lets the calling thread compute on one core, so that it takes none from the model."""
-        torch.set_num_threads(1)
-
-    def check_prompts(
+    async def check_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
     ) -> list[FieldError]:
         """What is wrong with prompts and class names, by field; empty when nothing is.
 
-        Only tokenises; thread-safe, and worth a thread of its own when there are many texts.
+        Only tokenises, in turns with others' calls; ends when it is cancelled.
         """
-        return checks.check_prompts(prompts, classes, self._tokenizer.of(tenant))
+        return await self._read(
+            checks.check_prompts(prompts, classes, self._tokenizer.of(tenant)), tenant
+        )
 
-    def text_identities(
+    async def text_identities(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
     ) -> list[tuple[bytes, ...]]:
         """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
-        return identities.text_identities(prompts, classes, self._tokenizer.of(tenant))
+        return await self._read(
+            identities.text_identities(prompts, classes, self._tokenizer.of(tenant)), tenant
+        )
 
-    def decode_image(self, data: bytes, *, max_pixels: int) -> Tensor:
-        """Decodes and preprocesses an encoded picture; thread-safe.
+    async def decode_images(
+        self, files: Sequence[bytes], *, max_pixels: int, tenant: str = ""
+    ) -> list[Tensor | ImageError]:
+        """Decodes and preprocesses encoded images, in turns with others' calls.
+
+        In processes of their own, each image within bounds of time and memory; ends when it is
+        cancelled.
 
         Returns:
-            float32 [3, image_size, image_size] on the CPU.
+            Of each float32 [3, image_size, image_size] on the CPU, or what is wrong with it.
 
         Raises:
-            ImageError: the picture cannot be used.
+            Overloaded: no process can be started.
         """
-        return pictures.decode(data, self._preprocess, max_pixels=max_pixels)
+        return await self._reader.take_steps(
+            [self._decode(file, max_pixels) for file in files], tenant=tenant
+        )
+
+    async def thumbnail(
+        self, file: bytes, *, max_pixels: int, tenant: str = ""
+    ) -> NDArray[np.uint8] | ImageError:
+        """Like `decode_images` of one, for people: small, whole, uint8 [height, width, 3]."""
+        return await self._read(self._pixels(file, max_pixels, THUMBNAIL), tenant)
+
+    def _decode(self, file: bytes, max_pixels: int) -> Steps[Tensor | ImageError]:
+        pixels = yield from self._pixels(file, max_pixels, VIEW)
+        if isinstance(pixels, ImageError):
+            return pixels
+        torch.set_num_threads(1)
+        return self._to_tensor(pixels)
+
+    def _pixels(
+        self, file: bytes, max_pixels: int, wanted: bytes
+    ) -> Steps[NDArray[np.uint8] | ImageError]:
+        try:
+            return (yield from self._decoders.decode(file, max_pixels=max_pixels, wanted=wanted))
+        except OSError as error:
+            if is_exhaustion(error):
+                raise
+            raise Overloaded(f"no image can be decoded now: {error.strerror}") from error
+
+    async def _read(self, steps: Steps[R], tenant: str) -> R:
+        (result,) = await self._reader.take_steps([steps], tenant=tenant)
+        return result
 
     async def score(
         self,
@@ -198,7 +246,7 @@ class HostedModel(ABC):
     async def encode_images(
         self, images: Sequence[Tensor], *, tenant: str = ""
     ) -> NDArray[np.float32]:
-        """Unit image features, [N, width], of what `decode_image` returned.
+        """Unit image features, [N, width], of what `decode_images` returned.
 
         Raises:
             Overloaded: too much work waits for the model.
@@ -231,9 +279,10 @@ class HostedModel(ABC):
             WorkerDied: the engine is closed or broken.
         """
 
-    @abstractmethod
     def close(self) -> None:
         """Finishes what waits and lets go of the model; may be called twice."""
+        self._decoders.close()
+        self._reader.close()
 
 
 def tokenizer_of(name: str) -> open_clip.SimpleTokenizer:
@@ -241,9 +290,23 @@ def tokenizer_of(name: str) -> open_clip.SimpleTokenizer:
     return open_clip.get_tokenizer("" if name == POCKET else name)
 
 
-def transform_of(preprocess_cfg: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """The preprocessing that open_clip describes so: an RGB picture in, float32 [3, S, S] out."""
-    transform: Callable[[Image.Image], Tensor] = image_transform_v2(
-        PreprocessCfg(**preprocess_cfg), is_train=False
+def preprocessing_of(
+    preprocess_cfg: dict[str, Any],
+) -> tuple[View, Callable[[NDArray[np.uint8]], Tensor]]:
+    """The preprocessing that open_clip describes so, in two parts.
+
+    Returns:
+        What of an image the model sees, and what makes float32 [3, height, width] of its pixels
+        [height, width, 3].
+    """
+    described = PreprocessCfg(**preprocess_cfg)
+    height, width = to_2tuple(described.size)
+    view = View(
+        height,
+        width,
+        described.resize_mode or "shortest",
+        bilinear=described.interpolation == "bilinear",
+        fill=described.fill_color,
     )
-    return transform
+    *_, to_tensor, normalise = image_transform_v2(described, is_train=False).transforms
+    return view, lambda pixels: normalise(to_tensor(pixels))

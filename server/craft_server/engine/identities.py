@@ -8,33 +8,36 @@ identities are good for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import partial
 
 import numpy as np
 
 from craft_server.engine.prompts import Prompts
-from craft_server.engine.tokens import Ids, Tokens
+from craft_server.engine.tokens import Ids, Tokens, in_steps
 
 
 def text_identities(
     prompts: Prompts, classes: Sequence[str], tokens: Tokens
-) -> list[tuple[bytes, ...]]:
-    """Of each of P prompts the identities of its C texts, 32 bytes each.
+) -> Generator[None, None, list[tuple[bytes, ...]]]:
+    """Of each of P prompts the identities of its C texts, 32 bytes each; in steps.
 
     The prompts and classes are ones that `check_prompts` has passed.
     """
-    found = [
-        tuple(_identity(tokens.template(template, name)) for name in classes)
-        for template in prompts.templates
-    ]
+    found: list[tuple[bytes, ...]] = []
+    for template in prompts.templates:
+        sequences = yield from in_steps(tokens.template(template), classes)
+        texts = yield from in_steps(_identity, sequences)
+        found.append(tuple(texts))
     if prompts.context is not None and len(prompts.codes):
         init, space = prompts.context.init, prompts.context.model_dump_json().encode()
         words = len(tokens.words(init)).to_bytes(4, "little")
-        sequences = [tokens.context(init, name) for name in classes]
+        sequences = yield from in_steps(partial(tokens.context, init), classes)
         # Adding nothing takes the sign from a zero.
         for code in prompts.codes + np.float32(0):
             moved = space + words + code.astype("<f4").tobytes() if code.any() else b""
-            found.append(tuple(_identity(sequence, moved) for sequence in sequences))
+            texts = yield from in_steps(partial(_identity, moved=moved), sequences)
+            found.append(tuple(texts))
     return found
 
 

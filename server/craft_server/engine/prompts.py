@@ -6,14 +6,15 @@ only counts tokens; it does not compute embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from craft_server.engine.context import MAX_WORDS_TIMES_DIM
-from craft_server.engine.tokens import SLOT, Ids, Tokens
+from craft_server.engine.tokens import SLOT, Ids, Tokens, in_steps
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.wire import Context
@@ -40,17 +41,14 @@ class Prompts:
         return len(self.templates) + len(self.codes)
 
 
-def check_prompts(prompts: Prompts, classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
-    """Everything wrong with prompts and class names; empty when the model can read them all."""
-    errors = [*_check_templates(prompts, tokens), *_check_codes(prompts)]
-    if not errors and prompts.context is not None and len(prompts.codes):
-        errors += _check_context(prompts.context, tokens)
-    errors += _check_classes(classes, tokens)
-    return errors or _check_lengths(prompts, classes, tokens)
+def check_prompts(
+    prompts: Prompts, classes: Sequence[str], tokens: Tokens
+) -> Generator[None, None, list[FieldError]]:
+    """Everything wrong with prompts and class names; empty when the model can read them all.
 
-
-def _check_templates(prompts: Prompts, tokens: Tokens) -> list[FieldError]:
-    errors = []
+    In steps: to read many texts takes time.
+    """
+    errors = yield from _every(partial(_template_error, tokens), prompts.templates)
     if not prompts.count:
         errors.append(
             FieldError(
@@ -59,18 +57,34 @@ def _check_templates(prompts: Prompts, tokens: Tokens) -> list[FieldError]:
                 remedy="Give at least one template, or a context with codes.",
             )
         )
-    for i, template in enumerate(prompts.templates):
-        if template.count(SLOT) != 1:
-            errors.append(
-                FieldError(
-                    field=f"templates[{i}]",
-                    message=f"it has {template.count(SLOT)} places '{{}}' for the class name",
-                    remedy="Write exactly one, such as 'a photo of a {}.'.",
-                )
-            )
-        elif reserved := tokens.reserved_word(template):
-            errors.append(_reserved(f"templates[{i}]", reserved))
-    return errors
+    errors += _check_codes(prompts)
+    if not errors and prompts.context is not None and len(prompts.codes):
+        errors += _check_context(prompts.context, tokens)
+    first: dict[Ids, int] = {}
+    errors += yield from _every(partial(_class_error, tokens, classes, first), classes)
+    if errors:
+        return errors
+    sequences = _sequences(prompts, tokens)
+    return (yield from _every(partial(_length_error, tokens, sequences), classes))
+
+
+def _every(
+    check: Callable[[int, str], FieldError | None], texts: Sequence[str]
+) -> Generator[None, None, list[FieldError]]:
+    found = yield from in_steps(lambda pair: check(*pair), list(enumerate(texts)))
+    return [error for error in found if error is not None]
+
+
+def _template_error(tokens: Tokens, i: int, template: str) -> FieldError | None:
+    if template.count(SLOT) != 1:
+        return FieldError(
+            field=f"templates[{i}]",
+            message=f"it has {template.count(SLOT)} places '{{}}' for the class name",
+            remedy="Write exactly one, such as 'a photo of a {}.'.",
+        )
+    if reserved := tokens.reserved_word(template):
+        return _reserved(f"templates[{i}]", reserved)
+    return None
 
 
 def _check_codes(prompts: Prompts) -> list[FieldError]:
@@ -130,61 +144,51 @@ def _check_context(context: Context, tokens: Tokens) -> list[FieldError]:
     return []
 
 
-def _check_classes(classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
-    errors = []
-    first: dict[Ids, int] = {}
-    for i, name in enumerate(classes):
-        words = tokens.words(name)
-        holder = first.setdefault(words, i)
-        if not words:
-            errors.append(
-                FieldError(
-                    field=f"classes[{i}]",
-                    message="the name is blank",
-                    remedy="Give the class a name that can be read.",
-                )
+def _class_error(
+    tokens: Tokens, classes: Sequence[str], first: dict[Ids, int], i: int, name: str
+) -> FieldError | None:
+    field, words = f"classes[{i}]", tokens.words(name)
+    holder = first.setdefault(words, i)
+    if not words:
+        return FieldError(
+            field=field,
+            message="the name is blank",
+            remedy="Give the class a name that can be read.",
+        )
+    if holder != i:
+        alike = (
+            f"'{name}' is also the name of classes[{holder}]"
+            if name == classes[holder]
+            else f"the tokenizer reads '{printable(name)}' as the same text as "
+            f"'{printable(classes[holder])}', the name of classes[{holder}]"
+        )
+        return FieldError(field=field, message=alike, remedy="Give each class a name of its own.")
+    if reserved := tokens.reserved_word(name):
+        return _reserved(field, reserved)
+    return None
+
+
+def _length_error(
+    tokens: Tokens, sequences: Sequence[tuple[str, Callable[[str], Ids]]], i: int, name: str
+) -> FieldError | None:
+    for prompt, sequence in sequences:
+        length = len(sequence(name))
+        if length > tokens.context_length:
+            return FieldError(
+                field=f"classes[{i}]",
+                message=f"'{name}' in the prompt '{prompt}' has {length} tokens, "
+                f"start and end included; {tokens.context_length} are allowed",
+                remedy="Shorten the class name or the prompt.",
             )
-        elif holder != i:
-            alike = (
-                f"'{name}' is also the name of classes[{holder}]"
-                if name == classes[holder]
-                else f"the tokenizer reads '{printable(name)}' as the same text as "
-                f"'{printable(classes[holder])}', the name of classes[{holder}]"
-            )
-            errors.append(
-                FieldError(
-                    field=f"classes[{i}]",
-                    message=alike,
-                    remedy="Give each class a name of its own.",
-                )
-            )
-        elif reserved := tokens.reserved_word(name):
-            errors.append(_reserved(f"classes[{i}]", reserved))
-    return errors
+    return None
 
 
-def _check_lengths(prompts: Prompts, classes: Sequence[str], tokens: Tokens) -> list[FieldError]:
-    errors = []
-    for i, name in enumerate(classes):
-        for prompt, sequence in _sequences(prompts, name, tokens):
-            if len(sequence) > tokens.context_length:
-                errors.append(
-                    FieldError(
-                        field=f"classes[{i}]",
-                        message=f"'{name}' in the prompt '{prompt}' has {len(sequence)} tokens, "
-                        f"start and end included; {tokens.context_length} are allowed",
-                        remedy="Shorten the class name or the prompt.",
-                    )
-                )
-                break
-    return errors
-
-
-def _sequences(prompts: Prompts, name: str, tokens: Tokens) -> list[tuple[str, Ids]]:
-    sequences = [(template, tokens.template(template, name)) for template in prompts.templates]
+def _sequences(prompts: Prompts, tokens: Tokens) -> list[tuple[str, Callable[[str], Ids]]]:
+    """Of each prompt what makes the sequence of a class name; one for all codes."""
+    sequences = [(template, tokens.template(template)) for template in prompts.templates]
     if prompts.context is not None and len(prompts.codes):
         init = prompts.context.init
-        sequences.append((f"{init} {SLOT}.", tokens.context(init, name)))
+        sequences.append((f"{init} {SLOT}.", partial(tokens.context, init)))
     return sequences
 
 

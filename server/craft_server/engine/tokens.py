@@ -7,9 +7,12 @@ does not know embeddings or the model, nor who a tenant is.
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import open_clip
 
@@ -20,8 +23,26 @@ MAX_REMEMBERED_TEXTS = 16_384
 MAX_REMEMBERED_TENANTS = 32
 
 SLOT = "{}"
+# After which others may take their turn.
+TURN_SECONDS = 0.05
 
+# Texts of which the tokenizer reads each part as it reads it alone: nothing in them is cleaned, and
+# no reserved token begins.
+_PLAIN = re.compile(r"[ !-%'-;=-~]*")
 Ids = tuple[int, ...]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_steps(function: Callable[[T], R], items: Sequence[T]) -> Generator[None, None, list[R]]:
+    """`function` of each item; yields whenever others should have their turn."""
+    found, began = [], time.perf_counter()
+    for item in items:
+        found.append(function(item))
+        if time.perf_counter() - began > TURN_SECONDS:
+            yield
+            began = time.perf_counter()
+    return found
 
 
 class Tokens:
@@ -49,9 +70,23 @@ class Tokens:
                 return name
         return None
 
-    def template(self, template: str, class_name: str) -> Ids:
-        """The sequence of a template with the class name in its one slot."""
-        return self._sequence(self.words(template.replace(SLOT, class_name)))
+    def template(self, template: str) -> Callable[[str], Ids]:
+        """What makes the sequence of a template with a class name in its one slot.
+
+        Template and names are read once each, where that gives the same ids as the whole text.
+        """
+        before, _, after = template.partition(SLOT)
+        if not (self._tokenizer.reads_words and _PLAIN.fullmatch(before + after)):
+            return lambda name: self._sequence(self.words(template.replace(SLOT, name)))
+        head, tail = self.words(before), self.words(after)
+
+        def sequence(name: str) -> Ids:
+            plain = name and _PLAIN.fullmatch(name)
+            if plain and _apart(before, name) and _apart(name, after):
+                return self._sequence(head + self.words(name) + tail)
+            return self._sequence(self.words(template.replace(SLOT, name)))
+
+        return sequence
 
     def context(self, init: str, class_name: str) -> Ids:
         """The sequence of context words, the class name and a full stop.
@@ -71,6 +106,7 @@ class Tokenizer:
     Attributes:
         context_length: the most tokens a text may have, start and end token included.
         vocabulary: how many token ids there are.
+        reads_words: whether it reads a plain text word by word, each as if it stood alone.
         reserved: the start token's id and the end token's, in this order, with their names.
     """
 
@@ -80,6 +116,10 @@ class Tokenizer:
         self.reserved: dict[int, str] = {
             i: tokenize.decoder[i] for i in (tokenize.sot_token_id, tokenize.eot_token_id)
         }
+        lower = open_clip.tokenizer.get_clean_fn("lower")
+        self.reads_words = (
+            isinstance(tokenize, open_clip.SimpleTokenizer) and tokenize.clean_fn is lower
+        )
         self._tokenize = tokenize
         special = (tokenize.decoder[i] for i in tokenize.all_special_ids)
         self._special_words = {word: word for word in special}
@@ -104,6 +144,18 @@ class Tokenizer:
                 words.update(self._special_words)
             self._tokenize.cache = words
             return tuple(self._tokenize.encode(text))
+
+
+def _apart(left: str, right: str) -> bool:
+    """Whether no token of two plain texts, one after the other, is of both.
+
+    A token is a word of letters, a digit, signs, or an apostrophe with the letters after it.
+    """
+    if not left or not right or left[-1] == " " or right[0] == " ":
+        return True
+    if left[-1].isalnum():
+        return not (left[-1].isalpha() and right[0].isalpha())
+    return right[0].isalnum() and left[-1] != "'"
 
 
 def shared_length(sequences: Sequence[Ids]) -> int:

@@ -10,6 +10,10 @@ start-time fair queueing, Goyal et al., SIGCOMM 1996), so that neither a tenant 
 a call with many tasks makes others wait for more than a turn of each. Tasks of several calls that
 wait at the same time may be done together; none waits for others to come.
 
+Work whose length nobody knows before is a generator that yields whenever its turn is over. It is
+paid for in the seconds that it took, goes on at once while no other's turn has come, and else is
+set aside until its own comes again. If its caller has gone it is closed where it yields.
+
 A task runs on one core, side by side with others, or on all of them: then always on the first
 thread, so that no other one gets helpers that would take turns on the cores with the first one's.
 """
@@ -20,10 +24,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import Histogram
@@ -42,6 +45,9 @@ R = TypeVar("R")
 
 # Does tasks of one kind together: their payloads in, as many results out.
 Kind = Callable[[Sequence[P]], Sequence[R]]
+# Work in steps, each of which is over within a tenth of a second or so; what it returns is the
+# result.
+Steps = Generator[None, None, R]
 
 
 class Overloaded(Exception):  # noqa: N818 - the name of the problem that it becomes
@@ -50,6 +56,10 @@ class Overloaded(Exception):  # noqa: N818 - the name of the problem that it bec
 
 class WorkerDied(Exception):  # noqa: N818 - reads as what happened, beside Overloaded
     """The thread has ended; nothing will run any more."""
+
+
+class _TurnIsOver(Exception):  # noqa: N818 - nothing is wrong
+    """A task is not done, and goes on in its next turn."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +77,36 @@ class Task(Generic[P]):
     wide: bool = False
 
 
+class _Promise(Future[R]):
+    """What a task's caller waits for; one that has begun cannot be cancelled, but be given up."""
+
+    given_up = False
+
+
 @dataclass(frozen=True)
 class _Waiting:
     kind: Kind[Any, Any]
     task: Task[Any]
-    future: Future[Any]
+    future: _Promise[Any]
+    queue: _FairQueue
+    tenant: _Tenant
+    call: _Call
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
     had: float
     waiting: deque[_Waiting] = field(default_factory=deque)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Tenant:
+    """Of whom something waits or runs."""
+
+    name: str
     had: float
-    calls: dict[int, _Call] = field(default_factory=dict)
+    calls: list[_Call] = field(default_factory=list)
+    running: int = 0
 
 
 class _FairQueue:
@@ -94,42 +117,76 @@ class _FairQueue:
         self._served_last = 0.0
         self.turns = 0.0
 
-    def put(self, tenant: str, call: int, items: Sequence[_Waiting]) -> None:
+    def put(
+        self, name: str, kind: Kind[Any, Any], pairs: Sequence[tuple[Task[Any], _Promise[Any]]]
+    ) -> None:
         # Who comes back after a pause has saved nothing up.
-        queue = self._tenants.setdefault(tenant, _Tenant(self._served_last))
-        least = min((one.had for one in queue.calls.values()), default=0.0)
-        queue.calls[call] = _Call(least, deque(items))
-        self.turns += sum(item.task.turns for item in items)
+        tenant = self._tenants.setdefault(name, _Tenant(name, self._served_last))
+        call = _Call(min((one.had for one in tenant.calls), default=0.0))
+        call.waiting.extend(_Waiting(kind, *pair, self, tenant, call) for pair in pairs)
+        tenant.calls.append(call)
+        self.turns += sum(task.turns for task, _ in pairs)
 
     def head(self) -> _Waiting | None:
-        if not self._tenants:
-            return None
-        _, _, call = self._next()
-        return call.waiting[0]
+        call = self._next()
+        return None if call is None else call.waiting[0]
 
-    def take(self) -> _Waiting:
-        name, number, call = self._next()
-        tenant = self._tenants[name]
+    def take(self) -> _Waiting | None:
+        call = self._next()
+        if call is None:
+            return None
         item = call.waiting.popleft()
-        self._served_last = tenant.had
-        tenant.had += item.task.turns
-        call.had += item.task.turns
+        tenant = item.tenant
         if not call.waiting:
-            del tenant.calls[number]
-        if not tenant.calls:
-            del self._tenants[name]
+            tenant.calls.remove(call)
+        tenant.running += 1
+        self._served_last = tenant.had
+        self.pay(item, item.task.turns)
         # What adding and subtracting shares leaves behind ends with the last task.
-        self.turns = self.turns - item.task.turns if self._tenants else 0.0
+        self.turns = self.turns - item.task.turns if self.head() else 0.0
         return item
 
-    def drain(self) -> Iterator[_Waiting]:
-        while self._tenants:
-            yield self.take()
+    def pay(self, item: _Waiting, turns: float) -> None:
+        item.tenant.had += turns
+        item.call.had += turns
 
-    def _next(self) -> tuple[str, int, _Call]:
-        name, tenant = min(self._tenants.items(), key=lambda item: item[1].had)
-        number, call = min(tenant.calls.items(), key=lambda item: item[1].had)
-        return name, number, call
+    def go_on(self, item: _Waiting) -> bool:
+        """Whether it may, because nobody's turn comes before its own."""
+        head = self.head()
+        if head is not None:
+            others = head.tenant is not item.tenant
+            mine, theirs = (
+                (item.tenant.had, head.tenant.had) if others else (item.call.had, head.call.had)
+            )
+            if theirs < mine:
+                return False
+        self._served_last = item.tenant.had
+        return True
+
+    def put_back(self, item: _Waiting) -> None:
+        if not item.call.waiting:
+            item.tenant.calls.append(item.call)
+        item.call.waiting.appendleft(item)
+        self.turns += item.task.turns
+        item.tenant.running -= 1
+
+    def done(self, item: _Waiting) -> None:
+        item.tenant.running -= 1
+        self._forget(item.tenant)
+
+    def drain(self) -> Iterator[_Waiting]:
+        while item := self.take():
+            yield item
+            self.done(item)
+
+    def _forget(self, tenant: _Tenant) -> None:
+        if not tenant.running and not tenant.calls:
+            del self._tenants[tenant.name]
+
+    def _next(self) -> _Call | None:
+        waiting = (tenant for tenant in self._tenants.values() if tenant.calls)
+        tenant = min(waiting, key=lambda one: one.had, default=None)
+        return None if tenant is None else min(tenant.calls, key=lambda one: one.had)
 
 
 class Worker:
@@ -145,6 +202,8 @@ class Worker:
         threads: how many tasks run at a time; as many as there are cores, or one.
         capacity: turns that may wait, more than which are only accepted by an empty queue.
         together: turns of one kind that may be done together; 0 does every task by itself.
+        aside: how many tasks in steps may be set aside before their end, since what they hold is
+            held on to; with more, those that run go on.
     """
 
     def __init__(
@@ -154,12 +213,13 @@ class Worker:
         threads: int = 1,
         capacity: float = 256,
         together: float = 0,
+        aside: int = 0,
     ) -> None:
         self._capacity = capacity
         self._together = together
         self._queue, self._wide_queue = _FairQueue(), _FairQueue()
         self._busy: dict[Kind[Any, Any], float] = {}
-        self._calls = count()
+        self._aside = aside
         self._changed = threading.Condition()
         self._closing = False
         self._dead = False
@@ -199,7 +259,12 @@ class Worker:
             Overloaded: there is no room for them.
             WorkerDied: the thread has ended or is being closed.
         """
-        futures: list[Future[R]] = [Future() for _ in tasks]
+        return list(self._submit(kind, tasks, tenant))
+
+    def _submit(
+        self, kind: Kind[P, R], tasks: Sequence[Task[P]], tenant: str
+    ) -> Sequence[_Promise[R]]:
+        futures: list[_Promise[R]] = [_Promise() for _ in tasks]
         if not tasks:
             return futures
         turns = sum(task.turns for task in tasks)
@@ -208,11 +273,8 @@ class Worker:
                 raise WorkerDied("the engine's worker thread has ended")
             if self.waiting and self.waiting + turns > self._capacity:
                 raise Overloaded("the model has as much to do as it may")
-            items = [
-                _Waiting(kind, task, future) for task, future in zip(tasks, futures, strict=True)
-            ]
             queue = self._wide_queue if any(task.wide for task in tasks) else self._queue
-            queue.put(tenant, next(self._calls), items)
+            queue.put(tenant, kind, list(zip(tasks, futures, strict=True)))
             self._changed.notify_all()
         return futures
 
@@ -225,13 +287,17 @@ class Worker:
             Overloaded: there is no room for them.
             WorkerDied: the thread has ended or is being closed.
         """
-        futures = self.submit(kind, tasks, tenant=tenant)
+        futures = self._submit(kind, tasks, tenant)
         try:
             return await asyncio.gather(*map(asyncio.wrap_future, futures))
         except BaseException:
             for future in futures:
-                future.cancel()
+                future.given_up = not future.cancel()
             raise
+
+    async def take_steps(self, every: Sequence[Steps[R]], *, tenant: str = "") -> list[R]:
+        """Like `run`, for the work of one call in steps."""
+        return await self.run(_step, [Task(steps, 0.0) for steps in every], tenant=tenant)
 
     def close(self) -> None:
         """Refuses new tasks, finishes those that wait, and ends the threads."""
@@ -242,11 +308,11 @@ class Worker:
             thread.join()
 
     def _run(self, queues: Sequence[_FairQueue]) -> None:
+        batch: list[_Waiting] = []
         try:
-            while batch := self._next(queues):
-                self._do(batch)
-                # The last tasks must not be kept alive while the thread waits for others.
-                del batch
+            # The last tasks are not kept alive while the thread waits for others.
+            while batch := batch or self._next(queues):
+                batch = self._do(batch)
         finally:
             self._bury()
 
@@ -266,35 +332,71 @@ class Worker:
     def _take(self, queue: _FairQueue) -> Iterator[_Waiting]:
         kind, turns = None, 0.0
         while (head := queue.head()) is not None:
-            if kind is not None and (head.kind != kind or turns + head.task.turns > self._together):
+            full = kind is _step or turns + head.task.turns > self._together
+            if kind is not None and (full or head.kind != kind):
                 return
             item = queue.take()
-            if item.future.set_running_or_notify_cancel():
+            if item is None:
+                return
+            set_aside = item.future.running()
+            self._aside += set_aside
+            if set_aside or item.future.set_running_or_notify_cancel():
                 kind, turns = item.kind, turns + item.task.turns
                 yield item
+            else:
+                queue.done(item)
 
-    def _do(self, batch: Sequence[_Waiting]) -> None:
+    def _do(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Does tasks together; those that are not done and go on at once."""
         kind, began = batch[0].kind, time.perf_counter()
-        _BATCH_TASKS.observe(len(batch))
+        if kind is _step and batch[0].future.given_up:
+            return self._give_up(batch[0])
         try:
             results = kind([item.task.payload for item in batch])
+        except _TurnIsOver:
+            return self._after_a_step(batch[0], time.perf_counter() - began)
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-                return
-            for item in batch:
-                self._do([item])
+            if len(batch) > 1:
+                for item in batch:
+                    self._do([item])
+                return []
+            batch[0].future.set_exception(error)
         except BaseException as error:
             for item in batch:
                 item.future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
             raise
         else:
+            if kind is not _step:
+                _BATCH_TASKS.observe(len(batch))
             with self._changed:
                 cores = len(self._threads) if batch[0].task.wide else 1
                 took = cores * (time.perf_counter() - began)
                 self._busy[kind] = self.busy_seconds(kind) + took
+                if kind is _step:
+                    batch[0].queue.pay(batch[0], took)
             for item, result in zip(batch, results, strict=True):
                 item.future.set_result(result)
+        with self._changed:
+            for item in batch:
+                item.queue.done(item)
+        return []
+
+    def _after_a_step(self, item: _Waiting, seconds: float) -> list[_Waiting]:
+        """Goes on, or waits for its turn."""
+        with self._changed:
+            item.queue.pay(item, seconds)
+            if item.future.given_up or item.queue.go_on(item) or not self._aside:
+                return [item]
+            self._aside -= 1
+            item.queue.put_back(item)
+            return []
+
+    def _give_up(self, item: _Waiting) -> list[_Waiting]:
+        item.task.payload.close()
+        item.future.set_exception(WorkerDied("nobody waits for it"))
+        with self._changed:
+            item.queue.done(item)
+        return []
 
     def _bury(self) -> None:
         with self._changed:
@@ -302,5 +404,14 @@ class Worker:
             orphans = [*self._queue.drain(), *self._wide_queue.drain()]
             self._changed.notify_all()
         for item in orphans:
-            if item.future.set_running_or_notify_cancel():
+            if item.future.running() or item.future.set_running_or_notify_cancel():
                 item.future.set_exception(WorkerDied("the engine's worker thread has ended"))
+
+
+def _step(batch: Sequence[Steps[R]]) -> list[R]:
+    (steps,) = batch
+    try:
+        next(steps)
+    except StopIteration as end:
+        return [end.value]
+    raise _TurnIsOver

@@ -28,8 +28,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from craft_server.decoding.pixels import decode
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_server.engine.engine import MOST_THREADS, TOKENS_PER_TASK
+from craft_server.engine.hosted import preprocessing_of
 from craft_server.engine.packs import packs
 from craft_server.plan.architecture import Architecture
 from craft_server.plan.constants import Machine, ModelCost, Precision, TextRates
@@ -158,15 +160,20 @@ def _text_rates(
 
 
 def _decoding(engine: Engine, file: bytes, cores: int, busy: _Stopwatch) -> float:
-    """Seconds of a core for a picture, while all cores decode, as the server's threads do."""
+    """Seconds of a core for a picture, while all cores decode, as the server's processes do."""
     files = [file] * 16 * cores
-    with ThreadPoolExecutor(cores, initializer=engine.use_one_core) as decoders:
+    view, to_tensor = preprocessing_of(engine.facts.preprocess_cfg)
 
-        def decode() -> None:
-            list(decoders.map(partial(engine.decode_image, max_pixels=_MOST_PIXELS), files))
+    def decode_one(file: bytes) -> None:
+        to_tensor(np.array(view.of(decode(file, max_pixels=_MOST_PIXELS))))
 
-        decode()
-        return busy.median(decode, 3) / len(files) * cores
+    with ThreadPoolExecutor(cores, initializer=partial(torch.set_num_threads, 1)) as decoders:
+
+        def decode_all() -> None:
+            list(decoders.map(decode_one, files))
+
+        decode_all()
+        return busy.median(decode_all, 3) / len(files) * cores
 
 
 def _score_seconds(

@@ -110,9 +110,6 @@ class RemoteEngine(RemoteModel):
             LOG_PROBS, {"tenant": tenant}, images=image_features, texts=text_features
         )
 
-    def close(self) -> None:
-        """See `HostedModel`: the connections end with the process; the model is another's."""
-
     async def _ask(
         self, path: str, document: Mapping[str, Any], **tensors: NDArray[np.float32]
     ) -> NDArray[np.float32]:

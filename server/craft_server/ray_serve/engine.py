@@ -75,9 +75,6 @@ class RayEngine(RemoteModel):
         )
         return part
 
-    def close(self) -> None:
-        """See `HostedModel`: the replicas are Ray's to end."""
-
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return await getattr(self._replicas, method).remote(*args, **kwargs)

@@ -66,14 +66,11 @@ class StubEngine:
     random_weights = True
     alive = True
 
-    def use_one_core(self) -> None:
-        """It computes nothing."""
-
-    def check_prompts(self, _prompts: Any, _classes: Sequence[str], **_: Any) -> list[Any]:
+    async def check_prompts(self, _prompts: Any, _classes: Sequence[str], **_: Any) -> list[Any]:
         return []
 
-    def decode_image(self, data: bytes, *, max_pixels: int) -> bytes:
-        return data
+    async def decode_images(self, files: Sequence[bytes], **_: Any) -> list[bytes]:
+        return list(files)
 
     async def state(self) -> EngineState:
         nothing = CacheUse(nbytes=0, max_bytes=0, hits=0, misses=0)

@@ -23,7 +23,7 @@ from craft_shared.units import Units
 
 Picture = Callable[..., bytes]
 WORK = {
-    *("decode_image", "check_prompts", "text_identities"),
+    *("decode_images", "check_prompts", "text_identities"),
     *("encode_images", "encode_prompts", "score", "score_parts"),
 }
 

@@ -319,7 +319,7 @@ def test_a_machine_without_descriptors_or_memory_is_overloaded(
         image = base64.b64encode(picture(1)).decode()
         document = {"model": name, "classes": ["a"], "templates": ["{}"], "images": [image]}
         with monkeypatch.context() as patch:
-            patch.setattr("PIL.Image.open", fail)
+            patch.setattr("craft_server.decoding.decoders.Decoders._take", fail)
             answer = client.post("/v1/predictions", json=document)
         assert problem_of(answer) == (503, "overloaded", [])
         assert answer.headers["retry-after"] == "5"

@@ -8,6 +8,7 @@ number is likely to be.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -713,7 +714,7 @@ def test_what_is_refused_does_not_depend_on_the_models_widths(
         for words in (1, 16, 17, 40, 100, 200):
             context = Context(init="\u5b57" * words, dim=dim)
             prompts = Prompts((), context, np.zeros((1, dim), np.float32))
-            errors = tiny_engine.check_prompts(prompts, CLASSES)
-            assert errors == odd_engine.check_prompts(prompts, CLASSES)
+            errors = asyncio.run(tiny_engine.check_prompts(prompts, CLASSES))
+            assert errors == asyncio.run(odd_engine.check_prompts(prompts, CLASSES))
             told |= {error.field for error in errors}
     assert "context.init" in told

@@ -190,7 +190,7 @@ def test_what_is_hosted_changes_nothing_in_the_description(
     other = Settings(
         data_dir=tmp_path, limits=DEFAULT_LIMITS.model_copy(update={"classes": 7}), model="RN50"
     )
-    engine: Any = SimpleNamespace(name="RN50", use_one_core=lambda: None)
+    engine: Any = SimpleNamespace(name="RN50")
     app = create_app(other, engine)
     with TestClient(app):
         assert app.openapi() == document

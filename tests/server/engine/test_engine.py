@@ -22,7 +22,7 @@ NO_CODES = np.zeros((0, 0), np.float32)
 
 
 def texts(engine: Engine, prompts: Prompts, classes: list[str] = CLASSES) -> NDArray[np.float32]:
-    assert engine.check_prompts(prompts, classes) == []
+    assert asyncio.run(engine.check_prompts(prompts, classes)) == []
     return asyncio.run(engine.encode_prompts(prompts, classes))
 
 
@@ -55,7 +55,7 @@ def test_image_features_are_open_clips(
 ) -> None:
     engine: Engine = request.getfixturevalue(name)
     files = [picture(i, size=(50 + i, 40)) for i in range(3)]
-    images = [engine.decode_image(file, max_pixels=10_000) for file in files]
+    images = asyncio.run(engine.decode_images(files, max_pixels=10_000))
     features = asyncio.run(engine.encode_images(images))
     _, _, preprocess = open_clip.create_model_and_transforms(engine.name)
     batch = torch.stack([preprocess(Image.open(io.BytesIO(file))) for file in files])
@@ -101,7 +101,8 @@ def test_how_work_is_cut_does_not_change_it(
 def test_images_keep_their_order_across_tasks(
     tiny_engine: Engine, picture: Callable[..., bytes]
 ) -> None:
-    images = [tiny_engine.decode_image(picture(i), max_pixels=10_000) for i in range(70)]
+    files = [picture(i) for i in range(70)]
+    images = asyncio.run(tiny_engine.decode_images(files, max_pixels=10_000))
     features = asyncio.run(tiny_engine.encode_images(images))
     last = asyncio.run(tiny_engine.encode_images(images[-1:]))
     assert features.shape == (70, 32)

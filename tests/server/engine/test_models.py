@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from structlog.testing import capture_logs
 
 from craft_server.engine import Engine, ModelLoadError, ModelSpec
-from craft_server.engine.hosted import transform_of
+from craft_server.engine.hosted import preprocessing_of
 from craft_server.engine.models import _needs_quick_gelu, _seconds_of_product, load_model, revision
 
 pytestmark = pytest.mark.usefixtures("tiny_engine")  # registers the tiny architecture
@@ -172,7 +174,10 @@ def test_pocket_is_an_engine_like_any_other() -> None:
 
 def test_preprocessing_is_the_models_own() -> None:
     _, _, reference = open_clip.create_model_and_transforms(TINY.name)
-    assert str(transform_of(load_model(TINY).preprocess_cfg)) == str(reference)
+    view, to_tensor = preprocessing_of(load_model(TINY).preprocess_cfg)
+    noise = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    assert torch.equal(to_tensor(np.array(view.of(image))), reference(image))
 
 
 @pytest.mark.parametrize(

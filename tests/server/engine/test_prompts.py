@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def asked(*templates: str, context: Context | None = None, codes: object = NO_CO
 
 
 def fields(engine: Engine, prompts: Prompts, classes: list[str] = CLASSES) -> list[str]:
-    errors = engine.check_prompts(prompts, classes)
+    errors = asyncio.run(engine.check_prompts(prompts, classes))
     assert all(error.message and error.remedy for error in errors)
     return [error.field for error in errors]
 
@@ -40,7 +42,7 @@ def test_template_without_exactly_one_slot(tiny_engine: Engine, template: str) -
 
 
 def test_duplicate_class_names_its_first_holder(tiny_engine: Engine) -> None:
-    [error] = tiny_engine.check_prompts(asked("{}"), ["cat", "dog", "cat"])
+    [error] = asyncio.run(tiny_engine.check_prompts(asked("{}"), ["cat", "dog", "cat"]))
     assert error.field == "classes[2]"
     assert "classes[0]" in error.message
 
@@ -53,7 +55,7 @@ def test_blank_class(tiny_engine: Engine, name: str) -> None:
 def test_class_too_long_for_one_prompt_says_which_and_counts(tiny_engine: Engine) -> None:
     fits = " ".join(["cat"] * 74)  # with start, end and the template's full stop: 77
     assert fields(tiny_engine, asked("{}."), [fits]) == []
-    [error] = tiny_engine.check_prompts(asked("{}.", "a {}."), ["cat", fits])
+    [error] = asyncio.run(tiny_engine.check_prompts(asked("{}.", "a {}."), ["cat", fits]))
     assert error.field == "classes[1]"
     assert "'a {}.'" in error.message
     assert "78 tokens" in error.message

@@ -302,3 +302,139 @@ def test_poisoned_task_among_others_fails_alone() -> None:
     seen = batches_of(worker, [("a", 0.25), ("poison", 0.25), ("b", 0.25)])
     assert seen == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
     worker.close()
+
+
+# --- work in steps ------------------------------------------------------------------------------
+
+
+def steps(
+    letter: str, count: int, note: Callable[[str], None], seconds: float = 0.02
+) -> Iterator[None]:
+    for _ in range(count):
+        note(letter)
+        time.sleep(seconds)
+        yield
+    return letter  # type: ignore[return-value] # of a generator
+
+
+def test_work_in_steps_gives_what_it_returns(worker: Worker) -> None:
+    ran: list[str] = []
+    works: Any = [steps("a", 3, ran.append), steps("b", 0, ran.append)]
+    assert asyncio.run(worker.take_steps(works)) == ["a", "b"]
+    assert ran == ["a"] * 3
+
+
+def test_work_in_steps_that_fails_fails_alone(worker: Worker) -> None:
+    def failing() -> Iterator[None]:
+        yield
+        raise RuntimeError("poison")
+
+    async def ask() -> None:
+        work: Any = failing()
+        with pytest.raises(RuntimeError, match="poison"):
+            await worker.take_steps([work])
+        sound: Any = steps("a", 2, lambda _: None)
+        assert await worker.take_steps([sound]) == ["a"]
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("aside", "longest"), [(1, 2), (0, 20)])
+def test_long_work_lets_others_take_their_turns(aside: int, longest: int) -> None:
+    """By seconds: ten short works of another tenant are not done after each other's long one."""
+    worker = Worker("test", aside=aside)
+    ran: list[str] = []
+
+    async def ask() -> None:
+        long: Any = steps("l", 20, ran.append, 0.05)
+        asking = asyncio.create_task(worker.take_steps([long], tenant="x"))
+        while not ran:
+            await asyncio.sleep(0.001)
+        short: Any = steps("s", 1, ran.append, 0.005)
+        await worker.take_steps([short], tenant="y")
+        await asking
+
+    asyncio.run(ask())
+    worker.close()
+    assert ran.index("s") <= longest
+    assert ran.count("l") == 20
+
+
+def test_a_tenant_of_long_works_has_no_more_of_the_time_than_one_of_short_ones() -> None:
+    worker = Worker("test", aside=2)
+    ran: list[tuple[str, float]] = []
+
+    def note(letter: str) -> None:
+        ran.append((letter, time.monotonic()))
+
+    async def ask() -> None:
+        long: Any = [steps("l", 10, note, 0.03) for _ in range(2)]
+        short: Any = [steps("s", 1, note, 0.01) for _ in range(20)]
+        await asyncio.gather(
+            worker.take_steps(long, tenant="x"), worker.take_steps(short, tenant="y")
+        )
+
+    asyncio.run(ask())
+    worker.close()
+    letters = "".join(letter for letter, _ in ran)
+    # The short ones take a third of each long one's step: all are done when it has had as much.
+    assert letters.rindex("s") < 20 + 12
+
+
+def test_work_whose_caller_has_gone_ends_at_its_next_step() -> None:
+    worker = Worker("test", aside=1)
+    ran: list[str] = []
+    ended = threading.Event()
+
+    def endless() -> Iterator[None]:
+        try:
+            while True:
+                ran.append("x")
+                time.sleep(0.001)
+                yield
+        finally:
+            ended.set()
+
+    async def ask() -> None:
+        work: Any = endless()
+        asking = asyncio.create_task(worker.take_steps([work]))
+        while not ran:
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask())
+    assert ended.wait(DEADLINE)
+    worker.close()
+
+
+def test_work_that_was_set_aside_ends_when_its_caller_goes() -> None:
+    worker = Worker("test", aside=1)
+    ended, ran = threading.Event(), list[str]()
+
+    def endless(letter: str) -> Iterator[None]:
+        try:
+            while True:
+                ran.append(letter)
+                time.sleep(0.01)
+                yield
+        finally:
+            ended.set()
+
+    async def ask() -> None:
+        work: Any = endless("x")
+        asking = asyncio.create_task(worker.take_steps([work], tenant="x"))
+        while not ran:
+            await asyncio.sleep(0.001)
+        other: Any = steps("y", 20, ran.append, 0.01)
+        others = asyncio.create_task(worker.take_steps([other], tenant="y"))
+        while "y" not in ran:
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await others
+
+    asyncio.run(ask())
+    assert ended.wait(DEADLINE)
+    assert asyncio.run(worker.take_steps([steps("z", 1, ran.append)])) == ["z"]  # type: ignore[list-item] # a generator
+    worker.close()

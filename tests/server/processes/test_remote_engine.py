@@ -60,7 +60,8 @@ def connect(socket: Path, on_other_weights: Callable[[], None] = lambda: None) -
 def test_every_operation_answers_bit_for_bit_what_the_engine_does(
     tiny_engine: Engine, socket: Path, picture: Callable[..., bytes]
 ) -> None:
-    images = [tiny_engine.decode_image(picture(seed), max_pixels=10**6) for seed in range(37)]
+    files = [picture(seed) for seed in range(37)]
+    images = asyncio.run(tiny_engine.decode_images(files, max_pixels=10**6))
 
     async def ask(engine: HostedModel) -> list[Any]:
         features = await engine.encode_images(images, tenant="t")
@@ -85,10 +86,14 @@ def test_texts_and_pictures_are_read_here_as_they_are_there(
     with listening(tiny_engine, socket):
         remote = connect(socket)
     # Its process is gone, and it can still tell what is wrong with a call.
-    assert remote.check_prompts(wrong, CLASSES) == tiny_engine.check_prompts(wrong, CLASSES)
-    assert remote.text_identities(PROMPTS, CLASSES) == tiny_engine.text_identities(PROMPTS, CLASSES)
-    here, there = (e.decode_image(picture(1), max_pixels=10**6) for e in (remote, tiny_engine))
-    assert np.array_equal(here, there)
+
+    async def read(engine: HostedModel) -> tuple[Any, ...]:
+        errors = await engine.check_prompts(wrong, CLASSES)
+        identities = await engine.text_identities(PROMPTS, CLASSES)
+        (image,) = await engine.decode_images([picture(1)], max_pixels=10**6)
+        return errors, identities, image.tolist()
+
+    assert asyncio.run(read(remote)) == asyncio.run(read(tiny_engine))
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("too much"), WorkerDied("broken")])

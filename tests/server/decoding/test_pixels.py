@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +14,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from craft_server.engine.images import ImageError, decode
+from craft_server.decoding import pixels as pixels_module
+from craft_server.decoding.pixels import ImageError, View, decode
+from craft_server.decoding.process import Bounds
+from craft_server.engine.hosted import preprocessing_of
 from craft_shared.image_formats import FORMATS
+from hostile_images import EXCESSIVE, SOUND, jpeg_with_scans
 
 MAX_PIXELS = 50_000_000
 
 
-def pixels(image: Image.Image) -> torch.Tensor:
+def decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    image = decode(data, max_pixels=max_pixels)
     assert image.mode == "RGB"
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-
-
-def decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    return decode(data, pixels, max_pixels=max_pixels)
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -165,14 +168,121 @@ def test_damaged_pictures_raise_nothing_but_image_error(
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
-@pytest.mark.parametrize("step", ["open", "load", "exif_transpose"])
+@pytest.mark.parametrize("step", ["open", "load", "getexif"])
 def test_what_the_machine_lacks_is_no_fault_of_the_picture(
     monkeypatch: pytest.MonkeyPatch, picture: Any, failure: Exception, step: str
 ) -> None:
     def fail(*_args: Any, **_options: Any) -> None:
         raise failure
 
-    owner = {"open": Image, "load": ImageFile.ImageFile, "exif_transpose": ImageOps}[step]
+    owner = {"open": Image, "load": ImageFile.ImageFile, "getexif": Image.Image}[step]
     monkeypatch.setattr(owner, step, fail)
     with pytest.raises(type(failure)):
-        decode(picture(), lambda image: image, max_pixels=10**6)
+        decode(picture(), max_pixels=10**6)
+
+
+@given(
+    side=st.sampled_from([8, 15, 32]),
+    width=st.sampled_from([15, 32]),
+    square=st.booleans(),
+    resize_mode=st.sampled_from(["shortest", "longest", "squash"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "random"]),
+    fill=st.integers(0, 255),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    seed=st.integers(0, 99),
+)
+def test_what_a_model_sees_is_bit_for_bit_open_clips(
+    side: int,
+    width: int,
+    square: bool,
+    resize_mode: str,
+    interpolation: str,
+    fill: int,
+    size: tuple[int, int],
+    seed: int,
+) -> None:
+    cfg = {
+        "size": side if square else (side, width),
+        "resize_mode": resize_mode,
+        "interpolation": interpolation,
+        "fill_color": fill,
+        "mean": (0.48, 0.45, 0.40),
+        "std": (0.26, 0.27, 0.28),
+    }
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    view, to_tensor = preprocessing_of(cfg)
+    try:
+        expected = image_transform_v2(PreprocessCfg(**cfg), is_train=False)(image)
+    except ValueError:
+        # A sliver whose other side would have no pixel at all.
+        with pytest.raises(ValueError, match="must be"):
+            view.of(image)
+        return
+    seen = view.of(image)
+    assert seen.size == (view.width, view.height)
+    assert torch.equal(to_tensor(np.array(seen)), expected)
+
+
+def test_a_view_goes_to_a_process_and_comes_back() -> None:
+    bounds = Bounds(View(24, 32, "longest", bilinear=True, fill=7), 10**6)
+    assert Bounds.from_json(bounds.to_json()) == bounds
+
+
+def test_orientation_that_stands_in_a_text_of_a_png_is_honoured() -> None:
+    image = Image.new("RGB", (20, 10))
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>' + " " * 5000, zip=True)
+    assert decoded(encoded(image, pnginfo=xmp)).shape == (3, 20, 10)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_honoured_as_pillow_does(file_format: str, orientation: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(noise), file_format, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(np.asarray(decode(data, max_pixels=100)), expected)
+
+
+def test_wide_grey_is_stretched_as_a_whole_though_in_strips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(3).normal(size=(40, 30)).astype(np.float32) * 1e6
+    values[3, 4], values[5, 6] = np.nan, np.inf
+    data = encoded(Image.fromarray(values), "TIFF")
+    whole = decoded(data)
+    monkeypatch.setattr(pixels_module, "_PIXELS_AT_ONCE", 70)
+    assert torch.equal(decoded(data), whole)
+    finite = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    expected = (finite - finite.min()) * (255.0 / (finite.max() - finite.min()))
+    assert np.array_equal(whole[0].numpy(), expected.astype(np.uint8))
+
+
+# --- what a file asks of its decoder ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_image_is_decoded_whatever_lies_beside_its_pixels(name: str) -> None:
+    """A PNG with 2 MB of compressed text was called damaged."""
+    plain, with_extras = SOUND[name]()
+    began = time.process_time()
+    assert torch.equal(decoded(with_extras), decoded(plain))
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("name", EXCESSIVE)
+def test_a_file_that_asks_for_far_more_than_its_pixels_is_refused_at_once(name: str) -> None:
+    data = EXCESSIVE[name]()
+    began = time.process_time()
+    with pytest.raises(ImageError, match="far more than an image needs") as error:
+        decoded(data)
+    assert error.value.remedy == "Save it again as a plain JPEG."
+    assert time.process_time() - began < 0.5
+
+
+def test_a_jpeg_with_as_many_scans_as_may_be_is_decoded() -> None:
+    assert decoded(jpeg_with_scans(80, side=64)).shape == (3, 64, 64)

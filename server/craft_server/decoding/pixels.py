@@ -1,0 +1,273 @@
+"""From the bytes that a client sent to the pixels that a model sees.
+
+It knows file formats, their dangers, colour modes, and how open_clip resizes and crops. It does not
+import torch, nor know that it runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+# Each format's plug-in, so that nothing is imported, and no file opened, for the sake of an image.
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from craft_server.exhaustion import is_exhaustion
+from craft_shared.image_formats import CONVERT, FORMATS, IN_WORDS, MAX_ASPECT, other_format
+from craft_shared.image_parts import (
+    MOST_EXIF_BYTES,
+    TooManyPartsError,
+    check_tags,
+    without_extras,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PLUGINS = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+# Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
+# over half of its range. `decode` checks the size itself, from the header, before any decoding.
+Image.MAX_IMAGE_PIXELS = None
+# Whoever runs several decoders gives each one core.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_PIXELS_AT_ONCE = 2**21
+
+
+class ImageError(ValueError):
+    """An image cannot be used.
+
+    Attributes:
+        message: what is wrong with it; its subject is "it".
+        remedy: what to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class View:
+    """What of an image a model sees: open_clip's preprocessing up to the pixels, bit for bit.
+
+    Attributes:
+        height: of what it sees, in pixels.
+        width: of it.
+        resize_mode: "shortest" and "longest" fit that side and crop or pad, "squash" fits both.
+        bilinear: or else bicubic.
+        fill: grey of what is padded.
+    """
+
+    height: int
+    width: int
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    bilinear: bool = False
+    fill: int = 0
+
+    def of(self, image: Image.Image) -> Image.Image:
+        """Of an RGB image, [height, width]."""
+        if self.resize_mode == "squash":
+            return self._resized(image, self.height, self.width)
+        if self.resize_mode == "longest":
+            return self._middle(self._fitted(image, max), self.fill)
+        if self.height != self.width:
+            return self._middle(self._fitted(image, min, bicubic=True), 0)
+        short, long = sorted(image.size)
+        longer = int(self.width * long / short)
+        size = (longer, self.width) if image.width <= image.height else (self.width, longer)
+        return self._middle(self._resized(image, *size), 0)
+
+    def _fitted(
+        self, image: Image.Image, side: Callable[[float, float], float], *, bicubic: bool = False
+    ) -> Image.Image:
+        ratio = side(image.height / self.height, image.width / self.width)
+        size = round(image.height / ratio), round(image.width / ratio)
+        return self._resized(image, *size, bicubic=bicubic)
+
+    def _resized(
+        self, image: Image.Image, height: int, width: int, *, bicubic: bool = False
+    ) -> Image.Image:
+        if image.size == (width, height):
+            return image
+        bilinear = self.bilinear and not bicubic
+        how = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+        return image.resize((width, height), how)
+
+    def _middle(self, image: Image.Image, fill: int) -> Image.Image:
+        wide, high = max(0, self.width - image.width), max(0, self.height - image.height)
+        if wide or high:
+            border = (wide // 2, high // 2, (wide + 1) // 2, (high + 1) // 2)
+            image = ImageOps.expand(image, border, fill=(fill, fill, fill))
+        left = round((image.width - self.width) / 2.0)
+        top = round((image.height - self.height) / 2.0)
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+def decode(
+    data: bytes, *, max_pixels: int, on_size: Callable[[int], None] = lambda _: None
+) -> Image.Image:
+    """Decodes an encoded image (of an animation, the first frame).
+
+    The format is read from the content and must be one of `FORMATS`; the EXIF orientation is
+    honoured; every colour mode becomes RGB.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: bound on the image's width x height, checked before it is decoded.
+        on_size: called with width x height before it is decoded.
+
+    Raises:
+        ImageError: the image cannot be used.
+    """
+    image = _open(data)
+    _check_size(image.size, max_pixels)
+    on_size(image.width * image.height)
+    # Whatever a decoder raises on bytes that are not what their header says, it is the image's
+    # fault: Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more.
+    try:
+        image.load()
+        return _rgb(_upright(image))
+    except Exception as error:
+        if is_exhaustion(error):
+            raise
+        raise ImageError(
+            "it is cut short or damaged", "Open it in a viewer and save it again, or leave it out."
+        ) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(without_extras(data)), formats=FORMATS)
+    except TooManyPartsError as error:
+        raise _excessive(error) from error
+    except UnidentifiedImageError as error:
+        kind = other_format(data)
+        what = "it is not a picture in a supported format" if kind is None else f"it is {kind}"
+        raise ImageError(f"{what}; these are read: {IN_WORDS}", CONVERT) from error
+    except Exception as error:
+        if is_exhaustion(error):
+            raise
+        raise ImageError("it is cut short or damaged", CONVERT) from error
+    return image
+
+
+def _excessive(error: TooManyPartsError) -> ImageError:
+    return ImageError(f"{error}, far more than an image needs", "Save it again as a plain JPEG.")
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"it has {width * height} pixels; at most {max_pixels} are accepted", "Scale it down."
+        )
+    if max(size) > MAX_ASPECT * max(1, min(size)):
+        raise ImageError(
+            f"it is {width} x {height} pixels; a side may be {MAX_ASPECT} times the other at most",
+            "Crop it; the model sees a square from its middle.",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "TIFF":
+        # Pillow has turned it already.
+        return image
+    try:
+        _leave_out_long_metadata(image)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        turn = _UPRIGHT.get(orientation)
+    except Exception as error:
+        if is_exhaustion(error):
+            raise
+        # An image with damaged metadata is still an image.
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _leave_out_long_metadata(image: Image.Image) -> None:
+    for name in ("exif", "xmp", "XML:com.adobe.xmp"):
+        if len(image.info.get(name) or b"") > MOST_EXIF_BYTES:
+            del image.info[name]
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        check_tags(exif.removeprefix(b"Exif\0\0"))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        return _in_strips(image, lambda values: values >> 8).convert("RGB")
+    if image.mode in ("I", "F"):
+        return _stretched(image).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    """32-bit grey has no agreed white: its own range is spread over 0 to 255."""
+    import numpy as np
+
+    def finite(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+
+    ends = [(strip.min(), strip.max()) for strip in map(finite, _strips(image))]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    scale = 255.0 / max(high - low, 1e-12)
+    return _in_strips(image, lambda strip: (finite(strip) - low) * scale)
+
+
+def _in_strips(image: Image.Image, grey: Callable[[NDArray[Any]], NDArray[Any]]) -> Image.Image:
+    """Grey of 8 bits, some rows at a time, so that wide numbers take little room."""
+    import numpy as np
+
+    found, top = Image.new("L", image.size), 0
+    for strip in _strips(image):
+        found.paste(Image.fromarray(grey(strip).astype(np.uint8)), (0, top))
+        top += len(strip)
+    return found
+
+
+def _strips(image: Image.Image) -> Iterator[NDArray[Any]]:
+    import numpy as np
+
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
