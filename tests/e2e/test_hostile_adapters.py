@@ -103,7 +103,7 @@ def bodies(adapter: Adapter) -> dict[str, tuple[bytes, dict[str, str], str]]:
         ),
         "10 GB header": (with_header(b"{}", 10 * 2**30), plain, "header claims"),
         "header past the end": (with_header(b"{}", 1000), plain, "longer than the body"),
-        "duplicate keys": (with_header(twice), plain, "twice"),
+        "duplicate keys": (with_header(twice), plain, "duplicate key"),
         "huge tensor": (
             with_header(json.dumps({**entries, "head.weight": huge}).encode()),
             plain,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from craft_server.database import Database
+from craft_server.database import Database, Unavailable
 from craft_server.ledger.tables import TEAMS
 from craft_server.statements import Statement, run
 
@@ -61,7 +61,7 @@ def test_a_broken_connection_is_told_and_replaced(store: Database) -> None:
                 other.execute(sa.text(f"SELECT pg_terminate_backend({pid})"))
             run(connection, (FIND, {"called": "x"}))
 
-    with pytest.raises(sa.exc.DBAPIError) as caught:
+    with pytest.raises(Unavailable) as caught:
         break_and_run()
-    assert caught.value.connection_invalidated
+    assert caught.value.disconnected
     assert names(store) == []
