@@ -72,6 +72,7 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     from craft_server.engine import ModelLoadError
     from craft_server.logs import configure_logging
     from craft_server.processes.engine_app import engine_app
+    from craft_server.serving.listening import keep_what_is_loaded
     from craft_server.serving.model import engine_of, introduce
 
     configure_logging(settings.log_level)
@@ -82,6 +83,7 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
         )
         server = LastToEnd(config)
         at_the_end_of(line, lambda: setattr(server, "should_exit", True))
+        keep_what_is_loaded()
         server.run()
 
 

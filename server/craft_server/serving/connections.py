@@ -15,6 +15,7 @@ import asyncio
 import ipaddress
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -109,6 +110,15 @@ class Connections:
     _waiting_of: dict[str, dict[BoundedProtocol, None]] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
+    def __post_init__(self) -> None:
+        named = self.trusted.split(",") if isinstance(self.trusted, str) else self.trusted
+        names = [name.strip() for name in named]
+        self._all_trusted = "*" in names
+        self._networks = []
+        for name in names:
+            with suppress(ValueError):  # a name, which no peer's address is
+                self._networks.append(ipaddress.ip_network(name, strict=False))
+
     def admit(self, connection: BoundedProtocol, peer: str | None) -> bool:
         """Counts a new connection, if there is room or another one gives way."""
         address = self._counted_address(peer)
@@ -178,25 +188,13 @@ class Connections:
             address = ipaddress.ip_address(peer or "")
         except ValueError:
             return None
-        if self._is_trusted(address):
+        if self._all_trusted or any(address in network for network in self._networks):
             return None
         if isinstance(address, ipaddress.IPv6Address):
             if address.ipv4_mapped is None:
                 return str(ipaddress.ip_network((address, 64), strict=False))
             address = address.ipv4_mapped
         return str(address)
-
-    def _is_trusted(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        named = self.trusted.split(",") if isinstance(self.trusted, str) else self.trusted
-        for name in map(str.strip, named):
-            if name == "*":
-                return True
-            try:
-                if address in ipaddress.ip_network(name, strict=False):
-                    return True
-            except ValueError:
-                continue  # a name, which no peer's address is
-        return False
 
 
 class BoundedProtocol(HttpToolsProtocol):

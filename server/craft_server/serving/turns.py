@@ -1,0 +1,77 @@
+"""Calls take turns on the event loop: in each of its rounds one begins.
+
+To find a call's route and its key takes about a millisecond, in which nothing else is served.
+Calls that arrive by the hundred would take theirs in a row; so each waits for a round of its own,
+in which the loop looks after every other connection, too. The same holds for what follows the
+end of a body, or of a connection. Turns go round the clients' addresses, so that who sends
+hundreds waits for himself; probes have turns of their own. It knows ASGI and the loop; what a call
+does is its affair.
+
+As many calls wait as there are connections, so that none waits without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_PROBES = frozenset(("/livez", "/readyz"))
+
+
+class Turns:
+    """Who may go on in which round of the running loop."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._taken = False
+
+    async def take(self, address: str) -> None:
+        """Waits for a turn; at once where nobody else had this round's."""
+        loop = asyncio.get_running_loop()
+        if self._taken:
+            turn = loop.create_future()
+            self._waiting.setdefault(address, deque()).append(turn)
+            await turn
+        else:
+            self._taken = True
+            loop.call_soon(self._next, loop)
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            address = next(iter(self._waiting))
+            line = self._waiting.pop(address)
+            turn = line.popleft()
+            if line:
+                self._waiting[address] = line  # behind all others
+            if not turn.done():  # or it was cancelled
+                turn.set_result(None)
+                loop.call_soon(self._next, loop)
+                return
+        self._taken = False
+
+
+class InTurn:
+    """An application whose calls take turns."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._calls, self._probes = Turns(), Turns()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        turns = self._probes if scope["path"] in _PROBES else self._calls
+        address = scope["client"][0] if scope["client"] else ""
+
+        async def receive_in_turn() -> Message:
+            message = await receive()
+            if not message.get("more_body", False):  # all of it, or a client that has hung up
+                await turns.take(address)
+            return message
+
+        await turns.take(address)
+        await self._app(scope, receive_in_turn, send)
