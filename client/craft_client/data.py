@@ -9,6 +9,7 @@ It knows Pillow and files that it is given; it does not know how a data set lies
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import warnings
@@ -23,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from craft_client.exceptions import DataError
 from craft_shared.image_formats import FORMATS, IN_WORDS, MAX_ASPECT
+from craft_shared.image_parts import TooManyPartsError, without_extras
 from craft_shared.problems import FieldError
 from craft_shared.wire import Limits
 
@@ -223,7 +225,9 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                 message=f"has {size} bytes; the server accepts {limits.image_bytes}.",
                 remedy="Save it smaller.",
             )
-        with Image.open(path, formats=FORMATS) as picture:
+        # As the server reads it: no text or profile beside the pixels, however long.
+        file = io.BytesIO(without_extras(path.read_bytes()))
+        with Image.open(file, formats=FORMATS) as picture:
             pixels = picture.width * picture.height
             if pixels > limits.image_pixels:
                 return FieldError(
@@ -241,6 +245,12 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                 )
             picture.draft("L", (1, 1))
             picture.load()
+    except TooManyPartsError as error:
+        return FieldError(
+            field=where,
+            message=f"cannot be used: {error}, far more than a picture needs.",
+            remedy="Save it again as a plain JPEG.",
+        )
     except Image.DecompressionBombError:
         return FieldError(
             field=where, message="is absurdly large.", remedy="Replace it by a real picture."

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
 from craft_client.data import Sample, check_pictures, few_shot, fewer_note
 from craft_client.exceptions import DataError
 from craft_shared.wire import Limits
+from hostile_images import jpeg_with_scans
 
 from .pictures import write_picture
 
@@ -176,3 +178,19 @@ def test_a_picture_that_has_gone_is_told(tmp_path: Path) -> None:
         check_pictures([tmp_path / "gone.png"], LIMITS)
     assert "gone.png': cannot be opened: No such file or directory." in str(caught.value)
     assert "damaged" not in str(caught.value)
+
+
+def test_a_picture_is_sound_whatever_lies_beside_its_pixels(tmp_path: Path) -> None:
+    """A PNG with 2 MB of compressed text was called damaged."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    path = tmp_path / "long.png"
+    Image.new("RGB", (9, 9)).save(path, pnginfo=text)
+    check_pictures([path], LIMITS)
+
+
+def test_a_picture_that_no_server_decodes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "scans.jpg"
+    path.write_bytes(jpeg_with_scans(200, side=16))
+    with pytest.raises(DataError, match="it has over 100 scans, far more than a picture needs"):
+        check_pictures([path], LIMITS)

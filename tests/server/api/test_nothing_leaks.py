@@ -671,7 +671,7 @@ def test_all_texts_are_read_with_what_their_own_tenant_left_in_memory(
     [
         (RuntimeError("width 37 in /srv/models/clip.pt, line 58 of craft_server/engine"), 500),
         (Overloaded("41 turns of ann wait"), 503),
-        (MemoryError(), 500),
+        (MemoryError(), 503),
     ],
 )
 def test_what_breaks_inside_is_not_told(
