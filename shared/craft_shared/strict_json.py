@@ -15,6 +15,8 @@ from typing import Any
 import jiter
 
 MAX_VALUES = 2**18
+# Names, lists and objects cost some ten times what a number does; who sends them needs few.
+MAX_PARTS = 2**14
 
 
 class JsonError(ValueError):
@@ -36,11 +38,16 @@ def parse_object(data: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]
     Integers are exact; any other number is a float, perhaps an infinite one (`1e999`).
 
     Raises:
-        TooManyValues: commas and opening brackets, texts' own among them, are more than allowed.
+        TooManyValues: commas and opening brackets, texts' own among them, are more than allowed;
+            or colons and opening brackets are more than `MAX_PARTS`.
         JsonError: it is no JSON, no object, nested too deeply, or names a field twice.
     """
     if most_values(data) > max_values:
-        raise TooManyValues(f"more than {max_values} values")
+        raise TooManyValues(f"more than {max_values} values; {max_values} are allowed")
+    if data.count(b":") + data.count(b"[") + data.count(b"{") > MAX_PARTS:
+        raise TooManyValues(
+            f"more than {MAX_PARTS} members, lists and objects; {MAX_PARTS} are allowed"
+        )
     try:
         value = jiter.from_json(
             data, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"

@@ -116,8 +116,7 @@ def _parse_json(data: bytes, model: type[M], limits: Limits) -> Body[M]:
         images = document.pop("images", None) if "images" in model.model_fields else None
         document = with_whole_numbers(document)
     except TooManyValues as error:
-        detail = f"the body may hold {error}; {limits.json_values} are allowed"
-        raise ProblemError(BODY_TOO_LARGE, detail) from error
+        raise ProblemError(BODY_TOO_LARGE, f"the body may hold {error}") from error
     except JsonError as error:
         raise ProblemError(MALFORMED_BODY, f"the body is not valid JSON: {error}") from error
     return Body(
