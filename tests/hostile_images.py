@@ -113,6 +113,25 @@ def tiff_of(side: int, *more: tuple[int, int, int, int]) -> bytes:
     return tiff([*tags, *more], b"\x55" * side * side)
 
 
+def tiff_whose_decoder_complains(side: int = 400) -> bytes:
+    """Of a fax's encoding; libtiff prints a line for every five rows."""
+    tags = [
+        (256, 3, 1, side),
+        (257, 3, 1, side),
+        (258, 3, 1, 1),
+        (259, 3, 1, 4),
+        (262, 3, 1, 0),
+        (273, 4, 1, 8),
+        (278, 3, 1, side),
+        (279, 4, 1, side),
+    ]
+    return tiff(tags, b"\x0f\x03" * (side // 2))
+
+
+def tiff_with_samples(samples: int) -> bytes:
+    return tiff_of(8, (277, 3, 1, samples))
+
+
 def tiff_with_tiles(count: int) -> bytes:
     offsets = struct.pack(f"<{count}I", *[8] * count)
     sizes = struct.pack(f"<{count}I", *[1] * count)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
+import os
 import resource
 import signal
 import socket
@@ -76,6 +78,7 @@ def main(bounds: Bounds, line: socket.socket) -> None:
     _end_with_the_parent()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     warnings.simplefilter("ignore")
+    _silence_libraries()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Nothing that a decoder does writes a file.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -134,6 +137,15 @@ def _answer(bounds: Bounds, wanted: bytes, data: bytearray) -> tuple[bytes, byte
             "Save it again as a plain JPEG or PNG, or leave it out.",
         )
     return REFUSAL, json.dumps([refusal.message, refusal.remedy]).encode()
+
+
+def _silence_libraries() -> None:
+    """What they say of a client's file would fill the server's log; Python's own words stay."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # noqa: TID251 - what it is is set here
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _end_with_the_parent() -> None:

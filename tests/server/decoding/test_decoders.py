@@ -18,7 +18,13 @@ from PIL import Image
 
 from craft_server.decoding.decoders import Decoders
 from craft_server.decoding.pixels import ImageError, View, decode
-from hostile_images import SLOW, encoded, shown
+from hostile_images import (
+    SLOW,
+    encoded,
+    shown,
+    tiff_whose_decoder_complains,
+    tiff_with_samples,
+)
 
 VIEW = View(32, 32)
 MAX_PIXELS = 10**7
@@ -233,3 +239,21 @@ def _children(of: int | None = None) -> list[int]:
         for pid in found
         if b"craft_server.decoding" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
+
+
+def test_what_libraries_print_of_an_image_stays_out_of_the_log(decoders: Decoders) -> None:
+    # A pipe: a decoder may write to no file, such as pytest's own capture has.
+    reading, writing = os.pipe()
+    kept = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        decoded(decoders, tiff_whose_decoder_complains())
+        decoded(decoders, tiff_with_samples(65535))
+        decoders.close()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+    with os.fdopen(reading, "rb") as said:
+        assert said.read() == b""
