@@ -29,13 +29,21 @@ _JUNK = frozenset(
         "icon\r",
         "__macosx",
         "@eadir",
+        "@__thumb",
+        "@recycle",
+        "@recently-snapshot",
         "#recycle",
+        "#snapshot",
+        "network trash folder",
+        "temporary items",
         "$recycle.bin",
         "system volume information",
         "lost+found",
         "__pycache__",
     }
 )
+# What Windows knows of a file's origin, as its Linux writes it beside the file.
+_STREAM = ":zone.identifier"
 # Written by people and programs about images: files with one of these endings, and those names.
 _ABOUT_ENDINGS = (
     "aae bat cfg csv db doc docx h5 htm html ini ipynb json jsonl lnk log mat md md5 npy npz "
@@ -183,7 +191,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def is_junk(name: str) -> bool:
     """Whether a file or folder of that name was left by a program, not meant by a person."""
-    return name.startswith(".") or name.lower() in _JUNK
+    return name.startswith(".") or name.lower() in _JUNK or name.lower().endswith(_STREAM)
 
 
 def is_folder(entry: os.DirEntry[str], parent: Path | None = None) -> bool:

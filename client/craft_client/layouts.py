@@ -71,6 +71,7 @@ _IMAGENET_NAMES = "classnames.txt"
 # protocol has no two alike: these two go by WordNet's first name for them.
 _IMAGENET_TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
 _NOTHING = Found()
+_WITHOUT_CLASSES = "a split without class folders"
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -101,7 +102,9 @@ def load_dataset(folder: Path) -> Dataset:
         return _load_imagenet(name, folder, splits)
     splits = _split_folders(folder)
     beside = [
-        LeftOut(path, "beside the splits")
+        LeftOut(
+            path, _WITHOUT_CLASSES if path.name.lower() in _SPLIT_FOLDERS else "beside the splits"
+        )
         for path in (folders_in(folder) if splits else ())
         if path not in splits.values()
     ]
@@ -175,8 +178,13 @@ def _notes(found: Found) -> tuple[str, ...]:
 
 
 def _split_folders(folder: Path) -> dict[Split, Path]:
-    """The folders of the splits; none when the layout is flat (a class may be called "train")."""
+    """The folders of the splits; none when the layout is flat (a class may be called "train").
+
+    Raises:
+        DataError: two are one split, or all folders are called as splits are and are none.
+    """
     splits: dict[Split, Path] = {}
+    classless: list[Path] = []
     for path in folders_in(folder):
         split = _SPLIT_FOLDERS.get(path.name.lower())
         if split in splits:
@@ -186,6 +194,14 @@ def _split_folders(folder: Path) -> dict[Split, Path]:
             )
         if split and (folders_in(path) or not entries(path)):
             splits[split] = path
+        elif split:
+            classless.append(path)
+    if len(classless) > 1 and classless == folders_in(folder):
+        named = " and ".join(f"'{path}'" for path in classless)
+        raise DataError(
+            f"{named} are called as splits are, and have no class folders.",
+            remedy="Put each class's pictures into a folder of its own in each of them.",
+        )
     return splits if splits.keys() & {"train", "test"} else {}
 
 

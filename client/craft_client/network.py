@@ -34,7 +34,11 @@ SLOWEST = 16_384
 # Servers close idle connections (uvicorn after 5 s). A request on a connection that is being closed
 # would have to be sent again, so the client lets go of it earlier.
 _LIMITS = httpx.Limits(keepalive_expiry=2.0)
-_HOST = re.compile(rb"[\w.~-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")  # or an IPv6 address
+# A name whose parts have at most 63 letters each (RFC 1035, 2.3.4), or an IPv6 address.
+_LABEL = r"[\w~-]{1,63}"
+_HOST = re.compile(
+    rf"(?!.{{254}})({_LABEL}(\.{_LABEL})*\.?)?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?".encode()
+)
 _SOCKS = ("socks5", "socks5h")
 
 _log = logging.getLogger(__name__)
@@ -141,13 +145,13 @@ def _parsed(text: str) -> httpx.URL | None:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError):
         return None
-    sound = _HOST.fullmatch(url.raw_host) and (url.port or 0) < 2**16
+    sound = _HOST.fullmatch(url.raw_host) and 0 <= (url.port or 0) < 2**16
     return url if sound else None
 
 
 def _proxy_to(url: httpx.URL) -> httpx.URL | None:
     named = getproxies()
-    text = named.get(url.scheme) or named.get("all")
+    text = (named.get(url.scheme) or named.get("all") or "").strip()
     if not text or _without_proxy(url, named.get("no", "")):
         return None
     # Desktops write socks:// where they mean its fifth version.

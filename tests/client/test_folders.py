@@ -33,9 +33,11 @@ def reasons(root: Path, found: Found) -> dict[str, str]:
 def test_what_programs_leave_behind_is_passed_over_in_silence(tmp_path: Path) -> None:
     junk = (
         "._a.jpg .DS_Store .thumbnails/a.jpg __MACOSX/._a.jpg __MACOSX/b.jpg Thumbs.db THUMBS.DB "
-        "desktop.ini @eaDir/a.jpg/SYNOPHOTO_THUMB.jpg $RECYCLE.BIN/a.jpg lost+found/a.jpg"
+        "desktop.ini @eaDir/a.jpg/SYNOPHOTO_THUMB.jpg $RECYCLE.BIN/a.jpg lost+found/a.jpg "
+        "@__thumb/a.jpg #snapshot/a.jpg a.jpg:Zone.Identifier"
     )
     touch(tmp_path / "a.jpg", *(tmp_path / name for name in junk.split()), tmp_path / "Icon\r")
+    touch(tmp_path / "Network Trash Folder/a.jpg")
     found = images_below(tmp_path)
     assert names(tmp_path, found) == ["a.jpg"]
     assert (found.left_out, found.about, found.note) == ((), 0, "")
@@ -166,6 +168,11 @@ def test_images_that_are_in_no_class_or_split_are_said(tmp_path: Path) -> None:
         "1 pictures lie in folders below their class's, and are taken as the class's own.",
         "Left out: beside the splits (1), in no class folder (1), lists and other files (1).",
     )
+
+
+def test_a_split_whose_images_are_in_no_class_folders_is_said(tmp_path: Path) -> None:
+    touch(tmp_path / "train/cat/1.jpg", tmp_path / "test/2.jpg")
+    assert load_dataset(tmp_path).notes == ("Left out: a split without class folders (1).",)
 
 
 def test_folders_are_sorted_and_hidden_ones_are_none(tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ def test_hidden_files_and_known_junk_are_skipped(tmp_path: Path) -> None:
         (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], ["'Cat'", "'cat'"]),
         (["train/cat/1.jpg", "test/owl/1.jpg"], ["test/owl'", "does not have"]),
         (["train/cat/1.jpg", "val/cat/1.jpg", "validation/cat/1.jpg"], ["val'", "validation'"]),
+        (["train/1.jpg", "test/2.jpg"], ["test'", "train'", "no class folders"]),
         (["___/1.jpg"], ["___'", "0 characters"]),
         ([f"{'x' * 201}/1.jpg"], ["201 characters"]),
     ],

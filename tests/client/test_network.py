@@ -134,6 +134,10 @@ def test_credentials_in_an_address_are_told_to_hide_the_key() -> None:
         ("http://", "is like"),
         ("http://[::1", "is like"),
         ("http://\u2026", "is like"),
+        ("http://h:-1", "is like"),
+        ("http://a..b", "is like"),
+        (f"http://{'a' * 64}.example", "is like"),
+        (f"http://{'a.' * 127}b", "is like"),
     ],
 )
 def test_an_address_that_is_none_has_a_remedy(url: str, words: str) -> None:
@@ -228,8 +232,15 @@ def test_without_the_package_a_socks_proxy_has_a_remedy(
         assert len(client.models()) == 1
 
 
+def test_white_space_around_a_proxy_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", " http://proxy:3128\n")
+    assert Route.to("http://server").proxy_name == "http://proxy:3128"
+    monkeypatch.setenv("HTTP_PROXY", " ")
+    assert Route.to("http://server").proxy_name is None
+
+
 @pytest.mark.parametrize(
-    "address", ["socks4://h:1", "ftp://u:s3cret@h", "http://u:s3cret@h:x", "//"]
+    "address", ["socks4://h:1", "ftp://u:s3cret@h", "http://u:s3cret@h:x", "//", "http://a..b:1"]
 )
 def test_a_proxy_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("ALL_PROXY", address)
