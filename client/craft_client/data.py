@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from craft_client.exceptions import DataError
-from craft_shared.image_formats import FORMATS, IN_WORDS, MAX_ASPECT
+from craft_shared.image_formats import CONVERT, FORMATS, IN_WORDS, MAX_ASPECT, other_format
 from craft_shared.image_parts import TooManyPartsError, without_extras
 from craft_shared.problems import FieldError
 from craft_shared.wire import Limits
@@ -226,8 +226,8 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
                 remedy="Save it smaller.",
             )
         # As the server reads it: no text or profile beside the pixels, however long.
-        file = io.BytesIO(without_extras(path.read_bytes()))
-        with Image.open(file, formats=FORMATS) as picture:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(without_extras(data)), formats=FORMATS) as picture:
             pixels = picture.width * picture.height
             if pixels > limits.image_pixels:
                 return FieldError(
@@ -256,6 +256,11 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
             field=where, message="is absurdly large.", remedy="Replace it by a real picture."
         )
     except UnidentifiedImageError:
+        other = other_format(data)
+        if other:
+            return FieldError(
+                field=where, message=f"is {other}, which no server reads.", remedy=CONVERT
+            )
         return FieldError(
             field=where,
             message="is not a picture that a server reads.",

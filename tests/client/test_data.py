@@ -150,6 +150,13 @@ def test_files_that_are_no_pictures_are_counted_and_named(tmp_path: Path) -> Non
     assert lines[6] == "  ...: and 2 more."
 
 
+def test_a_format_of_another_name_is_named_with_the_conversion(tmp_path: Path) -> None:
+    path = tmp_path / "IMG_1.jpg"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(DataError, match=r"IMG_1.jpg': is HEIC, which no server reads. Convert it"):
+        check_pictures([path], LIMITS)
+
+
 @pytest.mark.parametrize(("width", "height"), [(200, 51), (20_000, 20_000), (100_000, 100_000)])
 @pytest.mark.filterwarnings("error")
 def test_too_many_pixels_are_told_from_the_header(tmp_path: Path, width: int, height: int) -> None:
