@@ -10,6 +10,7 @@ Sources: OWASP, "Cross-Site Request Forgery Prevention"; W3C Fetch Metadata (`Se
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from craft_shared.problems import MALFORMED_BODY, ProblemType
 
 TOKEN_FIELD = "form_token"  # noqa: S105 - a field's name
 ONCE_FIELD = "once"
+_ONCE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _MOST_FIELDS = 40
 _MOST_FIELD_BYTES = 16 * 1024
 
@@ -148,8 +150,8 @@ def do_once(
         DoneBefore: it was; the action was not run.
         ProblemError: the form does not say which it is.
     """
-    once = text_of(form, ONCE_FIELD)[:64]
-    if not once:
+    once = text_of(form, ONCE_FIELD)
+    if _ONCE.fullmatch(once) is None:
         raise ProblemError(FOREIGN_FORM, "it lacks what tells it from others")
     key = f"console-{once}"
     attempt = Attempt(key, "console", repeatable=False)

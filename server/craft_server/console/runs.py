@@ -18,12 +18,12 @@ from craft_server.console.forms import WithForm
 from craft_server.console.rendering import page, redirect, render
 from craft_server.console.sessions import set_notice
 from craft_server.ledger.keys import Caller
-from craft_shared.run_reports import RunCard, RunCurve, RunPoint
+from craft_shared.run_reports import RunCard, RunCurve, RunName, RunPoint
 from craft_shared.units import UNITS
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False)
 
-RunName = Annotated[str, Path(max_length=200)]
+Run = Annotated[RunName, Path()]
 
 _POINTS = 400
 _ROWS = 200
@@ -66,7 +66,7 @@ async def show_all(request: Request, services: WithServices, session: WithPredic
 
 @router.get("/{run}")
 async def show(
-    request: Request, services: WithServices, session: WithPredictor, run: RunName
+    request: Request, services: WithServices, session: WithPredictor, run: Run
 ) -> Response:
     """One run."""
     view = await _view(services, session.caller, run)
@@ -75,7 +75,7 @@ async def show(
 
 @router.get("/{run}/curve")
 async def show_curve(
-    request: Request, services: WithServices, session: WithPredictor, run: RunName
+    request: Request, services: WithServices, session: WithPredictor, run: Run
 ) -> Response:
     """The part of a run's page that changes while it runs."""
     view = await _view(services, session.caller, run)
@@ -84,7 +84,7 @@ async def show_curve(
 
 @router.post("/{run}/delete")
 async def delete(
-    services: WithServices, session: WithPredictor, _form: WithForm, run: RunName
+    services: WithServices, session: WithPredictor, _form: WithForm, run: Run
 ) -> Response:
     """Forgets a report."""
     await services.database.write(run_reports.delete, session.caller.owner, run)

@@ -477,6 +477,15 @@ def test_the_same_form_makes_no_second_key(browse: NewBrowser) -> None:
     assert admin.get("/console/admin/keys").text.count(">twin<") == 1
 
 
+def test_what_no_database_stores_is_refused_as_a_page(stored: Any, browse: NewBrowser) -> None:
+    admin = browse(at=stored, admin=True)
+    assert admin.get("/console/runs/a%00b").status_code == 422
+    assert admin.get("/console/runs/a%00b/curve").status_code == 422
+    form = {"form_token": admin.form_token, "once": "a\0b", "owner": "o", "scopes": "predict"}
+    assert admin.post("/console/runs/a%00b/delete", form).status_code == 422
+    assert admin.post("/console/admin/keys", form).status_code == 403
+
+
 def test_a_revoked_key_ends_its_sessions(browse: NewBrowser) -> None:
     admin, other = browse(admin=True), browse()
     page = f"/console/admin/keys/{other.key.split('_')[1]}"
