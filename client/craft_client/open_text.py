@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from craft_client.exceptions import DataError
 from craft_shared.head import centred_inputs
-from craft_shared.names import same_text, twins
+from craft_shared.names import REMEDY, fault, same_text, twins
 from craft_shared.text_files import NotTextError, lines_of, read_text
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
@@ -38,7 +38,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     """The texts of a file, one a line; repeated and empty lines are left out.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8, holds no text, or one that is too long.
+        DataError: it cannot be read, is not UTF-8, holds no text, or what is no name.
     """
     remedy = "Give a text file in UTF-8, one text a line."
     try:
@@ -56,6 +56,9 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
             "allowed.",
             remedy="Shorten it: texts are scored as class names are.",
         )
+    for text in texts:
+        if found := fault(text):
+            raise DataError(f"'{path}': the text '{text}' {found}.", remedy=REMEDY)
     return texts
 
 

@@ -74,6 +74,8 @@ def test_a_vocabulary_is_read_a_line_a_text(tmp_path: Path) -> None:
         (b"\n \n", "holds no text"),
         (b"caf\xe9", "is not UTF-8"),
         (b"x" * (LONGEST_CLASS_NAME + 1), "201 characters"),
+        ("a\u2028b".encode(), r"holds U\+2028, a line separator, as character 2"),
+        (b"wheel\n-1", "begins with '-'"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_used_is_refused(
@@ -89,5 +91,8 @@ def test_a_vocabulary_that_cannot_be_used_is_refused(
 
 def test_a_vocabulary_is_cut_at_line_ends_alone_and_may_be_windows(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
-    file.write_bytes("\ufeffwheel\r\na\u2028b\x0bc\r\nwheel\r\n".encode())
-    assert read_vocabulary(file) == ("wheel", "a\u2028b\x0bc")
+    file.write_bytes("\ufeffwheel\r\na\u00a0b\r\nwheel\r\n".encode())
+    assert read_vocabulary(file) == ("wheel", "a\u00a0b")
+    file.write_bytes("a\u0085b\r\nwheel\r\n".encode())
+    with pytest.raises(DataError, match="holds U\\+0085"):
+        read_vocabulary(file)
