@@ -52,6 +52,7 @@ def test_every_page_but_a_few_needs_a_session(browse: NewBrowser) -> None:
         ("GET", "/console"),
         ("GET", "/console/sign-in"),
         ("GET", "/console/static/{name}"),
+        ("GET", "/docs"),
         ("POST", "/console/sign-in"),
     ]
     assert len(list(routes())) > 15
