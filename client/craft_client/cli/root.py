@@ -79,7 +79,7 @@ def _complain_of_unforeseen(error: Exception) -> None:
         "Run the command with --verbose and report what it prints.",
     )
     if verbosity() is Verbosity.VERBOSE:
-        print_lines("".join(format_exception(error)).splitlines(), err=True)
+        print_lines("".join(format_exception(error)).rstrip().split("\n"), err=True)
 
 
 app = typer.Typer(

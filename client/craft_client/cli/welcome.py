@@ -31,4 +31,4 @@ def welcome() -> None:
     url = settings["url"]
     has_key = not settings.keys().isdisjoint({"api_key", "api_key_file"})
     server = (_KEY if has_key else _NO_KEY).format(url=url.value, source=url.source)
-    print_lines(_TEXT.format(server=server).splitlines())
+    print_lines(_TEXT.format(server=server).rstrip().split("\n"))

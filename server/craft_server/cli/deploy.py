@@ -101,7 +101,7 @@ def ray(
     )
     text = yaml.safe_dump(config, sort_keys=False)
     if out is None:
-        print_lines(text.splitlines())
+        print_lines(text.rstrip().split("\n"))
     else:
         out.write_text(text)
         note(f"Wrote '{out}'. Try it here: serve run {out}")

@@ -53,4 +53,4 @@ def root(
     """The craftbox server: a metered prediction API before a vision-language model."""
     speak(quiet=quiet)
     if context.invoked_subcommand is None:
-        print_lines(TEXT.splitlines())
+        print_lines(TEXT.rstrip().split("\n"))
