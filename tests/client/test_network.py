@@ -420,7 +420,7 @@ def encrypted(pem: Path, secret: Path) -> Iterator[str]:
 
     def talk(plain: socket.socket) -> None:
         with context.wrap_socket(plain, server_side=True) as client:
-            request_of(client)  # type: ignore[arg-type]
+            request_of(client)  # type: ignore[arg-type] # it needs recv alone
             client.sendall(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
                 b'{"models":[]}'
