@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import wraps
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -67,6 +68,7 @@ class InTurn:
         turns = self._probes if scope["path"] in _PROBES else self._calls
         address = scope["client"][0] if scope["client"] else ""
 
+        @wraps(receive)
         async def receive_in_turn() -> Message:
             message = await receive()
             if not message.get("more_body", False):  # all of it, or a client that has hung up

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from inspect import unwrap
 from typing import Any
 
 from starlette.responses import Response
@@ -133,4 +134,4 @@ class _Line:
             pass
 
     def _cycle(self) -> Any:
-        return self._receive.__self__  # type: ignore[attr-defined] # a bound method of uvicorn
+        return unwrap(self._receive).__self__  # type: ignore[attr-defined] # a bound method of uvicorn
