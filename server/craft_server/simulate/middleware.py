@@ -134,4 +134,4 @@ class _Line:
             pass
 
     def _cycle(self) -> Any:
-        return unwrap(self._receive).__self__  # type: ignore[attr-defined] # a bound method of uvicorn
+        return unwrap(self._receive).__self__  # a bound method of uvicorn
