@@ -93,10 +93,9 @@ def document(model: type[BaseModel], **numbers: Any) -> dict[str, Any]:
         for more in found.metadata:
             annotation = Annotated[annotation, more]
         value = _value(name, annotation, known)
-        if value is not None or not found.is_required():
+        if value is not None or found.is_required():
             made[name] = value
-    fits = model.model_validate({name: value for name, value in made.items() if value is not None})
-    return fits.model_dump(mode="json", exclude_none=True)
+    return model.model_validate(made).model_dump(mode="json", exclude_unset=True)
 
 
 def _value(name: str, annotation: Any, known: Mapping[str, Any]) -> Any:

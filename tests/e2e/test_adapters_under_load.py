@@ -26,6 +26,7 @@ from e2e.conftest import Server
 ADAPTERS = 200
 CALLERS = 32
 SECONDS = 8
+LEAST = 4  # answers to each caller, however busy the machine
 CLASSES = 3
 
 
@@ -127,7 +128,7 @@ def test_every_answer_is_of_one_whole_version_while_others_are_published_and_mov
             client.upload_images(image_set, pictures[:4])
             ready.wait()
             stop = time.monotonic() + SECONDS
-            while time.monotonic() < stop or not answers:
+            while time.monotonic() < stop or answers < LEAST:
                 name = f"load-{rng.randrange(ADAPTERS)}"
                 alias = rng.choice(["", "@stable", "@1", "@latest"])
                 of_set = {"image_set": image_set.id}
@@ -145,7 +146,7 @@ def test_every_answer_is_of_one_whole_version_while_others_are_published_and_mov
         answers = [caller.result() for caller in callers]
         for changer in changers:
             changer.result()
-    assert sum(answers) > 4 * CALLERS
+    assert min(answers) >= LEAST
     assert changes > 10
     for adapter, last in published.items():
         assert owner.adapter(f"load-{adapter}").version == last

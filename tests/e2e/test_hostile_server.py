@@ -54,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = json.loads((ours / file).read_text())
         (ours / file).write_text(json.dumps(_poisoned(content)))
     shutil.copytree(ours, place / f"runs/{ESCAPES.replace(chr(0), '')}")
-    (place / "receipt.jws").write_text(f"{ESCAPES}.{ESCAPES}.{ESCAPES}")
+    text = ESCAPES.replace("\0", "")  # or it would not be read as text at all
+    (place / "receipt.jws").write_text(f"{text}.{text}.{text}")
     return place
 
 
