@@ -18,12 +18,14 @@ from typing import Annotated
 
 from fastapi import Header, Request
 from fastapi.responses import Response
+from sqlalchemy import Connection
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
 from craft_server.api.body import read_bytes
 from craft_server.api.outputs import policy_for
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
+from craft_server.clock import now_ms
 from craft_server.image_sets import WrongFirstRow
 from craft_server.ledger.calls import (
     AnswerGone,
@@ -32,12 +34,14 @@ from craft_server.ledger.calls import (
     StillRunning,
     StoredAnswer,
     look_up,
+    made_before,
     recall,
 )
-from craft_server.ledger.charges import BudgetExhausted, TooManyRunning
+from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_covered
 from craft_server.ledger.keys import Caller
 from craft_server.policy import Policy
 from craft_server.problems import invalid_field
+from craft_shared.units import Units
 
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -112,12 +116,18 @@ def replay(answer: StoredAnswer) -> Response:
     )
 
 
-def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
+def call_of(
+    *, repeatable: bool, least: Units | None = None
+) -> Callable[..., AsyncIterator[Call]]:
     """A dependency that tells how a call is to be booked.
+
+    The body is not read of a key whose budgets do not even cover the least.
 
     Args:
         repeatable: whether the call could be done twice without harm, so that its answer's bytes
             need not be kept for good.
+        least: what any such call is charged, whatever its body says; None where that may be
+            nothing, or another key's to pay.
     """
 
     async def read(
@@ -135,6 +145,8 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
             "1 to 255 printable ASCII characters, a letter or digit first",
         )
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
+        if least is not None and caller.used_up and admission.record is None:
+            await services.database.read(_check_budgets, caller, key, least, now_ms())
         if key is None:
             yield Call(None, None, run)
             return
@@ -163,6 +175,17 @@ def call_of(*, repeatable: bool) -> Callable[..., AsyncIterator[Call]]:
             raise
 
     return read
+
+
+def _check_budgets(
+    connection: Connection, caller: Caller, key: str | None, least: Units, at: int
+) -> None:
+    try:
+        check_covered(connection, caller, least, at)
+    except BudgetExhausted:
+        # Perhaps it is this very call, sent before, that has taken what is missing.
+        if key is None or not made_before(connection, caller.key_id, key):
+            raise
 
 
 async def _unless_kept(

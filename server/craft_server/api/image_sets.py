@@ -108,7 +108,7 @@ async def upload(
     services: WithServices,
     caller: WithPredictKey,
     image_set_id: str,
-    call: Annotated[Call, Depends(call_of(repeatable=False))],
+    call: Annotated[Call, Depends(call_of(repeatable=False, least=Units(requests=1)))],
     body: Annotated[Body[ImageUpload], Depends(body_of(ImageUpload))],
 ) -> Response:
     """Appends pictures to an image set; all of them, or none if one cannot be used.

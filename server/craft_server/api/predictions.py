@@ -51,6 +51,9 @@ from craft_shared.wire import PredictionAnswer, PredictionRequest
 
 router = APIRouter(tags=["predictions"])
 
+# One prompt's prediction of one picture and one class.
+_LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
+
 
 @router.post(
     "/v1/predictions",
@@ -78,7 +81,7 @@ async def predict(
     request: Request,
     services: WithServices,
     caller: Annotated[Caller, Depends(caller_with("predict"))],
-    call: Annotated[Call, Depends(call_of(repeatable=True))],
+    call: Annotated[Call, Depends(call_of(repeatable=True, least=_LEAST))],
     body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
 ) -> Response:
     """Scores P prompts on N pictures over C classes.

@@ -196,6 +196,11 @@ def look_up(connection: sa.Connection, key_id: int, key: str, fingerprint: str) 
     return None if record is None else recall(connection, record, fingerprint)
 
 
+def made_before(connection: sa.Connection, key_id: int, key: str) -> bool:
+    """Whether there is a record of a call under this idempotency key."""
+    return bool(run(connection, (_FIND, {"of_key": key_id, "of_call": key}))[0].rows)
+
+
 def recall(connection: sa.Connection, record: Record, fingerprint: str) -> Made:
     """What the call of a record was answered.
 

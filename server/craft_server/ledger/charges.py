@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from craft_server.clock import window_start
-from craft_server.ledger.budgets import as_budget, in_order
+from craft_server.ledger.budgets import as_budget, in_order, list_budgets
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.prices import price, price_of_units
 from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES, RESERVED, TOTALS
@@ -235,6 +235,18 @@ def check_concurrency(connection: sa.Connection, caller: Caller) -> None:
     ).scalar_one()
     if count >= most:
         raise TooManyRunning(most)
+
+
+def check_covered(connection: sa.Connection, caller: Caller, units: Units, at: int) -> None:
+    """Raises BudgetExhausted unless the key's budgets cover these units now; reserves nothing."""
+    needed = units.model_dump()
+    shortfalls = [
+        Shortfall(budget, needed[budget.unit])
+        for budget in list_budgets(connection, caller.key_id, caller.team_id, at)
+        if needed.get(budget.unit, 0) > budget.remaining
+    ]
+    if shortfalls:
+        raise BudgetExhausted(shortfalls)
 
 
 def reserve(

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from craft_server.clock import rfc3339
 from craft_server.database import insert_missing
 from craft_server.ledger.calls import RECORD_COLUMNS, Record, record_of
-from craft_server.ledger.tables import API_KEYS, CALLS, KEY_SECRETS, TEAMS, TOTALS
+from craft_server.ledger.tables import API_KEYS, BUDGETS, CALLS, KEY_SECRETS, TEAMS, TOTALS
 from craft_server.statements import Statement, run
 from craft_shared.units import MEASURES
 from craft_shared.wire import KeyCard, Scope
@@ -57,7 +57,9 @@ class Rates:
 class Caller:
     """Who calls: the key, the owner whose objects it sees, and what it may do.
 
-    `policies` says what may be answered, as `craft_server.policy` writes it.
+    Attributes:
+        policies: what may be answered, as `craft_server.policy` writes it.
+        used_up: whether a budget that bounds the key had nothing left, or its window has passed.
     """
 
     key_id: int
@@ -67,6 +69,7 @@ class Caller:
     scopes: frozenset[str]
     rates: Rates
     policies: str | None = None
+    used_up: bool = False
 
     @property
     def tenant(self) -> str:
@@ -111,6 +114,12 @@ _FIND_SECRET = Statement(
         KEY_SECRETS.c.secret_hash,
         KEY_SECRETS.c.expires_at.label("secret_expires_at"),
         *RECORD_COLUMNS,
+        sa.exists()
+        .where(
+            sa.or_(BUDGETS.c.key_id == API_KEYS.c.id, BUDGETS.c.team_id == API_KEYS.c.team_id),
+            BUDGETS.c.spent + BUDGETS.c.reserved >= BUDGETS.c.limit,
+        )
+        .label("used_up"),
     )
     .join(KEY_SECRETS, KEY_SECRETS.c.key_id == API_KEYS.c.id)
     .outerjoin(
@@ -213,7 +222,7 @@ def admit(
     matches = hmac.compare_digest(_hash(shown["secret"]), expected)
     if row is None or not matches or not _lives(row, at):
         return None, None
-    return _caller(row), record_of(row)
+    return _caller(row, bool(row.used_up)), record_of(row)
 
 
 def payer(connection: sa.Connection, key_id: int, at: int) -> Caller | None:
@@ -397,7 +406,7 @@ def _lives(row: Any, at: int) -> bool:
     return row.revoked_at is None and all(end is None or end > at for end in ends)
 
 
-def _caller(row: Any) -> Caller:
+def _caller(row: Any, used_up: bool = False) -> Caller:
     return Caller(
         key_id=row.id,
         prefix=row.prefix,
@@ -406,6 +415,7 @@ def _caller(row: Any) -> Caller:
         scopes=frozenset(row.scopes.split()),
         rates=_rates(row),
         policies=row.policies,
+        used_up=used_up,
     )
 
 

@@ -185,3 +185,28 @@ def test_what_cannot_be_used_costs_nothing(house: Any, name: str) -> None:
         assert answer.status_code == 422, answer.text
         assert client.get("/v1/budget").json() == before
         assert client.get("/v1/usage").json()["charges"] == []
+
+
+def test_the_body_of_a_key_that_can_pay_for_nothing_is_not_read(house: Any) -> None:
+    malformed = b"[" + b" " * 2**19
+    headers = {"Content-Type": "application/json"}
+    for path in ("/v1/predictions", f"/v1/image-sets/{house.image_set}/images"):
+        for limit, status in ((0, 402), (1, 400)):
+            with house.client("me", requests=limit) as client:
+                answer = client.post(path, content=malformed, headers=headers)
+            assert answer.status_code == status, answer.text
+
+
+def test_a_call_that_took_the_last_of_a_budget_is_answered_again(
+    house: Any, picture: Picture
+) -> None:
+    image = sent(picture(1) + b"\0" * 2**18)
+    asked = {"model": "craft-tiny", "classes": ["cat"], "templates": ["a {}."], "images": [image]}
+    with house.client("me", queries=1) as client:
+        first, again, other = (
+            client.post("/v1/predictions", json=asked, headers={"Idempotency-Key": key})
+            for key in ("one", "one", "two")
+        )
+    assert first.status_code == again.status_code == 200
+    assert again.content == first.content
+    assert other.status_code == 402
