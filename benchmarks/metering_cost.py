@@ -109,13 +109,14 @@ def serving(
     folder: Path, name: str, url: str | None, checkout: Path | None = None
 ) -> Iterator[tuple[httpx.Client, int]]:
     """A server process of its own, from this checkout or another: a client of it, and its id."""
-    environment = dict(os.environ)
+    environment, script = dict(os.environ), HERE
     if checkout is not None:
+        script = checkout / "benchmarks" / HERE.name  # whose stub fits its server
         parts = (str(checkout.absolute() / part) for part in ("server", "shared", "client"))
         environment["PYTHONPATH"] = os.pathsep.join(parts)
     port_file = folder / f"{name}.json"
     serve_as = name if name == "free" else "metered"
-    command = [sys.executable, HERE, "--serve", serve_as, "--port-file", port_file]
+    command = [sys.executable, script, "--serve", serve_as, "--port-file", port_file]
     command += ["--data-dir", folder / name, *(["--postgresql", url] if url else [])]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment

@@ -17,6 +17,7 @@ import uvicorn
 
 from craft_server.api import access_log, auth
 from craft_server.serving import listening
+from craft_server.serving.turns import Turns
 from craft_server.settings import Settings
 
 DEADLINE = 15
@@ -166,3 +167,21 @@ def test_what_was_loaded_is_not_looked_through_for_garbage_while_calls_wait(
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     pass
+
+
+def test_while_connections_arrive_by_the_hundred_a_turn_waits_but_not_for_long() -> None:
+    async def tried() -> None:
+        crowded = True
+        turns = Turns(lambda: crowded)
+        first, second = (asyncio.ensure_future(turns.take(address)) for address in "ab")
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not (first.done() or second.done())
+        await asyncio.wait_for(first, DEADLINE)
+        assert not second.done()
+        crowded = False
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert second.done()
+
+    asyncio.run(tried())

@@ -47,6 +47,7 @@ RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
 RECOMPUTED_HEADER = "Idempotency-Recomputed"
 
+_REFUSAL_SECONDS = 0.05
 _SHORT = 1 << 18  # bytes that are hashed in less time than a thread is called
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -116,9 +117,7 @@ def replay(answer: StoredAnswer) -> Response:
     )
 
 
-def call_of(
-    *, repeatable: bool, least: Units | None = None
-) -> Callable[..., AsyncIterator[Call]]:
+def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., AsyncIterator[Call]]:
     """A dependency that tells how a call is to be booked.
 
     The body is not read of a key whose budgets do not even cover the least.
@@ -146,7 +145,12 @@ def call_of(
         )
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
         if least is not None and caller.used_up and admission.record is None:
-            await services.database.read(_check_budgets, caller, key, least, now_ms())
+            try:
+                await services.database.read(_check_budgets, caller, key, least, now_ms())
+            except BudgetExhausted:
+                # Who calls on and on waits for that, rather than others for him.
+                await asyncio.sleep(_REFUSAL_SECONDS)
+                raise
         if key is None:
             yield Call(None, None, run)
             return

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +46,7 @@ _LINGER_SECONDS = 2.0
 _MOST_TURNED_AWAY = 64
 _MOST_PIPELINED = 16
 _TICK_SECONDS = 0.5
+_CROWD, _CROWD_SECONDS = 32, 0.1
 
 _CUT = Counter(
     "craft_connections_cut_total",
@@ -104,6 +107,7 @@ class Connections:
     bounds: Bounds
     trusted: str | list[str] = ""
     turned_away: int = 0
+    _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_CROWD))
     _open: dict[BoundedProtocol, str | None] = field(default_factory=dict)
     _of_address: dict[str, int] = field(default_factory=dict)
     _waiting: dict[BoundedProtocol, None] = field(default_factory=dict)
@@ -121,6 +125,7 @@ class Connections:
 
     def admit(self, connection: BoundedProtocol, peer: str | None) -> bool:
         """Counts a new connection, if there is room or another one gives way."""
+        self._arrivals.append(time.monotonic())
         address = self._counted_address(peer)
         full = (
             address is not None
@@ -136,6 +141,11 @@ class Connections:
         if self._timer is None:
             self._timer = connection.loop.call_later(_TICK_SECONDS, self._tick, connection.loop)
         return True
+
+    def crowded(self) -> bool:
+        """Whether the last `_CROWD` connections arrived within `_CROWD_SECONDS` of now."""
+        full = len(self._arrivals) == _CROWD
+        return full and time.monotonic() - self._arrivals[0] < _CROWD_SECONDS
 
     def waits(self, connection: BoundedProtocol) -> None:
         """From now on it waits for its client."""

@@ -86,9 +86,10 @@ def server_config(
     from craft_server.serving.connections import bounded
     from craft_server.serving.turns import InTurn
 
+    protocol = bounded(settings)
     return uvicorn.Config(
-        InTurn(application),
-        http=bounded(settings),
+        InTurn(application, protocol.registry.crowded),
+        http=protocol,
         ws="none",
         timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,

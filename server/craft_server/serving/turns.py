@@ -4,8 +4,9 @@ To find a call's route and its key takes about a millisecond, in which nothing e
 Calls that arrive by the hundred would take theirs in a row; so each waits for a round of its own,
 in which the loop looks after every other connection, too. The same holds for what follows the
 end of a body, or of a connection. Turns go round the clients' addresses, so that who sends
-hundreds waits for himself; probes have turns of their own. It knows ASGI and the loop; what a call
-does is its affair.
+hundreds waits for himself; probes have turns of their own. The loop takes one new connection a
+round, so that while they arrive by the hundred calls begin in few of its rounds. It knows ASGI and
+the loop; what a call does is its affair.
 
 As many calls wait as there are connections, so that none waits without end.
 """
@@ -14,32 +15,49 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from functools import wraps
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+# For how long arriving connections may hold up the next turn.
+_CROWDED_SECONDS = 0.1
 _PROBES = frozenset(("/livez", "/readyz"))
 
 
 class Turns:
-    """Who may go on in which round of the running loop."""
+    """Who may go on in which round of the running loop.
 
-    def __init__(self) -> None:
+    Args:
+        crowded: whether connections arrive by the hundred.
+    """
+
+    def __init__(self, crowded: Callable[[], bool]) -> None:
+        self._crowded = crowded
+        self._until = 0.0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._taken = False
 
     async def take(self, address: str) -> None:
         """Waits for a turn; at once where nobody else had this round's."""
         loop = asyncio.get_running_loop()
-        if self._taken:
+        wait = self._taken or self._crowded()
+        if not self._taken:
+            self._taken = True
+            self._end_round(loop)
+        if wait:
             turn = loop.create_future()
             self._waiting.setdefault(address, deque()).append(turn)
             await turn
-        else:
-            self._taken = True
-            loop.call_soon(self._next, loop)
+
+    def _end_round(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._until = loop.time() + _CROWDED_SECONDS
+        loop.call_soon(self._next, loop)
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._crowded() and loop.time() < self._until:
+            loop.call_soon(self._next, loop)
+            return
         while self._waiting:
             address = next(iter(self._waiting))
             line = self._waiting.pop(address)
@@ -48,17 +66,17 @@ class Turns:
                 self._waiting[address] = line  # behind all others
             if not turn.done():  # or it was cancelled
                 turn.set_result(None)
-                loop.call_soon(self._next, loop)
+                self._end_round(loop)
                 return
         self._taken = False
 
 
 class InTurn:
-    """An application whose calls take turns."""
+    """An application whose calls take turns; `crowded` as for `Turns`."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, crowded: Callable[[], bool]) -> None:
         self._app = app
-        self._calls, self._probes = Turns(), Turns()
+        self._calls, self._probes = Turns(crowded), Turns(lambda: False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
