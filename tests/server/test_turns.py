@@ -176,7 +176,8 @@ def test_while_connections_arrive_by_the_hundred_a_turn_waits_but_not_for_long()
         first, second = (asyncio.ensure_future(turns.take(address)) for address in "ab")
         for _ in range(50):
             await asyncio.sleep(0)
-        assert not (first.done() or second.done())
+        assert not first.done()
+        assert not second.done()
         await asyncio.wait_for(first, DEADLINE)
         assert not second.done()
         crowded = False
