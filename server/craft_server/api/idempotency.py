@@ -146,7 +146,7 @@ def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., As
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
         if least is not None and caller.used_up and admission.record is None:
             try:
-                await services.database.read(_check_budgets, caller, key, least, now_ms())
+                await services.database.query(_check_budgets, caller, key, least, now_ms())
             except BudgetExhausted:
                 # Who calls on and on waits for that, rather than others for him.
                 await asyncio.sleep(_REFUSAL_SECONDS)

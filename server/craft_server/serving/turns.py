@@ -3,8 +3,8 @@
 To find a call's route and its key takes about a millisecond, in which nothing else is served.
 Calls that arrive by the hundred would take theirs in a row; so each waits for a round of its own,
 in which the loop looks after every other connection, too. The same holds for what follows the
-end of a body, or of a connection. Turns go round the clients' addresses, so that who sends
-hundreds waits for himself; probes have turns of their own. The loop takes one new connection a
+end of a body, or of a connection. The next turn is that of the address that has had the fewest
+while others waited, so that who sends hundreds waits for himself; probes have turns of their own. The loop takes one new connection a
 round, so that while they arrive by the hundred calls begin in few of its rounds. It knows ASGI and
 the loop; what a call does is its affair.
 
@@ -14,14 +14,14 @@ As many calls wait as there are connections, so that none waits without end.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import wraps
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # For how long arriving connections may hold up the next turn.
-_CROWDED_SECONDS = 0.1
+_CROWDED_SECONDS = 0.03
 _PROBES = frozenset(("/livez", "/readyz"))
 
 
@@ -36,6 +36,7 @@ class Turns:
         self._crowded = crowded
         self._until = 0.0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._had: Counter[str] = Counter()
         self._taken = False
 
     async def take(self, address: str) -> None:
@@ -59,15 +60,16 @@ class Turns:
             loop.call_soon(self._next, loop)
             return
         while self._waiting:
-            address = next(iter(self._waiting))
-            line = self._waiting.pop(address)
-            turn = line.popleft()
-            if line:
-                self._waiting[address] = line  # behind all others
+            address = min(self._waiting, key=self._had.__getitem__)
+            turn = self._waiting[address].popleft()
+            self._had[address] += 1
+            if not self._waiting[address]:
+                del self._waiting[address]
             if not turn.done():  # or it was cancelled
                 turn.set_result(None)
                 self._end_round(loop)
                 return
+        self._had.clear()
         self._taken = False
 
 
