@@ -130,10 +130,15 @@ def history(runs: Iterable[Run]) -> Table:
 
 
 def outcomes(runs: Iterable[Run]) -> Table:
-    """What runs were asked for, charged and came to, a row each run."""
+    """What runs were asked for, charged and came to, a row each run.
+
+    Accuracies are of the training pictures, those of `evaluation` of the pictures that
+    `evaluated_on` names, with Wilson's 95 % interval.
+    """
     found = list(runs)
     settings = [run.about.settings for run in found]
     ends = [run.summary for run in found]
+    tested = [run.evaluation for run in found]
     return Table(
         [
             Column("run", "text", [run.name for run in found]),
@@ -150,6 +155,13 @@ def outcomes(runs: Iterable[Run]) -> Table:
             Column("prompts", "integer", [run.prompts for run in found]),
             Column("accuracy_before_percent", "number", [e and e.accuracy_before for e in ends]),
             Column("accuracy_after_percent", "number", [e and e.accuracy_after for e in ends]),
+            Column("evaluated_on", "text", [t and t.subject for t in tested]),
+            Column(
+                "evaluation_before_percent", "number", [t and t.before.accuracy for t in tested]
+            ),
+            Column("evaluation_percent", "number", [t and t.accuracy for t in tested]),
+            Column("evaluation_low_percent", "number", [t and t.interval[0] for t in tested]),
+            Column("evaluation_high_percent", "number", [t and t.interval[1] for t in tested]),
         ]
     )
 

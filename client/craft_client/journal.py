@@ -6,6 +6,7 @@
                     a checkpoint: what was learnt from answers that are not kept any more
     adapter/        the tuned adapter
     summary.json    how the run ended
+    evaluation.json what its adapter came to on a split (`craft_client.evaluation`)
 
 A line is on disk, and so is every tensor file it names, before `append` returns. All other files
 appear whole or not at all. While a process writes, it holds the file `lock` (`craft_client.locks`).

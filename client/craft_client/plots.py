@@ -1,4 +1,4 @@
-"""Pictures of runs, as PNG: one run over its budget, or several beside each other.
+"""Pictures of runs, as PNG: what one came to and its course, or several beside each other.
 
 It knows runs and how they are drawn, on light or dark ground; it does not know files or pages.
 Importing it imports matplotlib, which takes a while.
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from craft_client.budgets import currency
+from craft_client.evaluation import ClassAccuracy, Evaluation, Interval
 from craft_client.exceptions import CraftError
 from craft_client.runs import Run
 from craft_shared.printing import printable
@@ -30,7 +31,10 @@ DOTS_AN_INCH = 150
 FEW_POINTS = 30
 TITLE_WIDTH = 86
 LABEL_WIDTH = 90
-_STAR = "★  the adapter that was deployed"
+CLASS_WIDTH = 32
+CLASSES_SHOWN = 20
+_STAR = """★  the adapter that was deployed: with its 95 % interval where it was evaluated,
+otherwise on the training pictures, held out"""
 
 # Okabe and Ito's colours, which colour-blind people tell apart, fitted to the ground.
 _LIGHT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5588f", "#b07d00", "#2a93cf", "#555555"]
@@ -38,12 +42,17 @@ _DARK_COLOURS = ["#56b4e9", "#ff8a3c", "#2fc79a", "#e59ac4", "#f0c04a", "#8fd0ff
 _STYLES = ["-", "--", ":", "-."]
 
 
+_Panel = Callable[[Axes, Run], None]
+
+
 class PlotError(CraftError):
     """There is nothing to draw; the message says why."""
 
 
 def draw_run(run: Run, *, dark: bool = False) -> bytes:
-    """Accuracy, loss and cost of a run over its queries; what is not known is left out.
+    """What a run came to, and its accuracy, loss and cost over its queries.
+
+    What is not known is left out, and so is the course of a finished run of one point.
 
     Raises:
         PlotError: the run has no answers yet.
@@ -53,20 +62,31 @@ def draw_run(run: Run, *, dark: bool = False) -> bytes:
             f"The run in '{run.folder}' has no answers yet: there is nothing to draw.",
             remedy=f"Go on with it: craft tune --resume {run.folder}",
         )
-    panels: list[Callable[[Axes, Run], None]] = [_draw_loss]
-    if run.accuracies:
-        panels.insert(0, _draw_accuracy)
-    if run.cost_micros:
-        panels.append(_draw_cost)
+    ends: list[tuple[_Panel, float]] = []
+    course: list[tuple[_Panel, float]] = []
+    if run.summary:
+        ends.append((_draw_end, 1.3))
+    if run.evaluation:
+        ends.append((_draw_classes, 1 + 0.22 * len(_classes_shown(run.evaluation))))
+    if len(run.points) > 1 or not run.summary:
+        course += [(_draw_accuracy, 2.6)] * bool(run.accuracies)
+        course += [(_draw_loss, 2.6)]
+        course += [(_draw_cost, 2.6)] * bool(run.cost_micros)
+    panels, heights = zip(*ends, *course, strict=True)
     with _look(dark):
-        figure = Figure(figsize=(8.5, 1.1 + 2.6 * len(panels)), layout="constrained")
-        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        figure = Figure(figsize=(8.5, 1.1 + sum(heights)), layout="constrained")
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         figure.suptitle(_title(run))
         for axes, draw in zip(grid, panels, strict=True):
             draw(axes, run)
             axes.grid(visible=True)
-        _label_budget(grid[0], grid[-1], run)
-        figure.align_ylabels()
+        over_queries = list(grid[len(ends) :])
+        if over_queries:
+            for axes in over_queries[:-1]:
+                axes.sharex(over_queries[-1])
+                axes.tick_params(labelbottom=False)
+            _label_budget(over_queries[0], over_queries[-1], run)
+        figure.align_ylabels(over_queries)
         return _png(figure)
 
 
@@ -85,7 +105,7 @@ def draw_comparison(runs: Sequence[Run], *, dark: bool = False) -> bytes:
     with _look(dark):
         figure = Figure(figsize=(8.5, 4.8 + 0.22 * len(drawn)), layout="constrained")
         axes = figure.subplots()
-        axes.set_title("Accuracy on the training pictures over predictions")
+        axes.set_title("Accuracy over predictions; lines: on the training pictures")
         axes.set_xscale("log")
         axes.set_xlabel("predictions (one prompt scored against one picture)")
         axes.set_ylabel("accuracy (%)")
@@ -101,6 +121,63 @@ def draw_comparison(runs: Sequence[Run], *, dark: bool = False) -> bytes:
             handles, [_label(run) for run in drawn], loc="outside lower center", title=_STAR
         )
         return _png(figure)
+
+
+def _draw_end(axes: Axes, run: Run) -> None:
+    """Accuracy before and after, with intervals where it was evaluated."""
+    leading, tested, summary = run.leading, run.evaluation, run.summary
+    spans: list[tuple[float | None, Interval | None]] = []
+    if tested:
+        spans = [(one.accuracy, one.interval) for one in (tested.before, tested)]
+    elif summary:
+        spans = [(summary.accuracy_before, None), (summary.accuracy_after, None)]
+    for place, (words, (accuracy, interval)) in enumerate(
+        zip((leading.before, leading.after), spans, strict=True)
+    ):
+        middle = 0 if accuracy is None else accuracy
+        low, high = interval or (middle, middle)
+        if accuracy is not None:
+            axes.errorbar(
+                middle, place, xerr=[[middle - low], [high - middle]],
+                fmt="o", markersize=7, capsize=4, color="C1" if place else "C6",
+            )  # fmt: skip
+        left = middle > 50  # the side that has room
+        axes.annotate(
+            words, (low if left else high, place), (-9 if left else 9, 0),
+            textcoords="offset points", ha="right" if left else "left", va="center",
+        )  # fmt: skip
+    axes.set_yticks([0, 1], ["before", "after"])
+    axes.set_ylim(1.6, -0.6)
+    axes.set_xlim(-1, 101)
+    axes.set_xlabel(_cut(f"accuracy (%), {leading.subject}", LABEL_WIDTH))
+
+
+def _draw_classes(axes: Axes, run: Run) -> None:
+    """The change of each class's accuracy; of many classes, of those that changed most."""
+    assert run.evaluation  # noqa: S101 - it is drawn where there is one
+    shown = _classes_shown(run.evaluation)
+    changes = [one.change for one in shown]
+    axes.barh(
+        [*range(len(shown))], changes, color=["C2" if change >= 0 else "C1" for change in changes]
+    )
+    axes.axvline(0, color="C6", linewidth=1)
+    axes.set_yticks([*range(len(shown))], [_cut(one.name, CLASS_WIDTH) for one in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    count = len(run.evaluation.per_class)
+    which = "" if len(shown) == count else f": of {count:,}, {CLASSES_SHOWN // 2} at either end"
+    axes.set_xlabel(f"change of a class's accuracy (points){which}")
+
+
+def _classes_shown(evaluation: Evaluation) -> list[ClassAccuracy]:
+    """The classes, the one that gained most first; of many, those at either end."""
+    ranked = sorted(evaluation.per_class, key=lambda one: -one.change)
+    half = CLASSES_SHOWN // 2
+    return ranked if len(ranked) <= CLASSES_SHOWN else [*ranked[:half], *ranked[-half:]]
+
+
+def _cut(text: str, width: int) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
 
 
 def _draw_accuracy(axes: Axes, run: Run) -> None:
@@ -119,7 +196,7 @@ def _draw_accuracy(axes: Axes, run: Run) -> None:
                 run.units.queries, after, "*", color="C1", markersize=13, clip_on=False,
                 zorder=5, label="after: the adapter, held out",
             )  # fmt: skip
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel("training accuracy (%)")
     axes.legend()
 
 
@@ -176,10 +253,15 @@ def _draw_accuracies(axes: Axes, run: Run, colour: str, style: str) -> Any:
         linestyle=style,
         marker=_marker(measured),
     )
-    if run.summary and run.summary.accuracy_after is not None:
-        axes.plot(
-            run.units.predictions, run.summary.accuracy_after, "*", color=colour, markersize=13
-        )
+    tested, place = run.evaluation, run.units.predictions
+    if tested:
+        low, high = tested.interval
+        axes.errorbar(
+            place, tested.accuracy, yerr=[[tested.accuracy - low], [high - tested.accuracy]],
+            fmt="*", color=colour, markersize=13, capsize=4,
+        )  # fmt: skip
+    elif run.summary and run.summary.accuracy_after is not None:
+        axes.plot(place, run.summary.accuracy_after, "*", color=colour, markersize=13)
     return line
 
 
@@ -203,6 +285,8 @@ def _title(run: Run) -> str:
 
 def _label(run: Run) -> str:
     label = printable(str(run.folder))
+    if run.evaluation:
+        label += f": {run.evaluation.subject}"
     return label if len(label) <= LABEL_WIDTH else "..." + label[-LABEL_WIDTH:]
 
 

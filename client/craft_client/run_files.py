@@ -5,6 +5,7 @@ from __future__ import annotations
 RUN_FILE = "run.json"
 LINES_FILE = "journal.jsonl"
 SUMMARY_FILE = "summary.json"
+EVALUATION_FILE = "evaluation.json"
 TENSOR_FOLDER = "tensors"
 CHECKPOINT = "checkpoint"
 ADAPTER_FOLDER = "adapter"

@@ -1,7 +1,8 @@
 """A run directory as reports read it: what was asked for, what each generation brought, its end.
 
 It knows what a run's files mean and reads them without changing anything; it does not know how
-they are shown or drawn. Of a run that is unfinished there is no accuracy: the journal has none.
+they are shown or drawn. Of a run that is unfinished there is no accuracy: the journal has none. One
+that was evaluated leads with that accuracy, on images that tuning has not seen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 
+from craft_client.evaluation import Evaluation, read_evaluation
 from craft_client.journal import Journal, JournalError
 from craft_client.run_files import (
     ADAPTER_FOLDER,
@@ -25,12 +27,14 @@ from craft_client.run_files import (
 )
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
+from craft_shared.printing import percent
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import Units
 from craft_shared.validation import first_error
 
 # Of a long run, in a notebook.
 POINTS_SHOWN = 8
+ON_TRAINING = "training pictures (after: held out)"
 
 
 class Settings(BaseModel):
@@ -124,6 +128,21 @@ class Point:
     cost_micros: int | None
 
 
+@dataclass(frozen=True)
+class Accuracies:
+    """The accuracies that a run leads with, in words.
+
+    Attributes:
+        before: of the plain prompt.
+        after: of the adapter.
+        subject: on which pictures.
+    """
+
+    before: str = "not yet"
+    after: str = "not yet"
+    subject: str = "not yet"
+
+
 @dataclass(frozen=True, repr=False)
 class Run(Displayed):
     """A run, finished or not. Use `load`.
@@ -137,6 +156,8 @@ class Run(Displayed):
         failure: why the last answer could not be used; None where it could.
         summary: how it ended; None where it is unfinished.
         prompts: that the adapter has; None where it is unfinished.
+        evaluation: of its adapter; None where there is none that can be used.
+        fault: why what there is of an evaluation cannot be used.
     """
 
     folder: Path
@@ -147,6 +168,8 @@ class Run(Displayed):
     failure: str | None
     summary: Summary | None
     prompts: int | None
+    evaluation: Evaluation | None = None
+    fault: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -158,10 +181,14 @@ class Run(Displayed):
         journal = Journal.open(folder)
         about = _checked(About, journal.document, f"'{folder / RUN_FILE}'")
         # Before the lines, which a run that is still going on may add to.
-        summary, prompts = None, None
+        summary, prompts, evaluation, fault = None, None, None, None
         if journal.finished:
             summary = _checked(Summary, journal.summary(), f"'{folder / SUMMARY_FILE}'")
             prompts = _adapter_config(folder / ADAPTER_FOLDER / CONFIG_FILE).prompts
+            try:
+                evaluation = read_evaluation(folder, summary.adapter)
+            except JournalError as error:  # the run is worth showing all the same
+                fault = " ".join(error.lines)
         lines = [
             _checked(_Line, line, f"'{folder / LINES_FILE}', line {number},")
             for number, line in enumerate(journal.lines(), start=1)
@@ -175,6 +202,8 @@ class Run(Displayed):
             failure=lines[-1].error if lines else None,
             summary=summary,
             prompts=prompts,
+            evaluation=evaluation,
+            fault=fault,
         )
 
     @property
@@ -193,17 +222,42 @@ class Run(Displayed):
         return [(point, point.accuracy) for point in self.points if point.accuracy is not None]
 
     @property
+    def leading(self) -> Accuracies:
+        """The evaluation's accuracies, with intervals; without one those on training pictures."""
+        if self.evaluation:
+            tested = self.evaluation
+            return Accuracies(str(tested.before), str(tested), tested.subject)
+        return self.training
+
+    @property
+    def training(self) -> Accuracies:
+        """The accuracies on the training pictures: the adapter's is of held-out predictions."""
+        if not self.summary:
+            return Accuracies()
+        after = self.summary.accuracy_after
+        return Accuracies(
+            percent(self.summary.accuracy_before),
+            "not measurable" if after is None else percent(after),
+            ON_TRAINING,
+        )
+
+    @property
     def state(self) -> str:
         """`finished` or `unfinished`."""
         return "finished" if self.summary else "unfinished"
 
     def _view(self) -> View:
         settings, summary = self.about.settings, self.summary
+        leading = self.leading if summary else None
         step = -(-len(self.points) // POINTS_SHOWN) or 1
         return View(
             self.name,
             {
                 "state": self.state,
+                "accuracy before": leading and leading.before,
+                "accuracy after": leading and leading.after,
+                "measured on": leading and leading.subject,
+                "evaluation": self.fault,
                 "data": self.data,
                 "model": self.about.model,
                 "recipe": settings.recipe,
@@ -212,8 +266,6 @@ class Run(Displayed):
                 "queries": self.units.queries,
                 "predictions": self.units.predictions,
                 "cost_micros": self.cost_micros or None,
-                "accuracy before, %": summary and summary.accuracy_before,
-                "accuracy after, %": summary and summary.accuracy_after,
                 "deployed": summary and summary.deployed,
                 "failure": self.failure,
             },

@@ -51,6 +51,11 @@ def text_of(words: object, style: str = "") -> Text:
     return Text(printable(str(words)), style)
 
 
+def percent(share: float) -> str:
+    """An accuracy in percent."""
+    return f"{share:.1f} %"
+
+
 def print_lines(lines: Iterable[str], *, err: bool = False) -> None:
     """Prints each as one line."""
     stream = sys.stderr if err else sys.stdout

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from craft_client.evaluation import Evaluation, Metrics, keep_evaluation
 from craft_client.journal import Journal
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
+from craft_shared.units import Units
 
 PICTURES, CLASSES = 30, ["cat", "dog", "owl"]
 ADAPTER = Adapter(
@@ -19,6 +21,27 @@ ADAPTER = Adapter(
     ),
     np.zeros((0, 0), np.float32),
     Unrefined(),
+)
+ADAPTER_DIGEST = "ad" * 32
+# Ten images: right are 5 before (2, 1, 2 by class) and 8 after (3, 3, 2).
+EVALUATION = Evaluation(
+    evaluated_at="2026-01-02T04:00:00+00:00",
+    data="animals",
+    split="test",
+    model="pocket",
+    revision="f00d",
+    adapter=ADAPTER_DIGEST,
+    before=Metrics(
+        confusion={
+            "cat": {"cat": 2, "dog": 1},
+            "dog": {"dog": 1, "owl": 3},
+            "owl": {"cat": 1, "owl": 2},
+        },
+        calibration_error=20.0,
+    ),
+    confusion={"cat": {"cat": 3}, "dog": {"dog": 3, "owl": 1}, "owl": {"cat": 1, "owl": 2}},
+    calibration_error=6.5,
+    charged=Units(queries=2, predictions=20, images=10, texts=6, requests=3),
 )
 
 
@@ -63,6 +86,7 @@ def write_run(
     finished: bool = True,
     settings: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
+    evaluation: Evaluation | None = None,
     **about: Any,
 ) -> Path:
     """A run's directory; `settings`, `summary` and `about` replace what it says by itself."""
@@ -94,7 +118,7 @@ def write_run(
                 "accuracy_after": 72.5,
                 "units": {},
                 "stopped_by": None,
-                "adapter": "ad" * 32,
+                "adapter": ADAPTER_DIGEST,
                 "deployed": "plain ridge",
                 "candidates": [
                     {"name": name, "prompts": 2, "accuracy": accuracy, "loss": 1.0}
@@ -107,4 +131,6 @@ def write_run(
                 **(summary or {}),
             },
         )
+    if evaluation:
+        assert keep_evaluation(folder, evaluation) is None
     return folder

@@ -95,7 +95,10 @@ def test_tune_evaluate_publish_and_predict(
     assert published["adapter"]["version"] == 1
 
     before = connected.charged
+    kept = Path(tuned["run"], "evaluation.json").read_bytes()
     served = answer(craft("evaluate", "--adapter", "animals", "--data", picture_folder, "--json"))
+    assert Path(tuned["run"], "evaluation.json").read_bytes() == kept
+    assert not list(Path().glob("**/evaluation.json.*"))
     # The head here and the one on the server are the same function.
     assert served["accuracy_after"] == evaluated["accuracy_after"]
     assert cost(served).images == 0, "the pictures were known"
@@ -170,6 +173,48 @@ def test_tables_say_what_json_says(craft: Craft, picture_folder: Path) -> None:
     result = craft("predict", file, "--adapter", "animals", "--top", 2)
     assert result.stdout.count(" %") == 2
     assert str(file) in result.stdout
+
+
+def test_evaluate_keeps_in_the_run_what_it_tells(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    run = answer(craft("tune", "--data", picture_folder, *TUNE, "--json"))["run"]
+    assert not Path(run, "evaluation.json").exists()
+    told = answer(craft("evaluate", run, "--data", picture_folder, "--json"))
+    kept = json.loads(Path(run, "evaluation.json").read_bytes())
+    assert (kept["data"], kept["split"], kept["n"]) == ("animals", "test", 12)
+    assert (kept["model"], kept["revision"]) == (told["model"], told["revision"])
+    assert kept["accuracy"] == told["accuracy_after"]
+    assert kept["before"]["accuracy"] == told["accuracy_before"]
+    assert kept["interval"] == told["intervals"]["accuracy_after"]
+    assert kept["charged"] == told["charged"]
+    assert kept["adapter"] == json.loads(Path(run, "summary.json").read_bytes())["adapter"]
+    assert [one["name"] for one in kept["per_class"]] == ["big cat", "dog", "owl"]
+    assert [one["n"] for one in kept["per_class"]] == [4, 4, 4]
+    (listed,) = answer(craft("runs", "--json"))["runs"]
+    assert listed["evaluation"]["accuracy"] == told["accuracy_after"]
+
+    Path(run, "evaluation.json").write_bytes(b'{"schema_version": 1, "da')
+    result = craft("runs")
+    assert result.stderr.startswith(f"Unusable: '{run}/evaluation.json' is damaged")
+    answer(craft("evaluate", run, "--data", picture_folder, "--json"))
+    again = json.loads(Path(run, "evaluation.json").read_bytes())
+    assert again["confusion"] == kept["confusion"]
+
+
+def test_what_cannot_be_kept_is_told_all_the_same(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    run = answer(craft("tune", "--data", picture_folder, *TUNE, "--json"))["run"]
+    result = craft("evaluate", run, "--data", picture_folder, "--split", "train", "--json")
+    assert answer(result)["pictures"] == 18
+    assert f"Not kept in '{run}': tuning has seen pictures of the train split." in result.stderr
+    assert not Path(run, "evaluation.json").exists()
+    Path(run, "evaluation.json").mkdir()
+    result = craft("evaluate", run, "--data", picture_folder, "--json")
+    assert answer(result)["pictures"] == 12
+    assert f"Not kept in '{run}': cannot write '{run}/evaluation.json': " in result.stderr
+    assert "Unusable: " in craft("runs").stderr
 
 
 def test_zero_shot_measures_the_plain_prompt(

@@ -17,10 +17,12 @@ from craft_client.cli import app
 from craft_client.runs import Run
 from craft_shared.units import UNITS
 
-from .run_folders import ANSWERS, answer, write_run
+from .run_folders import ANSWERS, EVALUATION, answer, write_run
 
 Craft = Callable[..., Any]
 PNG = b"\x89PNG"
+TRAINED = "training pictures (after: held out)"
+TESTED = ["50.0 % (23.7 to 76.3)", "80.0 % (49.0 to 94.3)", "test split of animals, 10 pictures"]
 
 
 @pytest.fixture
@@ -100,11 +102,11 @@ def test_runs_lists_all_with_state_charges_and_accuracies(craft: Craft) -> None:
     result = done(craft("runs"))
     assert row(result, "runs/one") == [
         "runs/one", "animals", "pocket", "10", "1", "finished", "28", "840", "40.0 %", "72.5 %",
-        "0.028000",
+        TRAINED, "0.028000",
     ]  # fmt: skip
     assert row(result, "runs/deep/open") == [
         "runs/deep/open", "birds", "pocket", "10", "7", "unfinished", "28", "840", "not yet",
-        "not yet", "0.028000",
+        "not yet", "not yet", "0.028000",
     ]  # fmt: skip
     facts = json.loads(done(craft("runs", "--json")).stdout)
     assert facts["damaged"] == []
@@ -113,6 +115,7 @@ def test_runs_lists_all_with_state_charges_and_accuracies(craft: Craft) -> None:
         "runs/one", "animals", "finished", 28_000,
     )  # fmt: skip
     assert (one["accuracy_before"], one["accuracy_after"]) == (40.0, 72.5)
+    assert (one["evaluation"], one["evaluation_fault"]) == (None, None)
     assert [one[unit] for unit in UNITS] == [28, 840, 0, 84, 4]
     assert (opened["state"], opened["accuracy_after"]) == ("unfinished", None)
 
@@ -127,7 +130,7 @@ def test_runs_without_any_cost_have_no_such_column(craft: Craft) -> None:
 
 def test_what_cannot_be_measured_is_said(craft: Craft) -> None:
     write_run(Path("runs/one"), summary={"accuracy_after": None})
-    assert row(done(craft("runs")), "runs/one")[-2] == "not measurable"
+    assert row(done(craft("runs")), "runs/one")[-3] == "not measurable"
 
 
 def test_a_damaged_run_is_named_beside_the_others(craft: Craft) -> None:
@@ -222,9 +225,14 @@ def test_the_page_tells_units_settings_candidates_times_and_model(craft: Craft) 
         ["budget", "40"],
         ["plain", "2", "40.0 %", "1.0000", "", ""],
         ["plain ridge", "2", "72.5 %", "1.0000", "", "deployed"],
+        ["training pictures, before: the plain prompt", "40.0 %"],
+        ["training pictures, after: the adapter, held out", "72.5 %"],
     ):
         assert expected in page.rows
-    assert [page.rows[index][0] for index in page.marked] == ["plain ridge"]
+    assert [page.rows[index][0] for index in page.marked] == [
+        "training pictures, after: the adapter, held out",
+        "plain ridge",
+    ]
 
 
 def test_all_text_of_a_run_is_escaped(craft: Craft) -> None:
@@ -304,11 +312,11 @@ def test_compare_tells_what_was_asked_charged_and_reached(craft: Craft) -> None:
     result = done(craft("compare", "one", "open"))
     assert row(result, "one") == [
         "one", "animals", "craftbox", "10", "1", "plain ridge", "2", "28", "840", "0", "84", "4",
-        "40.0 %", "72.5 %",
+        "40.0 %", "72.5 %", TRAINED,
     ]  # fmt: skip
     assert row(result, "open") == [
         "open", "animals", "paper", "4", "1", "not yet", "not yet", "28", "840", "0", "84", "4",
-        "not yet", "not yet",
+        "not yet", "not yet", "not yet",
     ]  # fmt: skip
     assert result.stderr == ""
     facts = json.loads(done(craft("compare", "one", "open", "--json")).stdout)["runs"]
@@ -372,6 +380,85 @@ def test_wrong_usage_and_damage_are_told(craft: Craft) -> None:
     assert ".html" in result.stderr
     Path("one/run.json").write_text("{")
     refused(craft("compare", "one"), "run.json' is not valid JSON")
+
+
+# --- evaluations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["runs", "."], ["compare", "one", "two"]])
+def test_a_run_that_was_evaluated_leads_with_that_and_says_on_what(
+    craft: Craft, command: list[str]
+) -> None:
+    write_run(Path("one"), evaluation=EVALUATION)
+    write_run(Path("two"))
+    result = done(craft(*command))
+    assert " ".join(TESTED) in " ".join(row(result, "one"))
+    assert f"40.0 % 72.5 % {TRAINED}" in " ".join(row(result, "two"))
+    assert result.stderr == ""
+    one, two = json.loads(done(craft(*command, "--json")).stdout)["runs"]
+    assert (one["accuracy_after"], two["evaluation"]) == (72.5, None)
+    told = one["evaluation"]
+    assert (told["split"], told["n"], told["accuracy"]) == ("test", 10, 80.0)
+    assert told["interval"] == pytest.approx([49.02, 94.33], abs=0.01)
+    assert (told["before"]["accuracy"], told["charged"]["images"]) == (50.0, 10)
+    assert "confusion" not in told
+
+
+def test_a_report_leads_with_the_evaluation_and_has_every_class(craft: Craft) -> None:
+    evil = EVALUATION.model_copy(update={"data": "<b>x</b>"})
+    write_run(Path("one"), evaluation=evil)
+    done(craft("report", "one"))
+    text = Path("one/report.html").read_text()
+    page = Page(text)
+    assert page.rows[:3] == [
+        ["", "accuracy (95 % interval)", "calibration error (15 bins)"],
+        ["test split of <b>x</b>, 10 pictures, before: the plain prompt", TESTED[0], "20.0 %"],
+        ["test split of <b>x</b>, 10 pictures, after: the adapter", TESTED[1], "6.5 %"],
+    ]
+    assert "b" not in {name for name, _ in page.elements}
+    assert ["training pictures, after: the adapter, held out", "72.5 %", ""] in page.rows
+    assert ["dog", "4", "25.0 %", "75.0 %", "+50.0"] in page.rows
+    assert "craft evaluate" not in text
+    write_run(Path("two"))
+    done(craft("report", "two"))
+    assert "craft evaluate two --data DIR" in Path("two/report.html").read_text()
+
+
+def test_an_evaluation_that_is_cut_is_a_sentence_and_the_run_is_shown(craft: Craft) -> None:
+    write_run(Path("one"), evaluation=EVALUATION)
+    path = Path("one/evaluation.json")
+    path.write_bytes(path.read_bytes()[:200])
+    for command in (["runs", "."], ["compare", "one"], ["report", "one", "--json"]):
+        result = done(craft(*command))
+        assert "72.5" in result.stdout
+        (line,) = [line for line in result.stderr.splitlines() if "evaluation.json" in line]
+        assert line.startswith("Unusable: 'one/evaluation.json' is damaged, or of another version")
+        assert line.endswith("Measure anew: craft evaluate one --data DIR")
+    assert "The evaluation is left out." in Path("one/report.html").read_text()
+    (facts,) = json.loads(done(craft("runs", ".", "--json")).stdout)["runs"]
+    assert facts["evaluation"] is None
+    assert "is damaged" in facts["evaluation_fault"]
+
+
+def test_what_is_said_of_a_hostile_evaluation_is_short_and_harmless(craft: Craft) -> None:
+    write_run(Path("one"), evaluation=EVALUATION)
+    evil = {**EVALUATION.document, "confusion": {"\x1b[31m" + "x" * 10**6: {"x": 1}}}
+    Path("one/evaluation.json").write_text(json.dumps(evil))
+    for command in (["runs", "."], ["compare", "one"]):
+        result = done(craft(*command))
+        assert "\x1b[31m" not in result.stderr
+        assert len(result.stderr) < 10_000
+
+
+def test_runs_that_were_measured_on_different_pictures_are_told(craft: Craft) -> None:
+    write_run(Path("one"), evaluation=EVALUATION)
+    write_run(Path("two"), evaluation=EVALUATION.model_copy(update={"split": "validation"}))
+    assert done(craft("compare", "one", "two")).stderr == (
+        "The runs were measured on different pictures: test split of animals, 10 pictures; "
+        "validation split of animals, 10 pictures.\n"
+    )
+    done(craft("compare", "one", "two", "--out", "a.html"))
+    assert TESTED[1] in Path("a.html").read_text()
 
 
 # --- what is loaded -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from craft_client.runs import Run, compared, runs_below
 from craft_shared.display import Displayed
 from craft_shared.wire import PredictionRequest
 
-from .run_folders import ADAPTER, ANSWERS, write_run
+from .run_folders import ADAPTER, ANSWERS, EVALUATION, write_run
 from .wire_server import WireServer
 
 HOSTILE = "<b onclick=alert(1)>"
@@ -39,13 +39,24 @@ def test_answers_show_themselves(connected: WireServer) -> None:
 
 def test_a_run_shows_what_it_came_to_and_its_course(tmp_path: Path) -> None:
     run = Run.load(write_run(tmp_path / "run", answers=ANSWERS * 20, model=HOSTILE))
-    assert repr(run).startswith("<Run 'run', state='finished', data='animals'")
+    assert repr(run).startswith("<Run 'run', state='finished', accuracy before='40.0 %'")
     assert len(repr(run)) < 500
     page = run._repr_html_()
     assert HOSTILE not in page
     assert "&lt;b onclick=alert(1)&gt;" in page
     assert page.count("<tr") < 25
     assert f"{run.points[-1].queries:,}" in page
+
+
+def test_a_run_that_was_evaluated_shows_that_first_and_on_which_pictures(tmp_path: Path) -> None:
+    run = Run.load(write_run(tmp_path / "run", evaluation=EVALUATION))
+    for words in ("50.0 % (23.7 to 76.3)", "80.0 % (49.0 to 94.3)", "test split of animals"):
+        assert words in repr(run)
+        assert words in run._repr_html_()
+    (tmp_path / "run/evaluation.json").write_text("{")
+    run = Run.load(tmp_path / "run")
+    assert "72.5 %" in run._repr_html_()
+    assert "is damaged, or of another version of craftbox" in run._repr_html_()
 
 
 def test_runs_are_compared_side_by_side(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from craft_client import export
+from craft_client.evaluation import keep_evaluation
 from craft_client.exceptions import MissingPackage
 from craft_client.runs import Run
 from craft_shared.units import Units
 from craft_shared.wire import Charge, Usage
 
-from .run_folders import write_run
+from .run_folders import EVALUATION, write_run
 
 
 def usage() -> Usage:
@@ -89,6 +90,17 @@ def test_outcomes_have_a_row_a_run(runs: list[Run]) -> None:
     assert frame["queries"].tolist() == [28, 28]
     assert types(frame)["accuracy_after_percent"] == "float64"
     assert types(frame)["started_at"] == "datetime64[us, UTC]"
+
+
+def test_outcomes_have_the_evaluation_and_what_it_is_of(runs: list[Run]) -> None:
+    assert keep_evaluation(runs[0].folder, EVALUATION) is None
+    frame = export.outcomes(map(Run.load, [run.folder for run in runs])).to_pandas()
+    assert frame["evaluated_on"][0] == "test split of animals, 10 pictures"
+    assert frame["evaluation_percent"][0] == 80.0
+    assert frame["evaluation_before_percent"][0] == 50.0
+    assert frame["evaluation_low_percent"][0] == pytest.approx(49.02, abs=0.01)
+    assert frame["evaluation_high_percent"][0] == pytest.approx(94.33, abs=0.01)
+    assert frame["evaluation_percent"].isna().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

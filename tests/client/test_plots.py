@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from craft_client import plots
+from craft_client.evaluation import Metrics
 from craft_client.plots import PlotError, draw_comparison, draw_run
 from craft_client.runs import Run
 
-from .run_folders import ACCURACIES, ANSWERS, answer, write_run
+from .run_folders import ACCURACIES, ANSWERS, EVALUATION, answer, write_run
 
 QUERIES = [4, 12, 20, 28]
 
@@ -43,6 +44,15 @@ def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
     return list(found.get_xdata()), list(found.get_ydata())
 
 
+def points(axes: Axes) -> list[tuple[float, float]]:
+    """The points that have a bar, or the room for one."""
+    return [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+        for container in axes.containers
+        if (line := container.lines[0])
+    ]
+
+
 def texts(figure: Figure) -> str:
     shown = [*figure.findobj(mpl.text.Text)]
     return "\n".join(text.get_text() for text in shown)
@@ -53,8 +63,10 @@ def texts(figure: Figure) -> str:
 
 def test_accuracy_loss_and_cost_stand_over_queries(tmp_path: Path, figures: list[Figure]) -> None:
     draw_run(Run.load(write_run(tmp_path / "run")))
-    accuracy, loss, cost = panels(figures[0]).values()
-    assert list(panels(figures[0])) == ["accuracy (%)", "loss (nats)", "cost (provider's currency)"]
+    _, accuracy, loss, cost = panels(figures[0]).values()
+    assert list(panels(figures[0])) == [
+        "", "training accuracy (%)", "loss (nats)", "cost (provider's currency)"
+    ]  # fmt: skip
     assert line(accuracy, "while tuning") == (QUERIES, list(ACCURACIES))
     assert line(accuracy, "before: the plain prompt")[1] == [40.0, 40.0]
     assert line(accuracy, "after: the adapter, held out") == ([28], [72.5])
@@ -70,9 +82,9 @@ def test_predictions_are_a_second_axis_where_a_query_is_always_as_many(
     tmp_path: Path, figures: list[Figure]
 ) -> None:
     draw_run(Run.load(write_run(tmp_path / "run")))
-    (second,) = figures[0].axes[0].child_axes
+    (second,) = figures[0].axes[1].child_axes
     assert second.get_xlabel() == "predictions"
-    low, high = figures[0].axes[0].get_xlim()
+    low, high = figures[0].axes[1].get_xlim()
     assert second.get_xlim() == pytest.approx((30 * low, 30 * high))
 
 
@@ -82,7 +94,7 @@ def test_predictions_are_noted_where_a_query_is_not_always_as_many(
     uneven = answer(1, 8, 2.0, 1.5)
     uneven["charged"]["predictions"] = 100
     draw_run(Run.load(write_run(tmp_path / "run", answers=[ANSWERS[0], uneven])))
-    assert figures[0].axes[0].child_axes == []
+    assert all(axes.child_axes == [] for axes in figures[0].axes)
     assert figures[0].axes[-1].get_xlabel().endswith("; 220 predictions in all")
 
 
@@ -98,15 +110,59 @@ def test_an_unfinished_run_is_drawn_without_accuracy_and_says_so(
 def test_costs_that_are_nothing_or_unknown_are_left_out(
     tmp_path: Path, figures: list[Figure], cost_micros: int | None
 ) -> None:
-    answers = [answer(0, 4, 2.5, 2.0, cost_micros=cost_micros)]
+    answers = [answer(number, 4, 2.5, 2.0, cost_micros=cost_micros) for number in range(2)]
     draw_run(Run.load(write_run(tmp_path / "run", answers=answers)))
-    assert list(panels(figures[0])) == ["accuracy (%)", "loss (nats)"]
+    assert list(panels(figures[0])) == ["", "training accuracy (%)", "loss (nats)"]
 
 
 def test_a_single_point_is_seen(tmp_path: Path, figures: list[Figure]) -> None:
-    draw_run(Run.load(write_run(tmp_path / "run", answers=ANSWERS[:1])))
+    draw_run(Run.load(write_run(tmp_path / "run", answers=ANSWERS[:1], finished=False)))
     (mean, best) = panels(figures[0])["loss (nats)"].get_lines()
     assert (mean.get_marker(), best.get_marker()) == ("o", "o")
+
+
+def test_a_finished_run_of_one_point_is_drawn_without_a_course(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    draw_run(Run.load(write_run(tmp_path / "run", answers=ANSWERS[:1])))
+    (axes,) = figures[0].axes
+    assert axes.get_xlabel() == "accuracy (%), training pictures (after: held out)"
+    assert points(axes) == [(40.0, 0), (72.5, 1)]
+    assert "72.5 %" in texts(figures[0])
+
+
+def test_an_evaluation_is_drawn_with_intervals_and_the_change_of_each_class(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    draw_run(Run.load(write_run(tmp_path / "run", answers=ANSWERS[:1], evaluation=EVALUATION)))
+    end, classes = figures[0].axes
+    assert end.get_xlabel() == "accuracy (%), test split of animals, 10 pictures"
+    assert points(end) == [(50.0, 0), (80.0, 1)]
+    bars = [container.lines[2][0].get_segments()[0][:, 0] for container in end.containers]
+    assert [list(bar) for bar in bars] == [
+        pytest.approx(EVALUATION.before.interval),
+        pytest.approx(EVALUATION.interval),
+    ]
+    assert "80.0 % (49.0 to 94.3)" in texts(figures[0])
+    assert [label.get_text() for label in classes.get_yticklabels()] == ["dog", "cat", "owl"]
+    assert [bar.get_width() for bar in classes.patches] == pytest.approx([50, 100 / 3, 0])
+
+
+def test_of_many_classes_those_at_either_end_are_drawn(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    """Class n is right n + 1 times of 31 after, and 15 times before."""
+    names = [f"{number:02}" for number in range(30)]
+    after = {name: {name: int(name) + 1, "x": 30 - int(name)} for name in names}
+    before = {name: {name: 15, "x": 16} for name in names}
+    evaluation = EVALUATION.model_copy(
+        update={"confusion": after, "before": Metrics(confusion=before, calibration_error=None)}
+    )
+    draw_run(Run.load(write_run(tmp_path / "run", evaluation=evaluation)))
+    classes = figures[0].axes[1]
+    shown = [label.get_text() for label in classes.get_yticklabels()]
+    assert shown == [*reversed(names[20:]), *reversed(names[:10])]
+    assert "of 30, 10 at either end" in classes.get_xlabel()
 
 
 def test_a_run_without_answers_is_told(tmp_path: Path) -> None:

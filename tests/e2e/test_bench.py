@@ -26,11 +26,18 @@ def test_a_benchmark_measures_each_seed_and_pays_for_nothing_twice(
     assert usage == {unit: sum(units[unit] for units in counted) for unit in usage}
 
     cell = tmp_path / "out" / digits.name / "craftbox" / "2shots-seed2"
+    kept = json.loads((cell / "run" / "evaluation.json").read_bytes())
+    assert (kept["data"], kept["split"]) == (digits.name, "test")
+    assert kept["accuracy"] == first["results"][1]["accuracy"]
+    assert kept["before"]["accuracy"] == first["results"][1]["zero_shot"]
+    assert kept["charged"] == first["results"][1]["evaluation"]
     expected = json.loads((cell / "result.json").read_bytes())
     (cell / "result.json").unlink()
     (cell / "run" / "summary.json").unlink()
     second = server.craft_json(key, *bench, *options, "--out", tmp_path / "out")
     assert second["results"][1] == expected
+    again = json.loads((cell / "run" / "evaluation.json").read_bytes())
+    assert {**again, "evaluated_at": None} == {**kept, "evaluated_at": None}
     assert server.craft_json(key, "usage")["total"] == usage
 
 
@@ -72,6 +79,8 @@ def test_what_is_tuned_on_imagenet_is_measured_on_the_shifts_once_each(
     assert shifts["imagenetv2"]["accuracy"] == result["accuracy"]
     assert shifts["imagenetv2"]["zero_shot"] == result["zero_shot"]
     cell = tmp_path / "out/imagenet/craftbox/2shots-seed1"
+    kept = json.loads((cell / "run" / "evaluation.json").read_bytes())
+    assert (kept["data"], kept["accuracy"]) == ("imagenet", result["accuracy"])
     among_all = server.craft_json(
         key, "evaluate", cell / "run", "--data", root / "imagenet-adversarial"
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from craft_client.bench import Cell
     from craft_client.cli.evaluate import Measured
     from craft_client.data import Dataset
+    from craft_shared.units import Units
 
 RESULT_FILE = "result.json"
 
@@ -171,7 +172,7 @@ def _measure(
     *,
     shots_strict: bool,
 ) -> dict[str, Any]:
-    from craft_client.cli.evaluate import measure_run
+    from craft_client.cli.evaluate import keep, measure_run
     from craft_client.cli.receipts import fetch_receipt
     from craft_client.cli.task import Task, tune_task
     from craft_client.data import few_shot, fewer_note
@@ -203,6 +204,9 @@ def _measure(
     text, receipt = fetch_receipt(str(run), url, key)
     write_whole(folder / "receipt.jws", f"{text}\n".encode())
     measured = measure_run(run, data, "test", url, key, once=True)
+    charged = _charged(measured, url, key)
+    if measured.evaluation:
+        keep(run, measured.evaluation.model_copy(update={"charged": charged}))
     return {
         "data": cell.data,
         "recipe": cell.recipe,
@@ -212,7 +216,7 @@ def _measure(
         "accuracy": measured.accuracies["accuracy_after"],
         "deployed": summary["deployed"],
         "tuning": receipt.total.model_dump(),
-        "evaluation": _charged(measured, url, key),
+        "evaluation": charged.model_dump(),
         "model": measured.about["model"],
         "revision": measured.about["revision"],
     }
@@ -227,16 +231,16 @@ def _measure_shift(folder: Path, data: Path, url: str | None, key: str | None) -
     return {
         "zero_shot": measured.accuracies["accuracy_before"],
         "accuracy": measured.accuracies["accuracy_after"],
-        "evaluation": _charged(measured, url, key),
+        "evaluation": _charged(measured, url, key).model_dump(),
     }
 
 
-def _charged(measured: Measured, url: str | None, key: str | None) -> dict[str, int]:
+def _charged(measured: Measured, url: str | None, key: str | None) -> Units:
     """What an evaluation was charged, by all processes that were at it."""
     from craft_client.cli.receipts import fetch_receipt
 
     _, receipt = fetch_receipt(measured.run, url, key)
-    return receipt.total.model_dump()
+    return receipt.total
 
 
 def register(app: typer.Typer) -> None:

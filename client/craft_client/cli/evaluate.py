@@ -24,7 +24,7 @@ from craft_client.cli.options import (
     examples,
 )
 from craft_client.cli.session import check_budgets, check_files, connect, upload
-from craft_client.cli.show import document, percent, say, table, units_line
+from craft_client.cli.show import document, say, table, units_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from craft_client.api import Client
     from craft_client.data import Dataset, Sample
+    from craft_client.data import Split as DataSplit
+    from craft_client.evaluation import Evaluation, Metrics
     from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
     from craft_shared.adapter import Adapter
@@ -73,19 +75,25 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies by name, percent; what was measured; on which pictures; what it cost.
+    """Metrics by name; what was measured; on which pictures; what it cost.
 
     `notes` are what there is to say of the data, a line each.
     `charged` is by this process alone; `run` is what the ledger calls all calls, where they are of
-    one run.
+    one run. `evaluation` is what a run directory may keep of it.
     """
 
-    accuracies: dict[str, float]
+    metrics: dict[str, Metrics]
     about: dict[str, Any]
     image_set: ImageSet
     charged: Units
     notes: Sequence[str]
     run: str | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """By name, percent."""
+        return {name: one.accuracy for name, one in self.metrics.items()}
 
     @property
     def document(self) -> dict[str, Any]:
@@ -94,6 +102,7 @@ class Measured:
             **self.about,
             "pictures": self.image_set.count,
             **self.accuracies,
+            "intervals": {name: list(one.interval) for name, one in self.metrics.items()},
             "image_set": self.image_set.id,
             "charged": self.charged.model_dump(),
         }
@@ -113,6 +122,7 @@ def measure_zero_shot(
     (Radford et al., ICML 2021, section 3.1.4) is made where embeddings are at hand.
     """
     from craft_client.copies import notes
+    from craft_client.evaluation import metrics_of
     from craft_client.remote import check_prompts
 
     dataset, samples = _pictures(data, split)
@@ -128,8 +138,9 @@ def measure_zero_shot(
         check_prompts(client, image_set, dataset.classes, templates=templates)
         image_set, uploaded = upload(client, image_set, samples)
         scores = _black_box(client, image_set, dataset.classes).score(templates=templates)
+    mean = scores.log_probs.mean(axis=0)
     return Measured(
-        {"accuracy": _accuracy(scores.log_probs.mean(axis=0), _labels(samples))},
+        {"accuracy": metrics_of(mean, _labels(samples), dataset.classes)},
         {
             "data": str(data),
             "split": split,
@@ -168,14 +179,26 @@ def evaluate(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a tuned adapter on labelled pictures: a run's, or a published one."""
+    """Measure a tuned adapter on labelled pictures: a run's, or a published one.
+
+    A run keeps it: `craft runs`, `craft compare` and `craft report` lead with it.
+    """
     if (run is None) == (adapter is None):
         raise typer.BadParameter("name either a run directory or --adapter NAME.")
     if run is not None:
         measured = measure_run(run, data, split, url, key)
+        keep(run, measured.evaluation)
     else:
         measured = _measure_published(str(adapter), data, split, url, key)
     _report(measured, as_json=as_json)
+
+
+def keep(run: Path, evaluation: Evaluation | None) -> None:
+    """Writes an evaluation into its run, or says why not: it has been paid for, and is shown."""
+    from craft_client.evaluation import keep_evaluation
+
+    if evaluation is not None and (reason := keep_evaluation(run, evaluation)):
+        say(f"Not kept in '{run}': {reason}.")
 
 
 def measure_run(
@@ -201,17 +224,24 @@ def measure_run(
         once: whether the same evaluation under way or done before is gone on with, for as long as
             the server remembers its calls, and is not paid for again.
     """
+    import numpy as np
+
     from craft_client.copies import notes
+    from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
     from craft_client.remote import classify_here
+    from craft_shared.printing import printable
 
     dataset, samples = _pictures(data, split)
     journal = Journal.open(run)
     adapter = journal.adapter()
     config = adapter.config
     columns = _columns(dataset.classes, config.classes)
-    labels = columns[_labels(samples)]
+    labels, asked = columns[_labels(samples)], np.arange(len(config.classes))
+    if among_its_classes:
+        labels, asked = _labels(samples), columns
+    classes = [config.classes[column] for column in asked]
     digest = _digest(journal, adapter, samples) if once else uuid.uuid4().hex
     name = f"evaluation-{digest}"
     with connect(url, key, run=name) as client:
@@ -239,13 +269,23 @@ def measure_run(
         )
         black_box = replace(_black_box(client, image_set, config.scored), run=calls)
         scores, refined = classify_here(adapter, black_box)
-    plain = scores.log_probs[0, :, : len(config.classes)]
-    among = columns if among_its_classes else None
+    numbers = black_box.output.level != "label"
+    before = metrics_of(scores.log_probs[0][:, asked], labels, classes, calibrated=numbers)
+    after = metrics_of(
+        refined[:, asked], labels, classes, calibrated=numbers or config.head != "none"
+    )
+    evaluation = Evaluation(
+        **after.model_dump(),
+        data=printable(data.resolve().name),  # as the run names it
+        split=cast("DataSplit", split),
+        model=card.name,
+        revision=card.revision,
+        adapter=adapter.digest,
+        before=before,
+        charged=uploaded + scores.charged,
+    )
     return Measured(
-        {
-            "accuracy_before": _accuracy(plain, labels, among),
-            "accuracy_after": _accuracy(refined, labels, among),
-        },
+        {"accuracy_before": before, "accuracy_after": after},
         {
             "run": str(run),
             "data": dataset.name,
@@ -254,9 +294,10 @@ def measure_run(
             "revision": card.revision,
         },
         image_set,
-        uploaded + scores.charged,
+        evaluation.charged,
         (*dataset.notes, *notes(samples, digests), *_tuned_on(journal, samples, digests)),
         name,
+        evaluation,
     )
 
 
@@ -288,6 +329,7 @@ def _measure_published(
 ) -> Measured:
     """Lets the server classify with a published adapter."""
     from craft_client.copies import notes
+    from craft_client.evaluation import metrics_of
     from craft_client.remote_adapter import RemoteAdapter
     from craft_shared.units import Units
 
@@ -303,7 +345,7 @@ def _measure_published(
         image_set, uploaded = upload(client, client.create_image_set(card.model), samples)
         found = remote.classify_image_set(image_set)
     return Measured(
-        {"accuracy_after": _accuracy(found.log_probs, labels)},
+        {"accuracy_after": metrics_of(found.log_probs, labels, card.classes)},
         {
             "adapter": card.name,
             "version": card.version,
@@ -331,8 +373,8 @@ def _report(measured: Measured, *, as_json: bool) -> None:
     }
     image_set = measured.image_set
     table(
-        [f"{measured.about['split']} pictures: {image_set.count:,}", "accuracy"],
-        [[names[field], percent(accuracy)] for field, accuracy in measured.accuracies.items()],
+        [f"{measured.about['split']} pictures: {image_set.count:,}", "accuracy (95 % interval)"],
+        [[names[field], str(metrics)] for field, metrics in measured.metrics.items()],
     )
     say(f"Charged: {units_line(measured.charged)}.")
     say(
@@ -376,19 +418,6 @@ def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
             remedy="Evaluate it on the classes that it was tuned for.",
         )
     return np.array([numbers[same_text(name)] for name in classes], np.int64)
-
-
-def _accuracy(
-    log_probs: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    among: NDArray[np.int64] | None = None,
-) -> float:
-    """Top-1 accuracy in percent of [N, C] for [N] labels, where asked among some columns alone."""
-    if among is None:
-        predicted = log_probs.argmax(axis=-1)
-    else:
-        predicted = among[log_probs[:, among].argmax(axis=-1)]
-    return float(100 * (predicted == labels).mean())
 
 
 def _filled(image_set: ImageSet, samples: Sequence[Sample]) -> ImageSet:

@@ -16,7 +16,8 @@ from craft_client.cli.show import complain, document, percent, say, table
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
-    from craft_client.runs import Run, Summary
+    from craft_client.evaluation import Metrics
+    from craft_client.runs import Run
 
 
 def _picture_or_page(out: Path | None) -> Path | None:
@@ -48,6 +49,7 @@ def runs(
         return
     if found:
         table(*_list(found))
+        _complain_of_evaluations(found)
     else:
         say(f"There are no runs in '{folder}' or below.")
     for bad in damaged:
@@ -64,7 +66,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a run's accuracy, loss and cost over its budget: report.png and report.html.
+    """Draw what a run came to, and its course over its budget: report.png and report.html.
 
     The page needs nothing but itself, so that it can be sent to others as it is.
     """
@@ -77,7 +79,7 @@ def report(
         f"Run {found.name}",
         _notes(found),
         _sections(found),
-        alt="What the run reached over its queries.",
+        alt="Accuracy before and after, and the run's course over its queries where it has one.",
         light=light,
         dark=dark,
     )
@@ -86,6 +88,7 @@ def report(
     _write({png: light, html: page})
     if as_json:
         document({**_facts(found), "png": str(png), "html": str(html)})
+    _complain_of_evaluations([found])
     if not found.summary:
         say(f"The run in '{run}' is unfinished; the report says what its journal holds.")
     say(f"Wrote '{png}' and '{html}'.")
@@ -122,6 +125,7 @@ def compare(
         document({"runs": [_facts(one) for one in found]})
     else:
         table(*_comparison(found))
+    _complain_of_evaluations(found)
     _say_differences(found)
     if out is not None and drawn is not None:
         _write({out: drawn})
@@ -151,13 +155,16 @@ def _facts(run: Run) -> dict[str, Any]:
         "cost_micros": run.cost_micros,
         "accuracy_before": summary.accuracy_before if summary else None,
         "accuracy_after": summary.accuracy_after if summary else None,
+        "evaluation": run.evaluation.summary if run.evaluation else None,
+        "evaluation_fault": run.fault,
     }
 
 
 _Columns = dict[str, Callable[["Run"], object]]
 _ACCURACIES: _Columns = {
-    "accuracy before": lambda run: _before(run.summary),
-    "accuracy after": lambda run: _after(run.summary),
+    "accuracy before": lambda run: run.leading.before,
+    "accuracy after": lambda run: run.leading.after,
+    "measured on": lambda run: run.leading.subject,
 }
 
 
@@ -198,18 +205,6 @@ def _rows(columns: _Columns, found: Sequence[Run]) -> tuple[list[str], list[list
     return list(columns), [[value(run) for value in columns.values()] for run in found]
 
 
-def _before(summary: Summary | None) -> str:
-    return _accuracy(summary.accuracy_before) if summary else "not yet"
-
-
-def _after(summary: Summary | None) -> str:
-    return _accuracy(summary.accuracy_after) if summary else "not yet"
-
-
-def _accuracy(accuracy: float | None) -> str:
-    return "not measurable" if accuracy is None else percent(accuracy)
-
-
 def _cost(run: Run) -> object:
     from craft_client.budgets import currency
 
@@ -220,12 +215,22 @@ def _known(value: object) -> object:
     return "unknown" if value is None else value
 
 
+def _complain_of_evaluations(found: Sequence[Run]) -> None:
+    for run in found:
+        if run.fault:
+            complain(f"Unusable: {run.fault}")
+
+
 def _say_differences(found: Sequence[Run]) -> None:
     data = dict.fromkeys(str(run.about.data or "unknown") for run in found)
     if len(data) > 1:
         say(f"The runs differ in their data: {', '.join(data)}.")
     if len({tuple(run.about.classes) for run in found}) > 1:
         say("The runs differ in their classes.")
+    # Of those without, the table says so itself.
+    subjects = dict.fromkeys(run.leading.subject for run in found if run.evaluation)
+    if len(subjects) > 1:
+        say(f"The runs were measured on different pictures: {'; '.join(subjects)}.")
 
 
 def _drawn(found: Sequence[Run], *, as_page: bool) -> bytes:
@@ -236,7 +241,7 @@ def _drawn(found: Sequence[Run], *, as_page: bool) -> bytes:
         return light
     return _page(
         f"Comparison of {len(found)} runs",
-        ["Accuracies are those on the training pictures."],
+        ["The lines are accuracies on the training pictures."],
         [_Section("Runs", *_comparison(found))],
         alt="Accuracy of each run over its predictions.",
         light=light,
@@ -265,6 +270,13 @@ def _notes(run: Run) -> list[str]:
     if run.summary and run.summary.stopped_by:
         stopped_by = run.summary.stopped_by
         notes.append(f"Stopped before the run's own budget was used up: {stopped_by}.")
+    if run.fault:
+        notes.append(f"The evaluation is left out. {run.fault}")
+    elif run.summary and not run.evaluation:
+        notes.append(
+            "Accuracies are of the training pictures. On pictures that tuning has not seen: "
+            f"craft evaluate {run.folder} --data DIR"
+        )
     return notes
 
 
@@ -288,14 +300,13 @@ def _sections(run: Run) -> list[_Section]:
             "deployed": summary.deployed,
             "its prompts": run.prompts,
             "its digest": summary.adapter,
-            "accuracy before: the plain prompt": _before(summary),
-            "accuracy after: held out": _after(summary),
         }
     charged: dict[str, object] = {unit: run.units[unit] for unit in UNITS}
     if run.cost_micros != 0:
         charged["cost"] = _cost(run)
     settings = {name: str(value) for name, value in about.settings if name != "mode" or value}
     sections = [
+        *_accuracies(run),
         _Section("Run", [], list(facts.items())),
         _Section("Charged by the tuning, without the upload", list(charged), [[*charged.values()]]),
     ]
@@ -315,7 +326,7 @@ def _sections(run: Run) -> list[_Section]:
                     [
                         one.name,
                         one.prompts,
-                        _accuracy(one.accuracy),
+                        "not measurable" if one.accuracy is None else percent(one.accuracy),
                         "" if one.loss is None else f"{one.loss:.4f}",
                         "" if one.regularisation is None else f"{one.regularisation:.2g}",
                         "deployed" if one.name == summary.deployed else "",
@@ -329,7 +340,64 @@ def _sections(run: Run) -> list[_Section]:
                 ],
             )
         )
-    return [*sections, _Section("Settings", ["setting", "value"], list(settings.items()))]
+    last = _Section("Settings", ["setting", "value"], list(settings.items()))
+    return [*sections, *_classes(run), last]
+
+
+def _accuracies(run: Run) -> list[_Section]:
+    """The accuracies that are known, the ones that the run leads with first."""
+    if not run.summary:
+        return []
+    rows = [
+        ["training pictures, before: the plain prompt", run.training.before],
+        ["training pictures, after: the adapter, held out", run.training.after],
+    ]
+    tested = run.evaluation
+    if not tested:
+        return [_Section("Accuracy", [], rows, [1])]
+    before = [f"{tested.subject}, before: the plain prompt", str(tested.before)]
+    after = [f"{tested.subject}, after: the adapter", str(tested)]
+    errors = [_error(tested.before), _error(tested), "", ""]
+    return [
+        _Section(
+            "Accuracy",
+            [
+                "",
+                "accuracy (95 % interval)",
+                f"calibration error ({tested.calibration_bins} bins)",
+            ],
+            [[*row, error] for row, error in zip([before, after, *rows], errors, strict=True)],
+            [1],
+        )
+    ]
+
+
+def _classes(run: Run) -> list[_Section]:
+    """What tuning changed in each class, where it was evaluated."""
+    tested = run.evaluation
+    if not tested:
+        return []
+    return [
+        _Section(
+            f"Accuracy by class, {tested.subject}",
+            ["class", "pictures", "before", "after", "change in points"],
+            [
+                [
+                    one.name,
+                    one.n,
+                    percent(one.accuracy_before),
+                    percent(one.accuracy),
+                    f"{one.change:+.1f}",
+                ]
+                for one in tested.per_class
+            ],
+        )
+    ]
+
+
+def _error(metrics: Metrics) -> str:
+    error = metrics.calibration_error
+    return "not measurable" if error is None else percent(error)
 
 
 def _page(

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 
 from craft_client.cli.verbosity import Verbosity, verbosity
 from craft_shared.amounts import UNITS
+from craft_shared.printing import percent as percent
 from craft_shared.printing import print_json, printable, stderr, text_of
 from craft_shared.printing import print_lines as print_lines
 from craft_shared.printing import print_table as table
@@ -56,8 +57,3 @@ def units_line(units: Units) -> str:
 def size(count: int) -> str:
     """Bytes in the unit that fits, of 1,000 of the next smaller one."""
     return decimal(count)
-
-
-def percent(share: float) -> str:
-    """An accuracy in percent."""
-    return f"{share:.1f} %"
