@@ -172,7 +172,7 @@ def discriminant(training: Training) -> Fit:
     held_out = np.empty((len(labels), labels.max() + 1), np.float32)
     folds = StratifiedKFold(np.bincount(labels).min(), shuffle=True, random_state=training.seed)
     for kept, left_out in folds.split(features, labels):
-        of_fold = _gaussian_discriminant(features[kept], labels[kept])
+        of_fold = gaussian_discriminant(features[kept], labels[kept])
         held_out[left_out] = log_softmax(of_fold(features[left_out]), axis=1)
     plain_held_out = log_softmax(plain(features), axis=1)
 
@@ -182,7 +182,7 @@ def discriminant(training: Training) -> Fit:
         return errors, -float(mixed[np.arange(len(labels)), labels].mean())
 
     weight = min(MIXING_WEIGHTS.tolist(), key=errors_and_loss)
-    fitted = _gaussian_discriminant(features, labels)
+    fitted = gaussian_discriminant(features, labels)
 
     def classify(pictures: Array) -> Array:
         posterior = log_softmax(fitted(pictures), axis=1)
@@ -277,7 +277,7 @@ def _classifier_of_texts(training: Training, words: Tensor) -> Classifier:
     return classify
 
 
-def _gaussian_discriminant(features: Array, labels: Labels) -> Classifier:
+def gaussian_discriminant(features: Array, labels: Labels) -> Classifier:
     """Classes equally likely, with the Ledoit-Wolf estimate of the covariance within them."""
     means = np.stack([features[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
     covariance, _ = ledoit_wolf(features - means[labels], assume_centered=True)
