@@ -26,6 +26,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from sklearn.linear_model import RidgeClassifierCV
 
 from craft_client.copies import with_equal_answers
 from craft_client.open_text import spanning_texts
-from craft_client.refiners import Kept, accuracy_held_out, refiner_for
+from craft_client.refiners import Kept, refiner_for
 from craft_client.settings import TuneSettings
 from craft_shared.head import log_softmax
 from options import save
@@ -135,7 +136,6 @@ def craftbox(task: Task, rows: NDArray[np.int64], keep: int) -> dict[str, Any]:
     return {
         "accuracy": _accuracy(task, chosen.refinement.head(read)),
         "deployed": chosen.name,
-        "held_out": accuracy_held_out(settings, kept, chosen),
         "regularisation": chosen.refinement.regularisation,
     }
 
@@ -230,19 +230,19 @@ def main() -> None:
         return
 
     results: list[dict[str, Any]] = []
-    for task in tasks(args.features):
-        if task.names is None:
-            print(
-                f"{task.name}: class names are not among the texts, so that there is no plain "
-                "prediction; heads read generic words alone.",
-                file=sys.stderr,
-            )
-        for shots in args.shots:
-            # All images that there are: no seed draws others.
-            for seed in args.seeds if shots < SHOTS else args.seeds[:1]:
-                results += measure(task, shots, seed, args.keep_texts)
-                print(f"{task.name}, {shots} shots, seed {seed}", file=sys.stderr, flush=True)
-                save(results, args.json)
+    found = tasks(args.features)
+    for name in [task.name for task in found if task.names is None]:
+        print(
+            f"{name}: class names are not among the texts, so that there is no plain prediction; "
+            "heads read generic words alone.",
+            file=sys.stderr,
+        )
+    for shots, task in product(args.shots, found):
+        # All images that there are: no seed draws others.
+        for seed in args.seeds if shots < SHOTS else args.seeds[:1]:
+            results += measure(task, shots, seed, args.keep_texts)
+            print(f"{task.name}, {shots} shots, seed {seed}", file=sys.stderr, flush=True)
+            save(results, args.json)
     print_table(results)
 
 
