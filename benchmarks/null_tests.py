@@ -57,6 +57,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "search, no consistency": {**SEARCHED, "consistency": False},
     "search, no refinement": {**SEARCHED, "refinement": False},
     "recipe paper": {"recipe": "paper", "dim": 8, "population": 8, "budget": 64, "hidden": 16},
+    **{
+        f"recipe {name}": {"recipe": name, "dim": 8, "population": 8, "budget": 64}
+        for name in ("bbt", "random", "spsa")
+    },
 }
 LEVELS = {
     "labels alone": Output(level="label"),

@@ -150,7 +150,7 @@ def completed(name: str, line: str) -> list[str]:
     ("line", "expected"),
     [
         ("craft ev", ["evaluate"]),
-        ("craft tune --recipe ", ["craftbox", "paper"]),
+        ("craft tune --recipe ", ["craftbox", "paper", "bbt", "random", "spsa"]),
         ("craft zero-shot --split v", ["validation"]),
         ("craft-server serve --model poc", ["pocket"]),
         ("craft-server serve --model RN50-quick", ["RN50-quickgelu"]),

@@ -1,4 +1,4 @@
-"""The paper's settings: of its recipe in general, by shots, and by data set.
+"""The paper's settings: of its recipe and those like it in general, by shots, and by data set.
 
 Source: CraFT (arXiv 2402.04050), section 4.1, and the configurations of its released code.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from craft_client import recipes
 from craft_client.settings import TuneSettings, random_codes_for
 from craft_shared.wire import EVERYTHING, Output
 
@@ -121,8 +122,8 @@ def recipe_settings(
         SettingsError: an option's value is impossible.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
-    if recipe == "paper":
-        settings = {**paper_settings(data, shots), **chosen, "shots": shots}
+    if recipes.counted_as(recipe).like_paper:
+        settings = {**paper_settings(data, shots), **chosen, "recipe": recipe, "shots": shots}
     else:
         codes = random_codes_for(output, chosen.get("budget"), prompt_limit)
         chosen = {"random_codes": codes, **chosen}

@@ -1,9 +1,10 @@
 """What packages may add to the client: recipes, refiners and stores, each named by an option.
 
-A recipe is called with a `craft_client.tuning_run.TuningRun` and returns its `Outcome`. A refiner
-is called with `TuneSettings` and `craft_client.refiners.Kept` and returns a `Refiner`. A store has
-`put(folder, where)` and `get(where, folder)`; see `craft_client.stores`. Recipes and refiners end
-in a head of a kind that servers know, which is data: no code of theirs is ever published.
+A recipe is called with a `craft_client.tuning_run.TuningRun` and returns its `Outcome`, as
+craftbox's own are; see `craft_client.recipes`. A refiner is called with `TuneSettings` and
+`craft_client.refiners.Kept` and returns a `Refiner`. A store has `put(folder, where)` and
+`get(where, folder)`; see `craft_client.stores`. Recipes and refiners end in a head of a kind that
+servers know, which is data: no code of theirs is ever published.
 
 It knows which kinds there are; it does not know what any of them does.
 """
@@ -13,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from craft_client import recipes
 from craft_client.exceptions import CraftError, UnusablePlugin
 from craft_shared import plugins
 from craft_shared.plugins import Group, Plugin, PluginError
 
-OWN_RECIPES = ("craftbox", "paper")
+OWN_RECIPES = tuple(recipes.OWN)
 OWN_REFINERS = ("ridge",)
 
 RECIPES = Group("craftbox.recipes", "recipe", OWN_RECIPES)

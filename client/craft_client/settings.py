@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from craft_client.budgets import name, shortfall
 from craft_client.exceptions import BudgetTooSmall, CraftError
 from craft_client.plugins import RECIPES, REFINERS
+from craft_client.recipes import OWN, Recipe, counted_as
 from craft_shared import plugins
 from craft_shared.names import REMEDY, fault, same_text, twins
 from craft_shared.plugins import Group, PluginError
@@ -99,12 +100,13 @@ class TuneSettings:
 
     Attributes:
         recipe: `craftbox`: random codes, a closed-form head on all of them, and a search for a
-            prompt that adds to them. `paper`: CraFT as published. Else a plug-in's, which is
-            counted as craftbox's own: it asks the plain prompt and `random_codes` first, and
+            prompt that adds to them. `paper`: CraFT as published. `bbt`, `random`, `spsa`: one
+            prompt and no head, searched by CMA-ES, among random codes, by SPSA. Else a plug-in's,
+            which is counted as `craftbox`: it asks the plain prompt and `random_codes` first, and
             `population` codes a generation.
         budget: queries that the run may spend, all stages together.
         seed: of the random codes, the search, the context's projection and the paper's head.
-        population: codes a generation of the search.
+        population: codes a generation of the search; SPSA's recipe asks two a step.
         dim: length of a code, the paper's intrinsic dimension.
         random_codes: codes drawn from a standard normal and scored before the search.
         scale: of the context, for random codes and search alike: a standard normal code moves each
@@ -114,7 +116,8 @@ class TuneSettings:
         bound: that no coordinate of the search passes; 0 for none.
         hidden: units of the paper's head.
         batch_size: pictures of a step of its training.
-        strategy: of the search: `cma-es`, or for comparison `random` or `spsa`.
+        strategy: of the search of `craftbox` and `paper`: `cma-es`, or for comparison `random` or
+            `spsa`.
         refiner: what fits heads in craftbox's recipe: `ridge`, the closed form, or a plug-in's.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
@@ -177,6 +180,7 @@ class TuneSettings:
             _plugin("recipe", self.recipe, RECIPES),
             _plugin("refiner", self.refiner, REFINERS),
             self._refiner_error(),
+            *self._part_errors(),
             _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
             *self._text_errors(),
@@ -205,7 +209,7 @@ class TuneSettings:
 
         With a vocabulary the plain prompt is asked alone, since the codes score the kept texts.
         """
-        codes = 0 if self.recipe == "paper" else self.random_codes
+        codes = 0 if self._row.like_paper else self.random_codes
         if not self.texts:
             return (Question(1 + codes),)
         plain = Question(1, len(self.texts))
@@ -214,8 +218,8 @@ class TuneSettings:
     @property
     def generation_questions(self) -> tuple[Question, ...]:
         """What is asked in each generation."""
-        population = Question(self.population, self.kept_texts)
-        return (population, Question(1)) if self.recipe == "paper" else (population,)
+        requests = self._row.generation(self.population)
+        return tuple(Question(prompts, self.kept_texts) for prompts in requests)
 
     def questions(self, units: PricedQuestion = one_each) -> list[tuple[Question, int]]:
         """All that the run asks at most, and how often; `units` says what a question is charged."""
@@ -277,8 +281,31 @@ class TuneSettings:
         left = self.budget - self.opening_units(units).queries
         return left // self.generation_units(units).queries
 
+    @property
+    def _row(self) -> Recipe:
+        return counted_as(self.recipe)
+
+    def _part_errors(self) -> list[FieldError]:
+        """Parts that are chosen or switched off, of a recipe that has no such part."""
+        parts: dict[str, bool] = {
+            "strategy": self.strategy != "cma-es",
+            "search": not self.search,
+            "refinement": not self.refinement,
+            "consistency": not self.consistency,
+        }
+        return [
+            FieldError(
+                field=part,
+                message=f"is a setting of {_having(part)}; '{self.recipe}' has no such part.",
+                remedy="Leave it as it is by default.",
+            )
+            for part, changed in parts.items()
+            if changed and part not in self._row.settings
+        ]
+
     def _refiner_error(self) -> FieldError | None:
-        if self.refiner == "ridge" or (self.recipe == "craftbox" and self.refinement):
+        has_one = self.recipe in OWN and "refiner" in self._row.settings
+        if self.refiner == "ridge" or (has_one and self.refinement):
             return None
         return FieldError(
             field="refiner",
@@ -289,7 +316,7 @@ class TuneSettings:
     def _text_errors(self) -> list[FieldError]:
         if not self.texts:
             return []
-        if self.recipe == "paper" or not self.refinement:
+        if "texts" not in self._row.settings or not self.refinement:
             return [
                 FieldError(
                     field="texts",
@@ -312,13 +339,14 @@ class TuneSettings:
         if self.search:
             needs += f" and one generation takes {generation}"
             ways += ", a smaller population, or no search"
-        return [
-            FieldError(
-                field=field,
-                message=f"is {budget}, but {needs}.",
-                remedy=f"Raise it to at least {opening + generation}, or ask for {ways}.",
-            )
-        ]
+        remedy = f"Raise it to at least {opening + generation}"
+        if "search" in self._row.settings:
+            remedy += f", or ask for {ways}"
+        return [FieldError(field=field, message=f"is {budget}, but {needs}.", remedy=f"{remedy}.")]
+
+
+def _having(part: str) -> str:
+    return " and ".join(f"'{recipe.name}'" for recipe in OWN.values() if part in recipe.settings)
 
 
 def _shared_errors(texts: Sequence[str], classes: Sequence[str]) -> list[FieldError]:

@@ -17,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from craft_client import plugins
+from craft_client import plugins, recipes
 from craft_client.blackbox import BlackBox
 from craft_client.journal import Journal, JournalError
 from craft_client.paid_answers import AnswerError
-from craft_client.recipe_craftbox import run_craftbox
-from craft_client.recipe_paper import run_paper
 from craft_client.settings import SettingsError, TuneSettings
 from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
@@ -48,11 +46,6 @@ Labels = NDArray[np.int64]
 
 RUN_SCHEMA = 3
 
-_RECIPES: dict[str, Callable[[TuningRun], Outcome]] = {
-    "craftbox": run_craftbox,
-    "paper": run_paper,
-}
-
 
 @dataclass(frozen=True, repr=False)
 class TuneResult(Displayed):
@@ -63,7 +56,7 @@ class TuneResult(Displayed):
         accuracy_before: of the plain prompt on the training pictures, percent.
         accuracy_after: of the adapter, percent, each picture by what was fitted and chosen without
             it (`craft_client.held_out`); None where nothing was held out (one picture a class, a
-            prompt that was searched with all labels, or the paper's recipe).
+            prompt that was searched with all labels, or a recipe that holds nothing out).
         units: everything charged by the run.
         stopped_by: the budget of the key that ended the search before the run's own budget was
             used up, in words; None where none did.
@@ -179,7 +172,8 @@ def tune(
         if not run.answers.replaying:
             settings.check_task(labels, black_box.classes, budgets, black_box.units)
         # The paper's head is too small for several cores, which would only wait for each other.
-        with threadpool_limits(1 if settings.recipe == "paper" else None, "blas"):
+        like_paper = recipes.counted_as(settings.recipe).like_paper
+        with threadpool_limits(1 if like_paper else None, "blas"):
             result, outcome = _tuned(run, black_box, journal)
         journal.finish(result.adapter, _summary(result, outcome))
     run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)
@@ -189,11 +183,12 @@ def tune(
 def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneResult, Outcome]:
     plugin = _plugin_of(run.settings)
     if plugin is None:
-        outcome = _RECIPES[run.settings.recipe](run)
+        outcome = recipes.OWN[run.settings.recipe].run(run)
         return _result(outcome, run, black_box, journal), outcome
     with plugins.running(plugin):
         is_recipe = plugin.group == plugins.RECIPES
-        outcome = plugin.load()(run) if is_recipe else _RECIPES[run.settings.recipe](run)
+        tunes: recipes.Run = plugin.load() if is_recipe else recipes.OWN[run.settings.recipe].run
+        outcome = tunes(run)
         if not isinstance(outcome, Outcome):
             raise PluginError(f"{plugin} returned a {type(outcome).__name__}, not an Outcome")
         if outcome.head.kind not in HEAD_KINDS:

@@ -11,6 +11,7 @@ import pytest
 from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
 from craft_client.paper_presets import recipe_settings
+from craft_client.recipes import OWN
 from craft_client.settings import RANDOM_CODES, SettingsError, random_codes_for
 from craft_client.tune import TuneResult, run_document, tune
 from craft_shared.wire import EVERYTHING, Output
@@ -61,9 +62,9 @@ def test_tuning_beats_the_plain_prompt_at_every_level(output: Output, tmp_path: 
 
 
 @pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
-@pytest.mark.parametrize("recipe", ["craftbox", "paper"])
+@pytest.mark.parametrize("recipe", OWN)
 def test_a_search_works_at_every_level(output: Output, recipe: str, tmp_path: Path) -> None:
-    scale = {"scale": 3.0} if recipe == "paper" else {"random_codes": 4}
+    scale = {"random_codes": 4} if recipe == "craftbox" else {"scale": 3.0}
     result = tuned(output, tmp_path / "run", recipe=recipe, budget=60, **scale)
     assert len(result.history) > 2
     assert all(np.isfinite(step["loss"]) for step in result.history)

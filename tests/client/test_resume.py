@@ -1,4 +1,4 @@
-"""Runs that are interrupted and gone on with, by both recipes."""
+"""Runs that are interrupted and gone on with, by every recipe."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_client import paid_answers, recipe_paper
+from craft_client import paid_answers
 from craft_client.blackbox import Scores
 from craft_client.exceptions import CraftError
 from craft_client.journal import LINES_FILE, Journal, JournalError
+from craft_client.recipes import OWN, paper
 from craft_client.tune import AnswerError, TuneResult, TuneSettings, run_document, tune
 
 from .fake_clip import FakeBlackBox, FakeClip
@@ -26,7 +27,20 @@ CRAFTBOX = TuneSettings(budget=100, population=8, dim=8, random_codes=3)
 PAPER = TuneSettings(
     recipe="paper", population=4, dim=8, random_codes=0, budget=1 + 8 * 5, hidden=16, scale=1.0
 )
-RECIPES = pytest.mark.parametrize("settings", [CRAFTBOX, PAPER], ids=["craftbox", "paper"])
+# Each asks ten requests or more.
+ALONE = {"population": 4, "dim": 8, "scale": 1.0}
+EVERY = (
+    CRAFTBOX,
+    PAPER,
+    TuneSettings(recipe="bbt", budget=1 + 8 * 5, **ALONE),
+    TuneSettings(recipe="random", budget=1 + 12 * 4, **ALONE),
+    TuneSettings(recipe="spsa", budget=1 + 12 * 2, **ALONE),
+)
+RECIPES = pytest.mark.parametrize("settings", EVERY, ids=lambda settings: settings.recipe)
+
+
+def test_every_recipe_is_interrupted_here() -> None:
+    assert [settings.recipe for settings in EVERY] == list(OWN)
 
 
 class Killed(BaseException):
@@ -88,7 +102,7 @@ def test_what_the_head_has_learnt_is_saved_in_place_of_the_answers(
 ) -> None:
     whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
     assert sum(_kept(tmp_path / "whole")) == 1 + PAPER.generations()
-    monkeypatch.setattr(recipe_paper, "HELD_BYTES", held)
+    monkeypatch.setattr(paper, "HELD_BYTES", held)
     result = begin(tmp_path / "run", PAPER, Mortal(1000))
     assert result.adapter.to_bytes() == whole.adapter.to_bytes()
     kept = _kept(tmp_path / "run")
@@ -103,7 +117,7 @@ def test_a_run_is_resumed_from_what_the_head_has_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, requests: int
 ) -> None:
     whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
-    monkeypatch.setattr(recipe_paper, "HELD_BYTES", held)
+    monkeypatch.setattr(paper, "HELD_BYTES", held)
     interrupted(tmp_path / "run", PAPER, requests)
     black_box = Mortal(1000)
     result = resume(tmp_path / "run", PAPER, black_box)
@@ -117,7 +131,7 @@ def test_a_run_that_was_killed_while_it_saved_is_resumed(
 ) -> None:
     """The checkpoint is there, and so are the answers that it stands for."""
     whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
-    monkeypatch.setattr(recipe_paper, "HELD_BYTES", 1000)
+    monkeypatch.setattr(paper, "HELD_BYTES", 1000)
     replace_tensors = Journal.replace
 
     def killed(*_arguments: Any) -> None:
@@ -227,7 +241,7 @@ def test_what_a_damaged_checkpoint_stood_for_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
 ) -> None:
     whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
-    monkeypatch.setattr(recipe_paper, "HELD_BYTES", 0)
+    monkeypatch.setattr(paper, "HELD_BYTES", 0)
     interrupted(tmp_path / "run", PAPER, 7)
     _empty(tmp_path / "run/tensors" / f"{damaged}.safetensors")
     black_box = Mortal(1000)

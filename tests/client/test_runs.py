@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from craft_client.journal import LINES_FILE, RUN_FILE, SUMMARY_FILE, Journal, JournalError
+from craft_client.recipes import OWN
 from craft_client.runs import Point, Run, runs_below
 from craft_client.tune import TuneSettings, run_document, tune
 from craft_shared.units import Units
@@ -86,7 +87,7 @@ def test_a_run_of_the_classifier_has_no_data_set(tmp_path: Path) -> None:
     assert (run.data, run.about.settings.shots) == ("unknown", None)
 
 
-@pytest.mark.parametrize("recipe", ["craftbox", "paper"])
+@pytest.mark.parametrize("recipe", OWN)
 def test_what_tuning_leaves_is_read(tmp_path: Path, recipe: Any) -> None:
     clip = FakeClip(5, ignorance=2.0)
     pictures, labels = clip.pictures(6)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from craft_client.search import CodeSearch, search_by
+from craft_client.search import SPSA, CodeSearch, CorrectedSPSA, search_by
 from craft_client.settings import Strategy
 
 BOUND = 5.0
@@ -78,6 +78,50 @@ def test_spsa_asks_for_pairs_about_its_centre() -> None:
     codes = _search("spsa", population=7).ask()
     np.testing.assert_allclose(codes[:3], -codes[3:6])
     np.testing.assert_array_equal(codes[6], np.zeros(DIM))
+
+
+def _corrected(seed: int = 0, bound: float = BOUND) -> CorrectedSPSA:
+    return CorrectedSPSA(DIM, sigma=1.0, bound=bound, seed=[seed])
+
+
+def test_corrected_spsa_minimises_a_quadratic_by_two_codes_a_step() -> None:
+    search = _corrected()
+    assert search.ask().shape == (2, DIM)
+    _run(search, 0.5, 2000)
+    np.testing.assert_allclose(search.current(), 0.5, atol=0.05)
+
+
+def test_corrected_spsa_moves_once_several_pairs_have_shown_how_far() -> None:
+    search = _corrected()
+    for _ in range(CorrectedSPSA.FIRST_PAIRS):
+        codes = search.ask()
+        np.testing.assert_allclose(codes[0], -codes[1])
+        assert not search.current().any()
+        search.tell(codes, ((codes - 0.5) ** 2).sum(axis=1))
+    codes = search.ask()
+    search.tell(codes, ((codes - 0.5) ** 2).sum(axis=1))
+    assert search.current().any()
+
+
+def test_corrected_spsa_follows_blackvips_step_by_hand() -> None:
+    """m = 0.9 m + g and z = z - a (g + 0.9 m), with Spall's gains a and c."""
+    search, rng = _corrected(bound=0.0), np.random.default_rng([0])
+    centre, momentum, sizes, slope = np.zeros(DIM), np.zeros(DIM), [], np.arange(1.0, DIM + 1)
+    for number in range(CorrectedSPSA.FIRST_PAIRS + 8):
+        step = max(0, number - CorrectedSPSA.FIRST_PAIRS)
+        signs, c = rng.choice([-1.0, 1.0], DIM), SPSA.PERTURBATION / (step + 1) ** 0.101
+        codes = search.ask()
+        np.testing.assert_allclose(codes, [centre + c * signs, centre - c * signs], atol=1e-6)
+        losses = (codes.astype(np.float64) @ slope).astype(np.float32)
+        search.tell(codes, losses)
+        gradient = float(losses[0] - losses[1]) / (2 * c) * signs
+        if number < CorrectedSPSA.FIRST_PAIRS:
+            sizes.append(np.abs(gradient).mean())
+            continue
+        a = CorrectedSPSA.FIRST_STEP / np.mean(sizes) * (101 / (step + 101)) ** 0.602
+        momentum = 0.9 * momentum + gradient
+        centre = centre - a * (gradient + 0.9 * momentum)
+        np.testing.assert_allclose(search.current(), centre, rtol=1e-3, atol=1e-5)
 
 
 @STRATEGIES

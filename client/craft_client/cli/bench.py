@@ -20,6 +20,7 @@ from craft_client.cli.options import (
     examples,
 )
 from craft_client.cli.show import document, say, table
+from craft_client.recipes import OWN
 from craft_client.run_files import LOCK_FILE, RUN_FILE
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def bench(
         list[str] | None,
         typer.Option(
             show_default="craftbox",
-            help="craftbox or paper, as of tune; repeatable.",
+            help=f"{', '.join(OWN)} or a plug-in's, as of tune; repeatable.",
             autocompletion=recipes,
         ),
     ] = None,

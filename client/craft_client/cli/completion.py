@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from craft_client.cli.known_adapters import known_names
+from craft_client.recipes import OWN
 from craft_client.run_files import RUN_FILE
 
 _PLAIN = re.compile(r"[\w./@+=,~-][\w ./@+=,~-]*")
@@ -27,7 +28,7 @@ def run_folders(incomplete: str) -> list[str]:
 
 def recipes(incomplete: str) -> list[str]:
     """Craftbox's own recipes; those of plug-ins are not looked for."""
-    return [name for name in ("craftbox", "paper") if name.startswith(incomplete)]
+    return [name for name in OWN if name.startswith(incomplete)]
 
 
 def adapter_names(incomplete: str) -> list[str]:

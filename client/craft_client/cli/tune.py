@@ -25,6 +25,7 @@ from craft_client.cli.options import (
 )
 from craft_client.cli.show import document, percent, say, table
 from craft_client.cli.task import Task, Tuned, task_of, tune_task
+from craft_client.recipes import OWN, described
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _RUN = "The run"
 _TUNING = "Tuning"
 _TEXTS = "Open-text mode"
 _PARTS = "Parts of the method, to do without"
+_LIKE_PAPER = ", ".join(name for name, recipe in OWN.items() if recipe.like_paper)
 
 
 def _scale(text: str | None) -> str | None:
@@ -59,15 +61,14 @@ def tune(
         str,
         typer.Option(
             autocompletion=recipes,
-            help="craftbox (random prompts, closed form, search) or paper (CraFT as published, "
-            "with its settings for the data set), or a plug-in's.",
+            help=f"{described()}; or a plug-in's.",
         ),
     ] = "craftbox",
     budget: Annotated[
         int | None,
         typer.Option(
             min=1,
-            show_default="for the random codes alone; paper: its own, by shots",
+            show_default=f"for the random codes alone; {_LIKE_PAPER}: the paper's, by shots",
             help="Queries that the run may spend; what is left after the random codes, the search "
             "spends.",
         ),
@@ -113,7 +114,7 @@ def tune(
     random_codes: Annotated[
         int | None,
         typer.Option(
-            show_default="31; of coarse answers more; paper: 0",
+            show_default=f"31; of coarse answers more; {_LIKE_PAPER}: 0",
             help="Codes scored before the search.",
             rich_help_panel=_TUNING,
         ),
@@ -122,7 +123,7 @@ def tune(
         str | None,
         typer.Option(
             callback=_scale,
-            show_default="3.0; paper: its own, by data set",
+            show_default=f"3.0; {_LIKE_PAPER}: the paper's, by data set",
             help="How far codes move the prompt, in standard deviations of the model's token "
             "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
             rich_help_panel=_TUNING,
@@ -131,7 +132,7 @@ def tune(
     sigma: Annotated[
         float | None,
         typer.Option(
-            show_default="1.0; paper: its own, by data set",
+            show_default=f"1.0; {_LIKE_PAPER}: the paper's, by data set",
             help="The search's first standard deviation.",
             rich_help_panel=_TUNING,
         ),
@@ -146,7 +147,7 @@ def tune(
     ] = None,
     strategy: Annotated[
         Literal["cma-es", "random", "spsa"],
-        typer.Option(help="Of the search.", rich_help_panel=_TUNING),
+        typer.Option(help="Of the search of craftbox and paper.", rich_help_panel=_TUNING),
     ] = "cma-es",
     open_text: Annotated[
         bool,

@@ -9,12 +9,12 @@ Each generation,
    plus, in the first part of the run, the divergence of the unrefined prediction from it.
 
 The last mean code and the head are deployed, whatever they are worth. docs/reproduction.md says
-where this follows the released code rather than the paper, and where it can follow neither.
+where this follows the released code rather than the paper, and where it can follow neither. Without
+refinement it is black-box tuning (`craft_client.recipes.bbt`).
 
 It knows the method; it does not know HTTP, nor what a picture is.
 
-Source: CraFT (arXiv 2402.04050), sections 3.1 to 3.4 and 4.1, and the released code. Without
-refinement it is black-box tuning (BBT: Sun et al., ICML 2022).
+Source: CraFT (arXiv 2402.04050), sections 3.1 to 3.4 and 4.1, and the released code.
 """
 
 from __future__ import annotations
@@ -42,6 +42,15 @@ def run_paper(run: TuningRun) -> Outcome:
     Raises:
         CraftError: see `craft_client.tune.tune`.
     """
+    return search_and_refine(run, refinement=run.settings.refinement)
+
+
+def search_and_refine(run: TuningRun, *, refinement: bool) -> Outcome:
+    """The recipe, with or without the head.
+
+    Raises:
+        CraftError: see `craft_client.tune.tune`.
+    """
     settings, labels = run.settings, run.labels
     no_codes = np.zeros((0, settings.dim), np.float32)
 
@@ -57,7 +66,7 @@ def run_paper(run: TuningRun) -> Outcome:
 
     def losses_of(log_probs: Array) -> Reading:
         losses = cross_entropy(log_probs, labels)
-        if settings.refinement and settings.consistency:
+        if refinement and settings.consistency:
             head = mlp.head()
             refined = np.stack([head(one[None]) for one in log_probs])
             losses += np.float32(settings.consistency_weight) * divergence(refined, log_probs)
@@ -70,9 +79,9 @@ def run_paper(run: TuningRun) -> Outcome:
 
     def learn(scores: Array) -> float:
         """Trains on the mean's scores; the accuracy on them."""
-        if settings.refinement:
+        if refinement:
             train(scores)
-        refined = mlp.head()(scores[None]) if settings.refinement else scores
+        refined = mlp.head()(scores[None]) if refinement else scores
         return accuracy(refined, labels)
 
     search = search_for(settings)
@@ -96,14 +105,14 @@ def run_paper(run: TuningRun) -> Outcome:
             mlp.restore(checkpoint.document, checkpoint.tensors)
             run.recall(checkpoint)
 
-    if not settings.search and settings.refinement:
+    if not settings.search and refinement:
         for _ in range(settings.budget // settings.population):
             train(plain_scores)
     return Outcome(
-        deployed="the last mean, refined" if settings.refinement else "the last mean",
+        deployed="the last mean, refined" if refinement else "the last mean",
         codes=codes,
         texts=(),
-        head=mlp.head() if settings.refinement else Unrefined(),
+        head=mlp.head() if refinement else Unrefined(),
         accuracy_before=before,
         accuracy_after=None,
         best_loss=best_loss,

@@ -16,7 +16,7 @@ from craft_client.settings import TuneSettings
 from craft_client.tune import TuneResult, run_document, tune
 from craft_shared.head import ResidualMLPHead, Unrefined
 
-from .fake_clip import FakeBlackBox, FakeClip
+from ..fake_clip import FakeBlackBox, FakeClip
 
 CLIP = FakeClip(5, ignorance=2.0)
 PAPER = TuneSettings(
