@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 
 from craft_server.api import documents
-from craft_server.api.addresses import Digits
+from craft_server.api.addresses import DIGITS
 from craft_server.api.auth import WithCaller
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
@@ -27,8 +28,10 @@ router = APIRouter(tags=["account"])
 async def get_usage(
     services: WithServices,
     caller: WithCaller,
-    after: Annotated[Digits, Query(ge=0, lt=2**63, description="List lines after this id.")] = 0,
-    limit: Annotated[Digits, Query(ge=1, le=1000, description="Lines a page.")] = 100,
+    after: Annotated[
+        int, Field(ge=0, lt=2**63), DIGITS, Query(description="List lines after this id.")
+    ] = 0,
+    limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query(description="Lines a page.")] = 100,
 ) -> Usage:
     """The key's totals, and a page of its ledger. Free."""
     return await services.database.read(usage, caller.key_id, after=after, limit=limit)

@@ -6,7 +6,6 @@ It knows URL syntax and which calls an adapter has; it does not know which names
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from pydantic import BeforeValidator
 from starlette.convertors import PathConvertor, register_url_convertor
@@ -24,8 +23,9 @@ def _digits(value: object) -> object:
     return value
 
 
-# Pydantic alone would take " 1", "+1", "1_0", "1.0" and digits of other scripts.
-Digits = Annotated[int, BeforeValidator(_digits)]
+# Pydantic alone would take " 1", "+1", "1_0", "1.0" and digits of other scripts. It comes after a
+# type's bounds, or pydantic leaves them out of the description.
+DIGITS = BeforeValidator(_digits)
 
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 

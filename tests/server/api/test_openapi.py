@@ -223,3 +223,15 @@ def test_no_answer_has_a_header_that_is_not_described(
         described = operation["responses"][str(answer.status_code)]["headers"]
         sent = set(answer.headers) - TRANSPORT_HEADERS
         assert sent <= {name.lower() for name in described}, (request.method, request.url)
+
+
+def test_bounds_of_numbers_in_addresses_are_described(document: dict[str, Any]) -> None:
+    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    numbers = [
+        parameter["schema"]
+        for _, _, operation in _operations(document)
+        for parameter in operation.get("parameters", [])
+        if parameter["schema"].get("type") == "integer"
+    ]
+    assert numbers
+    assert all(len(bounds & schema.keys()) == 2 for schema in numbers), numbers
