@@ -10,7 +10,7 @@ Shapes: P prompts, N pictures, C classes, M further texts, D = P * (C + M) input
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ REGULARISATIONS: Double = np.logspace(-6, 0, 13)
 ONE_SHOT_REGULARISATION = 1e-3
 ONE_SHOT_HEAD_SCALE_PER_NAT = 10.0
 ONE_SHOT_HEAD_SCALE_AT_MOST = 20.0
+
+# Directions of less than this part of the largest variance are rounding.
+ROUNDING = 1e-13
 
 MLP_RATE = 1e-3
 
@@ -152,27 +155,30 @@ def fit_ridge(
         return _one_shot(path, plain, labels)
     copies = _copies(groups)
 
-    fits = []
-    scales: Double = np.array([10.0, 0.5])
-    for regularisation in regularisations:
-        scores = path.leave_one_out(regularisation, copies)
-        # Starting from the last scales, because neighbours' are alike.
-        scales, loss = _calibrate(np.stack([scores[rows], plain[rows]]), labels[rows], scales)
-        fits.append((loss, float(regularisation), scales, scores))
-    _, regularisation, (head_scale, plain_scale), scores = min(fits, key=lambda fit: fit[0])
+    def fits() -> Iterator[tuple[float, float, Double, Double]]:
+        scales: Double = np.array([10.0, 0.5])
+        for regularisation in regularisations:
+            scores = path.leave_one_out(regularisation, copies)
+            # Starting from the last scales, because neighbours' are alike.
+            scales, loss = _calibrate(np.stack([scores[rows], plain[rows]]), labels[rows], scales)
+            yield loss, float(regularisation), scales, scores
+
+    # One after the other, because their scores are as many as the answers.
+    _, regularisation, (head_scale, plain_scale), scores = min(fits(), key=lambda fit: fit[0])
     held_out = log_softmax(head_scale * scores + plain_scale * plain, axis=-1).astype(np.float32)
     head = path.head(regularisation, float(head_scale), float(plain_scale))
     return _measured(head, held_out, labels, rows, groups, regularisation)
 
 
 class _RidgePath:
-    """Ridge regression with an unpenalised intercept, at any regularisation, in the dual form.
+    """Ridge regression with an unpenalised intercept, at any regularisation, by one factorisation.
 
-    With the eigenvectors Q and eigenvalues s of the centred inputs' Gram matrix, and f = s / (s +
-    λ), fitted values are mean + Q f Q'Y and the hat matrix has the diagonal 1/N + Σ Q² f; a
-    left-out residual is the residual over one minus that (Allen's PRESS), and those of pictures
-    that are left out together solve the same equation with their block of the hat matrix. λ is
-    `regularisation` times the trace of the Gram matrix, with the left-out picture in it.
+    With the left singular vectors Q of the centred inputs X, their squared singular values s, and
+    f = s / (s + λ), fitted values are mean + Q f Q'Y and the hat matrix has the diagonal 1/N + Σ Q²
+    f; a left-out residual is the residual over one minus that (Allen's PRESS), and those of
+    pictures that are left out together solve the same equation with their block of the hat matrix.
+    λ is `regularisation` times the trace of X X', with the left-out picture in it. Q and s come
+    from the smaller of X X' and X'X.
     """
 
     def __init__(self, inputs: Double, targets: Double) -> None:
@@ -180,8 +186,15 @@ class _RidgePath:
         self._target_mean = targets.mean(axis=0)
         self._inputs = inputs - self._input_mean
         self._targets = targets
-        values, self._vectors = np.linalg.eigh(self._inputs @ self._inputs.T)
-        self._values = np.maximum(values, 0)
+        pictures, count = inputs.shape
+        if pictures <= count:
+            values, self._vectors = np.linalg.eigh(self._inputs @ self._inputs.T)
+            self._values = np.maximum(values, 0)
+        else:
+            values, directions = np.linalg.eigh(self._inputs.T @ self._inputs)
+            there = values > ROUNDING * values.max(initial=0.0)
+            self._values = values[there]
+            self._vectors = self._inputs @ (directions[:, there] / np.sqrt(self._values))
         self._variance = self._values.sum() or 1.0
         self._rotated = self._vectors.T @ (targets - self._target_mean)
 

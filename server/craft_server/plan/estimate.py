@@ -263,13 +263,15 @@ def _fit_seconds(client: ClientCost, workload: Workload, prompts: int) -> float:
     pictures, classes = workload.images, workload.classes
     inputs = prompts * classes
     held_out = pictures > classes  # with one picture a class nothing is calibrated
-    products = pictures**2 * inputs + pictures * inputs * classes + pictures**2 * classes
+    smaller = min(pictures, inputs)  # of the two forms of the closed form
+    products = pictures * inputs * smaller * (1 if smaller == pictures else 2)
+    products += pictures * (inputs + smaller) * classes
     if held_out:
-        products += REGULARISATIONS * pictures**2 * classes
+        products += REGULARISATIONS * pictures * smaller * classes
     calibration = pictures * classes * client.ridge_calibration_seconds if held_out else 0.0
     return (
         products * client.ridge_product_seconds
-        + pictures**3 * client.ridge_cube_seconds
+        + smaller**3 * client.ridge_cube_seconds
         + calibration
     )
 
@@ -307,7 +309,7 @@ def _client_memory(client: ClientCost, workload: Workload) -> int:
     if workload.recipe == "craftbox":
         inputs = max(_fits(workload)) * classes
         fit += SINGLE_PRECISION_BYTES * pictures * inputs * client.fit_copies
-        fit += DOUBLE_PRECISION_BYTES * pictures**2 * client.gram_copies
+        fit += DOUBLE_PRECISION_BYTES * pictures * min(pictures, inputs) * client.gram_copies
         fit += DOUBLE_PRECISION_BYTES * pictures * classes * client.target_copies
     # A question's answers are put together in single precision, whatever the calls.
     prompts = max(question.prompts for question in workload.questions if question.times)
