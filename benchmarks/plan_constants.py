@@ -305,9 +305,11 @@ def _ridge() -> dict[str, Any]:
     for prompts, pictures, classes in shapes:
         seconds.append(_fit(prompts, pictures, classes)["seconds"])
         inputs = prompts * classes
-        products = pictures**2 * inputs + pictures * inputs * classes
-        products += (1 + REGULARISATIONS) * pictures**2 * classes
-        work.append([products, pictures**3, pictures * classes])
+        smaller = min(pictures, inputs)
+        products = pictures * inputs * smaller * (1 if smaller == pictures else 2)
+        products += pictures * inputs * classes
+        products += (1 + REGULARISATIONS) * pictures * smaller * classes
+        work.append([products, smaller**3, pictures * classes])
     product, cube, calibration = _fitted(work, seconds)
     return {
         "ridge_product_seconds": product,
@@ -320,7 +322,7 @@ def _ridge_memory() -> dict[str, Any]:
     """The closed form's memory, by least squares; each shape in a process of its own."""
     shapes = [(32, 1500, 100), (1, 2000, 20), (16, 1000, 500), (32, 800, 200)]
     used = [in_own_process(_fit, *shape)["bytes"] for shape in shapes]
-    held = [[4 * n * p * c, 8 * n * n, 8 * n * c] for p, n, c in shapes]
+    held = [[4 * n * p * c, 8 * n * min(n, p * c), 8 * n * c] for p, n, c in shapes]
     fit, gram, target = _fitted(held, used)
     return {"fit_copies": fit, "gram_copies": gram, "target_copies": target}
 
