@@ -39,7 +39,7 @@ from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune
 from craft_server.plan.architecture import Architecture
 from craft_server.plan.constants import ClientCost, Constants, ModelCost, ServiceCost
-from craft_server.plan.estimate import GENERATIONS_A_REFIT, HIDDEN_UNITS, REGULARISATIONS
+from craft_server.plan.estimate import GENERATIONS_A_REFIT, HIDDEN_UNITS, fit_work
 from craft_server.plan.measure import measure_machine, measure_model, memory, picture
 from craft_server.plan.names import context
 from craft_server.settings import DEFAULT_LIMITS
@@ -304,12 +304,8 @@ def _ridge() -> dict[str, Any]:
     work, seconds = [], []
     for prompts, pictures, classes in shapes:
         seconds.append(_fit(prompts, pictures, classes)["seconds"])
-        inputs = prompts * classes
-        smaller = min(pictures, inputs)
-        products = pictures * inputs * smaller * (1 if smaller == pictures else 2)
-        products += pictures * inputs * classes
-        products += (1 + REGULARISATIONS) * pictures * smaller * classes
-        work.append([products, smaller**3, pictures * classes])
+        fit = fit_work(pictures, prompts * classes, classes, held_out=True)
+        work.append([*fit, pictures * classes])
     product, cube, calibration = _fitted(work, seconds)
     return {
         "ridge_product_seconds": product,

@@ -234,10 +234,9 @@ class Run(Displayed):
         """The accuracies on the training pictures: the adapter's is of held-out predictions."""
         if not self.summary:
             return Accuracies()
-        after = self.summary.accuracy_after
         return Accuracies(
             percent(self.summary.accuracy_before),
-            "not measurable" if after is None else percent(after),
+            percent(self.summary.accuracy_after),
             ON_TRAINING,
         )
 

@@ -51,9 +51,9 @@ def text_of(words: object, style: str = "") -> Text:
     return Text(printable(str(words)), style)
 
 
-def percent(share: float) -> str:
-    """An accuracy in percent."""
-    return f"{share:.1f} %"
+def percent(share: float | None) -> str:
+    """An accuracy in percent; None is one that could not be measured."""
+    return "not measurable" if share is None else f"{share:.1f} %"
 
 
 def print_lines(lines: Iterable[str], *, err: bool = False) -> None:

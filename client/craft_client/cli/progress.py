@@ -106,7 +106,7 @@ def rows(progress: TuneProgress) -> list[tuple[str, str]]:
         ("generation", f"{progress.generation:,} of {progress.generations:,}"),
         ("queries", f"{progress.queries:,} of {progress.budget:,}"),
         ("loss", f"{progress.loss:.4f} (best {progress.best_loss:.4f})"),
-        ("accuracy on held-in", "not measurable" if accuracy is None else percent(accuracy)),
+        ("accuracy on held-in", percent(accuracy)),
         ("time left", "unknown" if left is None else _duration(left)),
         ("charged", units_line(progress.units)),
     ]

@@ -16,7 +16,6 @@ from craft_client.cli.show import complain, document, percent, say, table
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
-    from craft_client.evaluation import Metrics
     from craft_client.runs import Run
 
 
@@ -326,7 +325,7 @@ def _sections(run: Run) -> list[_Section]:
                     [
                         one.name,
                         one.prompts,
-                        "not measurable" if one.accuracy is None else percent(one.accuracy),
+                        percent(one.accuracy),
                         "" if one.loss is None else f"{one.loss:.4f}",
                         "" if one.regularisation is None else f"{one.regularisation:.2g}",
                         "deployed" if one.name == summary.deployed else "",
@@ -357,7 +356,7 @@ def _accuracies(run: Run) -> list[_Section]:
         return [_Section("Accuracy", [], rows, [1])]
     before = [f"{tested.subject}, before: the plain prompt", str(tested.before)]
     after = [f"{tested.subject}, after: the adapter", str(tested)]
-    errors = [_error(tested.before), _error(tested), "", ""]
+    errors = [percent(one.calibration_error) for one in (tested.before, tested)] + ["", ""]
     return [
         _Section(
             "Accuracy",
@@ -393,11 +392,6 @@ def _classes(run: Run) -> list[_Section]:
             ],
         )
     ]
-
-
-def _error(metrics: Metrics) -> str:
-    error = metrics.calibration_error
-    return "not measurable" if error is None else percent(error)
 
 
 def _page(

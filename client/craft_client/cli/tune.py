@@ -309,15 +309,11 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
             }
         )
         return
-    after = result.accuracy_after
     table(
         [f"{image_set.count:,} training pictures", "accuracy"],
         [
             ["before: the plain prompt", percent(result.accuracy_before)],
-            [
-                "after: the adapter, each picture held out",
-                "not measurable" if after is None else percent(after),
-            ],
+            ["after: the adapter, each picture held out", percent(result.accuracy_after)],
         ],
     )
     table(

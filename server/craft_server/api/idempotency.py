@@ -33,8 +33,8 @@ from craft_server.ledger.calls import (
     Made,
     StillRunning,
     StoredAnswer,
+    find_record,
     look_up,
-    made_before,
     recall,
 )
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_covered
@@ -188,7 +188,7 @@ def _check_budgets(
         check_covered(connection, caller, least, at)
     except BudgetExhausted:
         # Perhaps it is this very call, sent before, that has taken what is missing.
-        if key is None or not made_before(connection, caller.key_id, key):
+        if key is None or find_record(connection, caller.key_id, key) is None:
             raise
 
 

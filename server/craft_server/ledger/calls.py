@@ -191,14 +191,14 @@ def look_up(connection: sa.Connection, key_id: int, key: str, fingerprint: str) 
         KeyReused: it was another call.
         StillRunning: it has not been answered yet.
     """
-    rows = run(connection, (_FIND, {"of_key": key_id, "of_call": key}))[0].rows
-    record = record_of(rows[0]) if rows else None
+    record = find_record(connection, key_id, key)
     return None if record is None else recall(connection, record, fingerprint)
 
 
-def made_before(connection: sa.Connection, key_id: int, key: str) -> bool:
-    """Whether there is a record of a call under this idempotency key."""
-    return bool(run(connection, (_FIND, {"of_key": key_id, "of_call": key}))[0].rows)
+def find_record(connection: sa.Connection, key_id: int, key: str) -> Record | None:
+    """The record of the call under this idempotency key, whatever call that was."""
+    rows = run(connection, (_FIND, {"of_key": key_id, "of_call": key}))[0].rows
+    return record_of(rows[0]) if rows else None
 
 
 def recall(connection: sa.Connection, record: Record, fingerprint: str) -> Made:

@@ -239,13 +239,8 @@ def check_concurrency(connection: sa.Connection, caller: Caller) -> None:
 
 def check_covered(connection: sa.Connection, caller: Caller, units: Units, at: int) -> None:
     """Raises BudgetExhausted unless the key's budgets cover these units now; reserves nothing."""
-    needed = units.model_dump()
-    shortfalls = [
-        Shortfall(budget, needed[budget.unit])
-        for budget in list_budgets(connection, caller.key_id, caller.team_id, at)
-        if needed.get(budget.unit, 0) > budget.remaining
-    ]
-    if shortfalls:
+    budgets = list_budgets(connection, caller.key_id, caller.team_id, at)
+    if shortfalls := _shortfalls(budgets, _amounts(units, 0)):
         raise BudgetExhausted(shortfalls)
 
 
@@ -301,13 +296,7 @@ def reserve(
     }
     held, _, written = run(connection, (_HOLD, held_as), (_COUNT_LINE, key), (_INSERT_CHARGE, line))
     if held.count < len(holds):
-        raise BudgetExhausted(
-            [
-                Shortfall(budget, needed[budget.unit])
-                for budget in in_order(budgets)
-                if needed[budget.unit] > budget.remaining
-            ]
-        )
+        raise BudgetExhausted(_shortfalls(in_order(budgets), needed))
     # What is left does not change when the reservation becomes spending.
     after = [_after(budget, needed[budget.unit]) for budget in budgets]
     cost = Cost(charged=work.units, cost_micros=cost_micros, budgets=in_order(after))
@@ -405,6 +394,14 @@ def refund_all(connection: sa.Connection, held: sa.ColumnElement[bool], at: int)
     for row in rows:
         refund(connection, row.id, at)
     return len(rows)
+
+
+def _shortfalls(budgets: Sequence[Budget], needed: Mapping[str, int]) -> list[Shortfall]:
+    return [
+        Shortfall(budget, needed[budget.unit])
+        for budget in budgets
+        if needed[budget.unit] > budget.remaining
+    ]
 
 
 def _after(budget: Budget, amount: int) -> Budget:

@@ -259,21 +259,23 @@ def _fits(workload: Workload) -> list[int]:
     return fits
 
 
-def _fit_seconds(client: ClientCost, workload: Workload, prompts: int) -> float:
-    pictures, classes = workload.images, workload.classes
-    inputs = prompts * classes
-    held_out = pictures > classes  # with one picture a class nothing is calibrated
-    smaller = min(pictures, inputs)  # of the two forms of the closed form
+def fit_work(pictures: int, inputs: int, classes: int, *, held_out: bool) -> tuple[int, int]:
+    """Multiplications of a closed form's matrix products, and those of its factorisation."""
+    smaller = min(pictures, inputs)  # of the two forms that it has
     products = pictures * inputs * smaller * (1 if smaller == pictures else 2)
     products += pictures * (inputs + smaller) * classes
     if held_out:
         products += REGULARISATIONS * pictures * smaller * classes
+    return products, smaller**3
+
+
+def _fit_seconds(client: ClientCost, workload: Workload, prompts: int) -> float:
+    pictures, classes = workload.images, workload.classes
+    inputs = prompts * classes
+    held_out = pictures > classes  # with one picture a class nothing is calibrated
     calibration = pictures * classes * client.ridge_calibration_seconds if held_out else 0.0
-    return (
-        products * client.ridge_product_seconds
-        + smaller**3 * client.ridge_cube_seconds
-        + calibration
-    )
+    products, cube = fit_work(pictures, inputs, classes, held_out=held_out)
+    return products * client.ridge_product_seconds + cube * client.ridge_cube_seconds + calibration
 
 
 def _largest_answer(workload: Workload) -> int:

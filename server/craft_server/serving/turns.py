@@ -21,7 +21,7 @@ from functools import wraps
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # For how long arriving connections may hold up the next turn.
-_CROWDED_SECONDS = 0.03
+_HELD_UP_SECONDS = 0.03
 _PROBES = frozenset(("/livez", "/readyz"))
 
 
@@ -52,7 +52,7 @@ class Turns:
             await turn
 
     def _end_round(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._until = loop.time() + _CROWDED_SECONDS
+        self._until = loop.time() + _HELD_UP_SECONDS
         loop.call_soon(self._next, loop)
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
