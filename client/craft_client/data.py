@@ -189,8 +189,9 @@ def check_pictures(
     bad: list[FieldError] = []
     digests: list[str] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Pillow's own bound on pixels gives way to the model's, which is checked before decoding.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # What Pillow only warns of is taken: odd metadata, and more pixels than its own bound,
+        # which gives way to the model's.
+        warnings.simplefilter("ignore")
         for number, found in enumerate(pool.map(check, files), 1):
             if isinstance(found, FieldError):
                 bad.append(found)

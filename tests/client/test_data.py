@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -119,6 +120,19 @@ def test_good_pictures_pass(tmp_path: Path) -> None:
     ]
     check_pictures(good, LIMITS, on_checked=checked.append)
     assert checked == [5]
+
+
+def test_a_sound_picture_with_odd_metadata_is_taken_without_a_word(tmp_path: Path) -> None:
+    path, exif = tmp_path / "odd.jpg", Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 16)).save(path, exif=exif)
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"Exif\0\0") + 10  # where the first directory is said to be
+    data[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_pictures([path], LIMITS)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
