@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -474,8 +475,26 @@ def _on_postgresql_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
 def _on_sqlite_connect(pragmas: Mapping[str, str | int], connection: Any, _record: Any) -> None:
     # Python's sqlite3 would begin transactions on its own, and too late.
     connection.isolation_level = None
-    for name, value in {"journal_mode": "WAL", "foreign_keys": "ON", **pragmas}.items():
+    _use_wal(connection)
+    for name, value in {"foreign_keys": "ON", **pragmas}.items():
         connection.execute(f"PRAGMA {name} = {value}")
+
+
+def _use_wal(connection: Any) -> None:
+    """Switches the file to WAL, if it is new.
+
+    SQLite does not wait, whatever its busy timeout, for another connection that switches it too.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _on_sqlite_begin(file: _SqliteFile, connection: sa.Connection) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from craft_server import database
-from craft_server.database import Database, DatabaseError, insert_missing
+from craft_server.database import FILE_NAME, Database, DatabaseError, insert_missing
 from craft_server.ledger.keys import create_key, list_keys
 from craft_server.tables import METADATA, TEAMS
 
@@ -43,6 +44,18 @@ def test_processes_that_open_an_empty_database_at_once_wait_for_each_other(
         opened = list(threads.map(lambda _: Database.open(store_url, tmp_path), range(6)))
     for one in opened:
         one.close()
+
+
+def test_opening_waits_for_another_program_that_writes_to_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE theirs (id INTEGER)")
+    other.execute("BEGIN IMMEDIATE")
+    writing = threading.Timer(0.2, other.execute, ("COMMIT",))
+    writing.start()
+    Database.open(None, tmp_path).close()
+    writing.join()
+    other.close()
 
 
 def test_a_newer_database_is_refused(store: Database, store_url: str, tmp_path: Path) -> None:
