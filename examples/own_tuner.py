@@ -26,16 +26,17 @@ from craft_client.data import few_shot
 from craft_client.journal import Journal
 from craft_client.layouts import load_dataset
 from craft_client.losses import accuracy, cross_entropy
-from craft_client.refine import Refinement, fit_ridge
+from craft_client.recipes.craftbox import fit
 from craft_client.remote import RemoteBlackBox
 from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import Head, Unrefined
 from craft_shared.units import Units
 from craft_shared.wire import Context, Provenance
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Record = Callable[[Scores, Array, Array, float | None], None]
-Tuned = tuple[Array, Refinement]
+Record = Callable[[Scores, Array, Array], None]
+Tuned = tuple[Array, Head]
 
 NAME = "cross-entropy-method"
 TEMPLATE = "a photo of a {}."
@@ -75,9 +76,8 @@ def tune(box: BlackBox, labels: Labels, context: Context, budget: int, record: R
     search = CrossEntropyMethod(context.dim, population=8, seed=context.seed)
     codes = np.zeros((0, context.dim), np.float32)
     scores = box.score(templates=[TEMPLATE], name="plain")
-    kept, spent, losses = scores.log_probs, scores.charged, cross_entropy(scores.log_probs, labels)
-    refinement = fit_ridge(kept, labels)
-    record(scores, codes, losses, refinement.accuracy)
+    kept, spent = scores.log_probs, scores.charged
+    record(scores, codes, cross_entropy(kept, labels))
     while (spent + box.units(8)).queries <= budget:
         asked = search.ask()
         scores = box.score(context=context, codes=asked, name=f"generation-{len(codes)}")
@@ -87,9 +87,10 @@ def tune(box: BlackBox, labels: Labels, context: Context, budget: int, record: R
         codes = np.concatenate([codes, asked[best][None]])
         kept = np.concatenate([kept, scores.log_probs[best][None]])
         spent += scores.charged
-        refinement = fit_ridge(kept, labels)
-        record(scores, asked, losses, refinement.accuracy)
-    return codes, refinement
+        record(scores, asked, losses)
+    head = fit(kept, labels, groups=np.arange(len(labels))).head
+    # Where the plain prompt is better there is no head, and no code is to be kept.
+    return (codes[:0] if isinstance(head, Unrefined) else codes), head
 
 
 # --- a run like any other ---------------------------------------------------------------------
@@ -125,7 +126,7 @@ def run_method(
     history: list[dict[str, object]] = []
     total, plain_accuracy = Units(), 0.0
 
-    def record(scores: Scores, codes: Array, losses: Array, reached: float | None) -> None:
+    def record(scores: Scores, codes: Array, losses: Array) -> None:
         nonlocal total, plain_accuracy
         if not history:
             plain_accuracy = accuracy(scores.log_probs[0], labels)
@@ -139,10 +140,11 @@ def run_method(
         }
         journal.append(line, {f"{len(history):06d}": {"codes": codes, "losses": losses}})
         box.acknowledge(scores)
-        history.append({"generation": len(history), "accuracy": reached})
+        best = scores.log_probs[losses.argmin()]
+        history.append({"generation": len(history), "accuracy": accuracy(best, labels)})
 
     context = Context(dim=64, seed=args.seed, scale=3.0)
-    codes, refinement = tune(box, labels, context, args.budget, record)
+    codes, head = tune(box, labels, context, args.budget, record)
     config = AdapterConfig(
         model=box.model,
         revision=box.revision,
@@ -150,7 +152,7 @@ def run_method(
         templates=[TEMPLATE],
         context=context if len(codes) else None,
         codes=len(codes),
-        head=refinement.head.kind,
+        head=head.kind,
         output=box.output,
         provenance=Provenance(
             recipe=NAME,
@@ -162,7 +164,7 @@ def run_method(
             units=total,
         ),
     )
-    adapter = Adapter(config, codes, refinement.head)
+    adapter = Adapter(config, codes, head)
     summary = {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "accuracy_before": plain_accuracy,

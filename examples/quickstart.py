@@ -91,7 +91,6 @@ def main() -> None:
     """Runs the steps and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("quickstart-out"))
-    parser.add_argument("--budget", type=int, default=1000, help="queries that tuning may use")
     args = parser.parse_args()
     started = time.monotonic()
 
@@ -119,8 +118,7 @@ def main() -> None:
         tuned = ["--data", str(data), "--template", TEMPLATE]
         before = run_json(["craft", "zero-shot", *tuned], env)
         run_dir = str(args.out / "run")
-        limits = ["--shots", "16", "--budget", str(args.budget), "--seed", "1"]
-        run(["craft", "tune", *tuned, *limits, "--run", run_dir], env)
+        run(["craft", "tune", *tuned, "--shots", "16", "--seed", "1", "--run", run_dir], env)
         run(["craft", "publish", run_dir, "--name", "digits"], env)
         after = run_json(["craft", "evaluate", "--adapter", "digits", "--data", str(data)], env)
         pictures = [str(sorted((data / "test" / name).glob("*.png"))[0]) for name in NAMES[:3]]

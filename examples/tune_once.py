@@ -5,7 +5,7 @@ pictures are image folders (train/CLASS/*, test/CLASS/*); where there are none, 
 handwritten digits are written as such. Started again, it goes on where it was cut off, and does
 nothing once its adapter is published.
 
-    python tune_once.py --data PICTURES --work FOLDER --name ADAPTER --budget 400
+    python tune_once.py --data PICTURES --work FOLDER --name ADAPTER
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"), help="for what must outlive it")
     parser.add_argument("--name", default="once", help="of the adapter")
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--budget", type=int, default=400, help="queries")
     args = parser.parse_args()
 
     published = args.work / "published"
@@ -51,7 +50,7 @@ def main() -> None:
     elif (run / "run.json").exists():
         call("craft", "tune", "--resume", run)
     else:
-        options = ("--shots", args.shots, "--budget", args.budget, "--template", template)
+        options = ("--shots", args.shots, "--template", template)
         call("craft", "tune", "--data", data, *options, "--run", run, "--report")
     call("craft", "publish", run, "--name", args.name)
     published.touch()

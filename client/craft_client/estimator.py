@@ -20,7 +20,6 @@ from craft_client.api import Client
 from craft_client.data import digest_of
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
-from craft_client.open_text import beside
 from craft_client.paper_presets import recipe_settings
 from craft_client.pictures import Picture, files
 from craft_client.remote import RemoteBlackBox, classify_here
@@ -28,7 +27,7 @@ from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
-from craft_shared.wire import EVERYTHING, ImageSet, ImageUploadAnswer, Output, Scale
+from craft_shared.wire import ImageSet, ImageUploadAnswer, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -54,15 +53,14 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         scale: see there.
         sigma: see there.
         strategy: see there.
-        refiner: see there.
         search: see there.
         refinement: see there.
         consistency: see there.
         consistency_weight: see there.
         template: see there.
-        texts: see there; None for strict mode (`craft_client.open_text.common_nouns()` is a
-            vocabulary for open-text mode). Class names among them are left out.
+        texts: see there; None for common nouns. Class names among them are left out.
         keep_texts: see there.
+        strict: whether to ask about the class names alone.
         run_dir: keeps the run's journal in this new directory; None for a temporary one. Clones
             that are fitted, as in cross-validation, each need their own: leave it None there.
 
@@ -90,7 +88,6 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         scale: Scale | None = None,
         sigma: float | None = None,
         strategy: Strategy = "cma-es",
-        refiner: str = "ridge",
         search: bool = True,
         refinement: bool = True,
         consistency: bool = True,
@@ -98,6 +95,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         template: str = "a photo of a {}.",
         texts: Sequence[str] | None = None,
         keep_texts: int | None = None,
+        strict: bool = False,
         run_dir: str | Path | None = None,
     ) -> None:
         self.client = client
@@ -112,7 +110,6 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.scale = scale
         self.sigma = sigma
         self.strategy = strategy
-        self.refiner = refiner
         self.search = search
         self.refinement = refinement
         self.consistency = consistency
@@ -120,6 +117,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.template = template
         self.texts = texts
         self.keep_texts = keep_texts
+        self.strict = strict
         self.run_dir = run_dir
 
     def fit(self, X: Iterable[Picture], y: ArrayLike) -> Self:
@@ -141,7 +139,13 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
-            settings = self._settings(labels, names, card.output, card.prompts_per_image_set)
+            settings = self._settings(
+                labels,
+                names,
+                output=card.output,
+                prompt_limit=card.prompts_per_image_set,
+                name_limit=card.limits.classes,
+            )
             with (
                 Journal.claimed(folder, new=True) as journal,
                 _image_set(client, card.name) as empty,
@@ -202,16 +206,14 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self,
         labels: NDArray[np.int64],
         names: Sequence[str],
-        output: Output = EVERYTHING,
-        prompt_limit: int | None = None,
+        **of_key: Any,
     ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
         return recipe_settings(
             self.recipe,
             "",
             int(counts[0]) if len(counts) == 1 else None,
-            output=output,
-            prompt_limit=prompt_limit,
+            **of_key,
             budget=self.budget,
             seed=self.seed,
             population=self.population,
@@ -220,13 +222,14 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             scale=self.scale,
             sigma=self.sigma,
             strategy=self.strategy,
-            refiner=self.refiner,
             search=self.search,
             refinement=self.refinement,
             consistency=self.consistency,
             consistency_weight=self.consistency_weight,
             template=self.template,
-            texts=None if self.texts is None else beside(names, self.texts),
+            classes=names,
+            vocabulary=self.texts,
+            strict=self.strict,
             keep_texts=self.keep_texts,
         )
 

@@ -1,24 +1,20 @@
-"""How good what is deployed is on pictures that no choice has seen: whole fits, repeated in folds.
+"""Which images are left out together, and how good predictions are of images that none has seen.
 
-What a fit says by leave-one-out of its own pictures is too good once anything was chosen by it: the
+What a fit says of images that are left out is too good once anything was chosen by it: the
 regularisation, or one candidate of several. So the accuracy that is reported comes from doing all
-of it again, the choices included, without a part of the pictures, and asking about these. Each part
+of it again, the choices included, without a part of the images, and asking about these. Each part
 has as many of every class as of the others, because a class of which more is left out is predicted
-less often; copies of a picture are never in two parts.
-
-It knows labels and folds; it does not know heads, nor how anything is chosen.
+less often. Copies of an image are never in two parts.
 
 Source: Cawley and Talbot, JMLR 2010 (nested cross-validation).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-
-from craft_client.refine import measurable
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -26,52 +22,79 @@ Rows = NDArray[np.bool_]
 
 FOLDS = 5
 # Further parts would say little more: the standard error is below two points.
-ENOUGH_PICTURES = 1000
+ENOUGH_IMAGES = 1000
 
 
 def accuracy_on_unseen(
-    labels: Labels, groups: Labels, predicted: Callable[[Rows, Rows], Array | None]
+    labels: Labels, groups: Labels, predicted: Callable[[Rows, Rows], Array]
 ) -> float | None:
-    """Percent of pictures that are predicted rightly by what was made without them.
+    """Percent of images that are predicted rightly by what was made without them.
 
     Args:
         labels: int64 [N].
-        groups: copies of one picture have one number, int64 [N].
-        predicted: is given which pictures may be learnt from [N] and which are asked about [N], K
-            of them; gives log-probabilities [K, C], or None where it has none to give.
+        groups: copies of one image have one number, int64 [N].
+        predicted: is given which images may be learnt from [N] and which are asked about [N], K of
+            them; gives log-probabilities [K, C].
 
     Returns:
-        None where fewer than half of the pictures can be left out, or there is no prediction.
+        None where fewer than half of the images can be left out.
     """
-    rows = measurable(labels, groups)
+    rows, turns = _measurable(labels, groups), _turns(labels, groups)
+    count = min(FOLDS, int(turns.max(initial=0)) + 1)
     right = asked = 0
-    for left_out in parts(labels, groups) if rows.any() else ():
+    for part in range(count) if rows.any() else ():
+        left_out = turns % count == part
+        if len(np.unique(labels[~left_out])) < len(np.unique(labels)):
+            continue
         about = left_out & rows
-        log_probs = predicted(~left_out, about)
-        if log_probs is None:
-            return None
-        right += int((log_probs.argmax(axis=-1) == labels[about]).sum())
+        predictions = predicted(~left_out, about).argmax(axis=-1)
+        right += int((predictions == labels[about]).sum())
         asked += int(about.sum())
-        if asked >= ENOUGH_PICTURES:
+        if asked >= ENOUGH_IMAGES:
             break
     return 100.0 * right / asked if asked else None
 
 
-def parts(labels: Labels, groups: Labels) -> Iterator[Rows]:
-    """The parts that are left out in turn [N]; the rest of each has pictures of every class.
+def folds(labels: Labels, groups: Labels, *, most: int) -> list[Labels]:
+    """The numbers of images that are left out together: one of every class, and its copies.
 
-    The pictures of a class go round the parts in their order, its copies with the first of them.
+    Args:
+        labels: int64 [N].
+        groups: copies of one image have one number, int64 [N].
+        most: after so many images there are no further folds.
+
+    Returns:
+        None at all where fewer than half of the images can be left out.
     """
-    part_of_group: dict[int, int] = {}
+    rows, turns = _measurable(labels, groups), _turns(labels, groups)
+    found: list[Labels] = []
+    count = 0
+    for turn in range(int(turns.max(initial=-1)) + 1) if rows.any() else ():
+        fold = np.flatnonzero(rows & (turns == turn))
+        found += [fold] if len(fold) else []
+        count += len(fold)
+        if count >= most:
+            break
+    return found
+
+
+def _measurable(labels: Labels, groups: Labels) -> Rows:
+    """Images [N] whose class has another image, so that leaving them out leaves the class in.
+
+    Copies of an image are no other one. Nothing is measurable where fewer than half of the images
+    are: the rest would say little of the whole.
+    """
+    different = np.unique(np.stack([labels, groups]), axis=1)[0]
+    rows: Rows = np.bincount(different)[labels] > 1
+    return rows if 2 * rows.sum() >= len(rows) else np.zeros_like(rows)
+
+
+def _turns(labels: Labels, groups: Labels) -> Labels:
+    """Which image of its class each one is, from 0, in their order; copies are one. [N]."""
+    turn_of_group: dict[int, int] = {}
     seen: dict[int, int] = {}
     for label, group in zip(labels.tolist(), groups.tolist(), strict=True):
-        if group not in part_of_group:
-            part_of_group[group] = seen.get(label, 0)
-            seen[label] = part_of_group[group] + 1
-    count = min(FOLDS, max(seen.values(), default=0))
-    part = np.array([part_of_group[group] % count for group in groups.tolist()])
-    classes = len(np.unique(labels))
-    for number in range(count):
-        left_out: Rows = part == number
-        if len(np.unique(labels[~left_out])) == classes:
-            yield left_out
+        if group not in turn_of_group:
+            turn_of_group[group] = seen.get(label, 0)
+            seen[label] = turn_of_group[group] + 1
+    return np.array([turn_of_group[group] for group in groups.tolist()], np.int64)

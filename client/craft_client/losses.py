@@ -57,3 +57,13 @@ def divergence(targets: Array, log_probs: Array) -> Array:
 def accuracy(log_probs: Array, labels: NDArray[np.int64]) -> float:
     """Percent of pictures [N, C] whose most probable class is their label."""
     return 100.0 * int((log_probs.argmax(axis=-1) == labels).sum()) / len(labels)
+
+
+def clearly_less(losses: Array, others: Array, groups: NDArray[np.int64]) -> bool:
+    """Whether losses [N] of images are less than others, by more than a standard error.
+
+    Copies of an image, which have one number in `groups` [N], count as one.
+    """
+    _, copy, count = np.unique(groups, return_inverse=True, return_counts=True)
+    gains = np.bincount(copy, others - losses) / count
+    return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))

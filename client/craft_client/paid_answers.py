@@ -198,10 +198,9 @@ class PaidAnswers:
         return reading
 
     def _most_kept(self, question: Question, codes: Array) -> int:
-        """Bytes that the answer takes on disk: all scores of the first one, then of one prompt."""
+        """Bytes that the answer takes on disk at most: all its scores."""
         texts = len(self._black_box.classes) + question.texts
-        prompts = 1 if self._asked else question.prompts
-        return codes.nbytes + prompts * self._pictures * texts * codes.itemsize
+        return codes.nbytes + question.prompts * self._pictures * texts * codes.itemsize
 
     def _recall(
         self,

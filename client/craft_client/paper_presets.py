@@ -6,10 +6,12 @@ Source: CraFT (arXiv 2402.04050), section 4.1, and the configurations of its rel
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from craft_client import recipes
-from craft_client.settings import TuneSettings, random_codes_for
+from craft_client.open_text import beside, common_nouns
+from craft_client.settings import TuneSettings, random_codes_for, shows_texts
 from craft_shared.wire import EVERYTHING, Output
 
 POPULATION = 40
@@ -85,7 +87,6 @@ def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
     if key == "imagenet":
         counted = min(counted, 4000)
     return {
-        "recipe": "paper",
         "population": POPULATION,
         "dim": 512,
         "random_codes": 0,
@@ -100,39 +101,52 @@ def recipe_settings(
     data: str,
     shots: int | None,
     *,
+    classes: Sequence[str],
+    vocabulary: Sequence[str] | None = None,
+    strict: bool = False,
     output: Output = EVERYTHING,
     prompt_limit: int | None = None,
+    name_limit: int | None = None,
     **given: Any,
 ) -> TuneSettings:
     """Settings of a recipe for a data set, in which what is `given` and not None comes first.
 
-    craftbox's recipe without a `budget` is the plain prompt and the random codes; a search, which
-    adds little to them, is for those who give it one. Of coarse answers it asks for more random
-    codes (`craft_client.settings.random_codes_for`).
+    craftbox's recipe scores a vocabulary beside the class names, in one query. In strict access it
+    asks for random codes instead, and so where answers show little of so many texts
+    (`craft_client.settings.shows_texts`), unless a vocabulary is given.
 
     Args:
         recipe: its name.
         data: the data set's name.
         shots: pictures a class; None where classes differ.
+        classes: their names, which are left out of the vocabulary.
+        vocabulary: None for common nouns.
+        strict: whether to ask about nothing but the classes.
         output: what the key's answers show.
         prompt_limit: how many prompts the key may ask; no budget is larger.
+        name_limit: how many class names and nouns a call may score.
         given: arguments of `TuneSettings`.
 
     Raises:
         SettingsError: an option's value is impossible.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
+    if vocabulary is not None:
+        chosen["texts"] = beside(classes, vocabulary)
     if recipes.counted_as(recipe).like_paper:
-        settings = {**paper_settings(data, shots), **chosen, "recipe": recipe, "shots": shots}
+        settings = {**paper_settings(data, shots), **chosen}
     else:
-        codes = random_codes_for(output, chosen.get("budget"), prompt_limit)
-        chosen = {"random_codes": codes, **chosen}
-        if "budget" not in chosen:
-            chosen |= {"search": False, "budget": 1 + chosen["random_codes"]}
-        settings = {**chosen, "recipe": recipe, "shots": shots}
-    if prompt_limit is not None:
+        if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
+            nouns = beside(classes, common_nouns())
+            room = len(nouns) if name_limit is None else max(0, name_limit - len(classes))
+            # They are in the order of the alphabet: as many of each letter.
+            chosen["texts"] = nouns[:: -(-len(nouns) // room)] if room else ()
+        settings = {"random_codes": random_codes_for(output, prompt_limit), **chosen}
+        if recipe == "craftbox":
+            settings = {"budget": 1 + settings["random_codes"], **settings}
+    if prompt_limit is not None and "budget" in settings:
         settings["budget"] = min(settings["budget"], prompt_limit)
-    return TuneSettings(**settings)
+    return TuneSettings(**settings, recipe=recipe, shots=shots)
 
 
 def _key(data: str) -> str:

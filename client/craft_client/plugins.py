@@ -1,10 +1,9 @@
-"""What packages may add to the client: recipes, refiners and stores, each named by an option.
+"""What packages may add to the client: recipes and stores, each named by an option.
 
 A recipe is called with a `craft_client.tuning_run.TuningRun` and returns its `Outcome`, as
-craftbox's own are; see `craft_client.recipes`. A refiner is called with `TuneSettings` and
-`craft_client.refiners.Kept` and returns a `Refiner`. A store has `put(folder, where)` and
-`get(where, folder)`; see `craft_client.stores`. Recipes and refiners end in a head of a kind that
-servers know, which is data: no code of theirs is ever published.
+craftbox's own are; see `craft_client.recipes`. A store has `put(folder, where)` and
+`get(where, folder)`; see `craft_client.stores`. Recipes end in a head of a kind that servers know,
+which is data: no code of theirs is ever published.
 
 It knows which kinds there are; it does not know what any of them does.
 """
@@ -20,12 +19,10 @@ from craft_shared import plugins
 from craft_shared.plugins import Group, Plugin, PluginError
 
 OWN_RECIPES = tuple(recipes.OWN)
-OWN_REFINERS = ("ridge",)
 
 RECIPES = Group("craftbox.recipes", "recipe", OWN_RECIPES)
-REFINERS = Group("craftbox.refiners", "refiner", OWN_REFINERS)
 STORES = Group("craftbox.stores", "store", needs=("put", "get"))
-GROUPS = (RECIPES, REFINERS, STORES)
+GROUPS = (RECIPES, STORES)
 
 
 def find(group: Group, name: str) -> Plugin:

@@ -78,11 +78,11 @@ class About(BaseModel):
 
 
 class Candidate(BaseModel):
-    """What might have been deployed; accuracy in percent, by which it was chosen."""
+    """What might have been deployed; see `craft_client.tuning_run.Candidate`."""
 
     name: str
     prompts: int
-    accuracy: FiniteFloat | None = None
+    texts: int = 0
     loss: FiniteFloat | None = None
     regularisation: FiniteFloat | None = None
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from craft_client.budgets import name, shortfall
 from craft_client.exceptions import BudgetTooSmall, CraftError
-from craft_client.plugins import RECIPES, REFINERS
+from craft_client.plugins import RECIPES
 from craft_client.recipes import OWN, Recipe, counted_as
 from craft_shared import plugins
 from craft_shared.names import REMEDY, fault, same_text, twins
@@ -31,14 +31,12 @@ LEAST_POPULATION = 4
 MOST_DIM = 4096
 MOST_SCALE = 1000.0
 MOST_HIDDEN = 65_536
-# With the plain prompt, 32 queries.
-RANDOM_CODES = 31
-# Of coarse answers more: each says less, and what they say adds up. Half as many as these were
-# clearly worse on held-out pictures, and twice as many better by less (docs/output-levels.md).
+# With the plain prompt, 128 queries at most.
+RANDOM_CODES = 127
+# Of ranks more: each says less, and what they say adds up (docs/output-levels.md).
 RANDOM_CODES_OF_RANKS = 255  # labels, and the most probable classes alone
-RANDOM_CODES_OF_ROUNDED = 127  # probabilities of at most so many decimals:
-FEW_DECIMALS = 2
-KEPT_TEXTS = 64
+FEW_DECIMALS = 3  # of probabilities: those of a thousand nouns are then mostly zeros
+FIRST_PROMPTS = 4
 
 Strategy = Literal["cma-es", "random", "spsa"]
 
@@ -75,22 +73,21 @@ def one_each(prompts: int, texts: int = 0) -> Units:
     return Units(queries=prompts)
 
 
-def random_codes_for(output: Output, budget: int | None, prompt_limit: int | None) -> int:
-    """How many random codes are worth asking for, unless somebody says otherwise.
+def shows_texts(output: Output) -> bool:
+    """Whether answers about class names and a vocabulary show more than about class names alone."""
+    if output.level == "probs":
+        return output.decimals is None or output.decimals > FEW_DECIMALS
+    return output.level == "log_probs"
+
+
+def random_codes_for(output: Output, prompt_limit: int | None) -> int:
+    """How many random codes may be asked for in strict access, unless somebody says otherwise.
 
     Args:
         output: what the answers show.
-        budget: queries that the run may spend, half of them on more codes than whole answers need;
-            None is not bounded.
         prompt_limit: how many prompts may be asked, the plain one included; None is not bounded.
     """
-    codes = RANDOM_CODES
-    if output.level in ("label", "top_k"):
-        codes = RANDOM_CODES_OF_RANKS
-    elif output.level == "probs" and (output.decimals or 0) <= FEW_DECIMALS:
-        codes = RANDOM_CODES_OF_ROUNDED
-    if budget is not None:
-        codes = min(codes, max(RANDOM_CODES, budget // 2))
+    codes = RANDOM_CODES_OF_RANKS if output.level in ("label", "top_k") else RANDOM_CODES
     return codes if prompt_limit is None else min(codes, prompt_limit - 1)
 
 
@@ -99,16 +96,16 @@ class TuneSettings:
     """The options of a tuning run. Defaults are craftbox's own recipe's; see `paper_presets`.
 
     Attributes:
-        recipe: `craftbox`: random codes, a closed-form head on all of them, and a search for a
-            prompt that adds to them. `paper`: CraFT as published. `bbt`, `random`, `spsa`: one
+        recipe: `craftbox`: the plain prompt with `texts` beside the class names, or with random
+            codes, and a closed-form head. `paper`: CraFT as published. `bbt`, `random`, `spsa`: one
             prompt and no head, searched by CMA-ES, among random codes, by SPSA. Else a plug-in's,
-            which is counted as `craftbox`: it asks the plain prompt and `random_codes` first, and
+            which is counted as one that asks the plain prompt and `random_codes` first, and
             `population` codes a generation.
         budget: queries that the run may spend, all stages together.
         seed: of the random codes, the search, the context's projection and the paper's head.
         population: codes a generation of the search; SPSA's recipe asks two a step.
         dim: length of a code, the paper's intrinsic dimension.
-        random_codes: codes drawn from a standard normal and scored before the search.
+        random_codes: of strict access, drawn from a standard normal: so many at most.
         scale: of the context, for random codes and search alike: a standard normal code moves each
             coordinate of the prompt by this many standard deviations of the model's token
             embeddings. "paper" is the released code's absolute scale.
@@ -116,9 +113,7 @@ class TuneSettings:
         bound: that no coordinate of the search passes; 0 for none.
         hidden: units of the paper's head.
         batch_size: pictures of a step of its training.
-        strategy: of the search of `craftbox` and `paper`: `cma-es`, or for comparison `random` or
-            `spsa`.
-        refiner: what fits heads in craftbox's recipe: `ridge`, the closed form, or a plug-in's.
+        strategy: of the paper's search: `cma-es`, or for comparison `random` or `spsa`.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
         consistency: whether losses have the prediction-consistency term; off is the paper's
@@ -127,9 +122,9 @@ class TuneSettings:
         consistency_share: of the generations that the budget covers, in which the loss of the
             paper's head has the term.
         template: the plain prompt, with one `{}` for the class name.
-        texts: open-text mode: a vocabulary that the plain prompt scores beside the class names, and
-            of which the head reads some. None of them is a class name. Empty in strict mode.
-        keep_texts: how many of them the head reads, and every further prompt scores, at most.
+        texts: a vocabulary that craftbox's plain prompt scores beside the class names, and of which
+            the head reads some. None of them is a class name. Empty in strict access.
+        keep_texts: how many of them the head reads at most; None for as many as are needed.
         shots: pictures a class, for the adapter's card only.
 
     Raises:
@@ -148,7 +143,6 @@ class TuneSettings:
     hidden: int = 256
     batch_size: int = 256
     strategy: Strategy = "cma-es"
-    refiner: str = "ridge"
     search: bool = True
     refinement: bool = True
     consistency: bool = True
@@ -156,7 +150,7 @@ class TuneSettings:
     consistency_share: float = 0.25
     template: str = "a photo of a {}."
     texts: tuple[str, ...] = ()
-    keep_texts: int = KEPT_TEXTS
+    keep_texts: int | None = None
     shots: int | None = None
 
     def __post_init__(self) -> None:
@@ -176,10 +170,10 @@ class TuneSettings:
             _number("hidden", self.hidden, 1, MOST_HIDDEN),
             _number("batch_size", self.batch_size, 1, math.inf),
             _number("consistency_share", self.consistency_share, 0, 1),
-            _number("keep_texts", self.keep_texts, 1, math.inf),
+            _number("keep_texts", self.keep_texts, 1, math.inf)
+            if self.keep_texts is not None
+            else None,
             _plugin("recipe", self.recipe, RECIPES),
-            _plugin("refiner", self.refiner, REFINERS),
-            self._refiner_error(),
             *self._part_errors(),
             _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
@@ -199,44 +193,58 @@ class TuneSettings:
         return [self.seed, ("random codes", "search", "mlp").index(purpose)]
 
     @property
-    def kept_texts(self) -> int:
-        """M, the texts that the head reads."""
-        return min(self.keep_texts, len(self.texts))
+    def opening_question(self) -> Question:
+        """What is asked first: the plain prompt, alone, with a vocabulary or with random codes."""
+        if self.recipe == "craftbox":
+            prompts = 1 if self.texts else min(FIRST_PROMPTS, 1 + self.random_codes)
+            return Question(min(prompts, self.budget), len(self.texts))
+        return Question(1 if self._row.like_paper else 1 + self.random_codes)
 
-    @property
-    def opening_questions(self) -> tuple[Question, ...]:
-        """What is asked before any search: the plain prompt and the random codes.
+    def generation_questions(self, number: int = 1) -> tuple[Question, ...]:
+        """What is asked in a generation, from 1; none after the last.
 
-        With a vocabulary the plain prompt is asked alone, since the codes score the kept texts.
+        craftbox's generations double the prompts, up to all random codes.
         """
-        codes = 0 if self._row.like_paper else self.random_codes
-        if not self.texts:
-            return (Question(1 + codes),)
-        plain = Question(1, len(self.texts))
-        return (plain, Question(codes, self.kept_texts)) if codes else (plain,)
+        if self.recipe != "craftbox":
+            prompts = self._row.generation(self.population) if self.search else ()
+            return tuple(Question(count) for count in prompts)
+        asked = self.opening_question.prompts * 2 ** (number - 1)
+        further = 0 if self.texts else min(asked, 1 + self.random_codes - asked)
+        return (Question(further),) if further > 0 else ()
 
-    @property
-    def generation_questions(self) -> tuple[Question, ...]:
-        """What is asked in each generation."""
-        requests = self._row.generation(self.population)
-        return tuple(Question(prompts, self.kept_texts) for prompts in requests)
-
-    def questions(self, units: PricedQuestion = one_each) -> list[tuple[Question, int]]:
-        """All that the run asks at most, and how often; `units` says what a question is charged."""
-        generations = self.generations(units)
+    def questions(self, units: PricedQuestion = one_each) -> list[Question]:
+        """All that the run asks at most; `units` says what a question is charged."""
+        generations = range(1, self.generations(units) + 1)
         return [
-            *((question, 1) for question in self.opening_questions),
-            *((question, generations) for question in self.generation_questions),
+            self.opening_question,
+            *(question for number in generations for question in self.generation_questions(number)),
         ]
 
-    def opening_units(self, units: PricedQuestion = one_each) -> Units:
-        """What is charged before any search."""
-        return sum((units(*question) for question in self.opening_questions), Units())
+    def generation_units(self, number: int = 1, units: PricedQuestion = one_each) -> Units:
+        """What a generation is charged; nothing without a search."""
+        return sum((units(*question) for question in self.generation_questions(number)), Units())
 
-    def generation_units(self, units: PricedQuestion = one_each) -> Units:
-        """What a generation is charged; none without a search."""
-        questions = self.generation_questions if self.search else ()
-        return sum((units(*question) for question in questions), Units())
+    def generations(
+        self, units: PricedQuestion = one_each, *, done: int = 0, spent: int | None = None
+    ) -> int:
+        """How many whole generations the run's own budget covers.
+
+        Args:
+            units: what a question is charged.
+            done: generations that are not counted.
+            spent: queries until then; None before the first generation.
+        """
+        left = self.budget - (units(*self.opening_question).queries if spent is None else spent)
+        if self.recipe != "craftbox":
+            need = self.generation_units(units=units).queries
+            return left // need if need else 0
+        count = 0
+        while need := self.generation_units(done + count + 1, units).queries:
+            left -= need
+            if left < 0:
+                break
+            count += 1
+        return count
 
     def check_task(
         self,
@@ -261,7 +269,7 @@ class TuneSettings:
         _raise_if("The class names cannot be used.", _name_errors("classes", classes))
         _raise_if("The texts cannot be used.", _shared_errors(self.texts, classes))
         errors = self._budget_errors("budget", "queries", self.budget, units)
-        first_steps = self.opening_units(units) + self.generation_units(units)
+        first_steps = self._first_steps(units)
         short = shortfall(budgets, first_steps)
         # What the steps cost is known only once the server has answered.
         if not errors and short and short.budget.unit != "cost_micros":
@@ -270,16 +278,6 @@ class TuneSettings:
             if short_errors:
                 raise KeyBudgetError("The budget does not cover this run.", errors=short_errors)
         _raise_if("The budget does not cover this run.", errors)
-
-    def generations(self, units: PricedQuestion = one_each) -> int:
-        """How many whole generations the run's own budget covers after the opening.
-
-        `units` says what a question is charged.
-        """
-        if not self.search:
-            return 0
-        left = self.budget - self.opening_units(units).queries
-        return left // self.generation_units(units).queries
 
     @property
     def _row(self) -> Recipe:
@@ -303,24 +301,14 @@ class TuneSettings:
             if changed and part not in self._row.settings
         ]
 
-    def _refiner_error(self) -> FieldError | None:
-        has_one = self.recipe in OWN and "refiner" in self._row.settings
-        if self.refiner == "ridge" or (has_one and self.refinement):
-            return None
-        return FieldError(
-            field="refiner",
-            message=f"'{self.refiner}' is for craftbox's recipe with refinement, unlike this run.",
-            remedy="Leave it out.",
-        )
-
     def _text_errors(self) -> list[FieldError]:
         if not self.texts:
             return []
-        if "texts" not in self._row.settings or not self.refinement:
+        if self.recipe != "craftbox":
             return [
                 FieldError(
                     field="texts",
-                    message="are read by craftbox's closed-form head, which this run has not.",
+                    message=f"are a setting of 'craftbox'; '{self.recipe}' reads none.",
                     remedy="Leave them out.",
                 )
             ]
@@ -329,20 +317,26 @@ class TuneSettings:
     def _budget_errors(
         self, field: str, unit: Unit, budget: int, units: PricedQuestion
     ) -> list[FieldError]:
-        opening = self.opening_units(units)[unit]
-        generation = self.generation_units(units)[unit]
-        if budget >= opening + generation:
+        needed = self._first_steps(units)[unit]
+        if budget >= needed:
             return []
-        codes = sum(question.prompts for question in self.opening_questions) - 1
+        opening = units(*self.opening_question)[unit]
+        codes = self.opening_question.prompts - 1
         needs = f"the plain prompt and {codes} random codes take {opening}"
-        ways = "fewer random codes"
-        if self.search:
-            needs += f" and one generation takes {generation}"
-            ways += ", a smaller population, or no search"
-        remedy = f"Raise it to at least {opening + generation}"
-        if "search" in self._row.settings:
-            remedy += f", or ask for {ways}"
+        remedy = f"Raise it to at least {needed}"
+        if self.recipe == "craftbox" and self.texts:
+            needs = f"the plain prompt with {len(self.texts):,} texts takes {opening}"
+            remedy += ", give fewer texts, or tune in strict access"
+        elif self.generation_questions() and self.recipe != "craftbox":
+            needs += f" and one generation takes {needed - opening}"
         return [FieldError(field=field, message=f"is {budget}, but {needs}.", remedy=f"{remedy}.")]
+
+    def _first_steps(self, units: PricedQuestion) -> Units:
+        """What must be covered for a run to begin: of craftbox's, the first question."""
+        opening = units(*self.opening_question)
+        return (
+            opening if self.recipe == "craftbox" else opening + self.generation_units(units=units)
+        )
 
 
 def _having(part: str) -> str:

@@ -44,7 +44,7 @@ __all__ = [
 
 Labels = NDArray[np.int64]
 
-RUN_SCHEMA = 3
+RUN_SCHEMA = 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,7 +161,7 @@ def tune(
         AnswerError: an answer was not finite or had the wrong shape.
         JournalError: the journal cannot be written, belongs to another run, or the key sees other
             answers than when the run began.
-        UnusablePlugin: the recipe or refiner is a plug-in, and failed or ended in no head that
+        UnusablePlugin: the recipe is a plug-in's, and failed or ended in no head that
             servers know.
         CraftError: the black box refused or failed. The journal has what was paid until then.
     """
@@ -186,8 +186,7 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
         outcome = recipes.OWN[run.settings.recipe].run(run)
         return _result(outcome, run, black_box, journal), outcome
     with plugins.running(plugin):
-        is_recipe = plugin.group == plugins.RECIPES
-        tunes: recipes.Run = plugin.load() if is_recipe else recipes.OWN[run.settings.recipe].run
+        tunes: recipes.Run = plugin.load()
         outcome = tunes(run)
         if not isinstance(outcome, Outcome):
             raise PluginError(f"{plugin} returned a {type(outcome).__name__}, not an Outcome")
@@ -202,8 +201,6 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
 def _plugin_of(settings: TuneSettings) -> Plugin | None:
     if settings.recipe not in plugins.OWN_RECIPES:
         return plugins.find(plugins.RECIPES, settings.recipe)
-    if settings.refiner not in plugins.OWN_REFINERS:
-        return plugins.find(plugins.REFINERS, settings.refiner)
     return None
 
 
@@ -263,6 +260,6 @@ def _summary(result: TuneResult, outcome: Outcome) -> dict[str, Any]:
         "stopped_by": result.stopped_by,
         "adapter": result.adapter.digest,
         "deployed": outcome.deployed,
-        "candidates": list(outcome.candidates),
+        "candidates": [asdict(candidate) for candidate in outcome.candidates],
         "history": result.history,
     }

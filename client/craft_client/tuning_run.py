@@ -43,9 +43,8 @@ class TuneProgress:
         budget: queries that the run may spend in all: the settings' budget, or what others leave.
         loss: mean loss of the latest request's codes (of the plain prompt where it had none).
         best_loss: least loss of a single prompt so far.
-        accuracy: percent on the training pictures, by leave-one-out where a closed-form head is
-            fitted, whose regularisation is chosen by the same; None where the labels leave nothing
-            to measure (one picture a class).
+        accuracy: percent of the training pictures, of the recipe's best prediction so far, which
+            may have been chosen or fitted by them; at the end, held out. None where not measured.
         units: everything charged by this run.
         elapsed_s: seconds since the run began, or was resumed.
     """
@@ -63,6 +62,25 @@ class TuneProgress:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """What might have been deployed.
+
+    Attributes:
+        name: for the run's summary.
+        prompts: that its head reads.
+        texts: that it reads beside the class names.
+        loss: held-out cross-entropy by which it was chosen, nats; None where none was measured.
+        regularisation: of a linear head, relative to its inputs' variance.
+    """
+
+    name: str
+    prompts: int
+    texts: int
+    loss: float | None
+    regularisation: float | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a recipe deploys.
 
@@ -75,7 +93,7 @@ class Outcome:
         accuracy_after: percent of pictures that no fit and no choice has seen; None where there
             are none.
         best_loss: least loss of a single prompt.
-        candidates: JSON-able; what was chosen from.
+        candidates: what was chosen from.
     """
 
     deployed: str
@@ -85,7 +103,7 @@ class Outcome:
     accuracy_before: float
     accuracy_after: float | None
     best_loss: float
-    candidates: Sequence[dict[str, Any]]
+    candidates: Sequence[Candidate]
 
 
 class TuningRun:
@@ -160,7 +178,10 @@ class TuningRun:
             BudgetExhausted: some calls of the request may have been charged before, so that the
                 books would be wrong.
         """
-        if any(self._black_box.units(*question).requests > 1 for question in self._questions()):
+        if any(
+            self._black_box.units(*question).requests > 1
+            for question in self.settings.generation_questions(self.generation)
+        ):
             raise error
         self.stopped_by = error.problem.detail.removesuffix(".")
 
@@ -206,16 +227,17 @@ class TuningRun:
             )
         )
 
-    def _questions(self) -> Sequence[Question]:
-        return self.settings.generation_questions
+    def _next_questions(self) -> Sequence[Question]:
+        return self.settings.generation_questions(self.generation + 1)
 
     def _need(self) -> Units:
-        return sum((self._black_box.units(*question) for question in self._questions()), Units())
+        return self.settings.generation_units(self.generation + 1, self._black_box.units)
 
     def _price(self) -> int | None:
-        prices = [self.answers.price(question) for question in self._questions()]
+        prices = [self.answers.price(question) for question in self._next_questions()]
         return None if None in prices else sum(price for price in prices if price is not None)
 
     def _own_generations_left(self) -> int:
-        left = self.settings.budget - self.answers.units.queries
-        return left // self._need().queries if self.settings.search else 0
+        return self.settings.generations(
+            self._black_box.units, done=self.generation, spent=self.answers.units.queries
+        )

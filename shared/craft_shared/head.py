@@ -1,7 +1,7 @@
 """Heads as functions: log-probabilities in, refined log-probabilities out.
 
 A head is what the paper calls the prediction refinement module (CraFT, section 3.2). The tuner fits
-it (`craft_client.refine`), the server applies the very same function when it serves an adapter. It
+it (`craft_client.recipes`), the server applies the very same function when it serves an adapter. It
 knows no prompts, no images and no HTTP.
 
 Shapes: P prompts, N images, C classes, M further texts that are scored beside the classes (none in

@@ -93,7 +93,7 @@ def write_run(
     journal = Journal.create(
         folder,
         {
-            "schema_version": 2,
+            "schema_version": 4,
             "craftbox": "0.1.0",
             "started_at": "2026-01-02T03:04:05+00:00",
             "model": "pocket",
@@ -119,10 +119,19 @@ def write_run(
                 "units": {},
                 "stopped_by": None,
                 "adapter": ADAPTER_DIGEST,
-                "deployed": "plain ridge",
+                "deployed": "ridge",
                 "candidates": [
-                    {"name": name, "prompts": 2, "accuracy": accuracy, "loss": 1.0}
-                    for name, accuracy in (("plain", 40.0), ("plain ridge", 72.5))
+                    {
+                        "name": name,
+                        "prompts": prompts,
+                        "texts": 0,
+                        "loss": loss,
+                        "regularisation": regularisation,
+                    }
+                    for name, prompts, loss, regularisation in (
+                        ("plain", 1, 1.5, None),
+                        ("ridge", 28, 1.0, 0.01),
+                    )
                 ],
                 "history": [
                     {"generation": generation, "accuracy": accuracy}

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from craft_client.cli import app
 from craft_client.cli import tune as tune_command
+from craft_client.cli.show import size
 from craft_client.settings import TuneSettings
 from craft_shared import problems
 from craft_shared.problems import Problem
@@ -30,7 +31,11 @@ from .fake_clip import budget
 from .pictures import write_picture
 from .wire_server import KEY, Fault, WireServer
 
-TUNE = ("--shots", "4", "--budget", "40", "--population", "8", "--random-codes", "3", "--dim", "6")
+# One query of 998 texts; or one and four generations of eight; or doublings up to eight prompts.
+TUNE = ("--shots", "4")
+SEARCH = ("--shots", "4", "--recipe", "random", "--budget", "36", "--population", "8", "--dim", "6")
+STRICT = ("--shots", "4", "--strict", "--random-codes", "7", "--dim", "6")
+NOUNS = 998
 
 Craft = Callable[..., Any]
 
@@ -65,14 +70,23 @@ def cost(document: dict[str, Any]) -> Units:
 # --- the main path ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("options", "queries", "requests"),
+    [(TUNE, 1, 1), (STRICT, 8, 2), (SEARCH, 33, 5)],
+    ids=["open text", "strict", "search"],
+)
 def test_tune_evaluate_publish_and_predict(
-    craft: Craft, connected: WireServer, picture_folder: Path
+    craft: Craft,
+    connected: WireServer,
+    picture_folder: Path,
+    options: tuple[str, ...],
+    queries: int,
+    requests: int,
 ) -> None:
     """The whole path; what the commands say they were charged is the server's ledger."""
-    tuned = answer(craft("tune", "--data", picture_folder, *TUNE, "--json"))
+    tuned = answer(craft("tune", "--data", picture_folder, *options, "--json"))
     assert tuned["run"] == "runs/animals-4shots-seed1"
-    # 1 plain prompt, 3 random codes, 4 generations of 8.
-    assert tuned["charged"]["queries"] == 36
+    assert tuned["charged"]["queries"] == queries
     assert cost(tuned) == connected.charged
     assert tuned["stopped_by"] is None
     about = json.loads(Path(tuned["run"], "run.json").read_text())
@@ -80,7 +94,7 @@ def test_tune_evaluate_publish_and_predict(
     assert {seen.headers["Craft-Run"] for seen in connected.seen} == {about["run"]}
     # Every prediction that was charged is in the journal, and was acknowledged.
     paid = [made for made in connected.made.values() if "predictions" in str(made.fingerprint[1])]
-    assert [made.done and made.answer is None for made in paid] == [True] * 5
+    assert [made.done and made.answer is None for made in paid] == [True] * requests
     assert about["image_set"] == tuned["image_set"]
     assert about["classes"] == ["big cat", "dog", "owl"]
     assert len(about["pictures"]) == 12
@@ -119,11 +133,12 @@ def test_tune_evaluate_publish_and_predict(
     ("options", "numbers"),
     [
         # Prompts x (classes and texts) of each question; 12 pictures, two bytes a number.
-        (TUNE, 4 * 3 + 4 * 8 * 3),
+        (TUNE, 3 + NOUNS),
+        (STRICT, 8 * 3),
         (("--shots", 4, "--recipe", "paper", "--budget", 19, "--population", 8), 19 * 3),
-        (("--shots", 4, "--open-text", "--random-codes", 2, "--keep-texts", 5), None),
+        (("--shots", 4, "--keep-texts", 5), None),
     ],
-    ids=["craftbox", "paper", "open-text"],
+    ids=["open text", "strict", "paper", "fewer are kept"],
 )
 def test_what_a_run_will_move_is_told_before_it_starts(
     craft: Craft,
@@ -153,14 +168,13 @@ def test_what_a_run_will_move_is_told_before_it_starts(
     told, _, rest = result.stderr.partition("Image set ")
     assert rest, "told before the upload"
     assert "This run takes at most" in told
-    kilobytes = f"{tuned['answer_bytes'] / 1000:,.1f} kB"
-    assert f"receives at most {kilobytes} of answers" in told
+    assert f"receives at most {size(tuned['answer_bytes'])} of answers" in told
 
 
 def test_tables_say_what_json_says(craft: Craft, picture_folder: Path) -> None:
-    result = craft("tune", "--data", picture_folder, *TUNE)
+    result = craft("tune", "--data", picture_folder, *SEARCH)
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"total +│ +36 +│ +432 +│ +12 +│ +108 +│ +7 ", result.stdout)
+    assert re.search(r"total +│ +33 +│ +396 +│ +12 +│ +99 +│ +7 ", result.stdout)
     assert "Next: craft publish runs/animals-4shots-seed1 --name NAME" in result.stderr
     assert "generation 4 of 4" in result.stderr, "progress in lines where there is no terminal"
 
@@ -300,12 +314,12 @@ def test_a_run_that_a_budget_stops_says_which_and_is_whole(
 ) -> None:
     """Nobody can tell the price before the first generation; then two more are affordable."""
     connected.prices = {"queries": 1000}
-    connected.budgets = {"cost_micros": 28_500}
-    result = craft("tune", "--data", picture_folder, *TUNE)
+    connected.budgets = {"cost_micros": 25_500}
+    result = craft("tune", "--data", picture_folder, *SEARCH)
     assert result.exit_code == 0, result.stderr
     words = "the key's cost budget has 0.000500 left where 0.008000 are needed for a generation"
     assert f"Stopped before the run's own budget was used up: {words}." in result.stderr
-    assert connected.charged.queries == 4 + 3 * 8
+    assert connected.charged.queries == 1 + 3 * 8
     summary = json.loads(Path("runs/animals-4shots-seed1/summary.json").read_text())
     assert summary["stopped_by"] == words
     assert connected.calls.count("POST /v1/predictions") == 1 + 1 + 3, "no refused call"
@@ -326,24 +340,47 @@ def test_a_retired_adapter_is_gone(
 def test_parts_that_are_switched_off_are_not_paid(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:
-    tuned = answer(craft("tune", "--data", picture_folder, *TUNE, "--no-search", "--json"))
-    assert tuned["charged"]["queries"] == 4
+    paper = ("--shots", "4", "--recipe", "paper", "--no-search")
+    tuned = answer(craft("tune", "--data", picture_folder, *paper, "--json"))
+    assert tuned["charged"]["queries"] == 1
     settings = json.loads(Path(tuned["run"], "run.json").read_text())["settings"]
-    assert (settings["search"], settings["refinement"], settings["consistency"]) == (
-        False,
-        True,
-        True,
-    )
+    parts = (settings["search"], settings["refinement"], settings["consistency"])
+    assert parts == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    "option", ["--no-search", "--no-refinement", "--no-consistency", "--strategy=random"]
+)
+def test_parts_that_craftbox_has_not_are_refused(
+    craft: Craft, connected: WireServer, picture_folder: Path, option: str
+) -> None:
+    result = craft("tune", "--data", picture_folder, *TUNE, option)
+    refused(result, "is a setting of 'paper'; 'craftbox' has no such part")
+    free(connected)
+
+
+def test_strict_access_has_no_vocabulary(
+    craft: Craft, connected: WireServer, picture_folder: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("wheel\nleaf\nowl\n")
+    result = craft("tune", "--data", picture_folder, *STRICT, "--texts", texts)
+    assert result.exit_code == 2
+    assert "strict access has no vocabulary" in result.stderr
+    free(connected)
+    tuned = answer(craft("tune", "--data", picture_folder, *TUNE, "--texts", texts, "--json"))
+    assert tuned["charged"]["texts"] == 3 + 2, "a class name is no further text"
+    assert tuned["texts"] in ([], ["wheel", "leaf"])
 
 
 def test_the_commands_defaults_are_the_settings_own() -> None:
     options = inspect.signature(tune_command.tune, eval_str=True).parameters
     for field in fields(TuneSettings):
-        if field.name in options and field.name not in ("shots", "budget", "texts"):
+        if field.name in options and field.name not in ("shots", "budget", "texts", "keep_texts"):
             shown = options[field.name].default
             if shown is None:
                 (option,) = options[field.name].annotation.__metadata__
-                shown = option.show_default.partition(";")[0]
+                shown = option.show_default.partition(";")[0].partition(", of ranks")[0]
             assert str(shown) == str(field.default), field.name
 
 
@@ -369,37 +406,48 @@ def test_the_teams_budget_is_checked_as_the_keys_is(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:
     connected.budgets = {"queries": 1000}
-    connected.more_budgets = [budget("queries", 45, spent=10, of="team", window="month")]
-    result = craft("tune", "--data", picture_folder, *TUNE)
-    refused(result, "needs 36 queries; the team's queries budget of this month has 35 left", code=3)
+    connected.more_budgets = [budget("queries", 42, spent=10, of="team", window="month")]
+    result = craft("tune", "--data", picture_folder, *SEARCH)
+    refused(result, "needs 33 queries; the team's queries budget of this month has 32 left", code=3)
     free(connected)
 
 
 def test_a_budget_that_does_not_cover_the_run_is_told(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:
-    connected.budgets = {"queries": 35}
-    result = craft("tune", "--data", picture_folder, *TUNE)
-    refused(result, "needs 36 queries", "35 left", "Nothing was charged", "--budget", code=3)
+    connected.budgets = {"queries": 32}
+    result = craft("tune", "--data", picture_folder, *SEARCH)
+    refused(result, "needs 33 queries", "32 left", "Nothing was charged", "--budget", code=3)
     free(connected)
     assert not Path("runs/animals-4shots-seed1").exists()
-    connected.budgets = {"queries": 36}
-    assert craft("tune", "--data", picture_folder, *TUNE).exit_code == 0
+    connected.budgets = {"queries": 33}
+    assert craft("tune", "--data", picture_folder, *SEARCH).exit_code == 0
 
 
 @pytest.mark.parametrize(
-    ("unit", "needed"), [("predictions", 36 * 12), ("texts", 36 * 3), ("requests", 2 + 5)]
+    ("unit", "needed"), [("predictions", 33 * 12), ("texts", 33 * 3), ("requests", 2 + 5)]
 )
 def test_every_units_budget_is_checked(
     craft: Craft, connected: WireServer, picture_folder: Path, unit: Any, needed: int
 ) -> None:
     connected.budgets = {unit: needed - 1}
-    result = craft("tune", "--data", picture_folder, *TUNE)
+    result = craft("tune", "--data", picture_folder, *SEARCH)
     refused(result, f"needs {needed} {unit}", f"{needed - 1} left", code=3)
     connected.budgets = {unit: 1}
-    result = craft("tune", "--data", picture_folder, *TUNE)
+    result = craft("tune", "--data", picture_folder, *SEARCH)
     refused(result, f"the key's {unit} budget: is 1", "one generation takes", code=3)
     free(connected)
+
+
+def test_a_budget_that_does_not_cover_the_vocabulary_says_what_to_do(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    connected.budgets = {"texts": 3 + 91 - 1}  # every eleventh noun fits a call
+    result = craft("tune", "--data", picture_folder, *TUNE)
+    refused(result, f"Raise it to at least {3 + 91}", "strict access", code=3)
+    free(connected)
+    connected.budgets = {"texts": 3 + NOUNS}
+    assert craft("tune", "--data", picture_folder, *TUNE).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["zero-shot", "evaluate", "predict"])
@@ -462,7 +510,7 @@ def test_data_that_cannot_be_used_is_told_without_any_call(
     refused(craft("tune", "--data", "nowhere"), "'nowhere' does not exist")
     strict = craft("tune", "--data", picture_folder, "--shots-strict")
     refused(strict, "16 shots", "--shots 6", "'owl': has 6")
-    refused(craft("tune", "--data", picture_folder, *TUNE, "--budget", "5"), "budget", "12")
+    refused(craft("tune", "--data", picture_folder, *SEARCH, "--budget", "5"), "budget", "9")
     assert connected.calls == []
 
 
@@ -488,7 +536,7 @@ def test_a_picture_that_only_the_server_refuses_is_told_by_its_file(
     connected.refused_pictures = {(picture_folder / "test/owl/2.png").read_bytes()}
     result = craft("zero-shot", "--data", picture_folder)
     refused(result, "owl/2.png': cannot be used. Replace it.")
-    craft("tune", "--data", picture_folder, *TUNE, "--no-search")
+    craft("tune", "--data", picture_folder, *TUNE)
     craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
     files = [picture_folder / "test/owl" / f"{number}.png" for number in range(4)]
     refused(craft("predict", *files, "--adapter", "animals"), "owl/2.png': cannot be used.")
@@ -585,8 +633,8 @@ def test_ctrl_c_says_where_the_run_is(
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from craft_client.cli import app; app()", "tune", "--data",
-         str(picture_folder), "--shots", "4", "--budget", "1000000", "--population", "4",
-         "--dim", "6", "--run", str(tmp_path / "run")],
+         str(picture_folder), "--shots", "4", "--recipe", "random", "--budget", "1000000",
+         "--population", "4", "--dim", "6", "--run", str(tmp_path / "run")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -656,13 +704,13 @@ def test_an_adapters_folder_has_a_card(craft: Craft, picture_folder: Path) -> No
     card = Path("runs/animals-4shots-seed1/adapter/README.md").read_text()
     assert "| tuned on | animals |" in card
     assert '"big cat", "dog", "owl"' in card
-    assert "| queries | 36 |" in card
+    assert "| queries | 1 |" in card
 
 
 @pytest.fixture
 def animals(craft: Craft, picture_folder: Path) -> str:
     """A published adapter."""
-    craft("tune", "--data", picture_folder, *TUNE, "--no-search")
+    craft("tune", "--data", picture_folder, *TUNE)
     craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
     return "animals"
 
@@ -731,7 +779,7 @@ def test_every_command_says_how_a_folder_was_read(
     said = ("4 pictures lie in folders below their class's", "Left out: HEIC (2). Convert")
     bench = ("--data", picture_folder.parent, "--dataset", "animals", "--shots", 2, "--seed", 1)
     for result in (
-        craft("tune", "--data", picture_folder, *TUNE, "--no-search"),
+        craft("tune", "--data", picture_folder, *TUNE),
         craft("zero-shot", "--data", picture_folder),
         craft("evaluate", "runs/animals-4shots-seed1", "--data", picture_folder),
         craft("bench", *bench, "--budget", 40),
@@ -745,7 +793,7 @@ def test_fewer_pictures_than_shots_are_all_taken_and_said(
 ) -> None:
     for number in range(2, 6):
         (picture_folder / f"train/owl/{number}.png").unlink()
-    result = craft("tune", "--data", picture_folder, *TUNE, "--no-search", "--json")
+    result = craft("tune", "--data", picture_folder, *TUNE, "--json")
     said = (
         "1 of 3 classes have fewer pictures than the 4 shots; all that there are, are taken: "
         "'owl' 2."
@@ -765,7 +813,7 @@ def test_copies_are_said_and_a_run_remembers_its_files(
     shutil.copy(train / "owl/0.png", train / "owl/0 again.png")
     shutil.copy(train / "owl/0.png", train / "dog/owl.png")
     shutil.copy(train / "owl/0.png", test / "owl/seen.png")
-    tuning = ("--data", picture_folder, *TUNE, "--no-search", "--shots", 8)
+    tuning = ("--data", picture_folder, *TUNE, "--shots", 8)
     said = " ".join(craft("tune", *tuning).stderr.split())
     for words in (
         f"Copies of one picture in one class, which are held out together (1): '{train}/owl/0 ",

@@ -220,18 +220,18 @@ def test_the_page_tells_units_settings_candidates_times_and_model(craft: Craft) 
         ["data", "animals"],
         ["model", "pocket"],
         ["revision", "f00d"],
-        ["deployed", "plain ridge"],
+        ["deployed", "ridge"],
         ["strategy", "cma-es"],
         ["budget", "40"],
-        ["plain", "2", "40.0 %", "1.0000", "", ""],
-        ["plain ridge", "2", "72.5 %", "1.0000", "", "deployed"],
+        ["plain", "1", "0", "1.5000", "", ""],
+        ["ridge", "28", "0", "1.0000", "0.01", "deployed"],
         ["training pictures, before: the plain prompt", "40.0 %"],
         ["training pictures, after: the adapter, held out", "72.5 %"],
     ):
         assert expected in page.rows
     assert [page.rows[index][0] for index in page.marked] == [
         "training pictures, after: the adapter, held out",
-        "plain ridge",
+        "ridge",
     ]
 
 
@@ -311,7 +311,7 @@ def test_compare_tells_what_was_asked_charged_and_reached(craft: Craft) -> None:
     write_run(Path("open"), finished=False, settings={"recipe": "paper", "shots": 4})
     result = done(craft("compare", "one", "open"))
     assert row(result, "one") == [
-        "one", "animals", "craftbox", "10", "1", "plain ridge", "2", "28", "840", "0", "84", "4",
+        "one", "animals", "craftbox", "10", "1", "ridge", "2", "28", "840", "0", "84", "4",
         "40.0 %", "72.5 %", TRAINED,
     ]  # fmt: skip
     assert row(result, "open") == [

@@ -28,7 +28,8 @@ from .wire_server import KEY, Answer, WireServer
 CLIP = FakeClip(4, ignorance=3.0, noise=40)
 PICTURES, LABELS = CLIP.pictures(6)
 NAMES = [CLIP.names[label] for label in LABELS]
-FAST: dict[str, Any] = {"budget": 20, "population": 8, "dim": 8, "random_codes": 3}
+FAST: dict[str, Any] = {"texts": [f"thing {number}" for number in range(30)]}
+STRICT: dict[str, Any] = {"strict": True, "dim": 8, "random_codes": 7}
 
 
 class ClipServer(WireServer):
@@ -72,8 +73,14 @@ def client(server: ClipServer) -> Iterator[Client]:
 # --- learning and predicting ----------------------------------------------------------------------
 
 
-def test_it_learns_to_name_new_pictures(client: Client) -> None:
-    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+@pytest.mark.parametrize(
+    "options", [FAST, STRICT, {}], ids=["vocabulary", "strict", "common nouns"]
+)
+def test_it_learns_to_name_new_pictures(
+    client: Client, server: ClipServer, options: dict[str, Any]
+) -> None:
+    server.limits = server.limits.model_copy(update={"classes": 2000})
+    classifier = CraFTClassifier(client, **options).fit(list(PICTURES), NAMES)
     new_pictures, new_labels = CLIP.pictures(10, seed=1)
     new_names = [CLIP.names[label] for label in new_labels]
     plain = CLIP.log_probs(CLIP.features(new_pictures), CLIP.names, ["a photo of a {}."])[0]
@@ -83,13 +90,16 @@ def test_it_learns_to_name_new_pictures(client: Client) -> None:
     assert set(classifier.predict(list(new_pictures))) <= set(CLIP.names)
 
 
-def test_probabilities_are_the_adapters_on_the_models_answers(client: Client) -> None:
-    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
+@pytest.mark.parametrize("options", [FAST, STRICT], ids=["open text", "strict"])
+def test_probabilities_are_the_adapters_on_the_models_answers(
+    client: Client, options: dict[str, Any]
+) -> None:
+    classifier = CraFTClassifier(client, **options).fit(list(PICTURES), NAMES)
     new_pictures, _ = CLIP.pictures(3, seed=1)
     config = classifier.adapter_.config
     codes = classifier.adapter_.codes if config.codes else None
     answers = CLIP.log_probs(
-        CLIP.features(new_pictures), config.classes, config.templates, config.context, codes
+        CLIP.features(new_pictures), config.scored, config.templates, config.context, codes
     )
     expected = classifier.adapter_.head(answers)
     log_proba = classifier.predict_log_proba(list(new_pictures))
@@ -121,7 +131,7 @@ def test_pictures_may_be_paths_files_images_or_arrays(client: Client, tmp_path: 
         path = tmp_path / f"{index}.png"
         Image.fromarray(pixels).save(path)
         forms += [pixels, path, str(path), path.read_bytes(), Image.open(path)]
-    classifier = CraFTClassifier(client, search=False, **FAST).fit(list(PICTURES), NAMES)
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
     log_proba = classifier.predict_log_proba(forms).reshape(4, 5, -1)
     for form in range(1, 5):
         np.testing.assert_array_equal(log_proba[:, form], log_proba[:, 0])
@@ -130,7 +140,7 @@ def test_pictures_may_be_paths_files_images_or_arrays(client: Client, tmp_path: 
 def test_grey_and_unusual_modes_become_files(client: Client) -> None:
     grey = np.full((8, 8), 100, np.uint8)
     coloured = Image.fromarray(PICTURES[0])
-    classifier = CraFTClassifier(client, search=False, **FAST).fit(list(PICTURES), NAMES)
+    classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
     found = classifier.predict([grey, coloured.convert("CMYK"), coloured.convert("RGBA")])
     assert len(found) == 3
 
@@ -141,7 +151,8 @@ def test_it_counts_what_fitting_was_charged_and_leaves_no_image_set(
     classifier = CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
     assert classifier.units_ == server.charged
     assert classifier.units_.images == len(PICTURES)
-    assert classifier.result_.units.queries == 4 + 2 * 8
+    assert classifier.result_.units.queries == 1
+    assert classifier.result_.units.texts == 4 + 30
     assert server.image_sets == {}
     before = server.charged
     classifier.predict(list(PICTURES))
@@ -162,6 +173,20 @@ def test_another_revision_of_the_model_is_refused(
     monkeypatch.setattr("tests.client.wire_server.REVISION", "another")
     with pytest.raises(CraftError, match="Fit it anew"):
         classifier.predict(list(PICTURES))
+
+
+def test_strict_access_asks_about_the_classes_alone(client: Client, server: ClipServer) -> None:
+    classifier = CraFTClassifier(client, **STRICT).fit(list(PICTURES), NAMES)
+    units = classifier.result_.units
+    assert 1 < units.queries <= 8
+    assert units.texts == 4 * units.queries
+    assert classifier.adapter_.config.access_mode == "strict"
+
+
+def test_class_names_among_the_texts_are_left_out(client: Client) -> None:
+    classifier = CraFTClassifier(client, texts=["thing 1", "Class 2", "thing 3"])
+    classifier.fit(list(PICTURES), NAMES)
+    assert classifier.result_.units.texts == 4 + 2
 
 
 # --- the run directory ----------------------------------------------------------------------------
@@ -218,7 +243,7 @@ def test_the_key_is_in_no_repr(client: Client) -> None:
 
 
 def test_cross_validation_works(client: Client) -> None:
-    classifier = CraFTClassifier(client, search=False, **FAST)
+    classifier = CraFTClassifier(client, **FAST)
     scores = cross_val_score(classifier, list(PICTURES), NAMES, cv=3)
     assert scores.shape == (3,)
     assert scores.mean() > 0.5
@@ -304,8 +329,8 @@ def test_an_impossible_option_is_told_when_fitting(client: Client, server: ClipS
 
 
 def test_a_failed_fit_leaves_no_image_set(client: Client, server: ClipServer) -> None:
-    server.budgets["queries"] = 3
-    with pytest.raises(SettingsError, match="queries budget"):
+    server.budgets["texts"] = 33
+    with pytest.raises(SettingsError, match="texts budget"):
         CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
     assert server.charged == Units()
     assert server.image_sets == {}

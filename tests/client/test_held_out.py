@@ -1,4 +1,4 @@
-"""The accuracy of what is deployed on pictures that neither a fit nor a choice has seen."""
+"""Which images are left out together, and what is said of images that none has seen."""
 
 from __future__ import annotations
 
@@ -9,75 +9,123 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from craft_client.copies import groups_of
-from craft_client.held_out import ENOUGH_PICTURES, FOLDS, accuracy_on_unseen, parts
-from craft_client.refiners import Kept, accuracy_held_out, refiner_for
-from craft_client.settings import TuneSettings
-from craft_shared.head import log_softmax
+from craft_client.held_out import ENOUGH_IMAGES, FOLDS, accuracy_on_unseen, folds
 
+Labels = NDArray[np.int64]
+Rows = NDArray[np.bool_]
 Tasks = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=2, max_size=40)
 
 
-@given(Tasks)
-def test_copies_are_in_one_part_and_the_rest_has_every_class(images: list[tuple[int, int]]) -> None:
+def task_of(images: list[tuple[int, int]]) -> tuple[Labels, Labels]:
+    """Labels, and groups of those that have one file."""
     labels, files = (np.array(column, np.int64) for column in zip(*images, strict=True))
-    groups = groups_of([str(file) for file in files], len(files))
-    found = list(parts(labels, groups))
-    for left_out in found:
-        assert not set(groups[left_out]) & set(groups[~left_out])
-        assert set(labels[~left_out]) == set(labels)
-    assert sum(map(int, map(sum, found))) <= len(labels), "no picture is left out twice"
+    return labels, groups_of([str(file) for file in files], len(files))
+
+
+def parts_of(labels: Labels, groups: Labels) -> list[tuple[Rows, Rows]]:
+    """The images that are learnt from and those that are asked about, of each part."""
+    parts = []
+
+    def predicted(rows: Rows, about: Rows) -> NDArray[np.float32]:
+        parts.append((rows, about))
+        return np.zeros((about.sum(), 10), np.float32)
+
+    accuracy_on_unseen(labels, groups, predicted)
+    return parts
+
+
+def measurable(labels: Labels, groups: Labels) -> Rows:
+    """Images whose class has another image, which is no copy."""
+    others = (labels == labels[:, None]) & (groups != groups[:, None])
+    rows: Rows = others.any(axis=1)
+    return rows
+
+
+@given(Tasks)
+def test_no_part_learns_from_a_copy_nor_without_a_class(images: list[tuple[int, int]]) -> None:
+    labels, groups = task_of(images)
+    asked = np.zeros(len(labels), int)
+    for rows, about in parts_of(labels, groups):
+        assert not set(groups[rows]) & set(groups[about])
+        assert set(labels[rows]) == set(labels)
+        asked += about
+    assert asked.max() <= 1, "no image is asked about twice"
+
+
+@given(Tasks)
+def test_every_image_whose_class_has_another_is_in_one_fold(images: list[tuple[int, int]]) -> None:
+    labels, groups = task_of(images)
+    expected = measurable(labels, groups)
+    if 2 * expected.sum() < len(labels):
+        expected[:] = False
+    found = folds(labels, groups, most=len(labels))
+    assert sorted(np.concatenate([[], *found])) == np.flatnonzero(expected).tolist()
+
+
+@given(Tasks)
+def test_copies_are_in_one_fold(images: list[tuple[int, int]]) -> None:
+    labels, groups = task_of(images)
+    of_group: dict[int, int] = {}
+    for number, fold in enumerate(folds(labels, groups, most=len(labels))):
+        for group in groups[fold].tolist():
+            assert of_group.setdefault(group, number) == number
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=40))
+def test_a_fold_has_one_image_of_a_class_at_most(images: list[int]) -> None:
+    labels = np.array(images)
+    for fold in folds(labels, np.arange(len(labels)), most=len(labels)):
+        assert np.bincount(labels[fold]).max() == 1
+
+
+def test_a_class_of_copies_alone_has_no_other_image() -> None:
+    labels, groups = np.array([0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 2, 3])
+    found = folds(labels, groups, most=6)
+    assert [fold.tolist() for fold in found] == [[2, 3], [4], [5]]
+
+
+def test_there_are_no_folds_after_enough_images() -> None:
+    labels = np.repeat(np.arange(10), 30)
+    found = folds(labels, np.arange(300), most=45)
+    assert [len(fold) for fold in found] == [10] * 5
 
 
 @pytest.mark.parametrize(("shots", "count"), [(1, 0), (2, 2), (3, 3), (16, FOLDS)])
 def test_as_many_of_each_class_are_left_out_in_a_part(shots: int, count: int) -> None:
     labels = np.repeat(np.arange(4), shots)
-    found = list(parts(labels, np.arange(len(labels))))
+    found = parts_of(labels, np.arange(len(labels)))
     assert len(found) == count
-    for left_out in found:
-        assert len(set(np.bincount(labels[left_out], minlength=4))) == 1
-    assert sum(found, np.zeros(len(labels), int)).tolist() == [bool(count)] * len(labels)
+    for rows, about in found:
+        assert (rows ^ about).all()
+        assert len(set(np.bincount(labels[about], minlength=4))) == 1
 
 
-def test_what_is_asked_about_was_not_learnt_from_and_a_thousand_pictures_are_enough() -> None:
+def test_what_is_asked_about_was_not_learnt_from_and_a_thousand_images_are_enough() -> None:
     labels = np.repeat(np.arange(100), 30)
 
-    def predicted(rows: NDArray[np.bool_], about: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def predicted(rows: Rows, about: Rows) -> NDArray[np.float32]:
         assert not (rows & about).any()
         asked.append(int(about.sum()))
         return np.eye(100, dtype=np.float32)[labels[about]]
 
     asked: list[int] = []
     assert accuracy_on_unseen(labels, np.arange(3000), predicted) == 100.0
-    assert ENOUGH_PICTURES <= sum(asked) < ENOUGH_PICTURES + 600
+    assert ENOUGH_IMAGES <= sum(asked) < ENOUGH_IMAGES + 600
 
 
-def test_where_hardly_any_picture_has_another_of_its_class_nothing_is_measured() -> None:
-    assert accuracy_on_unseen(np.arange(5), np.arange(5), lambda rows, about: None) is None
+def test_the_accuracy_is_that_of_the_predictions() -> None:
+    labels = np.repeat(np.arange(3), 4)
+    found = accuracy_on_unseen(
+        labels, np.arange(12), lambda rows, about: np.eye(3, dtype="f4")[[1] * about.sum()]
+    )
+    assert found == pytest.approx(100 / 3)
+
+
+def test_where_hardly_any_image_has_another_of_its_class_nothing_is_measured() -> None:
+    def never(rows: Rows, about: Rows) -> NDArray[np.float32]:
+        raise AssertionError
+
     copies = np.repeat(np.arange(5), 2)
-    assert accuracy_on_unseen(copies, copies, lambda rows, about: None) is None
-
-
-def noise(draw: int, *, classes: int, shots: int, prompts: int, copies: int = 1) -> Kept:
-    """Answers about pictures of which the labels know nothing; each is there several times."""
-    generator = np.random.default_rng([draw, classes, shots])
-    features = np.repeat(generator.normal(size=(classes * shots, 24)), copies, axis=0)
-    texts = generator.normal(size=(prompts, classes, 24)) / 2
-    scores = np.einsum("nw,pcw->pnc", features, texts).astype(np.float32)
-    labels = np.repeat(np.arange(classes), shots * copies)
-    groups = np.repeat(np.arange(classes * shots), copies)
-    codes = generator.normal(size=(prompts - 1, 4)).astype(np.float32)
-    return Kept(codes, (), log_softmax(scores), labels, groups=groups)
-
-
-@pytest.mark.parametrize("copies", [1, 2])
-@pytest.mark.parametrize("refinement", [True, False])
-def test_on_noise_what_is_reported_is_chance(copies: int, refinement: bool) -> None:
-    """Leave-one-out of what was chosen by it says 40 to 100 % here."""
-    settings = TuneSettings(refinement=refinement)
-    found = []
-    for draw in range(30):
-        kept = noise(draw, classes=3, shots=6, prompts=16, copies=copies)
-        chosen = refiner_for(settings, kept).choose(kept).chosen
-        found.append(accuracy_held_out(settings, kept, chosen) or 0.0)
-    error = 100 * np.sqrt(1 / 3 * 2 / 3 / (30 * 18))
-    assert abs(np.mean(found) - 100 / 3) < 2.576 * error
+    for labels, groups in ((np.arange(5), np.arange(5)), (copies, copies)):
+        assert accuracy_on_unseen(labels, groups, never) is None
+        assert folds(labels, groups, most=99) == []

@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from craft_client.losses import accuracy, cross_entropy, divergence
+from craft_client.losses import accuracy, clearly_less, cross_entropy, divergence
 from craft_shared.head import log_softmax
 
 P, N, C = 3, 7, 5
@@ -46,3 +47,30 @@ def test_divergence_of_equal_predictions_is_zero_and_its_directions_differ() -> 
 def test_accuracy_is_in_percent() -> None:
     log_probs = np.log(np.array([[0.6, 0.4], [0.3, 0.7], [0.9, 0.1], [0.2, 0.8]], np.float32))
     assert accuracy(log_probs, np.array([0, 1, 1, 1])) == 75.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "less"),
+    [
+        ([1.0, 1.1, 0.9, 1.0], True),
+        ([2.0, 2.0, 2.0, 2.0], False),
+        ([2.1, 2.1, 2.1, 2.1], False),
+        ([0.0, 2.9, 2.9, 1.0], False),
+        ([1.0, 2.0, 1.0, 2.0], True),
+    ],
+    ids=["less", "equal", "more", "luck", "half of them"],
+)
+def test_losses_are_clearly_less_beyond_a_standard_error(losses: list[float], less: bool) -> None:
+    assert clearly_less(np.array(losses), np.full(4, 2.0), np.arange(4)) == less
+
+
+def test_copies_count_as_one_where_losses_are_compared() -> None:
+    gains = np.tile([1.1, -0.9], 10)  # on average a tenth, and a standard error of 0.22
+
+    def compared(copies: int, groups: np.ndarray) -> bool:
+        losses = np.repeat(2 - gains, copies)
+        return clearly_less(losses, np.full_like(losses, 2.0), groups)
+
+    assert not compared(1, np.arange(20))
+    assert compared(9, np.arange(180))
+    assert not compared(9, np.repeat(np.arange(20), 9))

@@ -1,53 +1,10 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from craft_client.exceptions import DataError
-from craft_client.open_text import beside, common_nouns, read_vocabulary, spanning_texts
-from craft_shared.head import log_softmax
+from craft_client.open_text import beside, common_nouns, read_vocabulary
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
-
-RNG = np.random.default_rng(0)
-PICTURES, WIDTH, CLASSES = 40, 12, 3
-FEATURES = RNG.normal(size=(PICTURES, WIDTH))
-
-
-def scores(*directions: np.ndarray) -> np.ndarray:
-    """Log-probabilities of texts that lie in these directions of the embedding."""
-    texts = np.concatenate([direction.reshape(-1, WIDTH) for direction in directions])
-    return log_softmax((FEATURES @ texts.T).astype(np.float32))
-
-
-def test_texts_that_say_nothing_new_are_chosen_last() -> None:
-    names = RNG.normal(size=(CLASSES, WIDTH))
-    mixed = RNG.dirichlet(np.ones(CLASSES), size=4) @ names  # within the classes' own span
-    new = RNG.normal(size=(5, WIDTH))
-    chosen = spanning_texts(scores(names, mixed, new), CLASSES, keep=5)
-    assert set(chosen.tolist()) == {4, 5, 6, 7, 8}
-
-
-def test_a_text_is_not_chosen_beside_its_twin() -> None:
-    names = RNG.normal(size=(CLASSES, WIDTH))
-    far = 3 * RNG.normal(size=WIDTH)
-    near = RNG.normal(size=WIDTH)
-    chosen = spanning_texts(scores(names, far, far, near), CLASSES, keep=2)
-    assert 2 in chosen.tolist()
-
-
-@pytest.mark.parametrize("keep", [1, 4, 99])
-def test_as_many_texts_as_asked_for_are_chosen_once_each(keep: int) -> None:
-    log_probs = scores(RNG.normal(size=(CLASSES + 20, WIDTH)))  # more texts than dimensions
-    chosen = spanning_texts(log_probs, CLASSES, keep)
-    assert len(chosen) == len(set(chosen.tolist())) == min(keep, 20)
-
-
-def test_a_constant_added_to_a_pictures_logits_changes_no_choice() -> None:
-    log_probs = scores(RNG.normal(size=(CLASSES + 20, WIDTH)))
-    moved = log_probs + RNG.normal(size=(PICTURES, 1)).astype(np.float32)
-    np.testing.assert_array_equal(
-        spanning_texts(moved, CLASSES, 8), spanning_texts(log_probs, CLASSES, 8)
-    )
 
 
 def test_the_shipped_nouns_are_what_a_server_accepts() -> None:

@@ -12,7 +12,13 @@ from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
 from craft_client.paper_presets import recipe_settings
 from craft_client.recipes import OWN
-from craft_client.settings import RANDOM_CODES, SettingsError, random_codes_for
+from craft_client.settings import (
+    FEW_DECIMALS,
+    RANDOM_CODES,
+    RANDOM_CODES_OF_RANKS,
+    TuneSettings,
+    random_codes_for,
+)
 from craft_client.tune import TuneResult, run_document, tune
 from craft_shared.wire import EVERYTHING, Output
 
@@ -33,7 +39,8 @@ OTHERS, OTHER_LABELS = CLIP.pictures(30, seed=1)
 
 def tuned(output: Output, folder: Path, **options: Any) -> TuneResult:
     options = {"seed": 1, "dim": 16, "population": 8, **options}
-    settings = recipe_settings(options.pop("recipe", "craftbox"), "", 8, output=output, **options)
+    recipe = options.pop("recipe", "craftbox")
+    settings = recipe_settings(recipe, "", 8, classes=CLIP.names, output=output, **options)
     black_box = FakeBlackBox(CLIP, PICTURES, output=output)
     journal = Journal.create(folder, run_document(black_box, LABELS, settings))
     return tune(black_box, LABELS, settings, journal)
@@ -48,9 +55,10 @@ def accuracy_on_others(result: TuneResult, output: Output) -> tuple[float, float
         templates=config.templates,
         context=config.context,
         codes=adapter.codes if config.codes else None,
+        texts=config.texts,
     ).log_probs
     refined = adapter.refined(scores, output)
-    return accuracy(scores[0], OTHER_LABELS), accuracy(refined, OTHER_LABELS)
+    return accuracy(scores[0, :, : len(CLIP.names)], OTHER_LABELS), accuracy(refined, OTHER_LABELS)
 
 
 @pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
@@ -59,13 +67,22 @@ def test_tuning_beats_the_plain_prompt_at_every_level(output: Output, tmp_path: 
     assert result.adapter.config.output == output
     before, after = accuracy_on_others(result, output)
     assert after > before + 10
+    assert bool(result.adapter.config.texts) == (output.level == "log_probs")
 
 
 @pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
-@pytest.mark.parametrize("recipe", OWN)
+def test_strict_access_works_at_every_level(output: Output, tmp_path: Path) -> None:
+    result = tuned(output, tmp_path / "run", strict=True)
+    assert result.adapter.config.access_mode == "strict"
+    assert result.adapter.config.codes >= 3
+    before, after = accuracy_on_others(result, output)
+    assert after > before + 10
+
+
+@pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
+@pytest.mark.parametrize("recipe", [name for name in OWN if name != "craftbox"])
 def test_a_search_works_at_every_level(output: Output, recipe: str, tmp_path: Path) -> None:
-    scale = {"random_codes": 4} if recipe == "craftbox" else {"scale": 3.0}
-    result = tuned(output, tmp_path / "run", recipe=recipe, budget=60, **scale)
+    result = tuned(output, tmp_path / "run", recipe=recipe, budget=60, scale=3.0)
     assert len(result.history) > 2
     assert all(np.isfinite(step["loss"]) for step in result.history)
     refined = accuracy_on_others(result, output)[1]
@@ -80,32 +97,55 @@ def test_the_run_says_which_level_it_saw(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_go_on_with_a_key_of_another_level(tmp_path: Path) -> None:
-    settings = recipe_settings("craftbox", "", 8, dim=16)
+    settings = recipe_settings("craftbox", "", 8, classes=CLIP.names, dim=16)
     began = FakeBlackBox(CLIP, PICTURES)
     journal = Journal.create(tmp_path / "run", run_document(began, LABELS, settings))
     with pytest.raises(JournalError, match=r"'label'; when the run .* 'log_probs'"):
         tune(FakeBlackBox(CLIP, PICTURES, output=LABEL), LABELS, settings, journal)
 
 
+@pytest.mark.parametrize(
+    ("output", "shows"),
+    [
+        (LABEL, False),
+        (Output(level="top_k", k=5), False),
+        (Output(level="probs", decimals=FEW_DECIMALS), False),
+        (Output(level="probs", decimals=FEW_DECIMALS + 1), True),
+        (Output(level="log_probs", decimals=1), True),
+        (EVERYTHING, True),
+    ],
+)
+def test_of_coarse_answers_no_vocabulary_is_asked_for_unless_it_is_given(
+    output: Output, shows: bool
+) -> None:
+    alone = recipe_settings("craftbox", "", 8, classes=CLIP.names, output=output)
+    assert bool(alone.texts) == shows
+    given = recipe_settings(
+        "craftbox", "", 8, classes=CLIP.names, output=output, vocabulary=["a", "b"]
+    )
+    assert given.texts == ("a", "b")
+
+
 def test_coarse_answers_are_asked_for_more_codes() -> None:
-    codes = [random_codes_for(output, None, None) for output in LEVELS]
-    assert codes[0] == codes[1] > codes[2] > codes[3] == codes[4] == RANDOM_CODES
-    assert recipe_settings("craftbox", "", 8, output=LABEL).budget == 1 + codes[0]
-    assert recipe_settings("craftbox", "", 8, output=LABEL, random_codes=3).random_codes == 3
-    assert recipe_settings("paper", "", 8, output=LABEL).random_codes == 0
+    codes = [random_codes_for(output, None) for output in LEVELS]
+    assert codes[0] == codes[1] == RANDOM_CODES_OF_RANKS > RANDOM_CODES
+    assert codes[2:] == [RANDOM_CODES] * 3
+
+    def settings(recipe: str, **more: Any) -> TuneSettings:
+        return recipe_settings(recipe, "", 8, classes=CLIP.names, output=LABEL, **more)
+
+    assert settings("craftbox").budget == 1 + codes[0]
+    assert settings("craftbox", random_codes=3).random_codes == 3
+    assert settings("paper").random_codes == 0
 
 
 def test_a_bound_on_prompts_bounds_codes_and_budget() -> None:
-    settings = recipe_settings("craftbox", "", 8, output=LABEL, prompt_limit=100)
-    assert (settings.random_codes, settings.budget, settings.search) == (99, 100, False)
-    settings = recipe_settings("craftbox", "", 8, budget=8000, prompt_limit=100)
-    assert (settings.random_codes, settings.budget, settings.search) == (31, 100, True)
-    assert recipe_settings("paper", "", 8, prompt_limit=100).budget == 100
-    with pytest.raises(SettingsError, match="budget"):
-        recipe_settings("craftbox", "", 8, random_codes=100, prompt_limit=100)
+    def settings(recipe: str, **more: Any) -> TuneSettings:
+        return recipe_settings(recipe, "", 8, classes=CLIP.names, prompt_limit=100, **more)
 
-
-def test_more_codes_of_coarse_answers_leave_half_of_a_budget_to_the_search() -> None:
-    assert random_codes_for(LABEL, 100, None) == 50
-    assert random_codes_for(LABEL, 40, None) == RANDOM_CODES
-    assert random_codes_for(LABEL, 8000, None) == random_codes_for(LABEL, None, None)
+    strict = settings("craftbox", output=LABEL)
+    assert (strict.random_codes, strict.budget) == (99, 100)
+    assert settings("craftbox", budget=8000).budget == 100
+    assert settings("paper").budget == 100
+    more = settings("craftbox", strict=True, random_codes=300)
+    assert sum(question.prompts for question in more.questions()) <= 100

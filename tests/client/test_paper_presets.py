@@ -1,7 +1,8 @@
 import pytest
 
+from craft_client.open_text import beside, common_nouns
 from craft_client.paper_presets import paper_settings, recipe_settings
-from craft_client.settings import TuneSettings
+from craft_client.settings import Question, TuneSettings
 
 
 @pytest.mark.parametrize(
@@ -32,27 +33,61 @@ def test_a_data_set_has_the_released_configurations_settings(
     ("shots", "generations"), [(1, 50), (2, 100), (4, 100), (5, 200), (16, 200), (None, 200)]
 )
 def test_the_budget_covers_the_papers_generations(shots: int | None, generations: int) -> None:
-    settings = TuneSettings(**paper_settings("caltech101", shots))
+    settings = TuneSettings(recipe="paper", **paper_settings("caltech101", shots))
     assert settings.budget == 1 + generations * 41
     assert settings.generations() == generations
 
 
 def test_the_heads_consistency_ends_after_a_quarter_of_the_generations() -> None:
-    settings = TuneSettings(**paper_settings("caltech101", 16))
+    settings = TuneSettings(recipe="paper", **paper_settings("caltech101", 16))
     assert settings.consistency_share * settings.generations() == 50
 
 
 def test_imagenet_has_half_the_budget() -> None:
-    assert TuneSettings(**paper_settings("imagenet", 16)).generations() == 100
+    assert TuneSettings(recipe="paper", **paper_settings("imagenet", 16)).generations() == 100
 
 
-def test_craftboxs_recipe_searches_only_where_a_budget_is_given() -> None:
-    alone = recipe_settings("craftbox", "dtd", 16, seed=3)
-    assert (alone.budget, alone.search, alone.generations()) == (32, False, 0)
-    assert recipe_settings("craftbox", "dtd", 16, random_codes=7).budget == 8
-    assert recipe_settings("craftbox", "dtd", 16, budget=112).generations() == 2
+CLASSES = ["dog", "bicycle shed"]
+
+
+def test_craftboxs_recipe_asks_for_common_nouns_in_one_query() -> None:
+    settings = recipe_settings("craftbox", "dtd", 16, classes=CLASSES, seed=3)
+    assert settings.texts == beside(CLASSES, common_nouns())
+    assert "dog" not in settings.texts
+    assert settings.questions() == [Question(1, len(settings.texts))]
+    assert settings.keep_texts is None
+
+
+def test_a_vocabulary_takes_the_place_of_common_nouns() -> None:
+    settings = recipe_settings(
+        "craftbox", "dtd", 16, classes=CLASSES, vocabulary=["a", "Dog", "b"], keep_texts=1
+    )
+    assert (settings.texts, settings.keep_texts) == (("a", "b"), 1)
+
+
+def test_in_strict_access_nothing_but_the_classes_is_asked_about() -> None:
+    settings = recipe_settings("craftbox", "dtd", 16, classes=CLASSES, strict=True)
+    assert settings.texts == ()
+    assert (settings.random_codes, settings.budget) == (127, 128)
+    few = recipe_settings("craftbox", "dtd", 16, classes=CLASSES, strict=True, random_codes=7)
+    assert (few.random_codes, few.budget) == (7, 8)
+    assert sum(question.prompts for question in few.questions()) == 8
+
+
+@pytest.mark.parametrize("recipe", ["paper", "bbt", "random", "spsa"])
+def test_no_other_recipe_asks_for_common_nouns(recipe: str) -> None:
+    assert recipe_settings(recipe, "dtd", 16, classes=CLASSES).texts == ()
 
 
 def test_what_is_given_comes_first() -> None:
-    settings = recipe_settings("paper", "dtd", 16, budget=500, sigma=None, seed=3)
+    settings = recipe_settings("paper", "dtd", 16, classes=CLASSES, budget=500, sigma=None, seed=3)
     assert (settings.budget, settings.sigma, settings.seed, settings.shots) == (500, 0.02, 3, 16)
+
+
+def test_the_default_vocabulary_leaves_a_call_no_more_names_than_it_may_have() -> None:
+    classes = [f"class {number}" for number in range(1500)]
+    settings = recipe_settings("craftbox", "dtd", 16, classes=classes, name_limit=2000)
+    assert 400 <= len(settings.texts) <= 500
+    assert settings.texts[-1][0] > "v"  # of the whole alphabet
+    full = recipe_settings("craftbox", "dtd", 16, classes=classes, name_limit=1500)
+    assert full.texts == ()

@@ -11,6 +11,7 @@ import pytest
 
 from craft_client.exceptions import UnusablePlugin
 from craft_client.journal import Journal
+from craft_client.plugins import GROUPS
 from craft_client.settings import SettingsError
 from craft_client.tune import TuneResult, TuneSettings, run_document, tune
 from craft_shared.head import LinearHead
@@ -20,12 +21,13 @@ from .fake_clip import FakeBlackBox, FakeClip
 
 CLIP = FakeClip(3, ignorance=2.0, noise=40)
 PICTURES, LABELS = CLIP.pictures(4)
-# Two refiners whose head is an object of their own that passes for a linear one: the one has its
+# Two recipes whose head is an object of their own that passes for a linear one: the one has its
 # tensors, the other lacks some.
 CODE = """
 import numpy as np
-from craft_client.refine import Refinement
-from craft_client.refiners import Candidate, Choice
+from craft_client.losses import cross_entropy
+from craft_client.paid_answers import Reading
+from craft_client.tuning_run import Candidate, Outcome
 
 class Disguised:
     kind = "ridge"
@@ -39,34 +41,32 @@ class Disguised:
             "head.scales": np.ones(2, np.float32),
         }
 
-class Whole:
-    accuracy, extra = None, 0
-    def __init__(self, settings, kept): pass
-    def refined(self, log_probs): return None
-    def learn(self, kept, generation): pass
-    def choose(self, kept):
-        classes = kept.plain.shape[1]
-        head = Disguised(classes, classes + self.extra)
-        chosen = Candidate("x", kept.none, Refinement(head, kept.plain, 50.0, np.zeros(1, "f4")))
-        return Choice(chosen, [chosen])
+def whole(run, extra=0):
+    read = lambda log_probs: Reading(cross_entropy(log_probs, run.labels), {})
+    none = np.zeros((0, run.settings.dim), np.float32)
+    loss = float(run.ask(read, none, templates=[run.settings.template]).losses[0])
+    run.report("start", loss, loss, None)
+    classes = run.labels.max() + 1
+    head = Disguised(classes, classes + extra)
+    return Outcome("x", none, (), head, 50.0, None, loss, [Candidate("x", 1, 0, loss)])
 
-class Wrong(Whole):
-    extra = 1
+def wrong(run):
+    return whole(run, extra=1)
 """
 
 
 @pytest.fixture(autouse=True)
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    refiners = {"whole": "plugin_heads:Whole", "wrong": "plugin_heads:Wrong"}
+    recipes = {"whole": "plugin_heads:whole", "wrong": "plugin_heads:wrong"}
     folder = tmp_path / "packages"
-    write_package(folder, "heads", {"craftbox.refiners": refiners}, plugin_heads=CODE)
+    write_package(folder, "heads", {"craftbox.recipes": recipes}, plugin_heads=CODE)
     monkeypatch.syspath_prepend(str(folder))
     yield
     sys.modules.pop("plugin_heads", None)
 
 
-def tuned(folder: Path, refiner: str) -> TuneResult:
-    settings = TuneSettings(budget=1, random_codes=0, search=False, dim=8, refiner=refiner)
+def tuned(folder: Path, recipe: str) -> TuneResult:
+    settings = TuneSettings(budget=1, random_codes=0, search=False, dim=8, recipe=recipe)
     black_box = FakeBlackBox(CLIP, PICTURES)
     journal = Journal.create(folder, run_document(black_box, LABELS, settings))
     return tune(black_box, LABELS, settings, journal)
@@ -86,7 +86,16 @@ def test_a_head_that_no_server_would_take_ends_the_run_before_it_is_deployed(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-@pytest.mark.parametrize("other", [{"recipe": "paper"}, {"refinement": False}])
-def test_a_refiner_without_its_recipe_is_refused(other: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match="refiner: 'whole' is for craftbox's recipe"):
-        TuneSettings(refiner="whole", **other)  # type: ignore[arg-type] # one of two options
+def test_what_a_plug_in_chose_from_is_in_the_summary(tmp_path: Path) -> None:
+    tuned(tmp_path / "run", "whole")
+    (candidate,) = Journal.open(tmp_path / "run").summary()["candidates"]
+    assert (candidate["name"], candidate["prompts"], candidate["texts"]) == ("x", 1, 0)
+
+
+def test_there_are_no_refiners_to_plug_in() -> None:
+    assert [group.name for group in GROUPS] == ["craftbox.recipes", "craftbox.stores"]
+
+
+def test_a_recipe_that_reads_no_texts_refuses_them() -> None:
+    with pytest.raises(SettingsError, match="texts: are a setting of 'craftbox'"):
+        TuneSettings(recipe="whole", texts=("a",))

@@ -16,31 +16,32 @@ from craft_client import paid_answers
 from craft_client.blackbox import Scores
 from craft_client.exceptions import CraftError
 from craft_client.journal import LINES_FILE, Journal, JournalError
-from craft_client.recipes import OWN, paper
+from craft_client.recipes import OWN, craftbox, paper
 from craft_client.tune import AnswerError, TuneResult, TuneSettings, run_document, tune
 
 from .fake_clip import FakeBlackBox, FakeClip
 
 CLIP = FakeClip(5, ignorance=2.0)
 PICTURES, LABELS = CLIP.pictures(6)
-CRAFTBOX = TuneSettings(budget=100, population=8, dim=8, random_codes=3)
+CRAFTBOX = TuneSettings(budget=100, dim=8, texts=("thing 1", "thing 2"))
+STRICT = TuneSettings(budget=512, dim=8, random_codes=511)
 PAPER = TuneSettings(
     recipe="paper", population=4, dim=8, random_codes=0, budget=1 + 8 * 5, hidden=16, scale=1.0
 )
-# Each asks ten requests or more.
 ALONE = {"population": 4, "dim": 8, "scale": 1.0}
-EVERY = (
-    CRAFTBOX,
+BBT = TuneSettings(recipe="bbt", budget=1 + 8 * 5, **ALONE)
+# Each asks ten requests or more; craftbox's own asks one, or in strict access up to eight.
+MANY = (
     PAPER,
-    TuneSettings(recipe="bbt", budget=1 + 8 * 5, **ALONE),
+    BBT,
     TuneSettings(recipe="random", budget=1 + 12 * 4, **ALONE),
     TuneSettings(recipe="spsa", budget=1 + 12 * 2, **ALONE),
 )
-RECIPES = pytest.mark.parametrize("settings", EVERY, ids=lambda settings: settings.recipe)
+RECIPES = pytest.mark.parametrize("settings", MANY, ids=lambda settings: settings.recipe)
 
 
 def test_every_recipe_is_interrupted_here() -> None:
-    assert [settings.recipe for settings in EVERY] == list(OWN)
+    assert ["craftbox", *(settings.recipe for settings in MANY)] == list(OWN)
 
 
 class Killed(BaseException):
@@ -89,6 +90,54 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     assert result.history == whole.history
     assert result.units == whole.units
     assert black_box.charged.requests == whole.units.requests - requests
+
+
+@pytest.fixture
+def _never_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are doubled to the last."""
+    monkeypatch.setattr(craftbox, "enough", lambda first, second: False)
+
+
+@pytest.mark.usefixtures("_never_enough")
+@pytest.mark.parametrize("requests", [0, 1, 2, 5, 7])
+def test_doublings_are_gone_on_with_as_if_they_had_never_stopped(
+    tmp_path: Path, requests: int
+) -> None:
+    whole = begin(tmp_path / "whole", STRICT, Mortal(1000))
+    assert whole.units.requests == 8
+    interrupted(tmp_path / "run", STRICT, requests)
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", STRICT, black_box)
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+    assert (result.history, result.units) == (whole.history, whole.units)
+    assert black_box.charged.requests == 8 - requests
+
+
+@pytest.mark.usefixtures("_never_enough")
+@pytest.mark.parametrize("numbers", [[0], [2], [0, 1, 4]])
+def test_doublings_whose_tensors_are_damaged_are_fetched_under_their_names(
+    tmp_path: Path, numbers: list[int]
+) -> None:
+    whole = begin(tmp_path / "whole", STRICT, Mortal(1000))
+    interrupted(tmp_path / "run", STRICT, 5)
+    names = [f"{number:06d}" for number in numbers]
+    for name in names:
+        _empty(tmp_path / "run/tensors" / f"{name}.safetensors")
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", STRICT, black_box)
+    assert black_box.names[: len(names) + 1] == [*names, "000005"]
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
+
+
+def test_one_query_that_was_charged_and_never_heard_of_is_sent_again_by_its_name(
+    tmp_path: Path,
+) -> None:
+    whole = begin(tmp_path / "whole", CRAFTBOX, Mortal(1000))
+    interrupted(tmp_path / "run", CRAFTBOX, 0)
+    black_box = Mortal(1000)
+    result = resume(tmp_path / "run", CRAFTBOX, black_box)
+    assert black_box.names == ["000000"]
+    assert result.adapter.to_bytes() == whole.adapter.to_bytes()
 
 
 def _kept(folder: Path) -> list[bool]:
@@ -167,27 +216,36 @@ def test_an_ended_run_whose_files_are_missing_is_finished_without_a_question(
 
 
 def test_a_line_that_was_cut_short_is_asked_for_again(tmp_path: Path) -> None:
-    whole = begin(tmp_path / "whole", CRAFTBOX, Mortal(1000))
-    interrupted(tmp_path / "run", CRAFTBOX, 5)
+    whole = begin(tmp_path / "whole", BBT, Mortal(1000))
+    interrupted(tmp_path / "run", BBT, 5)
     lines = tmp_path / "run" / LINES_FILE
     os.truncate(lines, lines.stat().st_size - 7)
     black_box = Mortal(1000)
-    assert resume(tmp_path / "run", CRAFTBOX, black_box).adapter.digest == whole.adapter.digest
+    assert resume(tmp_path / "run", BBT, black_box).adapter.digest == whole.adapter.digest
     assert black_box.names[0] == "000004"
     assert len(list(Journal.open(tmp_path / "run").lines())) == whole.units.requests
 
 
 def test_a_purse_that_is_empty_by_now_ends_the_resumed_run_in_good_order(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", CRAFTBOX, 4)
-    result = resume(tmp_path / "run", CRAFTBOX, Mortal(1000, queries=0))
-    assert result.units.requests == 4
+    """Between two generations: within one, its answers would be of no use."""
+    interrupted(tmp_path / "run", BBT, 5)
+    result = resume(tmp_path / "run", BBT, Mortal(1000, queries=0))
+    assert result.units.requests == 5
+    assert result.stopped_by is not None
+
+
+@pytest.mark.usefixtures("_never_enough")
+def test_a_purse_that_is_empty_by_now_ends_resumed_doublings_in_good_order(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", STRICT, 4)
+    result = resume(tmp_path / "run", STRICT, Mortal(1000, queries=0))
+    assert result.units.queries == 4 + 4 + 8 + 16
     assert result.stopped_by is not None
 
 
 def test_a_run_that_was_searched_by_other_codes_is_not_gone_on_with(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", CRAFTBOX, 4)
+    interrupted(tmp_path / "run", BBT, 4)
     with pytest.raises(JournalError, match="other codes"):
-        resume(tmp_path / "run", replace(CRAFTBOX, sigma=0.5), Mortal(1000))
+        resume(tmp_path / "run", replace(BBT, sigma=0.5), Mortal(1000))
 
 
 def test_an_answer_that_could_not_be_used_still_cannot(tmp_path: Path) -> None:
@@ -197,10 +255,10 @@ def test_an_answer_that_could_not_be_used_still_cannot(tmp_path: Path) -> None:
             return replace(scores, log_probs=np.full_like(scores.log_probs, np.nan))
 
     with pytest.raises(AnswerError) as first:
-        begin(tmp_path / "run", CRAFTBOX, Broken(CLIP, PICTURES))
+        begin(tmp_path / "run", BBT, Broken(CLIP, PICTURES))
     black_box = Mortal(1000)
     with pytest.raises(AnswerError) as second:
-        resume(tmp_path / "run", CRAFTBOX, black_box)
+        resume(tmp_path / "run", BBT, black_box)
     assert str(first.value) == str(second.value)
     assert black_box.charged.requests == 0
 
@@ -257,21 +315,21 @@ def test_what_a_damaged_checkpoint_stood_for_is_fetched(
 def test_an_answer_that_the_server_may_have_forgotten_is_not_paid_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted(tmp_path / "run", CRAFTBOX, 6)
+    interrupted(tmp_path / "run", BBT, 6)
     _empty(tmp_path / "run/tensors/000003.safetensors")
     black_box = Mortal(1000)
     monkeypatch.setattr(paid_answers, "REMEMBERED", timedelta(0))
     with pytest.raises(JournalError) as refused:
-        resume(tmp_path / "run", CRAFTBOX, black_box)
+        resume(tmp_path / "run", BBT, black_box)
     message = str(refused.value)
-    assert "has lost what request 3 brought (8 queries): its file '000003'" in message
+    assert "has lost what request 3 brought (4 queries): its file '000003'" in message
     assert "Nothing was charged" in message
     assert "tune anew" in message
     assert black_box.charged.requests == 0
 
 
 def test_an_answer_that_the_server_does_not_give_again_is_said_to_be_lost(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", CRAFTBOX, 6)
+    interrupted(tmp_path / "run", BBT, 6)
     _empty(tmp_path / "run/tensors/000003.safetensors")
 
     class Forgetful(Mortal):
@@ -280,4 +338,4 @@ def test_an_answer_that_the_server_does_not_give_again_is_said_to_be_lost(tmp_pa
 
     lost = r"lost what request 3 .* does not give it again: It is too late\."
     with pytest.raises(JournalError, match=lost):
-        resume(tmp_path / "run", CRAFTBOX, Forgetful(1000))
+        resume(tmp_path / "run", BBT, Forgetful(1000))

@@ -60,15 +60,42 @@ def test_all_impossible_values_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "least"),
     [
-        ({"random_codes": 16, "population": 40}, 57),
-        ({"random_codes": 16, "search": False}, 17),
-        ({"random_codes": 0, "search": False}, 1),
+        ({"recipe": "paper", "population": 40}, 42),
+        ({"recipe": "paper", "search": False}, 1),
+        ({"recipe": "random", "population": 8}, 9),
     ],
 )
 def test_the_least_budget_is_named_and_suffices(options: dict[str, Any], least: int) -> None:
     TuneSettings(budget=least, **options)
     with pytest.raises(SettingsError, match=f"at least {least}" if least > 1 else "budget"):
         TuneSettings(budget=least - 1, **options)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("texts", [(), ("a", "b")], ids=["strict", "open text"])
+def test_craftbox_begins_with_as_few_queries_as_there_are(
+    budget: int, texts: tuple[str, ...]
+) -> None:
+    settings = TuneSettings(budget=budget, texts=texts)
+    assert settings.opening_question == (1 if texts else min(4, budget), len(texts))
+
+
+def test_craftbox_has_no_part_of_the_papers_to_change() -> None:
+    with pytest.raises(SettingsError) as caught:
+        TuneSettings(strategy="random", search=False, refinement=False, consistency=False)
+    assert [error.field for error in caught.value.errors] == [
+        "strategy",
+        "search",
+        "refinement",
+        "consistency",
+    ]
+    assert all("a setting of 'paper'" in error.message for error in caught.value.errors)
+
+
+def test_the_seed_of_each_purpose_is_its_own() -> None:
+    settings = TuneSettings(seed=7)
+    streams = [settings.stream(purpose) for purpose in ("random codes", "search", "mlp")]
+    assert len({tuple(stream) for stream in streams}) == 3
 
 
 def test_the_papers_scale_is_taken() -> None:
@@ -79,8 +106,9 @@ def _check(
     labels: np.ndarray = LABELS,
     classes: list[str] = CLASSES,
     budgets: Sequence[Budget] = (),
+    **options: Any,
 ) -> None:
-    TuneSettings(budget=100).check_task(labels, classes, budgets, _units)
+    TuneSettings(**{"budget": 100, **options}).check_task(labels, classes, budgets, _units)
 
 
 def _units(prompts: int, texts: int = 0, *, queries_each: int = 1) -> Units:
@@ -106,63 +134,89 @@ def test_one_class_is_no_task() -> None:
 
 
 def test_a_key_that_cannot_pay_for_the_first_generation_is_told() -> None:
-    _check(budgets=[budget("queries", 72)])
-    with pytest.raises(SettingsError, match="the key's queries budget: is 71"):
-        _check(budgets=[budget("queries", 71)])
+    _check(recipe="paper", budgets=[budget("queries", 42)])
+    with pytest.raises(SettingsError, match="the key's queries budget: is 41"):
+        _check(recipe="paper", budgets=[budget("queries", 41)])
+
+
+def test_a_key_that_cannot_pay_for_craftboxs_first_question_is_told_what_to_do() -> None:
+    _check(texts=("a", "b", "c"), budgets=[budget("texts", 5)])
+    with pytest.raises(SettingsError, match=r"3 texts takes 5\. Raise .* 5, give fewer texts, or"):
+        _check(texts=("a", "b", "c"), budgets=[budget("texts", 4)])
+    _check(budgets=[budget("queries", 4)])
+    with pytest.raises(SettingsError, match="is 3, but the plain prompt and 3 random codes take 4"):
+        _check(budgets=[budget("queries", 3)])
 
 
 @pytest.mark.parametrize(
     ("budgets", "message"),
     [
         (
-            [budget("queries", 500), budget("queries", 60, spent=10, of="team")],
-            "the team's queries budget: is 50, but .* take 32 and one generation takes 40",
+            [budget("queries", 500), budget("queries", 50, spent=10, of="team")],
+            "the team's queries budget: is 40, but .* take 1 and one generation takes 41",
         ),
         (
-            [budget("queries", 500), budget("queries", 71, window="day")],
-            "the key's queries budget of this day: is 71",
+            [budget("queries", 500), budget("queries", 41, window="day")],
+            "the key's queries budget of this day: is 41",
         ),
         (
-            [budget("predictions", 287, of="team", window="month")],
-            "the team's predictions budget of this month: is 287, but .* take 128 and .* 160",
+            [budget("predictions", 167, of="team", window="month")],
+            "the team's predictions budget of this month: is 167, but .* take 4 and .* 164",
         ),
-        ([budget("requests", 1)], "the key's requests budget: is 1, but .* Raise it to at least 2"),
+        ([budget("requests", 2)], "the key's requests budget: is 2, but .* Raise it to at least 3"),
     ],
 )
 def test_the_least_of_all_budgets_counts_whoever_and_whatever_it_bounds(
     budgets: list[Budget], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        _check(budgets=budgets)
-    _check(budgets=[one.model_copy(update={"remaining": 1000}) for one in budgets])
+        _check(recipe="paper", budgets=budgets)
+    enough = [one.model_copy(update={"remaining": 1000}) for one in budgets]
+    _check(recipe="paper", budgets=enough)
 
 
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
-        ({"budget": 32, "search": False}, [(32, 0, 1), (40, 0, 0)]),
-        ({"budget": 120}, [(32, 0, 1), (40, 0, 2)]),
-        ({"budget": 83, "recipe": "paper"}, [(1, 0, 1), (40, 0, 2), (1, 0, 2)]),
-        (
-            {"budget": 75, "texts": ("a", "b", "c"), "keep_texts": 2},
-            [(1, 3, 1), (31, 2, 1), (40, 2, 1)],
-        ),
+        ({"texts": ("a", "b", "c"), "keep_texts": 2}, [(1, 3)]),
+        ({"budget": 128}, [(4, 0), (4, 0), (8, 0), (16, 0), (32, 0), (64, 0)]),
+        ({"budget": 100, "random_codes": 20}, [(4, 0), (4, 0), (8, 0), (5, 0)]),
+        ({"budget": 15}, [(4, 0), (4, 0)]),
+        ({"budget": 100, "random_codes": 1}, [(2, 0)]),
+        ({"budget": 100, "random_codes": 0}, [(1, 0)]),
+        ({"budget": 83, "recipe": "paper"}, [(1, 0), (40, 0), (1, 0), (40, 0), (1, 0)]),
+        ({"budget": 83, "recipe": "paper", "search": False}, [(1, 0)]),
+        ({"budget": 6, "recipe": "spsa"}, [(1, 0), (2, 0), (2, 0)]),
     ],
-    ids=["opening", "search", "paper", "open text"],
-)
+    ids=[
+        "open text", "strict", "few codes", "little", "one code", "none", "paper", "no search",
+        "spsa",
+    ],
+)  # fmt: skip
 def test_all_that_a_run_asks_is_known_beforehand(
-    options: dict[str, Any], asked: list[tuple[int, int, int]]
+    options: dict[str, Any], asked: list[tuple[int, int]]
 ) -> None:
-    questions = TuneSettings(**options).questions()
-    assert [(*question, times) for question, times in questions] == asked
+    settings = TuneSettings(**options)
+    assert settings.questions() == asked
+    assert sum(prompts for prompts, _ in asked) <= settings.budget
+
+
+def test_generations_that_are_left_are_counted_from_what_is_spent() -> None:
+    settings = TuneSettings(budget=128)
+    assert settings.generations() == 5
+    assert settings.generations(done=2, spent=16) == 3
+    assert settings.generations(done=2, spent=81) == 1
+    assert settings.generations(done=5, spent=128) == 0
 
 
 def test_a_prompt_may_be_several_queries() -> None:
-    settings = TuneSettings(budget=200)
+    settings = TuneSettings(budget=64)
     assert settings.generations() == 4
-    assert settings.generations(partial(_units, queries_each=2)) == 1
-    with pytest.raises(SettingsError, match="at least 288"):
-        settings.check_task(LABELS, CLASSES, [], partial(_units, queries_each=4))
+    assert settings.generations(partial(_units, queries_each=2)) == 3
+    paper = TuneSettings(recipe="paper", budget=150)
+    assert paper.generations(partial(_units, queries_each=2)) == 1
+    with pytest.raises(SettingsError, match="at least 168"):
+        paper.check_task(LABELS, CLASSES, [], partial(_units, queries_each=4))
 
 
 @pytest.mark.parametrize(

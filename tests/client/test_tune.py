@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from craft_client.tune import (
     TuneResult,
     TuneSettings,
     run_document,
+    run_settings,
     tune,
 )
 from craft_shared import problems
 from craft_shared.adapter import Adapter
-from craft_shared.head import LinearHead, Unrefined
+from craft_shared.head import Unrefined
 from craft_shared.problems import Problem
 from craft_shared.units import Units
 from craft_shared.wire import Budget
@@ -33,7 +35,12 @@ from .fake_clip import FakeBlackBox, FakeClip, budget
 
 CLIP = FakeClip(6, ignorance=2.0)
 PICTURES, LABELS = CLIP.pictures(5)
-SMALL = TuneSettings(budget=120, population=8, dim=8, random_codes=3, shots=5)
+TEXTS = tuple(f"thing {number}" for number in range(40))
+OPEN = TuneSettings(dim=8, texts=TEXTS, shots=5)
+STRICT = TuneSettings(budget=128, dim=8, shots=5)
+# A run of many requests, each of so many queries.
+SMALL = TuneSettings(recipe="random", budget=1 + 14 * 8, population=8, dim=8, scale=1.0, shots=5)
+PAPER = TuneSettings(recipe="paper", budget=1 + 20 * 9, population=8, dim=8, scale=1.0, shots=5)
 
 Tune = Callable[..., tuple[TuneResult, Journal]]
 
@@ -72,73 +79,45 @@ def _test_accuracy(clip: FakeClip, adapter: Adapter) -> float:
 # --- what a run comes to --------------------------------------------------------------------------
 
 
-def test_the_adapter_classifies_new_pictures_better_than_the_plain_prompt(tuned: Tune) -> None:
+@pytest.mark.parametrize("options", [OPEN, STRICT], ids=["open text", "strict"])
+def test_the_adapter_classifies_new_pictures_better_than_the_plain_prompt(
+    tuned: Tune, options: TuneSettings
+) -> None:
     clip = FakeClip(10, ignorance=2.0)
-    result, _ = tuned(clip=clip)
-    plain = replace(SMALL, search=False, refinement=False, random_codes=0, budget=1)
-    before = _test_accuracy(clip, tuned(plain, clip=clip)[0].adapter)
-    assert _test_accuracy(clip, result.adapter) > before + 15
+    result, _ = tuned(options, clip=clip)
+    pictures, labels = clip.pictures(60, seed=1)
+    plain = clip.log_probs(clip.features(pictures), clip.names, [options.template])
+    assert _test_accuracy(clip, result.adapter) > accuracy(plain[0], labels) + 15
     assert result.accuracy_after is not None
     assert result.accuracy_after > result.accuracy_before
 
 
 def test_search_lowers_the_loss(tuned: Tune) -> None:
-    options = replace(SMALL, budget=1000, refinement=False, scale=1.0, sigma=0.5)
+    options = replace(SMALL, recipe="bbt", budget=1000, sigma=0.5)
     result, _ = tuned(options, clip=FakeClip(6, ignorance=2.0))
     _, first, *_, last = result.history
     assert last["loss"] < first["loss"] - 0.2
     assert last["best_loss"] < first["best_loss"] - 0.2
 
 
-def test_a_searched_prompt_that_is_best_unrefined_is_deployed_alone(tuned: Tune) -> None:
-    options = replace(SMALL, budget=1000, refinement=False, scale=1.0, sigma=0.5)
-    clip = FakeClip(6, ignorance=2.0)
-    result, journal = tuned(options, clip=clip)
-    assert journal.summary()["deployed"] == "searched"
-    assert isinstance(result.adapter.head, Unrefined)
-    assert result.adapter.config.prompts == 2
-    pictures, labels = clip.pictures(5)
-    config = result.adapter.config
-    log_probs = clip.log_probs(
-        clip.features(pictures), clip.names, config.templates, config.context, result.adapter.codes
-    )
-    chosen = next(one for one in journal.summary()["candidates"] if one["name"] == "searched")
-    assert accuracy(result.adapter.head(log_probs), labels) == chosen["accuracy"]
-    assert result.accuracy_after is None, "the search has seen all labels"
-
-
-TEXTS = tuple(f"thing {number}" for number in range(40))
-
-
 def test_further_texts_show_more_of_a_picture_than_the_class_names(tuned: Tune) -> None:
     clip = FakeClip(6, ignorance=4.0)
-    plain = replace(SMALL, search=False, random_codes=0, budget=1)
-    strict = tuned(plain, clip=clip)[0]
-    result, journal = tuned(replace(plain, texts=TEXTS, keep_texts=16), clip=clip)
+    alone = tuned(replace(STRICT, random_codes=0, budget=1), clip=clip)[0]
+    result, journal = tuned(replace(OPEN, keep_texts=16), clip=clip)
     config = result.adapter.config
-    assert journal.summary()["deployed"] == "plain+texts ridge"
+    assert journal.summary()["deployed"] == "ridge"
     assert (config.access_mode, len(config.texts)) == ("open-text", 16)
     assert set(config.texts) < set(TEXTS)
     assert config.classes == clip.names
     assert result.units == Units(queries=1, predictions=30, texts=6 + 40, requests=1)
-    assert _test_accuracy(clip, result.adapter) > _test_accuracy(clip, strict.adapter) + 5
-
-
-def test_every_prompt_after_the_first_scores_the_kept_texts(tuned: Tune) -> None:
-    options = replace(SMALL, texts=TEXTS, keep_texts=4, budget=12)
-    result, journal = tuned(options, clip=FakeClip(6, ignorance=2.0))
-    assert result.units == Units(
-        queries=12, predictions=12 * 30, texts=46 + 3 * 10 + 8 * 10, requests=3
-    )
-    shapes = [journal.tensors(name)["log_probs"].shape for name in ("000000", "000001")]
-    assert shapes == [(1, 30, 46), (3, 30, 10)]
+    assert _test_accuracy(clip, result.adapter) > _test_accuracy(clip, alone.adapter) + 5
 
 
 def test_a_vocabulary_smaller_than_what_is_kept_is_kept_whole(tuned: Tune) -> None:
-    options = replace(SMALL, texts=TEXTS[:5], keep_texts=64, search=False, budget=4)
+    options = replace(OPEN, texts=TEXTS[:5], keep_texts=64)
     result, _ = tuned(options, clip=FakeClip(6, ignorance=2.0))
-    assert result.units.texts == 11 + 3 * 11
-    assert set(result.adapter.config.texts) <= set(TEXTS[:5])
+    assert result.units.texts == 11
+    assert result.adapter.config.texts == list(TEXTS[:5])
 
 
 @pytest.mark.parametrize(
@@ -146,8 +125,7 @@ def test_a_vocabulary_smaller_than_what_is_kept_is_kept_whole(tuned: Tune) -> No
     [
         ({"texts": ("a", "a")}, "'a' is there twice"),
         ({"texts": ("class 1",)}, "'class 1' is a class name"),
-        ({"texts": ("a",), "refinement": False}, "closed-form head, which this run has not"),
-        ({"texts": ("a",), "recipe": "paper"}, "closed-form head, which this run has not"),
+        ({"texts": ("a",), "recipe": "paper"}, "a setting of 'craftbox'; 'paper' reads none"),
         ({"texts": ("a",), "keep_texts": 0}, "keep_texts is 0"),
     ],
 )
@@ -155,26 +133,27 @@ def test_texts_that_cannot_be_used_are_refused(
     tuned: Tune, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(SettingsError) as error:
-        tuned(replace(SMALL, **options))
+        tuned(replace(STRICT, **options))
     assert words in " ".join(f"{field.field} {field.message}" for field in error.value.errors)
 
 
 def test_equal_arguments_give_equal_adapters_and_seeds_differ(tuned: Tune) -> None:
-    first, second = (tuned()[0].adapter.to_bytes() for _ in range(2))
+    first, second = (tuned(STRICT)[0].adapter.to_bytes() for _ in range(2))
     assert first == second
-    assert tuned(replace(SMALL, seed=2))[0].adapter.to_bytes() != first
+    assert tuned(replace(STRICT, seed=2))[0].adapter.to_bytes() != first
 
 
 def test_seed_zero_is_a_seed(tuned: Tune) -> None:
-    zero = replace(SMALL, seed=0)
+    zero = replace(STRICT, seed=0)
     assert tuned(zero)[0].adapter.to_bytes() == tuned(zero)[0].adapter.to_bytes()
 
 
-def test_the_adapter_says_where_it_comes_from(tuned: Tune) -> None:
-    result, journal = tuned()
+@pytest.mark.parametrize("options", [OPEN, STRICT, SMALL], ids=["open text", "strict", "random"])
+def test_the_adapter_says_where_it_comes_from(tuned: Tune, options: TuneSettings) -> None:
+    result, journal = tuned(options)
     config = result.adapter.config
     assert (config.model, config.revision, config.classes) == ("fake", "0", CLIP.names)
-    assert config.provenance.seed == SMALL.seed
+    assert config.provenance.seed == options.seed
     assert config.provenance.shots == 5
     assert config.provenance.accuracy_before == result.accuracy_before
     assert config.provenance.accuracy_after == result.accuracy_after
@@ -182,88 +161,63 @@ def test_the_adapter_says_where_it_comes_from(tuned: Tune) -> None:
     assert journal.adapter().digest == result.adapter.digest
 
 
-def test_few_noisy_pictures_do_not_replace_a_good_plain_prompt(tuned: Tune) -> None:
-    """Held out, heads with the searched prompt look better here; on new pictures they are not."""
+@pytest.mark.parametrize("options", [OPEN, STRICT], ids=["open text", "strict"])
+def test_few_noisy_pictures_cost_a_good_plain_prompt_little_on_average(
+    tuned: Tune, options: TuneSettings
+) -> None:
     changes = []
-    for seed in range(4):
+    for seed in range(10):
         clip = FakeClip(6, seed=seed)
-        result, _ = tuned(clip=clip, shots=2)
+        result, _ = tuned(options, clip=clip, shots=2)
         pictures, labels = clip.pictures(60, seed=1)
-        plain = clip.log_probs(clip.features(pictures), clip.names, ["a photo of a {}."])
+        plain = clip.log_probs(clip.features(pictures), clip.names, [options.template])
         changes.append(_test_accuracy(clip, result.adapter) - accuracy(plain[0], labels))
-    assert min(changes) > -2
+    assert np.mean(changes) > -2
 
 
 def test_heads_that_improve_nothing_are_not_deployed(tuned: Tune) -> None:
     clip = FakeClip(4, ignorance=0.0, noise=1)
-    result, journal = tuned(replace(SMALL, scale=0.01), clip=clip)
+    result, journal = tuned(OPEN, clip=clip)
     assert result.accuracy_before == 100.0
     summary = journal.summary()
     losses = {one["name"]: one["loss"] for one in summary["candidates"]}
-    assert losses[summary["deployed"]] <= losses["plain"]
+    assert losses["plain"] < losses["ridge"]
+    assert summary["deployed"] == "plain"
+    assert isinstance(result.adapter.head, Unrefined)
+    assert (result.adapter.config.prompts, result.adapter.config.texts) == (1, [])
+    assert result.adapter.config.access_mode == "strict"
     assert result.accuracy_after == 100.0
-
-
-def test_what_is_deployed_is_better_held_out_than_all_simpler_candidates(tuned: Tune) -> None:
-    summary = tuned(clip=FakeClip(6, ignorance=2.0))[1].summary()
-    names = [one["name"] for one in summary["candidates"]]
-    assert names == [
-        "plain",
-        "plain ridge",
-        "plain+random ridge",
-        "searched",
-        "plain+searched ridge",
-        "plain+random+searched ridge",
-    ]
-    place = names.index(summary["deployed"])
-    chosen = summary["candidates"][place]
-    assert place > 0
-    assert all(chosen["loss"] < simpler["loss"] for simpler in summary["candidates"][:place])
-    assert chosen["accuracy"] >= summary["candidates"][0]["accuracy"]
 
 
 def test_one_picture_a_class_deploys_an_unmeasured_head(tuned: Tune) -> None:
     clip = FakeClip(8, ignorance=3.0, noise=25)
-    result, journal = tuned(clip=clip, shots=1)
-    assert result.accuracy_after is None
-    assert journal.summary()["deployed"] == "plain+random ridge"
-    assert _test_accuracy(clip, result.adapter) > result.accuracy_before + 10
+    for options in (OPEN, STRICT):
+        result, journal = tuned(options, clip=clip, shots=1)
+        assert result.accuracy_after is None
+        assert journal.summary()["deployed"] == "ridge"
+        assert [one["loss"] for one in journal.summary()["candidates"]] == [None, None]
+        assert _test_accuracy(clip, result.adapter) > result.accuracy_before + 10
 
 
 # --- switches -------------------------------------------------------------------------------------
 
 
-def test_without_search_only_the_first_request_is_paid_for(tuned: Tune) -> None:
-    result, journal = tuned(replace(SMALL, search=False))
-    assert result.units.queries == 1 + SMALL.random_codes
-    assert result.units.requests == 1
-    assert isinstance(result.adapter.head, LinearHead)
-    assert [line["stage"] for line in journal.lines()] == ["start"]
-
-
-def test_without_refinement_the_best_single_prompt_is_deployed_as_it_is(tuned: Tune) -> None:
-    result, journal = tuned(replace(SMALL, refinement=False))
-    assert isinstance(result.adapter.head, Unrefined)
-    assert result.adapter.config.prompts <= 2
-    assert len(journal.summary()["candidates"]) == 2 + SMALL.random_codes
-
-
 def test_without_consistency_the_loss_is_the_cross_entropy_alone(tuned: Tune) -> None:
     """Until the search is told other losses, both ask for the same codes."""
     with_term, without = (
-        tuned(replace(SMALL, consistency=on))[0].history[1]["loss"] for on in (True, False)
+        tuned(replace(PAPER, consistency=on))[0].history[1]["loss"] for on in (True, False)
     )
-    alone = tuned(replace(SMALL, refinement=False))[0].history[1]["loss"]
-    assert with_term > without + 0.01
+    alone = tuned(replace(PAPER, refinement=False))[0].history[1]["loss"]
+    assert with_term > without
     assert without == alone
 
 
 def test_the_consistency_weight_scales_the_term(tuned: Tune) -> None:
     none, one, two = (
-        tuned(replace(SMALL, consistency_weight=weight))[0].history[1]["loss"]
-        for weight in (0.0, 0.5, 1.0)
+        tuned(replace(PAPER, consistency_weight=weight))[0].history[1]["loss"]
+        for weight in (0.0, 5.0, 10.0)
     )
-    assert two - none == pytest.approx(2 * (one - none), rel=1e-4)
+    assert two - none == pytest.approx(2 * (one - none), rel=1e-3)
     assert one > none
 
 
@@ -272,22 +226,23 @@ def test_the_consistency_weight_scales_the_term(tuned: Tune) -> None:
     [
         ("seed", 5),
         ("dim", 9),
-        ("random_codes", 4),
+        ("random_codes", 2),
         ("scale", 1.0),
         ("template", "the {}."),
-        ("recipe", "paper"),
+        ("recipe", "random"),
+        ("texts", TEXTS),
     ],
 )
 def test_each_option_changes_the_adapter(tuned: Tune, option: str, value: Any) -> None:
-    changed = replace(SMALL, **{option: value})
-    assert tuned(changed)[0].adapter.digest != tuned()[0].adapter.digest
+    changed = replace(STRICT, **{option: value})
+    assert tuned(changed)[0].adapter.digest != tuned(STRICT)[0].adapter.digest
 
 
 @pytest.mark.parametrize(("option", "value"), [("sigma", 0.1), ("population", 12)])
 def test_options_of_the_search_change_its_codes(tuned: Tune, option: str, value: Any) -> None:
     codes = [
         tuned(options)[1].tensors("000001")["codes"]
-        for options in (SMALL, replace(SMALL, **{option: value}))
+        for options in (PAPER, replace(PAPER, **{option: value}))
     ]
     assert codes[0].shape != codes[1].shape or not np.allclose(codes[0], codes[1])
 
@@ -299,7 +254,6 @@ def test_options_of_the_search_change_its_codes(tuned: Tune, option: str, value:
 @given(
     budget=st.integers(1, 70),
     population=st.integers(4, 20),
-    random_codes=st.integers(0, 12),
     purse=st.one_of(st.none(), st.integers(0, 70)),
     search=st.booleans(),
 )
@@ -307,28 +261,52 @@ def test_no_budget_is_ever_exceeded_nor_wasted(
     tmp_path_factory: pytest.TempPathFactory,
     budget: int,
     population: int,
-    random_codes: int,
     purse: int | None,
     search: bool,
 ) -> None:
     black_box = FakeBlackBox(CLIP, PICTURES, queries=purse)
     journal = Journal.create(tmp_path_factory.mktemp("run") / "run", {})
     spendable = budget if purse is None else min(budget, purse)
+    options = {"recipe": "paper", "budget": budget, "population": population, "search": search}
     try:
-        options = TuneSettings(
-            budget=budget, population=population, random_codes=random_codes, search=search, dim=4
-        )
-        result = tune(black_box, LABELS, options, journal)
+        result = tune(black_box, LABELS, TuneSettings(**options, dim=4, scale=1.0), journal)
     except SettingsError:
-        assert spendable < 1 + random_codes + (population if search else 0)
+        assert spendable < 1 + (population + 1 if search else 0)
         assert black_box.charged == Units()
         return
     assert result.units == black_box.charged
     spent = result.units.queries
     assert spent <= spendable
     if search:
-        assert spendable - spent < population
-    assert (spent - 1 - random_codes) % population == 0
+        assert spendable - spent < population + 1
+    assert (spent - 1) % (population + 1) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    budget=st.integers(1, 70),
+    random_codes=st.integers(0, 70),
+    purse=st.one_of(st.none(), st.integers(0, 70)),
+)
+def test_doublings_exceed_no_budget(
+    tmp_path_factory: pytest.TempPathFactory, budget: int, random_codes: int, purse: int | None
+) -> None:
+    black_box = FakeBlackBox(CLIP, PICTURES, queries=purse)
+    journal = Journal.create(tmp_path_factory.mktemp("run") / "run", {})
+    spendable = budget if purse is None else min(budget, purse)
+    options = TuneSettings(budget=budget, random_codes=random_codes, dim=4)
+    with patch("craft_client.recipes.craftbox.enough", lambda first, second: False):
+        try:
+            result = tune(black_box, LABELS, options, journal)
+        except SettingsError:
+            assert spendable < min(4, 1 + random_codes, budget)
+            assert black_box.charged == Units()
+            return
+    assert result.units == black_box.charged
+    spent = result.units.queries
+    assert spent <= min(spendable, 1 + random_codes)
+    further = min(spent, 1 + random_codes - spent)
+    assert not further or spent + further > spendable
 
 
 class Bounded(FakeBlackBox):
@@ -377,7 +355,7 @@ def test_no_generation_is_asked_for_that_any_budget_does_not_cover(
     """The answer to the first generation tells that the second is not covered."""
     black_box = Bounded([PLENTY], [PLENTY], [PLENTY, scarce], price_micros=20)
     result, journal = tuned(black_box=black_box)
-    assert black_box.charged == black_box.units(4) + GENERATION
+    assert black_box.charged == black_box.units(1) + GENERATION
     assert result.units == black_box.charged
     assert result.stopped_by is not None
     assert words in result.stopped_by
@@ -400,9 +378,9 @@ def test_progress_tells_what_the_budgets_cover_as_they_stand(tuned: Tune) -> Non
     seen: list[TuneProgress] = []
     told = [[budget("queries", left)] for left in (200, 30, 22, 6)]
     result, _ = tuned(black_box=Bounded(*told), on_progress=seen.append)
-    assert result.units.queries == 4 + 2 * 8
+    assert result.units.queries == 1 + 2 * 8
     assert [one.generations for one in seen] == [3, 3, 2, 2]
-    assert [one.budget for one in seen] == [34, 34, 26, 26]
+    assert [one.budget for one in seen] == [31, 31, 23, 23]
 
 
 def test_a_run_that_uses_its_own_budget_up_was_stopped_by_none(tuned: Tune) -> None:
@@ -423,7 +401,7 @@ class Refusing(FakeBlackBox):
         self._calls = calls
 
     def score(self, **question: Any) -> Scores:
-        if self.charged.queries == 12:
+        if self.charged.queries == 9:
             detail = "this call needs 8 queries and 3 are left in the team's budget"
             raise problem_error(Problem.of(problems.BUDGET_EXHAUSTED, detail))
         return super().score(**question)
@@ -437,7 +415,7 @@ def test_a_purse_that_others_empty_ends_the_search_in_good_order(tuned: Tune) ->
     seen: list[TuneProgress] = []
     result, journal = tuned(black_box=black_box, on_progress=seen.append)
     assert result.units == black_box.charged
-    assert result.units.queries == 4 + 8
+    assert result.units.queries == 1 + 8
     assert [entry["generation"] for entry in result.history] == [0, 1]
     assert (seen[-1].generation, seen[-1].generations) == (1, 1)
     assert journal.summary()["stopped_by"] == (
@@ -518,35 +496,33 @@ def test_the_journal_has_every_paid_answer_in_order(tuned: Tune) -> None:
         assert tensors["losses"].mean() == pytest.approx(entry["loss"])
 
 
-def test_the_journal_has_the_answers_that_the_deployed_head_reads(tuned: Tune) -> None:
+@pytest.mark.parametrize("options", [OPEN, STRICT], ids=["open text", "strict"])
+def test_the_journal_has_the_answers_that_the_deployed_head_reads(
+    tuned: Tune, options: TuneSettings
+) -> None:
     clip = FakeClip(10, ignorance=2.0)
-    options = replace(SMALL, random_codes=1, scale=1.0, sigma=0.5, budget=400)
     result, journal = tuned(options, clip=clip)
-    assert journal.summary()["deployed"] == "plain+random+searched ridge"
-    answers = [journal.tensors("000000")["log_probs"]]
-    searched = result.adapter.codes[-1]
-    for line in journal.lines():
-        tensors = journal.tensors(line["tensors"][0])
-        if line["generation"] and "log_probs" in tensors:
-            best = int(tensors["losses"].argmin())
-            if np.array_equal(tensors["codes"][best], searched):
-                answers.append(tensors["log_probs"][None])
-    log_probs = np.concatenate(answers).astype(np.float32)
+    assert journal.summary()["deployed"] == "ridge"
+    answers = np.concatenate(
+        [journal.tensors(line["tensors"][0])["log_probs"] for line in journal.lines()]
+    )
+    config = result.adapter.config
     expected = clip.log_probs(
         clip.features(clip.pictures(5)[0]),
-        clip.names,
-        [SMALL.template],
-        result.adapter.config.context,
-        result.adapter.codes,
+        config.scored,
+        config.templates,
+        config.context,
+        result.adapter.codes if config.codes else None,
     )
-    np.testing.assert_array_equal(log_probs, expected)
+    np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_journal_keeps_single_answers_only(tuned: Tune) -> None:
-    _, journal = tuned()
-    for line in list(journal.lines())[1:]:
-        tensors = journal.tensors(line["tensors"][0])
-        assert tensors.get("log_probs", np.zeros((1, 1))).ndim == 2
+def test_the_journal_keeps_single_answers_of_a_search_only(tuned: Tune) -> None:
+    for options in (SMALL, PAPER):
+        _, journal = tuned(options)
+        for line in list(journal.lines())[1:]:
+            tensors = journal.tensors(line["tensors"][0])
+            assert tensors.get("log_probs", np.zeros((1, 1))).ndim == 2
 
 
 def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
@@ -556,9 +532,9 @@ def test_answers_in_half_precision_take_half_the_space(tuned: Tune) -> None:
             half = scores.log_probs.astype(np.float16).astype(np.float32)
             return replace(scores, log_probs=half)
 
-    _, journal = tuned(black_box=Half(CLIP, PICTURES))
+    _, journal = tuned(OPEN, black_box=Half(CLIP, PICTURES))
     assert journal.tensors("000000")["log_probs"].dtype == np.float16
-    _, exact = tuned()
+    _, exact = tuned(OPEN)
     assert exact.tensors("000000")["log_probs"].dtype == np.float32
 
 
@@ -636,16 +612,16 @@ def test_progress_counts_what_the_black_box_charged(tuned: Tune) -> None:
     assert [one.stage for one in seen] == ["start", *["search"] * 14, "deploy"]
     assert [one.generation for one in seen] == [*range(15), 14]
     assert {one.generations for one in seen} == {14}
-    assert [one.queries for one in seen[:3]] == [4, 12, 20]
+    assert [one.queries for one in seen[:3]] == [1, 9, 17]
     assert seen[-1].units == black_box.charged == result.units
     assert seen[-1].accuracy == result.accuracy_after
     assert all(one.best_loss <= one.loss for one in seen[:-1])
 
 
-def test_the_run_document_holds_all_that_a_run_depends_on(tuned: Tune) -> None:
-    _, journal = tuned()
-    document = journal.document
-    assert TuneSettings(**document["settings"]) == SMALL
+def test_the_run_document_holds_all_that_a_run_depends_on(tuned: Tune, tmp_path: Path) -> None:
+    for options in (SMALL, OPEN):
+        document = tuned(options)[1].document
+        assert run_settings(Journal.open(tmp_path / f"run-{options is OPEN:d}")) == options
     assert document["classes"] == CLIP.names
     assert document["labels"] == LABELS.tolist()
     assert (document["model"], document["revision"]) == ("fake", "0")

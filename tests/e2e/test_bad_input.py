@@ -67,7 +67,7 @@ CASES: list[tuple[Spoil, list[str], list[str]]] = [
     (duplicate_class_names, [], ["four", "four_", "[Rr]ename"]),
     (a_name_too_long_for_the_context, [], ["5 5 5", "tokens", "[Ss]horten|[Ss]horter"]),
     (nothing, ["--model", "RN50"], ["RN50", "pocket"]),
-    (nothing, ["--budget", "71"], ["budget", "71", "72"]),
+    (nothing, ["--recipe", "paper", "--budget", "41"], ["budget", "41", "42"]),
     (nothing, ["--shots", "0"], ["shots"]),
     (nothing, ["--template", "a photo"], ["template", "{}"]),
 ]
@@ -107,7 +107,7 @@ def test_tuning_is_refused_before_it_costs_anything(
     spoil(spoilt)
     key = server.key("--queries", "100", owner="careless")
     run = tmp_path / "run"
-    command = ["tune", "--data", spoilt, "--shots", "2", "--budget", "72", "--run", run]
+    command = ["tune", "--data", spoilt, "--shots", "2", "--run", run]
     check_refused(server.craft(key, *command, *arguments), words)
     check_not_charged(server, key)
     assert not run.exists()
@@ -116,11 +116,11 @@ def test_tuning_is_refused_before_it_costs_anything(
 def test_a_keys_budget_that_does_not_cover_a_generation(
     server: Server, digits: Path, tmp_path: Path
 ) -> None:
-    key = server.key("--queries", "71", owner="poor")
+    key = server.key("--queries", "41", owner="poor")
     run = tmp_path / "run"
     task = ("tune", "--data", digits, "--shots", "2", "--run", run)
-    done = server.craft(key, *task, "--budget", "8000")
-    check_refused(done, ["key's queries budget", "71", "at least 72"])
+    done = server.craft(key, *task, "--recipe", "paper")
+    check_refused(done, ["key's queries budget", "41", "at least 42"])
     check_not_charged(server, key)
     assert not run.exists()
 

@@ -21,7 +21,6 @@ from server.conftest import new_postgresql  # noqa: F401
 from .conftest import BIN, Server, StartServer
 
 SERVICES: dict[str, Any] = COMPOSE["services"]
-BUDGET = 72  # the compose file's is for people who wait
 
 
 @dataclass
@@ -41,7 +40,6 @@ class Deployment:
     def run(self, service: str) -> subprocess.CompletedProcess[str]:
         """Runs a one-shot service to its end."""
         program, *words = (self.here(word) for word in SERVICES[service]["command"])
-        words = [f"--budget={BUDGET}" if word.startswith("--budget=") else word for word in words]
         command = [sys.executable if program == "python" else str(BIN / program), *words]
         env = {**self.environment(service), "COLUMNS": "200"}
         return subprocess.run(command, env=env, capture_output=True, text=True)
@@ -120,7 +118,7 @@ def test_the_client_tunes_and_publishes(
         (adapter,) = client.get("/v1/adapters").json()["adapters"]
         assert adapter["name"] == "compose"
         usage = client.get("/v1/usage").json()
-    assert usage["total"]["queries"] >= BUDGET
+    assert usage["total"]["queries"] > 0
 
 
 def test_the_adapter_is_served(

@@ -58,14 +58,14 @@ def test_stdlib_client_names_the_class_and_the_cost(
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert re.fullmatch(r"zero \d+\.\d%", first)
-    assert second == "cost: 32 queries, 32 predictions, 1 images, 1 requests"
+    assert second == "cost: 1 queries, 1 predictions, 1 images, 1 requests"
 
 
 @pytest.mark.parametrize(
     ("queries", "adapter", "said"),
     [
         ("100", "nowhere", "There is no such adapter"),
-        ("31", None, "this call needs 32 queries and 31 are left"),
+        ("0", None, "this call needs 1 queries and 0 are left"),
     ],
 )
 def test_stdlib_client_says_what_the_problem_is(
@@ -105,7 +105,7 @@ def test_predict_script_answers_with_curl_and_coreutils_alone(
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["classes"][answer["top_classes"][0][0]] == "zero"
-    assert answer["cost"]["charged"]["queries"] == 32
+    assert answer["cost"]["charged"]["queries"] == 1
 
 
 def test_predict_script_keeps_the_key_out_of_the_process_list(

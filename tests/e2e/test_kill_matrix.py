@@ -240,7 +240,8 @@ class Benched:
 
 def benching(server: Server, pictures: Path, folder: Path) -> Attempt:
     folder.mkdir()
-    options = ("--dataset", pictures.name, "--shots", "2", "--seed", "1", "--budget", "72")
+    recipe = ("--recipe", "bbt", "--budget", str(1 + 41 * 2))
+    options = ("--dataset", pictures.name, "--shots", "2", "--seed", "1", *recipe)
     key = server.key(owner=f"bench-{folder.name}")
     command = ("bench", "--data", pictures.parent, *options, "--out", folder / "out")
     return Attempt(server, key, folder, command)

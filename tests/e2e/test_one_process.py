@@ -17,7 +17,7 @@ import pytest
 from e2e.conftest import Server
 from e2e.programs import CRAFT, Program
 
-TUNE = ("--shots", "2", "--budget", str(1 + 31 + 40 * 12))
+TUNE = ("--shots", "2", "--recipe", "bbt", "--budget", str(1 + 41 * 12))
 
 
 def started(server: Server, key: str, place: Path, *arguments: str | Path) -> Program:

@@ -50,7 +50,7 @@ def test_a_level_is_tuned_served_and_applied_here_alike(
     with Client(server.url, key) as client, Client(server.url, server.key(owner=owner)) as whole:
         image_set = client.upload_images(client.create_image_set(client.model().name), pictures)
         here = classify_here(
-            adapter, RemoteBlackBox(client, image_set, adapter.config.classes, dtype="float32")
+            adapter, RemoteBlackBox(client, image_set, adapter.config.scored, dtype="float32")
         )[1]
         served = RemoteAdapter(client, client.adapter("digits")).classify_image_set(image_set)
         assert served.output == output
@@ -102,8 +102,9 @@ def test_a_bound_on_prompts_is_kept_by_tuning_and_refuses_more(
 ) -> None:
     key = server.key("--prompts-per-image-set", "12", owner="bounded")
     tuned = server.craft_json(
-        key, "tune", "--data", digits, "--shots", "4", "--run", tmp_path / "run"
-    )
+        key, "tune", "--data", digits, "--recipe", "random", "--population", "11",
+        "--shots", "4", "--run", tmp_path / "run",
+    )  # fmt: skip
     assert tuned["charged"]["queries"] == 12
     with Client(server.url, key) as client:
         black_box = RemoteBlackBox(

@@ -29,8 +29,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         "broken",
         {
-            "craftbox.recipes": {"cannot-load": "broken_recipe:run"},
-            "craftbox.refiners": {"own-code": "own_code:Refiner", "raises": "own_code:fail"},
+            "craftbox.recipes": {
+                "cannot-load": "broken_recipe:run",
+                "own-code": "own_code:run",
+                "raises": "own_code:fail",
+            },
             POLICY: {"widens": "widening:widen", "cannot-load": "broken_recipe:x"},
         },
         broken_recipe="import no_such_library",
@@ -43,25 +46,18 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # A head of the plug-in's own making, which passes for a linear one until it is data.
 OWN_CODE = """
 import numpy as np
-from craft_client.refine import unrefined, Refinement
-from craft_client.refiners import Candidate, Choice
+from craft_client.tuning_run import Outcome
 
 class Head:
     kind = "my-own"
     def __call__(self, log_probs): return log_probs[0]
     def tensors(self): return {}
 
-class Refiner:
-    accuracy = None
-    def __init__(self, settings, kept): pass
-    def refined(self, log_probs): return None
-    def learn(self, kept, generation): pass
-    def choose(self, kept):
-        found = Refinement(Head(), kept.plain, 50.0, np.zeros(1, np.float32))
-        chosen = Candidate("mine", kept.none, found)
-        return Choice(chosen, [chosen])
+def run(run):
+    codes = np.zeros((0, run.settings.dim), np.float32)
+    return Outcome("mine", codes, (), Head(), 50.0, None, 1.0, [])
 
-def fail(settings, kept): raise ZeroDivisionError("by hand")
+def fail(run): raise ZeroDivisionError("by hand")
 """
 
 WIDENING = """
@@ -130,39 +126,23 @@ def test_a_recipe_tunes_and_what_it_ends_in_is_published_and_served(
     assert craft_json(plugged, key, "predict", "--adapter", "climbed", picture)["images"]
 
 
-def test_a_refiner_ends_in_a_head_that_servers_know(
-    plugged: Server, key: str, digits: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    options = ("--shots", "4", "--random-codes", "0", "--refiner", "class-bias", "--run", run)
-    craft_json(plugged, key, "tune", "--data", digits, *options)
-    adapter = Adapter.load(run / "adapter")
-    assert adapter.config.head == "ridge"
-    tensors = adapter.head.tensors()
-    assert not tensors["head.weight"].any()
-    assert tensors["head.bias"].any()
-    plain, biased = json.loads((run / "summary.json").read_text())["candidates"]
-    assert biased["loss"] < plain["loss"], "of all biases, the one of least loss"
-    craft_json(plugged, key, "publish", run, "--name", "biased")
-
-
 @pytest.mark.parametrize(
-    ("option", "words"),
+    ("recipe", "words"),
     [
-        (("--recipe", "cannot-load"), "cannot be loaded: ModuleNotFoundError"),
-        (("--refiner", "own-code"), "head of kind 'my-own'; servers know none, ridge, mlp"),
-        (("--refiner", "raises"), "failed: ZeroDivisionError: by hand"),
+        ("cannot-load", "cannot be loaded: ModuleNotFoundError"),
+        ("own-code", "head of kind 'my-own'; servers know none, ridge, mlp"),
+        ("raises", "failed: ZeroDivisionError: by hand"),
     ],
 )
 def test_a_broken_plug_in_is_told_in_a_line_with_its_package(
-    plugged: Server, key: str, digits: Path, tmp_path: Path, option: tuple[str, str], words: str
+    plugged: Server, key: str, digits: Path, tmp_path: Path, recipe: str, words: str
 ) -> None:
-    options = ("--shots", "2", "--random-codes", "0", "--run", tmp_path / "run", *option)
+    options = ("--shots", "2", "--recipe", recipe, "--run", tmp_path / "run")
     done = craft(plugged, key, "tune", "--data", digits, *options)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert f"'{option[1]}'" in line
+    assert f"'{recipe}'" in line
     assert "of package broken 0.1.0" in line
     assert words in line
 
@@ -176,7 +156,7 @@ def test_an_unknown_recipe_is_told_before_anything_is_asked(
     )
     assert done.returncode == 1
     assert "no recipe is called 'no-such'" in done.stderr
-    assert "craftbox, hill-climbing, paper" in done.stderr
+    assert "craftbox, hill-climbing, own-code, paper" in done.stderr
     assert craft_json(plugged, own, "usage")["total"]["requests"] == 0
 
 
@@ -184,9 +164,7 @@ def test_a_store_keeps_a_run_and_gives_it_back(
     plugged: Server, key: str, digits: Path, tmp_path: Path
 ) -> None:
     run, archive, copy = tmp_path / "run", tmp_path / "run.zip", tmp_path / "copy"
-    craft_json(
-        plugged, key, "tune", "--data", digits, "--shots", "2", "--random-codes", "1", "--run", run
-    )
+    craft_json(plugged, key, "tune", "--data", digits, "--shots", "2", "--run", run)
     assert craft_json(plugged, key, "store", "put", run, f"zip:{archive}")["state"] == "finished"
     assert craft_json(plugged, key, "store", "get", f"zip:{archive}", copy)["state"] == "finished"
     files = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
@@ -233,7 +211,7 @@ def test_a_server_does_not_start_with_a_policy_that_it_cannot_load(
 
 def test_both_commands_list_what_is_installed(plugged: Server, key: str) -> None:
     found = {row["name"]: row for row in craft_json(plugged, key, "plugins")["plugins"]}
-    assert {"hill-climbing", "class-bias", "zip", "cannot-load"} <= found.keys()
+    assert {"hill-climbing", "zip", "cannot-load"} <= found.keys()
     assert found["zip"]["package"] == "craftbox-zip-store 0.1.0"
     assert found["hill-climbing"]["problem"] == ""
     assert "ModuleNotFoundError" in found["cannot-load"]["problem"]

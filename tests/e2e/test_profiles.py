@@ -18,7 +18,7 @@ from e2e.conftest import Server, StartServer
 
 POPULATION = 8
 GENERATIONS = 12
-TUNE = ("--shots", "2", "--seed", "5", "--population", POPULATION)
+TUNE = ("--shots", "2", "--seed", "5", "--recipe", "paper", "--population", POPULATION)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def simulating(start_server: StartServer) -> Callable[[str | Path], Server]:
 def tune(
     server: Server, key: str, digits: Path, run: Path, generations: int = GENERATIONS
 ) -> dict[str, Any]:
-    budget = 32 + POPULATION * generations
+    budget = 1 + (POPULATION + 1) * generations
     return server.craft_json(
         key, "tune", "--data", digits, *map(str, TUNE), "--budget", str(budget), "--run", run
     )
@@ -106,7 +106,7 @@ def test_no_answer_is_paid_twice_and_none_is_lost_when_resets_follow_the_work(
     assert faults(server)["reset", "after-work"] >= 3
     ledger = server.craft_json(key, "usage")
     assert ledger["total"] == journal_sum(tmp_path / "run", tuned)
-    assert ledger["total"]["requests"] == 1 + 1 + generations
+    assert ledger["total"]["requests"] == 1 + 1 + 2 * generations
 
 
 @pytest.fixture(scope="module")

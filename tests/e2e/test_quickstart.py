@@ -1,4 +1,4 @@
-"""README's first command, less the installation, with a smaller budget."""
+"""README's first command, less the installation."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_quickstart_runs_to_its_table(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "examples/quickstart.py", "--budget", "72", "--out", tmp_path]
+    command = [sys.executable, ROOT / "examples/quickstart.py", "--out", tmp_path]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}
     )

@@ -18,7 +18,7 @@ from craft_client.exceptions import NotRecorded
 from e2e.bounds import check_bounds
 from e2e.conftest import BIN, Server, StartServer
 
-TUNE = ("--shots", "2", "--seed", "5", "--population", "8", "--budget", str(32 + 8 * 3))
+TUNE = ("--shots", "2", "--seed", "5", "--recipe", "bbt", "--population", "8", "--budget", "28")
 WITHOUT_MODELS = """
 import sys
 
@@ -95,7 +95,7 @@ def test_a_replayed_run_gives_the_identical_adapter_at_the_recorded_price(
     [
         (("--seed", "6"), "context.seed"),
         (("--shots", "3"), "files"),
-        (("--population", "9", "--budget", str(32 + 9)), "codes"),
+        (("--population", "9", "--budget", "11"), "codes"),
         (("--template", "a drawing of a {}."), "templates[0]"),
     ],
     ids=["another seed", "more pictures", "more codes", "another template"],

@@ -15,7 +15,7 @@ from e2e.metering.caller import FULL
 
 KILLS = 20 if FULL else 3
 OPTIONS = {
-    "craftbox": ("--shots", "2", "--budget", str(1 + 31 + 40 * 12)),
+    "craftbox": ("--shots", "8", "--strict"),
     "paper": ("--shots", "2", "--recipe", "paper", "--budget", str(1 + 41 * 12)),
 }
 
@@ -68,9 +68,7 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
 
 def test_a_finished_run_is_not_resumed(server: Server, digits: Path, tmp_path: Path) -> None:
     key = server.key(owner="finisher")
-    server.craft_json(
-        key, "tune", "--data", digits, "--shots", "2", "--budget", "72", "--run", tmp_path / "run"
-    )
+    server.craft_json(key, "tune", "--data", digits, "--shots", "2", "--run", tmp_path / "run")
     done = server.craft(key, "tune", "--resume", tmp_path / "run")
     assert done.returncode == 1
     assert "came to its end" in done.stderr

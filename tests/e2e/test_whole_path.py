@@ -11,7 +11,7 @@ from craft_shared.adapter import Adapter
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import Server
 
-BUDGET = 72  # the plain prompt, 31 random codes, one generation of 40
+STRICT = ("--strict", "--random-codes", "7")
 
 
 @pytest.fixture(scope="module")
@@ -20,62 +20,67 @@ def key(server: Server) -> str:
 
 
 @pytest.fixture(scope="module")
-def open_text(server: Server, key: str, digits: Path, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("open") / "digits"
-    tuned = server.craft_json(
-        key, "tune", "--data", digits, "--open-text", "--random-codes", "0", "--run", folder
-    )
-    return folder, tuned
+def strict(server: Server, key: str, digits: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("strict") / "digits"
+    options = ("--shots", "8", *STRICT, "--run", folder)
+    return folder, server.craft_json(key, "tune", "--data", digits, *options)
 
 
 @pytest.fixture(scope="module")
 def run(server: Server, key: str, digits: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    tuned = server.craft_json(
-        key, "tune", "--data", digits, "--shots", "8", "--budget", str(BUDGET), "--run", folder
-    )
-    return folder, tuned
+    options = ("--shots", "8", "--run", folder)
+    return folder, server.craft_json(key, "tune", "--data", digits, *options)
 
 
+@pytest.mark.parametrize("mode", ["run", "strict"])
 def test_tuning_beats_zero_shot_on_pictures_it_has_not_seen(
-    server: Server, key: str, run, digits: Path
+    server: Server, key: str, mode: str, digits: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder, _ = run
+    folder, _ = request.getfixturevalue(mode)
     before = server.craft_json(key, "zero-shot", "--data", digits)
     after = server.craft_json(key, "evaluate", folder, "--data", digits)
     assert after["accuracy_after"] > before["accuracy"] + 30
 
 
+@pytest.mark.parametrize("options", [(), STRICT])
 def test_ledger_agrees_with_the_client_to_the_last_unit(
-    server: Server, digits: Path, tmp_path: Path
+    server: Server, digits: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     key = server.key("--queries", "1000", owner="counter")
     spent = [
         server.craft_json(key, "zero-shot", "--data", digits),
         server.craft_json(
-            key, "tune", "--data", digits, "--shots", "4", "--budget", "72", "--run", tmp_path / "r"
+            key, "tune", "--data", digits, "--shots", "4", *options, "--run", tmp_path / "r"
         ),
         server.craft_json(key, "evaluate", tmp_path / "r", "--data", digits),
     ]
     ledger = server.craft_json(key, "usage")["total"]
     for unit, amount in ledger.items():
         assert amount == sum(command["charged"][unit] for command in spent), unit
-    assert spent[1]["charged"]["queries"] == BUDGET
     assert ledger["queries"] == 1000 - server.craft_json(key, "budget")["budgets"][0]["remaining"]
 
 
-def test_open_text_mode_learns_from_one_query(server: Server, key: str, open_text, digits) -> None:
-    folder, tuned = open_text
+def test_one_query_is_all_that_tuning_asks_and_all_that_a_prediction_costs(
+    server: Server, key: str, run, digits: Path
+) -> None:
+    folder, tuned = run
     assert tuned["charged"]["queries"] == 1
-    assert tuned["charged"]["texts"] == 1010
-    assert len(tuned["texts"]) == 64
-    before = server.craft_json(key, "zero-shot", "--data", digits)
-    after = server.craft_json(key, "evaluate", folder, "--data", digits)
-    assert after["charged"]["texts"] == 74
-    assert after["accuracy_after"] > before["accuracy"] + 30
+    assert tuned["charged"]["texts"] == 10 + 1000
+    assert 0 < len(tuned["texts"]) <= 1000
+    measured = server.craft_json(key, "evaluate", folder, "--data", digits)
+    assert measured["charged"]["queries"] == 1
+    assert measured["charged"]["texts"] == 10 + len(tuned["texts"])
 
 
-@pytest.mark.parametrize("mode", ["run", "open_text"])
+def test_strict_access_asks_about_nothing_but_the_class_names(strict) -> None:
+    _, tuned = strict
+    assert tuned["texts"] == []
+    assert 4 <= tuned["charged"]["queries"] <= 8
+    assert tuned["charged"]["texts"] == 10 * tuned["charged"]["queries"]
+
+
+@pytest.mark.parametrize("mode", ["run", "strict"])
 def test_published_adapter_gives_the_tuners_own_predictions_to_another_key(
     server: Server, key: str, mode: str, digits: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -113,15 +118,15 @@ def test_predict_command_names_the_classes(server: Server, key: str, run, digits
     assert "zero" in done.stdout
 
 
+@pytest.mark.parametrize("options", [(), STRICT])
 def test_same_seed_gives_the_same_adapter(
-    server: Server, key: str, digits: Path, tmp_path: Path
+    server: Server, key: str, digits: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     digests = []
     for attempt in ("first", "second"):
         folder = tmp_path / attempt
-        server.craft_json(
-            key, "tune", "--data", digits, "--shots", "2", "--budget", "72", "--run", folder
-        )
+        server.craft_json(key, "tune", "--data", digits, "--shots", "2", *options, "--run", folder)
         adapter = Adapter.load(folder / "adapter")
-        digests.append((adapter.codes.tobytes(), adapter.head.tensors()["head.weight"].tobytes()))
+        weight = adapter.head.tensors()["head.weight"]
+        digests.append((adapter.config.texts, adapter.codes.tobytes(), weight.tobytes()))
     assert digests[0] == digests[1]

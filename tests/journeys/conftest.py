@@ -87,7 +87,7 @@ def server_bin(clone: Path) -> Path:
         return Path(sys.executable).parent
     env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     env.pop("PYTHONPATH", None)
-    words = [line("README.md", "scripts/quickstart"), "--budget", "72"]
+    words = [line("README.md", "scripts/quickstart")]
     done = subprocess.run(
         words,
         cwd=clone,

@@ -74,6 +74,7 @@ def publish(
         document({"adapter": card.model_dump(), "charged": charged.model_dump()})
         return
     say(f"Published {card.name}, version {card.version}. Charged: {units_line(charged)}.")
+    say(f"A call is charged {card.prompts:,} queries, and as many predictions for each image.")
     say(f"Next: craft predict IMAGE... --adapter {card.name}")
 
 

@@ -16,6 +16,7 @@ from craft_client.cli.options import (
     Key,
     Model,
     ShotsStrict,
+    Strict,
     Url,
     examples,
 )
@@ -69,6 +70,7 @@ def bench(
         int | None,
         typer.Option(min=1, show_default="the recipe's", help="Queries that each run may spend."),
     ] = None,
+    strict: Strict = False,
     model: Model = None,
     url: Url = None,
     key: Key = None,
@@ -136,6 +138,7 @@ def bench(
                     url,
                     key,
                     shots_strict=shots_strict,
+                    strict=strict,
                 )
                 store(cell, result)
             for shift in shifts[cell.data]:
@@ -172,6 +175,7 @@ def _measure(
     key: str | None,
     *,
     shots_strict: bool,
+    strict: bool,
 ) -> dict[str, Any]:
     from craft_client.cli.evaluate import keep, measure_run
     from craft_client.cli.receipts import fetch_receipt
@@ -188,6 +192,8 @@ def _measure(
             cell.recipe,
             cell.data,
             cell.shots,
+            classes=dataset.classes,
+            strict=strict,
             budget=budget,
             seed=cell.seed,
             template=PLAIN_TEMPLATE,

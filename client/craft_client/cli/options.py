@@ -68,6 +68,14 @@ ShotsStrict = Annotated[
         help="Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="craftbox: ask about the class names alone, as the paper does, with random codes in "
+        "the place of a vocabulary.",
+    ),
+]
 RunFolder = Annotated[
     Path,
     typer.Argument(

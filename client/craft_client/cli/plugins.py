@@ -16,7 +16,7 @@ Place = Annotated[
 
 
 def plugins(as_json: AsJson = False) -> None:
-    """List what other packages add: recipes, refiners and stores. Each is loaded to try it."""
+    """List what other packages add: recipes and stores. Each is loaded to try it."""
     from craft_client.plugins import GROUPS
     from craft_shared.plugins import listed
 

@@ -102,11 +102,12 @@ def rows(progress: TuneProgress) -> list[tuple[str, str]]:
     """What the view tells, as names and values."""
     left = seconds_left(progress)
     accuracy = progress.accuracy
+    seen = progress.stage != "deploy"
     return [
         ("generation", f"{progress.generation:,} of {progress.generations:,}"),
         ("queries", f"{progress.queries:,} of {progress.budget:,}"),
         ("loss", f"{progress.loss:.4f} (best {progress.best_loss:.4f})"),
-        ("accuracy on held-in", percent(accuracy)),
+        ("accuracy on its own pictures" if seen else "accuracy, held out", percent(accuracy)),
         ("time left", "unknown" if left is None else _duration(left)),
         ("charged", units_line(progress.units)),
     ]

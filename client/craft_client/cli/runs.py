@@ -316,8 +316,8 @@ def _sections(run: Run) -> list[_Section]:
                 [
                     "candidate",
                     "prompts",
-                    "accuracy by which it was chosen",
-                    "loss",
+                    "texts",
+                    "held-out loss",
                     "regularisation",
                     "",
                 ],
@@ -325,7 +325,7 @@ def _sections(run: Run) -> list[_Section]:
                     [
                         one.name,
                         one.prompts,
-                        percent(one.accuracy),
+                        one.texts,
                         "" if one.loss is None else f"{one.loss:.4f}",
                         "" if one.regularisation is None else f"{one.regularisation:.2g}",
                         "deployed" if one.name == summary.deployed else "",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from craft_client.cli.session import check_budgets, check_files, client_of, connect, upload
 from craft_client.cli.show import say, size
-from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,8 +48,8 @@ _REPORT_TIMEOUT = 5.0  # seconds
 class Task:
     """Settings, class names, and pictures of the folder `data`; what it has beside is in `others`.
 
-    `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit`), while
-    the run has not begun.
+    `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit` and
+    `name_limit`), while the run has not begun.
     """
 
     settings: TuneSettings
@@ -64,7 +63,11 @@ class Task:
         """The task as it is for a key that the model's card is for."""
         if self.settings_of is None:
             return self
-        settings = self.settings_of(output=card.output, prompt_limit=card.prompts_per_image_set)
+        settings = self.settings_of(
+            output=card.output,
+            prompt_limit=card.prompts_per_image_set,
+            name_limit=card.limits.classes,
+        )
         return replace(self, settings=settings)
 
 
@@ -263,12 +266,9 @@ def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> 
     """What the run charges if no picture has to be encoded anew."""
     from craft_shared.units import Units
 
-    opening = settings.opening_units(black_box.units)
-    generation = settings.generation_units(black_box.units)
-    generations = settings.generations(black_box.units)
     uploads = -(-black_box.image_set.count // limits.images_per_call)
-    scores = Units(**{unit: opening[unit] + generations * generation[unit] for unit in UNITS})
-    return scores + Units(requests=uploads)
+    scores = (black_box.units(*question) for question in settings.questions(black_box.units))
+    return sum(scores, Units(requests=uploads))
 
 
 def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
@@ -279,5 +279,5 @@ def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
     from craft_client.data import picture_bytes
 
     questions = task.settings.questions(black_box.units)
-    answers = sum(times * black_box.answer_bytes(*question) for question, times in questions)
+    answers = sum(black_box.answer_bytes(*question) for question in questions)
     return dict(zip(_TRAFFIC, (answers, picture_bytes(task.samples)), strict=True))

@@ -19,6 +19,7 @@ from craft_client.cli.options import (
     Key,
     Model,
     ShotsStrict,
+    Strict,
     Template,
     Url,
     examples,
@@ -29,13 +30,11 @@ from craft_client.recipes import OWN, described
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from craft_client.journal import Journal
 
 _RUN = "The run"
 _TUNING = "Tuning"
-_TEXTS = "Open-text mode"
+_TEXTS = "craftbox's questions"
 _PARTS = "Parts of the method, to do without"
 _LIKE_PAPER = ", ".join(name for name, recipe in OWN.items() if recipe.like_paper)
 
@@ -68,9 +67,9 @@ def tune(
         int | None,
         typer.Option(
             min=1,
-            show_default=f"for the random codes alone; {_LIKE_PAPER}: the paper's, by shots",
-            help="Queries that the run may spend; what is left after the random codes, the search "
-            "spends.",
+            show_default=f"128, of ranks 256; {_LIKE_PAPER}: the paper's, by shots",
+            help="Queries that the run may spend. craftbox takes one; in strict access, as many as "
+            "it needs.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the search.")] = 1,
@@ -114,8 +113,8 @@ def tune(
     random_codes: Annotated[
         int | None,
         typer.Option(
-            show_default=f"31; of coarse answers more; {_LIKE_PAPER}: 0",
-            help="Codes scored before the search.",
+            show_default="127, of ranks 255",
+            help="Of craftbox in strict access: random codes at most.",
             rich_help_panel=_TUNING,
         ),
     ] = None,
@@ -147,35 +146,25 @@ def tune(
     ] = None,
     strategy: Annotated[
         Literal["cma-es", "random", "spsa"],
-        typer.Option(help="Of the search of craftbox and paper.", rich_help_panel=_TUNING),
+        typer.Option(help="Of the paper's search.", rich_help_panel=_TUNING),
     ] = "cma-es",
-    open_text: Annotated[
-        bool,
-        typer.Option(
-            "--open-text",
-            help="Score about a thousand common nouns beside the class names, and keep a few.",
-            rich_help_panel=_TEXTS,
-        ),
-    ] = False,
+    strict: Strict = False,
     texts: Annotated[
         Path | None,
         typer.Option(
-            show_default="none, or with --open-text common nouns",
-            help="Open-text mode with your own vocabulary: a file, one text a line.",
+            show_default="about a thousand common nouns",
+            help="The vocabulary that is scored beside the class names: a file, one text a line.",
             rich_help_panel=_TEXTS,
         ),
     ] = None,
     keep_texts: Annotated[
         int | None,
-        typer.Option(show_default="64", help="Texts that the head reads.", rich_help_panel=_TEXTS),
-    ] = None,
-    refiner: Annotated[
-        str,
         typer.Option(
-            help="Of craftbox's recipe: ridge (closed form), or a plug-in's.",
-            rich_help_panel=_TUNING,
+            show_default="as many as are needed",
+            help="Texts of it that the head reads at most.",
+            rich_help_panel=_TEXTS,
         ),
-    ] = "ridge",
+    ] = None,
     no_search: Annotated[
         bool, typer.Option("--no-search", help="Do without the search.", rich_help_panel=_PARTS)
     ] = False,
@@ -201,6 +190,7 @@ def tune(
     from craft_client.data import few_shot, fewer_note
     from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
+    from craft_client.open_text import read_vocabulary
     from craft_client.paper_presets import recipe_settings
 
     started = time.monotonic()
@@ -210,12 +200,17 @@ def tune(
     else:
         if data is None:
             raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
+        if strict and texts is not None:
+            raise typer.BadParameter("strict access has no vocabulary.", param_hint="--texts")
         dataset = load_dataset(data)
         settings_of = partial(
             recipe_settings,
             recipe,
             dataset.name,
             shots,
+            classes=dataset.classes,
+            vocabulary=None if texts is None else read_vocabulary(texts),
+            strict=strict,
             budget=budget,
             seed=seed,
             population=population,
@@ -224,13 +219,11 @@ def tune(
             scale=scale if scale is None or scale.startswith("paper") else float(scale),
             sigma=sigma,
             strategy=strategy,
-            refiner=refiner,
             search=not no_search,
             refinement=not no_refinement,
             consistency=not no_consistency,
             consistency_weight=consistency_weight,
             template=template,
-            texts=_vocabulary(dataset.classes, texts, open_text=open_text),
             keep_texts=keep_texts,
         )
         samples = few_shot(
@@ -245,16 +238,6 @@ def tune(
     with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
         tuned = tune_task(task, journal, model, url, key, report=report)
     _report(tuned, folder, time.monotonic() - started, as_json=as_json)
-
-
-def _vocabulary(
-    classes: Sequence[str], file: Path | None, *, open_text: bool
-) -> tuple[str, ...] | None:
-    from craft_client.open_text import beside, common_nouns, read_vocabulary
-
-    if file is not None:
-        return beside(classes, read_vocabulary(file))
-    return beside(classes, common_nouns()) if open_text else None
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -285,8 +268,11 @@ def _early_end_told(journal: Journal) -> Iterator[None]:
 
 
 def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> None:
+    from craft_shared.units import Units
+
     result, image_set, uploaded = tuned.result, tuned.image_set, tuned.uploaded
     charged = uploaded + result.units
+    unseen = charged + Units(images=image_set.count - uploaded.images)
     if as_json:
         document(
             {
@@ -304,6 +290,7 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "output": result.adapter.config.output.model_dump(mode="json"),
                 "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),
+                "charged_of_unseen": unseen.model_dump(),
                 **tuned.traffic,
                 "history": result.history,
             }
@@ -320,7 +307,12 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
         ["charged", *UNITS],
         [
             [name, *(units[unit] for unit in UNITS)]
-            for name, units in (("upload", uploaded), ("tuning", result.units), ("total", charged))
+            for name, units in (
+                ("upload", uploaded),
+                ("tuning", result.units),
+                ("total", charged),
+                ("total, of pictures that the server has not seen", unseen),
+            )
         ],
     )
     if result.stopped_by:
@@ -334,7 +326,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "craft tune --data digits --shots 16 --seed 1",
-            "craft tune --data digits --shots 16 --budget 8000 --run runs/long --report",
+            "craft tune --data digits --recipe paper --run runs/long --report",
             "craft tune --resume runs/long",
         ),
         rich_help_panel="Tune and measure",

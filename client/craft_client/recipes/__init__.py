@@ -11,7 +11,7 @@ It knows what each recipe asks and which settings it has; it does not know how a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ class Recipe:
         name: what `--recipe` calls it.
         about: what it does, in a few words.
         run: does it.
-        generation: prompts of each request of a generation, by the population.
+        generation: prompts of each request of a generation, by the population; craftbox's own are
+            counted by `TuneSettings`.
         like_paper: whether its first request is the plain prompt alone and its settings are the
-            paper's, by data set and shots; else random codes come with the plain prompt.
+            paper's, by data set and shots.
         settings: those of `TuneSettings` that choose or switch off a part of a method, and that
             this one has; it refuses the others of them.
     """
@@ -85,17 +86,19 @@ def _spsa(run: TuningRun, /) -> Outcome:
 
 _SEARCH_AND_HEAD = frozenset({"strategy", "search", "refinement", "consistency"})
 
-CRAFTBOX = Recipe(
+_CRAFTBOX = Recipe(
     "craftbox",
-    "random prompts, closed form, search",
+    "one query and a closed form",
     _craftbox,
-    lambda population: (population,),
+    lambda population: (),
     like_paper=False,
-    settings=_SEARCH_AND_HEAD | {"refiner", "texts"},
 )
+# Of a plug-in's recipe the random codes come first, with the plain prompt, then one generation
+# after another.
+_PLUGIN = replace(_CRAFTBOX, generation=lambda population: (population,), settings=_SEARCH_AND_HEAD)
 
 _ALL = (
-    CRAFTBOX,
+    _CRAFTBOX,
     Recipe(
         "paper",
         "CraFT as published, with its settings for the data set",
@@ -131,5 +134,5 @@ def described() -> str:
 
 
 def counted_as(name: str) -> Recipe:
-    """The row that counts for a recipe: of a plug-in's, that of craftbox's default recipe."""
-    return OWN.get(name, CRAFTBOX)
+    """The row that counts for a recipe."""
+    return OWN.get(name, _PLUGIN)

@@ -1,151 +1,199 @@
-"""craftbox's own recipe: random prompts and a closed form, then a search for what they lack.
+"""craftbox's own recipe: one query, and a closed form.
 
-With P prompts, N pictures, C classes:
+1. Ask for the scores of class names and a vocabulary under the plain prompt, in one request. In
+   strict access, without a vocabulary, ask for random codes, doubled until they are enough.
+2. Keep the texts that span most, doubled until they are enough. Enough, for prompts and texts
+   alike, is when two halves would predict alike whatever the labels; none is looked at.
+3. Fit. Scores are linear in the hidden image embedding. A ridge regression on all of them learns
+   what the plain prediction, weighted, leaves of the labels (SiM, arXiv 2506.04005, likewise):
 
-1. One request scores the plain prompt and some random codes. (In open-text mode the plain prompt
-   comes first, with a vocabulary beside the class names; every further prompt scores the texts that
-   are kept of it.)
-2. A closed-form head is fitted on these answers.
-3. Each generation asks CMA-ES for a population of codes and scores it in one request. A code's loss
-   is the cross-entropy of its prediction, plus a term for how far it is from the refined one. Then
-   the head learns from the best code so far, whose answer is already paid for.
-4. Of the heads that all these answers allow, the best on left-out pictures is deployed: from the
-   plain prediction on, one that has seen more of the labels replaces one that has seen less only
-   if it is better beyond chance.
-5. The second to the fourth step are done again without a part of the pictures, to see what comes of
-   them on pictures that they have not seen (`craft_client.held_out`).
+       logits = scale * (weight * plain + inputs @ W + b)
 
-It knows the method; it does not know HTTP, nor what a picture is.
+   Each regularisation and weight counts by its held-out cross-entropy, and by how far it is from
+   what the number of images calls for.
+4. Choose. The head is deployed unless the plain prediction is better beyond chance.
+
+Shapes: P prompts, N images, C classes, M texts, V of a vocabulary, D = P * (C + M) inputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
 
+from craft_client.closed_form import Ridge, calibrated, spanning_texts, unit_of, usual_ridge
 from craft_client.exceptions import BudgetExhausted
-from craft_client.losses import accuracy, cross_entropy, divergence
-from craft_client.open_text import spanning_texts
+from craft_client.held_out import accuracy_on_unseen, folds
+from craft_client.losses import accuracy, clearly_less, cross_entropy
 from craft_client.paid_answers import Reading
-from craft_client.refiners import (
-    Choice,
-    Kept,
-    Refiner,
-    Searched,
-    accuracy_held_out,
-    refiner_for,
-)
-from craft_client.search import search_for
-from craft_client.settings import TuneSettings
-from craft_client.tuning_run import Outcome, TuningRun
-from craft_shared.head import log_softmax
+from craft_client.tuning_run import Candidate, Outcome, TuningRun
+from craft_shared.head import LinearHead, Unrefined, centred, centred_inputs
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
+LEAST_INPUTS = 256
+ALIGNED = 0.95  # of 1: hat matrices of two halves that are enough
+REGULARISATIONS = np.logspace(-5, 0.5, 12)
+PRIOR_WEIGHT = 10  # nats a squared decade
+PLAIN_WEIGHTS = (0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 1, 1.5)
+TEMPERATURE = 4
+MEASURED = 2000  # images whose held-out predictions are looked at: more would say no more
+
 
 def run_craftbox(run: TuningRun) -> Outcome:
-    """Runs the recipe.
+    """Runs the recipe; raises as `craft_client.tune.tune` does."""
+    answers, codes, texts = _ask_open(run) if run.settings.texts else _ask_strict(run)
+    labels, groups = run.labels, run.copies_in(answers)
+    plain = answers[0, :, : labels.max() + 1]
+    fitted = fit(answers, labels, groups)
+    is_plain = isinstance(fitted.head, Unrefined)
 
-    Raises:
-        CraftError: see `craft_client.tune.tune`.
-    """
-    settings, labels = run.settings, run.labels
-    kept = _open(run)
-    refiner = refiner_for(settings, kept)
-    losses = cross_entropy(kept.of_classes(kept.opening), labels)
-    best_loss = float(losses.min())
-    run.report("start", float(losses.mean()), best_loss, refiner.accuracy)
+    def predicted(rows: NDArray[np.bool_], about: NDArray[np.bool_]) -> Array:
+        head = fit(answers[:, rows], labels[rows], groups[rows]).head
+        return plain[about] if isinstance(head, Unrefined) else head(answers[:, about])
 
-    search = search_for(settings)
+    return Outcome(
+        deployed="plain" if is_plain else "ridge",
+        codes=codes[:0] if is_plain else codes,
+        texts=[] if is_plain else texts,
+        head=fitted.head,
+        accuracy_before=accuracy(plain, labels),
+        accuracy_after=accuracy_on_unseen(labels, groups, predicted),
+        best_loss=run.history[-1]["best_loss"],
+        candidates=[
+            Candidate("plain", 1, 0, fitted.plain_loss),
+            Candidate("ridge", len(answers), len(texts), fitted.loss, fitted.regularisation),
+        ],
+    )
 
-    def read(log_probs: Array) -> Reading:
-        losses = _losses(kept.of_classes(log_probs), labels, refiner, settings)
-        first = int(losses.argmin())
-        improved = kept.searched is None or losses[first] < best_loss
-        return Reading(losses, {"log_probs": log_probs[first]} if improved else {})
 
-    while run.covers_generation():
+def _ask_open(run: TuningRun) -> tuple[Array, Array, list[str]]:
+    """Answers [1, N, C + M] to one request, no codes, and the M texts that are kept of it."""
+    settings = run.settings
+    codes = np.zeros((0, settings.dim), np.float32)
+    answers = _ask(run, codes, templates=[settings.template], texts=settings.texts)
+    classes = answers.shape[2] - len(settings.texts)
+    order = spanning_texts(answers[0], classes)[: settings.keep_texts]
+    scores = centred(answers[0])[:, classes + order]
+    keep = LEAST_INPUTS
+    while keep < len(order) and not enough(scores[:, :keep:2], scores[:, 1:keep:2]):
+        keep *= 2
+    kept = np.sort(order[:keep])
+    columns = np.concatenate([np.arange(classes), classes + kept])
+    texts = [settings.texts[text] for text in kept]
+    return log_softmax(answers[:, :, columns], axis=-1), codes, texts
+
+
+def _ask_strict(run: TuningRun) -> tuple[Array, Array, list[str]]:
+    """Answers [P, N, C], the codes [P - 1, dim] that were asked, and no texts."""
+    settings = run.settings
+    generator = np.random.default_rng(settings.stream("random codes"))
+    codes = generator.standard_normal((settings.random_codes, settings.dim), dtype=np.float32)
+    first = codes[: settings.opening_question.prompts - 1]
+    answers = _ask(run, first, templates=[settings.template])
+    while not enough(centred_inputs(answers[::2]), centred_inputs(answers[1::2])):
+        if not run.covers_generation():
+            break
         run.generation += 1
-        codes = search.ask()
+        further = codes[len(answers) - 1 : 2 * len(answers) - 1]
         try:
-            reading = run.ask(read, codes, texts=kept.texts)
+            answers = np.concatenate([answers, _ask(run, further)])
         except BudgetExhausted as error:
             run.refused(error)
             break
-        search.tell(codes, reading.losses)
-        if "log_probs" in reading.kept:
-            best = codes[reading.losses.argmin()].copy()
-            kept.searched = Searched(best, reading.kept["log_probs"].copy())
-        refiner.learn(kept, run.generation)
-        if kept.searched is not None:
-            # Measured anew, because the refined prediction that it is compared with moves.
-            log_probs = kept.of_classes(kept.searched.log_probs)[None]
-            best_loss = float(_losses(log_probs, labels, refiner, settings)[0])
-        run.report("search", float(reading.losses.mean()), best_loss, refiner.accuracy)
-
-    choice = refiner.choose(kept)
-    held_out = accuracy_held_out(settings, kept, choice.chosen)
-    return _outcome(choice, kept, best_loss, held_out)
+    return answers, codes[: len(answers) - 1], []
 
 
-def _open(run: TuningRun) -> Kept:
-    """Asks what comes before any search."""
-    settings, labels = run.settings, run.labels
-    random = _random_codes(settings)
+def _ask(
+    run: TuningRun, codes: Array, *, templates: Sequence[str] = (), texts: Sequence[str] = ()
+) -> Array:
+    """Log-probabilities [P, N, C + V] of one request, which is reported."""
+    classes = slice(run.labels.max() + 1)
 
     def read(log_probs: Array) -> Reading:
-        losses = cross_entropy(log_softmax(log_probs[..., : labels.max() + 1]), labels)
+        losses = cross_entropy(log_softmax(log_probs[..., classes], axis=-1), run.labels)
         return Reading(losses, {"log_probs": log_probs})
 
-    template = [settings.template]
-    if not settings.texts:
-        opening = run.ask(read, random, templates=template).kept["log_probs"]
-        return Kept(random, (), opening, labels, groups=run.copies_in(opening))
-    wide = run.ask(read, random[:0], templates=template, texts=settings.texts).kept["log_probs"]
-    classes = wide.shape[2] - len(settings.texts)
-    chosen = spanning_texts(wide[0], classes, settings.keep_texts)
-    texts = [settings.texts[text] for text in chosen]
-    opening = log_softmax(wide[:, :, np.concatenate([np.arange(classes), classes + chosen])])
-    if len(random):
-        codes = run.ask(read, random, texts=texts)
-        opening = np.concatenate([opening, codes.kept["log_probs"]])
-    return Kept(random, texts, opening, labels, groups=run.copies_in(opening))
+    reading = run.ask(read, codes, templates=templates, texts=texts)
+    answers, losses = reading.kept["log_probs"], reading.losses
+    best = min([float(losses.min()), *(point["best_loss"] for point in run.history)])
+    plain = accuracy(answers[0, :, classes], run.labels) if templates else None
+    run.report("start" if templates else "search", float(losses.mean()), best, plain)
+    return answers
 
 
-def _random_codes(settings: TuneSettings) -> Array:
-    generator = np.random.default_rng(settings.stream("random codes"))
-    return generator.standard_normal((settings.random_codes, settings.dim), dtype=np.float32)
+def enough(first: Array, second: Array) -> bool:
+    """Whether ridges on inputs [N, D] and [N, E] predict alike, whatever the labels."""
+    if first.shape[1] + second.shape[1] < LEAST_INPUTS:
+        return False  # few images are soon told apart, and others not yet
+    return Ridge(first).alignment(Ridge(second), usual_ridge(len(first))) > ALIGNED
 
 
-def _losses(log_probs: Array, labels: Labels, refiner: Refiner, settings: TuneSettings) -> Array:
-    """Losses [P] of codes: cross-entropy plus inconsistency with the refined prediction."""
-    losses = cross_entropy(log_probs, labels)
-    refined = refiner.refined(log_probs) if settings.consistency else None
-    if refined is not None:
-        losses += np.float32(settings.consistency_weight) * divergence(refined, log_probs)
-    return losses
+@dataclass(frozen=True)
+class Fit:
+    """A head, or none where the plain prediction is better, and both losses of held-out images."""
+
+    head: LinearHead | Unrefined
+    loss: float | None
+    plain_loss: float | None
+    regularisation: float
 
 
-def _outcome(choice: Choice, kept: Kept, best_loss: float, held_out: float | None) -> Outcome:
-    chosen = choice.chosen
-    return Outcome(
-        deployed=chosen.name,
-        codes=chosen.codes,
-        texts=chosen.texts,
-        head=chosen.refinement.head,
-        accuracy_before=accuracy(kept.plain, kept.labels),
-        accuracy_after=held_out,
-        best_loss=best_loss,
-        candidates=[
-            {
-                "name": candidate.name,
-                "prompts": 1 + len(candidate.codes),
-                "texts": len(candidate.texts),
-                "accuracy": candidate.refinement.accuracy,
-                "loss": candidate.refinement.loss,
-                "regularisation": candidate.refinement.regularisation,
-            }
-            for candidate in choice.candidates
-        ],
-    )
+def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
+    """Fits a linear head on answers, and chooses between it and the plain prediction.
+
+    Each fold is an image of every class, so that no class is rarer in what is left. Where no class
+    has two, the number of images sets the regularisation, and the likelihood the weight.
+
+    Args:
+        answers: log-probabilities, float32 [P, N, C + M], of the plain prompt first.
+        labels: int64 [N]; every class has an image.
+        groups: copies of one image have one number, int64 [N].
+    """
+    targets = np.eye(int(labels.max()) + 1)[labels]
+    images, classes = targets.shape
+    inputs = centred_inputs(answers)
+    ridge = Ridge(inputs)
+    log_probs = log_softmax(answers[0, :, :classes], axis=1)
+    unit = unit_of(centred(log_probs), targets, least=1e-4 * float(inputs.std()))
+    plain = centred(log_probs) / unit
+    left_out = folds(labels, groups, most=MEASURED)
+    rows = np.concatenate([*left_out, np.zeros(0, np.int64)])
+    scores = np.empty((len(REGULARISATIONS), len(PLAIN_WEIGHTS)))
+    scales = np.full_like(scores, 5 + classes / 2)
+    losses = np.zeros((*scores.shape, len(rows)), np.float32)
+    both = ridge.held_out(np.hstack([targets, plain]), REGULARISATIONS, left_out)
+    for row, held_out in enumerate(both):
+        of_targets, of_plain = held_out[:, :classes], plain[rows] - held_out[:, classes:]
+        for column, weight in enumerate(PLAIN_WEIGHTS):
+            at = row, column
+            if left_out:
+                logits, last = of_targets + weight * of_plain, scales[row, column - 1]
+                scales[at], losses[at] = calibrated(logits, labels[rows], last)
+                scores[at] = images * losses[at].mean()
+            else:
+                scores[at] = ridge.surprise(targets - weight * plain, float(REGULARISATIONS[row]))
+    scores += PRIOR_WEIGHT * np.log10(REGULARISATIONS / usual_ridge(images))[:, None] ** 2
+    # Every pair counts by its evidence, tempered: a choice by so few images would be a gamble.
+    parts = softmax(-scores / TEMPERATURE) * scales
+    plain_parts = parts @ PLAIN_WEIGHTS
+    solutions = [
+        ridge.solution(parts[row].sum() * targets - plain_parts[row] * plain, regularisation)
+        for row, regularisation in enumerate(REGULARISATIONS.tolist())
+        if parts[row].sum() > 1e-3 * parts.sum()
+    ]
+    slopes, bias = (np.sum(one, axis=0) for one in zip(*solutions, strict=True))
+    head = LinearHead(slopes, bias, 1.0, float(plain_parts.sum() / unit))
+    best = np.unravel_index(scores.argmin(), scores.shape)
+    regularisation = float(REGULARISATIONS[best[0]])
+    if not left_out:
+        return Fit(head, None, None, regularisation)
+    plain_losses = -log_probs[rows, labels[rows]]
+    stays = clearly_less(plain_losses, losses[best], groups[rows])
+    loss, plain_loss = float(losses[best].mean()), float(plain_losses.mean())
+    return Fit(Unrefined() if stays else head, loss, plain_loss, regularisation)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy, divergence
 from craft_client.paid_answers import Reading
-from craft_client.refine import ResidualMLP
+from craft_client.residual_mlp import ResidualMLP
 from craft_client.search import search_for
 from craft_client.tuning_run import Outcome, TuningRun
 from craft_shared.head import Unrefined

@@ -22,6 +22,8 @@ _ASKED = "What is asked"
 _SERVER = "The server"
 _CONSTANTS = "What things take"
 
+_PAPER_BUDGET = 8201  # of sixteen shots
+
 
 def plan(
     model: Annotated[
@@ -61,17 +63,39 @@ def plan(
         int, typer.Option(min=1, help="Its side in pixels.", rich_help_panel=_ASKED)
     ] = 500,
     budget: Annotated[
-        int, typer.Option(min=1, help="Queries of a run.", rich_help_panel=_ASKED)
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="128; paper: 8,201",
+            help="Queries of a run.",
+            rich_help_panel=_ASKED,
+        ),
+    ] = None,
     recipe: Annotated[
         Literal["craftbox", "paper"], typer.Option(help="Whose questions.", rich_help_panel=_ASKED)
     ] = "craftbox",
-    population: Annotated[
-        int, typer.Option(min=4, help="Codes of a generation.", rich_help_panel=_ASKED)
-    ] = 40,
+    vocabulary: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Texts that craftbox scores beside class names.", rich_help_panel=_ASKED
+        ),
+    ] = 1000,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Class names alone, with all random codes; a run may do with fewer.",
+            rich_help_panel=_ASKED,
+        ),
+    ] = False,
     random_codes: Annotated[
-        int, typer.Option(min=0, help="Asked before any search.", rich_help_panel=_ASKED)
-    ] = 31,
+        int,
+        typer.Option(min=0, help="Of strict access, at most.", rich_help_panel=_ASKED),
+    ] = 127,
+    population: Annotated[
+        int,
+        typer.Option(min=4, help="Codes of a generation of the paper's.", rich_help_panel=_ASKED),
+    ] = 40,
     dim: Annotated[
         int, typer.Option(min=2, max=4096, help="Of a code.", rich_help_panel=_ASKED)
     ] = 512,
@@ -153,10 +177,13 @@ def plan(
     from craft_server.plan.constants import SHIPPED
 
     settings = settings_of()
+    if budget is None:
+        budget = _PAPER_BUDGET if recipe == "paper" else 1 + random_codes
     try:
         architecture = Architecture.of(model)
+        texts = _texts(model, classes, class_names, tokens)
         workload = Workload(
-            texts=_texts(model, classes, class_names, tokens),
+            texts=texts if strict or recipe == "paper" else texts.beside(vocabulary),
             images=images,
             image_bytes=round(1000 * image_kb),
             image_pixels=image_side**2,
@@ -169,9 +196,7 @@ def plan(
         )
         if budget < workload.units.queries:
             needed = workload.units.queries
-            misuse(
-                f"--budget: {budget} is less than the {needed} queries that come before a search"
-            )
+            misuse(f"--budget: {budget} is less than the {needed} queries that a run begins with")
         used = Constants.load(constants or SHIPPED)
         if measure:
             used = _measured(used, architecture, pretrained, precision)
@@ -308,7 +333,7 @@ def register(app: typer.Typer, panel: str) -> None:
     app.command(
         epilog=examples(
             "craft-server plan --classes 100 --images 1600",
-            "craft-server plan --model RN50 --classes 1000 --budget 8201 --recipe paper --json",
+            "craft-server plan --model RN50 --classes 1000 --recipe paper --json",
             "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
         ),
         rich_help_panel=panel,

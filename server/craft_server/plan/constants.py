@@ -99,21 +99,23 @@ class ServiceCost(_Numbers):
 
 
 class ClientCost(_Numbers):
-    """The client's own work; N pictures, D = prompts x classes inputs of a closed-form head.
+    """The client's own work; N pictures, D = prompts x texts inputs of a closed-form head.
+
+    S is the smaller of N and D, C the number of classes, M of images whose held-out predictions are
+    looked at.
 
     Attributes:
         start_seconds: of the command until its first request, and from its last.
         picture_seconds: to check a picture before it is sent.
-        generation_seconds: CMA-ES, journal and the rest, whatever the answer's size.
-        paper_generation_seconds: the same of the paper's recipe.
-        score_seconds: a generation's losses, for each log-probability.
-        ridge_product_seconds: of a fit, for each of N x N x D.
-        ridge_cube_seconds: for each of N x N x N.
-        ridge_calibration_seconds: for each of N x C.
+        paper_generation_seconds: CMA-ES, journal and the rest, whatever the answer's size.
+        score_seconds: prompts' losses, for each log-probability.
+        ridge_product_seconds: of a fit, for each of N x D x S.
+        ridge_cube_seconds: for each of S x S x S.
+        ridge_calibration_seconds: for each of M x C.
         paper_multiply_add_seconds: of the paper's head.
         base_bytes: memory of the command.
         fit_copies: memory of a fit, in times its N x D inputs in single precision,
-        gram_copies: and in times N x N,
+        gram_copies: and in times N x S,
         target_copies: and N x C numbers in double precision.
         answer_copies: memory of an answer to a call, in times its bytes, beside the numbers that
             are made of it.
@@ -121,7 +123,6 @@ class ClientCost(_Numbers):
 
     start_seconds: NonNegativeFloat
     picture_seconds: NonNegativeFloat
-    generation_seconds: NonNegativeFloat
     paper_generation_seconds: NonNegativeFloat
     score_seconds: NonNegativeFloat
     ridge_product_seconds: NonNegativeFloat
@@ -173,7 +174,7 @@ class Constants(_Numbers):
         client: on a machine of the same kind.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     machine: Machine
     models: dict[str, ModelCost]
     service: ServiceCost

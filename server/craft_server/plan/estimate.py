@@ -19,10 +19,14 @@ from craft_server.plan.workload import SINGLE_PRECISION_BYTES, Workload
 from craft_server.settings import Settings
 from craft_shared.units import UNITS, Unit, Units
 
-# The paper's head, and how often craftbox's closed form is fitted anew.
+# The paper's head.
 HIDDEN_UNITS = 256
-GENERATIONS_A_REFIT = 10
-REGULARISATIONS = 13
+# craftbox's closed form: what one fit tries, of how many held-out images at most, and how often it
+# is fitted anew to measure accuracy.
+REGULARISATIONS = 12
+MEASURED = 2000
+FOLDS = 5
+ENOUGH_IMAGES = 1000
 DOUBLE_PRECISION_BYTES = 8
 
 
@@ -210,7 +214,7 @@ def _seconds(
     return Seconds(
         texts=_text_seconds(architecture, model, workload, cores),
         images=workload.images * (model.image_core_seconds + decoding) / working,
-        scores=pairs * (model.score_row_seconds + workload.classes * model.score_seconds),
+        scores=pairs * (model.score_row_seconds + workload.texts.scored * model.score_seconds),
         http=calls * service.request_seconds
         + answers * service.answer_byte_seconds
         + workload.images * service.picture_seconds,
@@ -236,12 +240,11 @@ def _text_seconds(
 
 
 def _client_seconds(client: ClientCost, workload: Workload) -> float:
-    numbers = workload.images * workload.classes
+    numbers = workload.images * workload.texts.scored
     own = client.start_seconds + workload.images * client.picture_seconds
-    own += workload.generations * workload.population * numbers * client.score_seconds
+    own += workload.prompts * numbers * client.score_seconds
     if workload.recipe == "craftbox":
-        own += workload.generations * client.generation_seconds
-        return own + sum(_fit_seconds(client, workload, prompts) for prompts in _fits(workload))
+        return own + _closed_form_seconds(client, workload)
     own += workload.generations * client.paper_generation_seconds
     # Refining each of a population, and one epoch of training, there and back.
     passes = 2 * workload.population + 6
@@ -249,33 +252,26 @@ def _client_seconds(client: ClientCost, workload: Workload) -> float:
     return own + work * client.paper_multiply_add_seconds
 
 
-def _fits(workload: Workload) -> list[int]:
-    """How many prompts each closed form of craftbox's recipe reads."""
-    opening = workload.opening_prompts
-    fits = [opening, 1]
-    if workload.generations:
-        refits = -(-workload.generations // GENERATIONS_A_REFIT)
-        fits += [opening + 1] * (refits + 1) + [2]
-    return fits
+def fit_work(images: int, inputs: int, classes: int) -> tuple[int, int, int]:
+    """Multiplications of matrix products, those of a factorisation, and numbers to calibrate."""
+    smaller = min(images, inputs)  # of the two forms that it has
+    products = images * inputs * smaller * (1 if smaller == images else 2)
+    # With one image a class nothing is held out.
+    measured = min(images, MEASURED) if images > classes else 0
+    if measured:
+        products += 3 * REGULARISATIONS * measured * smaller * classes
+    return products, smaller**3, measured * classes
 
 
-def fit_work(pictures: int, inputs: int, classes: int, *, held_out: bool) -> tuple[int, int]:
-    """Multiplications of a closed form's matrix products, and those of its factorisation."""
-    smaller = min(pictures, inputs)  # of the two forms that it has
-    products = pictures * inputs * smaller * (1 if smaller == pictures else 2)
-    products += pictures * (inputs + smaller) * classes
-    if held_out:
-        products += REGULARISATIONS * pictures * smaller * classes
-    return products, smaller**3
-
-
-def _fit_seconds(client: ClientCost, workload: Workload, prompts: int) -> float:
-    pictures, classes = workload.images, workload.classes
-    inputs = prompts * classes
-    held_out = pictures > classes  # with one picture a class nothing is calibrated
-    calibration = pictures * classes * client.ridge_calibration_seconds if held_out else 0.0
-    products, cube = fit_work(pictures, inputs, classes, held_out=held_out)
-    return products * client.ridge_product_seconds + cube * client.ridge_cube_seconds + calibration
+def _closed_form_seconds(client: ClientCost, workload: Workload) -> float:
+    """Of choosing texts or prompts after each answer, and of all fits on what was chosen."""
+    images, classes = workload.images, workload.texts.classes
+    inputs = workload.prompts * workload.texts.scored
+    products, cube, calibrations = fit_work(images, inputs, classes)
+    fits = 1 + (min(FOLDS, -(-FOLDS * ENOUGH_IMAGES // images)) if calibrations else 0)
+    algebra = products * client.ridge_product_seconds + cube * client.ridge_cube_seconds
+    choices = len(workload.questions)  # each about as much algebra as a fit
+    return (fits + choices) * algebra + fits * calibrations * client.ridge_calibration_seconds
 
 
 def _largest_answer(workload: Workload) -> int:
@@ -300,22 +296,22 @@ def _server_memory(
     upload = at_once * workload.images_per_call * picture
     answers = at_once * service.answer_copies * _largest_answer(workload)
     features = tenants * workload.images * feature_bytes
-    texts = tenants * workload.prompts * workload.classes * feature_bytes
+    texts = tenants * workload.prompts * workload.texts.scored * feature_bytes
     caches = min(features, settings.features_cache_bytes) + min(texts, settings.texts_cache_bytes)
     return int(service.base_bytes + model.peak_bytes + max(upload, answers) + caches)
 
 
 def _client_memory(client: ClientCost, workload: Workload) -> int:
-    pictures, classes = workload.images, workload.classes
+    images, scored = workload.images, workload.texts.scored
     fit = 0.0
     if workload.recipe == "craftbox":
-        inputs = max(_fits(workload)) * classes
-        fit += SINGLE_PRECISION_BYTES * pictures * inputs * client.fit_copies
-        fit += DOUBLE_PRECISION_BYTES * pictures * min(pictures, inputs) * client.gram_copies
-        fit += DOUBLE_PRECISION_BYTES * pictures * classes * client.target_copies
+        inputs = workload.prompts * scored
+        fit += SINGLE_PRECISION_BYTES * images * inputs * client.fit_copies
+        fit += DOUBLE_PRECISION_BYTES * images * min(images, inputs) * client.gram_copies
+        fit += DOUBLE_PRECISION_BYTES * images * workload.texts.classes * client.target_copies
     # A question's answers are put together in single precision, whatever the calls.
     prompts = max(question.prompts for question in workload.questions if question.times)
-    whole = SINGLE_PRECISION_BYTES * prompts * pictures * classes
+    whole = SINGLE_PRECISION_BYTES * prompts * images * scored
     answer = whole + client.answer_copies * _largest_answer(workload)
     return int(client.base_bytes + max(fit, answer))
 
@@ -327,6 +323,10 @@ def _database(architecture: Architecture, service: ServiceCost, workload: Worklo
 
 
 def _run_directory(workload: Workload) -> int:
-    """Codes, and the answers that the closed form reads; the paper's keeps a bounded few."""
+    """Codes, and what the closed form reads and comes to; the paper's keeps a bounded few."""
     codes = workload.prompts * (workload.dim + 1) * SINGLE_PRECISION_BYTES
-    return codes + (workload.opening_prompts + 1) * workload.answer_bytes_of_prompt
+    if workload.recipe == "paper":
+        return codes + 2 * workload.answer_bytes_of_prompt
+    inputs = workload.prompts * workload.texts.scored
+    head = inputs * workload.texts.classes * SINGLE_PRECISION_BYTES
+    return codes + workload.prompts * workload.answer_bytes_of_prompt + head

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle, islice
 from typing import Literal
 
 from craft_server.engine.tokens import Ids, shared_length
@@ -26,21 +27,27 @@ CALL_UP_BYTES = 700
 CALL_DOWN_BYTES = 1200
 # A class name with its quotes and comma.
 NAME_BYTES = 12
+# Own tokens of a vocabulary's texts, in turn: common nouns have 3.35 on the average.
+VOCABULARY_TOKENS = (3, 3, 4)
+# What strict access asks first; then it doubles the prompts.
+FIRST_PROMPTS = 4
 # Models, budgets, the image set and its first check; then an acknowledgement each question.
 FREE_CALLS = 7
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of one prompt, one a class.
+    """The texts of one prompt: one a class, then a vocabulary's.
 
     Attributes:
-        sequences: their token ids; where names are not known, stand-ins of the same length.
-        name_bytes: of all class names in a request's document.
+        sequences: their token ids; where they are not known, stand-ins of the same length.
+        name_bytes: of class names and vocabulary in a request's document.
+        vocabulary: how many are not of classes.
     """
 
     sequences: tuple[Ids, ...]
     name_bytes: int
+    vocabulary: int = 0
 
     @classmethod
     def of_length(cls, classes: int, own_tokens: int) -> Texts:
@@ -49,10 +56,23 @@ class Texts:
         texts = tuple(prefix + (index + 1,) * own_tokens for index in range(classes))
         return cls(texts, classes * NAME_BYTES)
 
+    def beside(self, vocabulary: int) -> Texts:
+        """These classes' texts and so many stand-ins for common nouns."""
+        prefix = self.sequences[0][:PLAIN_SHARED_TOKENS]
+        lengths = islice(cycle(VOCABULARY_TOKENS), vocabulary)
+        texts = tuple(prefix + (index + 1,) * own for index, own in enumerate(lengths))
+        name_bytes = self.name_bytes + vocabulary * NAME_BYTES
+        return Texts(self.sequences + texts, name_bytes, vocabulary)
+
     @property
-    def classes(self) -> int:
+    def scored(self) -> int:
         """How many there are."""
         return len(self.sequences)
+
+    @property
+    def classes(self) -> int:
+        """How many are of classes."""
+        return self.scored - self.vocabulary
 
     @cached_property
     def tokens(self) -> int:
@@ -86,14 +106,14 @@ class Workload:
     """One tuning run.
 
     Attributes:
-        texts: the classes' texts.
+        texts: that are scored. craftbox's recipe is in strict access where they have no vocabulary.
         images: pictures.
         image_bytes: of one picture's file.
         image_pixels: of one picture.
         budget: queries that the run may spend.
         recipe: whose questions.
-        population: codes a generation.
-        random_codes: that craftbox's recipe asks first.
+        population: codes a generation of the paper's search.
+        random_codes: of strict access, at most; a run may do with fewer.
         dim: length of a code.
         limits: of the server.
     """
@@ -110,34 +130,29 @@ class Workload:
     limits: Limits
 
     @property
-    def classes(self) -> int:
-        """C."""
-        return self.texts.classes
-
-    @property
-    def opening_prompts(self) -> int:
-        """Prompts before any search."""
-        return 1 if self.recipe == "paper" else 1 + self.random_codes
-
-    @property
-    def generation_prompts(self) -> int:
-        """Queries of a generation; the paper's recipe asks for the mean as well."""
-        return self.population + (self.recipe == "paper")
-
-    @property
     def generations(self) -> int:
-        """Whole ones that the budget covers; none of a budget below the opening's."""
-        left = self.budget - self.opening_prompts * self._row_calls
-        return max(0, left // (self.generation_prompts * self._row_calls))
-
-    @property
-    def questions(self) -> Sequence[Question]:
-        """All that the run asks."""
-        opening = Question(1, self.opening_prompts - 1, 1)
-        population = Question(0, self.population, self.generations)
+        """Whole ones of the paper's search that the budget covers."""
         if self.recipe == "craftbox":
-            return opening, population
-        return opening, population, Question(0, 1, self.generations)
+            return 0
+        of_one = (self.population + 1) * self._row_calls  # the codes, and then their mean
+        return max(0, self.budget - self._row_calls) // of_one
+
+    @cached_property
+    def questions(self) -> Sequence[Question]:
+        """All that the run asks at most."""
+        if self.recipe == "paper":
+            population = Question(0, self.population, self.generations)
+            return Question(1, 0, 1), population, Question(0, 1, self.generations)
+        if self.texts.vocabulary:
+            return (Question(1, 0, 1),)
+        prompts = min(FIRST_PROMPTS, 1 + self.random_codes, self.budget)
+        questions = [Question(1, prompts - 1, 1)]
+        while (further := min(prompts, 1 + self.random_codes - prompts)) > 0:
+            prompts += further
+            if prompts * self._row_calls > self.budget:
+                break
+            questions.append(Question(0, further, 1))
+        return questions
 
     @property
     def prompts(self) -> int:
@@ -157,7 +172,7 @@ class Workload:
     @property
     def answer_bytes_of_prompt(self) -> int:
         """Of one prompt's log-probabilities, in half precision."""
-        return HALF_PRECISION_BYTES * self.images * self.classes
+        return HALF_PRECISION_BYTES * self.images * self.texts.scored
 
     @property
     def images_per_call(self) -> int:
@@ -183,13 +198,13 @@ class Workload:
             queries=queries,
             predictions=self.prompts * self.images,
             images=self.images,
-            texts=queries * self.classes,
+            texts=queries * self.texts.scored,
             requests=self.score_calls + self.upload_calls,
         )
 
     @property
     def bytes_up(self) -> int:
-        """From the client: pictures, codes, class names and what every call has."""
+        """From the client: pictures, codes, texts and what every call has."""
         codes = sum(question.codes * question.times for question in self.questions) * self.dim
         names = (self.score_calls + 1) * self.texts.name_bytes
         calls = (2 * self.score_calls + self.upload_calls + FREE_CALLS) * CALL_UP_BYTES
@@ -205,5 +220,5 @@ class Workload:
     @property
     def _row_calls(self) -> int:
         """Calls that one prompt's answer is spread over, each of them a query."""
-        rows = max(1, self.limits.answer_bytes // (HALF_PRECISION_BYTES * self.classes))
+        rows = max(1, self.limits.answer_bytes // (HALF_PRECISION_BYTES * self.texts.scored))
         return -(-self.images // rows)

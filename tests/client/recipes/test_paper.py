@@ -11,7 +11,7 @@ import pytest
 
 from craft_client.journal import Journal
 from craft_client.losses import cross_entropy, divergence
-from craft_client.refine import ResidualMLP
+from craft_client.residual_mlp import ResidualMLP
 from craft_client.settings import TuneSettings
 from craft_client.tune import TuneResult, run_document, tune
 from craft_shared.head import ResidualMLPHead, Unrefined

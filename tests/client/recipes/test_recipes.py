@@ -13,7 +13,7 @@ from craft_client.journal import Journal
 from craft_client.losses import cross_entropy
 from craft_client.paper_presets import paper_settings, recipe_settings
 from craft_client.plugins import OWN_RECIPES
-from craft_client.recipes import CRAFTBOX, OWN, counted_as, described
+from craft_client.recipes import OWN, counted_as, described
 from craft_client.search import CorrectedSPSA, search_for
 from craft_client.settings import SettingsError, TuneSettings
 from craft_client.tune import TuneResult, run_document, tune
@@ -65,8 +65,16 @@ def test_every_recipe_of_the_table_is_one_that_no_plug_in_can_name() -> None:
     assert all(f"{name} (" in described() for name in OWN)
 
 
-def test_a_plug_ins_recipe_is_counted_as_craftboxs() -> None:
-    assert counted_as("hill-climbing") is CRAFTBOX
+def test_a_plug_ins_recipe_is_counted_as_random_codes_and_then_populations() -> None:
+    row = counted_as("hill-climbing")
+    assert row.generation(40) == (40,)
+    assert not row.like_paper
+
+
+def test_only_the_papers_recipe_and_plug_ins_have_parts_to_choose() -> None:
+    parts = {"strategy", "search", "refinement", "consistency"}
+    assert {name for name, recipe in OWN.items() if recipe.settings} == {"paper"}
+    assert OWN["paper"].settings == counted_as("hill-climbing").settings == parts
 
 
 @ALONE
@@ -96,7 +104,7 @@ def test_a_budget_below_one_generation_is_refused_with_what_it_takes(recipe: str
 
 @ALONE
 def test_the_settings_are_the_papers_for_data_and_shots(recipe: str) -> None:
-    settings = recipe_settings(recipe, "dtd", 1, seed=3)
+    settings = recipe_settings(recipe, "dtd", 1, classes=CLIP.names, seed=3)
     assert settings == TuneSettings(
         **{**paper_settings("dtd", 1), "recipe": recipe}, seed=3, shots=1
     )

@@ -4,22 +4,26 @@ from typing import Any
 
 import pytest
 
-from craft_server.plan import Architecture, Constants, Plan, Texts, Workload, plan_run
+from craft_client import held_out
+from craft_client.recipes import craftbox
+from craft_server.plan import Architecture, Constants, Plan, Texts, Workload, estimate, plan_run
+from craft_server.plan.estimate import fit_work
 from craft_server.settings import DEFAULT_LIMITS, Settings
 
 SHIPPED = Constants.load()
+CLASSES = Texts.of_length(100, 4)
 
 
 def planned(*, workload: dict[str, Any] | None = None, **options: Any) -> Plan:
     settings: dict[str, Any] = {
-        "texts": Texts.of_length(100, 4),
+        "texts": CLASSES.beside(1000),
         "images": 1600,
         "image_bytes": 100_000,
         "image_pixels": 500**2,
-        "budget": 832,
+        "budget": 128,
         "recipe": "craftbox",
         "population": 40,
-        "random_codes": 31,
+        "random_codes": 127,
         "dim": 512,
         "limits": DEFAULT_LIMITS,
     }
@@ -45,10 +49,28 @@ def test_ten_times_the_classes_take_about_ten_times_the_text() -> None:
     assert many / few == pytest.approx(10, rel=0.2)
 
 
-def test_a_search_adds_texts_and_no_pictures() -> None:
-    none, some = planned(workload={"budget": 32}), planned()
-    assert none.seconds_of_run.images == some.seconds_of_run.images
-    assert some.seconds_of_run.texts / none.seconds_of_run.texts == pytest.approx(26, rel=0.2)
+def test_more_prompts_take_more_texts_and_no_more_pictures() -> None:
+    few, many = (
+        planned(workload={"texts": CLASSES, "budget": budget}).seconds_of_run
+        for budget in (16, 128)
+    )
+    assert few.images == many.images
+    assert many.texts / few.texts == pytest.approx(8, rel=0.2)
+
+
+def test_a_factorisation_is_of_the_smaller_of_pictures_and_inputs() -> None:
+    assert fit_work(1000, 300, 5)[1] == fit_work(300, 1000, 5)[1] == 300**3
+
+
+def test_nothing_is_calibrated_on_one_picture_a_class() -> None:
+    assert fit_work(1000, 300, 1000)[2] == 0
+    assert fit_work(2000, 300, 1000)[2] > 0
+
+
+def test_the_closed_form_that_is_planned_is_the_clients() -> None:
+    assert len(craftbox.REGULARISATIONS) == estimate.REGULARISATIONS
+    assert craftbox.MEASURED == estimate.MEASURED
+    assert (held_out.FOLDS, held_out.ENOUGH_IMAGES) == (estimate.FOLDS, estimate.ENOUGH_IMAGES)
 
 
 def test_tenants_share_the_servers_cores() -> None:

@@ -29,6 +29,20 @@ def test_the_papers_run_for_fifty_tenants() -> None:
     assert found["run"]["bytes_down"] > 8201 * 1000 * 16000 * 2
 
 
+def test_one_query_asks_a_vocabulary_and_strict_access_all_random_codes_at_most() -> None:
+    asked = ("--classes", 20, "--images", 100)
+    units = [
+        document(*asked, *more)["run"]["units"]
+        for more in ((), ("--vocabulary", 50), ("--strict",), ("--strict", "--random-codes", 9))
+    ]
+    assert [(one["queries"], one["texts"]) for one in units] == [
+        (1, 1020),
+        (1, 70),
+        (128, 128 * 20),
+        (10, 10 * 20),
+    ]
+
+
 def test_people_are_shown_both_columns_and_where_time_goes() -> None:
     done = plan("--classes", 100, "--tenants", 3, "--price", "queries=100")
     for words in ("one run", "3 runs, 3 at once", "texts", "server's memory", "Constants of"):
@@ -39,10 +53,13 @@ def test_names_are_counted_in_tokens(tmp_path: Path) -> None:
     short, long = tmp_path / "short.txt", tmp_path / "long.txt"
     short.write_text("cat\ndog\n")
     long.write_text("a very long name of some cat\nanother quite long name of a dog\n")
-    seconds = [document("--class-names", file)["seconds_of_run"]["texts"] for file in (short, long)]
+    seconds = [
+        document("--strict", "--class-names", file)["seconds_of_run"]["texts"]
+        for file in (short, long)
+    ]
     assert seconds[1] > 1.5 * seconds[0]
     long.write_bytes("\ufeffcat\r\ndog\r\n".encode())
-    assert document("--class-names", long)["seconds_of_run"]["texts"] == seconds[0]
+    assert document("--strict", "--class-names", long)["seconds_of_run"]["texts"] == seconds[0]
 
 
 def test_prices_are_the_ledgers_where_one_is_named(tmp_path: Path) -> None:
@@ -50,7 +67,7 @@ def test_prices_are_the_ledgers_where_one_is_named(tmp_path: Path) -> None:
         app, ["prices", "set", "pocket", "--queries", "100", "--data-dir", str(tmp_path)]
     )
     found = document("--classes", 10, "--data-dir", tmp_path)
-    assert found["run"]["charged_micros"] == 100 * 32
+    assert found["run"]["charged_micros"] == 100 * 1
 
 
 @pytest.mark.parametrize(
@@ -58,7 +75,7 @@ def test_prices_are_the_ledgers_where_one_is_named(tmp_path: Path) -> None:
     [
         ([], "--classes", 2),
         (["--classes", 10, "--model", "nonsense"], "there is no model 'nonsense'", 1),
-        (["--classes", 10, "--budget", 20], "--budget: 20 is less than the 32", 2),
+        (["--classes", 10, "--images", 10**6, "--budget", 7], "--budget: 7 is less than the 8", 2),
         (["--classes", 10, "--price", "hours=1"], "--price: 'hours=1' is not UNIT=MICROS", 2),
         (["--class-names", "none.txt"], "--class-names: 'none.txt' cannot be read", 1),
         (["--classes", 10, "--constants", "none.json"], "'none.json' cannot be read", 1),
