@@ -1,7 +1,8 @@
 """What compressing an answer saves and takes: zstd on the log-probabilities of real pictures.
 
-Scores the plain prompt and random codes, as a run begins, and compresses the safetensors answers
-at several levels, as the server does: in one piece, on one thread. Prints a table, writes JSON.
+Scores class names and a vocabulary under the plain prompt, which is all that `craft tune` asks, and
+compresses the safetensors answers at several levels, as the server does: in one piece, on one
+thread. Prints a table, writes JSON.
 
     python benchmarks/answer_compression.py --data DIR... --json docs/answer_compression.json
 """
@@ -20,10 +21,10 @@ import zstandard
 
 from craft_client.data import few_shot
 from craft_client.layouts import load_dataset
-from craft_client.settings import RANDOM_CODES, TuneSettings
+from craft_client.open_text import beside, common_nouns
+from craft_client.settings import TuneSettings
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_shared import codec
-from craft_shared.wire import Context
 from options import parser_for, present, save
 
 LEVELS = (-1, 1, 3, 6)
@@ -33,19 +34,18 @@ MOST_PIXELS = 50_000_000
 
 
 def log_probs_of(engine: Engine, data: Path, shots: int, seed: int) -> np.ndarray[Any, Any]:
-    """The opening's answer, float32 [1 + codes, pictures, classes]."""
+    """A run's answer, float32 [1, pictures, classes + texts]."""
     dataset = load_dataset(data)
     samples = few_shot(dataset.split("train"), shots, seed, dataset.classes)
     files = [sample.path.read_bytes() for sample in samples]
     settings = TuneSettings(seed=seed)
-    context = Context(dim=settings.dim, seed=seed, scale=settings.scale)
-    codes = np.random.default_rng(seed).standard_normal((RANDOM_CODES, settings.dim), np.float32)
-    prompts = Prompts((settings.template,), context, codes)
+    prompts = Prompts((settings.template,), None, np.zeros((0, settings.dim), np.float32))
+    texts = [*dataset.classes, *beside(dataset.classes, common_nouns())]
 
     async def score() -> np.ndarray[Any, Any]:
         return await engine.score(
             await engine.encode_images(await engine.decode_images(files, max_pixels=MOST_PIXELS)),
-            await engine.encode_prompts(prompts, dataset.classes),
+            await engine.encode_prompts(prompts, texts),
         )
 
     return asyncio.run(score())

@@ -1,7 +1,7 @@
 """The closed form by itself: its time and memory, from answers to head, by the number of images.
 
-Each size is measured in a process of its own, on scores of random embeddings: sixteen images a
-class, the class names and 512 further texts under one prompt.
+Each size is measured in a process of its own, on scores of random embeddings: 1,000 class names and
+1,000 kept texts under one prompt.
 
     python benchmarks/closed_form.py --json docs/closed_form.json
 """
@@ -18,26 +18,26 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from craft_client.refine import fit_ridge
+from craft_client.recipes.craftbox import fit
 from options import save
 
-SHOTS, TEXTS, WIDTH = 16, 512, 256
+CLASSES, TEXTS, WIDTH = 1000, 1000, 256
 
 
-def measure(classes: int) -> dict[str, Any]:
+def measure(images: int) -> dict[str, Any]:
     """One fit; memory is the most above what the answers took already."""
     random = np.random.default_rng(0)
-    texts = random.normal(size=(classes + TEXTS, WIDTH)).astype(np.float32)
-    labels = np.repeat(np.arange(classes), SHOTS)
-    images = 0.35 * texts[labels] + random.normal(size=(len(labels), WIDTH)).astype(np.float32)
-    for vectors in (images, texts):
+    texts = random.normal(size=(CLASSES + TEXTS, WIDTH)).astype(np.float32)
+    labels = np.arange(images) % CLASSES
+    seen = 0.35 * texts[labels] + random.normal(size=(images, WIDTH)).astype(np.float32)
+    for vectors in (seen, texts):
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    answers = log_softmax(60 * (images @ texts.T), axis=1)[None]
+    answers = log_softmax(60 * (seen @ texts.T), axis=1)[None]
     before, cpu, wall = peak(), time.process_time(), time.monotonic()
-    fit_ridge(answers, labels)
+    fit(answers, labels, np.arange(images))
     return {
-        "classes": classes,
-        "images": len(labels),
+        "classes": CLASSES,
+        "images": images,
         "inputs": answers.shape[2],
         "cpu_s": round(time.process_time() - cpu, 1),
         "wall_s": round(time.monotonic() - wall, 1),
@@ -52,14 +52,14 @@ def peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--classes", type=int, nargs="+", default=[100, 200, 400, 1000])
+    parser.add_argument("--images", type=int, nargs="+", default=[1600, 3200, 6400, 16_000])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     print("| classes | images | inputs | CPU s | s | peak MiB |\n|---|---|---|---|---|---|")
-    for classes in options.classes:
+    for images in options.images:
         with multiprocessing.get_context("spawn").Pool(1) as process:
-            row = process.apply(measure, (classes,))
+            row = process.apply(measure, (images,))
         rows.append(row)
         told = (
             row[name] for name in ("classes", "images", "inputs", "cpu_s", "wall_s", "peak_mib")

@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chosen_by_labels import TEMPLATE, features, scored
 from craft_client.data import Dataset, Sample, few_shot
 from craft_client.layouts import load_dataset
-from craft_client.refine import fit_ridge
+from craft_client.recipes.craftbox import fit
 from craft_server.engine import Engine, ModelSpec, Prompts
+from craft_shared.head import Unrefined
 from craft_shared.model_card import level_words
 from craft_shared.output import scores_of, shown
 from craft_shared.wire import EVERYTHING, Context, Output
 from options import parser_for, present, save
 
 Array = NDArray[np.float32]
+
+MOST_PIXELS = 50_000_000
+TEMPLATE = "a photo of a {}."
 
 LEVELS = (
     Output(level="label"),
@@ -39,6 +42,22 @@ LEVELS = (
     Output(level="log_probs", decimals=1),
     EVERYTHING,
 )
+
+
+async def scored(engine: Engine, images: Array, names: list[str], prompts: Prompts) -> Array:
+    """Log-probabilities [P, N, texts], as precise as they travel."""
+    texts = await engine.encode_prompts(prompts, names)
+    return (await engine.score(images, texts, "float16")).astype(np.float32)
+
+
+async def features(engine: Engine, samples: list[Sample]) -> Array:
+    """Image features [N, width]."""
+    parts = []
+    for begin in range(0, len(samples), 256):
+        files = [sample.path.read_bytes() for sample in samples[begin : begin + 256]]
+        decoded = await engine.decode_images(files, max_pixels=MOST_PIXELS)
+        parts.append(await engine.encode_images(decoded))
+    return np.concatenate(parts)
 
 
 async def measure(
@@ -62,12 +81,14 @@ async def measure(
     results = []
     for output in LEVELS:
         for count in counts:
-            fit, coarse = (
+            few_scores, other_scores = (
                 scores_of(shown(part[: 1 + count], output), output, len(data.classes))
                 for part in (seen, unseen)
             )
-            refinement = fit_ridge(fit, labels)
-            right = refinement.head(coarse).argmax(axis=1) == other_labels
+            fitted = fit(few_scores, labels, np.arange(len(labels)))
+            plain = isinstance(fitted.head, Unrefined)
+            predicted = fitted.head(other_scores[:1] if plain else other_scores)
+            right = predicted.argmax(axis=1) == other_labels
             results.append(
                 {
                     "data": data.name,
@@ -75,8 +96,9 @@ async def measure(
                     "output": output.model_dump(),
                     "level": level_words(output),
                     "codes": count,
-                    "left_out_accuracy": refinement.accuracy,
-                    "left_out_loss": refinement.loss,
+                    "left_out_loss": fitted.loss,
+                    "left_out_plain_loss": fitted.plain_loss,
+                    "deployed": "plain" if plain else "ridge",
                     "others": len(others),
                     "accuracy_of_others": 100 * float(right.mean()),
                 }

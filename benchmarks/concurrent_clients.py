@@ -83,7 +83,7 @@ def client(
     with Client(url, key) as api, tempfile.TemporaryDirectory() as runs:
         image_set = api.create_image_set(api.model().name)
         image_set = api.upload_images(image_set, (file.read_bytes() for file in files))
-        settings = recipe_settings("paper", "dtd", SHOTS, seed=seed, budget=10**6)
+        settings = recipe_settings("paper", "dtd", SHOTS, classes=DTD, seed=seed, budget=10**6)
         box = Timed(RemoteBlackBox(api, image_set, DTD), barrier, seconds)
         about = run_document(box.black_box, labels, settings, run=str(seed))
         with suppress(TimeIsUp):

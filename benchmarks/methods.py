@@ -3,8 +3,8 @@
 One craft-server process; the craft command alone drives it. Each method is tuned on the few shots
 of each seed and then measured on the whole test split, with everything that it was charged. What
 the JSON file holds already is not measured again, so that a run can be interrupted, and further
-data sets, seeds or methods added. At the end it draws the curves beside the JSON file and writes
-the tables into a page, between the lines BEGIN and END.
+data sets, seeds or methods added; what it holds of other methods is left out. At the end it draws
+the curves beside the JSON file and writes the tables into a page, between the lines BEGIN and END.
 
     python benchmarks/methods.py --data DIR [DIR ...] --json docs/methods.json \
         --page docs/results.md
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft_client.settings import KEPT_TEXTS
 from few_shot_accuracy import UNITS, command, serving
 from options import parser_for, present, save
 
@@ -46,21 +45,21 @@ class Method:
 
 BEGIN, END = "<!-- benchmarks/methods.py -->", "<!-- end -->"
 ZERO_SHOT = "zero-shot"
-DEFAULT = "random codes"
-ONE_QUERY = "open-text, 1 query"
+ONE_QUERY = "craftbox, one query"
+STRICT = "craftbox, strict"
 # Generations of 40 codes, and one query of each for its mean.
 BUDGETS = tuple(str(1 + generations * 41) for generations in (5, 25, 200))
 
 METHODS = [
     Method(ZERO_SHOT),
     Method(ZERO_SHOT, ("--ensemble",)),
-    *(Method(DEFAULT, ("--random-codes", str(codes))) for codes in (0, 3, 15, 31, 63)),
+    Method(ONE_QUERY),
     *(
-        Method(ONE_QUERY, ("--open-text", "--random-codes", "0", "--keep-texts", kept))
-        for kept in ("16", "32", "64", "128", "256", "1000")
+        Method(ONE_QUERY, ("--keep-texts", kept))
+        for kept in ("16", "32", "64", "128", "256", "512")
     ),
-    Method("open-text and random codes", ("--open-text",)),
-    Method("random codes, then search", ("--budget", "1032")),
+    Method(STRICT, ("--strict",)),
+    *(Method(STRICT, ("--strict", "--random-codes", codes)) for codes in ("0", "3", "15", "31")),
     Method("refinement alone", ("--recipe", "paper", "--no-search")),
     *(
         Method("prompt alone, CMA-ES (BBT)", _prompt_alone)
@@ -195,8 +194,8 @@ def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> No
     for panel, data in zip(panels[0], sets, strict=True):
         for family in families:
             points = [line for line in lines if (line["data"], line["family"]) == (data, family)]
-            if family == ONE_QUERY:
-                points = [line for line in points if line["kept_texts"] == KEPT_TEXTS]
+            if family == ONE_QUERY:  # that of the default alone
+                points = [line for line in points if line["method"] == family]
             points.sort(key=lambda line: line["queries"])
             if not points:
                 continue
@@ -242,7 +241,9 @@ def main() -> None:
 
     data = present(args.data)
     methods = [one for one in METHODS if args.families is None or one.family in args.families]
-    results = json.loads(args.json.read_text()) if args.json.exists() else []
+    order = {method.name: number for number, method in enumerate(METHODS)}
+    held = json.loads(args.json.read_text()) if args.json.exists() else []
+    results = [result for result in held if result["method"] in order]
     known = {(result["data"], result["method"], result["seed"]) for result in results}
     with tempfile.TemporaryDirectory() as folder, serving(args.model, Path(folder)) as env:
         for folder_of_data, method, seed in plan(data, methods, args.seeds):
@@ -253,7 +254,6 @@ def main() -> None:
             results.append({**name, "family": method.family, "shots": args.shots, **result})
             save(results, args.json)
             print(f"{name}: {result['accuracy']:.2f} %", file=sys.stderr, flush=True)
-    order = {method.name: number for number, method in enumerate(METHODS)}
     lines = sorted(summaries(results), key=lambda line: (line["data"], order[line["method"]]))
     draw(lines, white_box_ridge(args.white_box), args.json.with_suffix(".png"))
     if args.page:

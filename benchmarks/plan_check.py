@@ -26,10 +26,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from craft_client.open_text import common_nouns
+from craft_client.open_text import beside, common_nouns
+from craft_client.settings import RANDOM_CODES
 from craft_server.plan import Architecture, Constants, Workload, plan_run
 from craft_server.plan.measure import measure_machine, measure_model, memory, picture
 from craft_server.plan.names import texts_of
+from craft_server.plan.workload import Recipe
 from craft_server.settings import Settings
 from options import save
 from plan_constants import measure, serving, tuned
@@ -44,13 +46,14 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Case:
-    """A run: its model, class names, pictures a class, their side in pixels, and its budget."""
+    """A run: model, class names, pictures a class, their side in pixels, recipe and budget."""
 
     name: str
     model: str
     classes: Sequence[str]
     shots: int
     side: int
+    recipe: Recipe
     budget: int
 
 
@@ -58,10 +61,10 @@ def cases() -> list[Case]:
     """Runs of different shape."""
     nouns = list(common_nouns())
     return [
-        Case("many pictures, no search", "pocket", nouns[:102], 16, 400, 32),
-        Case("a large model, a short search", "RN50", DTD, 4, 256, 192),
-        Case("1,000 classes, one picture each", "pocket", nouns[:1000], 1, 256, 32),
-        Case("a long search", "pocket", DTD, 4, 256, 2032),
+        Case("many pictures", "pocket", nouns[:102], 16, 400, "craftbox", 128),
+        Case("a large model, a short search", "RN50", DTD, 4, 256, "paper", 206),
+        Case("900 classes, one picture each", "pocket", nouns[:900], 1, 256, "craftbox", 128),
+        Case("a long search", "pocket", DTD, 4, 256, "paper", 2051),
     ]
 
 
@@ -118,15 +121,18 @@ def make_pictures(folder: Path, case: Case) -> int:
 def planned(constants: Constants, case: Case, picture_bytes: int) -> dict[str, Any]:
     """What the plan says."""
     settings = Settings()
+    texts = texts_of(case.model, case.classes)
+    if case.recipe == "craftbox":
+        texts = texts.beside(len(beside(case.classes, common_nouns())))
     workload = Workload(
-        texts=texts_of(case.model, case.classes),
+        texts=texts,
         images=case.shots * len(case.classes),
         image_bytes=picture_bytes,
         image_pixels=case.side**2,
         budget=case.budget,
-        recipe="craftbox",
+        recipe=case.recipe,
         population=40,
-        random_codes=31,
+        random_codes=RANDOM_CODES,
         dim=512,
         limits=settings.limits,
     )
@@ -151,7 +157,7 @@ def measured(case: Case, folder: Path, pictures: Path) -> dict[str, Any]:
         relay = Relay(address.hostname or "", address.port or 0)
         with relay.listening() as url:
             options = ["--data", pictures, "--shots", case.shots, "--budget", case.budget]
-            options += [] if case.budget > 32 else ["--no-search"]
+            options += ["--recipe", case.recipe]
             document, seconds, client = tuned(
                 {**env, "CRAFT_URL": url}, *options, "--run", folder / "run"
             )
@@ -187,6 +193,7 @@ def check(constants: Constants, case: Case) -> dict[str, Any]:
         "classes": len(case.classes),
         "pictures": case.shots * len(case.classes),
         "side": case.side,
+        "recipe": case.recipe,
         "budget": case.budget,
         "load_average_before": load,
         "machine_changed": max(changed, 1 / changed),

@@ -2,8 +2,8 @@
 
 The models with random weights, on which speed does not depend. The service: a craft-server process
 with pocket, asked over HTTP by the client's own classes; what the model was busy is taken off. The
-client: its tuning loop with a black box that answers at once, its closed form at several shapes
-(a fit of least squares on what it computes), and the command on a handful of pictures.
+client: the paper's loop with a black box that answers at once, the closed form at several shapes (a
+fit of least squares on what it computes), and the command on a handful of pictures.
 
     python benchmarks/plan_constants.py --out server/craft_server/plan/constants.json
 """
@@ -34,12 +34,12 @@ from craft_client.journal import Journal
 from craft_client.losses import cross_entropy, divergence
 from craft_client.open_text import common_nouns
 from craft_client.paper_presets import recipe_settings
-from craft_client.refine import fit_ridge
+from craft_client.recipes.craftbox import fit
 from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune
 from craft_server.plan.architecture import Architecture
 from craft_server.plan.constants import ClientCost, Constants, ModelCost, ServiceCost
-from craft_server.plan.estimate import GENERATIONS_A_REFIT, HIDDEN_UNITS, fit_work
+from craft_server.plan.estimate import HIDDEN_UNITS, fit_work
 from craft_server.plan.measure import measure_machine, measure_model, memory, picture
 from craft_server.plan.names import context
 from craft_server.settings import DEFAULT_LIMITS
@@ -242,9 +242,8 @@ def measure_client(of_command: dict[str, float]) -> ClientCost:
 
 def _generations() -> dict[str, Any]:
     """Seconds of generations whose answers are there at once, and of checking a picture."""
-    own = _generation("craftbox", shots=2, classes=4, generations=60)
-    paper = _generation("paper", shots=2, classes=4, generations=60)
-    paper_large = _generation("paper", shots=16, classes=100, generations=12)
+    paper = _generation(shots=2, classes=4, generations=60)
+    paper_large = _generation(shots=16, classes=100, generations=12)
     passes = 2 * 40 + 6
     work = passes * (1600 * 100 - 8 * 4) * HIDDEN_UNITS
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +253,6 @@ def _generations() -> dict[str, Any]:
         check_files([sample.path for sample in samples], DEFAULT_LIMITS)
         checking = (time.perf_counter() - began) / len(samples)
     return {
-        "generation_seconds": own,
         "paper_generation_seconds": paper,
         "paper_multiply_add_seconds": max(0.0, paper_large - paper) / work,
         "score_seconds": _loss_seconds(),
@@ -275,37 +273,32 @@ def _loss_seconds() -> float:
     return (time.perf_counter() - began) / 5 / scores.size
 
 
-def _generation(recipe: str, *, shots: int, classes: int, generations: int) -> float:
-    """Mean seconds of one in which no closed form is fitted: those are planned by themselves."""
+def _generation(*, shots: int, classes: int, generations: int) -> float:
+    """Mean seconds of one of the paper's."""
     names = [f"class {number}" for number in range(classes)]
     labels = np.repeat(np.arange(classes), shots)
     rng = np.random.default_rng(1)
     scores = rng.standard_normal((40, len(labels), classes), dtype=np.float32)
     black_box = Instant(log_softmax(scores), names)
-    options: dict[str, Any] = {} if recipe == "paper" else {"random_codes": 0}
-    prompts = 41 if recipe == "paper" else 40
-    settings = recipe_settings(
-        recipe, "benchmark", shots, budget=1 + prompts * generations, **options
-    )
+    budget = 1 + 41 * generations
+    settings = recipe_settings("paper", "benchmark", shots, classes=names, budget=budget)
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal.create(Path(folder) / "run", run_document(black_box, labels, settings))
         tune(black_box, labels, settings, journal, lambda _: ends.append(time.perf_counter()))
     # The first report is of the plain prompt, the last of the end.
-    seconds = np.diff(ends)[:generations]
-    without_fits = [one for number, one in enumerate(seconds) if number % GENERATIONS_A_REFIT]
-    return statistics.mean(without_fits)
+    return statistics.mean(np.diff(ends)[:generations])
 
 
 def _ridge() -> dict[str, Any]:
     """The closed form's seconds, by least squares of relative errors."""
-    shapes = [(1, 200, 50), (1, 800, 50), (1, 1600, 100), (2, 1000, 500), (16, 400, 100)]
-    shapes += [(32, 700, 50), (32, 1500, 100), (16, 1000, 500)]
+    shapes = [(50, 200, 50), (306, 200, 50), (306, 800, 50), (1100, 1600, 100), (1000, 1000, 500)]
+    shapes += [(1600, 400, 100), (1600, 700, 50), (3200, 1500, 100)]
     work, seconds = [], []
-    for prompts, pictures, classes in shapes:
-        seconds.append(_fit(prompts, pictures, classes)["seconds"])
-        fit = fit_work(pictures, prompts * classes, classes, held_out=True)
-        work.append([*fit, pictures * classes])
+    for shape in shapes:
+        inputs, pictures, classes = shape
+        seconds.append(_fit(*shape)["seconds"])
+        work.append([*fit_work(pictures, inputs, classes)])
     product, cube, calibration = _fitted(work, seconds)
     return {
         "ridge_product_seconds": product,
@@ -316,22 +309,22 @@ def _ridge() -> dict[str, Any]:
 
 def _ridge_memory() -> dict[str, Any]:
     """The closed form's memory, by least squares; each shape in a process of its own."""
-    shapes = [(32, 1500, 100), (1, 2000, 20), (16, 1000, 500), (32, 800, 200)]
+    shapes = [(3200, 1500, 100), (20, 2000, 20), (2000, 1000, 500), (6400, 800, 200)]
     used = [in_own_process(_fit, *shape)["bytes"] for shape in shapes]
-    held = [[4 * n * p * c, 8 * n * min(n, p * c), 8 * n * c] for p, n, c in shapes]
-    fit, gram, target = _fitted(held, used)
-    return {"fit_copies": fit, "gram_copies": gram, "target_copies": target}
+    held = [[4 * n * d, 8 * n * min(n, d), 8 * n * c] for d, n, c in shapes]
+    inputs, gram, target = _fitted(held, used)
+    return {"fit_copies": inputs, "gram_copies": gram, "target_copies": target}
 
 
-def _fit(prompts: int, pictures: int, classes: int) -> dict[str, Any]:
+def _fit(inputs: int, pictures: int, classes: int) -> dict[str, Any]:
     """Seconds and memory of one fit; the scores are counted, since a run holds them too."""
     rng = np.random.default_rng(1)
     labels = np.arange(pictures) % classes
-    noise = rng.standard_normal((prompts, pictures, classes), dtype=np.float32)
-    scores = log_softmax(noise + 3 * np.eye(classes, dtype=np.float32)[labels])
+    noise = rng.standard_normal((1, pictures, inputs), dtype=np.float32)
+    scores = log_softmax(noise + 3 * np.eye(classes, inputs, dtype=np.float32)[labels])
     del noise
     resident, began = forget_peak(os.getpid()), time.perf_counter()
-    fit_ridge(scores, labels)
+    fit(scores, labels, np.arange(pictures))
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "bytes": memory("VmHWM") - resident + scores.nbytes}
 

@@ -1,10 +1,9 @@
 """Few-shot accuracy on embeddings of a real CLIP that were computed elsewhere.
 
 The pocket model is not CLIP. Where a real model cannot be had, its embeddings say how much of what
-the features hold its predictions show. Texts and images are scored as the API would answer,
-log_softmax(100 * x @ t.T) in half precision, and craftbox's own functions do the rest: they keep
-texts (`spanning_texts`), fit heads (`fit_ridge`) and choose one (`refiner_for`). Its figures are
-those of one query. Beside them, on the features themselves, which no client sees:
+the features hold its predictions show. A black box in this process answers from the file as the API
+would, log_softmax(100 * x @ t.T) in half precision, and craftbox's own recipe tunes on it as it is:
+one query of class names and words. Beside it, on the features themselves, which no client sees:
 
 - ridge: its regularisation chosen by exact leave-one-out.
 - discriminant: Gaussian, with one shrunk covariance (Ledoit and Wolf); none with one image a class,
@@ -24,7 +23,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -34,11 +34,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 
-from craft_client.copies import with_equal_answers
-from craft_client.open_text import spanning_texts
-from craft_client.refiners import Kept, refiner_for
-from craft_client.settings import TuneSettings
+from craft_client.blackbox import Scores
+from craft_client.journal import Journal
+from craft_client.paper_presets import recipe_settings
+from craft_client.tune import run_document, tune
 from craft_shared.head import log_softmax
+from craft_shared.units import Units
+from craft_shared.wire import EVERYTHING, Budget, Context, Output
 from options import save
 from white_box import REGULARISATIONS, gaussian_discriminant
 
@@ -46,7 +48,8 @@ Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 LOGIT_SCALE = 100.0
-SHOTS = 16  # of what there is to draw from
+SHOTS = (1, 2, 4, 8, 16)  # the last is all that there is to draw from
+SEEDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Task:
         train_labels: [N].
         test: the whole test split, [M, W].
         test_labels: [M].
-        names: the class names' texts, [C, W]; None where they are not known.
-        words: all other texts, [V, W].
+        names: the class names' texts, [C, W] by name; None where they are not known.
+        words: all other texts, [V, W] by name.
     """
 
     name: str
@@ -68,25 +71,13 @@ class Task:
     train_labels: Labels
     test: Array
     test_labels: Labels
-    names: Array | None
-    words: Array
+    names: Mapping[str, Array] | None
+    words: Mapping[str, Array]
 
     @property
     def classes(self) -> int:
         """C."""
         return int(self.train_labels.max()) + 1
-
-    def answers(self, images: Array, words: NDArray[np.int64] | slice = slice(None)) -> Array:
-        """What one query answers of images [N, W]: log-probabilities [1, N, C + words].
-
-        Without class names the first C are what tells a head nothing: each image's mean, which is
-        the same for all classes, and nothing once the answer is centred.
-        """
-        if self.names is None:
-            scores = _as_answered(images @ self.words[words].T)
-            unknown = np.repeat(scores.mean(axis=1, keepdims=True), self.classes, axis=1)
-            return np.concatenate([unknown, scores], axis=1)[None]
-        return _as_answered(images @ np.concatenate([self.names, self.words[words]]).T)[None]
 
     def draw(self, shots: int, seed: int) -> NDArray[np.int64]:
         """So many images of each class; more of them are these and others."""
@@ -95,14 +86,65 @@ class Task:
         return np.sort(np.concatenate(of_class))
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A black box that scores images of a task, [N, W]; implements `BlackBox`."""
+
+    task: Task
+    images: Array
+    model: str = "embeddings"
+    revision: str = "0" * 16
+    output: Output = EVERYTHING
+    prompt_limit: int | None = None
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names, or stand-ins that are no words."""
+        return list(self.task.names or (f"class {number}" for number in range(self.task.classes)))
+
+    def score(
+        self,
+        *,
+        templates: Sequence[str] = (),
+        context: Context | None = None,
+        codes: Array | None = None,
+        texts: Sequence[str] = (),
+        name: str | None = None,
+    ) -> Scores:
+        """See `BlackBox`; of the plain prompt alone.
+
+        Where class names are not known, what is answered of them tells a head nothing: each image's
+        mean, which is the same for all classes, and nothing once the answer is centred.
+        """
+        logits = LOGIT_SCALE * self.images @ np.stack([self.task.words[text] for text in texts]).T
+        if self.task.names is None:
+            unknown = logits.mean(axis=1, keepdims=True)
+            of_names = np.repeat(unknown, self.task.classes, axis=1)
+        else:
+            of_names = LOGIT_SCALE * self.images @ np.stack(list(self.task.names.values())).T
+        answered = log_softmax(np.concatenate([of_names, logits], axis=1)).astype(np.float16)
+        return Scores(answered.astype(np.float32)[None], self.units(1, len(texts)))
+
+    def acknowledge(self, scores: Scores) -> None:
+        """See `BlackBox`."""
+
+    def units(self, prompts: int, texts: int = 0) -> Units:
+        """See `BlackBox`."""
+        return Units(queries=prompts, requests=1)
+
+    def budgets(self) -> Sequence[Budget]:
+        """See `BlackBox`."""
+        return ()
+
+
 def tasks(file: Path) -> list[Task]:
     """The data sets of a file."""
     with np.load(file) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    texts, text_names = _unit(arrays["text/x"]), arrays["text/names"].tolist()
+    texts = dict(zip(arrays["text/names"].tolist(), _unit(arrays["text/x"]), strict=True))
     found = []
     for name in [key.removesuffix("/train16_x") for key in arrays if key.endswith("/train16_x")]:
-        own = [text_names.index(one) for one in arrays.get(f"{name}/names", [])]
+        own = [str(one) for one in arrays.get(f"{name}/names", [])]
         found.append(
             Task(
                 name,
@@ -110,33 +152,32 @@ def tasks(file: Path) -> list[Task]:
                 arrays[f"{name}/train16_y"].astype(np.int64),
                 _unit(arrays[f"{name}/test_x"]),
                 arrays[f"{name}/test_y"].astype(np.int64),
-                texts[own] if own else None,
-                np.delete(texts, own, axis=0),
+                {one: texts[one] for one in own} or None,
+                {text: row for text, row in texts.items() if text not in own},
             )
         )
     return found
 
 
-def craftbox(task: Task, rows: NDArray[np.int64], keep: int) -> dict[str, Any]:
-    """One query of class names and words: the head that is deployed, on the test split."""
-    labels, settings = task.train_labels[rows], TuneSettings(keep_texts=keep)
-    wide = task.answers(task.train[rows])
-    words = spanning_texts(wide[0], task.classes, settings.keep_texts)
-    opening = task.answers(task.train[rows], words)
-    kept = Kept(
-        np.zeros((0, settings.dim), np.float32),
-        [str(word) for word in words],
-        opening,
-        labels,
-        groups=with_equal_answers(np.arange(len(labels)), opening),
+def craftbox(task: Task, shots: int, seed: int) -> dict[str, Any]:
+    """What `craft tune` makes of a draw of images: the adapter, on the test split."""
+    rows = task.draw(shots, seed)
+    box, labels = Embedded(task, task.train[rows]), task.train_labels[rows]
+    settings = recipe_settings(
+        "craftbox", task.name, shots, seed=seed, classes=box.classes, vocabulary=list(task.words)
     )
-    chosen = refiner_for(settings, kept).choose(kept).chosen
-    of_test = task.answers(task.test, words)
-    read = of_test if chosen.texts else kept.of_classes(of_test)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal.create(Path(folder) / "run", run_document(box, labels, settings))
+        result = tune(box, labels, settings, journal)
+        deployed = journal.summary()["deployed"]
+    kept = result.adapter.config.texts
+    of_test = Embedded(task, task.test).score(templates=[settings.template], texts=kept)
     return {
-        "accuracy": _accuracy(task, chosen.refinement.head(read)),
-        "deployed": chosen.name,
-        "regularisation": chosen.refinement.regularisation,
+        "accuracy": _accuracy(task, result.adapter.refined(of_test.log_probs, EVERYTHING)),
+        "held_out": result.accuracy_after,
+        "deployed": deployed,
+        "texts": len(kept),
+        "queries": result.units.queries,
     }
 
 
@@ -160,31 +201,24 @@ WHITE_BOX = {
 }
 
 
-def measure(task: Task, shots: int, seed: int, keeps: list[int]) -> list[dict[str, Any]]:
+def measure(task: Task, shots: int, seed: int) -> list[dict[str, Any]]:
     """All methods on one draw of images."""
     rows = task.draw(shots, seed)
     features, labels = task.train[rows], task.train_labels[rows]
     draw = {"data": task.name, "shots": shots, "seed": seed}
-    results = [
-        {**draw, "method": f"craftbox, {keep} kept words", **craftbox(task, rows, keep)}
-        for keep in keeps
-    ]
+    results = [{**draw, "method": "craftbox", **craftbox(task, shots, seed)}]
     for name, fit in WHITE_BOX.items():
         if name != "discriminant" or shots > 1:
             accuracy = _accuracy(task, fit(features, labels)(task.test))
             results.append({**draw, "method": f"white box: {name}", "accuracy": accuracy})
     if task.names is not None:
-        plain = _accuracy(task, task.test @ task.names.T)
+        plain = _accuracy(task, task.test @ np.stack(list(task.names.values())).T)
         results.append({**draw, "method": "zero-shot", "accuracy": plain})
     return results
 
 
 def _accuracy(task: Task, scores: Array) -> float:
     return 100 * float((scores.argmax(axis=1) == task.test_labels).mean())
-
-
-def _as_answered(cosines: Array) -> Array:
-    return log_softmax(LOGIT_SCALE * cosines).astype(np.float16).astype(np.float32)
 
 
 def _unit(rows: NDArray[np.floating[Any]]) -> Array:
@@ -218,11 +252,6 @@ def main() -> None:
     """Runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--features", type=Path, required=True)
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument(
-        "--keep-texts", type=int, nargs="+", default=[TuneSettings().keep_texts], help="of words"
-    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not args.features.is_file():
@@ -237,10 +266,10 @@ def main() -> None:
             "heads read generic words alone.",
             file=sys.stderr,
         )
-    for shots, task in product(args.shots, found):
+    for shots, task in product(SHOTS, found):
         # All images that there are: no seed draws others.
-        for seed in args.seeds if shots < SHOTS else args.seeds[:1]:
-            results += measure(task, shots, seed, args.keep_texts)
+        for seed in SEEDS if shots < SHOTS[-1] else SEEDS[:1]:
+            results += measure(task, shots, seed)
             print(f"{task.name}, {shots} shots, seed {seed}", file=sys.stderr, flush=True)
             save(results, args.json)
     print_table(results)

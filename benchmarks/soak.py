@@ -319,7 +319,9 @@ def _tune_and_use(
     if not (run / RUN_FILE).exists():
         shutil.rmtree(run, ignore_errors=True)
         samples = few_shot(dataset.split("train"), SHOTS, seed, dataset.classes)
-        settings = recipe_settings("craftbox", dataset.name, SHOTS, seed=seed)
+        settings = recipe_settings(
+            "craftbox", dataset.name, SHOTS, classes=dataset.classes, seed=seed
+        )
         tune_task(Task(settings, dataset.classes, folder / "digits", samples), run, None, url, key)
     elif not Journal.open(run).finished:
         tune_task(task_of(run), run, None, url, key)

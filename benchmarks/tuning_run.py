@@ -93,7 +93,7 @@ def client_seconds(shots: int, generations: int) -> float:
     shape = (TuneSettings().population, pictures, len(DTD))
     black_box = Instant(log_softmax(rng.standard_normal(shape, dtype=np.float32)), DTD)
     labels = np.repeat(np.arange(len(DTD)), shots)
-    settings = recipe_settings("paper", "dtd", shots, budget=1 + 41 * generations)
+    settings = recipe_settings("paper", "dtd", shots, classes=DTD, budget=1 + 41 * generations)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal.create(Path(folder) / "run", run_document(black_box, labels, settings))
         began = time.perf_counter()

@@ -87,21 +87,21 @@ def loop() -> Figure:
 
 
 def recipe() -> Figure:
-    """Recipe of craftbox: one request, a closed form, a check."""
+    """Recipe of craftbox: one query, the texts that are enough, a closed form, a check."""
     figure, axes = canvas(14, 3.4)
-    box(axes, 0.2, 1.1, 2.4, 1.4, "plain prompt\n+ 31 random\ncodes", CLIENT)
-    box(axes, 3.6, 1.1, 2.2, 1.4, "scores of\nall prompts,\none request", SERVER)
-    box(axes, 6.8, 1.1, 2.2, 1.4, "centred,\nside by side:\nX [N, P C]", CLIENT)
-    box(axes, 10.0, 1.9, 3.8, 1.2, "ridge X to labels,\nleave-one-out in closed form", CLIENT)
+    box(axes, 0.2, 1.1, 2.4, 1.4, "plain prompt:\nclass names and\na vocabulary", CLIENT)
+    box(axes, 3.6, 1.1, 2.2, 1.4, "scores of\nall texts,\none query", SERVER)
+    box(axes, 6.8, 1.1, 2.2, 1.4, "those kept that\nspan most,\nuntil enough: X", CLIENT)
     box(
         axes,
         10.0,
-        0.3,
+        1.9,
         3.8,
         1.2,
-        "deploy what is better\nthan the plain prompt, beyond chance",
+        "ridge X to what the plain\nprediction leaves of the labels",
         CLIENT,
     )
+    box(axes, 10.0, 0.3, 3.8, 1.2, "deploy it unless the plain\nprediction is better", CLIENT)
     arrow(axes, (2.6, 1.8), (3.6, 1.8), "ask", at=(3.1, 2.05))
     arrow(axes, (5.8, 1.8), (6.8, 1.8), "s", at=(6.3, 2.05))
     arrow(axes, (9.0, 1.9), (10.0, 2.4))
