@@ -56,7 +56,9 @@ def accuracy_on_unseen(
 
 
 def folds(labels: Labels, groups: Labels, *, most: int) -> list[Labels]:
-    """The numbers of images that are left out together: one of every class, and its copies.
+    """The numbers of images that are left out together: one of each class that has several.
+
+    Its copies go with it. What would leave a class without an image is no fold.
 
     Args:
         labels: int64 [N].
@@ -64,15 +66,17 @@ def folds(labels: Labels, groups: Labels, *, most: int) -> list[Labels]:
         most: after so many images there are no further folds.
 
     Returns:
-        None at all where fewer than half of the images can be left out.
+        An empty list where fewer than half of the images can be left out.
     """
     rows, turns = _measurable(labels, groups), _turns(labels, groups)
     found: list[Labels] = []
     count = 0
     for turn in range(int(turns.max(initial=-1)) + 1) if rows.any() else ():
         fold = np.flatnonzero(rows & (turns == turn))
-        found += [fold] if len(fold) else []
-        count += len(fold)
+        rest = np.delete(labels, fold)
+        if len(fold) and len(np.unique(rest)) == len(np.unique(labels)):
+            found.append(fold)
+            count += len(fold)
         if count >= most:
             break
     return found

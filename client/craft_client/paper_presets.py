@@ -11,7 +11,8 @@ from typing import Any
 
 from craft_client import recipes
 from craft_client.open_text import beside, common_nouns
-from craft_client.settings import TuneSettings, random_codes_for, shows_texts
+from craft_client.settings import SettingsError, TuneSettings, random_codes_for, shows_texts
+from craft_shared.problems import FieldError
 from craft_shared.wire import EVERYTHING, Output
 
 POPULATION = 40
@@ -123,7 +124,7 @@ def recipe_settings(
         vocabulary: None for common nouns.
         strict: whether to ask about nothing but the classes.
         output: what the key's answers show.
-        prompt_limit: how many prompts the key may ask; no budget is larger.
+        prompt_limit: how many prompts the key may ask.
         name_limit: how many class names and nouns a call may score.
         given: arguments of `TuneSettings`.
 
@@ -133,19 +134,27 @@ def recipe_settings(
     chosen = {name: value for name, value in given.items() if value is not None}
     if vocabulary is not None:
         chosen["texts"] = beside(classes, vocabulary)
+        if strict or not chosen["texts"]:
+            why = "strict access asks for none." if strict else "there is none but the class names."
+            error = FieldError(field="texts", message=why, remedy="Leave them out.")
+            raise SettingsError("The settings cannot be used.", errors=[error])
     if recipes.counted_as(recipe).like_paper:
         settings = {**paper_settings(data, shots), **chosen}
     else:
-        if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
-            nouns = beside(classes, common_nouns())
-            room = len(nouns) if name_limit is None else max(0, name_limit - len(classes))
-            # They are in the order of the alphabet: as many of each letter.
-            chosen["texts"] = nouns[:: -(-len(nouns) // room)] if room else ()
         settings = {"random_codes": random_codes_for(output, prompt_limit), **chosen}
-        if recipe == "craftbox":
-            settings = {"budget": 1 + settings["random_codes"], **settings}
-    if prompt_limit is not None and "budget" in settings:
-        settings["budget"] = min(settings["budget"], prompt_limit)
+        if "budget" not in settings:
+            settings["budget"] = 1 + settings["random_codes"]
+            settings |= {} if recipe == "craftbox" else {"search": False}
+    if prompt_limit is not None:
+        bounded, most = "budget", prompt_limit
+        if recipe == "craftbox":  # a prompt of which may be several queries
+            bounded, most = "random_codes", prompt_limit - 1
+        settings[bounded] = min(settings[bounded], most)
+    if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
+        nouns = beside(classes, common_nouns())
+        room = len(nouns) if name_limit is None else max(0, name_limit - len(classes))
+        # They are in the order of the alphabet: as many of each letter.
+        settings["texts"] = nouns[:: -(-len(nouns) // room)] if room else ()
     return TuneSettings(**settings, recipe=recipe, shots=shots)
 
 

@@ -323,6 +323,9 @@ class TuneSettings:
         opening = units(*self.opening_question)[unit]
         codes = self.opening_question.prompts - 1
         needs = f"the plain prompt and {codes} random codes take {opening}"
+        if self.recipe == "craftbox" and not self.texts:
+            # Of a larger budget the first question is larger too.
+            needed = units(min(FIRST_PROMPTS, 1 + self.random_codes), 0)[unit]
         remedy = f"Raise it to at least {needed}"
         if self.recipe == "craftbox" and self.texts:
             needs = f"the plain prompt with {len(self.texts):,} texts takes {opening}"

@@ -40,7 +40,7 @@ class TuneProgress:
         generation: generations done.
         generations: generations that the budgets, the run's and the key's, cover as they stand.
         queries: spent by this run.
-        budget: queries that the run may spend in all: the settings' budget, or what others leave.
+        budget: queries that the run takes at most: what its settings say, or other budgets leave.
         loss: mean loss of the latest request's codes (of the plain prompt where it had none).
         best_loss: least loss of a single prompt so far.
         accuracy: percent of the training pictures, of the recipe's best prediction so far, which
@@ -140,6 +140,10 @@ class TuningRun:
         self._groups = groups_of(journal.document.get("digests"), len(labels))
         self._on_progress = on_progress
         self._began = time.monotonic()
+        self._planned = settings.budget
+        if settings.recipe == "craftbox":
+            questions = settings.questions(black_box.units)
+            self._planned = sum(black_box.units(*question).queries for question in questions)
 
     def ask(
         self,
@@ -218,7 +222,7 @@ class TuningRun:
                 generation=done,
                 generations=done + further,
                 queries=queries,
-                budget=min([self.settings.budget, *(queries + left for left in remaining)]),
+                budget=min([self._planned, *(queries + left for left in remaining)]),
                 loss=loss,
                 best_loss=best_loss,
                 accuracy=accuracy,

@@ -8,7 +8,7 @@ craft tunes a vision-language model that it may only call, and counts what it co
 From pictures to an adapter in three commands, with DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg:
 
   craft zero-shot --data DIR                              how good the model is as it is
-  craft tune --data DIR --shots 16 --run runs/first       tunes it: 32 queries
+  craft tune --data DIR --shots 16 --run runs/first       tunes it: one query
   craft evaluate runs/first --data DIR                    how good it is then
 
 {server}

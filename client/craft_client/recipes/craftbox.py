@@ -12,8 +12,7 @@
    Each regularisation and weight counts by its held-out cross-entropy, and by how far it is from
    what the number of images calls for.
 4. Choose. The head is deployed unless the plain prediction is better beyond chance.
-
-Shapes: P prompts, N images, C classes, M texts, V of a vocabulary, D = P * (C + M) inputs.
+P prompts, N images, C classes, M texts, V of a vocabulary, D inputs.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from craft_shared.head import LinearHead, Unrefined, centred, centred_inputs
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
+ROUNDING = 1e-5  # a spread of answers that says nothing
 LEAST_INPUTS = 256
 ALIGNED = 0.95  # of 1: hat matrices of two halves that are enough
 REGULARISATIONS = np.logspace(-5, 0.5, 12)
@@ -94,8 +94,8 @@ def _ask_strict(run: TuningRun) -> tuple[Array, Array, list[str]]:
     settings = run.settings
     generator = np.random.default_rng(settings.stream("random codes"))
     codes = generator.standard_normal((settings.random_codes, settings.dim), dtype=np.float32)
-    first = codes[: settings.opening_question.prompts - 1]
-    answers = _ask(run, first, templates=[settings.template])
+    first = settings.opening_question.prompts - 1
+    answers = _ask(run, codes[:first], templates=[settings.template])
     while not enough(centred_inputs(answers[::2]), centred_inputs(answers[1::2])):
         if not run.covers_generation():
             break
@@ -130,7 +130,7 @@ def _ask(
 def enough(first: Array, second: Array) -> bool:
     """Whether ridges on inputs [N, D] and [N, E] predict alike, whatever the labels."""
     if first.shape[1] + second.shape[1] < LEAST_INPUTS:
-        return False  # few images are soon told apart, and others not yet
+        return False  # that few suffice to tell a few images apart, not others
     return Ridge(first).alignment(Ridge(second), usual_ridge(len(first))) > ALIGNED
 
 
@@ -158,9 +158,10 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
     targets = np.eye(int(labels.max()) + 1)[labels]
     images, classes = targets.shape
     inputs = centred_inputs(answers)
+    inputs *= inputs.std(axis=0).max() > ROUNDING
     ridge = Ridge(inputs)
     log_probs = log_softmax(answers[0, :, :classes], axis=1)
-    unit = unit_of(centred(log_probs), targets, least=1e-4 * float(inputs.std()))
+    unit = unit_of(centred(log_probs), targets, least=max(ROUNDING, 1e-4 * inputs.std()))
     plain = centred(log_probs) / unit
     left_out = folds(labels, groups, most=MEASURED)
     rows = np.concatenate([*left_out, np.zeros(0, np.int64)])
@@ -179,8 +180,10 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
             else:
                 scores[at] = ridge.surprise(targets - weight * plain, float(REGULARISATIONS[row]))
     scores += PRIOR_WEIGHT * np.log10(REGULARISATIONS / usual_ridge(images))[:, None] ** 2
-    # Every pair counts by its evidence, tempered: a choice by so few images would be a gamble.
-    parts = softmax(-scores / TEMPERATURE) * scales
+    # Held-out losses of few images leave many pairs likely, and a choice of one would be a gamble.
+    best = scores == scores.min()
+    likely = softmax(-scores / TEMPERATURE) if left_out else best / best.sum()
+    parts = likely * scales
     plain_parts = parts @ PLAIN_WEIGHTS
     solutions = [
         ridge.solution(parts[row].sum() * targets - plain_parts[row] * plain, regularisation)
@@ -189,11 +192,10 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
     ]
     slopes, bias = (np.sum(one, axis=0) for one in zip(*solutions, strict=True))
     head = LinearHead(slopes, bias, 1.0, float(plain_parts.sum() / unit))
-    best = np.unravel_index(scores.argmin(), scores.shape)
-    regularisation = float(REGULARISATIONS[best[0]])
+    row, column = np.argwhere(best)[0]
     if not left_out:
-        return Fit(head, None, None, regularisation)
+        return Fit(head, None, None, float(REGULARISATIONS[row]))
     plain_losses = -log_probs[rows, labels[rows]]
-    stays = clearly_less(plain_losses, losses[best], groups[rows])
-    loss, plain_loss = float(losses[best].mean()), float(plain_losses.mean())
-    return Fit(Unrefined() if stays else head, loss, plain_loss, regularisation)
+    stays = clearly_less(plain_losses, losses[row, column], groups[rows])
+    loss, plain_loss = float(losses[row, column].mean()), float(plain_losses.mean())
+    return Fit(Unrefined() if stays else head, loss, plain_loss, float(REGULARISATIONS[row]))
