@@ -5,14 +5,10 @@
 2. Keep the texts that span most, doubled until they are enough. Enough, for prompts and texts
    alike, is when two halves would predict alike whatever the labels; none is looked at.
 3. Fit. Scores are linear in the hidden image embedding. A ridge regression on all of them learns
-   what the plain prediction, weighted, leaves of the labels (SiM, arXiv 2506.04005, likewise):
-
-       logits = scale * (weight * plain + inputs @ W + b)
-
-   Each regularisation and weight counts by its held-out cross-entropy, and by how far it is from
-   what the number of images calls for.
+   what the plain prediction, weighted, leaves of the labels (SiM, arXiv 2506.04005, likewise).
+   The logits are `scale * (weight * plain + inputs @ W + b)`. Each regularisation and weight counts
+   by its held-out cross-entropy, and by how far it is from what the number of images calls for.
 4. Choose. The head is deployed unless the plain prediction is better beyond chance.
-P prompts, N images, C classes, M texts, V of a vocabulary, D inputs.
 """
 
 from __future__ import annotations
