@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -26,35 +25,29 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 
+from codes_by_level import features, scored
 from craft_client.blackbox import Scores
-from craft_client.journal import Journal
 from craft_client.layouts import load_dataset
 from craft_client.paper_presets import recipe_settings
-from craft_client.tune import run_document, tune
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_shared.adapter import Adapter
-from craft_shared.units import Units
-from craft_shared.wire import EVERYTHING, Budget, Context
+from craft_shared.wire import Context
+from in_process import InProcess, tuned
 from options import present, save
 from white_box import REGULARISATIONS
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-MOST_PIXELS = 50_000_000
 ACCESS = {"one query": False, "strict": True}
 
 
-class InProcess:
-    """A black box over image features [N, W], whose model runs here. See `BlackBox`."""
+class Hosted(InProcess):
+    """A black box over image features [N, W], whose model runs here."""
 
-    output = EVERYTHING
-    prompt_limit = None
-    revision = "0"
-
-    def __init__(self, engine: Engine, model: str, images: Array, classes: Sequence[str]) -> None:
-        self.model, self.classes = model, classes
-        self._engine, self._images = engine, images
+    def __init__(self, engine: Engine, images: Array, classes: Sequence[str]) -> None:
+        self.images, self.classes = images, classes
+        self._engine = engine
 
     def score(
         self,
@@ -68,44 +61,12 @@ class InProcess:
         """See `BlackBox`."""
         codes = np.zeros((0, 2), np.float32) if codes is None else codes
         prompts = Prompts(tuple(templates), context, codes)
-
-        async def answer() -> Array:
-            encoded = await self._engine.encode_prompts(prompts, [*self.classes, *texts])
-            return (await self._engine.score(self._images, encoded, "float16")).astype(np.float32)
-
-        log_probs = asyncio.run(answer())
+        names = [*self.classes, *texts]
+        log_probs = asyncio.run(scored(self._engine, self.images, names, prompts))
         return Scores(log_probs, self.units(len(log_probs), len(texts)))
 
-    def acknowledge(self, scores: Scores) -> None:
-        """See `BlackBox`."""
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
-        """See `BlackBox`."""
-        each = texts + len(self.classes)
-        images = len(self._images)
-        return Units(
-            queries=prompts, predictions=prompts * images, texts=prompts * each, requests=1
-        )
-
-    def budgets(self) -> Sequence[Budget]:
-        """See `BlackBox`."""
-        return ()
-
-
-def features(engine: Engine, files: Sequence[Path]) -> Array:
-    """Image features [N, W]."""
-
-    async def encode(some: Sequence[Path]) -> Array:
-        decoded = await engine.decode_images(
-            [path.read_bytes() for path in some], max_pixels=MOST_PIXELS
-        )
-        return await engine.encode_images(decoded)
-
-    parts = [files[begin : begin + 256] for begin in range(0, len(files), 256)]
-    return np.concatenate([asyncio.run(encode(part)) for part in parts])
-
-
-def predictions(adapter: Adapter, images: InProcess) -> Labels:
+def predictions(adapter: Adapter, images: Hosted) -> Labels:
     """The adapter's classes of all images [N]."""
     config = adapter.config
     answers = images.score(
@@ -114,12 +75,11 @@ def predictions(adapter: Adapter, images: InProcess) -> Labels:
         codes=adapter.codes,
         texts=config.texts,
     ).log_probs
-    return adapter.head(answers).argmax(axis=1)
+    return adapter.refined(answers).argmax(axis=1)
 
 
 def measure(
     engine: Engine,
-    model: str,
     classes: Sequence[str],
     train: tuple[Array, Labels],
     test: tuple[Array, Labels],
@@ -127,14 +87,12 @@ def measure(
 ) -> list[dict[str, Any]]:
     """All methods on one task."""
     (images, labels), (test_images, truth) = train, test
-    black_box, unseen = (InProcess(engine, model, some, classes) for some in (images, test_images))
+    black_box, unseen = (Hosted(engine, some, classes) for some in (images, test_images))
     path = RidgeClassifierCV(alphas=REGULARISATIONS).fit(images, labels)
     found = [{"method": "white box", "accuracy": 100 * float(path.score(test_images, truth))}]
     for access, strict in ACCESS.items():
         settings = recipe_settings("craftbox", "", None, classes=classes, strict=strict, seed=seed)
-        with tempfile.TemporaryDirectory() as folder:
-            about = run_document(black_box, labels, settings)
-            result = tune(black_box, labels, settings, Journal.create(Path(folder) / "run", about))
+        result, _ = tuned(black_box, labels, settings)
         right = predictions(result.adapter, unseen) == truth
         found.append(
             {
@@ -167,7 +125,7 @@ def main() -> None:
         splits = []
         for split in ("train", "test"):
             samples = data.split(split)
-            found = features(engine, [sample.path for sample in samples])
+            found = asyncio.run(features(engine, list(samples)))
             splits.append((found, np.array([sample.label for sample in samples])))
         for task, shots in product(range(args.tasks // len(folders)), args.shots):
             generator = np.random.default_rng([task, shots])
@@ -179,7 +137,7 @@ def main() -> None:
                 for split, of in zip(splits, (few, rows[1]), strict=True)
             ]
             names = [data.classes[one] for one in drawn]
-            for one in measure(engine, args.model, names, *tasks, seed=task):
+            for one in measure(engine, names, *tasks, seed=task):
                 about = {"data": data.name, "classes": names, "task": task, "shots": shots}
                 results.append({**about, **one})
             save(results, args.json)

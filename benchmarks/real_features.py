@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -35,12 +34,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 
 from craft_client.blackbox import Scores
-from craft_client.journal import Journal
 from craft_client.paper_presets import recipe_settings
-from craft_client.tune import run_document, tune
 from craft_shared.head import log_softmax
-from craft_shared.units import Units
-from craft_shared.wire import EVERYTHING, Budget, Context, Output
+from craft_shared.wire import EVERYTHING, Context
+from in_process import InProcess, tuned
 from options import save
 from white_box import REGULARISATIONS, gaussian_discriminant
 
@@ -87,15 +84,11 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embedded(InProcess):
     """A black box that scores images of a task, [N, W]; implements `BlackBox`."""
 
     task: Task
     images: Array
-    model: str = "embeddings"
-    revision: str = "0" * 16
-    output: Output = EVERYTHING
-    prompt_limit: int | None = None
 
     @property
     def classes(self) -> Sequence[str]:
@@ -124,17 +117,6 @@ class Embedded:
             of_names = LOGIT_SCALE * self.images @ np.stack(list(self.task.names.values())).T
         answered = log_softmax(np.concatenate([of_names, logits], axis=1)).astype(np.float16)
         return Scores(answered.astype(np.float32)[None], self.units(1, len(texts)))
-
-    def acknowledge(self, scores: Scores) -> None:
-        """See `BlackBox`."""
-
-    def units(self, prompts: int, texts: int = 0) -> Units:
-        """See `BlackBox`."""
-        return Units(queries=prompts, requests=1)
-
-    def budgets(self) -> Sequence[Budget]:
-        """See `BlackBox`."""
-        return ()
 
 
 def tasks(file: Path) -> list[Task]:
@@ -166,10 +148,7 @@ def craftbox(task: Task, shots: int, seed: int) -> dict[str, Any]:
     settings = recipe_settings(
         "craftbox", task.name, shots, seed=seed, classes=box.classes, vocabulary=list(task.words)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Journal.create(Path(folder) / "run", run_document(box, labels, settings))
-        result = tune(box, labels, settings, journal)
-        deployed = journal.summary()["deployed"]
+    result, deployed = tuned(box, labels, settings)
     kept = result.adapter.config.texts
     of_test = Embedded(task, task.test).score(templates=[settings.template], texts=kept)
     return {

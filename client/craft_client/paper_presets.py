@@ -142,14 +142,13 @@ def recipe_settings(
         settings = {**paper_settings(data, shots), **chosen}
     else:
         settings = {"random_codes": random_codes_for(output, prompt_limit), **chosen}
-        if "budget" not in settings:
-            settings["budget"] = 1 + settings["random_codes"]
-            settings |= {} if recipe == "craftbox" else {"search": False}
-    if prompt_limit is not None:
-        bounded, most = "budget", prompt_limit
-        if recipe == "craftbox":  # a prompt of which may be several queries
-            bounded, most = "random_codes", prompt_limit - 1
-        settings[bounded] = min(settings[bounded], most)
+        if "budget" not in settings and recipe != "craftbox":
+            settings["search"] = False
+        settings.setdefault("budget", 1 + settings["random_codes"])
+    if prompt_limit is not None and recipe == "craftbox":  # one prompt may be several queries
+        settings["random_codes"] = min(settings["random_codes"], prompt_limit - 1)
+    elif prompt_limit is not None:
+        settings["budget"] = min(settings["budget"], prompt_limit)
     if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
         nouns = beside(classes, common_nouns())
         room = len(nouns) if name_limit is None else max(0, name_limit - len(classes))

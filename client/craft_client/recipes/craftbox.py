@@ -157,8 +157,9 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
     inputs *= inputs.std(axis=0).max() > ROUNDING
     ridge = Ridge(inputs)
     log_probs = log_softmax(answers[0, :, :classes], axis=1)
-    unit = unit_of(centred(log_probs), targets, least=max(ROUNDING, 1e-4 * inputs.std()))
-    plain = centred(log_probs) / unit
+    plain = centred(log_probs)
+    unit = unit_of(plain, targets, least=max(ROUNDING, 1e-4 * inputs.std()))
+    plain = plain / unit
     left_out = folds(labels, groups, most=MEASURED)
     rows = np.concatenate([*left_out, np.zeros(0, np.int64)])
     scores = np.empty((len(REGULARISATIONS), len(PLAIN_WEIGHTS)))
