@@ -1,4 +1,4 @@
-"""The algebra of craftbox's recipe: which texts span most, ridge regression, and calibration.
+"""The algebra of craftbox's recipe: spanning texts, ridge and discriminant, and calibration.
 
 Shapes: N images, D inputs, C classes. Regularisations are relative to the inputs' total variance,
 so that a value means the same on every set.
@@ -6,7 +6,7 @@ so that a value means the same on every set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 
 ROUNDING = 1e-13  # of the largest variance: directions of less are rounding
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-2  # of the scale: the loss, at its least, differs by far less
 _STEPS = 50
 _LEAST_CURVATURE = 1e-30  # of logits that are all the same
 
@@ -75,17 +75,19 @@ class Ridge:
 
     def __init__(self, inputs: Floats) -> None:
         self._mean = inputs.mean(axis=0, dtype=np.float64)
-        self._inputs = inputs - self._mean
+        rows = inputs - self._mean
         images, count = inputs.shape
-        if images <= count:
-            values, vectors = np.linalg.eigh(self._inputs @ self._inputs.T)
-            there = values > ROUNDING * values.max(initial=0.0)
-            self._values, self._vectors = values[there], vectors[:, there]
+        is_wide = images <= count
+        products = rows @ rows.T if is_wide else rows.T @ rows
+        values, vectors = np.linalg.eigh(products)
+        there = values > ROUNDING * values.max(initial=0.0)
+        self._values, vectors = values[there], vectors[:, there]
+        # X'Q and Q, of which one is the eigenvectors.
+        if is_wide:
+            self._loadings, self._vectors = rows.T @ vectors, vectors
         else:
-            values, directions = np.linalg.eigh(self._inputs.T @ self._inputs)
-            there = values > ROUNDING * values.max(initial=0.0)
-            self._values = values[there]
-            self._vectors = self._inputs @ (directions[:, there] / np.sqrt(self._values))
+            self._loadings = vectors * np.sqrt(self._values)
+            self._vectors = rows @ (vectors / np.sqrt(self._values))
         self._variance = self._values.sum()
 
     def shrinkage(self, regularisation: float) -> Double:
@@ -94,30 +96,53 @@ class Ridge:
         return kept
 
     def held_out(
-        self, targets: Double, regularisations: Iterable[float], folds: Sequence[Labels]
-    ) -> Iterator[Double]:
-        """What the fit without each fold says of it, at each regularisation: [images of folds, C].
+        self,
+        indicators: Double,
+        others: Double,
+        regularisations: Iterable[float],
+        shares: Sequence[float],
+        folds: Sequence[Labels],
+    ) -> Iterator[tuple[Double, Double]]:
+        """What the fit without each fold says of it, for each regularisation.
 
         Residuals of left-out images solve the equation of the fitted residuals with their block of
-        the hat matrix (Allen's PRESS, for several images at once).
+        the hat matrix (Allen's PRESS, for several images at once). With these predictions for
+        targets the fit would be the same, which gives its class means over the other images.
 
         Args:
-            targets: float64 [N, C].
+            indicators: of the images' classes, float64 [N, C].
+            others: further targets, float64 [N, T].
             regularisations: > 0.
-            folds: numbers of images that are left out together.
+            shares: S of the scatter between classes that is taken out; see `discriminant`.
+            folds: numbers of images that are left out together, F in all. Each leaves in others of
+                all classes.
+
+        Yields:
+            Scores of the classes, float64 [S, F, C], and of the further targets, [F, T].
         """
-        mean = targets.mean(axis=0)
-        rotated = self._vectors.T @ (targets - mean)
+        classes = indicators.shape[1]
+        targets = np.hstack([indicators, others])
+        mean, counts = targets.mean(axis=0), indicators.sum(axis=0)
+        rotated, of_classes = self._vectors.T @ (targets - mean), indicators.T @ self._vectors
         for regularisation in regularisations:
             shrinkage = self.shrinkage(regularisation)
             slopes = shrinkage[:, None] * rotated
-            parts = [targets[:0]]
+            sums = of_classes @ slopes[:, :classes] + np.outer(counts, mean[:classes])
+            scores, further = [], []
             for fold in folds:
-                vectors = self._vectors[fold]
+                vectors, own = self._vectors[fold], indicators[fold]
+                unhatted = np.eye(len(fold)) - 1 / len(targets) - (vectors * shrinkage) @ vectors.T
                 residuals = targets[fold] - mean - vectors @ slopes
-                others = np.eye(len(fold)) - 1 / len(targets) - (vectors * shrinkage) @ vectors.T
-                parts.append(targets[fold] - np.linalg.solve(others, residuals))
-            yield np.concatenate(parts)
+                residuals = np.linalg.solve(unhatted, residuals)
+                predictions = targets[fold] - residuals
+                fitted, change = predictions[:, :classes], residuals[:, :classes]
+                rest = sums - (of_classes * shrinkage) @ (vectors.T @ change) - own.T @ fitted
+                rest -= np.outer(counts, change.sum(axis=0) / len(targets))
+                means = rest / (counts - own.sum(axis=0))[:, None]
+                maps = (discriminant(means, share) for share in shares)
+                scores.append(np.stack([fitted @ matrix + offsets for matrix, offsets in maps]))
+                further.append(predictions[:, classes:])
+            yield np.concatenate(scores, axis=1), np.concatenate(further)
 
     def surprise(self, targets: Double, regularisation: float) -> float:
         """Negative logarithm of the targets' likelihood, [N, C], but for a constant; for each.
@@ -131,20 +156,59 @@ class Ridge:
         noise = max(noise, ROUNDING)  # targets that never vary leave none
         return float(len(targets) * np.log(noise) - np.log1p(-kept).sum()) / 2
 
-    def solution(self, targets: Double, regularisation: float) -> tuple[Array, Array]:
-        """Weight, float32 [D, C], and bias, float32 [C]."""
+    def solution(self, targets: Double, regularisation: float) -> tuple[Double, Double]:
+        """Slopes, float64 [D, T], and intercepts, float64 [T]."""
         mean = targets.mean(axis=0)
         inverse = 1 / (self._values + regularisation * self._variance)
-        slopes = inverse[:, None] * (self._vectors.T @ (targets - mean))
-        weight = self._inputs.T @ (self._vectors @ slopes)
-        bias = mean - self._mean @ weight
-        return weight.astype(np.float32), bias.astype(np.float32)
+        rotated = inverse[:, None] * (self._vectors.T @ (targets - mean))
+        slopes = self._loadings @ rotated
+        return slopes, mean - self._mean @ slopes
+
+    def discriminants(
+        self, indicators: Double, regularisation: float, parts: Mapping[float, float]
+    ) -> tuple[Double, Double]:
+        """A weighted sum of discriminants: slopes, float64 [D, C], and intercepts, float64 [C].
+
+        Args:
+            indicators: of the images' classes, float64 [N, C].
+            regularisation: > 0.
+            parts: weights of the discriminants, by their shares.
+        """
+        slopes, intercepts = self.solution(indicators, regularisation)
+        mean, of_classes = indicators.mean(axis=0), indicators.T @ self._vectors
+        fitted = self._vectors.T @ (indicators - mean)
+        fitted *= self.shrinkage(regularisation)[:, None]
+        means = mean + of_classes @ fitted / indicators.sum(axis=0)[:, None]
+        maps = [(part, *discriminant(means, share)) for share, part in parts.items()]
+        matrix = sum(part * each for part, each, _ in maps)
+        offsets = sum(part * each for part, _, each in maps)
+        return slopes @ matrix, intercepts @ matrix + offsets
 
     def alignment(self, other: Ridge, regularisation: float) -> float:
         """Of both hat matrices, 0 to 1: 1 where both fits say the same whatever the targets."""
         mine, others = self.shrinkage(regularisation), other.shrinkage(regularisation)
         overlap = mine @ (self._vectors.T @ other._vectors) ** 2 @ others
         return float(overlap / (np.linalg.norm(mine) * np.linalg.norm(others) or 1.0))
+
+
+def discriminant(means: Double, share: float) -> tuple[Double, Double]:
+    """What turns fitted indicators into scores of a linear discriminant: a matrix and offsets.
+
+    Ridge regression measures distances by the total scatter, the linear discriminant by what is
+    left without the scatter between classes. With indicators for targets one follows from the
+    other (Hastie, Buja and Tibshirani, Annals of Statistics 1995): fitted @ matrix + offsets.
+
+    Args:
+        means: of the fitted indicators, by class: float64 [C, C].
+        share: of the scatter between classes that is taken out, from 0 (ridge) to 1.
+
+    Returns:
+        Matrix, float64 [C, C], and offsets, float64 [C].
+    """
+    centre = means.mean(axis=0)
+    matrix = np.linalg.inv(np.eye(len(means)) - share * (means - centre))
+    offsets = centre - centre @ matrix - share / 2 * np.diagonal((means - centre) @ matrix)
+    return matrix, offsets
 
 
 def calibrated(logits: Double, labels: Labels, scale: float) -> tuple[float, Array]:
@@ -166,13 +230,13 @@ def calibrated(logits: Double, labels: Labels, scale: float) -> tuple[float, Arr
     for _ in range(_STEPS):
         odds = np.exp(np.float32(scale) * below)
         totals = odds.sum(axis=1)
-        weighted = odds * below
-        means = weighted.sum(axis=1) / totals
-        squares = (weighted * below).sum(axis=1) / totals
-        curvature = max((squares - means**2).mean(), _LEAST_CURVATURE)
-        step = (means.mean() - wanted) / curvature
-        last, scale = scale, float(np.clip(scale - step, scale / 2, min(2 * scale, MAX_PARAMETER)))
-        if abs(scale - last) <= _TOLERANCE * last:
+        odds *= below
+        means = odds.sum(axis=1) / totals
+        squares = np.einsum("nc,nc->n", odds, below) / totals
+        curvature = max(float((squares - means**2).mean()), _LEAST_CURVATURE)
+        step = (float(means.mean(dtype=np.float64)) - wanted) / curvature
+        better = float(np.clip(scale - step, scale / 2, min(2 * scale, MAX_PARAMETER)))
+        if abs(better - scale) <= _TOLERANCE * scale:
             break
-    log_totals = np.log(np.exp(np.float32(scale) * below).sum(axis=1))
-    return scale, log_totals - np.float32(scale) * below[truth]
+        scale = better
+    return scale, np.log(totals) - np.float32(scale) * below[truth]

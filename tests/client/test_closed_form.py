@@ -40,8 +40,11 @@ def variance(inputs: np.ndarray) -> float:
 
 
 def held_out(ridge: Ridge, targets: np.ndarray, regularisation: float, folds: Any) -> np.ndarray:
-    (found,) = ridge.held_out(targets, [regularisation], [np.array(fold) for fold in folds])
-    return np.asarray(found)
+    """Of targets, where all images are of one class."""
+    one_class = np.ones((len(targets), 1))
+    rows = [np.array(fold) for fold in folds]
+    ((_, found),) = ridge.held_out(one_class, targets, [regularisation], [0], rows)
+    return found
 
 
 def by_hand(
@@ -110,12 +113,57 @@ def test_what_is_held_out_is_what_a_fit_without_the_fold_says_of_it(
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-6)
 
 
-def test_regularisations_are_answered_in_their_order() -> None:
-    X, targets = task(12, 30)
-    folds = [np.arange(4), np.arange(4, 9)]
-    found = list(Ridge(X).held_out(targets, [1e-3, 1.0], folds))
-    for regularisation, one in zip((1e-3, 1.0), found, strict=True):
-        np.testing.assert_array_equal(one, held_out(Ridge(X), targets, regularisation, folds))
+def discriminant_by_hand(
+    inputs: np.ndarray, labels: np.ndarray, strength: float, share: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Log-odds of Gaussians with one covariance: the total, less a share of that between classes.
+
+    Relative to the first class, and in units of indicators.
+    """
+    centre = inputs.mean(axis=0)
+    members = np.eye(CLASSES)[labels]
+    means = members.T @ (inputs - centre) / members.sum(axis=0)[:, None]
+    images, X = len(inputs), inputs - centre
+    scatter = X.T @ X - share * (members @ means).T @ (members @ means)
+    directions = np.linalg.solve(scatter + strength * np.eye(X.shape[1]), means.T)
+    offsets = -share / 2 * (means.T * directions).sum(axis=0)
+
+    def scores(of: np.ndarray) -> np.ndarray:
+        found = images / CLASSES * ((of - centre) @ directions + offsets)
+        return np.asarray(found - found[:, :1])
+
+    return scores
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+@pytest.mark.parametrize("inputs", [30, 8], ids=["N<D", "N>D"])
+@REGULARISATIONS
+def test_a_share_of_the_scatter_between_classes_is_taken_out(
+    inputs: int, regularisation: float, share: float
+) -> None:
+    """By algebra on ridge regression; of a fold, as if its images had never been there."""
+    X, _ = task(4 * CLASSES, inputs)
+    labels = np.tile(np.arange(CLASSES), 4)
+    X[:, 0] += labels
+    ridge, indicators = Ridge(X), np.eye(CLASSES)[labels]
+    strength = regularisation * variance(X)
+
+    slopes, intercepts = ridge.discriminants(indicators, regularisation, {share: 0.5})
+    found = X @ slopes + intercepts
+    expected = discriminant_by_hand(X, labels, strength, share)(X) / 2
+    np.testing.assert_allclose(found - found[:, :1], expected, atol=1e-6)
+
+    folds = [np.arange(CLASSES), np.arange(2 * CLASSES, 3 * CLASSES)]
+    ((unseen, _),) = ridge.held_out(indicators, indicators, [regularisation], [0, share], folds)
+    expected = np.concatenate(
+        [
+            discriminant_by_hand(np.delete(X, fold, 0), np.delete(labels, fold), strength, share)(
+                X[fold]
+            )
+            for fold in folds
+        ]
+    )
+    np.testing.assert_allclose(unseen[1] - unseen[1][:, :1], expected, atol=1e-6)
 
 
 def test_a_regularisation_means_the_same_on_inputs_of_every_scale() -> None:

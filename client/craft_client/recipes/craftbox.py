@@ -5,9 +5,10 @@
 2. Keep the texts that span most, doubled until they are enough. Enough, for prompts and texts
    alike, is when two halves would predict alike whatever the labels; none is looked at.
 3. Fit. Scores are linear in the hidden image embedding. A ridge regression on all of them learns
-   what the plain prediction, weighted, leaves of the labels (SiM, arXiv 2506.04005, likewise).
-   The logits are `scale * (weight * plain + inputs @ W + b)`. Each regularisation and weight counts
-   by its held-out cross-entropy, and by how far it is from what the number of images calls for.
+   what the plain prediction, weighted, leaves of the labels (SiM, arXiv 2506.04005, likewise); a
+   share of the scatter between classes is taken out, up to the linear discriminant. The logits are
+   `scale * (weight * plain + inputs @ W + b)`. Each regularisation, share and weight counts by its
+   held-out cross-entropy, and by how far it is from what the number of images calls for.
 4. Choose. The head is deployed unless the plain prediction is better beyond chance.
 """
 
@@ -34,9 +35,10 @@ Labels = NDArray[np.int64]
 ROUNDING = 1e-5  # a spread of answers that says nothing
 LEAST_INPUTS = 256
 ALIGNED = 0.95  # of 1: hat matrices of two halves that are enough
-REGULARISATIONS = np.logspace(-5, 0.5, 12)
-PRIOR_WEIGHT = 10  # nats a squared decade
-PLAIN_WEIGHTS = (0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 1, 1.5)
+DECADES = np.linspace(-2, 2, 9)  # of regularisation, from what so many images call for
+SHARES = (0, 0.5, 0.8, 1)  # of the scatter between classes that is taken out
+PLAIN_WEIGHTS = (0, 0.1, 0.2, 0.4, 0.8, 1.5)
+PRIOR_WEIGHT = 10  # nats for a decade, or for a whole share, squared
 TEMPERATURE = 4
 MEASURED = 2000  # images whose held-out predictions are looked at: more would say no more
 
@@ -144,7 +146,7 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
     """Fits a linear head on answers, and chooses between it and the plain prediction.
 
     Each fold is an image of every class, so that no class is rarer in what is left. Where no class
-    has two, the number of images sets the regularisation, and the likelihood the weight.
+    has two, ridge regression's likelihood is in the place of the held-out loss.
 
     Args:
         answers: log-probabilities, float32 [P, N, C + M], of the plain prompt first.
@@ -157,42 +159,42 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
     inputs *= inputs.std(axis=0).max() > ROUNDING
     ridge = Ridge(inputs)
     log_probs = log_softmax(answers[0, :, :classes], axis=1)
-    plain = centred(log_probs)
-    unit = unit_of(plain, targets, least=max(ROUNDING, 1e-4 * inputs.std()))
-    plain = plain / unit
+    unit = unit_of(centred(log_probs), targets, least=max(ROUNDING, 1e-4 * inputs.std()))
+    plain = centred(log_probs).astype(np.float64) / unit
     left_out = folds(labels, groups, most=MEASURED)
     rows = np.concatenate([*left_out, np.zeros(0, np.int64)])
-    scores = np.empty((len(REGULARISATIONS), len(PLAIN_WEIGHTS)))
-    scales = np.full_like(scores, 5 + classes / 2)
-    losses = np.zeros((*scores.shape, len(rows)), np.float32)
-    both = ridge.held_out(np.hstack([targets, plain]), REGULARISATIONS, left_out)
-    for row, held_out in enumerate(both):
-        of_targets, of_plain = held_out[:, :classes], plain[rows] - held_out[:, classes:]
-        for column, weight in enumerate(PLAIN_WEIGHTS):
-            at = row, column
-            if left_out:
-                logits, last = of_targets + weight * of_plain, scales[row, column - 1]
-                scales[at], losses[at] = calibrated(logits, labels[rows], last)
-                scores[at] = images * losses[at].mean()
-            else:
-                scores[at] = ridge.surprise(targets - weight * plain, float(REGULARISATIONS[row]))
-    scores += PRIOR_WEIGHT * np.log10(REGULARISATIONS / usual_ridge(images))[:, None] ** 2
-    # Held-out losses of few images leave many pairs likely, and a choice of one would be a gamble.
-    best = scores == scores.min()
-    likely = softmax(-scores / TEMPERATURE) if left_out else best / best.sum()
-    parts = likely * scales
-    plain_parts = parts @ PLAIN_WEIGHTS
-    solutions = [
-        ridge.solution(parts[row].sum() * targets - plain_parts[row] * plain, regularisation)
-        for row, regularisation in enumerate(REGULARISATIONS.tolist())
-        if parts[row].sum() > 1e-3 * parts.sum()
-    ]
-    slopes, bias = (np.sum(one, axis=0) for one in zip(*solutions, strict=True))
-    head = LinearHead(slopes, bias, 1.0, float(plain_parts.sum() / unit))
-    row, column = np.argwhere(best)[0]
+    strengths = (usual_ridge(images) * 10**DECADES).tolist()
+    shares = SHARES if left_out else SHARES[:1]
+    scores = np.empty((len(DECADES), len(shares), len(PLAIN_WEIGHTS)))
+    scale = 5 + classes / 2
+    scales, losses = np.full_like(scores, scale), np.zeros((*scores.shape, len(rows)), np.float32)
+    if left_out:
+        unseen = ridge.held_out(targets, plain, strengths, shares, left_out)
+        for i, (learnt, explained) in enumerate(unseen):
+            for j, k in np.ndindex(scores.shape[1:]):
+                logits = learnt[j] + PLAIN_WEIGHTS[k] * (plain[rows] - explained)
+                scales[i, j, k], losses[i, j, k] = calibrated(logits, labels[rows], scale)
+                scale = scales[i, j, k]
+        scores[:] = images * losses.mean(axis=-1)
+    else:
+        for i, k in np.ndindex(scores.shape[::2]):
+            scores[i, 0, k] = ridge.surprise(targets - PLAIN_WEIGHTS[k] * plain, strengths[i])
+    scores += PRIOR_WEIGHT * (DECADES[:, None, None] ** 2 + np.square(shares)[:, None])
+    best = np.unravel_index(scores.argmin(), scores.shape)
+    # Held-out losses of few images leave many settings likely, and a choice would be a gamble.
+    parts = scales * (softmax(-scores / TEMPERATURE) if left_out else scores == scores[best])
+    plain_parts = parts.sum(axis=1) @ PLAIN_WEIGHTS
+    slopes, bias = np.zeros((inputs.shape[1], classes)), np.zeros(classes)
+    for i in np.flatnonzero(parts.sum(axis=(1, 2)) > 1e-3 * parts.sum()).tolist():
+        of_shares = dict(zip(shares, parts[i].sum(axis=1), strict=True))
+        fitted = ridge.discriminants(targets, strengths[i], of_shares)
+        of_plain = ridge.solution(plain_parts[i] * plain, strengths[i])
+        slopes, bias = slopes + fitted[0] - of_plain[0], bias + fitted[1] - of_plain[1]
+    plain_weight = float(plain_parts.sum() / unit)
+    head = LinearHead(slopes.astype(np.float32), bias.astype(np.float32), 1.0, plain_weight)
     if not left_out:
-        return Fit(head, None, None, float(REGULARISATIONS[row]))
+        return Fit(head, None, None, strengths[best[0]])
     plain_losses = -log_probs[rows, labels[rows]]
-    stays = clearly_less(plain_losses, losses[row, column], groups[rows])
-    loss, plain_loss = float(losses[row, column].mean()), float(plain_losses.mean())
-    return Fit(Unrefined() if stays else head, loss, plain_loss, float(REGULARISATIONS[row]))
+    stays = clearly_less(plain_losses, losses[best], groups[rows])
+    measured = float(losses[best].mean()), float(plain_losses.mean())
+    return Fit(Unrefined() if stays else head, *measured, strengths[best[0]])

@@ -13,16 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 from craft_client.blackbox import Scores
-from craft_client.closed_form import calibrated
+from craft_client.closed_form import calibrated, discriminant
 from craft_client.held_out import folds
 from craft_client.journal import Journal
 from craft_client.losses import accuracy, cross_entropy
 from craft_client.recipes import craftbox
 from craft_client.recipes.craftbox import (
+    DECADES,
     LEAST_INPUTS,
     PLAIN_WEIGHTS,
     PRIOR_WEIGHT,
-    REGULARISATIONS,
+    SHARES,
     Fit,
     enough,
     fit,
@@ -202,7 +203,7 @@ def test_a_class_with_one_image_is_fitted_and_not_measured() -> None:
 
 
 def _held_out_again(answers: Array, labels: Labels, groups: Labels) -> float:
-    """The loss of the best pair, by a fit for each fold, without its images and their copies."""
+    """The loss of the best setting, by a fit for each fold, without its images and their copies."""
     targets = np.eye(int(labels.max()) + 1)[labels]
     plain = centred(plain_of(answers, labels)).astype(np.float64)
     plain /= plain.std(axis=0).mean() / targets.std(axis=0).mean()
@@ -211,20 +212,28 @@ def _held_out_again(answers: Array, labels: Labels, groups: Labels) -> float:
     parts = folds(labels, groups, most=len(labels))
     rows = np.concatenate(parts)
     best = np.inf, np.inf
-    for regularisation, weight in product(REGULARISATIONS, PLAIN_WEIGHTS):
-        left = targets - weight * plain
-        said = []
+    for decades, share, weight in product(DECADES, SHARES, PLAIN_WEIGHTS):
+        regularisation = 10 ** (decades + 0.25 - 1.5 * np.log10(len(labels)))
+        found = []
         for fold in parts:
             rest = ~np.isin(groups, groups[fold])
             assert len(fold) + rest.sum() == len(labels), "all copies of an image are in its fold"
-            mean, target_mean = inputs[rest].mean(axis=0), left[rest].mean(axis=0)
+            mean = inputs[rest].mean(axis=0)
             kernel = (inputs[rest] - mean) @ (inputs[rest] - mean).T
             kernel += regularisation * variance * np.eye(rest.sum())
-            solved = (inputs[rest] - mean).T @ np.linalg.solve(kernel, left[rest] - target_mean)
-            said.append((inputs[fold] - mean) @ solved + target_mean + weight * plain[fold])
-        _, losses = calibrated(np.concatenate(said), labels[rows], 10.0)
-        decades = np.log10(regularisation) - 0.25 + 1.5 * np.log10(len(labels))
-        score = len(labels) * losses.mean() + PRIOR_WEIGHT * decades**2
+            both = np.hstack([targets, plain])
+            solved = np.linalg.solve(kernel, both[rest] - both[rest].mean(axis=0))
+            slopes = (inputs[rest] - mean).T @ solved
+            fitted = (inputs - mean) @ slopes + both[rest].mean(axis=0)
+            learnt, explained = np.split(fitted, 2, axis=1)
+            means = [
+                learnt[rest & (labels == each)].mean(axis=0) for each in range(len(targets[0]))
+            ]
+            matrix, offsets = discriminant(np.stack(means), share)
+            logits = learnt @ matrix + offsets + weight * (plain - explained)
+            found.append(logits[fold])
+        _, losses = calibrated(np.concatenate(found), labels[rows], 10.0)
+        score = len(labels) * losses.mean() + PRIOR_WEIGHT * (decades**2 + share**2)
         best = min(best, (float(score), float(losses.mean())))
     return best[1]
 
