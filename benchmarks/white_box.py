@@ -195,7 +195,7 @@ def discriminant(training: Training) -> Fit:
 def coop(training: Training) -> Fit:
     """Prompt learning at the published rate, which suits CLIP's own token embeddings."""
     every = np.arange(len(training.labels))
-    words, notes = _learn_words(training, every, training.epochs, COOP_RATE)
+    words, notes = learn_words(training, every, training.epochs, COOP_RATE)
     return Fit(_classifier_of_texts(training, words), notes)
 
 
@@ -210,14 +210,14 @@ def coop_rate_chosen(training: Training) -> Fit:
     epochs = max(1, training.epochs // 4)
     losses = {}
     for rate in COOP_RATES:
-        words, _ = _learn_words(training, kept, epochs, rate)
+        words, _ = learn_words(training, kept, epochs, rate)
         classify = _classifier_of_texts(training, words)
         log_probs = log_softmax(classify(training.features[left_out]), axis=1)
         truth = np.arange(len(left_out)), training.labels[left_out]
         losses[rate] = -float(log_probs[truth].mean())
 
     every = np.arange(len(training.labels))
-    words, notes = _learn_words(
+    words, notes = learn_words(
         training, every, training.epochs, min(losses, key=losses.__getitem__)
     )
     return Fit(_classifier_of_texts(training, words), {**notes, "held_out_losses": losses})
@@ -233,7 +233,7 @@ METHODS: dict[str, Callable[[Training], Fit]] = {
 }
 
 
-def _learn_words(
+def learn_words(
     training: Training, rows: NDArray[np.int64], epochs: int, rate: float
 ) -> tuple[Tensor, dict[str, Any]]:
     """Four context words, the same for all classes, by stochastic gradient descent on some rows."""
