@@ -1,16 +1,12 @@
-"""What is sent: a call of API v1, before anything of it has gone out.
-
-It knows how a call becomes a request, and the headers that all calls carry; it does not know what
-sends the request, nor what is answered.
-"""
+"""A call of API v1 as a request, and the headers that all calls carry."""
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -28,11 +24,12 @@ REQUEST_ID_HEADER = "X-Request-Id"
 
 # The longest answers in JSON but for lists of adapters: a page of the ledger, a receipt.
 MOST_JSON_BYTES = 8 * 2**20
+MOST_LIST_BYTES = 32 * 2**20  # every adapter of an owner's
+MOST_KEYS_BYTES = 2**18
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 
-T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -86,11 +83,6 @@ class Call:
             "content": body,
             "headers": headers,
         }
-
-
-# What a client does: it yields calls, is sent the successful answer of each (or thrown the
-# failure), and returns what all of them came to. Whoever sends the calls may do so as it likes.
-Operation: TypeAlias = Generator[Call, httpx.Response, T]
 
 
 def message(model: type[M], /, **fields: Any) -> M:

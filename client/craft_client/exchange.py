@@ -18,7 +18,6 @@ import stamina
 
 from craft_client.answers import error_of
 from craft_client.calls import IDEMPOTENCY_HEADER, Call, request_id
-from craft_client.connection import URL_VARIABLE
 from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
@@ -32,7 +31,7 @@ from craft_client.exceptions import (
     RateLimited,
     RequestTimeout,
 )
-from craft_client.network import CA_FILE_VARIABLE
+from craft_client.network import CA_FILE_VARIABLE, URL_VARIABLE
 from craft_shared import problems
 from craft_shared.printing import printable
 from craft_shared.tracing import Span, parent_headers, span

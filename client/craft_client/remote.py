@@ -15,11 +15,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answer_blocks import blocks, rows_per_call
-from craft_client.api import Client, Prediction
+from craft_client.api import Client
 from craft_client.blackbox import Scores
 from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
+from craft_client.limits import blocks, rows_per_call
+from craft_client.predictions import Prediction
 from craft_shared.adapter import Adapter
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units

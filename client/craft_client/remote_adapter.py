@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answer_blocks import blocks, rows_per_call
-from craft_client.api import AdapterPrediction, Client
-from craft_client.uploads import bodies
+from craft_client.api import Client
+from craft_client.limits import blocks, bodies, rows_per_call
+from craft_client.predictions import AdapterPrediction
 from craft_shared.output import scores_of, shown_bytes
 from craft_shared.units import Units
 from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard, Output

@@ -200,7 +200,7 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
 
 def _plugin_of(settings: TuneSettings) -> Plugin | None:
     if settings.recipe not in plugins.OWN_RECIPES:
-        return plugins.find(plugins.RECIPES, settings.recipe)
+        return plugins.find(settings.recipe)
     return None
 
 

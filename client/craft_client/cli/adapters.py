@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.completion import adapter_names
-from craft_client.cli.known_adapters import remember
+from craft_client.cli.completion import adapter_names, remember
 from craft_client.cli.options import AsJson, Key, RunFolder, Url, examples
 from craft_client.cli.session import connect
 from craft_client.cli.show import document, percent, say, table, units_line

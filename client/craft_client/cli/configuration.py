@@ -1,17 +1,16 @@
-"""The command line's settings: what each is, and where that comes from.
+"""`craft config` and `craft plugins`: what the commands use, and where each setting comes from.
 
-The first that names a setting wins: an option, the environment, `craft.toml` in the present
-folder, the user's `config.toml`, the default. A file of TOML holds nothing but settings:
+The first that names a setting wins: an option, the environment, the user's `config.toml`, the
+default. A file of TOML holds nothing but settings:
 
     url = "https://craft.example.org"
     api_key_file = "~/.config/craft/key"
 
-`craft.toml` may have come with somebody else's folder. So it says nothing of where the API key is
-and goes: what it names of that is left out, and the commands say so.
+A `craft.toml` in the present folder may have come with somebody else's folder. All settings decide
+where the API key is or goes, so that none is taken from there, and the commands say so.
 
 The API key has two spellings, `api_key` and `api_key_file`; where one place has both, the first
-counts. It knows places and values; it does not know what is done with a setting. Programs that use
-`craft_client.Client` are not concerned: that reads the environment alone.
+counts. Programs that use `craft_client.Client` are not concerned: that reads the environment alone.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from craft_client.cli.options import AsJson, Key, Url, examples
+from craft_client.cli.show import document, say, table
 from craft_client.exceptions import CraftError, MissingKey
 from craft_shared.text_files import NotTextError, read_text
 
 PROJECT_FILE = Path("craft.toml")
-KINDS: Mapping[str, type] = {"url": str, "api_key": str, "api_key_file": str, "compress": bool}
-# Who names one of them decides which server is sent the user's key.
-OWN = ("url", "api_key", "api_key_file")
-DEFAULTS: Mapping[str, Any] = {"url": "http://127.0.0.1:8000", "compress": False}
+NAMES = ("url", "api_key", "api_key_file")
+DEFAULTS = {"url": "http://127.0.0.1:8000"}
 OPTION, ENVIRONMENT, DEFAULT = "option", "environment", "default"
 
 _KEY = re.compile(r"(craft_[A-Za-z0-9]{8}_).+")
@@ -47,17 +45,11 @@ class ConfigurationError(CraftError):
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting's value, and the place that it comes from.
-
-    Attributes:
-        name: what files call it.
-        value: as the place has it.
-        source: `option`, `environment`, `default`, or the file.
-    """
+    """A setting's value, and the place that it comes from."""
 
     name: str
-    value: Any
-    source: str
+    value: str
+    source: str  # `option`, `environment`, `default`, or the file
 
     @property
     def shown(self) -> str:
@@ -65,7 +57,7 @@ class Setting:
         if self.name == "api_key":
             form = _KEY.fullmatch(self.value)
             return f"{form[1] if form else ''}********"
-        return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
+        return self.value
 
 
 Settings = dict[str, Setting]
@@ -86,21 +78,18 @@ def load(url: str | None = None, key: str | None = None) -> Settings:
     Raises:
         ConfigurationError: a file cannot be read, or holds what is no setting.
     """
-    variables = {name: os.environ.get(variable(name), "").strip() for name in KINDS}
+    _values(PROJECT_FILE)  # of which nothing is taken
+    variables = {name: os.environ.get(variable(name), "").strip() for name in NAMES}
     given = {"url": url, "api_key": key}
-    places: list[tuple[str, Mapping[str, Any]]] = [
+    places: list[tuple[str, Mapping[str, str]]] = [
         (OPTION, {n: v for n, v in given.items() if v and v != variables[n]}),
         (ENVIRONMENT, {name: value for name, value in variables.items() if value}),
-        (
-            str(PROJECT_FILE),
-            {name: value for name, value in _values(PROJECT_FILE).items() if name not in OWN},
-        ),
         (str(user_file()), _values(user_file())),
         (DEFAULT, DEFAULTS),
     ]
     found: Settings = {}
     for source, values in places:
-        for name in KINDS:
+        for name in NAMES:
             if name in values and name not in found and not _second_key(name, found):
                 found[name] = Setting(name, values[name], source)
     return found
@@ -118,7 +107,7 @@ def api_key(settings: Settings) -> str | None:
         MissingKey: its file cannot be read.
     """
     if "api_key" in settings:
-        return str(settings["api_key"].value)
+        return settings["api_key"].value
     file = settings.get("api_key_file")
     if file is None or file.source == ENVIRONMENT:
         return None
@@ -131,17 +120,10 @@ def api_key(settings: Settings) -> str | None:
         ) from error
 
 
-def compress(settings: Settings) -> bool | None:
-    """Whether large answers travel compressed; None leaves it to `Client`."""
-    found = settings["compress"]
-    return None if found.source == ENVIRONMENT else bool(found.value)
-
-
 def warnings(settings: Settings) -> list[str]:
     """What is unwise about where the settings are, a sentence each."""
     found = []
-    left_out = [name for name in OWN if name in _values(PROJECT_FILE)]
-    if left_out:
+    if left_out := [name for name in NAMES if name in _values(PROJECT_FILE)]:
         found.append(
             f"Left out: {', '.join(left_out)} of '{PROJECT_FILE}' in this folder. Addresses and "
             f"keys come from options, the environment or '{user_file()}'."
@@ -158,7 +140,7 @@ def _second_key(name: str, found: Settings) -> bool:
     return name in keys and not keys.isdisjoint(found)
 
 
-def _values(file: Path) -> Mapping[str, Any]:
+def _values(file: Path) -> dict[str, str]:
     """What a file holds; nothing where there is none."""
     try:
         values = tomllib.loads(read_text(file))
@@ -175,10 +157,67 @@ def _values(file: Path) -> Mapping[str, Any]:
 
 
 def _check(file: Path, name: str, value: object) -> None:
-    if name not in KINDS:
-        near = get_close_matches(name, KINDS)
-        meant = f"Did you mean '{near[0]}'?" if near else f"Settings are {', '.join(KINDS)}."
+    if name not in NAMES:
+        near = get_close_matches(name, NAMES)
+        meant = f"Did you mean '{near[0]}'?" if near else f"Settings are {', '.join(NAMES)}."
         raise ConfigurationError(f"'{file}': there is no setting '{name}'.", remedy=meant)
-    if not isinstance(value, KINDS[name]):
-        wanted = "true or false" if KINDS[name] is bool else 'a text, in "quotes"'
-        raise ConfigurationError(f"'{file}': {name} is not {wanted}.")
+    if not isinstance(value, str):
+        raise ConfigurationError(f"'{file}': {name} is not a text, in \"quotes\".")
+
+
+def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show each setting and where it comes from; the API key is masked.
+
+    An option comes before the environment, that before your own file.
+    Nothing is taken from ./craft.toml.
+    """
+    settings = load(url, key)
+    if as_json:
+        document(
+            {
+                "settings": {
+                    name: {"value": found.shown, "source": found.source}
+                    for name, found in settings.items()
+                },
+                "files": {"project": str(PROJECT_FILE.resolve()), "user": str(user_file())},
+            }
+        )
+        return
+    table(
+        ["setting", "value", "from"],
+        [[n, settings[n].shown, settings[n].source] for n in NAMES if n in settings],
+    )
+    say(f"Your own file, where it exists: '{user_file()}'.")
+    for warning in warnings(settings):
+        say(warning)
+
+
+def plugins(as_json: AsJson = False) -> None:
+    """List the recipes that other packages add. Each is loaded to try it."""
+    from craft_client.plugins import RECIPES
+    from craft_shared.plugins import listed
+
+    found = listed([RECIPES])
+    if as_json:
+        document({"plugins": found})
+    elif found:
+        table(list(found[0]), [list(row.values()) for row in found])
+    else:
+        say("No plug-ins are installed (docs/plugins.md).")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    config = typer.Typer(
+        no_args_is_help=True,
+        help="What the commands are configured with.",
+        epilog=examples("craft config show"),
+    )
+
+    @config.callback()
+    def _config() -> None:
+        """Makes `show` a command of its own, although it is the only one."""
+
+    config.command(epilog=examples("craft config show", "craft config show --json"))(show)
+    app.add_typer(config, name="config", rich_help_panel="Settings")
+    app.command(epilog=examples("craft plugins", "craft plugins --json"))(plugins)

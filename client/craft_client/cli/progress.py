@@ -1,20 +1,29 @@
 """How far something is: on a terminal redrawn in place, elsewhere a line now and then.
 
-It knows runs and things that are counted; with `--quiet` it shows neither.
+With `--quiet` nothing is shown.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from craft_client.cli.interrupt import remembered_interrupt
-from craft_client.cli.show import animated, percent, say, stderr, units_line
-from craft_client.cli.verbosity import Verbosity, verbosity
+from craft_client.cli.show import (
+    Verbosity,
+    animated,
+    percent,
+    say,
+    stderr,
+    units_line,
+    verbosity,
+)
 from craft_shared.printing import text_of
 
 if TYPE_CHECKING:
@@ -139,3 +148,31 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def remembered_interrupt() -> Iterator[Callable[[], None]]:
+    """Gives a function that raises `KeyboardInterrupt` if there was one since the block began.
+
+    Python raises it wherever the program happens to be; where that is a destructor or a library's
+    callback, the exception is printed and dropped, and a long run would go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # signals are the main thread's
+        return
+    interrupted = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,4 +1,4 @@
-"""What commands do with a server: connect, check what is left, upload pictures."""
+"""What commands do with a server: connect, wait, check what is left, upload images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft_client.cli.progress import counting
-from craft_client.cli.show import say
-from craft_client.cli.waits import told_waits
+from craft_client.cli.show import Verbosity, say, verbosity
 
 if TYPE_CHECKING:
+    from stamina.instrumentation import RetryDetails
+
     from craft_client.api import Client
     from craft_client.data import Sample
     from craft_shared.units import Units
     from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits
 
 
+# Seconds; shorter waits are worth a line with --verbose alone.
+_LONG_WAIT = 1.0
+
+
 @contextmanager
 def connect(url: str | None, key: str | None, *, run: str | None = None) -> Iterator[Client]:
     """A client that says on stderr when it waits for the server; `run` is as in `Client`."""
-    with told_waits(), client_of(url, key, run=run) as client:
+    with _saying_waits(), client_of(url, key, run=run) as client:
         yield client
 
 
@@ -36,7 +41,6 @@ def client_of(url: str | None, key: str | None, **options: Any) -> Client:
     return Client(
         settings["url"].value,
         configuration.api_key(settings),
-        compress=configuration.compress(settings),
         **options,
     )
 
@@ -123,3 +127,54 @@ def _file_of(field: str, paths: Sequence[Path]) -> str:
 
     index = picture_position(field)
     return field if index is None or index >= len(paths) else f"'{paths[index]}'"
+
+
+@contextmanager
+def _saying_waits() -> Iterator[None]:
+    """Says on stderr, while the block lasts, what stamina waits for."""
+    from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
+
+    hooks = get_on_retry_hooks()
+    set_on_retry_hooks([_say_wait])
+    try:
+        yield
+    finally:
+        set_on_retry_hooks(hooks)
+
+
+def _say_wait(details: RetryDetails) -> None:
+    wait = details.wait_for
+    if wait >= _LONG_WAIT or verbosity() is Verbosity.VERBOSE:
+        shown = f"{wait:.0f}" if wait >= _LONG_WAIT else f"{wait:.1f}"
+        say(f"Retrying in {shown} s: {reason(details.caused_by)}.")
+
+
+def reason(error: Exception) -> str:
+    """Why a call is sent again, as a clause."""
+    from craft_client.exceptions import (
+        AnswerLost,
+        CallInProgress,
+        ConnectionFailed,
+        GatewayFailed,
+        InternalError,
+        Overloaded,
+        RateLimited,
+    )
+
+    match error:
+        case Overloaded():
+            return "the server is overloaded"
+        case RateLimited():
+            return "the key's rate limit is reached"
+        case CallInProgress():
+            return "the server is still at work on the call"
+        case InternalError():
+            return "the server failed at the call"
+        case GatewayFailed():
+            return f"a gateway answered {error.status}"
+        case AnswerLost():
+            return "the connection broke"
+        case ConnectionFailed():
+            return "there is no connection to the server"
+        case _:
+            return str(getattr(error, "message", error)).partition("\n")[0].rstrip(".")

@@ -67,19 +67,19 @@ def _paper(run: TuningRun, /) -> Outcome:
 
 
 def _bbt(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.bbt import run_bbt
+    from craft_client.recipes.prompt_alone import run_bbt
 
     return run_bbt(run)
 
 
 def _random(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.random_search import run_random
+    from craft_client.recipes.prompt_alone import run_random
 
     return run_random(run)
 
 
 def _spsa(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.spsa import run_spsa
+    from craft_client.recipes.prompt_alone import run_spsa
 
     return run_spsa(run)
 
