@@ -100,8 +100,6 @@ COMMANDS: dict[str, list[list[str]]] = {
     "report": [["runs/ours", "--out", "{new}"]],
     "compare": [["runs/ours", "runs/ours"], ["runs/ours", "runs/ours", "--json"]],
     "plugins": [[]],
-    "store put": [["runs/ours", f"x{ESCAPES.replace(chr(0), '')}:y"]],
-    "store get": [["x:y", "{new}"]],
     "config show": [[], ["--json"]],
 }
 
