@@ -73,6 +73,7 @@ from craft_shared.wire import (
     ImageSet,
     ImageSetCreate,
     ImageUploadAnswer,
+    Limits,
     ModelCard,
     ModelList,
     PredictionRequest,
@@ -197,6 +198,7 @@ class AsyncClient:
         image_set: ImageSet,
         images: Iterable[Picture],
         *,
+        limits: Limits | None = None,
         on_chunk: Callable[[ImageUploadAnswer], None] | None = None,
         idempotency_key: str | None = None,
     ) -> ImageSet:
@@ -207,6 +209,7 @@ class AsyncClient:
         Args:
             image_set: its `count` must be up to date.
             images: see `craft_client.pictures`; read and encoded lazily, a chunk at a time.
+            limits: of the image set's model; the server is asked for them when None.
             on_chunk: called after each call with its answer.
             idempotency_key: of the whole upload. The same upload again under the same key, from
                 the same `count` on, adds and charges only what had not arrived; so does the rest of
@@ -222,7 +225,8 @@ class AsyncClient:
                 given. Chunks before it have been added and paid.
             InvalidRequest: `image_set` is not up to date; `first_row` is named.
         """
-        limits = (await self.model(image_set.model)).limits
+        if limits is None:
+            limits = (await self.model(image_set.model)).limits
         before = image_set.count
         if isinstance(images, Sequence):
             check_images(images, before, limits)

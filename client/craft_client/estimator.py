@@ -27,7 +27,7 @@ from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer, Scale
+from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -43,26 +43,13 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         classes: class names, where labels are row numbers of them (from 0). With None, or where
             labels are names already, the names are the labels.
         model: the server's name of the model; None for its first.
-        recipe: see `craft_client.settings.TuneSettings`, as all further ones; None stands for the
-            recipe's own value (see `craft_client.paper_presets.recipe_settings`).
-        budget: see there.
-        seed: see there.
-        population: see there.
-        dim: see there.
-        random_codes: see there.
-        scale: see there.
-        sigma: see there.
-        strategy: see there.
-        search: see there.
-        refinement: see there.
-        consistency: see there.
-        consistency_weight: see there.
-        template: see there.
-        texts: see there; None for common nouns. Class names among them are left out.
-        keep_texts: see there.
+        texts: the vocabulary; None for common nouns. Class names among them are left out.
         strict: whether to ask about the class names alone.
         run_dir: keeps the run's journal in this new directory; None for a temporary one. Clones
             that are fitted, as in cross-validation, each need their own: leave it None there.
+
+    All other arguments are those of `craft_client.settings.TuneSettings`; None stands for the
+    recipe's own value (see `craft_client.paper_presets.recipe_settings`).
 
     Attributes:
         classes_: the labels in the order of the columns of `predict_proba`.
@@ -152,7 +139,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             ):
                 # Checked as it will be, because uploading is charged.
                 planned = empty.model_copy(update={"count": len(encoded)})
-                black_box = RemoteBlackBox(client, planned, names)
+                black_box = RemoteBlackBox(client, planned, names, card=card)
                 about = run_document(
                     black_box,
                     labels,
@@ -161,8 +148,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     digests=[digest_of(file) for file in encoded],
                 )
                 journal.begin(about)
-                image_set, uploaded = _upload(client, empty, encoded)
-                black_box = RemoteBlackBox(client, image_set, names)
+                image_set, uploaded = _upload(client, empty, encoded, card.limits)
+                black_box = RemoteBlackBox(client, image_set, names, card=card)
                 self.result_ = tune(black_box, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
@@ -179,8 +166,9 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     f"The model '{config.model}' is not the one that this classifier was tuned on.",
                     remedy="Fit it anew.",
                 )
-            image_set, _ = _upload(client, empty, encoded)
-            black_box = RemoteBlackBox(client, image_set, config.scored)
+            card = client.model(config.model)
+            image_set, _ = _upload(client, empty, encoded, card.limits)
+            black_box = RemoteBlackBox(client, image_set, config.scored, card=card)
             return classify_here(self.adapter_, black_box)[1]
 
     def predict_proba(self, X: Iterable[Picture]) -> NDArray[np.float64]:
@@ -209,28 +197,17 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         **of_key: Any,
     ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
+        given = self.get_params(deep=False)
+        for name in ("client", "classes", "model", "run_dir"):
+            del given[name]
         return recipe_settings(
-            self.recipe,
+            given.pop("recipe"),
             "",
             int(counts[0]) if len(counts) == 1 else None,
             **of_key,
-            budget=self.budget,
-            seed=self.seed,
-            population=self.population,
-            dim=self.dim,
-            random_codes=self.random_codes,
-            scale=self.scale,
-            sigma=self.sigma,
-            strategy=self.strategy,
-            search=self.search,
-            refinement=self.refinement,
-            consistency=self.consistency,
-            consistency_weight=self.consistency_weight,
-            template=self.template,
             classes=names,
-            vocabulary=self.texts,
-            strict=self.strict,
-            keep_texts=self.keep_texts,
+            vocabulary=given.pop("texts"),
+            **given,
         )
 
     @contextmanager
@@ -254,14 +231,16 @@ def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
             client.delete_image_set(image_set.id)
 
 
-def _upload(client: Client, image_set: ImageSet, files: Sequence[bytes]) -> tuple[ImageSet, Units]:
-    """The image set with these pictures, and what uploading them cost."""
+def _upload(
+    client: Client, image_set: ImageSet, files: Sequence[bytes], limits: Limits
+) -> tuple[ImageSet, Units]:
+    """The image set with these images, and what uploading them cost."""
     charged: list[Units] = []
 
     def count(answer: ImageUploadAnswer) -> None:
         charged.append(answer.cost.charged)
 
-    filled = client.upload_images(image_set, files, on_chunk=count)
+    filled = client.upload_images(image_set, files, limits=limits, on_chunk=count)
     return filled, sum(charged, Units())
 
 

@@ -47,11 +47,12 @@ class RemoteBlackBox:
 
     Attributes:
         client: the connection.
-        image_set: the N pictures.
+        image_set: the N images.
         classes: the C class names.
         dtype: precision in which answers travel.
         run: unlike any other run of the key's, 1 to 200 visible ASCII characters; with it, requests
             that have a name are idempotent.
+        card: the model's; the server is asked for it when None.
     """
 
     client: Client
@@ -59,6 +60,7 @@ class RemoteBlackBox:
     classes: Sequence[str]
     dtype: DType = "float16"
     run: str | None = None
+    card: ModelCard | None = None
 
     @property
     def model(self) -> str:
@@ -72,7 +74,7 @@ class RemoteBlackBox:
 
     @cached_property
     def _card(self) -> ModelCard:
-        return self.client.model(self.model)
+        return self.card or self.client.model(self.model)
 
     @property
     def _limits(self) -> Limits:

@@ -6,7 +6,7 @@ a picture is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from craft_shared.head import HEAD_KINDS
 from craft_shared.names import made_sound
 from craft_shared.plugins import Plugin, PluginError
 from craft_shared.units import Units
-from craft_shared.wire import Output, Provenance, ProviderProfile
+from craft_shared.wire import Budget, Output, Provenance, ProviderProfile
 
 __all__ = [
     "AnswerError",
@@ -88,20 +88,27 @@ def run_document(
     labels: Labels,
     settings: TuneSettings,
     *,
+    budgets: Sequence[Budget] | None = None,
     profile: ProviderProfile | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What `Journal.create` is given for a run: all that it depends on. `more` is kept beside it.
+    """What `Journal.create` is given for a run: all that it depends on.
 
-    Of `more` one thing is read: `digests`, of the N pictures' files, by which copies of one picture
-    are held out together.
-
-    `profile` is of the provider that the model's server simulates, if it does.
+    Args:
+        black_box: answers for N images and C classes.
+        labels: the images' classes, int64 [N].
+        settings: what to do.
+        budgets: that bound the key; the black box is asked for them when None.
+        profile: of the provider that the model's server simulates, if it does.
+        more: is stored too. Of it `digests` is read: of the N images' files, by which copies of one
+            image are held out together.
 
     Raises:
         SettingsError: the run cannot be done; no directory need be made.
     """
-    settings.check_task(labels, black_box.classes, black_box.budgets(), black_box.units)
+    if budgets is None:
+        budgets = black_box.budgets()
+    settings.check_task(labels, black_box.classes, budgets, black_box.units)
     return {
         "schema_version": RUN_SCHEMA,
         "craftbox": version("craftbox"),

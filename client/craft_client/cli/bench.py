@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,32 +178,23 @@ def _measure(
 ) -> dict[str, Any]:
     from craft_client.cli.evaluate import keep, measure_run
     from craft_client.cli.receipts import fetch_receipt
-    from craft_client.cli.task import Task, tune_task
-    from craft_client.data import few_shot, fewer_note
+    from craft_client.cli.task import new_task, tune_task
     from craft_client.journal import Journal
-    from craft_client.paper_presets import recipe_settings
     from craft_shared.files import write_whole
 
     run = folder / "run"
     if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
-        settings_of = partial(
-            recipe_settings,
+        task = new_task(
+            dataset,
+            data,
             cell.recipe,
-            cell.data,
             cell.shots,
-            classes=dataset.classes,
+            cell.seed,
+            shots_strict=shots_strict,
             strict=strict,
             budget=budget,
-            seed=cell.seed,
             template=PLAIN_TEMPLATE,
         )
-        samples = few_shot(
-            dataset.split("train"), cell.shots, cell.seed, dataset.classes, strict=shots_strict
-        )
-        if note := fewer_note(samples, cell.shots, dataset.classes):
-            say(note)
-        others = dataset.beside(samples)
-        task = Task(settings_of(), dataset.classes, data, samples, settings_of, others)
         with Journal.claimed(run) as journal:
             tune_task(task, journal, model, url, key)
     summary = Journal.open(run).summary()

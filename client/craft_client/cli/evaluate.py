@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from craft_client.remote import RemoteBlackBox
     from craft_shared.adapter import Adapter
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet
+    from craft_shared.wire import ImageSet, ModelCard
 
 # The seven that CLIP's authors found best together on ImageNet (github.com/openai/CLIP, notebooks).
 CLIP_TEMPLATES = (
@@ -130,14 +130,11 @@ def measure_zero_shot(
         card = client.model(model)
         digests = check_files([sample.path for sample in samples], card.limits)
         image_set = client.create_image_set(card.name)
-        check_budgets(
-            client,
-            _need(_black_box(client, _filled(image_set, samples), dataset.classes), len(templates)),
-            remedy=_TOP_UP,
-        )
+        expected = _black_box(client, _filled(image_set, samples), dataset.classes, card)
+        check_budgets(client.budgets(), _need(expected, len(templates)), remedy=_TOP_UP)
         check_prompts(client, image_set, dataset.classes, templates=templates)
-        image_set, uploaded = upload(client, image_set, samples)
-        scores = _black_box(client, image_set, dataset.classes).score(templates=templates)
+        image_set, uploaded = upload(client, image_set, samples, card.limits)
+        scores = _black_box(client, image_set, dataset.classes, card).score(templates=templates)
     mean = scores.log_probs.mean(axis=0)
     return Measured(
         {"accuracy": metrics_of(mean, _labels(samples), dataset.classes)},
@@ -262,12 +259,12 @@ def measure_run(
                 calls = f"{name}-{uuid.uuid4().hex}"
                 image_set = client.create_image_set(card.name)
         if not image_set.count:
-            expected = _black_box(client, _filled(image_set, samples), config.scored)
-            check_budgets(client, _need(expected, config.prompts), remedy=_TOP_UP)
+            expected = _black_box(client, _filled(image_set, samples), config.scored, card)
+            check_budgets(client.budgets(), _need(expected, config.prompts), remedy=_TOP_UP)
         image_set, uploaded = upload(
-            client, image_set, samples[image_set.count :], name=f"{calls}/upload"
+            client, image_set, samples[image_set.count :], card.limits, name=f"{calls}/upload"
         )
-        black_box = replace(_black_box(client, image_set, config.scored), run=calls)
+        black_box = replace(_black_box(client, image_set, config.scored, card), run=calls)
         scores, refined = classify_here(adapter, black_box)
     numbers = black_box.output.level != "label"
     before = metrics_of(scores.log_probs[0][:, asked], labels, classes, calibrated=numbers)
@@ -341,8 +338,9 @@ def _measure_published(
         digests = check_files([sample.path for sample in samples], remote.limits)
         calls = len(remote.row_calls(len(samples)))
         need = remote.units(calls, len(samples)) + Units(requests=1)
-        check_budgets(client, need, remedy=_TOP_UP)
-        image_set, uploaded = upload(client, client.create_image_set(card.model), samples)
+        check_budgets(client.budgets(), need, remedy=_TOP_UP)
+        empty = client.create_image_set(card.model)
+        image_set, uploaded = upload(client, empty, samples, remote.limits)
         found = remote.classify_image_set(image_set)
     return Measured(
         {"accuracy_after": metrics_of(found.log_probs, labels, card.classes)},
@@ -425,11 +423,13 @@ def _filled(image_set: ImageSet, samples: Sequence[Sample]) -> ImageSet:
     return image_set.model_copy(update={"count": len(samples)})
 
 
-def _black_box(client: Client, image_set: ImageSet, classes: Sequence[str]) -> RemoteBlackBox:
+def _black_box(
+    client: Client, image_set: ImageSet, classes: Sequence[str], card: ModelCard
+) -> RemoteBlackBox:
     """Answers in single precision, so that what is measured is what the server serves."""
     from craft_client.remote import RemoteBlackBox
 
-    return RemoteBlackBox(client, image_set, classes, dtype="float32")
+    return RemoteBlackBox(client, image_set, classes, dtype="float32", card=card)
 
 
 def _need(black_box: RemoteBlackBox, prompts: int) -> Units:

@@ -214,7 +214,7 @@ def _check_need(remote: RemoteAdapter, files: Sequence[Path], top: int) -> None:
 
     if remote.card.pays != "publisher":
         check_budgets(
-            remote.client,
+            remote.client.budgets(),
             remote.units(calls_of(remote, files, top), len(files), sent=len(files)),
             remedy="Ask for fewer pictures, or ask the provider for a top-up.",
         )

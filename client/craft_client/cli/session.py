@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from craft_client.api import Client
     from craft_client.data import Sample
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits
+    from craft_shared.wire import Budget, ImageSet, ImageUploadAnswer, Limits
 
 
 # Seconds; shorter waits are worth a line with --verbose alone.
@@ -45,15 +45,15 @@ def client_of(url: str | None, key: str | None, **options: Any) -> Client:
     )
 
 
-def check_budgets(client: Client, need: Units, *, remedy: str) -> None:
-    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need. Free.
+def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> None:
+    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need.
 
     Pictures that the server has seen cost nothing, so that `need` should not count them.
     """
     from craft_client.budgets import name, shortfall
     from craft_client.exceptions import BudgetTooSmall
 
-    short = shortfall(client.budgets(), need)
+    short = shortfall(budgets, need)
     if short:
         raise BudgetTooSmall(
             f"This needs {short.needed:,} {short.budget.unit}; {name(short.budget)} has "
@@ -71,7 +71,12 @@ def check_files(files: Sequence[Path], limits: Limits) -> list[str]:
 
 
 def upload(
-    client: Client, image_set: ImageSet, samples: Sequence[Sample], *, name: str | None = None
+    client: Client,
+    image_set: ImageSet,
+    samples: Sequence[Sample],
+    limits: Limits,
+    *,
+    name: str | None = None,
 ) -> tuple[ImageSet, Units]:
     """Uploads the samples' pictures in order, with a progress bar.
 
@@ -94,6 +99,7 @@ def upload(
             image_set = client.upload_images(
                 image_set,
                 (sample.path.read_bytes() for sample in samples),
+                limits=limits,
                 on_chunk=on_chunk,
                 idempotency_key=name,
             )

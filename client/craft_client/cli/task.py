@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from craft_client.api import Client
-    from craft_client.data import Sample, Split
+    from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
@@ -90,6 +91,50 @@ class Tuned:
     profile: dict[str, Any] | None
 
 
+def new_task(
+    dataset: Dataset,
+    data: Path,
+    recipe: str,
+    shots: int,
+    seed: int,
+    *,
+    shots_strict: bool,
+    **options: Any,
+) -> Task:
+    """The task of a few shots of a data set.
+
+    Args:
+        dataset: draws from its training split.
+        data: its folder.
+        recipe: its name.
+        shots: images a class.
+        seed: of the draw and of the run.
+        shots_strict: whether classes with fewer images are refused.
+        options: of `craft_client.paper_presets.recipe_settings`.
+
+    Raises:
+        DataError: images are missing.
+        SettingsError: an option's value is impossible.
+    """
+    from craft_client.data import few_shot, fewer_note
+    from craft_client.paper_presets import recipe_settings
+
+    settings_of = partial(
+        recipe_settings,
+        recipe,
+        dataset.name,
+        shots,
+        classes=dataset.classes,
+        seed=seed,
+        **options,
+    )
+    samples = few_shot(dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict)
+    if note := fewer_note(samples, shots, dataset.classes):
+        say(note)
+    others = dataset.beside(samples)
+    return Task(settings_of(), dataset.classes, data, samples, settings_of, others)
+
+
 def task_of(folder: Path) -> Task:
     """The task of a run that was begun."""
     from craft_client.data import Sample
@@ -139,13 +184,15 @@ def tune_task(
     with connect(url, key, run=run) as client:
         if begun:
             image_set = client.image_set(begun["image_set"])
+            card = client.model(image_set.model)
         else:
-            task = task.of_key(client.model(model))
-            image_set = _begin(task, journal, labels, client, run, model)
+            card = client.model(model)
+            task = task.of_key(card)
+            image_set = _begin(task, journal, labels, client, run, card)
         image_set, uploaded = upload(
-            client, image_set, task.samples[image_set.count :], name=f"{run}/upload"
+            client, image_set, task.samples[image_set.count :], card.limits, name=f"{run}/upload"
         )
-        black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
+        black_box = RemoteBlackBox(client, image_set, task.classes, run=run, card=card)
         with (
             watch() as show,
             _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
@@ -199,7 +246,7 @@ def _begin(
     labels: NDArray[np.int64],
     client: Client,
     run: str,
-    model: str | None,
+    card: ModelCard,
 ) -> ImageSet:
     """Checks what can be checked for free, and begins the run's journal."""
     from craft_client.copies import notes, twins_of
@@ -208,19 +255,19 @@ def _begin(
     from craft_shared.wire import Context
 
     settings, samples = task.settings, task.samples
-    card = client.model(model)
     digests = check_files([sample.path for sample in samples], card.limits)
     for note in notes(samples, digests, twins_of(samples, task.others)):
         say(note)
     image_set = client.create_image_set(card.name)
-    expected = RemoteBlackBox(
-        client, image_set.model_copy(update={"count": len(samples)}), task.classes
-    )
+    filled = image_set.model_copy(update={"count": len(samples)})
+    expected = RemoteBlackBox(client, filled, task.classes, card=card)
+    budgets = client.budgets()
     traffic = _traffic(task, expected)
     about = run_document(
         expected,
         labels,
         settings,
+        budgets=budgets,
         profile=card.profile,
         run=run,
         data=str(task.data.resolve()),
@@ -230,7 +277,7 @@ def _begin(
         **traffic,
     )
     need = _need(settings, expected, card.limits)
-    check_budgets(client, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
+    check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
     scored = [*task.classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -25,7 +24,7 @@ from craft_client.cli.options import (
     examples,
 )
 from craft_client.cli.show import document, percent, say, table
-from craft_client.cli.task import Task, Tuned, task_of, tune_task
+from craft_client.cli.task import Tuned, new_task, task_of, tune_task
 from craft_client.recipes import OWN, described
 from craft_shared.amounts import UNITS
 
@@ -187,11 +186,9 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on a few pictures a class, within a budget of queries."""
-    from craft_client.data import few_shot, fewer_note
     from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
     from craft_client.open_text import read_vocabulary
-    from craft_client.paper_presets import recipe_settings
 
     started = time.monotonic()
     if resume is not None:
@@ -203,16 +200,18 @@ def tune(
         if strict and texts is not None:
             raise typer.BadParameter("strict access has no vocabulary.", param_hint="--texts")
         dataset = load_dataset(data)
-        settings_of = partial(
-            recipe_settings,
+        for note in dataset.notes:
+            say(note)
+        task = new_task(
+            dataset,
+            data,
             recipe,
-            dataset.name,
             shots,
-            classes=dataset.classes,
+            seed,
+            shots_strict=shots_strict,
             vocabulary=None if texts is None else read_vocabulary(texts),
             strict=strict,
             budget=budget,
-            seed=seed,
             population=population,
             dim=dim,
             random_codes=random_codes,
@@ -226,14 +225,6 @@ def tune(
             template=template,
             keep_texts=keep_texts,
         )
-        samples = few_shot(
-            dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict
-        )
-        for note in (*dataset.notes, fewer_note(samples, shots, dataset.classes)):
-            if note:
-                say(note)
-        others = dataset.beside(samples)
-        task = Task(settings_of(), dataset.classes, data, samples, settings_of, others)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
         tuned = tune_task(task, journal, model, url, key, report=report)
