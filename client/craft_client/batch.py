@@ -20,21 +20,14 @@ from craft_shared.units import Units
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """How far it has come.
+    """How far it has come."""
 
-    Attributes:
-        done: pictures that have a row, from earlier runs too.
-        total: pictures.
-        failed: pictures of this run that could not be used.
-        charged: by this run.
-        changed: pictures of calls that may have been charged, and that cannot be made again,
-            because some of their pictures have changed or are gone.
-    """
-
-    done: int
+    done: int  # pictures that have a row, from earlier runs too
     total: int
-    failed: int = 0
-    charged: Units = field(default_factory=Units)
+    failed: int = 0  # pictures of this run that could not be used
+    charged: Units = field(default_factory=Units)  # by this run
+    # Pictures of calls that may have been charged, and that cannot be made again, because some of
+    # their pictures have changed or are gone.
     changed: int = 0
 
 

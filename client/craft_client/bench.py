@@ -1,7 +1,5 @@
 """The paper's benchmark: which data sets, what was measured on them, and the table of it.
 
-It knows names, results and figures; it does not know how anything is tuned or measured.
-
 Sources of the figures: CraFT (Wang et al., ICML 2024), table 2, and the papers named there, for
 CLIP with RN50 at 16 shots, mean over the eleven data sets.
 """

@@ -1,7 +1,4 @@
-"""What tuning may ask of a model: scores of prompts, what they cost, and what it may still spend.
-
-This module knows the question and the answer; it does not know HTTP, nor what is asked for.
-"""
+"""What tuning may ask of a model: scores of prompts, their cost, and what may still be spent."""
 
 from __future__ import annotations
 

@@ -35,29 +35,17 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Call:
-    """A call.
-
-    Attributes:
-        method: of HTTP.
-        path: below the server's address.
-        query: the parameters.
-        json: the body, where it is JSON.
-        tensors: the body, where it is safetensors.
-        accept: the answer's type; the body's when None.
-        idempotency_key: of a POST; a new one when None.
-        again: whether it may be sent again where that may help.
-        most_bytes: that its answer may come to, however it travels.
-    """
+    """A call."""
 
     method: str
-    path: str
+    path: str  # below the server's address
     query: Mapping[str, str | list[str]] | None = None
-    json: bytes | None = None
-    tensors: bytes | None = None
-    accept: str | None = None
-    idempotency_key: str | None = None
-    again: bool = True
-    most_bytes: int = MOST_JSON_BYTES
+    json: bytes | None = None  # the body, where it is JSON
+    tensors: bytes | None = None  # the body, where it is safetensors
+    accept: str | None = None  # the answer's type; the body's when None
+    idempotency_key: str | None = None  # of a POST; a new one when None
+    again: bool = True  # whether it may be sent again where that may help
+    most_bytes: int = MOST_JSON_BYTES  # that its answer may come to, however it travels
 
     def request(self) -> dict[str, Any]:
         """Arguments of httpx's `build_request`; each time for a new request of a name of its own.

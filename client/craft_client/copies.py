@@ -3,8 +3,6 @@
 A copy tells a fit the label of its twin, so that copies are held out together, and what is in two
 classes or two splits is named. Images are the same where their files are, byte for byte, or where
 whole answers about them are, number for number (another file of the same pixels).
-
-It knows digests, labels and paths; it does not know heads, nor how a file is read.
 """
 
 from __future__ import annotations

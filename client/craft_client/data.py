@@ -42,23 +42,14 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of pictures as classes and splits.
+    """A folder of pictures as classes and splits."""
 
-    Attributes:
-        name: the folder's name.
-        classes: class names, in label order.
-        train: the training pictures, sorted by path.
-        validation: likewise; empty when there is no such split.
-        test: likewise; empty when there is no such split.
-        notes: what is to be said of how the folder was read, such as what was left out, a line
-            each.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: tuple[Sample, ...]
-    validation: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    name: str  # the folder's
+    classes: tuple[str, ...]  # class names, in label order
+    train: tuple[Sample, ...]  # the training pictures, sorted by path
+    validation: tuple[Sample, ...]  # likewise; empty when there is no such split
+    test: tuple[Sample, ...]  # likewise; empty when there is no such split
+    # What is to be said of how the folder was read, such as what was left out, a line each.
     notes: tuple[str, ...] = ()
 
     def split(self, name: Split) -> tuple[Sample, ...]:

@@ -1,7 +1,4 @@
-"""CraFT as a scikit-learn classifier of pictures.
-
-It knows scikit-learn's conventions; it does not know how tuning works, HTTP, or what a picture is.
-"""
+"""CraFT as a scikit-learn classifier of pictures."""
 
 from __future__ import annotations
 

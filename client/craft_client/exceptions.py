@@ -41,8 +41,7 @@
           └── Overloaded             503, retried after its Retry-After time
 
 A problem of a type that this version does not know is a plain `ProblemError`. `str()` of each is a
-message fit for a user: what happened, then fields and remedies on lines of their own. This module
-knows failures; it does not know what raises or catches them.
+message fit for a user: what happened, then fields and remedies on lines of their own.
 """
 
 # ruff: noqa: N818 - named after what happened, as the exceptions of httpx are.

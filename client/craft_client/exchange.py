@@ -1,8 +1,4 @@
-"""One call over all its attempts: what a failure means, and whether the call is sent again.
-
-It knows httpx's exceptions, stamina's waits and the server's; it neither sends nor waits, so that
-clients with and without an event loop share it.
-"""
+"""One call over all its attempts: what a failure means, and whether the call is sent again."""
 
 from __future__ import annotations
 

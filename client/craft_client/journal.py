@@ -10,7 +10,6 @@
 
 A line is on disk, and so is every tensor file it names, before `append` returns. All other files
 appear whole or not at all. While a process writes, it holds the file `lock` (`craft_client.locks`).
-The journal knows files; it does not know what they mean.
 """
 
 from __future__ import annotations

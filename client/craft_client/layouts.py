@@ -13,8 +13,6 @@ These layouts are understood:
 
 Class names are folder names, or those of the lists, with underscores as spaces. Every error is a
 `DataError` that names a file, a folder or a class and the remedy.
-
-It lists folders and reads lists; it opens no picture, and does not know what data are used for.
 """
 
 from __future__ import annotations

@@ -149,15 +149,10 @@ def without_credentials(address: str) -> str:
 
 @dataclass(frozen=True)
 class Route:
-    """How a server is reached. Use `to`.
+    """How a server is reached. Use `to`."""
 
-    Attributes:
-        proxy: in between; None where there is none.
-        context: which certificates are trusted.
-    """
-
-    proxy: httpx.Proxy | None
-    context: ssl.SSLContext = field(repr=False)
+    proxy: httpx.Proxy | None  # in between; None where there is none
+    context: ssl.SSLContext = field(repr=False)  # which certificates are trusted
 
     @classmethod
     def to(cls, address: str) -> Route:

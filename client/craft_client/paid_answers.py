@@ -7,8 +7,6 @@ ended is not paid for twice. So is one whose tensors are damaged, as after a pow
 as the server is sure to know its name: the answer comes again, free of charge.
 
 Kept answers may be many. Once something has been learnt from them, it can be saved in their place.
-
-It knows black boxes, budgets and the journal; it does not know what a question is good for.
 """
 
 from __future__ import annotations
@@ -44,30 +42,19 @@ class AnswerError(CraftError):
 
 @dataclass(frozen=True)
 class Reading:
-    """What is used of an answer.
+    """What is used of an answer."""
 
-    Attributes:
-        losses: float32 [P], of the templates and, after them, the codes.
-        kept: tensors that heads read, by name.
-    """
-
-    losses: Array
-    kept: Tensors
+    losses: Array  # float32 [P], of the templates and, after them, the codes
+    kept: Tensors  # tensors that heads read, by name
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was learnt from the first answers, of which the kept tensors are gone.
+    """What was learnt from the first answers, of which the kept tensors are gone."""
 
-    Attributes:
-        asked: how many answers.
-        document: JSON-able.
-        tensors: by name.
-    """
-
-    asked: int
-    document: dict[str, Any]
-    tensors: Tensors
+    asked: int  # how many answers
+    document: dict[str, Any]  # JSON-able
+    tensors: Tensors  # by name
 
 
 class PaidAnswers:

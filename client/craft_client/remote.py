@@ -1,8 +1,4 @@
-"""The black box over HTTP: what tuning asks, through `craft_client.api`, within a model's limits.
-
-It knows how to cut one question into calls that the server accepts, and what they cost together. It
-does not know why a prompt is scored.
-"""
+"""The black box over HTTP: what tuning asks, cut into calls within a model's limits."""
 
 from __future__ import annotations
 

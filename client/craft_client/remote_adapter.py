@@ -1,7 +1,4 @@
-"""A published adapter over HTTP: classifies pictures in as few calls as the limits allow.
-
-It knows one version of one adapter; it does not know how the adapter came to be.
-"""
+"""A published adapter over HTTP: classifies pictures in as few calls as the limits allow."""
 
 from __future__ import annotations
 
@@ -25,31 +22,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Classified:
-    """Refined predictions of a published adapter.
+    """Refined predictions of a published adapter."""
 
-    Attributes:
-        log_probs: float32 [N, C], of answers that do not show all what
-            `craft_shared.output.scores_of` makes of them.
-        charged: what they cost.
-        output: what the answers show.
-    """
-
-    log_probs: NDArray[np.float32]
-    charged: Units
-    output: Output
+    log_probs: NDArray[np.float32]  # [N, C], by `craft_shared.output.scores_of`
+    charged: Units  # what they cost
+    output: Output  # what the answers show
 
 
 @dataclass(frozen=True)
 class RemoteAdapter:
-    """A published adapter that classifies pictures, in as few calls as the limits allow.
-
-    Attributes:
-        client: the connection.
-        card: the adapter's, its version included: a later version is not used.
-    """
+    """A published adapter that classifies pictures, in as few calls as the limits allow."""
 
     client: Client
-    card: AdapterCard
+    card: AdapterCard  # the adapter's, its version included: a later version is not used
 
     @cached_property
     def _model(self) -> ModelCard:

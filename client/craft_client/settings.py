@@ -1,8 +1,4 @@
-"""What a tuning run is asked to do, and whether that can be done at all.
-
-It knows the options and how they contradict each other, a task's labels, or a budget; it does not
-know how tuning works.
-"""
+"""What a tuning run is asked to do, and whether that can be done at all."""
 
 from __future__ import annotations
 
@@ -57,15 +53,10 @@ class KeyBudgetError(SettingsError, BudgetTooSmall):
 
 
 class Question(NamedTuple):
-    """How much one request asks.
+    """How much one request asks."""
 
-    Attributes:
-        prompts: how many.
-        texts: that each of them scores beside the class names.
-    """
-
-    prompts: int
-    texts: int = 0
+    prompts: int  # how many
+    texts: int = 0  # that each of them scores beside the class names
 
 
 def one_each(prompts: int, texts: int = 0) -> Units:

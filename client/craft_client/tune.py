@@ -1,8 +1,4 @@
-"""Tuning: a task and settings in, an adapter out, by the recipe that the settings name.
-
-It knows what every run needs and leaves behind; it does not know how a recipe works, HTTP, or what
-a picture is.
-"""
+"""Tuning: a task and settings in, an adapter out, by the recipe that the settings name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What all recipes share: a task, its settings, the answers it pays for, and how far it has come.
-
-It knows when a budget ends a run and tells where the run is; it does not know how prompts are
-searched or predictions refined.
-"""
+"""What all recipes share: a task, its settings, the answers that it pays for, and its progress."""
 
 from __future__ import annotations
 
@@ -63,47 +59,29 @@ class TuneProgress:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What might have been deployed.
+    """What might have been deployed."""
 
-    Attributes:
-        name: for the run's summary.
-        prompts: that its head reads.
-        texts: that it reads beside the class names.
-        loss: held-out cross-entropy by which it was chosen, nats; None where none was measured.
-        regularisation: of a linear head, relative to its inputs' variance.
-    """
-
-    name: str
-    prompts: int
-    texts: int
+    name: str  # for the run's summary
+    prompts: int  # that its head reads
+    texts: int  # that it reads beside the class names
+    # Held-out cross-entropy by which it was chosen, nats; None where none was measured.
     loss: float | None
-    regularisation: float | None = None
+    regularisation: float | None = None  # of a linear head, relative to its inputs' variance
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a recipe deploys.
+    """What a recipe deploys."""
 
-    Attributes:
-        deployed: its name, for the run's summary.
-        codes: that follow the plain prompt, float32 [K, dim].
-        texts: that they score beside the class names.
-        head: on the plain prompt and the codes.
-        accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: percent of pictures that no fit and no choice has seen; None where there
-            are none.
-        best_loss: least loss of a single prompt.
-        candidates: what was chosen from.
-    """
-
-    deployed: str
-    codes: Array
-    texts: Sequence[str]
-    head: Head
-    accuracy_before: float
+    deployed: str  # its name, for the run's summary
+    codes: Array  # that follow the plain prompt, float32 [K, dim]
+    texts: Sequence[str]  # that they score beside the class names
+    head: Head  # on the plain prompt and the codes
+    accuracy_before: float  # of the plain prompt on the training pictures, percent
+    # Percent of pictures that no fit and no choice has seen; None where there are none.
     accuracy_after: float | None
-    best_loss: float
-    candidates: Sequence[Candidate]
+    best_loss: float  # least loss of a single prompt
+    candidates: Sequence[Candidate]  # what was chosen from
 
 
 class TuningRun:

@@ -2,8 +2,7 @@
 
 `shown` takes from log-probabilities what a level lets through; `scores_of` makes of that what heads
 and losses read. The server answers with the first and the client learns from the second; a head
-that was fitted on a level's scores is served on the same two, one after the other. This module
-knows no keys, no noise and no HTTP.
+that was fitted on a level's scores is served on the same two, one after the other.
 
 Shapes: any leading axes, then C classes, of which a level may leave k.
 """

@@ -1,7 +1,7 @@
 """Runs that report themselves: what a tuner tells of its run, and what is shown of it.
 
 A report is what the client says. The ledger alone knows what was charged; nothing is computed from
-a report. This module knows shapes and bounds; it does not know how a run tunes or who may see it.
+a report.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """A tuning task, from pictures in a folder to a run on the server: begun, gone on with, reported.
 
-What can be checked for free is checked before anything is paid for. It knows run directories and
-the server, and says on stderr what a run will take; it does not know the options of a command, nor
-how tuning works.
+What can be checked for free is checked before anything is paid for.
 """
 
 from __future__ import annotations
@@ -74,20 +72,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a run came to.
-
-    Attributes:
-        result: of tuning.
-        image_set: its pictures on the server.
-        uploaded: what they were charged.
-        traffic: what was told of the whole run when it began, see `_traffic`.
-        profile: of the provider that was simulated when it began; None where none was.
-    """
+    """What a run came to."""
 
     result: TuneResult
-    image_set: ImageSet
-    uploaded: Units
-    traffic: dict[str, int]
+    image_set: ImageSet  # its pictures on the server
+    uploaded: Units  # what they were charged
+    traffic: dict[str, int]  # of the whole run, see `_traffic`
+    # Of the provider that was simulated when it began; None where none was.
     profile: dict[str, Any] | None
 
 
