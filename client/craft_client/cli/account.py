@@ -8,7 +8,7 @@ import typer
 
 from craft_client.cli.options import AsJson, Key, Url, examples
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, say, table
+from craft_client.cli.show import free_document, say, table
 from craft_shared.amounts import UNITS
 
 ImageSetId = Annotated[
@@ -18,12 +18,10 @@ ImageSetId = Annotated[
 
 def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """List the models that the server hosts, and their limits."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         cards = client.models()
     if as_json:
-        document({"models": [card.model_dump() for card in cards], "charged": Units().model_dump()})
+        free_document({"models": [card.model_dump() for card in cards]})
         return
     table(
         ["model", "revision", "image size", "pictures a call", "pictures a set", "prompts a call"],
@@ -52,12 +50,11 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     with connect(url, key) as client:
         found = client.usage()
     if as_json:
-        document(
+        free_document(
             {
                 "total": found.total.model_dump(),
                 "cost_micros": found.cost_micros,
                 "charges": [charge.model_dump() for charge in found.charges],
-                "charged": Units().model_dump(),
             }
         )
         return
@@ -85,15 +82,13 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show what is left of the key's budgets and its team's; costs in the provider's currency."""
     from craft_client.budgets import shown
-    from craft_shared.units import Units
 
     with connect(url, key) as client:
         budgets = client.budgets()
     if as_json:
-        document(
+        free_document(
             {
                 "budgets": [bound.model_dump() for bound in budgets],
-                "charged": Units().model_dump(),
             }
         )
         return
@@ -123,12 +118,10 @@ def show_image_set(
     image_set: ImageSetId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
     """Show an image set."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         found = client.image_set(image_set)
     if as_json:
-        document({"image_set": found.model_dump(), "charged": Units().model_dump()})
+        free_document({"image_set": found.model_dump()})
         return
     table(
         ["image set", "model", "revision", "pictures"],
@@ -140,12 +133,10 @@ def delete_image_set(
     image_set: ImageSetId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
     """Delete an image set; pictures that no other set holds are charged again when they return."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         client.delete_image_set(image_set)
     if as_json:
-        document({"deleted": image_set, "charged": Units().model_dump()})
+        free_document({"deleted": image_set})
     else:
         say(f"Deleted image set {image_set}.")
 

@@ -12,7 +12,7 @@ import typer
 from craft_client.cli.completion import adapter_names, remember
 from craft_client.cli.options import AsJson, Key, RunFolder, Url, examples
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, percent, say, table, units_line
+from craft_client.cli.show import document, free_document, percent, say, table, units_line
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -92,8 +92,6 @@ def adapters(
     as_json: AsJson = False,
 ) -> None:
     """List the adapters that you may use, or show all about one of your own."""
-    from craft_shared.units import Units
-
     if name is not None:
         _show_own(name, url, key, as_json)
         return
@@ -101,9 +99,7 @@ def adapters(
         cards = client.adapters()
         remember(client.base_url, (f"{card.owner}/{card.name}" for card in cards), all_of_them=True)
     if as_json:
-        document(
-            {"adapters": [card.model_dump() for card in cards], "charged": Units().model_dump()}
-        )
+        free_document({"adapters": [card.model_dump() for card in cards]})
         return
     table(
         ["owner", "adapter", "version", "aliases", "model", "classes", "prompts", "published"],
@@ -202,7 +198,6 @@ def share(
 ) -> None:
     """Decide who may use one of your adapters, who pays, and what its aliases mean."""
     from craft_client.calls import message
-    from craft_shared.units import Units
     from craft_shared.wire import AdapterChange
 
     wanted: dict[str, object] = {}
@@ -221,31 +216,27 @@ def share(
             wanted["teams"] = _changed(present.teams, with_team, without_team)
         settings = client.change_adapter(name, message(AdapterChange, **wanted))
     if as_json:
-        document({"settings": settings.model_dump(), "charged": Units().model_dump()})
+        free_document({"settings": settings.model_dump()})
     else:
         _show_settings(settings)
 
 
 def retire(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a published adapter out of service."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         client.retire(name)
     if as_json:
-        document({"retired": name, "charged": Units().model_dump()})
+        free_document({"retired": name})
     else:
         say(f"Retired {name}. craft restore {name} takes it into service again.")
 
 
 def restore(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a retired adapter into service again."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         client.restore(name)
     if as_json:
-        document({"restored": name, "charged": Units().model_dump()})
+        free_document({"restored": name})
     else:
         say(f"Restored {name}.")
 
@@ -264,19 +255,16 @@ def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> No
 
 
 def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> None:
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         cards = client.adapter_versions(name)
         settings = client.adapter_settings(name)
         usage = client.adapter_usage(name)
     if as_json:
-        document(
+        free_document(
             {
                 "adapters": [card.model_dump() for card in cards],
                 "settings": settings.model_dump(),
                 "usage": [use.model_dump() for use in usage.versions],
-                "charged": Units().model_dump(),
             }
         )
         return

@@ -12,7 +12,7 @@ import typer
 from craft_client.cli.completion import run_folders
 from craft_client.cli.options import AsJson, Key, Url, examples
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, say, table
+from craft_client.cli.show import free_document, say, table
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -156,10 +156,8 @@ def _telling(what: str) -> Iterator[None]:
 
 
 def _show(content: Receipt, as_json: bool) -> None:
-    from craft_shared.units import Units
-
     if as_json:
-        document({"receipt": content.model_dump(), "charged": Units().model_dump()})
+        free_document({"receipt": content.model_dump()})
         return
     bounds = [f"since {content.since}"] if content.since else []
     bounds += [f"until {content.until}"] if content.until else []

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from craft_shared.units import Units
 
 __all__ = [
-    "Verbosity", "animated", "complain", "document", "percent", "print_lines", "say", "size",
-    "speaking", "stderr", "table", "units_line", "verbosity",
+    "Verbosity", "animated", "complain", "document", "free_document", "percent", "print_lines",
+    "say", "size", "speaking", "stderr", "table", "units_line", "verbosity",
 ]  # fmt: skip
 
 
@@ -90,6 +90,11 @@ def complain(message: str, *more: str) -> None:
 def document(content: Mapping[str, Any]) -> None:
     """The one JSON document on stdout."""
     print_json(content, indent=2)
+
+
+def free_document(content: Mapping[str, Any]) -> None:
+    """The one JSON document on stdout, of a command that was charged nothing."""
+    document({**content, "charged": dict.fromkeys(UNITS, 0)})
 
 
 def units_line(units: Units) -> str:
