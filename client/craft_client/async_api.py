@@ -202,9 +202,9 @@ class AsyncClient:
         on_chunk: Callable[[ImageUploadAnswer], None] | None = None,
         idempotency_key: str | None = None,
     ) -> ImageSet:
-        """Appends pictures to an image set, in as many calls as the model's limits ask for.
+        """Appends images to an image set, in as many calls as the model's limits ask for.
 
-        Pictures that the key's owner has had encoded before are not charged again.
+        Images that the key's owner has had encoded before are not charged again.
 
         Args:
             image_set: its `count` must be up to date.
@@ -219,9 +219,9 @@ class AsyncClient:
             The image set with its new count.
 
         Raises:
-            DataError: a picture cannot be used; nothing of its chunk was sent.
-            LimitExceeded: a picture is too large, or the image set becomes too large.
-            InvalidImage: the server cannot use a picture; `images[i]` counts from the first one
+            DataError: an image cannot be used; nothing of its chunk was sent.
+            LimitExceeded: an image is too large, or the image set becomes too large.
+            InvalidImage: the server cannot use an image; `images[i]` counts from the first one
                 given. Chunks before it have been added and paid.
             InvalidRequest: `image_set` is not up to date; `first_row` is named.
         """
@@ -259,7 +259,7 @@ class AsyncClient:
             request: without `codes` and `images`, which travel as tensors.
             codes: float32 [K, dim], appended to the request's templates.
             images: when the request names no image set; see `craft_client.pictures`.
-            count: of the image set's pictures, where all are asked about and it is known: an
+            count: of the image set's images, where all are asked about and it is known: an
                 answer of another size is refused.
             idempotency_key: the same call again under the same key is answered as it was, and is
                 not charged again; a new key when None.
@@ -419,16 +419,16 @@ class AsyncClient:
         count: int | None = None,
         idempotency_key: str | None = None,
     ) -> AdapterPrediction:
-        """Classifies pictures, or rows of an image set, with a published adapter in one call.
+        """Classifies images, or rows of an image set, with a published adapter in one call.
 
         Args:
             name: `[OWNER/]NAME[@VERSION|@ALIAS]`.
             images: where no image set is named; see `craft_client.pictures`.
             image_set: an image set's id.
             rows: of the image set; all when None.
-            top_k: how many classes of each picture to answer, the most probable ones; all when
+            top_k: how many classes of each image to answer, the most probable ones; all when
                 None. The charge is the same.
-            abstain_below: probability that a picture's best class must have; the adapter's own
+            abstain_below: probability that an image's best class must have; the adapter's own
                 threshold when None.
             classes: of the adapter, where they are known: an answer with others is refused.
             count: as in `predict`.

@@ -1,6 +1,6 @@
-"""Classifies any number of picture files with a published adapter: the one way to ask it.
+"""Classifies any number of image files with a published adapter: the one way to ask it.
 
-Calls are as large as the limits allow. A picture that the server refuses is left out of its call,
+Calls are as large as the limits allow. An image that the server refuses is left out of its call,
 which costs nothing then, and the others are sent again. What is kept of answers, on the screen or
 in a file, is for `craft_client.results`; how a call is made, for `craft_client.api`.
 """
@@ -22,12 +22,12 @@ from craft_shared.units import Units
 class BatchProgress:
     """How far it has come."""
 
-    done: int  # pictures that have a row, from earlier runs too
+    done: int  # images that have a row, from earlier runs too
     total: int
-    failed: int = 0  # pictures of this run that could not be used
+    failed: int = 0  # images of this run that could not be used
     charged: Units = field(default_factory=Units)  # by this run
-    # Pictures of calls that may have been charged, and that cannot be made again, because some of
-    # their pictures have changed or are gone.
+    # Images of calls that may have been charged, and that cannot be made again, because some of
+    # their images have changed or are gone.
     changed: int = 0
 
 
@@ -49,7 +49,7 @@ def restore(
 
 
 def to_ask(adapter: RemoteAdapter, images: Sequence[Path], results: Results) -> list[Path]:
-    """The pictures that have no row and are in no call that may have been charged."""
+    """The images that have no row and are in no call that may have been charged."""
     asked = {path for call in results.unanswered(adapter.reference) for path, _ in call.images}
     return [image for image in images if str(image) not in results.images | asked]
 
@@ -63,9 +63,9 @@ def classify_files(
     abstain_below: float | None = None,
     on_progress: Callable[[BatchProgress], None] = lambda progress: None,
 ) -> BatchProgress:
-    """Classifies the pictures that have no row yet.
+    """Classifies the images that have no row yet.
 
-    Calls that may have been charged, and whose answers were not kept, are made again first.
+    Calls that may have been charged, and whose answers were not stored, are made again first.
 
     Args:
         adapter: by which; a file's own, where it has rows.
@@ -76,23 +76,23 @@ def classify_files(
         on_progress: called after each call.
 
     Raises:
-        ProblemError: the server refused a call for another reason than a picture. What was
+        ProblemError: the server refused a call for another reason than an image. What was
             classified until then is in the rows.
-        DataError: a picture cannot be used, and `rows` takes none of these.
+        DataError: an image cannot be used, and `rows` takes none of these.
     """
     wanted = {str(image) for image in images}
     progress = BatchProgress(len(wanted & rows.images), len(images))
     on_progress(progress)
 
-    def ask(pictures: dict[str, bytes], failed: Sequence[Row], below: float | None) -> None:
+    def ask(contents: dict[str, bytes], failed: Sequence[Row], below: float | None) -> None:
         nonlocal progress
-        found, charged = _classified(adapter, pictures, rows, top, below)
-        made = {row.image: row for row in (*found, *failed)}
-        rows.add(sorted(made.values(), key=lambda row: order.get(row.image, len(order))))
+        found, charged = _classified(adapter, contents, rows, top, below)
+        by_image = {row.image: row for row in (*found, *failed)}
+        rows.add(sorted(by_image.values(), key=lambda row: order.get(row.image, len(order))))
         progress = replace(
             progress,
             done=len(wanted & rows.images),
-            failed=progress.failed + sum(bool(row.error) for row in made.values()),
+            failed=progress.failed + sum(bool(row.error) for row in by_image.values()),
             charged=progress.charged + charged,
         )
         on_progress(progress)
@@ -107,8 +107,8 @@ def classify_files(
             ask(same, [], call.abstain_below)
     left = [image for image in images if str(image) not in rows.images]
     for chunk in _chunks(left, adapter, top):
-        pictures, failed = _read_pictures(chunk, adapter)
-        ask(pictures, failed, abstain_below)
+        contents, failed = _read_files(chunk, adapter)
+        ask(contents, failed, abstain_below)
     return progress
 
 
@@ -119,41 +119,41 @@ def calls_of(adapter: RemoteAdapter, images: Sequence[Path], top: int) -> int:
 
 def _classified(
     adapter: RemoteAdapter,
-    pictures: dict[str, bytes],
+    contents: dict[str, bytes],
     rows: Rows,
     top: int,
     abstain_below: float | None,
 ) -> tuple[list[Row], Units]:
-    """The rows of some pictures, and what they were charged."""
+    """The rows of some images, and what they were charged."""
     failed: list[Row] = []
-    while pictures:
-        digests = {path: hashlib.sha256(data).hexdigest() for path, data in pictures.items()}
+    while contents:
+        digests = {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}
         key = _key(adapter.reference, top, abstain_below, list(digests.values()))
         call = Call(key, adapter.reference, top, abstain_below, tuple(digests.items()))
         rows.begin(call)
         try:
             answer = adapter.client.adapter_predict(
                 adapter.reference,
-                images=list(pictures.values()),
+                images=list(contents.values()),
                 top_k=top,
                 abstain_below=abstain_below,
                 classes=adapter.card.classes,
                 idempotency_key=key if rows.goes_on else None,
             )
         except InvalidImage as error:
-            refused = _refused(error, list(pictures), adapter.reference)
+            refused = _refused(error, list(contents), adapter.reference)
             rows.refuse(call, refused)
             failed += refused
-            pictures = {
+            contents = {
                 path: data
-                for path, data in pictures.items()
+                for path, data in contents.items()
                 if path not in {row.image for row in refused}
             }
             continue
-        flags = [None] * len(pictures) if answer.abstained is None else answer.abstained.tolist()
+        flags = [None] * len(contents) if answer.abstained is None else answer.abstained.tolist()
         found = [
             Row(path, adapter.reference, "", abstained, best)
-            for path, abstained, best in zip(pictures, flags, answer.best(top), strict=True)
+            for path, abstained, best in zip(contents, flags, answer.best(top), strict=True)
         ]
         rows.end(call, found)
         return found + failed, answer.cost.charged
@@ -161,16 +161,16 @@ def _classified(
 
 
 def _unchanged(call: Call) -> dict[str, bytes] | None:
-    """A call's pictures, if all are what they were."""
-    pictures: dict[str, bytes] = {}
+    """A call's images, if all are what they were."""
+    contents: dict[str, bytes] = {}
     for path, digest in call.images:
         try:
-            pictures[path] = Path(path).read_bytes()
+            contents[path] = Path(path).read_bytes()
         except OSError:
             return None
-        if hashlib.sha256(pictures[path]).hexdigest() != digest:
+        if hashlib.sha256(contents[path]).hexdigest() != digest:
             return None
-    return pictures
+    return contents
 
 
 def _chunks(images: Sequence[Path], adapter: RemoteAdapter, top: int) -> Iterator[list[Path]]:
@@ -185,11 +185,11 @@ def _chunks(images: Sequence[Path], adapter: RemoteAdapter, top: int) -> Iterato
     return adapter.picture_calls(images, size_of, top)
 
 
-def _read_pictures(
+def _read_files(
     chunk: Sequence[Path], adapter: RemoteAdapter
 ) -> tuple[dict[str, bytes], list[Row]]:
     """The files' bytes, and rows of those that cannot be used."""
-    pictures: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     failed: list[Row] = []
     for image in chunk:
         try:
@@ -201,8 +201,8 @@ def _read_pictures(
             reason = f"{len(data)} bytes; the server accepts {adapter.limits.image_bytes}"
             failed.append(Row(str(image), adapter.reference, reason))
         else:
-            pictures[str(image)] = data
-    return pictures, failed
+            contents[str(image)] = data
+    return contents, failed
 
 
 def _refused(error: InvalidImage, sent: Sequence[str], adapter: str) -> list[Row]:

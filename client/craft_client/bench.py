@@ -33,7 +33,7 @@ PAPER_SETS = (
     "ucf101",
 )
 
-# Folders of other pictures of ImageNet's classes, as CoOp's instructions name them: what is tuned
+# Folders of other images of ImageNet's classes, as CoOp's instructions name them: what is tuned
 # on it is measured on them too.
 SHIFTED = "imagenet"
 SHIFTS = ("imagenetv2", "imagenet-sketch", "imagenet-adversarial", "imagenet-rendition")

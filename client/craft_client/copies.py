@@ -1,6 +1,6 @@
 """Copies of one image: which images of a task are the same, and what is said of it.
 
-A copy tells a fit the label of its twin, so that copies are held out together, and what is in two
+A copy gives a fit the label of its twin, so that copies are held out together, and what is in two
 classes or two splits is named. Images are the same where their files are, byte for byte, or where
 whole answers about them are, number for number (another file of the same pixels).
 """

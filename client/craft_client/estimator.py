@@ -1,4 +1,4 @@
-"""CraFT as a scikit-learn classifier of pictures."""
+"""CraFT as a scikit-learn classifier of images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, Scale
 class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A classifier tuned on a model that is only called, as `craft tune` does it.
 
-    Pictures are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
+    Images are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
     `craft_client.pictures` for what each may hold.
     Fitting and predicting send them to the server, which charges the key for both.
 
@@ -105,21 +105,21 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.run_dir = run_dir
 
     def fit(self, X: Iterable[Picture], y: ArrayLike) -> Self:
-        """Tunes on pictures and their labels.
+        """Tunes on images and their labels.
 
         Args:
-            X: N pictures.
+            X: N images.
             y: N labels: class names, or row numbers of `classes`.
 
         Raises:
             SettingsError: an option or a label cannot be used; nothing was sent.
-            DataError: a picture cannot be used; nothing was sent.
+            DataError: an image cannot be used; nothing was sent.
             CraftError: see `craft_client.tune.tune`.
         """
         encoded = _files(X)
         check_consistent_length(encoded, y)
         self.classes_, names, labels = _encode_labels(y, self.classes)
-        self._settings(labels, names)  # told before anything is sent, if they cannot be used
+        self._settings(labels, names)  # refused before anything is sent
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
@@ -153,7 +153,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         return self
 
     def predict_log_proba(self, X: Iterable[Picture]) -> NDArray[np.float32]:
-        """Natural-log probabilities of N pictures, float32 [N, C], columns as `classes_`."""
+        """Natural-log probabilities of N images, float32 [N, C], columns as `classes_`."""
         check_is_fitted(self)
         encoded = _files(X)
         config = self.adapter_.config
@@ -169,13 +169,13 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             return classify_here(self.adapter_, black_box)[1]
 
     def predict_proba(self, X: Iterable[Picture]) -> NDArray[np.float64]:
-        """Probabilities of N pictures, float64 [N, C], columns as `classes_`."""
+        """Probabilities of N images, float64 [N, C], columns as `classes_`."""
         probs = np.exp(self.predict_log_proba(X).astype(np.float64))
         normalised: NDArray[np.float64] = probs / probs.sum(axis=1, keepdims=True)
         return normalised
 
     def predict(self, X: Iterable[Picture]) -> NDArray[Any]:
-        """The most probable label of each of N pictures."""
+        """The most probable label of each of N images."""
         rows = self.predict_log_proba(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[rows]
         return labels
@@ -218,7 +218,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
 
 @contextmanager
 def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
-    """An image set, without pictures yet, for as long as it is needed."""
+    """An image set, without images yet, for as long as it is needed."""
     image_set = client.create_image_set(model)
     try:
         yield image_set
@@ -244,7 +244,7 @@ def _upload(
 def _encode_labels(
     y: ArrayLike, classes: Sequence[str] | None
 ) -> tuple[NDArray[Any], list[str], NDArray[np.int64]]:
-    """Labels as scikit-learn shows them [C], class names [C], and each picture's row [N]."""
+    """Labels as scikit-learn shows them [C], class names [C], and each image's row [N]."""
     given = column_or_1d(np.asarray(y))
     if np.issubdtype(given.dtype, np.integer):
         if classes is None:

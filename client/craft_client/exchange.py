@@ -107,7 +107,7 @@ class Exchange:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """One attempt, in which `arrived` is told the answer.
+        """One attempt, in which `arrived` is given the answer.
 
         Raises:
             ConnectionFailed: no connection was made, and none before.

@@ -344,7 +344,7 @@ def _checked_tensors(
 
 
 def _checked_flags(flags: NDArray[Any] | None, count: int | None) -> NDArray[Any] | None:
-    """Flags of so many pictures (None: any number), if there are any.
+    """Flags of so many images (None: any number), if there are any.
 
     Raises:
         ProtocolError: they are something else.

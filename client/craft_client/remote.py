@@ -34,7 +34,7 @@ from craft_shared.wire import (
 
 @dataclass(frozen=True)
 class RemoteBlackBox:
-    """A model on a server, some pictures that it has seen, and class names.
+    """A model on a server, some images that it has seen, and class names.
 
     Implements `craft_client.blackbox.BlackBox`. Answers travel in half precision unless asked
     otherwise: a log-probability keeps eleven significant bits, and half the bytes are sent, which
@@ -83,7 +83,7 @@ class RemoteBlackBox:
 
     @property
     def prompt_limit(self) -> int | None:
-        """How many different prompts the key may ask about the pictures; None is not bounded."""
+        """How many different prompts the key may ask about the images; None is not bounded."""
         return self._card.prompts_per_image_set
 
     @property
@@ -106,7 +106,7 @@ class RemoteBlackBox:
 
         A prompt is one query however many calls the prompts are spread over. Only where one
         prompt's answer is larger than the server sends at once is it asked for in several calls,
-        and is then as many queries; `units` tells the number beforehand.
+        and is then as many queries; `units` has the number beforehand.
 
         Raises:
             ProblemError: the server refused a call.
@@ -150,7 +150,7 @@ class RemoteBlackBox:
         )
 
     def acknowledge(self, scores: Scores) -> None:
-        """Tells the server, which need not keep the answers' bytes any longer. Free.
+        """Reports that the answers are stored here: the server may delete their bytes. Free.
 
         It never fails: what is not acknowledged goes from the server in its own time.
         """
@@ -183,7 +183,7 @@ class RemoteBlackBox:
         return prompts * self.image_set.count * self._row_bytes(scored)
 
     def budgets(self) -> Sequence[Budget]:
-        """All budgets that bound the key now. Asks the server; `Scores` tells them too."""
+        """All budgets that bound the key now. Asks the server; `Scores` has them too."""
         return self.client.budgets()
 
     def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
@@ -199,7 +199,7 @@ class RemoteBlackBox:
         )
 
     def _row_bytes(self, scored: int) -> int:
-        """Of one prompt's answer for one picture."""
+        """Of one prompt's answer for one image."""
         return shown_bytes(self.output, scored, np.dtype(self._dtype).itemsize)
 
     def _read(self, answer: Prediction, scored: int) -> NDArray[np.float32]:
@@ -239,7 +239,7 @@ def check_prompts(
     templates: Sequence[str],
     context: Context | None = None,
 ) -> None:
-    """Asks the server about prompts and class names before pictures are paid for. Free.
+    """Asks the server about prompts and class names before images are paid for. Free.
 
     Only the server can tell whether a class name fits into its text context. A prediction on an
     image set that is still empty is refused for that reason alone, unless there is another.
@@ -267,7 +267,7 @@ def check_prompts(
 def classify_here(
     adapter: Adapter, black_box: RemoteBlackBox
 ) -> tuple[Scores, NDArray[np.float32]]:
-    """Scores an adapter's prompts on a black box's pictures and applies its head to them here.
+    """Scores an adapter's prompts on a black box's images and applies its head to them here.
 
     Returns:
         The scores [P, N, C + M], and log-probabilities [N, C].

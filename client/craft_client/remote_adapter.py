@@ -1,4 +1,4 @@
-"""A published adapter over HTTP: classifies pictures in as few calls as the limits allow."""
+"""A published adapter over HTTP: classifies images in as few calls as the limits allow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class RemoteAdapter:
-    """A published adapter that classifies pictures, in as few calls as the limits allow."""
+    """A published adapter that classifies images, in as few calls as the limits allow."""
 
     client: Client
     card: AdapterCard  # the adapter's, its version included: a later version is not used
@@ -73,7 +73,7 @@ class RemoteAdapter:
         )
 
     def classify_image_set(self, image_set: ImageSet) -> Classified:
-        """Classifies all N pictures of an image set."""
+        """Classifies all N images of an image set."""
         return _joined(
             self.client.adapter_predict(
                 self.reference,

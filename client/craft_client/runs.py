@@ -36,7 +36,7 @@ POINTS_SHOWN = 8
 ON_TRAINING = "training pictures (after: held out)"
 
 
-class Settings(BaseModel):
+class RunSettings(BaseModel):
     """What all runs' settings have for reports; the others are kept as they are."""
 
     model_config = ConfigDict(extra="allow")
@@ -60,7 +60,7 @@ class Profile(BaseModel):
 
 
 class About(BaseModel):
-    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of pictures.
+    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images.
 
     `profile` is None where no provider was simulated.
     """
@@ -70,7 +70,7 @@ class About(BaseModel):
     model: str
     revision: str
     profile: Profile | None = None
-    settings: Settings
+    settings: RunSettings
     classes: list[str]
     labels: list[int]
     data: Path | None = None
@@ -114,9 +114,9 @@ class Point:
     predictions: int  # charged until then
     loss: float  # mean of the generation's prompts
     best_loss: float  # least of a single prompt until then, as it was when that prompt was scored
-    # On the training pictures, percent; None where unfinished or not measurable.
+    # On the training images, percent; None where unfinished or not measurable.
     accuracy: float | None
-    cost_micros: int | None  # charged until then; None where a line does not tell it
+    cost_micros: int | None  # charged until then; None where a line does not say
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Accuracies:
 
     before: str = "not yet"  # of the plain prompt
     after: str = "not yet"  # of the adapter
-    subject: str = "not yet"  # on which pictures
+    subject: str = "not yet"  # on which images
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,8 +135,8 @@ class Run(Displayed):
     folder: Path  # its directory
     about: About  # what was asked for
     points: tuple[Point, ...]  # in order
-    units: Units  # charged by the tuning; the pictures' upload is not in the journal
-    cost_micros: int | None  # the price of these units; None where a line does not tell it
+    units: Units  # charged by the tuning; the images' upload is not in the journal
+    cost_micros: int | None  # the price of these units; None where a line does not say
     failure: str | None  # why the last answer could not be used; None where it could
     summary: Summary | None  # how it ended; None where it is unfinished
     prompts: int | None  # that the adapter has; None where it is unfinished
@@ -196,7 +196,7 @@ class Run(Displayed):
 
     @property
     def leading(self) -> Accuracies:
-        """The evaluation's accuracies, with intervals; without one those on training pictures."""
+        """The evaluation's accuracies, with intervals; without one those on training images."""
         if self.evaluation:
             tested = self.evaluation
             return Accuracies(str(tested.before), str(tested), tested.subject)
@@ -204,7 +204,7 @@ class Run(Displayed):
 
     @property
     def training(self) -> Accuracies:
-        """The accuracies on the training pictures: the adapter's is of held-out predictions."""
+        """The accuracies on the training images: the adapter's is of held-out predictions."""
         if not self.summary:
             return Accuracies()
         return Accuracies(
@@ -336,12 +336,12 @@ def _points(lines: Iterable[_Line], history: Iterable[Moment]) -> Iterator[Point
     units, best_loss = Units(), float("inf")
     cost: int | None = 0
     for generation, requests in groupby(lines, key=lambda line: line.generation):
-        made = list(requests)
-        units += sum((line.charged for line in made), Units())
-        more = _cost(made)
+        group = list(requests)
+        units += sum((line.charged for line in group), Units())
+        more = _cost(group)
         cost = None if cost is None or more is None else cost + more
         # The first request has the population; the paper's recipe scores its mean in a second.
-        loss, least = made[0].mean_loss, made[0].best_loss
+        loss, least = group[0].mean_loss, group[0].best_loss
         if loss is None or least is None:
             continue
         best_loss = min(best_loss, least)

@@ -30,8 +30,8 @@ Codes = NDArray[np.float32]
 class CodeSearch(Protocol):
     """Looks for the code of least loss.
 
-    Each generation is one `ask` and one `tell`. Two searches of equal arguments that are told equal
-    losses ask for equal codes, whatever else draws random numbers meanwhile.
+    Each generation is one `ask` and one `tell`. Two searches of equal arguments and equal losses
+    ask for equal codes, whatever else draws random numbers meanwhile.
     """
 
     def ask(self) -> Codes:

@@ -49,9 +49,9 @@ class TuneResult(Displayed):
 
     Attributes:
         adapter: prompts and head.
-        accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: of the adapter, percent, each picture by what was fitted and chosen without
-            it (`craft_client.held_out`); None where nothing was held out (one picture a class, a
+        accuracy_before: of the plain prompt on the training images, percent.
+        accuracy_after: of the adapter, percent, each image by what was fitted and chosen without
+            it (`craft_client.held_out`); None where nothing was held out (one image a class, a
             prompt that was searched with all labels, or a recipe that holds nothing out).
         units: everything charged by the run.
         stopped_by: the budget of the key that ended the search before the run's own budget was
@@ -144,7 +144,7 @@ def tune(
     journal: Journal,
     on_progress: Callable[[TuneProgress], None] = lambda progress: None,
 ) -> TuneResult:
-    """Tunes prompts and a head for the black box's pictures.
+    """Tunes prompts and a head for the black box's images.
 
     Equal arguments and answers give equal adapters, byte for byte. A journal that has answers
     already is gone on from: they are not asked for again. Memory holds one generation's answers and
@@ -152,8 +152,8 @@ def tune(
     cover.
 
     Args:
-        black_box: answers for N pictures and C classes.
-        labels: the pictures' classes, int64 [N].
+        black_box: answers for N images and C classes.
+        labels: the images' classes, int64 [N].
         settings: what to do.
         journal: of this run; gets every paid answer before it is used, and the adapter.
         on_progress: called after each request and at the end.

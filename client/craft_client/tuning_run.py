@@ -39,7 +39,7 @@ class TuneProgress:
         budget: queries that the run takes at most: what its settings say, or other budgets leave.
         loss: mean loss of the latest request's codes (of the plain prompt where it had none).
         best_loss: least loss of a single prompt so far.
-        accuracy: percent of the training pictures, of the recipe's best prediction so far, which
+        accuracy: percent of the training images, of the recipe's best prediction so far, which
             may have been chosen or fitted by them; at the end, held out. None where not measured.
         units: everything charged by this run.
         elapsed_s: seconds since the run began, or was resumed.
@@ -77,8 +77,8 @@ class Outcome:
     codes: Array  # that follow the plain prompt, float32 [K, dim]
     texts: Sequence[str]  # that they score beside the class names
     head: Head  # on the plain prompt and the codes
-    accuracy_before: float  # of the plain prompt on the training pictures, percent
-    # Percent of pictures that no fit and no choice has seen; None where there are none.
+    accuracy_before: float  # of the plain prompt on the training images, percent
+    # Percent of images that no fit and no choice has seen; None where there are none.
     accuracy_after: float | None
     best_loss: float  # least loss of a single prompt
     candidates: Sequence[Candidate]  # what was chosen from
@@ -89,7 +89,7 @@ class TuningRun:
 
     Attributes:
         settings: what to do.
-        labels: the pictures' classes, int64 [N].
+        labels: the images' classes, int64 [N].
         context: of all codes.
         answers: the books.
         generation: generations begun.
@@ -138,12 +138,12 @@ class TuningRun:
         )
 
     def copies_in(self, log_probs: Array) -> Labels:
-        """Which pictures are copies of one, by their files and by whole answers [P, N, C + M]."""
+        """Which images are copies of one, by their files and by whole answers [P, N, C + M]."""
         whole = self._black_box.output.whole
         return with_equal_answers(self._groups, log_probs) if whole else self._groups
 
     def covers_generation(self) -> bool:
-        """Whether the run's budget and, as the last answer told, all others cover one more."""
+        """Whether the run's budget and, as of the last answer, all others cover one more."""
         if self.stopped_by is not None or self._own_generations_left() < 1:
             return False
         if self.answers.replaying:
@@ -176,7 +176,7 @@ class TuningRun:
         self.history[:] = checkpoint.document["history"]
 
     def report(self, stage: Stage, loss: float, best_loss: float, accuracy: float | None) -> None:
-        """Tells the caller where the run is, and adds to the history what a request brought."""
+        """Reports where the run is, and adds to the history what a request brought."""
         queries = self.answers.units.queries
         budgets = self.answers.budgets
         need = self._need()

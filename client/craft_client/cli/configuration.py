@@ -60,15 +60,12 @@ class Setting:
         return self.value
 
 
-Settings = dict[str, Setting]
-
-
 def user_file() -> Path:
     """The user's own file: ~/.config/craft/config.toml, or what the platform has instead."""
     return Path(typer.get_app_dir("craft")) / "config.toml"
 
 
-def load(url: str | None = None, key: str | None = None) -> Settings:
+def load(url: str | None = None, key: str | None = None) -> dict[str, Setting]:
     """Every setting that some place has.
 
     Args:
@@ -87,7 +84,7 @@ def load(url: str | None = None, key: str | None = None) -> Settings:
         (str(user_file()), _values(user_file())),
         (DEFAULT, DEFAULTS),
     ]
-    found: Settings = {}
+    found: dict[str, Setting] = {}
     for source, values in places:
         for name in NAMES:
             if name in values and name not in found and not _second_key(name, found):
@@ -100,7 +97,7 @@ def variable(name: str) -> str:
     return f"CRAFT_{name.upper()}"
 
 
-def api_key(settings: Settings) -> str | None:
+def api_key(settings: dict[str, Setting]) -> str | None:
     """The API key, read from its file if need be; None leaves it to `Client`.
 
     Raises:
@@ -120,7 +117,7 @@ def api_key(settings: Settings) -> str | None:
         ) from error
 
 
-def warnings(settings: Settings) -> list[str]:
+def warnings(settings: dict[str, Setting]) -> list[str]:
     """What is unwise about where the settings are, a sentence each."""
     found = []
     if left_out := [name for name in NAMES if name in _values(PROJECT_FILE)]:
@@ -135,7 +132,7 @@ def warnings(settings: Settings) -> list[str]:
     return found
 
 
-def _second_key(name: str, found: Settings) -> bool:
+def _second_key(name: str, found: dict[str, Setting]) -> bool:
     keys = {"api_key", "api_key_file"}
     return name in keys and not keys.isdisjoint(found)
 

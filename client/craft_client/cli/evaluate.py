@@ -1,4 +1,4 @@
-"""`craft zero-shot` and `craft evaluate`: accuracies on a split of pictures, and their cost."""
+"""`craft zero-shot` and `craft evaluate`: accuracies on a split of images, and their cost."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics by name; what was measured; on which pictures; what it cost.
+    """Metrics by name; what was measured; on which images; what it cost.
 
     `notes` are what there is to say of the data, a line each.
     `charged` is by this process alone; `run` is what the ledger calls all calls, where they are of
@@ -212,7 +212,7 @@ def measure_run(
 
     Args:
         run: the run directory.
-        data: the folder of pictures; the adapter may know more classes than these have.
+        data: the folder of images; the adapter may know more classes than these have.
         split: of the data.
         url: the server's.
         key: the API key.
@@ -312,7 +312,7 @@ def _digest(journal: Journal, adapter: Adapter, samples: Sequence[Sample]) -> st
 def _tuned_on(
     journal: Journal, samples: Sequence[Sample], digests: Sequence[str]
 ) -> tuple[str, ...]:
-    """A line on pictures that the run was tuned on, if there are any among these."""
+    """A line on images that the run was tuned on, if there are any among these."""
     from craft_client.copies import in_common
 
     about = journal.document
@@ -433,7 +433,7 @@ def _black_box(
 
 
 def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
-    """What scoring the prompts charges at least; known pictures are not encoded again."""
+    """What scoring the prompts charges at least; known images are not encoded again."""
     from craft_shared.units import Units
 
     return black_box.units(prompts) + Units(requests=1)

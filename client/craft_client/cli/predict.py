@@ -1,4 +1,4 @@
-"""`craft predict`: pictures classified with a published adapter, on screen or into a file."""
+"""`craft predict`: images classified with a published adapter, on screen or into a file."""
 
 from __future__ import annotations
 

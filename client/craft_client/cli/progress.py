@@ -53,7 +53,7 @@ def _view() -> Iterator[Callable[[TuneProgress], None]]:
         return
     if not animated():
         lines = _Lines()
-        yield lambda progress: lines.tell(
+        yield lambda progress: lines.say(
             progress.stage, ", ".join(f"{name} {value}" for name, value in rows(progress))
         )
         return
@@ -71,7 +71,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     if not animated():
         lines = _Lines(silent_until_late=True)
-        yield lambda count: lines.tell(what, f"{what}: {count:,} of {total:,}")
+        yield lambda count: lines.say(what, f"{what}: {count:,} of {total:,}")
         return
     from rich.progress import (
         BarColumn,
@@ -90,25 +90,25 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 class _Lines:
     """Says a line at a new stage, and of one stage every few seconds.
 
-    Where it is silent until late, what is soon over is not told at all.
+    Where it is silent until late, what soon ends is not shown at all.
     """
 
     def __init__(self, *, silent_until_late: bool = False) -> None:
         self._stage: str | None = None
-        self._told_at = time.monotonic() if silent_until_late else -SECONDS_BETWEEN_LINES
+        self._said_at = time.monotonic() if silent_until_late else -SECONDS_BETWEEN_LINES
         self._by_time_alone = silent_until_late
 
-    def tell(self, stage: str, line: str) -> None:
+    def say(self, stage: str, line: str) -> None:
         now = time.monotonic()
         same = self._by_time_alone or stage == self._stage
-        if same and now - self._told_at < SECONDS_BETWEEN_LINES:
+        if same and now - self._said_at < SECONDS_BETWEEN_LINES:
             return
-        self._stage, self._told_at = stage, now
+        self._stage, self._said_at = stage, now
         say(line)
 
 
 def rows(progress: TuneProgress) -> list[tuple[str, str]]:
-    """What the view tells, as names and values."""
+    """What the view shows, as names and values."""
     left = seconds_left(progress)
     accuracy = progress.accuracy
     seen = progress.stage != "deploy"

@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code_of(error: Exception) -> ExitCode:
-    """The exit code for a failure that is told in one message."""
+    """The exit code for a failure that is shown in one message."""
     from craft_client.cli.configuration import ConfigurationError
     from craft_client.exceptions import BudgetExhausted, BudgetTooSmall
 

@@ -48,7 +48,7 @@ def client_of(url: str | None, key: str | None, **options: Any) -> Client:
 def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> None:
     """Raises BudgetTooSmall when a budget of the key or its team does not cover the need.
 
-    Pictures that the server has seen cost nothing, so that `need` should not count them.
+    Images that the server has seen cost nothing, so that `need` should not count them.
     """
     from craft_client.budgets import name, shortfall
     from craft_client.exceptions import BudgetTooSmall
@@ -63,11 +63,11 @@ def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> Non
 
 
 def check_files(files: Sequence[Path], limits: Limits) -> list[str]:
-    """Opens all pictures, with a progress bar; their files' digests."""
-    from craft_client.data import check_pictures
+    """Opens all images, with a progress bar; their files' digests."""
+    from craft_client.data import check_images
 
     with counting("Checking pictures", len(files)) as on_checked:
-        return check_pictures(files, limits, on_checked=on_checked)
+        return check_images(files, limits, on_checked=on_checked)
 
 
 def upload(
@@ -78,7 +78,7 @@ def upload(
     *,
     name: str | None = None,
 ) -> tuple[ImageSet, Units]:
-    """Uploads the samples' pictures in order, with a progress bar.
+    """Uploads the samples' images in order, with a progress bar.
 
     An upload that has a name, unlike any other, is gone on with under it wherever it was cut off.
 

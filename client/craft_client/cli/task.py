@@ -1,4 +1,4 @@
-"""A tuning task, from pictures in a folder to a run on the server: begun, gone on with, reported.
+"""A tuning task, from images in a folder to a run on the server: begun, gone on with, reported.
 
 What can be checked for free is checked before anything is paid for.
 """
@@ -45,7 +45,7 @@ _REPORT_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Task:
-    """Settings, class names, and pictures of the folder `data`; what it has beside is in `others`.
+    """Settings, class names, and images of the folder `data`; what it has beside is in `others`.
 
     `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit` and
     `name_limit`), while the run has not begun.
@@ -75,7 +75,7 @@ class Tuned:
     """What a run came to."""
 
     result: TuneResult
-    image_set: ImageSet  # its pictures on the server
+    image_set: ImageSet  # its images on the server
     uploaded: Units  # what they were charged
     traffic: dict[str, int]  # of the whole run, see `_traffic`
     # Of the provider that was simulated when it began; None where none was.
@@ -160,7 +160,7 @@ def tune_task(
     """Checks everything that can be checked for free, then uploads, then tunes.
 
     `journal` is claimed; a run that it has is gone on with, otherwise one is begun. With `report`
-    the run reports itself to the server's console, as well as that goes.
+    the run reports itself to the server's console; the run goes on where that fails.
     """
     import numpy as np
 
@@ -301,7 +301,7 @@ def _run_name(folder: Path) -> str:
 
 
 def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
-    """What the run charges if no picture has to be encoded anew."""
+    """What the run charges if no image has to be encoded anew."""
     from craft_shared.units import Units
 
     uploads = -(-black_box.image_set.count // limits.images_per_call)
@@ -310,12 +310,12 @@ def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> 
 
 
 def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
-    """Bytes of log-probabilities that the run receives at most, and of pictures that it uploads.
+    """Bytes of log-probabilities that the run receives at most, and of images that it uploads.
 
-    Pictures that the server knows already are uploaded too.
+    Images that the server knows already are uploaded too.
     """
-    from craft_client.data import picture_bytes
+    from craft_client.data import image_bytes_of
 
     questions = task.settings.questions(black_box.units)
     answers = sum(black_box.answer_bytes(*question) for question in questions)
-    return dict(zip(_TRAFFIC, (answers, picture_bytes(task.samples)), strict=True))
+    return dict(zip(_TRAFFIC, (answers, image_bytes_of(task.samples)), strict=True))

@@ -1,4 +1,4 @@
-"""`craft tune`: few-shot pictures in, a run directory with an adapter out."""
+"""`craft tune`: few-shot images in, a run directory with an adapter out."""
 
 from __future__ import annotations
 
