@@ -45,11 +45,11 @@ class Dataset:
 
     name: str  # the folder's
     classes: tuple[str, ...]  # class names, in label order
-    train: tuple[Sample, ...]  # the training images, sorted by path
-    validation: tuple[Sample, ...]  # likewise; empty when there is no such split
-    test: tuple[Sample, ...]  # likewise; empty when there is no such split
     # What is to be said of how the folder was read, such as what was left out, a line each.
     notes: tuple[str, ...] = ()
+    train: tuple[Sample, ...] = ()  # the training images, sorted by path
+    validation: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
+    test: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
 
     def split(self, name: Split) -> tuple[Sample, ...]:
         """The images of a split.

@@ -113,23 +113,6 @@ def load_dataset(folder: Path) -> Dataset:
     return _load_folders(name, class_folders, Found(left_out=tuple(beside)))
 
 
-def _dataset(
-    name: str,
-    classes: Sequence[str],
-    samples: Mapping[Split, tuple[Sample, ...]],
-    notes: tuple[str, ...] = (),
-) -> Dataset:
-    """The data set; a split that its layout does not have is empty."""
-    return Dataset(
-        name,
-        tuple(classes),
-        samples.get("train", ()),
-        samples.get("validation", ()),
-        samples.get("test", ()),
-        notes,
-    )
-
-
 # --- folders ----------------------------------------------------------------------------------
 
 
@@ -163,7 +146,7 @@ def _load_folders(
             for path in of_class.images
         )
         everything = sum(found.values(), everything)
-    return _dataset(name, classes, samples, _notes(everything))
+    return Dataset(name, classes, _notes(everything), **samples)
 
 
 def _notes(found: Found) -> tuple[str, ...]:
@@ -246,7 +229,7 @@ def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
         )
         for split, of_split in entries.items()
     }
-    return _dataset(name, [class_name for class_name, _ in classes], samples)
+    return Dataset(name, tuple(class_name for class_name, _ in classes), (), **samples)
 
 
 def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
@@ -334,7 +317,7 @@ def _load_aircraft(name: str, folder: Path) -> Dataset:
         split: _aircraft_samples(folder / listed, images, present, labels)
         for split, listed in _AIRCRAFT_LISTS.items()
     }
-    return _dataset(name, [class_name for class_name, _ in classes], samples)
+    return Dataset(name, tuple(class_name for class_name, _ in classes), (), **samples)
 
 
 def _aircraft_samples(

@@ -66,7 +66,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    from craft_client.batch import BatchProgress, classify_files, restore, to_ask
+    from craft_client.remote_adapter import BatchProgress, classify_files, restore, to_ask
     from craft_client.results import Results, Rows
 
     files, left_out = _image_files(images)
@@ -210,7 +210,7 @@ def _adapter_of(rows: Rows, client: Client, adapter: str) -> RemoteAdapter:
 
 
 def _check_need(remote: RemoteAdapter, files: Sequence[Path], top: int) -> None:
-    from craft_client.batch import calls_of
+    from craft_client.remote_adapter import calls_of
 
     if remote.card.pays != "publisher":
         check_budgets(
