@@ -89,7 +89,7 @@ class Exchange:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All attempts; where they are cut short, the exception names the key that goes on."""
+        """All attempts; where they are cut short, the exception names the key to continue with."""
         with span(f"call {self._request.method}") as call:
             call.note({"craft.request_id": request_id(self._request)})
             try:

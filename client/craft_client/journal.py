@@ -192,7 +192,7 @@ class Journal:
             append(self.folder / LINES_FILE, text)
 
     def resume(self) -> list[dict[str, Any]]:
-        """The lines, after which `append` goes on; a line that a crash cut short is removed.
+        """The lines, after which `append` adds more; a line that a crash cut short is removed.
 
         Raises:
             JournalError: a line is damaged, or the file cannot be written.

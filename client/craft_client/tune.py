@@ -147,7 +147,7 @@ def tune(
     """Tunes prompts and a head for the black box's images.
 
     Equal arguments and answers give equal adapters, byte for byte. A journal that has answers
-    already is gone on from: they are not asked for again. Memory holds one generation's answers and
+    already is continued: they are not asked for again. Memory holds one generation's answers and
     those that heads read. The search ends in good order before a generation that a budget does not
     cover.
 

@@ -89,8 +89,8 @@ def scores_of(tensors: Tensors, output: Output, classes: int) -> Array:
         rest = np.float32(LABEL_REST / max(1, classes - 1))
         return _spread(tensors["top_classes"], np.float32(1 - LABEL_REST), rest, classes)
     if "probs" in tensors:
-        assert output.decimals is not None  # noqa: S101 - the level has them
-        named = np.maximum(tensors["probs"], np.float32(0.5 * 10.0**-output.decimals))
+        least = 0.5 * 10.0 ** -(output.decimals or 0)
+        named = np.maximum(tensors["probs"], np.float32(least))
     else:
         named = np.exp(tensors["log_probs"])
     if output.k is None:

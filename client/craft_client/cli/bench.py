@@ -79,7 +79,7 @@ def bench(
 
     Each run has a receipt of what it was charged. What was tuned on ImageNet is measured on its
     four shifts too (V2, Sketch, A, R). Data sets and shifts that are not there are named and left
-    out. A benchmark that was interrupted goes on where it was: nothing is paid for twice.
+    out. A benchmark that was interrupted continues where it stopped: nothing is paid for twice.
     """
     from craft_client import bench as benchmark
     from craft_client.exceptions import DataError

@@ -218,7 +218,7 @@ def measure_run(
         key: the API key.
         among_its_classes: a prediction is the likeliest of the data's classes, not of all that the
             adapter knows. Every class is scored and charged all the same.
-        once: whether the same evaluation under way or done before is gone on with, for as long as
+        once: whether the same evaluation under way or done before is continued, for as long as
             the server remembers its calls, and is not paid for again.
     """
     import numpy as np

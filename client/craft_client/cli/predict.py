@@ -49,7 +49,7 @@ def predict(
             "--out",
             dir_okay=False,
             show_default=False,
-            help="A CSV file for the predictions; one that was cut off is gone on with.",
+            help="A CSV file for the predictions; one that was cut off is continued.",
         ),
     ] = None,
     abstain_below: Annotated[
@@ -201,7 +201,7 @@ def _adapter_of(rows: Rows, client: Client, adapter: str) -> RemoteAdapter:
                 f"'{rows.file}' holds predictions of {rows.adapter}.",
                 remedy="Name another file with --out.",
             )
-        say(f"Going on with {remote.reference}, as '{rows.file}' began.")
+        say(f"Continuing with {remote.reference}, as '{rows.file}' began.")
     if rows.top > len(remote.card.classes):
         raise CraftError(
             f"The adapter has {len(remote.card.classes)} classes.", remedy="Lower --top."

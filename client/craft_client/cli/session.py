@@ -80,7 +80,7 @@ def upload(
 ) -> tuple[ImageSet, Units]:
     """Uploads the samples' images in order, with a progress bar.
 
-    An upload that has a name, unlike any other, is gone on with under it wherever it was cut off.
+    An upload that has a name, unlike any other, is continued under it wherever it was cut off.
 
     Returns:
         The image set with its new count, and what the upload cost.

@@ -1,4 +1,4 @@
-"""A tuning task, from images in a folder to a run on the server: begun, gone on with, reported.
+"""A tuning task, from images in a folder to a run on the server: begun, continued, reported.
 
 What can be checked for free is checked before anything is paid for.
 """
@@ -159,8 +159,8 @@ def tune_task(
 ) -> Tuned:
     """Checks everything that can be checked for free, then uploads, then tunes.
 
-    `journal` is claimed; a run that it has is gone on with, otherwise one is begun. With `report`
-    the run reports itself to the server's console; the run goes on where that fails.
+    `journal` is claimed; a run that it has is continued, otherwise one is begun. With `report`
+    the run reports itself to the server's console; the run continues where that fails.
     """
     import numpy as np
 
@@ -227,7 +227,7 @@ def _reporter(
     with client_of(url, key, timeout=_REPORT_TIMEOUT) as client:
         say(f"Watch it: {client.base_url}/console/runs/{run}")
         yield RunReporter(
-            client, run, report, lambda why: say(f"The run goes on unreported: {why}")
+            client, run, report, lambda why: say(f"The run continues unreported: {why}")
         )
 
 

@@ -84,7 +84,7 @@ def tune(
         Path | None,
         typer.Option(
             show_default=False,
-            help="Goes on with a run that was interrupted; nothing is paid for twice.",
+            help="Continues a run that was interrupted; nothing is paid for twice.",
             autocompletion=run_folders,
             rich_help_panel=_RUN,
         ),
@@ -93,7 +93,7 @@ def tune(
         bool,
         typer.Option(
             "--report",
-            help="Post the run's curve to the server's console as it goes on. Free.",
+            help="Post the run's curve to the server's console while it lasts. Free.",
             rich_help_panel=_RUN,
         ),
     ] = False,
@@ -242,7 +242,7 @@ def _refuse_other_options(context: typer.Context) -> None:
     ]
     if given:
         raise typer.BadParameter(
-            f"leave {', '.join(given)} out: a resumed run goes on as it was begun.",
+            f"leave {', '.join(given)} out: a resumed run continues as it began.",
             param_hint="--resume",
         )
 
@@ -254,7 +254,7 @@ def _early_end_told(journal: Journal) -> Iterator[None]:
         yield
     except BaseException:
         if journal.document:
-            say(f"The run ended early. Go on with it: craft tune --resume {journal.folder}")
+            say(f"The run ended early. Continue it: craft tune --resume {journal.folder}")
         raise
 
 
