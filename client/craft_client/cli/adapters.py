@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,6 +119,16 @@ def adapters(
     )
 
 
+def _named(kind: str, help_text: str, *, out: bool = False) -> Any:
+    return typer.Option(
+        f"--{'without' if out else 'with'}-{kind}",
+        metavar={"key": "PREFIX", "team": "TEAM"}[kind],
+        show_default=False,
+        help=f"{help_text}; repeatable.",
+        rich_help_panel=_WHO,
+    )
+
+
 def share(
     name: OwnName,
     public: Annotated[
@@ -130,45 +140,13 @@ def share(
             rich_help_panel=_WHO,
         ),
     ] = None,
-    with_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with-key",
-            metavar="PREFIX",
-            show_default=False,
-            help="This key may use it too; repeatable.",
-            rich_help_panel=_WHO,
-        ),
-    ] = None,
-    with_team: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with-team",
-            metavar="TEAM",
-            show_default=False,
-            help="The team's keys may use it too; repeatable.",
-            rich_help_panel=_WHO,
-        ),
-    ] = None,
+    with_key: Annotated[list[str] | None, _named("key", "This key may use it too")] = None,
+    with_team: Annotated[list[str] | None, _named("team", "The team's keys may use it too")] = None,
     without_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--without-key",
-            metavar="PREFIX",
-            show_default=False,
-            help="This key may use it no more; repeatable.",
-            rich_help_panel=_WHO,
-        ),
+        list[str] | None, _named("key", "This key may use it no more", out=True)
     ] = None,
     without_team: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--without-team",
-            metavar="TEAM",
-            show_default=False,
-            help="The team's keys may use it no more; repeatable.",
-            rich_help_panel=_WHO,
-        ),
+        list[str] | None, _named("team", "The team's keys may use it no more", out=True)
     ] = None,
     pays: Annotated[
         str | None,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -48,6 +48,14 @@ def _scale(text: str | None) -> str | None:
             names = ", ".join(get_args(AbsoluteScale))
             raise typer.BadParameter(f"'{text}' is neither a number nor one of {names}.") from error
     return text
+
+
+def _tuning(help_text: str, default: str | bool = True, **more: Any) -> Any:
+    return typer.Option(help=help_text, show_default=default, rich_help_panel=_TUNING, **more)
+
+
+def _part(option: str, part: str) -> Any:
+    return typer.Option(option, help=f"Do without {part}.", rich_help_panel=_PARTS)
 
 
 def tune(
@@ -99,53 +107,34 @@ def tune(
     ] = False,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
-    population: Annotated[
-        int | None,
-        typer.Option(
-            show_default="40", help="Codes a generation of the search.", rich_help_panel=_TUNING
-        ),
-    ] = None,
-    dim: Annotated[
-        int | None,
-        typer.Option(show_default="512", help="Length of a code.", rich_help_panel=_TUNING),
-    ] = None,
+    population: Annotated[int | None, _tuning("Codes a generation of the search.", "40")] = None,
+    dim: Annotated[int | None, _tuning("Length of a code.", "512")] = None,
     random_codes: Annotated[
         int | None,
-        typer.Option(
-            show_default="127, of ranks 255",
-            help="Of craftbox in strict access: random codes at most.",
-            rich_help_panel=_TUNING,
-        ),
+        _tuning("Of craftbox in strict access: random codes at most.", "127, of ranks 255"),
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(
-            callback=_scale,
-            show_default=f"3.0; {_LIKE_PAPER}: the paper's, by data set",
-            help="How far codes move the prompt, in standard deviations of the model's token "
+        _tuning(
+            "How far codes move the prompt, in standard deviations of the model's token "
             "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
-            rich_help_panel=_TUNING,
+            f"3.0; {_LIKE_PAPER}: the paper's, by data set",
+            callback=_scale,
         ),
     ] = None,
     sigma: Annotated[
         float | None,
-        typer.Option(
-            show_default=f"1.0; {_LIKE_PAPER}: the paper's, by data set",
-            help="The search's first standard deviation.",
-            rich_help_panel=_TUNING,
+        _tuning(
+            "The search's first standard deviation.",
+            f"1.0; {_LIKE_PAPER}: the paper's, by data set",
         ),
     ] = None,
     consistency_weight: Annotated[
         float | None,
-        typer.Option(
-            show_default="0.1; paper: its own, by data set",
-            help="Of the consistency loss.",
-            rich_help_panel=_TUNING,
-        ),
+        _tuning("Of the consistency loss.", "0.1; paper: its own, by data set"),
     ] = None,
     strategy: Annotated[
-        Literal["cma-es", "random", "spsa"],
-        typer.Option(help="Of the paper's search.", rich_help_panel=_TUNING),
+        Literal["cma-es", "random", "spsa"], _tuning("Of the paper's search.")
     ] = "cma-es",
     strict: Strict = False,
     texts: Annotated[
@@ -164,23 +153,11 @@ def tune(
             rich_help_panel=_TEXTS,
         ),
     ] = None,
-    no_search: Annotated[
-        bool, typer.Option("--no-search", help="Do without the search.", rich_help_panel=_PARTS)
-    ] = False,
+    no_search: Annotated[bool, _part("--no-search", "the search")] = False,
     no_refinement: Annotated[
-        bool,
-        typer.Option(
-            "--no-refinement",
-            help="Do without the head that refines predictions.",
-            rich_help_panel=_PARTS,
-        ),
+        bool, _part("--no-refinement", "the head that refines predictions")
     ] = False,
-    no_consistency: Annotated[
-        bool,
-        typer.Option(
-            "--no-consistency", help="Do without the consistency loss.", rich_help_panel=_PARTS
-        ),
-    ] = False,
+    no_consistency: Annotated[bool, _part("--no-consistency", "the consistency loss")] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
