@@ -70,13 +70,7 @@ class Cell:
 def find_datasets(
     root: Path, names: Sequence[str], splits: Sequence[Split] = ("train", "test")
 ) -> tuple[list[Dataset], list[str]]:
-    """The data sets below a folder, and of each that cannot be used why.
-
-    Args:
-        root: holds a folder a data set.
-        names: of the folders.
-        splits: that each must have.
-    """
+    """The data sets in folders below a folder, and of each that cannot be used why."""
     found, missing = [], []
     for name in names:
         try:
@@ -91,12 +85,7 @@ def find_datasets(
 
 
 def find_shifts(root: Path, tuned: Dataset) -> tuple[list[str], list[str]]:
-    """The shifts of a data set below a folder, and of each that cannot be used why.
-
-    Args:
-        root: holds a folder a data set.
-        tuned: the data set; one that is not ImageNet has no shifts.
-    """
+    """The shifts of ImageNet below a folder, and of each that cannot be used why."""
     if tuned.name != SHIFTED:
         return [], []
     datasets, missing = find_datasets(root, SHIFTS, ["test"])

@@ -87,13 +87,7 @@ def notes(
 def in_common(
     tuned: Mapping[str, str], samples: Sequence[Sample], digests: Sequence[str]
 ) -> tuple[str, ...]:
-    """A line on images that were tuned on, if any is among the samples.
-
-    Args:
-        tuned: names of the images that were tuned on, by their files' digests.
-        samples: others.
-        digests: of their files.
-    """
+    """A line on images that were tuned on (names by digest), if any is among the samples."""
     pairs = [
         (tuned[digest], str(sample.path))
         for sample, digest in zip(samples, digests, strict=True)

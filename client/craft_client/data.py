@@ -160,10 +160,7 @@ def check_images(
 
     A JPEG is decoded at an eighth of its size, which finds a truncated file all the same.
 
-    Args:
-        files: the images.
-        limits: the model's.
-        on_checked: called now and then with the number of images checked so far.
+    `on_checked` is called now and then with the number of images checked so far.
 
     Returns:
         The digest of each file, as `digest_of`.

@@ -66,11 +66,6 @@ class Exchange:
 
     Each attempt is made within `attempt`, which gives failures their names; what it brings goes
     through `accepted`. Whether another one follows is for `attempts` to say.
-
-    Args:
-        server: that is called.
-        call: that is made.
-        request: the call as it is sent, every time the same.
     """
 
     def __init__(self, server: Server, call: Call, request: httpx.Request) -> None:

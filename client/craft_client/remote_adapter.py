@@ -62,12 +62,9 @@ class RemoteAdapter:
     def image_calls(
         self, images: Iterable[T], size_of: Callable[[T], int], top: int
     ) -> Iterator[list[T]]:
-        """Which images each call sends along and classifies. Each call is `prompts` queries.
+        """Which images each call sends and classifies, `top` classes of each.
 
-        Args:
-            images: what stands for them.
-            size_of: their bytes.
-            top: how many classes are asked for, of each.
+        Each call is `prompts` queries. `size_of` gives the bytes of what stands for an image.
         """
         seen, count = self._model.output, self.limits.images_per_call
         shown = seen.model_copy(update={"k": min(top, seen.k or top)})

@@ -66,11 +66,7 @@ def user_file() -> Path:
 
 
 def load(url: str | None = None, key: str | None = None) -> dict[str, Setting]:
-    """Every setting that some place has.
-
-    Args:
-        url: the option's value, or that of its variable.
-        key: the option's value, or that of its variable.
+    """Every setting that some place has; `url` and `key` are the options' values.
 
     Raises:
         ConfigurationError: a file cannot be read, or holds what is no setting.

@@ -210,16 +210,10 @@ def measure_run(
 ) -> Measured:
     """Scores the prompts of a run's adapter over HTTP and applies its head here.
 
-    Args:
-        run: the run directory.
-        data: the folder of images; the adapter may know more classes than these have.
-        split: of the data.
-        url: the server's.
-        key: the API key.
-        among_its_classes: a prediction is the likeliest of the data's classes, not of all that the
-            adapter knows. Every class is scored and charged all the same.
-        once: whether the same evaluation under way or done before is continued, for as long as
-            the server remembers its calls, and is not paid for again.
+    The adapter may know more classes than the data have. Every class is scored and charged, but
+    with `among_its_classes` a prediction is the likeliest of the data's. With `once` the same
+    evaluation under way or done before is continued, for as long as the server remembers its calls,
+    and is not paid for again.
     """
     import numpy as np
 

@@ -92,16 +92,9 @@ def new_task(
     shots_strict: bool,
     **options: Any,
 ) -> Task:
-    """The task of a few shots of a data set.
+    """The task of a few shots of a data set in the folder `data`.
 
-    Args:
-        dataset: draws from its training split.
-        data: its folder.
-        recipe: its name.
-        shots: images a class.
-        seed: of the draw and of the run.
-        shots_strict: whether classes with fewer images are refused.
-        options: of `craft_client.paper_presets.recipe_settings`.
+    `options` are those of `craft_client.paper_presets.recipe_settings`.
 
     Raises:
         DataError: images are missing.
