@@ -1,23 +1,6 @@
 """The HTTP clients of API v1: one method a call, typed answers, typed errors, careful retries.
 
-Every POST carries an `Idempotency-Key` of its own, which stays the same when the call is sent
-again: the server does and charges a call once, however often it arrives, and gives the same answer
-each time. So every call may be sent again, and is, byte for byte:
-
-- when no connection could be made, or it broke before the answer was there;
-- when the server asks for it: still at work on the call (409), rate limit reached (429) or
-  overloaded (503), each after its Retry-After. Without Retry-After no wait would help;
-- when the server failed (500), for a short while, since what failed may fail again;
-- when a gateway answers in the server's place (429, 500, 502, 503, 504 or 529 without a problem
-  document), after its Retry-After or, where it names none, stamina's waits. What a gateway says
-  of a call says nothing of whether the server has done it.
-
-Waits between attempts are stamina's or the server's. Patience counts from a call's first failure;
-when it is over, the last failure is raised. An exhausted budget (402) is never tried again.
-
-A call that is cut short, by Ctrl-C or as a cancelled task, may have been charged: the exception has
-a note with the idempotency key under which the same call fetches the answer without a new charge.
-
+How a call is sent again, and what it may cost when it is cut short, is in `craft_client.exchange`.
 `api.py` is written from `async_api.py` by `tools/unasync_client.py`.
 """
 
