@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from craft_client.answers import check_content_type, read_json
 from craft_client.calls import JSON_TYPE, MOST_KEYS_BYTES, MOST_LIST_BYTES, Call, message, path
@@ -63,6 +64,8 @@ from craft_shared.wire import (
     Usage,
 )
 
+M = TypeVar("M", bound=BaseModel)
+
 
 class Client:
     """A connection to a craftbox server under one API key.
@@ -77,7 +80,7 @@ class Client:
             when None.
         api_key: the key; the environment's CRAFT_API_KEY when None, or else what the file that
             CRAFT_API_KEY_FILE names holds.
-        run: what the ledger is to call the run that the calls are part of, printable ASCII.
+        run: what the ledger calls the run that the calls are part of, printable ASCII.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
@@ -141,12 +144,16 @@ class Client:
                     response = exchange.accepted(response)
         return response
 
+    def _read(self, kind: type[M], call: Call) -> M:
+        """The JSON answer to a call."""
+        return read_json(kind, self._send(call), call.most_bytes)
+
     # --- models -------------------------------------------------------------------------------
 
     def models(self) -> list[ModelCard]:
         """The models that the server hosts."""
-        cards = read_json(ModelList, self._send(Call("GET", "/v1/models"))).models
-        return Listed(with_body_bound(cards))
+        found = self._read(ModelList, Call("GET", "/v1/models"))
+        return Listed(with_body_bound(found.models))
 
     def model(self, name: str | None = None) -> ModelCard:
         """The model of that name; without a name the first one.
@@ -159,18 +166,18 @@ class Client:
     # --- image sets ---------------------------------------------------------------------------
 
     def create_image_set(self, model: str, *, idempotency_key: str | None = None) -> ImageSet:
-        """Makes an empty image set for a model. Free.
+        """Creates an empty image set for a model. Free.
 
         The same call again under the same idempotency key is answered with the same image set, as
         it was when it was made.
         """
         body = message(ImageSetCreate, model=model).model_dump_json().encode()
         call = Call("POST", "/v1/image-sets", json=body, idempotency_key=idempotency_key)
-        return read_json(ImageSet, self._send(call))
+        return self._read(ImageSet, call)
 
     def image_set(self, image_set_id: str) -> ImageSet:
         """The present state of an image set. Free."""
-        return read_json(ImageSet, self._send(Call("GET", path("image-sets", image_set_id))))
+        return self._read(ImageSet, Call("GET", path("image-sets", image_set_id)))
 
     def delete_image_set(self, image_set_id: str) -> None:
         """Deletes an image set and its features. Free."""
@@ -249,7 +256,7 @@ class Client:
 
         Raises:
             ProblemError: the server refused; nothing was charged.
-            AnswerLost: the answer did not arrive; the ledger tells whether it was charged.
+            AnswerLost: the answer did not arrive; `usage` shows whether it was charged.
         """
         call, asked = prediction_call(request, codes, images, count, idempotency_key)
         return prediction_of(self._send(call), request, asked)
@@ -259,7 +266,7 @@ class Client:
 
         The server deletes the answer's bytes; the same call under the same key is computed anew
         from then on, still without charge. It is tried once, since an answer that is not
-        acknowledged is merely kept for longer.
+        acknowledged is only stored for longer.
         """
         self._send(Call("DELETE", path("answers", idempotency_key), again=False))
 
@@ -271,7 +278,7 @@ class Client:
         after: int | None = None
         while True:
             query = {} if after is None else {"after": str(after)}
-            page = read_json(Usage, self._send(Call("GET", "/v1/usage", query=query)))
+            page = self._read(Usage, Call("GET", "/v1/usage", query=query))
             charges += page.charges
             if page.next_after is None:
                 return page.model_copy(update={"charges": charges})
@@ -281,7 +288,8 @@ class Client:
 
     def budgets(self) -> list[Budget]:
         """The key's budgets; a unit without one is not bounded. Free."""
-        return Listed(read_json(BudgetList, self._send(Call("GET", "/v1/budget"))).budgets)
+        found = self._read(BudgetList, Call("GET", "/v1/budget"))
+        return Listed(found.budgets)
 
     def receipt(
         self, run: str | None = None, *, since: str | None = None, until: str | None = None
@@ -323,7 +331,7 @@ class Client:
     # --- reported runs ------------------------------------------------------------------------
 
     def report_run(self, run: str, report: RunReport) -> None:
-        """Makes or changes what the server's console says of a run. Free; tried once."""
+        """Creates or changes what the server's console says of a run. Free; tried once."""
         body = report.model_dump_json().encode()
         self._send(Call("PUT", path("runs", run), json=body, again=False))
 
@@ -348,38 +356,37 @@ class Client:
             tensors=adapter.to_bytes(),
             accept=JSON_TYPE,
         )
-        return read_json(AdapterPublishAnswer, self._send(call))
+        return self._read(AdapterPublishAnswer, call)
 
     def adapters(self) -> list[AdapterCard]:
         """The adapters that the key may use: its owner's, shared ones, public ones. Free."""
         call = Call("GET", "/v1/adapters", most_bytes=MOST_LIST_BYTES)
-        return Listed(read_json(AdapterList, self._send(call), MOST_LIST_BYTES).adapters)
+        found = self._read(AdapterList, call)
+        return Listed(found.adapters)
 
     def adapter(self, name: str) -> AdapterCard:
         """The version that `[OWNER/]NAME[@VERSION|@ALIAS]` means now. Free."""
-        return read_json(AdapterCard, self._send(Call("GET", path("adapters", name))))
+        return self._read(AdapterCard, Call("GET", path("adapters", name)))
 
     def adapter_versions(self, name: str) -> list[AdapterCard]:
         """All versions of one of the owner's adapters, the retired ones too. Free."""
         call = Call("GET", path("adapters", name, "versions"), most_bytes=MOST_LIST_BYTES)
-        response = self._send(call)
-        return Listed(read_json(AdapterList, response, MOST_LIST_BYTES).adapters)
+        found = self._read(AdapterList, call)
+        return Listed(found.adapters)
 
     def adapter_settings(self, name: str) -> AdapterSettings:
         """Who may use one of the owner's adapters, who pays, and what its aliases mean. Free."""
-        call = Call("GET", path("adapters", name, "settings"))
-        return read_json(AdapterSettings, self._send(call))
+        return self._read(AdapterSettings, Call("GET", path("adapters", name, "settings")))
 
     def change_adapter(self, name: str, change: AdapterChange) -> AdapterSettings:
-        """Changes what `change` was given, of all versions at once; what holds after it. Free."""
+        """Changes the settings that `change` names, for all versions, and returns all. Free."""
         body = change.model_dump_json(exclude_unset=True).encode()
         call = Call("PATCH", path("adapters", name), json=body)
-        return read_json(AdapterSettings, self._send(call))
+        return self._read(AdapterSettings, call)
 
     def adapter_usage(self, name: str) -> AdapterUsage:
         """What was classified with one of the owner's adapters, by everybody. Free."""
-        call = Call("GET", path("adapters", name, "usage"))
-        return read_json(AdapterUsage, self._send(call))
+        return self._read(AdapterUsage, Call("GET", path("adapters", name, "usage")))
 
     def retire(self, name: str) -> None:
         """Takes `NAME@VERSION`, or all versions of `NAME`, out of service. Free."""

@@ -174,7 +174,7 @@ def test_every_answer_was_hostile_once(hostile: HostileServer) -> None:
         for name, kind in vars(module).items()
         if isinstance(kind, type)
         and issubclass(kind, Answer)
-        and re.search(rf"read_(json|tensors)\({name}\b", source)
+        and re.search(rf"read(_json|_tensors)?\({name}\b", source)
     }
     assert read
     assert read <= hostile.served
