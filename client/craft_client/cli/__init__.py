@@ -8,7 +8,7 @@
     account         craft models, usage, budget, image-sets
     receipts        craft receipt, verify-receipt
     runs            craft runs, report, compare
-    configuration   craft config show, plugins
+    config          craft config show, plugins
 
 Whatever is slow to import is imported by the command that needs it, so that `craft --help` is
 quick.
@@ -20,7 +20,7 @@ from craft_client.cli import (
     account,
     adapters,
     bench,
-    configuration,
+    config,
     evaluate,
     predict,
     receipts,
@@ -31,5 +31,5 @@ from craft_client.cli.root import app
 
 __all__ = ["app"]
 
-for module in (tune, bench, evaluate, adapters, predict, account, receipts, runs, configuration):
+for module in (tune, bench, evaluate, adapters, predict, account, receipts, runs, config):
     module.register(app)

@@ -1,4 +1,4 @@
-"""`craft config` and `craft plugins`: what the commands use, and where each setting comes from.
+"""The command line's settings: what each is, and where that comes from.
 
 The first that names a setting wins: an option, the environment, the user's `config.toml`, the
 default. A file of TOML holds nothing but settings:
@@ -26,8 +26,6 @@ from pathlib import Path
 
 import typer
 
-from craft_client.cli.options import AsJson, Key, Url, examples
-from craft_client.cli.show import document, say, table
 from craft_client.exceptions import CraftError, MissingKey
 from craft_shared.text_files import NotTextError, read_text
 
@@ -156,61 +154,3 @@ def _check(file: Path, name: str, value: object) -> None:
         raise ConfigurationError(f"'{file}': there is no setting '{name}'.", remedy=meant)
     if not isinstance(value, str):
         raise ConfigurationError(f"'{file}': {name} is not a text, in \"quotes\".")
-
-
-def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show each setting and where it comes from; the API key is masked.
-
-    An option comes before the environment, that before your own file.
-    Nothing is taken from ./craft.toml.
-    """
-    settings = load(url, key)
-    if as_json:
-        document(
-            {
-                "settings": {
-                    name: {"value": found.shown, "source": found.source}
-                    for name, found in settings.items()
-                },
-                "files": {"project": str(PROJECT_FILE.resolve()), "user": str(user_file())},
-            }
-        )
-        return
-    table(
-        ["setting", "value", "from"],
-        [[n, settings[n].shown, settings[n].source] for n in NAMES if n in settings],
-    )
-    say(f"Your own file, where it exists: '{user_file()}'.")
-    for warning in warnings(settings):
-        say(warning)
-
-
-def plugins(as_json: AsJson = False) -> None:
-    """List the recipes that other packages add. Each is loaded to try it."""
-    from craft_client.plugins import RECIPES
-    from craft_shared.plugins import listed
-
-    found = listed([RECIPES])
-    if as_json:
-        document({"plugins": found})
-    elif found:
-        table(list(found[0]), [list(row.values()) for row in found])
-    else:
-        say("No plug-ins are installed (docs/plugins.md).")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    config = typer.Typer(
-        no_args_is_help=True,
-        help="What the commands are configured with.",
-        epilog=examples("craft config show"),
-    )
-
-    @config.callback()
-    def _config() -> None:
-        """Makes `show` a command of its own, although it is the only one."""
-
-    config.command(epilog=examples("craft config show", "craft config show --json"))(show)
-    app.add_typer(config, name="config", rich_help_panel="Settings")
-    app.command(epilog=examples("craft plugins", "craft plugins --json"))(plugins)
