@@ -16,20 +16,21 @@ quick.
 
 from __future__ import annotations
 
-from craft_client.cli import (
-    account,
-    adapters,
-    bench,
-    config,
-    evaluate,
-    predict,
-    receipts,
-    runs,
-    tune,
-)
 from craft_client.cli.root import app
 
-__all__ = ["app"]
+# In the order of the help.
+from craft_client.cli import tune, bench, evaluate, adapters, predict  # isort: skip
+from craft_client.cli import account, receipts, runs, config  # isort: skip
 
-for module in (tune, bench, evaluate, adapters, predict, account, receipts, runs, config):
-    module.register(app)
+__all__ = [
+    "account",
+    "adapters",
+    "app",
+    "bench",
+    "config",
+    "evaluate",
+    "predict",
+    "receipts",
+    "runs",
+    "tune",
+]

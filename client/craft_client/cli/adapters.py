@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from craft_client.cli.completion import adapter_names, remember
-from craft_client.cli.options import AsJson, Key, RunFolder, Url, examples
+from craft_client.cli.options import AsJson, Key, RunFolder, Url, argument
+from craft_client.cli.root import command
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, free_document, percent, say, table, units_line
+from craft_client.cli.show import (
+    document,
+    free_document,
+    percent,
+    report_done,
+    say,
+    table,
+    units_line,
+)
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -20,26 +28,17 @@ if TYPE_CHECKING:
 
 _WHO = "Who may use it"
 
-OwnName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        show_default=False,
-        help="One of your owner's adapters.",
-        autocompletion=adapter_names,
-    ),
-]
+OwnName = Annotated[str, argument("NAME", "One of your owner's adapters.", adapter_names)]
 Versions = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        show_default=False,
-        help="NAME@VERSION, or NAME for all its versions.",
-        autocompletion=adapter_names,
-    ),
+    str, argument("NAME", "NAME@VERSION, or NAME for all its versions.", adapter_names)
 ]
 
 
+@command(
+    "Adapters",
+    "craft publish runs/digits-16shots-seed1 --name digits",
+    "craft publish runs/digits-16shots-seed1 --name digits --alias stable",
+)
 def publish(
     run: RunFolder,
     name: Annotated[str, typer.Option("--name", show_default=False, help="The adapter's name.")],
@@ -77,14 +76,14 @@ def publish(
     say(f"Next: craft predict IMAGE... --adapter {card.name}")
 
 
+@command("Adapters", "craft adapters", "craft adapters digits", "craft adapters --json")
 def adapters(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[NAME]",
-            show_default=False,
-            help="One of your owner's adapters: all its versions, who may use it, its usage.",
-            autocompletion=adapter_names,
+        argument(
+            "[NAME]",
+            "One of your owner's adapters: all its versions, who may use it, its usage.",
+            adapter_names,
         ),
     ] = None,
     url: Url = None,
@@ -129,6 +128,12 @@ def _named(kind: str, help_text: str, *, out: bool = False) -> Any:
     )
 
 
+@command(
+    "Adapters",
+    "craft share digits --with-team vision --pays publisher",
+    "craft share digits --public --abstain-below 0.5",
+    "craft share digits --alias stable=2",
+)
 def share(
     name: OwnName,
     public: Annotated[
@@ -199,24 +204,21 @@ def share(
         _show_settings(settings)
 
 
+@command("Adapters", "craft retire digits@1", "craft retire digits")
 def retire(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a published adapter out of service."""
     with connect(url, key) as client:
         client.retire(name)
-    if as_json:
-        free_document({"retired": name})
-    else:
-        say(f"Retired {name}. craft restore {name} takes it into service again.")
+    words = f"Retired {name}. craft restore {name} takes it into service again."
+    report_done({"retired": name}, words, as_json)
 
 
+@command("Adapters", "craft restore digits@1")
 def restore(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a retired adapter into service again."""
     with connect(url, key) as client:
         client.restore(name)
-    if as_json:
-        free_document({"restored": name})
-    else:
-        say(f"Restored {name}.")
+    report_done({"restored": name}, f"Restored {name}.", as_json)
 
 
 def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> None:
@@ -297,26 +299,3 @@ def _moved_alias(text: str) -> tuple[str, int | None]:
     if not sign or (version and not (version.isdecimal() and len(version) < 10)):
         raise typer.BadParameter(f"'{text}' is not ALIAS=VERSION.", param_hint="--alias")
     return alias, int(version) if version else None
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    add = partial(app.command, rich_help_panel="Adapters")
-    add(
-        epilog=examples(
-            "craft publish runs/digits-16shots-seed1 --name digits",
-            "craft publish runs/digits-16shots-seed1 --name digits --alias stable",
-        )
-    )(publish)
-    add(epilog=examples("craft adapters", "craft adapters digits", "craft adapters --json"))(
-        adapters
-    )
-    add(
-        epilog=examples(
-            "craft share digits --with-team vision --pays publisher",
-            "craft share digits --public --abstain-below 0.5",
-            "craft share digits --alias stable=2",
-        )
-    )(share)
-    add(epilog=examples("craft retire digits@1", "craft retire digits"))(retire)
-    add(epilog=examples("craft restore digits@1"))(restore)

@@ -17,8 +17,8 @@ from craft_client.cli.options import (
     ShotsStrict,
     Strict,
     Url,
-    examples,
 )
+from craft_client.cli.root import command
 from craft_client.cli.show import document, say, table
 from craft_client.recipes import OWN
 from craft_client.run_files import LOCK_FILE, RUN_FILE
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 
 
+@command(
+    "Tune and measure",
+    "craft bench --data ROOT --recipe craftbox --recipe paper",
+    "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
+)
 def bench(
     data: Annotated[
         Path,
@@ -238,14 +243,3 @@ def _charged(measured: Measured, url: str | None, key: str | None) -> Units:
 
     _, receipt = fetch_receipt(measured.run, url, key)
     return receipt.total
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft bench --data ROOT --recipe craftbox --recipe paper",
-            "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
-        ),
-        rich_help_panel="Tune and measure",
-    )(bench)

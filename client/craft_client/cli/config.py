@@ -5,9 +5,23 @@ from __future__ import annotations
 import typer
 
 from craft_client.cli.options import AsJson, Key, Url, examples
+from craft_client.cli.root import app
 from craft_client.cli.show import document, say, table
 
+_config = typer.Typer(
+    no_args_is_help=True,
+    help="What the commands are configured with.",
+    epilog=examples("craft config show"),
+)
+app.add_typer(_config, name="config", rich_help_panel="Settings")
 
+
+@_config.callback()
+def config() -> None:
+    """Makes `show` a command of its own, although it is the only one."""
+
+
+@_config.command(epilog=examples("craft config show", "craft config show --json"))
 def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show each setting and where it comes from; the API key is masked.
 
@@ -41,6 +55,7 @@ def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         say(warning)
 
 
+@app.command(epilog=examples("craft plugins", "craft plugins --json"))
 def plugins(as_json: AsJson = False) -> None:
     """List the recipes that other packages add. Each is loaded to try it."""
     from craft_client.plugins import RECIPES
@@ -53,20 +68,3 @@ def plugins(as_json: AsJson = False) -> None:
         table(list(found[0]), [list(row.values()) for row in found])
     else:
         say("No plug-ins are installed (docs/plugins.md).")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    config = typer.Typer(
-        no_args_is_help=True,
-        help="What the commands are configured with.",
-        epilog=examples("craft config show"),
-    )
-
-    @config.callback()
-    def _config() -> None:
-        """Makes `show` a command of its own, although it is the only one."""
-
-    config.command(epilog=examples("craft config show", "craft config show --json"))(show)
-    app.add_typer(config, name="config", rich_help_panel="Settings")
-    app.command(epilog=examples("craft plugins", "craft plugins --json"))(plugins)

@@ -21,8 +21,9 @@ from craft_client.cli.options import (
     Split,
     Template,
     Url,
-    examples,
+    argument,
 )
+from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, say, table, units_line
 
@@ -55,6 +56,13 @@ CLIP_TEMPLATES = (
 _TOP_UP = "Ask the provider for a top-up, or use a split with fewer pictures."
 
 
+@command(
+    "Tune and measure",
+    "craft zero-shot --data digits",
+    "craft zero-shot --data digits --ensemble --json",
+    "craft zero-shot --data digits --template 'a scan of the number {}.'",
+    name="zero-shot",
+)
 def zero_shot(
     data: Data,
     split: Split = "test",
@@ -151,17 +159,14 @@ def measure_zero_shot(
     )
 
 
+@command(
+    "Tune and measure",
+    "craft evaluate runs/digits-16shots-seed1 --data digits",
+    "craft evaluate --adapter alice/digits --data digits --split validation",
+)
 def evaluate(
     data: Data,
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]",
-            show_default=False,
-            help="A run directory.",
-            autocompletion=run_folders,
-        ),
-    ] = None,
+    run: Annotated[Path | None, argument("[RUN]", "A run directory.", run_folders)] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
@@ -431,24 +436,3 @@ def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
     from craft_shared.units import Units
 
     return black_box.units(prompts) + Units(requests=1)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    panel = "Tune and measure"
-    app.command(
-        "zero-shot",
-        epilog=examples(
-            "craft zero-shot --data digits",
-            "craft zero-shot --data digits --ensemble --json",
-            "craft zero-shot --data digits --template 'a scan of the number {}.'",
-        ),
-        rich_help_panel=panel,
-    )(zero_shot)
-    app.command(
-        epilog=examples(
-            "craft evaluate runs/digits-16shots-seed1 --data digits",
-            "craft evaluate --adapter alice/digits --data digits --split validation",
-        ),
-        rich_help_panel=panel,
-    )(evaluate)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from craft_client.cli.completion import adapter_names
-from craft_client.cli.options import AsJson, Key, Url, examples
+from craft_client.cli.options import AsJson, Key, Url, argument
 from craft_client.cli.progress import counting
+from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect
 from craft_client.cli.show import document, percent, say, table, units_line
 
@@ -34,13 +35,14 @@ Reference = Annotated[
 ]
 
 
+@command(
+    "Adapters",
+    "craft predict one.jpg two.jpg --adapter digits",
+    "craft predict pictures --adapter alice/digits@stable --out predictions.csv",
+    "craft predict one.jpg --adapter digits --top 1 --json",
+)
 def predict(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE...", show_default=False, help="Picture files, or folders of them."
-        ),
-    ],
+    images: Annotated[list[Path], argument("IMAGE...", "Picture files, or folders of them.")],
     adapter: Reference,
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 3,
     out: Annotated[
@@ -234,15 +236,3 @@ def _image_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
         say(everything.note)
     files = dict.fromkeys(everything.images)
     return list(files), [one for one in dict.fromkeys(everything.left_out) if one.path not in files]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft predict one.jpg two.jpg --adapter digits",
-            "craft predict pictures --adapter alice/digits@stable --out predictions.csv",
-            "craft predict one.jpg --adapter digits --top 1 --json",
-        ),
-        rich_help_panel="Adapters",
-    )(predict)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
+from craft_client.cli.options import examples
 from craft_client.cli.show import Verbosity, complain, print_lines, speaking, verbosity
 from craft_shared.printing import printable
+
+F = TypeVar("F", bound=Callable[..., None])
 
 # Options of the program that may stand behind the command too.
 _ANYWHERE = ("--quiet", "-q", "--verbose", "-v")
@@ -118,6 +121,11 @@ app = typer.Typer(
         )
     ),
 )
+
+
+def command(panel: str, *commands: str, name: str | None = None) -> Callable[[F], F]:
+    """Adds a command to a panel of the help, with examples."""
+    return app.command(name, epilog=examples(*commands), rich_help_panel=panel)
 
 
 def _print_version(wanted: bool) -> None:

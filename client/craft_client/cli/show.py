@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Verbosity", "animated", "complain", "document", "free_document", "percent", "print_lines",
-    "say", "size", "speaking", "stderr", "table", "units_line", "verbosity",
+    "report_done", "say", "size", "speaking", "stderr", "table", "units_line", "verbosity",
 ]  # fmt: skip
 
 
@@ -95,6 +95,14 @@ def document(content: Mapping[str, Any]) -> None:
 def free_document(content: Mapping[str, Any]) -> None:
     """The one JSON document on stdout, of a command that was charged nothing."""
     document({**content, "charged": dict.fromkeys(UNITS, 0)})
+
+
+def report_done(content: Mapping[str, Any], words: str, as_json: bool) -> None:
+    """Says that something free was done: the document, or the words."""
+    if as_json:
+        free_document(content)
+    else:
+        say(words)
 
 
 def units_line(units: Units) -> str:

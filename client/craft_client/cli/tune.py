@@ -21,8 +21,8 @@ from craft_client.cli.options import (
     Strict,
     Template,
     Url,
-    examples,
 )
+from craft_client.cli.root import command
 from craft_client.cli.show import document, percent, say, table
 from craft_client.cli.task import Tuned, new_task, task_of, tune_task
 from craft_client.recipes import OWN, described
@@ -58,6 +58,12 @@ def _part(option: str, part: str) -> Any:
     return typer.Option(option, help=f"Do without {part}.", rich_help_panel=_PARTS)
 
 
+@command(
+    "Tune and measure",
+    "craft tune --data digits --shots 16 --seed 1",
+    "craft tune --data digits --recipe paper --run runs/long --report",
+    "craft tune --resume runs/long",
+)
 def tune(
     context: typer.Context,
     data: Annotated[Path | None, DATA] = None,
@@ -287,15 +293,3 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
         say(f"Stopped before the run's own budget was used up: {result.stopped_by}.")
     say(f"Tuned in {seconds:,.0f} s. The run is in '{folder}'.")
     say(f"Next: craft publish {folder} --name NAME")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft tune --data digits --shots 16 --seed 1",
-            "craft tune --data digits --recipe paper --run runs/long --report",
-            "craft tune --resume runs/long",
-        ),
-        rich_help_panel="Tune and measure",
-    )(tune)
