@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,10 +136,9 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                 _image_set(client, card.name) as empty,
             ):
                 # Checked as it will be, because uploading is charged.
-                planned = empty.model_copy(update={"count": len(encoded)})
-                black_box = RemoteBlackBox(client, planned, names, card=card)
+                black_box = RemoteBlackBox(client, empty, names, card=card)
                 about = run_document(
-                    black_box,
+                    black_box.with_count(len(encoded)),
                     labels,
                     settings,
                     profile=card.profile,
@@ -146,8 +146,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                 )
                 journal.begin(about)
                 image_set, uploaded = _upload(client, empty, encoded, card.limits)
-                black_box = RemoteBlackBox(client, image_set, names, card=card)
-                self.result_ = tune(black_box, labels, settings, journal)
+                filled = replace(black_box, image_set=image_set)
+                self.result_ = tune(filled, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
         return self

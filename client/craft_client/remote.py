@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -57,6 +57,10 @@ class RemoteBlackBox:
     dtype: DType = "float16"
     run: str | None = None
     card: ModelCard | None = None
+
+    def with_count(self, count: int) -> RemoteBlackBox:
+        """As it will be once the image set has so many images: for what is counted beforehand."""
+        return replace(self, image_set=self.image_set.model_copy(update={"count": count}))
 
     @property
     def model(self) -> str:

@@ -138,11 +138,12 @@ def measure_zero_shot(
         card = client.model(model)
         digests = check_files([sample.path for sample in samples], card.limits)
         image_set = client.create_image_set(card.name)
-        expected = _black_box(client, _filled(image_set, samples), dataset.classes, card)
-        check_budgets(client.budgets(), _need(expected, len(templates)), remedy=_TOP_UP)
+        black_box = _black_box(client, image_set, dataset.classes, card)
+        need = _need(black_box.with_count(len(samples)), len(templates))
+        check_budgets(client.budgets(), need, remedy=_TOP_UP)
         check_prompts(client, image_set, dataset.classes, templates=templates)
         image_set, uploaded = upload(client, image_set, samples, card.limits)
-        scores = _black_box(client, image_set, dataset.classes, card).score(templates=templates)
+        scores = replace(black_box, image_set=image_set).score(templates=templates)
     mean = scores.log_probs.mean(axis=0)
     return Measured(
         {"accuracy": metrics_of(mean, _labels(samples), dataset.classes)},
@@ -258,7 +259,7 @@ def measure_run(
                 calls = f"{name}-{uuid.uuid4().hex}"
                 image_set = client.create_image_set(card.name)
         if not image_set.count:
-            expected = _black_box(client, _filled(image_set, samples), config.scored, card)
+            expected = _black_box(client, image_set, config.scored, card).with_count(len(samples))
             check_budgets(client.budgets(), _need(expected, config.prompts), remedy=_TOP_UP)
         image_set, uploaded = upload(
             client, image_set, samples[image_set.count :], card.limits, name=f"{calls}/upload"
@@ -415,11 +416,6 @@ def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
             remedy="Evaluate it on the classes that it was tuned for.",
         )
     return np.array([numbers[same_text(name)] for name in classes], np.int64)
-
-
-def _filled(image_set: ImageSet, samples: Sequence[Sample]) -> ImageSet:
-    """The image set as it will be after the upload."""
-    return image_set.model_copy(update={"count": len(samples)})
 
 
 def _black_box(

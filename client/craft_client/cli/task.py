@@ -243,8 +243,8 @@ def _begin(
     for note in notes(samples, digests, twins_of(samples, task.others)):
         say(note)
     image_set = client.create_image_set(card.name)
-    filled = image_set.model_copy(update={"count": len(samples)})
-    expected = RemoteBlackBox(client, filled, task.classes, card=card)
+    black_box = RemoteBlackBox(client, image_set, task.classes, card=card)
+    expected = black_box.with_count(len(samples))
     budgets = client.budgets()
     traffic = _traffic(task, expected)
     about = run_document(
