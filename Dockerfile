@@ -22,7 +22,7 @@ COPY constraints.txt /
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/craftbox \
     && /opt/craftbox/bin/pip install --no-cache-dir --constraint /constraints.txt \
-       "$(ls /wheels/*.whl)[client,zstd]"
+       "$(ls /wheels/*.whl)[client]"
 
 FROM python:3.11-slim AS base
 ENV PATH=/opt/craftbox/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

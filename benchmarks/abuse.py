@@ -6,7 +6,7 @@ thread asks `/livez` over new connections. Attackers come from other loopback ad
 victim. Memory is the sum of all the server's processes (PSS), every 50 ms, and once more when the
 server has had time to give it back.
 
-    python benchmarks/abuse.py --json docs/abuse.json
+    python benchmarks/abuse.py --json benchmarks/results/abuse.json
     python benchmarks/abuse.py --server OTHER/.venv/bin/craft-server --only bodies
 """
 

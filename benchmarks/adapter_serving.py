@@ -4,7 +4,7 @@ A craft-server process and one client. In turns, pictures that the server has ne
 to an image set, which encodes them and does nothing else, and as many others are classified with a
 published adapter. Both are one call with the pictures in its body. Prints a table and writes JSON.
 
-    python benchmarks/adapter_serving.py --json docs/adapter_serving.json
+    python benchmarks/adapter_serving.py --json benchmarks/results/adapter_serving.json
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Scores class names and a vocabulary under the plain prompt, which is all that `c
 compresses the safetensors answers at several levels, as the server does: in one piece, on one
 thread. Prints a table, writes JSON.
 
-    python benchmarks/answer_compression.py --data DIR... --json docs/answer_compression.json
+    python benchmarks/answer_compression.py --data DIR... \
+        --json benchmarks/results/answer_compression.json
 """
 
 from __future__ import annotations

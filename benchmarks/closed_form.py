@@ -3,7 +3,7 @@
 Each size is measured in a process of its own, on scores of random embeddings: 1,000 class names and
 1,000 kept texts under one prompt.
 
-    python benchmarks/closed_form.py --json docs/closed_form.json
+    python benchmarks/closed_form.py --json benchmarks/results/closed_form.json
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ coarse as the level makes them. What it is then worth is measured on training an
 pictures that were not drawn; test pictures are not read. In process, for the answers of all levels
 are made of the same ones.
 
-    python benchmarks/codes_by_level.py --data DIR [DIR ...] --json docs/codes_by_level.json
+    python benchmarks/codes_by_level.py --data DIR [DIR ...] \
+        --json benchmarks/results/codes_by_level.json
 """
 
 from __future__ import annotations

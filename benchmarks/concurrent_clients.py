@@ -6,7 +6,8 @@ Rates count the queries answered in a window that begins when all clients have u
 once. A client has one request in flight; populations and single prompts are told apart, since one
 is 40 times the other's work. Memory is the server's, as it reports it.
 
-    python benchmarks/concurrent_clients.py --seconds 600 --json docs/concurrent_clients.json
+    python benchmarks/concurrent_clients.py --seconds 600 \
+        --json benchmarks/results/concurrent_clients.json
 """
 
 from __future__ import annotations

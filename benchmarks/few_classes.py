@@ -6,7 +6,7 @@ product's own: `tune` asks a black box that counts, and its adapter's head is ap
 The white box is ridge regression on the image features, its regularisation chosen by leave-one-out.
 
     python benchmarks/few_classes.py --data DIR [DIR ...] --classes 2 --tasks 30 --shots 4 16 \\
-        --json docs/few_classes.json
+        --json benchmarks/results/few_classes.json
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Starts a craft-server of its own, drives it with the craft command alone, and holds the command's
 counts against the server's ledger after every data set. Prints a table and writes JSON.
 
-    python benchmarks/few_shot_accuracy.py --data DIR [DIR ...] --json docs/few_shot.json
+    python benchmarks/few_shot_accuracy.py --data DIR [DIR ...] \
+        --json benchmarks/results/few_shot.json
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ process, for the report alone. Prints tables and writes JSON; where the accuracy
 measured (`output_levels.py`), also draws accuracy against leakage beside it. The first data set is
 that of all attacks; on further ones only the copy is made.
 
-    python benchmarks/leakage.py --data DIR [DIR ...] --json docs/leakage.json
+    python benchmarks/leakage.py --data DIR [DIR ...] --json benchmarks/results/leakage.json
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The two ledgers stand side by side and are asked in turn, so that both see the same machine. Lines
 are written in bulk as `craft_server.ledger` would have written them. Prints a table, writes JSON.
 
-    python benchmarks/ledger_growth.py --json docs/ledger_growth.json [--postgresql URL URL]
+    python benchmarks/ledger_growth.py \
+        --json benchmarks/results/ledger_growth.json [--postgresql URL URL]
 """
 
 from __future__ import annotations

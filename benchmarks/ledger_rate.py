@@ -5,7 +5,7 @@ nothing and without HTTP. Budgets on all five units are either each key's own or
 all keys share. The last measurement of each store lets the budgets run out, and counts whether more
 was ever given than they allow. Prints a table and writes JSON.
 
-    python benchmarks/ledger_rate.py --json docs/ledger_rate.json [--postgresql URL]
+    python benchmarks/ledger_rate.py --json benchmarks/results/ledger_rate.json [--postgresql URL]
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The two ledgers stand side by side and are asked in turn, so that both see the s
 are written in bulk as `craft_server.ledger` would have written them, one line for each answer.
 Prints a table and writes JSON. SQLite always, PostgreSQL where it answers.
 
-    python benchmarks/ledger_scale.py --json docs/ledger_scale.json
+    python benchmarks/ledger_scale.py --json benchmarks/results/ledger_scale.json
 """
 
 from __future__ import annotations

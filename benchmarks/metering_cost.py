@@ -4,7 +4,8 @@ Both are the real application behind a real socket, with an engine that answers 
 nothing but HTTP and metering is left to measure. Requests alternate between them, so that both see
 the same machine. Prints a table and writes JSON.
 
-    python benchmarks/metering_cost.py --json docs/metering_cost.json [--postgresql URL]
+    python benchmarks/metering_cost.py \
+        --json benchmarks/results/metering_cost.json [--postgresql URL]
 
 Two commits are compared in one run by the processor time that their servers take for the same
 requests in turn; the other commit is a checkout beside this one (`git worktree add FOLDER COMMIT`):

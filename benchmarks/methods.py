@@ -6,7 +6,7 @@ the JSON file holds already is not measured again, so that a run can be interrup
 data sets, seeds or methods added; what it holds of other methods is left out. At the end it draws
 the curves beside the JSON file and writes the tables into a page, between the lines BEGIN and END.
 
-    python benchmarks/methods.py --data DIR [DIR ...] --json docs/methods.json \
+    python benchmarks/methods.py --data DIR [DIR ...] --json benchmarks/results/methods.json \
         --page docs/results.md
 """
 
@@ -234,7 +234,7 @@ def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--families", nargs="+", choices={method.family for method in METHODS})
     parser.add_argument("--page", type=Path)
-    parser.add_argument("--white-box", type=Path, default=Path("docs/white_box.json"))
+    parser.add_argument("--white-box", type=Path, default=Path("benchmarks/results/white_box.json"))
     args = parser.parse_args()
     if args.json is None:
         parser.error("--json is required, for it is what an interrupted run goes on from")
@@ -255,7 +255,7 @@ def main() -> None:
             save(results, args.json)
             print(f"{name}: {result['accuracy']:.2f} %", file=sys.stderr, flush=True)
     lines = sorted(summaries(results), key=lambda line: (line["data"], order[line["method"]]))
-    draw(lines, white_box_ridge(args.white_box), args.json.with_suffix(".png"))
+    draw(lines, white_box_ridge(args.white_box), Path("docs/methods.png"))
     if args.page:
         args.page.write_text(with_tables(args.page.read_text(), markdown(lines)))
     print(markdown(lines))

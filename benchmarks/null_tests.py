@@ -5,7 +5,7 @@ with each picture twice, and pictures in clusters of which the labels know nothi
 recipe, access mode and output level, and with few and many shots. Over all draws together the
 accuracies that are reported should lie within the 99 % interval of chance.
 
-    python benchmarks/null_tests.py --draws 50 --json docs/null_tests.json
+    python benchmarks/null_tests.py --draws 50 --json benchmarks/results/null_tests.json
 """
 
 from __future__ import annotations

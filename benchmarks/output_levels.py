@@ -5,7 +5,8 @@ it with the craft command alone. Zero-shot is what the plain prompt's answers of
 of the test pictures. Prints a table and writes JSON: each level with what was charged and how many
 bytes of answers a run received, for whoever draws accuracy against what is shown.
 
-    python benchmarks/output_levels.py --data DIR [DIR ...] --json docs/output_levels.json
+    python benchmarks/output_levels.py --data DIR [DIR ...] \
+        --json benchmarks/results/output_levels.json
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ is a fifth faster or slower than before is repeated. Each has a fresh craft-serv
 the craft command reaches through a relay that counts bytes. Times are the command's, memory is the
 processes' own peak.
 
-    python benchmarks/plan_check.py --json docs/plan_check.json
+    python benchmarks/plan_check.py --json benchmarks/results/plan_check.json
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Accuracy is that of `output_levels.py`; leakage is how well `leakage.py` recovered features.
 Without the first there is nothing to draw.
 
-    python benchmarks/plot_leakage.py docs/leakage.json docs/output_levels.json
+    python benchmarks/plot_leakage.py benchmarks/results/leakage.json \
+        benchmarks/results/output_levels.json
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def draw(leakage: Path, accuracy: Path) -> Path | None:
     ]
     figure.legend(handles=[*levels, *sets], loc="outside right center", fontsize=9)
     figure.suptitle("What answers give away, and what tuning makes of answers of the same level")
-    file = leakage.with_suffix(".png")
+    file = Path("docs/leakage.png")
     figure.savefig(file, dpi=110)
     return file
 

@@ -5,7 +5,7 @@ that replicas rather than this machine's cores are what is compared. Both run in
 turns: one replica, two, one, two, ... Needs PostgreSQL and the extra `ray`.
 
     python benchmarks/ray_replicas.py --database-url postgresql://postgres@127.0.0.1/postgres
-        --out docs/ray_replicas.json
+        --out benchmarks/results/ray_replicas.json
 """
 
 from __future__ import annotations

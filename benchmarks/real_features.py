@@ -15,7 +15,8 @@ int [N], to draw from; `NAME/test_x` and `NAME/test_y`; and for all `text/names`
 [V, W]. Rows are normalised on reading. `NAME/names`, where it is there, are the C class names, each
 one of `text/names`. Without them there is no plain prediction: a head reads generic words alone.
 
-    python benchmarks/real_features.py --features FILE.npz --json docs/real_features.json
+    python benchmarks/real_features.py --features FILE.npz \
+        --json benchmarks/results/real_features.json
 """
 
 from __future__ import annotations

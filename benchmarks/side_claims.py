@@ -11,7 +11,7 @@ model (`white_box.py`), on the same pictures and the same machine, one after the
 - peak MiB: of the process that tunes. The server's memory is the provider's, and is not the
   client's to pay for.
 
-    python benchmarks/side_claims.py --data DIR [DIR ...] --json docs/side_claims.json
+    python benchmarks/side_claims.py --data DIR [DIR ...] --json benchmarks/results/side_claims.json
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ would), or a client (started again; it resumes its run). In the end
   time, from samples in which no process was missing.
 
     python benchmarks/soak.py --database-url postgresql://postgres@127.0.0.1/postgres \
-        --seconds 600 --json docs/soak.json
+        --seconds 600 --json benchmarks/results/soak.json
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ count. Times are wall time, from the start of the process to its end, or to the 
 changes less. Beside them stands a bare interpreter's, since all else includes it, and the
 machine's load.
 
-    python benchmarks/startup.py --json docs/startup.json
+    python benchmarks/startup.py --json benchmarks/results/startup.json
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ large matrix product on this machine, measured in the same minute:
 - in the first layer, own tokens' queries, keys and values once for all prompts;
 - attention as far as the causal mask lets it see.
 
-    python benchmarks/text_engine.py --json docs/text_engine.json
+    python benchmarks/text_engine.py --json benchmarks/results/text_engine.json
 """
 
 from __future__ import annotations

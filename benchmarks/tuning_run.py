@@ -9,7 +9,7 @@ of answers and the client. The first run uploads the pictures, the others send p
 server knows. At last the client's own work, CMA-ES, head and journal, by itself: the same
 generations on answers that are there at once.
 
-    python benchmarks/tuning_run.py --json docs/tuning_run.json
+    python benchmarks/tuning_run.py --json benchmarks/results/tuning_run.json
 """
 
 from __future__ import annotations

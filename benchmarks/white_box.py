@@ -21,7 +21,7 @@ memory is its own. All of these processes load the model, which takes most of th
 adds stands apart. Prints tables and writes JSON, after each fit; what the file holds of other fits
 is kept.
 
-    python benchmarks/white_box.py --data DIR [DIR ...] --json docs/white_box.json
+    python benchmarks/white_box.py --data DIR [DIR ...] --json benchmarks/results/white_box.json
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from craft_client.api import COMPRESS_VARIABLE, KEY_FILE_VARIABLE, KEY_VARIABLE, URL_VARIABLE
 from craft_client.cli import app as craft
+from craft_client.network import KEY_FILE_VARIABLE, KEY_VARIABLE, URL_VARIABLE
 from craft_server.cli import app as craft_server
 from craft_server.settings import SECRETS_VARIABLE, Settings
 
@@ -24,7 +24,6 @@ VARIABLES = {f"CRAFT_{name.upper()}" for name in Settings.model_fields} | {
     URL_VARIABLE,
     KEY_VARIABLE,
     KEY_FILE_VARIABLE,
-    COMPRESS_VARIABLE,
     SECRETS_VARIABLE,
 }
 

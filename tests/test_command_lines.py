@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from craft_client.cli import app as craft
-from craft_client.cli.exit_codes import ExitCode as ClientExitCode
+from craft_client.cli.root import ExitCode as ClientExitCode
 from craft_server.cli import app as craft_server
 from craft_server.cli.exit_codes import ExitCode as ServerExitCode
 

@@ -1,9 +1,6 @@
 """The craftbox client: tunes a vision-language model that it may only call.
 
-`craft_client.api` speaks HTTP, `craft_client.remote` makes of it the black box that
-`craft_client.tune` asks, `craft_client.layouts` reads picture folders, `craft_client.cli` is the
-command `craft`. Importing the package itself loads none of them: the names that programs need,
-`Client`, `AsyncClient` and `CraFTClassifier`, are imported when they are first used (PEP 562).
+The names that programs need are imported when they are first used (PEP 562).
 """
 
 from __future__ import annotations
@@ -12,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from craft_client.api import AsyncClient, Client
+    from craft_client.api import Client
+    from craft_client.async_api import AsyncClient
     from craft_client.estimator import CraFTClassifier
 
 __all__ = ["AsyncClient", "Client", "CraFTClassifier"]
 
 _HOMES = {
-    "AsyncClient": "craft_client.api",
+    "AsyncClient": "craft_client.async_api",
     "Client": "craft_client.api",
     "CraFTClassifier": "craft_client.estimator",
 }

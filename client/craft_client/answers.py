@@ -1,23 +1,15 @@
-"""Reading answers of API v1: typed answers of what succeeded, typed errors of what did not.
-
-It knows what a server may answer and refuses anything else; it does not know how a request was
-sent, nor whether it may be sent again.
-"""
+"""Reading answers of API v1: each within its bound, as a typed answer or a typed error."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from craft_client.calls import JSON_TYPE, MOST_JSON_BYTES, request_id
-from craft_client.connection import URL_VARIABLE
 from craft_client.exceptions import (
     BodyRefused,
     CraftError,
@@ -25,14 +17,11 @@ from craft_client.exceptions import (
     ProtocolError,
     problem_error,
 )
-from craft_client.network import without_credentials
+from craft_client.network import ACCEPTED_CODINGS, URL_VARIABLE, without_credentials
 from craft_shared import codec, problems
-from craft_shared.display import Displayed, View, names
 from craft_shared.problems import Problem
 from craft_shared.strict_json import most_values
-from craft_shared.units import UNITS
 from craft_shared.validation import first_error
-from craft_shared.wire import EVERYTHING, Cost, Output
 
 # What proxies answer in a server's place, and services that are overloaded (529) for themselves.
 # 520 to 530 are Cloudflare's.
@@ -42,147 +31,66 @@ PROXY_AUTHENTICATION_REQUIRED = 407
 # the largest size one has at least so many bytes.
 BYTES_A_VALUE = 64
 
+# Of why there is no answer: a problem names each image of a call at most.
+MOST_PROBLEM_BYTES = 4 * 2**20
+
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-@dataclass(frozen=True, repr=False)
-class Prediction(Displayed):
-    """Answer of `Client.predict`.
+class GrowingAnswer:
+    """An answer while it is read, decompressed, in pieces.
 
-    Attributes:
-        model: the model's name.
-        revision: the model's revision.
-        output: what the answer shows, as far as the key may see it.
-        tensors: that it shows, as `craft_shared.output.shown` describes them.
-        cost: what the call cost, and the budgets after it.
-        idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
+    Raises:
+        ProtocolError: it comes to more than `most_bytes`, or is in an unknown coding.
     """
 
-    model: str
-    revision: str
-    output: Output
-    tensors: codec.Tensors
-    cost: Cost
-    idempotency_key: str
-
-    @property
-    def log_probs(self) -> NDArray[np.float32]:
-        """Log-probabilities [prompts, images, classes], float32.
-
-        With k the largest of them, in descending order, [prompts, images, k].
-
-        Raises:
-            CraftError: the key may not see any.
-        """
-        return _numbers(self.tensors, "log_probs", self.output)
-
-    @property
-    def top_classes(self) -> NDArray[np.int32] | None:
-        """Which of the request's classes each number belongs to, int32; None where all are there.
-
-        With the level `label` the most probable class alone, [prompts, images, 1].
-        """
-        return self.tensors.get("top_classes")
-
-    def _view(self) -> View:
-        shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        facts = {"level": self.output.level, **shapes, **_charged(self.cost)}
-        return View(f"of {self.model}", {"revision": self.revision, **facts})
-
-
-@dataclass(frozen=True, repr=False)
-class AdapterPrediction(Displayed):
-    """Answer of `Client.adapter_predict`.
-
-    Attributes:
-        adapter: the adapter's name.
-        version: the version that answered.
-        classes: the C class names.
-        output: what the answer shows, as far as the key may see it.
-        tensors: that it shows, as `craft_shared.output.shown` describes them.
-        cost: what the call cost, and the budgets after it.
-        idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
-        abstained: bool [images], whether the most probable class is less probable than the
-            threshold; None where there is none.
-    """
-
-    adapter: str
-    version: int
-    classes: list[str]
-    output: Output
-    tensors: codec.Tensors
-    cost: Cost
-    idempotency_key: str
-    abstained: NDArray[np.bool_] | None = None
-
-    @property
-    def log_probs(self) -> NDArray[np.float32]:
-        """Log-probabilities [images, C], float32; with k the largest, descending, [images, k].
-
-        Raises:
-            CraftError: the key may not see any.
-        """
-        return _numbers(self.tensors, "log_probs", self.output)
-
-    @property
-    def top_classes(self) -> NDArray[np.int32] | None:
-        """Which of `classes` each number belongs to, int32; None where all are there.
-
-        With the level `label` the most probable class alone, [images, 1].
-        """
-        return self.tensors.get("top_classes")
-
-    @property
-    def probabilities(self) -> NDArray[np.float64] | None:
-        """Probabilities in the shape of what is answered; None where no number is."""
-        if "probs" in self.tensors:
-            return self.tensors["probs"].astype(np.float64)
-        if "log_probs" in self.tensors:
-            return np.exp(self.tensors["log_probs"].astype(np.float64))
-        return None
-
-    def best(self, most: int) -> list[tuple[tuple[str, float | None], ...]]:
-        """Of each image the most probable classes that are answered, the first one first.
-
-        Each has its probability, to six decimals; None where the answer has no numbers. Command
-        line, files and notebooks show these.
-        """
-        numbers, top = self.probabilities, self.top_classes
-        if numbers is None:
-            return [((self.classes[row[0]], None),) for row in ([] if top is None else top)]
-        if top is None:
-            top = np.argsort(-numbers, axis=-1, kind="stable").astype(np.int32)
-            numbers = np.take_along_axis(numbers, top, axis=-1)
-        return [
-            tuple(
-                (self.classes[column], round(float(number), 6))
-                for column, number in zip(columns[:most], shown[:most], strict=True)
+    def __init__(self, response: httpx.Response, most_bytes: int) -> None:
+        self._streamed = response
+        self._most = most_bytes if response.is_success else MOST_PROBLEM_BYTES
+        self._content = bytearray()
+        codings = response.headers.get_list("Content-Encoding", split_commas=True)
+        names = [name for name in map(str.lower, codings) if name not in ("", "identity")]
+        if len(names) > 1 or not set(names) <= set(ACCEPTED_CODINGS):
+            raise ProtocolError(
+                f"The answer of {response.url.host} is in the coding '{', '.join(names)}', which "
+                "was not asked for.",
+                remedy="Is there a proxy in between? Have it leave answers as they are.",
             )
-            for columns, shown in zip(top, numbers, strict=True)
-        ]
+        stated = response.headers.get("Content-Length", "")
+        if stated.isdecimal() and len(stated) < 20 and int(stated) > self._most:
+            raise self._too_large()
+        self.compressed = bool(names)
 
-    def _view(self) -> View:
-        flags = [None] * len(best := self.best(1)) if self.abstained is None else self.abstained
-        rows: list[list[object]] = [
-            [row, name, probability, None if abstained is None else bool(abstained)]
-            for row, (((name, probability),), abstained) in enumerate(zip(best, flags, strict=True))
+    def add(self, piece: bytes) -> None:
+        """Raises ProtocolError where the answer grows too large."""
+        if len(self._content) + len(piece) > self._most:
+            raise self._too_large()
+        self._content += piece
+
+    def whole(self) -> httpx.Response:
+        """The answer as if it had not been compressed."""
+        content = bytes(self._content)
+        self._content = bytearray()
+        headers = [
+            (name, value)
+            for name, value in self._streamed.headers.raw  # which need not be ASCII
+            if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
         ]
-        return View(
-            f"of {self.adapter}@{self.version}",
-            {
-                "pictures": len(rows),
-                "classes": names(self.classes),
-                "level": self.output.level,
-                **_charged(self.cost),
-            },
-            ["picture", "class", "probability", "abstained"],
-            rows,
+        return httpx.Response(
+            self._streamed.status_code,
+            headers=headers,
+            content=content,
+            request=self._streamed.request,
         )
 
-
-def _charged(cost: Cost) -> dict[str, object]:
-    units = {f"charged {unit}": cost.charged[unit] for unit in UNITS if cost.charged[unit]}
-    return {**units, "cost_micros": cost.cost_micros or None}
+    def _too_large(self) -> ProtocolError:
+        request = self._streamed.request
+        return ProtocolError(
+            f"The answer {self._streamed.status_code} of {request.method} {request.url.path} comes "
+            f"to more than {self._most:,} bytes, which is more than it may.",
+            remedy="Is this the address of a craftbox server, and of the same version as the "
+            "client?",
+        )
 
 
 def read_json(
@@ -310,82 +218,3 @@ def _seconds(retry_after: str | None) -> float | None:
         return max(0.0, (date - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def shown_output(said: Output, top_k: int | None) -> Output:
-    """What an answer shows; a server that knew no levels answers all, or the `top_k` asked for."""
-    return Output(level="top_k", k=top_k) if said == EVERYTHING and top_k is not None else said
-
-
-def _numbers(tensors: codec.Tensors, name: str, output: Output) -> NDArray[np.float32]:
-    if name not in tensors:
-        raise CraftError(
-            f"The answer has no {name}: the key sees the level '{output.level}' alone.",
-            remedy="Read its other tensors, or ask the provider for another level.",
-        )
-    return tensors[name]
-
-
-def checked_tensors(
-    tensors: codec.Tensors, rows: tuple[int | None, ...], classes: int, output: Output
-) -> codec.Tensors:
-    """What an answer shows, numbers in single precision.
-
-    Raises:
-        ProtocolError: it is not that of so many rows (None: any number) over the classes.
-    """
-    numbers = {"label": [], "probs": ["probs"]}.get(output.level, ["log_probs"])
-    named = output.level == "label" or output.k is not None
-    wanted = [*numbers, "top_classes"] if named else numbers
-    if tensors.keys() != set(wanted):
-        raise ProtocolError(
-            f"The server answered with the tensors {sorted(tensors)}; {wanted} were asked for."
-        )
-    width = 1 if output.level == "label" else min(output.k or classes, classes)
-    checked: codec.Tensors = {}
-    for name in numbers:
-        _check_numbers(tensors[name], (*rows, width))
-        checked[name] = tensors[name].astype(np.float32)
-    if not named:
-        return checked
-    top_classes = tensors["top_classes"]
-    if top_classes.dtype != np.int32 or not _fits(top_classes, (*rows, width)):
-        raise ProtocolError(
-            f"The server answered with top classes of shape {top_classes.shape} and type "
-            f"{top_classes.dtype}; int32 of shape ({_sides((*rows, width))}) was asked for."
-        )
-    if ((top_classes < 0) | (top_classes >= classes)).any():
-        raise ProtocolError(f"The server answered with a class that is none of the {classes}.")
-    return {**checked, "top_classes": top_classes}
-
-
-def checked_flags(flags: NDArray[Any] | None, count: int | None) -> NDArray[Any] | None:
-    """Flags of so many pictures (None: any number), if there are any.
-
-    Raises:
-        ProtocolError: they are something else.
-    """
-    if flags is not None and not (flags.dtype == np.uint8 and _fits(flags, (count,))):
-        raise ProtocolError("The server answered with flags of another shape or type than asked.")
-    return flags
-
-
-def _check_numbers(numbers: NDArray[Any], shape: tuple[int | None, ...]) -> None:
-    """Raises ProtocolError unless it is a float tensor of that shape (None: any) without NaN."""
-    if not _fits(numbers, shape) or numbers.dtype not in (np.float16, np.float32):
-        raise ProtocolError(
-            f"The server answered with numbers of shape {numbers.shape} and type "
-            f"{numbers.dtype}; floats of shape ({_sides(shape)}) were asked for."
-        )
-    if not np.isfinite(numbers).all():
-        raise ProtocolError("The server answered with numbers that are not finite.")
-
-
-def _fits(tensor: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
-    return tensor.ndim == len(shape) and all(
-        wanted is None or wanted == found for wanted, found in zip(shape, tensor.shape, strict=True)
-    )
-
-
-def _sides(shape: tuple[int | None, ...]) -> str:
-    return ", ".join("any" if side is None else str(side) for side in shape)

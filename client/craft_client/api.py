@@ -1,142 +1,93 @@
 """The HTTP clients of API v1: one method a call, typed answers, typed errors, careful retries.
 
-Every POST carries an `Idempotency-Key` of its own, which stays the same when the call is sent
-again: the server does and charges a call once, however often it arrives, and gives the same answer
-each time. So every call may be sent again, and is, byte for byte:
-
-- when no connection could be made, or it broke before the answer was there;
-- when the server asks for it: still at work on the call (409), rate limit reached (429) or
-  overloaded (503), each after its Retry-After. Without Retry-After no wait would help;
-- when the server failed (500), for a short while, since what failed may fail again;
-- when a gateway answers in the server's place (429, 500, 502, 503, 504 or 529 without a problem
-  document), after its Retry-After or, where it names none, stamina's waits. What a gateway says
-  of a call says nothing of whether the server has done it.
-
-Waits between attempts are stamina's or the server's. Patience counts from a call's first failure;
-when it is over, the last failure is raised. An exhausted budget (402) is never tried again.
-
-A call that is cut short, by Ctrl-C or as a cancelled task, may have been charged: the exception has
-a note with the idempotency key under which the same call fetches the answer without a new charge.
-
-It knows how requests are sent; what they are is in `craft_client.operations`, what a failure means
-in `craft_client.exchange`.
+How a call is sent again, and what it may cost when it is cut short, is in `craft_client.exchange`.
+`api.py` is written from `async_api.py` by `tools/unasync_client.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from contextlib import aclosing, closing
-from functools import wraps
-from inspect import Parameter, Signature, signature
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from craft_client import operations, reading
-from craft_client.answers import AdapterPrediction, Prediction
-from craft_client.calls import Call, Operation
-from craft_client.connection import (
-    COMPRESS_VARIABLE,
-    DEFAULT_URL,
-    KEY_FILE_VARIABLE,
-    KEY_VARIABLE,
-    URL_VARIABLE,
-    http_options,
-)
-from craft_client.exceptions import CraftError
+from craft_client.answers import check_content_type, read_json
+from craft_client.calls import JSON_TYPE, MOST_KEYS_BYTES, MOST_LIST_BYTES, Call, message, path
+from craft_client.exceptions import InvalidImage, ProtocolError
 from craft_client.exchange import Exchange, Server
-from craft_client.network import Route
+from craft_client.limits import (
+    check_count,
+    check_images,
+    image_chunks,
+    model_named,
+    renumbered,
+    upload_answer,
+    upload_call,
+    with_body_bound,
+)
+from craft_client.network import Route, http_options
+from craft_client.pictures import Picture, files
+from craft_client.predictions import (
+    AdapterPrediction,
+    Prediction,
+    adapter_call,
+    adapter_prediction_of,
+    prediction_call,
+    prediction_of,
+)
+from craft_client.transport import read, transport_to
+from craft_shared.adapter import Adapter
+from craft_shared.display import Listed
+from craft_shared.run_reports import RunPoint, RunPoints, RunReport
+from craft_shared.wire import (
+    AdapterCard,
+    AdapterChange,
+    AdapterList,
+    AdapterPublishAnswer,
+    AdapterSettings,
+    AdapterUsage,
+    Budget,
+    BudgetList,
+    Charge,
+    ImageSet,
+    ImageSetCreate,
+    ImageUploadAnswer,
+    Limits,
+    ModelCard,
+    ModelList,
+    PredictionRequest,
+    Usage,
+)
 
-__all__ = [
-    "COMPRESS_VARIABLE",
-    "DEFAULT_URL",
-    "KEY_FILE_VARIABLE",
-    "KEY_VARIABLE",
-    "URL_VARIABLE",
-    "AdapterPrediction",
-    "AsyncClient",
-    "Client",
-    "Prediction",
-]
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _sent(operation: Callable[P, Operation[T]]) -> Callable[Concatenate[Client, P], T]:
-    """The method of `Client` that does an operation, documented as that is."""
-
-    @wraps(operation)
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(operation(*args, **kwargs))
-
-    method.__dict__["__signature__"] = _signature(operation)
-    return method
-
-
-def _awaited(
-    operation: Callable[P, Operation[T]],
-) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    """The method of `AsyncClient` that does an operation, documented as that is."""
-
-    @wraps(operation)
-    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(operation(*args, **kwargs))
-
-    method.__dict__["__signature__"] = _signature(operation)
-    return method
-
-
-def _signature(operation: Callable[..., Operation[Any]]) -> Signature:
-    """What `help` and editors show of the method: what is given, and what comes back."""
-    found = signature(operation)
-    this = Parameter("self", Parameter.POSITIONAL_ONLY)
-    answer = found.return_annotation.removeprefix("Operation[").removesuffix("]")
-    return found.replace(parameters=[this, *found.parameters.values()], return_annotation=answer)
+M = TypeVar("M", bound=BaseModel)
 
 
-class _Connection:
-    """What both clients are: a server's address that prints, and that stays itself when copied."""
-
-    _server: Server
-
-    @property
-    def base_url(self) -> str:
-        """The server's address."""
-        return self._server.url
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r})"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-
-class Client(_Connection):
+class Client:
     """A connection to a craftbox server under one API key.
 
-    Use it as a context manager, or call `close`. It may be shared by threads. `copy.deepcopy` gives
-    the client itself, so that scikit-learn can clone estimators that hold one.
+    `Client` and `AsyncClient` have the same methods; those of `AsyncClient` are awaited. Use either
+    as a context manager, or call `close`. Many calls may be under way at a time: of `Client` from
+    several threads, of `AsyncClient` from several tasks. `copy.deepcopy` gives the client itself,
+    so that scikit-learn can clone estimators that hold one.
 
     Args:
         base_url: the server's address; the environment's CRAFT_URL, or port 8000 of this machine,
             when None.
         api_key: the key; the environment's CRAFT_API_KEY when None, or else what the file that
             CRAFT_API_KEY_FILE names holds.
-        run: what the ledger is to call the run that the calls are part of, printable ASCII.
-        compress: whether large answers travel compressed (zstd), which takes processor time on both
-            sides and pays on slow networks only; the environment's CRAFT_COMPRESS (1 or 0) when
-            None, and no without it. Needs the extra `zstd`.
+        run: what the ledger calls the run that the calls are part of, printable ASCII.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
     Raises:
         MissingKey: there is no key, or its file cannot be read.
-        MissingPackage: answers are to be compressed, and the extra `zstd` is not installed.
-        CraftError: the address is not an HTTP URL, the run's name cannot be sent, CRAFT_COMPRESS is
-            neither yes nor no, or what the environment says of proxies or certificates cannot be
-            used.
+        CraftError: the address is not an HTTP URL, the run's name cannot be sent, or what the
+            environment says of proxies or certificates cannot be used.
     """
 
     def __init__(
@@ -145,14 +96,13 @@ class Client(_Connection):
         api_key: str | None = None,
         *,
         run: str | None = None,
-        compress: bool | None = None,
         timeout: float = 300.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        options = http_options(base_url, api_key, run=run, compress=compress, timeout=timeout)
+        options = http_options(base_url, api_key, run=run, timeout=timeout)
         route = Route.to(options["base_url"])
         self._server = Server(options["base_url"], route.proxy_name)
-        self._http = httpx.Client(**options, transport=transport or route.transport())
+        self._http = httpx.Client(**options, transport=transport or transport_to(route))
 
     def __enter__(self) -> Self:
         return self
@@ -169,146 +119,312 @@ class Client(_Connection):
         """Closes the connections."""
         self._http.close()
 
-    models = _sent(operations.models)
-    model = _sent(operations.model)
-    create_image_set = _sent(operations.create_image_set)
-    image_set = _sent(operations.image_set)
-    delete_image_set = _sent(operations.delete_image_set)
-    upload_images = _sent(operations.upload_images)
-    predict = _sent(operations.predict)
-    acknowledge = _sent(operations.acknowledge)
-    usage = _sent(operations.usage)
-    budgets = _sent(operations.budgets)
-    receipt = _sent(operations.receipt)
-    receipt_keys = _sent(operations.receipt_keys)
-    report_run = _sent(operations.report_run)
-    report_points = _sent(operations.report_points)
-    publish = _sent(operations.publish)
-    adapters = _sent(operations.adapters)
-    adapter = _sent(operations.adapter)
-    adapter_versions = _sent(operations.adapter_versions)
-    adapter_settings = _sent(operations.adapter_settings)
-    change_adapter = _sent(operations.change_adapter)
-    adapter_usage = _sent(operations.adapter_usage)
-    retire = _sent(operations.retire)
-    restore = _sent(operations.restore)
-    adapter_predict = _sent(operations.adapter_predict)
+    @property
+    def base_url(self) -> str:
+        """The server's address."""
+        return self._server.url
 
-    def _run(self, operation: Operation[T]) -> T:
-        try:
-            call = next(operation)
-            while True:
-                try:
-                    response = self._send(call)
-                except CraftError as error:
-                    call = operation.throw(error)
-                else:
-                    call = operation.send(response)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def _send(self, call: Call) -> httpx.Response:
+        """The successful answer to a call, over all attempts."""
         request = self._http.build_request(**call.request())
         exchange = Exchange(self._server, call, request)
         with exchange.whole():
             for attempt in exchange.attempts:
                 with attempt:
-                    with exchange.attempt(), closing(self._http.send(request, stream=True)) as body:
-                        response = exchange.arrived(reading.read(body, call.most_bytes))
-                    response = exchange.accepted(response)
-        return response
-
-
-class AsyncClient(_Connection):
-    """`Client` for programs with an event loop: the same methods, to be awaited.
-
-    Arguments, answers, retries and exceptions are those of `Client`, in which they are described.
-    Use it as an asynchronous context manager, or await `close`. Many calls may be under way at a
-    time. Pictures are read and encoded where the call is made, without the event loop's help.
-
-    A call that is cancelled closes its connection; see the module on what it may have cost.
-    """
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        *,
-        run: str | None = None,
-        compress: bool | None = None,
-        timeout: float = 300.0,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        options = http_options(base_url, api_key, run=run, compress=compress, timeout=timeout)
-        route = Route.to(options["base_url"])
-        self._server = Server(options["base_url"], route.proxy_name)
-        self._http = httpx.AsyncClient(**options, transport=transport or route.async_transport())
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.aclose()
-
-    models = _awaited(operations.models)
-    model = _awaited(operations.model)
-    create_image_set = _awaited(operations.create_image_set)
-    image_set = _awaited(operations.image_set)
-    delete_image_set = _awaited(operations.delete_image_set)
-    upload_images = _awaited(operations.upload_images)
-    predict = _awaited(operations.predict)
-    acknowledge = _awaited(operations.acknowledge)
-    usage = _awaited(operations.usage)
-    budgets = _awaited(operations.budgets)
-    receipt = _awaited(operations.receipt)
-    receipt_keys = _awaited(operations.receipt_keys)
-    report_run = _awaited(operations.report_run)
-    report_points = _awaited(operations.report_points)
-    publish = _awaited(operations.publish)
-    adapters = _awaited(operations.adapters)
-    adapter = _awaited(operations.adapter)
-    adapter_versions = _awaited(operations.adapter_versions)
-    adapter_settings = _awaited(operations.adapter_settings)
-    change_adapter = _awaited(operations.change_adapter)
-    adapter_usage = _awaited(operations.adapter_usage)
-    retire = _awaited(operations.retire)
-    restore = _awaited(operations.restore)
-    adapter_predict = _awaited(operations.adapter_predict)
-
-    async def _run(self, operation: Operation[T]) -> T:
-        try:
-            call = next(operation)
-            while True:
-                try:
-                    response = await self._send(call)
-                except CraftError as error:
-                    call = operation.throw(error)
-                else:
-                    call = operation.send(response)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-
-    async def _send(self, call: Call) -> httpx.Response:
-        request = self._http.build_request(**call.request())
-        exchange = Exchange(self._server, call, request)
-        with exchange.whole():
-            async for attempt in exchange.attempts:
-                with attempt:
                     with exchange.attempt():
-                        async with aclosing(await self._http.send(request, stream=True)) as body:
-                            response = exchange.arrived(
-                                await reading.read_async(body, call.most_bytes)
-                            )
+                        body = self._http.send(request, stream=True)
+                        with closing(body):
+                            response = exchange.arrived(read(body, call.most_bytes))
                     response = exchange.accepted(response)
         return response
+
+    def _read(self, kind: type[M], call: Call) -> M:
+        """The JSON answer to a call."""
+        return read_json(kind, self._send(call), call.most_bytes)
+
+    # --- models -------------------------------------------------------------------------------
+
+    def models(self) -> list[ModelCard]:
+        """The models that the server hosts."""
+        found = self._read(ModelList, Call("GET", "/v1/models"))
+        return Listed(with_body_bound(found.models))
+
+    def model(self, name: str | None = None) -> ModelCard:
+        """The model of that name; without a name the first one.
+
+        Raises:
+            ModelNotFound: the server hosts no such model.
+        """
+        return model_named(name, self.models())
+
+    # --- image sets ---------------------------------------------------------------------------
+
+    def create_image_set(self, model: str, *, idempotency_key: str | None = None) -> ImageSet:
+        """Creates an empty image set for a model. Free.
+
+        The same call again under the same idempotency key is answered with the same image set, as
+        it was when it was made.
+        """
+        body = message(ImageSetCreate, model=model).model_dump_json().encode()
+        call = Call("POST", "/v1/image-sets", json=body, idempotency_key=idempotency_key)
+        return self._read(ImageSet, call)
+
+    def image_set(self, image_set_id: str) -> ImageSet:
+        """The present state of an image set. Free."""
+        return self._read(ImageSet, Call("GET", path("image-sets", image_set_id)))
+
+    def delete_image_set(self, image_set_id: str) -> None:
+        """Deletes an image set and its features. Free."""
+        self._send(Call("DELETE", path("image-sets", image_set_id)))
+
+    def upload_images(
+        self,
+        image_set: ImageSet,
+        images: Iterable[Picture],
+        *,
+        limits: Limits | None = None,
+        on_chunk: Callable[[ImageUploadAnswer], None] | None = None,
+        idempotency_key: str | None = None,
+    ) -> ImageSet:
+        """Appends images to an image set, in as many calls as the model's limits ask for.
+
+        Images that the key's owner has had encoded before are not charged again.
+
+        Args:
+            image_set: its `count` must be up to date.
+            images: see `craft_client.pictures`; read and encoded lazily, a chunk at a time.
+            limits: of the image set's model; the server is asked for them when None.
+            on_chunk: called after each call with its answer.
+            idempotency_key: of the whole upload. The same upload again under the same key, from
+                the same `count` on, adds and charges only what had not arrived; so does the rest of
+                it from a later `count` on.
+
+        Returns:
+            The image set with its new count.
+
+        Raises:
+            DataError: an image cannot be used; nothing of its chunk was sent.
+            LimitExceeded: an image is too large, or the image set becomes too large.
+            InvalidImage: the server cannot use an image; `images[i]` counts from the first one
+                given. Chunks before it have been added and paid.
+            InvalidRequest: `image_set` is not up to date; `first_row` is named.
+        """
+        if limits is None:
+            limits = (self.model(image_set.model)).limits
+        before = image_set.count
+        if isinstance(images, Sequence):
+            check_images(images, before, limits)
+        for chunk in image_chunks(files(images), limits):
+            check_count(image_set.count + len(chunk), limits)
+            try:
+                response = self._send(upload_call(image_set, chunk, idempotency_key))
+            except InvalidImage as error:
+                raise renumbered(error, image_set.count - before) from error
+            answer = upload_answer(response, image_set, chunk)
+            image_set = answer.image_set
+            if on_chunk:
+                on_chunk(answer)
+        return image_set
+
+    # --- predictions --------------------------------------------------------------------------
+
+    def predict(
+        self,
+        request: PredictionRequest,
+        *,
+        codes: NDArray[np.float32] | None = None,
+        images: Sequence[Picture] | None = None,
+        count: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Prediction:
+        """Scores prompts x images x classes in one call.
+
+        Args:
+            request: without `codes` and `images`, which travel as tensors.
+            codes: float32 [K, dim], appended to the request's templates.
+            images: when the request names no image set; see `craft_client.pictures`.
+            count: of the image set's images, where all are asked about and it is known: an
+                answer of another size is refused.
+            idempotency_key: the same call again under the same key is answered as it was, and is
+                not charged again; a new key when None.
+
+        Raises:
+            ProblemError: the server refused; nothing was charged.
+            AnswerLost: the answer did not arrive; `usage` shows whether it was charged.
+        """
+        call, asked = prediction_call(request, codes, images, count, idempotency_key)
+        return prediction_of(self._send(call), request, asked)
+
+    def acknowledge(self, idempotency_key: str) -> None:
+        """Reports to the server that a prediction's answer is stored safely here. Free.
+
+        The server deletes the answer's bytes; the same call under the same key is computed anew
+        from then on, still without charge. It is tried once, since an answer that is not
+        acknowledged is only stored for longer.
+        """
+        self._send(Call("DELETE", path("answers", idempotency_key), again=False))
+
+    # --- the key's account --------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        """All charges of the key and their total, all pages merged. Free."""
+        charges: list[Charge] = []
+        after: int | None = None
+        while True:
+            query = {} if after is None else {"after": str(after)}
+            page = self._read(Usage, Call("GET", "/v1/usage", query=query))
+            charges += page.charges
+            if page.next_after is None:
+                return page.model_copy(update={"charges": charges})
+            if after is not None and page.next_after <= after:
+                raise ProtocolError("The server's list of charges does not come to an end.")
+            after = page.next_after
+
+    def budgets(self) -> list[Budget]:
+        """The key's budgets; a unit without one is not bounded. Free."""
+        found = self._read(BudgetList, Call("GET", "/v1/budget"))
+        return Listed(found.budgets)
+
+    def receipt(
+        self, run: str | None = None, *, since: str | None = None, until: str | None = None
+    ) -> str:
+        """A signed receipt over a run, or over all that the key was charged. Free.
+
+        Verify it with `craft_shared.receipt.verify` before it is relied on.
+
+        Args:
+            run: what the run is called on the server.
+            since: RFC 3339; only calls from then on.
+            until: RFC 3339; only calls before.
+
+        Raises:
+            RunInProgress: calls that the receipt would cover are still running.
+            NotFound: there is nothing to give a receipt for.
+        """
+        # Slow to import, and needed by nothing else here.
+        from craft_shared.receipt import MEDIA_TYPE
+
+        bounds = {"run": run, "since": since, "until": until}
+        query = {name: value for name, value in bounds.items() if value is not None}
+        response = self._send(Call("GET", "/v1/receipts", query=query, accept=MEDIA_TYPE))
+        check_content_type(response, MEDIA_TYPE)
+        try:
+            return response.content.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise ProtocolError("The server sent a receipt that is no text.") from error
+
+    def receipt_keys(self) -> bytes:
+        """The JWK set that verifies the server's receipts. Free, under any API key or none."""
+        from craft_shared.receipt import KEYS_MEDIA_TYPE
+
+        call = Call("GET", "/v1/receipts/keys", accept=KEYS_MEDIA_TYPE, most_bytes=MOST_KEYS_BYTES)
+        response = self._send(call)
+        check_content_type(response, KEYS_MEDIA_TYPE)
+        return response.content
+
+    # --- reported runs ------------------------------------------------------------------------
+
+    def report_run(self, run: str, report: RunReport) -> None:
+        """Creates or changes what the server's console says of a run. Free; tried once."""
+        body = report.model_dump_json().encode()
+        self._send(Call("PUT", path("runs", run), json=body, again=False))
+
+    def report_points(self, run: str, points: Sequence[RunPoint]) -> None:
+        """Adds points to a reported run's curve, unless they are there. Free; tried once."""
+        body = message(RunPoints, points=list(points)).model_dump_json().encode()
+        self._send(Call("PUT", path("runs", run, "points"), json=body, again=False))
+
+    # --- adapters -----------------------------------------------------------------------------
+
+    def publish(
+        self, name: str, adapter: Adapter, *, aliases: Sequence[str] = ()
+    ) -> AdapterPublishAnswer:
+        """Publishes an adapter under a name; the same adapter again is free.
+
+        `aliases` mean this version from then on.
+        """
+        call = Call(
+            "POST",
+            "/v1/adapters",
+            query={"name": name, "alias": list(aliases)},
+            tensors=adapter.to_bytes(),
+            accept=JSON_TYPE,
+        )
+        return self._read(AdapterPublishAnswer, call)
+
+    def adapters(self) -> list[AdapterCard]:
+        """The adapters that the key may use: its owner's, shared ones, public ones. Free."""
+        call = Call("GET", "/v1/adapters", most_bytes=MOST_LIST_BYTES)
+        found = self._read(AdapterList, call)
+        return Listed(found.adapters)
+
+    def adapter(self, name: str) -> AdapterCard:
+        """The version that `[OWNER/]NAME[@VERSION|@ALIAS]` means now. Free."""
+        return self._read(AdapterCard, Call("GET", path("adapters", name)))
+
+    def adapter_versions(self, name: str) -> list[AdapterCard]:
+        """All versions of one of the owner's adapters, the retired ones too. Free."""
+        call = Call("GET", path("adapters", name, "versions"), most_bytes=MOST_LIST_BYTES)
+        found = self._read(AdapterList, call)
+        return Listed(found.adapters)
+
+    def adapter_settings(self, name: str) -> AdapterSettings:
+        """Who may use one of the owner's adapters, who pays, and what its aliases mean. Free."""
+        return self._read(AdapterSettings, Call("GET", path("adapters", name, "settings")))
+
+    def change_adapter(self, name: str, change: AdapterChange) -> AdapterSettings:
+        """Changes the settings that `change` names, for all versions, and returns all. Free."""
+        body = change.model_dump_json(exclude_unset=True).encode()
+        call = Call("PATCH", path("adapters", name), json=body)
+        return self._read(AdapterSettings, call)
+
+    def adapter_usage(self, name: str) -> AdapterUsage:
+        """What was classified with one of the owner's adapters, by everybody. Free."""
+        return self._read(AdapterUsage, Call("GET", path("adapters", name, "usage")))
+
+    def retire(self, name: str) -> None:
+        """Takes `NAME@VERSION`, or all versions of `NAME`, out of service. Free."""
+        self._send(Call("DELETE", path("adapters", name)))
+
+    def restore(self, name: str) -> None:
+        """Takes what was retired into service again. Free."""
+        self._send(Call("PUT", path("adapters", name, "restore")))
+
+    def adapter_predict(
+        self,
+        name: str,
+        *,
+        images: Sequence[Picture] | None = None,
+        image_set: str | None = None,
+        rows: Sequence[int] | None = None,
+        top_k: int | None = None,
+        abstain_below: float | None = None,
+        classes: Sequence[str] | None = None,
+        count: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> AdapterPrediction:
+        """Classifies images, or rows of an image set, with a published adapter in one call.
+
+        Args:
+            name: `[OWNER/]NAME[@VERSION|@ALIAS]`.
+            images: where no image set is named; see `craft_client.pictures`.
+            image_set: an image set's id.
+            rows: of the image set; all when None.
+            top_k: how many classes of each image to answer, the most probable ones; all when
+                None. The charge is the same.
+            abstain_below: probability that an image's best class must have; the adapter's own
+                threshold when None.
+            classes: of the adapter, where they are known: an answer with others is refused.
+            count: as in `predict`.
+            idempotency_key: as in `predict`.
+        """
+        call, asked = adapter_call(
+            name, images, image_set, rows, top_k, abstain_below, classes, count, idempotency_key
+        )
+        return adapter_prediction_of(self._send(call), classes, top_k, asked)

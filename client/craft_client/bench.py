@@ -1,7 +1,5 @@
 """The paper's benchmark: which data sets, what was measured on them, and the table of it.
 
-It knows names, results and figures; it does not know how anything is tuned or measured.
-
 Sources of the figures: CraFT (Wang et al., ICML 2024), table 2, and the papers named there, for
 CLIP with RN50 at 16 shots, mean over the eleven data sets.
 """
@@ -35,7 +33,7 @@ PAPER_SETS = (
     "ucf101",
 )
 
-# Folders of other pictures of ImageNet's classes, as CoOp's instructions name them: what is tuned
+# Folders of other images of ImageNet's classes, as CoOp's instructions name them: what is tuned
 # on it is measured on them too.
 SHIFTED = "imagenet"
 SHIFTS = ("imagenetv2", "imagenet-sketch", "imagenet-adversarial", "imagenet-rendition")
@@ -72,13 +70,7 @@ class Cell:
 def find_datasets(
     root: Path, names: Sequence[str], splits: Sequence[Split] = ("train", "test")
 ) -> tuple[list[Dataset], list[str]]:
-    """The data sets below a folder, and of each that cannot be used why.
-
-    Args:
-        root: holds a folder a data set.
-        names: of the folders.
-        splits: that each must have.
-    """
+    """The data sets in folders below a folder, and of each that cannot be used why."""
     found, missing = [], []
     for name in names:
         try:
@@ -93,12 +85,7 @@ def find_datasets(
 
 
 def find_shifts(root: Path, tuned: Dataset) -> tuple[list[str], list[str]]:
-    """The shifts of a data set below a folder, and of each that cannot be used why.
-
-    Args:
-        root: holds a folder a data set.
-        tuned: the data set; one that is not ImageNet has no shifts.
-    """
+    """The shifts of ImageNet below a folder, and of each that cannot be used why."""
     if tuned.name != SHIFTED:
         return [], []
     datasets, missing = find_datasets(root, SHIFTS, ["test"])

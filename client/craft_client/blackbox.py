@@ -1,7 +1,4 @@
-"""What tuning may ask of a model: scores of prompts, what they cost, and what it may still spend.
-
-This module knows the question and the answer; it does not know HTTP, nor what is asked for.
-"""
+"""What tuning may ask of a model: scores of prompts, their cost, and what may still be spent."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ class Scores:
     """The answer to one request.
 
     Attributes:
-        log_probs: natural-log probabilities of P prompts on N pictures, C classes and M further
+        log_probs: natural-log probabilities of P prompts on N images, C classes and M further
             texts: float32 [P, N, C + M]. Of answers that do not show them all, what
             `craft_shared.output.scores_of` makes of them.
         charged: what the request cost.
@@ -38,7 +35,7 @@ class Scores:
 
 
 class BlackBox(Protocol):
-    """A model that answers for a fixed list of pictures and classes, and charges for it."""
+    """A model that answers for a fixed list of images and classes, and charges for it."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -62,7 +59,7 @@ class BlackBox(Protocol):
 
     @property
     def prompt_limit(self) -> int | None:
-        """How many different prompts may be asked about the pictures; None is not bounded."""
+        """How many different prompts may be asked about the images; None is not bounded."""
         ...
 
     def score(
@@ -74,20 +71,20 @@ class BlackBox(Protocol):
         texts: Sequence[str] = (),
         name: str | None = None,
     ) -> Scores:
-        """Scores the templates and, after them, the codes [K, dim] on all pictures, in one request.
+        """Scores the templates and, after them, the codes [K, dim] on all images, in one request.
 
         Every prompt is scored on the class names and, after them, the further `texts`. The same
         request under the same `name` is answered as it was, and is not charged again.
 
         Raises:
             BudgetExhausted: a budget does not cover the request. If the request is
-                several calls, as `units` tells, some of them may have been charged.
+                several calls, as `units` says, some of them may have been charged.
             CraftError: the request was refused or could not be made.
         """
         ...
 
     def acknowledge(self, scores: Scores) -> None:
-        """Tells that the answer is stored safely here: nobody has to keep it any more.
+        """Reports that the answer is stored safely here: nobody has to keep it any more.
 
         It never fails; an answer that is not acknowledged is merely kept for longer.
         """

@@ -1,7 +1,4 @@
-"""Whether budgets cover what comes next, and how they are told to people.
-
-It knows budgets, units and prices; it does not know who asks for what, nor HTTP.
-"""
+"""Whether budgets cover what comes next, and how they are shown to people."""
 
 from __future__ import annotations
 

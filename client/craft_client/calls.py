@@ -1,16 +1,12 @@
-"""What is sent: a call of API v1, before anything of it has gone out.
-
-It knows how a call becomes a request, and the headers that all calls carry; it does not know what
-sends the request, nor what is answered.
-"""
+"""A call of API v1 as a request, and the headers that all calls carry."""
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -28,39 +24,28 @@ REQUEST_ID_HEADER = "X-Request-Id"
 
 # The longest answers in JSON but for lists of adapters: a page of the ledger, a receipt.
 MOST_JSON_BYTES = 8 * 2**20
+MOST_LIST_BYTES = 32 * 2**20  # every adapter of an owner's
+MOST_KEYS_BYTES = 2**18
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 
-T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call.
-
-    Attributes:
-        method: of HTTP.
-        path: below the server's address.
-        query: the parameters.
-        json: the body, where it is JSON.
-        tensors: the body, where it is safetensors.
-        accept: the answer's type; the body's when None.
-        idempotency_key: of a POST; a new one when None.
-        again: whether it may be sent again where that may help.
-        most_bytes: that its answer may come to, however it travels.
-    """
+    """A call."""
 
     method: str
-    path: str
+    path: str  # below the server's address
     query: Mapping[str, str | list[str]] | None = None
-    json: bytes | None = None
-    tensors: bytes | None = None
-    accept: str | None = None
-    idempotency_key: str | None = None
-    again: bool = True
-    most_bytes: int = MOST_JSON_BYTES
+    json: bytes | None = None  # the body, where it is JSON
+    tensors: bytes | None = None  # the body, where it is safetensors
+    accept: str | None = None  # the answer's type; the body's when None
+    idempotency_key: str | None = None  # of a POST; a new one when None
+    again: bool = True  # whether it may be sent again where that may help
+    most_bytes: int = MOST_JSON_BYTES  # that its answer may come to, however it travels
 
     def request(self) -> dict[str, Any]:
         """Arguments of httpx's `build_request`; each time for a new request of a name of its own.
@@ -86,11 +71,6 @@ class Call:
             "content": body,
             "headers": headers,
         }
-
-
-# What a client does: it yields calls, is sent the successful answer of each (or thrown the
-# failure), and returns what all of them came to. Whoever sends the calls may do so as it likes.
-Operation: TypeAlias = Generator[Call, httpx.Response, T]
 
 
 def message(model: type[M], /, **fields: Any) -> M:

@@ -1,10 +1,8 @@
 """Copies of one image: which images of a task are the same, and what is said of it.
 
-A copy tells a fit the label of its twin, so that copies are held out together, and what is in two
+A copy gives a fit the label of its twin, so that copies are held out together, and what is in two
 classes or two splits is named. Images are the same where their files are, byte for byte, or where
 whole answers about them are, number for number (another file of the same pixels).
-
-It knows digests, labels and paths; it does not know heads, nor how a file is read.
 """
 
 from __future__ import annotations
@@ -89,13 +87,7 @@ def notes(
 def in_common(
     tuned: Mapping[str, str], samples: Sequence[Sample], digests: Sequence[str]
 ) -> tuple[str, ...]:
-    """A line on images that were tuned on, if any is among the samples.
-
-    Args:
-        tuned: names of the images that were tuned on, by their files' digests.
-        samples: others.
-        digests: of their files.
-    """
+    """A line on images that were tuned on (names by digest), if any is among the samples."""
     pairs = [
         (tuned[digest], str(sample.path))
         for sample, digest in zip(samples, digests, strict=True)

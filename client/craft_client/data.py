@@ -1,9 +1,8 @@
-"""Labelled pictures: a data set as classes and splits, the draw of few shots, the check of files.
+"""Labelled images: a data set as classes and splits, the draw of few shots, the check of files.
 
 Every error is a `DataError` that names a file or a class and the remedy, before anything is sent.
 
-It knows Pillow and files that it is given; it does not know how a data set lies in its folder
-(`craft_client.layouts`), HTTP, nor what a picture costs.
+How a data set lies in its folder is for `craft_client.layouts`.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from craft_shared.wire import Limits
 
 Split = Literal["train", "validation", "test"]
 
-_TOLD_AT_MOST = 5
+_LISTED_AT_MOST = 5
 
 
 class Sample(NamedTuple):
-    """A picture's file and its class, an index into the dataset's `classes`."""
+    """An image's file and its class, an index into the dataset's `classes`."""
 
     path: Path
     label: int
@@ -42,27 +41,18 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of pictures as classes and splits.
+    """A folder of images as classes and splits."""
 
-    Attributes:
-        name: the folder's name.
-        classes: class names, in label order.
-        train: the training pictures, sorted by path.
-        validation: likewise; empty when there is no such split.
-        test: likewise; empty when there is no such split.
-        notes: what is to be said of how the folder was read, such as what was left out, a line
-            each.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: tuple[Sample, ...]
-    validation: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    name: str  # the folder's
+    classes: tuple[str, ...]  # class names, in label order
+    # What is to be said of how the folder was read, such as what was left out, a line each.
     notes: tuple[str, ...] = ()
+    train: tuple[Sample, ...] = ()  # the training images, sorted by path
+    validation: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
+    test: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
 
     def split(self, name: Split) -> tuple[Sample, ...]:
-        """The pictures of a split.
+        """The images of a split.
 
         Raises:
             DataError: the split has none.
@@ -98,23 +88,23 @@ def few_shot(
     *,
     strict: bool = False,
 ) -> tuple[Sample, ...]:
-    """Draws the same number of pictures of every class; of one with fewer, all that there are.
+    """Draws the same number of images of every class; of one with fewer, all that there are.
 
     One `random.Random(seed)` draws `sample(pictures, shots)` for each class in label order, its
-    pictures sorted by path: the same files and seed give the same pictures on every machine.
+    images sorted by path: the same files and seed give the same images on every machine.
 
     Args:
         samples: what to draw from.
-        shots: pictures a class.
+        shots: images a class.
         seed: names the draw.
         classes: class names, in label order.
-        strict: refuses classes with fewer pictures than shots.
+        strict: refuses classes with fewer images than shots.
 
     Returns:
         At most len(classes) * shots samples, class by class.
 
     Raises:
-        DataError: a class has no picture, or with `strict` fewer than shots; all such classes are
+        DataError: a class has no image, or with `strict` fewer than shots; all such classes are
             named.
     """
     by_class: list[list[Sample]] = [[] for _ in classes]
@@ -129,7 +119,7 @@ def few_shot(
             "shots."
             if strict
             else f"{len(few)} of {len(classes)} classes have no training picture.",
-            errors=told(
+            errors=first_errors(
                 FieldError(field=f"class '{name}'", message=f"has {count}.") for name, count in few
             ),
             remedy=f"Add pictures to these classes, or use --shots {min(counts)} at most."
@@ -146,45 +136,42 @@ def few_shot(
 
 
 def fewer_note(samples: Sequence[Sample], shots: int, classes: Sequence[str]) -> str:
-    """One line on the classes of which fewer pictures were drawn than shots; empty without any."""
+    """One line on the classes of which fewer images were drawn than shots; empty without any."""
     counts = Counter(sample.label for sample in samples)
     few = [
         f"'{name}' {counts[label]}" for label, name in enumerate(classes) if counts[label] < shots
     ]
     if not few:
         return ""
-    named = ", ".join([*few[:_TOLD_AT_MOST], *(["..."] if len(few) > _TOLD_AT_MOST else [])])
+    named = ", ".join([*few[:_LISTED_AT_MOST], *(["..."] if len(few) > _LISTED_AT_MOST else [])])
     return (
         f"{len(few):,} of {len(classes):,} classes have fewer pictures than the {shots:,} shots; "
         f"all that there are, are taken: {named}."
     )
 
 
-def check_pictures(
+def check_images(
     files: Sequence[Path],
     limits: Limits,
     *,
     on_checked: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Opens every picture, so that a bad one is told before anything is sent or charged.
+    """Opens every image, so that a bad one is reported before anything is sent or charged.
 
     A JPEG is decoded at an eighth of its size, which finds a truncated file all the same.
 
-    Args:
-        files: the pictures.
-        limits: the model's.
-        on_checked: called now and then with the number of pictures checked so far.
+    `on_checked` is called now and then with the number of images checked so far.
 
     Returns:
         The digest of each file, as `digest_of`.
 
     Raises:
-        DataError: files that are missing, no picture, truncated, or larger than the limits; all
+        DataError: files that are missing, no image, truncated, or larger than the limits; all
             are counted and the first ones named.
     """
 
     def check(file: Path) -> FieldError | str:
-        return _picture_error(file, limits) or digest_of(file)
+        return _image_error(file, limits) or digest_of(file)
 
     bad: list[FieldError] = []
     digests: list[str] = []
@@ -200,7 +187,9 @@ def check_pictures(
             if on_checked and (number % 50 == 0 or number == len(files)):
                 on_checked(number)
     if bad:
-        raise DataError(f"{len(bad)} of {len(files)} pictures cannot be used.", errors=told(bad))
+        raise DataError(
+            f"{len(bad)} of {len(files)} pictures cannot be used.", errors=first_errors(bad)
+        )
     return digests
 
 
@@ -210,13 +199,13 @@ def digest_of(file: Path | bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def picture_bytes(samples: Sequence[Sample]) -> int:
-    """How many bytes the pictures' files have together."""
+def image_bytes_of(samples: Sequence[Sample]) -> int:
+    """How many bytes the images' files have together."""
     return sum(sample.path.stat().st_size for sample in samples)
 
 
-def _picture_error(path: Path, limits: Limits) -> FieldError | None:
-    """What is wrong with a picture, or None."""
+def _image_error(path: Path, limits: Limits) -> FieldError | None:
+    """What is wrong with an image, or None."""
     where = f"'{path}'"
     try:
         size = path.stat().st_size
@@ -284,9 +273,9 @@ def _picture_error(path: Path, limits: Limits) -> FieldError | None:
     return None
 
 
-def told(errors: Iterable[FieldError]) -> list[FieldError]:
+def first_errors(errors: Iterable[FieldError]) -> list[FieldError]:
     """The first few errors, and how many more there are."""
     every = list(errors)
-    more = len(every) - _TOLD_AT_MOST
+    more = len(every) - _LISTED_AT_MOST
     rest = [FieldError(field="...", message=f"and {more} more.")] if more > 0 else []
-    return every[:_TOLD_AT_MOST] + rest
+    return every[:_LISTED_AT_MOST] + rest

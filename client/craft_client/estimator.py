@@ -1,13 +1,11 @@
-"""CraFT as a scikit-learn classifier of pictures.
-
-It knows scikit-learn's conventions; it does not know how tuning works, HTTP, or what a picture is.
-"""
+"""CraFT as a scikit-learn classifier of images."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,14 +25,14 @@ from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer, Scale
+from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
 class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A classifier tuned on a model that is only called, as `craft tune` does it.
 
-    Pictures are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
+    Images are paths, encoded files, PIL images, arrays, tensors or rows of a data set; see
     `craft_client.pictures` for what each may hold.
     Fitting and predicting send them to the server, which charges the key for both.
 
@@ -43,26 +41,13 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         classes: class names, where labels are row numbers of them (from 0). With None, or where
             labels are names already, the names are the labels.
         model: the server's name of the model; None for its first.
-        recipe: see `craft_client.settings.TuneSettings`, as all further ones; None stands for the
-            recipe's own value (see `craft_client.paper_presets.recipe_settings`).
-        budget: see there.
-        seed: see there.
-        population: see there.
-        dim: see there.
-        random_codes: see there.
-        scale: see there.
-        sigma: see there.
-        strategy: see there.
-        search: see there.
-        refinement: see there.
-        consistency: see there.
-        consistency_weight: see there.
-        template: see there.
-        texts: see there; None for common nouns. Class names among them are left out.
-        keep_texts: see there.
+        texts: the vocabulary; None for common nouns. Class names among them are left out.
         strict: whether to ask about the class names alone.
         run_dir: keeps the run's journal in this new directory; None for a temporary one. Clones
             that are fitted, as in cross-validation, each need their own: leave it None there.
+
+    All other arguments are those of `craft_client.settings.TuneSettings`; None stands for the
+    recipe's own value (see `craft_client.paper_presets.recipe_settings`).
 
     Attributes:
         classes_: the labels in the order of the columns of `predict_proba`.
@@ -121,21 +106,21 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.run_dir = run_dir
 
     def fit(self, X: Iterable[Picture], y: ArrayLike) -> Self:
-        """Tunes on pictures and their labels.
+        """Tunes on images and their labels.
 
         Args:
-            X: N pictures.
+            X: N images.
             y: N labels: class names, or row numbers of `classes`.
 
         Raises:
             SettingsError: an option or a label cannot be used; nothing was sent.
-            DataError: a picture cannot be used; nothing was sent.
+            DataError: an image cannot be used; nothing was sent.
             CraftError: see `craft_client.tune.tune`.
         """
         encoded = _files(X)
         check_consistent_length(encoded, y)
         self.classes_, names, labels = _encode_labels(y, self.classes)
-        self._settings(labels, names)  # told before anything is sent, if they cannot be used
+        self._settings(labels, names)  # refused before anything is sent
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
@@ -151,25 +136,24 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                 _image_set(client, card.name) as empty,
             ):
                 # Checked as it will be, because uploading is charged.
-                planned = empty.model_copy(update={"count": len(encoded)})
-                black_box = RemoteBlackBox(client, planned, names)
+                black_box = RemoteBlackBox(client, empty, names, card=card)
                 about = run_document(
-                    black_box,
+                    black_box.with_count(len(encoded)),
                     labels,
                     settings,
                     profile=card.profile,
                     digests=[digest_of(file) for file in encoded],
                 )
                 journal.begin(about)
-                image_set, uploaded = _upload(client, empty, encoded)
-                black_box = RemoteBlackBox(client, image_set, names)
-                self.result_ = tune(black_box, labels, settings, journal)
+                image_set, uploaded = _upload(client, empty, encoded, card.limits)
+                filled = replace(black_box, image_set=image_set)
+                self.result_ = tune(filled, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
         return self
 
     def predict_log_proba(self, X: Iterable[Picture]) -> NDArray[np.float32]:
-        """Natural-log probabilities of N pictures, float32 [N, C], columns as `classes_`."""
+        """Natural-log probabilities of N images, float32 [N, C], columns as `classes_`."""
         check_is_fitted(self)
         encoded = _files(X)
         config = self.adapter_.config
@@ -179,18 +163,19 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     f"The model '{config.model}' is not the one that this classifier was tuned on.",
                     remedy="Fit it anew.",
                 )
-            image_set, _ = _upload(client, empty, encoded)
-            black_box = RemoteBlackBox(client, image_set, config.scored)
+            card = client.model(config.model)
+            image_set, _ = _upload(client, empty, encoded, card.limits)
+            black_box = RemoteBlackBox(client, image_set, config.scored, card=card)
             return classify_here(self.adapter_, black_box)[1]
 
     def predict_proba(self, X: Iterable[Picture]) -> NDArray[np.float64]:
-        """Probabilities of N pictures, float64 [N, C], columns as `classes_`."""
+        """Probabilities of N images, float64 [N, C], columns as `classes_`."""
         probs = np.exp(self.predict_log_proba(X).astype(np.float64))
         normalised: NDArray[np.float64] = probs / probs.sum(axis=1, keepdims=True)
         return normalised
 
     def predict(self, X: Iterable[Picture]) -> NDArray[Any]:
-        """The most probable label of each of N pictures."""
+        """The most probable label of each of N images."""
         rows = self.predict_log_proba(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[rows]
         return labels
@@ -209,28 +194,17 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         **of_key: Any,
     ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
+        given = self.get_params(deep=False)
+        for name in ("client", "classes", "model", "run_dir"):
+            del given[name]
         return recipe_settings(
-            self.recipe,
+            given.pop("recipe"),
             "",
             int(counts[0]) if len(counts) == 1 else None,
             **of_key,
-            budget=self.budget,
-            seed=self.seed,
-            population=self.population,
-            dim=self.dim,
-            random_codes=self.random_codes,
-            scale=self.scale,
-            sigma=self.sigma,
-            strategy=self.strategy,
-            search=self.search,
-            refinement=self.refinement,
-            consistency=self.consistency,
-            consistency_weight=self.consistency_weight,
-            template=self.template,
             classes=names,
-            vocabulary=self.texts,
-            strict=self.strict,
-            keep_texts=self.keep_texts,
+            vocabulary=given.pop("texts"),
+            **given,
         )
 
     @contextmanager
@@ -244,7 +218,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
 
 @contextmanager
 def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
-    """An image set, without pictures yet, for as long as it is needed."""
+    """An image set, without images yet, for as long as it is needed."""
     image_set = client.create_image_set(model)
     try:
         yield image_set
@@ -254,21 +228,23 @@ def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
             client.delete_image_set(image_set.id)
 
 
-def _upload(client: Client, image_set: ImageSet, files: Sequence[bytes]) -> tuple[ImageSet, Units]:
-    """The image set with these pictures, and what uploading them cost."""
+def _upload(
+    client: Client, image_set: ImageSet, files: Sequence[bytes], limits: Limits
+) -> tuple[ImageSet, Units]:
+    """The image set with these images, and what uploading them cost."""
     charged: list[Units] = []
 
     def count(answer: ImageUploadAnswer) -> None:
         charged.append(answer.cost.charged)
 
-    filled = client.upload_images(image_set, files, on_chunk=count)
+    filled = client.upload_images(image_set, files, limits=limits, on_chunk=count)
     return filled, sum(charged, Units())
 
 
 def _encode_labels(
     y: ArrayLike, classes: Sequence[str] | None
 ) -> tuple[NDArray[Any], list[str], NDArray[np.int64]]:
-    """Labels as scikit-learn shows them [C], class names [C], and each picture's row [N]."""
+    """Labels as scikit-learn shows them [C], class names [C], and each image's row [N]."""
     given = column_or_1d(np.asarray(y))
     if np.issubdtype(given.dtype, np.integer):
         if classes is None:

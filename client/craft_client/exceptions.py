@@ -1,48 +1,11 @@
-"""Everything that can go wrong in the client, one typed exception a failure.
+"""Everything that can go wrong in the client, one typed exception for each failure.
 
-    CraftError
-     ├── MissingKey              no API key was given
-     ├── MissingPackage          an optional package is not installed
-     ├── UnusablePlugin          a plug-in is not installed, cannot be loaded, or failed
-     ├── DataError               the data on disk cannot be used; nothing was sent
-     │    └── InUse              another process is at the run or file; nothing was sent
-     ├── LimitExceeded           a call would be larger than the server accepts; it was not sent
-     ├── BudgetTooSmall          a budget does not cover what is asked for; nothing was charged
-     ├── ConnectionFailed        no connection; the server has not seen the call
-     │    └── AnswerLost         the connection broke later; the server may have done the call
-     ├── GatewayFailed           a gateway answered in the server's place; retried
-     ├── BodyRefused             a gateway does not let a body of this size through
-     ├── ProtocolError           the answer is not one that a craftbox server gives
-     └── ProblemError            the server refused the call (application/problem+json)
-          ├── MalformedBody          400
-          ├── Unauthenticated        401
-          ├── BudgetExhausted        402, never retried
-          ├── Forbidden              403
-          ├── PromptLimitReached     403
-          ├── NotFound               404
-          │    ├── ModelNotFound
-          │    ├── ImageSetNotFound
-          │    └── AdapterNotFound
-          ├── NotRecorded            404, of a replayed recording
-          ├── MethodNotAllowed       405
-          ├── RevisionMismatch       409
-          ├── CallInProgress         409, retried
-          ├── RunInProgress          409
-          ├── RequestTimeout         408, retried for a short while
-          ├── HeadTooLarge           431
-          ├── AnswerGone             410
-          ├── BodyTooLarge           413
-          ├── UnsupportedMediaType   415
-          ├── InvalidRequest         422
-          ├── InvalidImage           422
-          ├── IdempotencyKeyReused   422
-          ├── RateLimited            429, retried if the server names a time
-          ├── InternalError          500, retried for a short while
-          └── Overloaded             503, retried after its Retry-After time
+`CraftError` is the base of all. `ProblemError` is that of what the server refused (RFC 9457), with
+a subclass for each problem type; the others are failures of the data, of a limit or of the way to
+the server, or mean that a gateway has answered in the server's place.
 
 A problem of a type that this version does not know is a plain `ProblemError`. `str()` of each is a
-message fit for a user: what happened, then fields and remedies on lines of their own. This module
-knows failures; it does not know what raises or catches them.
+message fit for a user: what happened, then fields and remedies on lines of their own.
 """
 
 # ruff: noqa: N818 - named after what happened, as the exceptions of httpx are.
@@ -57,7 +20,7 @@ from craft_shared import problems
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError, Problem, ProblemType
 
-# Of a message; a call has at most a thousand pictures, of which all may be wrong.
+# Of a message; a call has at most a thousand images, of which all may be wrong.
 MOST_LINES = 1_100
 LONGEST_LINE = 4_000
 
@@ -187,12 +150,12 @@ class ProblemError(CraftError):
     kind: ClassVar[ProblemType | None] = None
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
-        told_below = [f"{error.field}: {error.message}" for error in problem.errors]
-        detail = "" if problem.detail in (problem.title, *told_below) else problem.detail
+        listed = [f"{error.field}: {error.message}" for error in problem.errors]
+        detail = "" if problem.detail in (problem.title, *listed) else problem.detail
         message = ": ".join(part for part in (problem.title, detail) if part)
-        told = any(error.remedy for error in problem.errors)
+        has_remedy = any(error.remedy for error in problem.errors)
         super().__init__(
-            message, remedy="" if told else problem.remedy, errors=tuple(problem.errors)
+            message, remedy="" if has_remedy else problem.remedy, errors=tuple(problem.errors)
         )
         # The constructor's arguments, so that the exception survives pickling.
         self.args = (problem, retry_after)
@@ -231,7 +194,7 @@ class Forbidden(ProblemError):
 
 
 class PromptLimitReached(ProblemError):
-    """The key may not ask so many different prompts about the pictures; a retry cannot succeed."""
+    """The key may not ask so many different prompts about the images; a retry cannot succeed."""
 
     kind = problems.PROMPT_LIMIT_REACHED
 
@@ -327,7 +290,7 @@ class InvalidRequest(ProblemError):
 
 
 class InvalidImage(ProblemError):
-    """A picture cannot be used; `errors` names it."""
+    """An image cannot be used; `errors` names it."""
 
     kind = problems.INVALID_IMAGE
 
@@ -362,7 +325,7 @@ def problem_error(problem: Problem, retry_after: float | None = None) -> Problem
 
 
 def picture_position(field: str) -> int | None:
-    """Which picture of a call a field such as `images[3]` names; None where it names none."""
+    """Which image of a call a field such as `images[3]` names; None where it names none."""
     match = re.match(r"images\[(\d+)\]", field)
     return int(match[1]) if match else None
 

@@ -1,7 +1,22 @@
 """One call over all its attempts: what a failure means, and whether the call is sent again.
 
-It knows httpx's exceptions, stamina's waits and the server's; it neither sends nor waits, so that
-clients with and without an event loop share it.
+Every POST carries an `Idempotency-Key` of its own, which stays the same when the call is sent
+again: the server does and charges a call once, however often it arrives, and gives the same answer
+each time. So every call may be sent again, and is, byte for byte:
+
+- when no connection could be made, or it broke before the answer was there;
+- when the server asks for it: still at work on the call (409), rate limit reached (429) or
+  overloaded (503), each after its Retry-After. Without Retry-After no wait would help;
+- when the server failed (500), for a short while, since what failed may fail again;
+- when a gateway answers in the server's place (429, 500, 502, 503, 504 or 529 without a problem
+  document), after its Retry-After or, where it names none, stamina's waits. What a gateway says
+  of a call says nothing of whether the server has done it.
+
+Waits between attempts are stamina's or the server's. Patience counts from a call's first failure;
+when it is over, the last failure is raised. An exhausted budget (402) is never tried again.
+
+A call that is cut short, by Ctrl-C or as a cancelled task, may have been charged: the exception has
+a note with the idempotency key under which the same call fetches the answer without a new charge.
 """
 
 from __future__ import annotations
@@ -18,7 +33,6 @@ import stamina
 
 from craft_client.answers import error_of
 from craft_client.calls import IDEMPOTENCY_HEADER, Call, request_id
-from craft_client.connection import URL_VARIABLE
 from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
@@ -32,7 +46,7 @@ from craft_client.exceptions import (
     RateLimited,
     RequestTimeout,
 )
-from craft_client.network import CA_FILE_VARIABLE
+from craft_client.network import CA_FILE_VARIABLE, URL_VARIABLE
 from craft_shared import problems
 from craft_shared.printing import printable
 from craft_shared.tracing import Span, parent_headers, span
@@ -71,11 +85,6 @@ class Exchange:
 
     Each attempt is made within `attempt`, which gives failures their names; what it brings goes
     through `accepted`. Whether another one follows is for `attempts` to say.
-
-    Args:
-        server: that is called.
-        call: that is made.
-        request: the call as it is sent, every time the same.
     """
 
     def __init__(self, server: Server, call: Call, request: httpx.Request) -> None:
@@ -94,7 +103,7 @@ class Exchange:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All attempts; where they are cut short, the exception names the key that goes on."""
+        """All attempts; where they are cut short, the exception names the key to continue with."""
         with span(f"call {self._request.method}") as call:
             call.note({"craft.request_id": request_id(self._request)})
             try:
@@ -112,7 +121,7 @@ class Exchange:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """One attempt, in which `arrived` is told the answer.
+        """One attempt, in which `arrived` is given the answer.
 
         Raises:
             ConnectionFailed: no connection was made, and none before.

@@ -5,8 +5,6 @@ through links, by the suffixes of its files, in the order of paths. Each folder 
 that links which lead in a circle, or twice to one place, double nothing. What operating systems,
 archives and tools leave behind is passed over in silence; what somebody may have meant as an image
 is left out with a reason.
-
-It lists folders and opens no file; it does not know classes, nor what images are used for.
 """
 
 from __future__ import annotations
@@ -79,19 +77,12 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder.
+    """What lies below a folder."""
 
-    Attributes:
-        images: files that are called as images are, sorted by path.
-        left_out: what is not taken, sorted by path.
-        about: how many files there are about images, such as lists and side-cars.
-        deeper: how many of the images lie in folders below.
-    """
-
-    images: tuple[Path, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
-    about: int = 0
-    deeper: int = 0
+    images: tuple[Path, ...] = ()  # files that are called as images are, sorted by path
+    left_out: tuple[LeftOut, ...] = ()  # what is not taken, sorted by path
+    about: int = 0  # how many files there are about images, such as lists and side-cars
+    deeper: int = 0  # how many of the images lie in folders below
 
     def __add__(self, other: Found) -> Found:
         return Found(

@@ -10,7 +10,6 @@
 
 A line is on disk, and so is every tensor file it names, before `append` returns. All other files
 appear whole or not at all. While a process writes, it holds the file `lock` (`craft_client.locks`).
-The journal knows files; it does not know what they mean.
 """
 
 from __future__ import annotations
@@ -115,11 +114,9 @@ class Journal:
             yield
             return
         with ExitStack() as stack:
-            try:
+            with _using(self.folder, "write"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(alone(self.folder / LOCK_FILE, f"the run in '{self.folder}'"))
-            except OSError as error:
-                raise _unusable(self.folder, "write", error) from error
             self._alone = True
             try:
                 yield
@@ -133,21 +130,17 @@ class Journal:
             JournalError: it holds something already, or cannot be written.
         """
         self._check_empty()
-        try:
+        with _using(self.folder, "write"):
             (self.folder / TENSOR_FOLDER).mkdir(exist_ok=True)
             (self.folder / LINES_FILE).touch()
             # Last, because a directory with this file is a run.
             write_whole(self.folder / RUN_FILE, _pretty(document))
-        except OSError as error:
-            raise _unusable(self.folder, "write", error) from error
         self.document = document
 
     def check_room(self, needed: int) -> None:
         """Raises JournalError where the disk has less than so many bytes left."""
-        try:
+        with _using(self.folder, "write"):
             check_room(self.folder, needed)
-        except OSError as error:
-            raise _unusable(self.folder, "write", error) from error
 
     def _check_writable(self) -> None:
         try:
@@ -161,13 +154,11 @@ class Journal:
         """Raises JournalError unless there is the lock alone, and what a crash left of `begin`."""
         remains = {LOCK_FILE, LINES_FILE, TENSOR_FOLDER, f"{RUN_FILE}.partial"}
         lines, tensors = self.folder / LINES_FILE, self.folder / TENSOR_FOLDER
-        try:
+        with _using(self.folder, "read"):
             found = {path.name for path in self.folder.iterdir()}
             empty = found <= remains
             empty = empty and not (LINES_FILE in found and lines.stat().st_size)
             empty = empty and not (TENSOR_FOLDER in found and any(tensors.iterdir()))
-        except OSError as error:
-            raise _unusable(self.folder, "read", error) from error
         if not empty:
             raise JournalError(
                 f"'{self.folder}' already holds a run or other files.",
@@ -195,27 +186,23 @@ class Journal:
         """
         files = dict(tensors or {})
         text = _line({**line, "tensors": sorted(files)})
-        try:
-            for name, content in files.items():
-                write_whole(self._tensor_path(name), codec.encode({}, content))
+        for name, content in files.items():
+            self._write_tensors(name, {}, content)
+        with _using(self.folder, "write"):
             append(self.folder / LINES_FILE, text)
-        except OSError as error:
-            raise _unusable(self.folder, "write", error) from error
 
     def resume(self) -> list[dict[str, Any]]:
-        """The lines, after which `append` goes on; a line that a crash cut short is removed.
+        """The lines, after which `append` adds more; a line that a crash cut short is removed.
 
         Raises:
             JournalError: a line is damaged, or the file cannot be written.
         """
         lines = list(self.lines())
         path = self.folder / LINES_FILE
-        try:
+        with _using(path, "write"):
             whole = path.read_bytes().rfind(b"\n") + 1
             if whole < path.stat().st_size:
                 os.truncate(path, whole)
-        except OSError as error:
-            raise _unusable(path, "write", error) from error
         return lines
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -225,10 +212,8 @@ class Journal:
             JournalError: the file is missing, or a line before the last is damaged.
         """
         path = self.folder / LINES_FILE
-        try:
+        with _using(self.folder, "read"):
             texts = path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise _unusable(self.folder, "read", error) from error
         for number, text in enumerate(texts[:-1], start=1):
             try:
                 yield json.loads(text)
@@ -275,11 +260,9 @@ class Journal:
         Raises:
             JournalError: they cannot be written.
         """
-        try:
+        with _using(self.folder, "write"):
             adapter.save(self.folder / ADAPTER_FOLDER)
             write_whole(self.folder / SUMMARY_FILE, _pretty(summary))
-        except OSError as error:
-            raise _unusable(self.folder, "write", error) from error
 
     @property
     def finished(self) -> bool:
@@ -329,17 +312,15 @@ class Journal:
         return _read_object(self.folder / SUMMARY_FILE, "The run did not come to its end")
 
     def _write_tensors(self, name: str, document: Mapping[str, Any], tensors: Tensors) -> None:
-        try:
+        with _using(self.folder, "write"):
             write_whole(self._tensor_path(name), codec.encode(dict(document), tensors))
-        except OSError as error:
-            raise _unusable(self.folder, "write", error) from error
 
     def _read_tensors(self, name: str) -> tuple[dict[str, Any], Tensors]:
         path = self._tensor_path(name)
+        with _using(path, "read"):
+            data = path.read_bytes()
         try:
-            return codec.decode(path.read_bytes())
-        except OSError as error:
-            raise _unusable(path, "read", error) from error
+            return codec.decode(data)
         except CodecError as error:
             raise JournalError(f"'{path}' is damaged: {error}.") from error
 
@@ -369,6 +350,15 @@ def _read_object(path: Path, missing: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise JournalError(f"'{path}' is not a JSON object.")
     return value
+
+
+@contextmanager
+def _using(path: Path, verb: str) -> Iterator[None]:
+    """Turns what the system raises into a JournalError."""
+    try:
+        yield
+    except OSError as error:
+        raise _unusable(path, verb, error) from error
 
 
 def _unusable(path: Path, verb: str, error: OSError) -> JournalError:

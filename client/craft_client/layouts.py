@@ -3,18 +3,16 @@
 These layouts are understood:
 
 - split folders: `train/CLASS/*`, optionally `validation/CLASS/*` (or `val`) and `test/CLASS/*`;
-- flat: `CLASS/*`, all of it training pictures;
+- flat: `CLASS/*`, all of it training images;
 - CoOp: a file `split_zhou_*.json` with lists `train`, `val` and `test` of [path, label, name], and
-  the pictures in the folder itself or in one below it;
-- FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the pictures in `images`;
+  the images in the folder itself or in one below it;
+- FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the images in `images`;
 - ImageNet and the four data sets of its classes on which robustness is measured: `classnames.txt`
-  and the pictures as CoOp's instructions have them, ImageNet's validation pictures as the test
-  split. The four have a test split alone, and those of the classes that have pictures there.
+  and the images as CoOp's instructions have them, ImageNet's validation images as the test
+  split. The four have a test split alone, and those of the classes that have images there.
 
 Class names are folder names, or those of the lists, with underscores as spaces. Every error is a
 `DataError` that names a file, a folder or a class and the remedy.
-
-It lists folders and reads lists; it opens no picture, and does not know what data are used for.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from craft_client.data import Dataset, Sample, Split, told
+from craft_client.data import Dataset, Sample, Split, first_errors
 from craft_client.exceptions import DataError
 from craft_client.folders import (
     Found,
@@ -75,10 +73,10 @@ _WITHOUT_CLASSES = "a split without class folders"
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """Finds the classes and splits below a folder. Opens no picture.
+    """Finds the classes and splits below a folder. Opens no image.
 
     Raises:
-        DataError: it is no folder of pictures in one of the layouts; the message says why.
+        DataError: it is no folder of images in one of the layouts; the message says why.
     """
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
@@ -115,23 +113,6 @@ def load_dataset(folder: Path) -> Dataset:
     return _load_folders(name, class_folders, Found(left_out=tuple(beside)))
 
 
-def _dataset(
-    name: str,
-    classes: Sequence[str],
-    samples: Mapping[Split, tuple[Sample, ...]],
-    notes: tuple[str, ...] = (),
-) -> Dataset:
-    """The data set; a split that its layout does not have is empty."""
-    return Dataset(
-        name,
-        tuple(classes),
-        samples.get("train", ()),
-        samples.get("validation", ()),
-        samples.get("test", ()),
-        notes,
-    )
-
-
 # --- folders ----------------------------------------------------------------------------------
 
 
@@ -165,7 +146,7 @@ def _load_folders(
             for path in of_class.images
         )
         everything = sum(found.values(), everything)
-    return _dataset(name, classes, samples, _notes(everything))
+    return Dataset(name, classes, _notes(everything), **samples)
 
 
 def _notes(found: Found) -> tuple[str, ...]:
@@ -248,7 +229,7 @@ def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
         )
         for split, of_split in entries.items()
     }
-    return _dataset(name, [class_name for class_name, _ in classes], samples)
+    return Dataset(name, tuple(class_name for class_name, _ in classes), (), **samples)
 
 
 def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
@@ -300,7 +281,9 @@ def _coop_root(folder: Path, paths: Sequence[str]) -> Path:
     if root is None:
         raise DataError(
             f"None of the {len(paths)} pictures that the split file lists is in '{folder}'.",
-            errors=told(FieldError(field=f"'{path}'", message="is missing.") for path in paths),
+            errors=first_errors(
+                FieldError(field=f"'{path}'", message="is missing.") for path in paths
+            ),
             remedy="Put the folder of pictures beside the split file.",
         )
     missing = [path for path in paths if not (root / path).is_file()]
@@ -308,7 +291,9 @@ def _coop_root(folder: Path, paths: Sequence[str]) -> Path:
         raise DataError(
             f"{len(missing)} of the {len(paths)} pictures that the split file lists are not in "
             f"'{root}'.",
-            errors=told(FieldError(field=f"'{path}'", message="is missing.") for path in missing),
+            errors=first_errors(
+                FieldError(field=f"'{path}'", message="is missing.") for path in missing
+            ),
             remedy="Unpack the pictures again, or correct the split file.",
         )
     return root
@@ -332,13 +317,13 @@ def _load_aircraft(name: str, folder: Path) -> Dataset:
         split: _aircraft_samples(folder / listed, images, present, labels)
         for split, listed in _AIRCRAFT_LISTS.items()
     }
-    return _dataset(name, [class_name for class_name, _ in classes], samples)
+    return Dataset(name, tuple(class_name for class_name, _ in classes), (), **samples)
 
 
 def _aircraft_samples(
     list_file: Path, images: Path, present: Container[str], labels: Mapping[str, int]
 ) -> tuple[Sample, ...]:
-    """The pictures that a split's list names, sorted by path; `present` are the files there."""
+    """The images that a split's list names, sorted by path; `present` are the files there."""
     samples = []
     missing = []
     for number, line in _lines(list_file):
@@ -355,7 +340,7 @@ def _aircraft_samples(
         raise DataError(
             f"{len(missing)} of the {len(samples)} pictures that '{list_file}' lists are not in "
             f"'{images}'.",
-            errors=told(missing),
+            errors=first_errors(missing),
             remedy="Unpack the pictures again.",
         )
     return tuple(sorted(samples, key=lambda sample: sample.path.as_posix()))
@@ -450,7 +435,7 @@ def _check_class_names(names: Sequence[tuple[str, str]]) -> None:
         raise DataError(
             "Two classes have the same name to a model (case, forms of letters and signs and "
             "white space do not count, underscores are spaces).",
-            errors=told(
+            errors=first_errors(
                 FieldError(field=where, message=f"is class '{name}'.")
                 for name, where in sorted(twins, key=lambda twin: same_text(twin[0]))
             ),

@@ -1,7 +1,6 @@
-"""How a server is reached: by which address, through which proxy, under which certificates.
+"""How a server is reached: address, key, proxy and certificates, and how slow it may be.
 
-It knows addresses, what the environment says of networks, and how long a server may be silent or
-slow; it does not know a single call. Addresses are shown without what they hold of credentials.
+Addresses are shown without the credentials in them.
 """
 
 from __future__ import annotations
@@ -11,29 +10,36 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
 
-from craft_client.exceptions import CraftError, MissingPackage
+from craft_client.calls import RUN_HEADER, checked_run
+from craft_client.exceptions import CraftError, MissingKey, MissingPackage
+from craft_shared.text_files import NotTextError, read_text
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "CRAFT_URL"
+KEY_VARIABLE = "CRAFT_API_KEY"
+KEY_FILE_VARIABLE = "CRAFT_API_KEY_FILE"
+BODY_BYTES_VARIABLE = "CRAFT_BODY_BYTES"
 CA_FILE_VARIABLE = "CRAFT_CA_FILE"
+LEAST_BODY_BYTES = 10_000
 # Seconds without a byte after which it is said that the server is waited for.
 QUIET_SECONDS = 10.0
 # An answer that has begun comes at this pace, in bytes a second, after so many seconds.
 SLOW_SECONDS = 30.0
 SLOWEST = 16_384
 
-# Servers close idle connections (uvicorn after 5 s). A request on a connection that is being closed
-# would have to be sent again, so the client lets go of it earlier.
-_LIMITS = httpx.Limits(keepalive_expiry=2.0)
+# What httpx decodes without a package of its own; gateways may compress so.
+ACCEPTED_CODINGS = ("gzip", "deflate")
 # A name whose parts have at most 63 letters each (RFC 1035, 2.3.4), or an IPv6 address.
 _LABEL = r"[\w~-]{1,63}"
 _HOST = re.compile(
@@ -42,6 +48,62 @@ _HOST = re.compile(
 _SOCKS = ("socks5", "socks5h")
 
 _log = logging.getLogger(__name__)
+
+
+class HttpOptions(TypedDict):
+    """What `httpx.Client` and `httpx.AsyncClient` are given alike."""
+
+    base_url: str
+    headers: dict[str, str]
+    timeout: httpx.Timeout
+    trust_env: bool
+
+
+def http_options(
+    base_url: str | None,
+    api_key: str | None,
+    *,
+    run: str | None,
+    timeout: float,
+) -> HttpOptions:
+    """The options of a connection; `craft_client.api.Client` describes the arguments.
+
+    Raises:
+        MissingKey: there is no key, or its file cannot be read.
+        CraftError: the address is not an HTTP URL, or the run's name cannot be sent.
+    """
+    headers = {
+        "Authorization": f"Bearer {_checked_key(api_key)}",
+        "User-Agent": f"craftbox/{version('craftbox')}",
+        "Accept-Encoding": ", ".join(ACCEPTED_CODINGS),
+    }
+    if run is not None:
+        headers[RUN_HEADER] = checked_run(run)
+    url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    return HttpOptions(
+        base_url=address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
+        headers=headers,
+        timeout=httpx.Timeout(timeout, connect=10.0),
+        trust_env=False,  # `Route` does
+    )
+
+
+def most_body_bytes() -> int | None:
+    """How large a body may be by CRAFT_BODY_BYTES, where a gateway lets less through than servers.
+
+    Raises:
+        CraftError: it is no such number.
+    """
+    text = os.environ.get(BODY_BYTES_VARIABLE, "").strip()
+    if not text:
+        return None
+    number = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
+    if number < LEAST_BODY_BYTES:
+        raise CraftError(
+            f"{BODY_BYTES_VARIABLE} is '{text}'.",
+            remedy=f"Set it to a number of bytes, {LEAST_BODY_BYTES} or more, or leave it out.",
+        )
+    return number
 
 
 def address_of(text: str, source: str, example: str) -> str:
@@ -87,15 +149,10 @@ def without_credentials(address: str) -> str:
 
 @dataclass(frozen=True)
 class Route:
-    """How a server is reached. Use `to`.
+    """How a server is reached. Use `to`."""
 
-    Attributes:
-        proxy: in between; None where there is none.
-        context: which certificates are trusted.
-    """
-
-    proxy: httpx.Proxy | None
-    context: ssl.SSLContext = field(repr=False)
+    proxy: httpx.Proxy | None  # in between; None where there is none
+    context: ssl.SSLContext = field(repr=False)  # which certificates are trusted
 
     @classmethod
     def to(cls, address: str) -> Route:
@@ -120,24 +177,34 @@ class Route:
         """The proxy's address, for messages."""
         return None if self.proxy is None else without_credentials(str(self.proxy.url))
 
-    def transport(self) -> httpx.HTTPTransport:
-        """For a client without an event loop."""
-        made = httpx.HTTPTransport(
-            verify=self.context, trust_env=False, limits=_LIMITS, proxy=self.proxy
-        )
-        # httpx does not say how to name what makes its connections.
-        pool: Any = made._pool
-        pool._network_backend = _Watched(pool._network_backend)
-        return made
 
-    def async_transport(self) -> httpx.AsyncHTTPTransport:
-        """For a client with one."""
-        made = httpx.AsyncHTTPTransport(
-            verify=self.context, trust_env=False, limits=_LIMITS, proxy=self.proxy
+def _checked_key(api_key: str | None) -> str:
+    key = (api_key or os.environ.get(KEY_VARIABLE) or _key_of_file()).strip()
+    if not key:
+        raise MissingKey(
+            "There is no API key.",
+            remedy=f"Set {KEY_VARIABLE} or {KEY_FILE_VARIABLE}, or pass --key. The server's "
+            "operator makes one with 'craft-server keys create --owner NAME'.",
         )
-        pool: Any = made._pool
-        pool._network_backend = _AsyncWatched(pool._network_backend)
-        return made
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise MissingKey(
+            "The API key holds characters that no key has.",
+            remedy=f"Copy {KEY_VARIABLE} again; a key looks like 'craft_...'.",
+        )
+    return key
+
+
+def _key_of_file() -> str:
+    file = os.environ.get(KEY_FILE_VARIABLE)
+    if not file:
+        return ""
+    try:
+        return read_text(Path(file))
+    except (OSError, NotTextError) as error:
+        raise MissingKey(
+            f"The API key cannot be read from '{file}'.",
+            remedy=f"{KEY_FILE_VARIABLE} names a file that holds nothing but the key.",
+        ) from error
 
 
 def _parsed(text: str) -> httpx.URL | None:
@@ -226,11 +293,7 @@ def _unusable(variable: str, file: str, error: Exception) -> CraftError:
     )
 
 
-class _TooSlow(httpcore.ReadTimeout):
-    """An answer has begun, and does not come at the least pace."""
-
-
-class _Pace:
+class Pace:
     """How the answers on one connection come: not at all, well, or too slowly to be waited for."""
 
     def __init__(self, name: str) -> None:
@@ -242,16 +305,15 @@ class _Pace:
         """Something was sent: what comes next is an answer to it."""
         self._began, self._received = None, 0
 
-    def waits(self, timeout: float | None) -> Iterator[tuple[float | None, bool]]:
-        """How long to wait for a byte, each time; and whether that is the last time."""
-        if timeout is not None and timeout <= QUIET_SECONDS:
-            yield timeout, True
-            return
-        yield QUIET_SECONDS, False
-        rest = None if timeout is None else timeout - QUIET_SECONDS
+    def first_wait(self, timeout: float | None) -> float:
+        """How long to wait for a byte, in seconds, before it is said that the server is silent."""
+        return QUIET_SECONDS if timeout is None else min(QUIET_SECONDS, timeout)
+
+    def further_wait(self, timeout: float | None) -> float | None:
+        """Says that the server is silent; what is left of the timeout."""
         limit = "" if timeout is None else f", {timeout:.0f} s at most"
         _log.warning("%s has said nothing for %.0f s. Waiting%s.", self._name, QUIET_SECONDS, limit)
-        yield rest, True
+        return None if timeout is None else timeout - QUIET_SECONDS
 
     def got(self, data: bytes) -> bytes:
         """What has come.
@@ -265,111 +327,7 @@ class _Pace:
         self._received += len(data)
         taken = now - self._began
         if data and taken > SLOW_SECONDS + self._received / SLOWEST:
-            raise _TooSlow(
+            raise httpcore.ReadTimeout(
                 f"its answer comes too slowly, {self._received:,} bytes in {taken:.0f} s"
             )
         return data
-
-
-class _Stream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream, name: str) -> None:
-        self._stream, self._name, self._pace = stream, name, _Pace(name)
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        for wait, last in self._pace.waits(timeout):
-            try:
-                return self._pace.got(self._stream.read(max_bytes, wait))
-            except httpcore.ReadTimeout as error:
-                if last or isinstance(error, _TooSlow):
-                    raise
-        raise AssertionError  # the last wait returns or raises
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._pace.asked()
-        self._stream.write(buffer, timeout)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.NetworkStream:
-        inner = self._stream.start_tls(ssl_context, server_hostname, timeout)
-        return _Stream(inner, self._name)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-class _Watched(httpcore.NetworkBackend):
-    def __init__(self, backend: httpcore.NetworkBackend) -> None:
-        self._backend = backend
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
-        made = self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _Stream(made, f"{host}:{port}")
-
-    def sleep(self, seconds: float) -> None:
-        self._backend.sleep(seconds)
-
-
-class _AsyncStream(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: httpcore.AsyncNetworkStream, name: str) -> None:
-        self._stream, self._name, self._pace = stream, name, _Pace(name)
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        for wait, last in self._pace.waits(timeout):
-            try:
-                return self._pace.got(await self._stream.read(max_bytes, wait))
-            except httpcore.ReadTimeout as error:
-                if last or isinstance(error, _TooSlow):
-                    raise
-        raise AssertionError  # the last wait returns or raises
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._pace.asked()
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        inner = await self._stream.start_tls(ssl_context, server_hostname, timeout)
-        return _AsyncStream(inner, self._name)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-class _AsyncWatched(httpcore.AsyncNetworkBackend):
-    def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
-        self._backend = backend
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        made = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _AsyncStream(made, f"{host}:{port}")
-
-    async def sleep(self, seconds: float) -> None:
-        await self._backend.sleep(seconds)

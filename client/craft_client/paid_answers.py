@@ -7,8 +7,6 @@ ended is not paid for twice. So is one whose tensors are damaged, as after a pow
 as the server is sure to know its name: the answer comes again, free of charge.
 
 Kept answers may be many. Once something has been learnt from them, it can be saved in their place.
-
-It knows black boxes, budgets and the journal; it does not know what a question is good for.
 """
 
 from __future__ import annotations
@@ -44,56 +42,45 @@ class AnswerError(CraftError):
 
 @dataclass(frozen=True)
 class Reading:
-    """What is used of an answer.
+    """What is used of an answer."""
 
-    Attributes:
-        losses: float32 [P], of the templates and, after them, the codes.
-        kept: tensors that heads read, by name.
-    """
-
-    losses: Array
-    kept: Tensors
+    losses: Array  # float32 [P], of the templates and, after them, the codes
+    kept: Tensors  # tensors that heads read, by name
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was learnt from the first answers, of which the kept tensors are gone.
+    """What was learnt from the first answers, of which the kept tensors are gone."""
 
-    Attributes:
-        asked: how many answers.
-        document: JSON-able.
-        tensors: by name.
-    """
-
-    asked: int
-    document: dict[str, Any]
-    tensors: Tensors
+    asked: int  # how many answers
+    document: dict[str, Any]  # JSON-able
+    tensors: Tensors  # by name
 
 
 class PaidAnswers:
     """Asks the black box and keeps the books.
 
     Args:
-        black_box: answers for N pictures.
-        pictures: N.
+        black_box: answers for N images.
+        images: N.
         journal: of the run; lines that it has already are the answers to the first questions.
         budgets: all that bound the key now.
 
     Attributes:
         units: everything charged by the run so far.
-        budgets: as the last answer told them.
+        budgets: as of the last answer.
     """
 
     def __init__(
-        self, black_box: BlackBox, pictures: int, journal: Journal, budgets: Sequence[Budget]
+        self, black_box: BlackBox, images: int, journal: Journal, budgets: Sequence[Budget]
     ) -> None:
         self._black_box = black_box
-        self._pictures = pictures
+        self._images = images
         self._journal = journal
         self._past = journal.resume()
         self._asked = 0
         self._prices: dict[Question, int] = {}
-        self._held: dict[str, int] = {}
+        self._kept_bytes: dict[str, int] = {}
         self.units = Units()
         self.budgets = budgets
         self._checkpoint: Checkpoint | None = None
@@ -102,7 +89,7 @@ class PaidAnswers:
     @property
     def held_bytes(self) -> int:
         """What kept tensors take on disk that a checkpoint would free."""
-        return sum(self._held.values())
+        return sum(self._kept_bytes.values())
 
     @property
     def learnt(self) -> bool:
@@ -124,10 +111,10 @@ class PaidAnswers:
             JournalError: it cannot be written.
         """
         self._journal.save_checkpoint({**document, "asked": self._asked}, tensors)
-        for name in self._held:
+        for name in self._kept_bytes:
             reduced = self._journal.tensors(name)
             self._journal.replace(name, {part: reduced[part] for part in ("codes", "losses")})
-        self._held.clear()
+        self._kept_bytes.clear()
 
     @property
     def replaying(self) -> bool:
@@ -152,8 +139,8 @@ class PaidAnswers:
 
         Args:
             about: what the journal's line says of it, for people and reports.
-            read: is given the answer, log-probabilities [P, N, C + M], unless the journal has been
-                told what it said of it.
+            read: is given the answer, log-probabilities [P, N, C + M], unless the journal has what
+                it made of it.
             context: of the codes.
             codes: float32 [K, dim].
             templates: scored before them.
@@ -192,7 +179,7 @@ class PaidAnswers:
         line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
         kept = _halved_where_exact(reading.kept)
         line |= {"kept": sorted(kept), "at": datetime.now(UTC).isoformat(timespec="seconds")}
-        self._hold(kept)
+        self._count_kept(kept)
         self._write(line, {"codes": codes, "losses": losses, **kept})
         self._black_box.acknowledge(scores)
         return reading
@@ -200,7 +187,7 @@ class PaidAnswers:
     def _most_kept(self, question: Question, codes: Array) -> int:
         """Bytes that the answer takes on disk at most: all its scores."""
         texts = len(self._black_box.classes) + question.texts
-        return codes.nbytes + question.prompts * self._pictures * texts * codes.itemsize
+        return codes.nbytes + question.prompts * self._images * texts * codes.itemsize
 
     def _recall(
         self,
@@ -222,7 +209,7 @@ class PaidAnswers:
         if tensors is None or "error" in line:
             raise _unusable(line["error"])
         losses = tensors.pop("losses")
-        self._hold(tensors)
+        self._count_kept(tensors)
         kept = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
         self._count(question, Units(**line["charged"]), line["cost_micros"])
         self._asked += 1
@@ -295,7 +282,7 @@ class PaidAnswers:
         self, question: Question, scores: Scores, line: dict[str, Any], codes: Array
     ) -> None:
         texts = len(self._black_box.classes) + question.texts
-        expected = (question.prompts, self._pictures, texts)
+        expected = (question.prompts, self._images, texts)
         found = scores.log_probs
         if found.shape != expected:
             self._refuse(line, codes, f"has shape {found.shape}; {expected} was asked for")
@@ -309,9 +296,9 @@ class PaidAnswers:
             self._write({**line, "error": error}, {"codes": codes})
         raise _unusable(error)
 
-    def _hold(self, kept: Tensors) -> None:
+    def _count_kept(self, kept: Tensors) -> None:
         if kept and self._asked:
-            self._held[_name(self._asked)] = sum(tensor.nbytes for tensor in kept.values())
+            self._kept_bytes[_name(self._asked)] = sum(tensor.nbytes for tensor in kept.values())
 
     def _last_checkpoint(self) -> Checkpoint | None:
         """The checkpoint, unless it or an answer that it stands for is damaged.
@@ -342,7 +329,7 @@ def _name(question: int) -> str:
 def _unusable(error: str) -> AnswerError:
     return AnswerError(
         f"The model's answer cannot be used: {error}.",
-        remedy="Tell the provider. A smaller scale keeps prompts nearer to the plain one.",
+        remedy="Report it to the provider. A smaller scale keeps prompts nearer to the plain one.",
     )
 
 

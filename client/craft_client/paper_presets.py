@@ -79,7 +79,7 @@ def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
 
     Args:
         data: the data set's name; one that the paper does not have gets the settings of most.
-        shots: pictures a class, None where classes differ; between the paper's, the next larger
+        shots: images a class, None where classes differ; between the paper's, the next larger
             one's budget.
     """
     most = max(BUDGETS)
@@ -119,7 +119,7 @@ def recipe_settings(
     Args:
         recipe: its name.
         data: the data set's name.
-        shots: pictures a class; None where classes differ.
+        shots: images a class; None where classes differ.
         classes: their names, which are left out of the vocabulary.
         vocabulary: None for common nouns.
         strict: whether to ask about nothing but the classes.

@@ -16,9 +16,6 @@ In arrays and tensors C is 1 (grey), 3 (RGB, in this order) or 4 (RGB and alpha,
 drops). `uint8` is from 0 to 255, floating-point from 0 to 1 and rounded to 255 steps, `bool` black
 or white. Anything else is refused rather than guessed: values beyond these ranges, which normalised
 pictures have, other integers, and channels on the wrong side.
-
-It knows pixels and files; it imports neither torch nor datasets, and does not know how pictures are
-sent.
 """
 
 from __future__ import annotations

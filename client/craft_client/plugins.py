@@ -1,11 +1,8 @@
-"""What packages may add to the client: recipes and stores, each named by an option.
+"""Recipes of other packages, found by their entry points.
 
 A recipe is called with a `craft_client.tuning_run.TuningRun` and returns its `Outcome`, as
-craftbox's own are; see `craft_client.recipes`. A store has `put(folder, where)` and
-`get(where, folder)`; see `craft_client.stores`. Recipes end in a head of a kind that servers know,
-which is data: no code of theirs is ever published.
-
-It knows which kinds there are; it does not know what any of them does.
+craftbox's own are; see `craft_client.recipes`. It ends in a head of a kind that servers know, which
+is data: no code of a recipe's is ever published.
 """
 
 from __future__ import annotations
@@ -21,18 +18,16 @@ from craft_shared.plugins import Group, Plugin, PluginError
 OWN_RECIPES = tuple(recipes.OWN)
 
 RECIPES = Group("craftbox.recipes", "recipe", OWN_RECIPES)
-STORES = Group("craftbox.stores", "store", needs=("put", "get"))
-GROUPS = (RECIPES, STORES)
 
 
-def find(group: Group, name: str) -> Plugin:
-    """The plug-in of that name; nothing of it is imported.
+def find(name: str) -> Plugin:
+    """The recipe of that name; nothing of it is imported.
 
     Raises:
         UnusablePlugin: there is none, or more than one.
     """
     with _as_client_errors():
-        return plugins.find(group, name)
+        return plugins.find(RECIPES, name)
 
 
 @contextmanager

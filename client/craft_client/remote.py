@@ -1,25 +1,22 @@
-"""The black box over HTTP: what tuning asks, through `craft_client.api`, within a model's limits.
-
-It knows how to cut one question into calls that the server accepts, and what they cost together. It
-does not know why a prompt is scored.
-"""
+"""The black box over HTTP: what tuning asks, cut into calls within a model's limits."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answer_blocks import blocks, rows_per_call
-from craft_client.api import Client, Prediction
+from craft_client.api import Client
 from craft_client.blackbox import Scores
 from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
+from craft_client.limits import blocks, rows_per_call
+from craft_client.predictions import Prediction
 from craft_shared.adapter import Adapter
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
@@ -37,7 +34,7 @@ from craft_shared.wire import (
 
 @dataclass(frozen=True)
 class RemoteBlackBox:
-    """A model on a server, some pictures that it has seen, and class names.
+    """A model on a server, some images that it has seen, and class names.
 
     Implements `craft_client.blackbox.BlackBox`. Answers travel in half precision unless asked
     otherwise: a log-probability keeps eleven significant bits, and half the bytes are sent, which
@@ -46,11 +43,12 @@ class RemoteBlackBox:
 
     Attributes:
         client: the connection.
-        image_set: the N pictures.
+        image_set: the N images.
         classes: the C class names.
         dtype: precision in which answers travel.
         run: unlike any other run of the key's, 1 to 200 visible ASCII characters; with it, requests
             that have a name are idempotent.
+        card: the model's; the server is asked for it when None.
     """
 
     client: Client
@@ -58,6 +56,11 @@ class RemoteBlackBox:
     classes: Sequence[str]
     dtype: DType = "float16"
     run: str | None = None
+    card: ModelCard | None = None
+
+    def with_count(self, count: int) -> RemoteBlackBox:
+        """As it will be once the image set has so many images: for what is counted beforehand."""
+        return replace(self, image_set=self.image_set.model_copy(update={"count": count}))
 
     @property
     def model(self) -> str:
@@ -71,7 +74,7 @@ class RemoteBlackBox:
 
     @cached_property
     def _card(self) -> ModelCard:
-        return self.client.model(self.model)
+        return self.card or self.client.model(self.model)
 
     @property
     def _limits(self) -> Limits:
@@ -84,7 +87,7 @@ class RemoteBlackBox:
 
     @property
     def prompt_limit(self) -> int | None:
-        """How many different prompts the key may ask about the pictures; None is not bounded."""
+        """How many different prompts the key may ask about the images; None is not bounded."""
         return self._card.prompts_per_image_set
 
     @property
@@ -107,7 +110,7 @@ class RemoteBlackBox:
 
         A prompt is one query however many calls the prompts are spread over. Only where one
         prompt's answer is larger than the server sends at once is it asked for in several calls,
-        and is then as many queries; `units` tells the number beforehand.
+        and is then as many queries; `units` has the number beforehand.
 
         Raises:
             ProblemError: the server refused a call.
@@ -151,7 +154,7 @@ class RemoteBlackBox:
         )
 
     def acknowledge(self, scores: Scores) -> None:
-        """Tells the server, which need not keep the answers' bytes any longer. Free.
+        """Reports that the answers are stored here: the server may delete their bytes. Free.
 
         It never fails: what is not acknowledged goes from the server in its own time.
         """
@@ -184,7 +187,7 @@ class RemoteBlackBox:
         return prompts * self.image_set.count * self._row_bytes(scored)
 
     def budgets(self) -> Sequence[Budget]:
-        """All budgets that bound the key now. Asks the server; `Scores` tells them too."""
+        """All budgets that bound the key now. Asks the server; `Scores` has them too."""
         return self.client.budgets()
 
     def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
@@ -200,7 +203,7 @@ class RemoteBlackBox:
         )
 
     def _row_bytes(self, scored: int) -> int:
-        """Of one prompt's answer for one picture."""
+        """Of one prompt's answer for one image."""
         return shown_bytes(self.output, scored, np.dtype(self._dtype).itemsize)
 
     def _read(self, answer: Prediction, scored: int) -> NDArray[np.float32]:
@@ -240,7 +243,7 @@ def check_prompts(
     templates: Sequence[str],
     context: Context | None = None,
 ) -> None:
-    """Asks the server about prompts and class names before pictures are paid for. Free.
+    """Asks the server about prompts and class names before images are paid for. Free.
 
     Only the server can tell whether a class name fits into its text context. A prediction on an
     image set that is still empty is refused for that reason alone, unless there is another.
@@ -268,7 +271,7 @@ def check_prompts(
 def classify_here(
     adapter: Adapter, black_box: RemoteBlackBox
 ) -> tuple[Scores, NDArray[np.float32]]:
-    """Scores an adapter's prompts on a black box's pictures and applies its head to them here.
+    """Scores an adapter's prompts on a black box's images and applies its head to them here.
 
     Returns:
         The scores [P, N, C + M], and log-probabilities [N, C].

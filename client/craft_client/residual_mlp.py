@@ -67,7 +67,7 @@ class ResidualMLP:
         return {"steps": self._steps, "generator": self._generator.bit_generator.state}, tensors
 
     def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
-        """Goes on from what `state` told."""
+        """Continues from what `state` returned."""
         self._steps = document["steps"]
         self._generator.bit_generator.state = document["generator"]
         for kind, group in self._groups():
@@ -83,7 +83,7 @@ class ResidualMLP:
     def train_epoch(
         self, scores: Array, labels: Labels, *, consistency_weight: float, batch_size: int = 256
     ) -> None:
-        """One pass over the pictures' log-probabilities [N, C], in a random order.
+        """One pass over the images' log-probabilities [N, C], in a random order.
 
         Loss: cross-entropy of the refined prediction plus `consistency_weight` times the divergence
         of the unrefined prediction from it (CraFT, sections 3.2 and 3.3).

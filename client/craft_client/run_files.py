@@ -1,4 +1,4 @@
-"""What the files of a run directory are called; what is in them, `craft_client.journal` knows."""
+"""What the files of a run directory are called; `craft_client.journal` says what is in them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A run directory as reports read it: what was asked for, what each generation brought, its end.
 
-It knows what a run's files mean and reads them without changing anything; it does not know how
-they are shown or drawn. Of a run that is unfinished there is no accuracy: the journal has none. One
-that was evaluated leads with that accuracy, on images that tuning has not seen.
+Of a run that is unfinished there is no accuracy: the journal has none. One that was evaluated leads
+with that accuracy, on images that tuning has not seen.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ POINTS_SHOWN = 8
 ON_TRAINING = "training pictures (after: held out)"
 
 
-class Settings(BaseModel):
+class RunSettings(BaseModel):
     """What all runs' settings have for reports; the others are kept as they are."""
 
     model_config = ConfigDict(extra="allow")
@@ -61,7 +60,7 @@ class Profile(BaseModel):
 
 
 class About(BaseModel):
-    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of pictures.
+    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images.
 
     `profile` is None where no provider was simulated.
     """
@@ -71,7 +70,7 @@ class About(BaseModel):
     model: str
     revision: str
     profile: Profile | None = None
-    settings: Settings
+    settings: RunSettings
     classes: list[str]
     labels: list[int]
     data: Path | None = None
@@ -109,67 +108,41 @@ class Summary(BaseModel):
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run was after its first request, or after a generation.
+    """Where a run was after its first request, or after a generation."""
 
-    Attributes:
-        queries: charged until then.
-        predictions: charged until then.
-        loss: mean of the generation's prompts.
-        best_loss: least of a single prompt until then, as it was when that prompt was scored.
-        accuracy: on the training pictures, percent; None where unfinished or not measurable.
-        cost_micros: charged until then; None where a line does not tell it.
-    """
-
-    queries: int
-    predictions: int
-    loss: float
-    best_loss: float
+    queries: int  # charged until then
+    predictions: int  # charged until then
+    loss: float  # mean of the generation's prompts
+    best_loss: float  # least of a single prompt until then, as it was when that prompt was scored
+    # On the training images, percent; None where unfinished or not measurable.
     accuracy: float | None
-    cost_micros: int | None
+    cost_micros: int | None  # charged until then; None where a line does not say
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """The accuracies that a run leads with, in words.
+    """The accuracies that a run leads with, in words."""
 
-    Attributes:
-        before: of the plain prompt.
-        after: of the adapter.
-        subject: on which pictures.
-    """
-
-    before: str = "not yet"
-    after: str = "not yet"
-    subject: str = "not yet"
+    before: str = "not yet"  # of the plain prompt
+    after: str = "not yet"  # of the adapter
+    subject: str = "not yet"  # on which images
 
 
 @dataclass(frozen=True, repr=False)
 class Run(Displayed):
-    """A run, finished or not. Use `load`.
+    """A run, finished or not. Use `load`."""
 
-    Attributes:
-        folder: its directory.
-        about: what was asked for.
-        points: in order.
-        units: charged by the tuning; the pictures' upload is not in the journal.
-        cost_micros: the price of these units; None where a line does not tell it.
-        failure: why the last answer could not be used; None where it could.
-        summary: how it ended; None where it is unfinished.
-        prompts: that the adapter has; None where it is unfinished.
-        evaluation: of its adapter; None where there is none that can be used.
-        fault: why what there is of an evaluation cannot be used.
-    """
-
-    folder: Path
-    about: About
-    points: tuple[Point, ...]
-    units: Units
-    cost_micros: int | None
-    failure: str | None
-    summary: Summary | None
-    prompts: int | None
+    folder: Path  # its directory
+    about: About  # what was asked for
+    points: tuple[Point, ...]  # in order
+    units: Units  # charged by the tuning; the images' upload is not in the journal
+    cost_micros: int | None  # the price of these units; None where a line does not say
+    failure: str | None  # why the last answer could not be used; None where it could
+    summary: Summary | None  # how it ended; None where it is unfinished
+    prompts: int | None  # that the adapter has; None where it is unfinished
+    # Of its adapter; None where there is none that can be used.
     evaluation: Evaluation | None = None
-    fault: str | None = None
+    fault: str | None = None  # why what there is of an evaluation cannot be used
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -223,7 +196,7 @@ class Run(Displayed):
 
     @property
     def leading(self) -> Accuracies:
-        """The evaluation's accuracies, with intervals; without one those on training pictures."""
+        """The evaluation's accuracies, with intervals; without one those on training images."""
         if self.evaluation:
             tested = self.evaluation
             return Accuracies(str(tested.before), str(tested), tested.subject)
@@ -231,7 +204,7 @@ class Run(Displayed):
 
     @property
     def training(self) -> Accuracies:
-        """The accuracies on the training pictures: the adapter's is of held-out predictions."""
+        """The accuracies on the training images: the adapter's is of held-out predictions."""
         if not self.summary:
             return Accuracies()
         return Accuracies(
@@ -363,12 +336,12 @@ def _points(lines: Iterable[_Line], history: Iterable[Moment]) -> Iterator[Point
     units, best_loss = Units(), float("inf")
     cost: int | None = 0
     for generation, requests in groupby(lines, key=lambda line: line.generation):
-        made = list(requests)
-        units += sum((line.charged for line in made), Units())
-        more = _cost(made)
+        group = list(requests)
+        units += sum((line.charged for line in group), Units())
+        more = _cost(group)
         cost = None if cost is None or more is None else cost + more
         # The first request has the population; the paper's recipe scores its mean in a second.
-        loss, least = made[0].mean_loss, made[0].best_loss
+        loss, least = group[0].mean_loss, group[0].best_loss
         if loss is None or least is None:
             continue
         best_loss = min(best_loss, least)

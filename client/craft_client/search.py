@@ -1,7 +1,5 @@
 """Ask/tell search over codes: CMA-ES with pycma behind it, and what it is compared with.
 
-It knows codes and their losses; it does not know prompts, images, or how a loss comes about.
-
 Sources: N. Hansen's pycma; bounds, population and start as in CraFT (section 4.1 and its code).
 J. Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient
 approximation", IEEE TAC 37 (1992), and his guidelines for gains (IEEE TAES 34, 1998); with momentum
@@ -32,8 +30,8 @@ Codes = NDArray[np.float32]
 class CodeSearch(Protocol):
     """Looks for the code of least loss.
 
-    Each generation is one `ask` and one `tell`. Two searches of equal arguments that are told equal
-    losses ask for equal codes, whatever else draws random numbers meanwhile.
+    Each generation is one `ask` and one `tell`. Two searches of equal arguments and equal losses
+    ask for equal codes, whatever else draws random numbers meanwhile.
     """
 
     def ask(self) -> Codes:

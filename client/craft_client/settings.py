@@ -1,8 +1,4 @@
-"""What a tuning run is asked to do, and whether that can be done at all.
-
-It knows the options and how they contradict each other, a task's labels, or a budget; it does not
-know how tuning works.
-"""
+"""What a tuning run is asked to do, and whether that can be done at all."""
 
 from __future__ import annotations
 
@@ -57,15 +53,10 @@ class KeyBudgetError(SettingsError, BudgetTooSmall):
 
 
 class Question(NamedTuple):
-    """How much one request asks.
+    """How much one request asks."""
 
-    Attributes:
-        prompts: how many.
-        texts: that each of them scores beside the class names.
-    """
-
-    prompts: int
-    texts: int = 0
+    prompts: int  # how many
+    texts: int = 0  # that each of them scores beside the class names
 
 
 def one_each(prompts: int, texts: int = 0) -> Units:
@@ -112,7 +103,7 @@ class TuneSettings:
         sigma: the search's initial standard deviation.
         bound: that no coordinate of the search passes; 0 for none.
         hidden: units of the paper's head.
-        batch_size: pictures of a step of its training.
+        batch_size: images of a step of its training.
         strategy: of the paper's search: `cma-es`, or for comparison `random` or `spsa`.
         search: whether to search; off is the paper's ablation.
         refinement: whether to fit a head; off is the paper's ablation.
@@ -125,7 +116,7 @@ class TuneSettings:
         texts: a vocabulary that craftbox's plain prompt scores beside the class names, and of which
             the head reads some. None of them is a class name. Empty in strict access.
         keep_texts: how many of them the head reads at most; None for as many as are needed.
-        shots: pictures a class, for the adapter's card only.
+        shots: images a class, for the adapter's card only.
 
     Raises:
         SettingsError: an option's value is impossible, alone or with the others.
@@ -256,14 +247,14 @@ class TuneSettings:
         """Checks the settings against the task, before anything is asked.
 
         Args:
-            labels: the pictures' classes, int64 [N].
+            labels: the images' classes, int64 [N].
             classes: the C class names.
             budgets: all that bound the key.
             units: what a question is charged.
 
         Raises:
             SettingsError: there are fewer than two classes, a label names none, a class has no
-                picture, a text is a class name, or a budget does not cover the first steps.
+                image, a text is a class name, or a budget does not cover the first steps.
         """
         _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
         _raise_if("The class names cannot be used.", _name_errors("classes", classes))

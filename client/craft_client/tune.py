@@ -1,12 +1,8 @@
-"""Tuning: a task and settings in, an adapter out, by the recipe that the settings name.
-
-It knows what every run needs and leaves behind; it does not know how a recipe works, HTTP, or what
-a picture is.
-"""
+"""Tuning: a task and settings in, an adapter out, by the recipe that the settings name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,7 +25,7 @@ from craft_shared.head import HEAD_KINDS
 from craft_shared.names import made_sound
 from craft_shared.plugins import Plugin, PluginError
 from craft_shared.units import Units
-from craft_shared.wire import Output, Provenance, ProviderProfile
+from craft_shared.wire import Budget, Output, Provenance, ProviderProfile
 
 __all__ = [
     "AnswerError",
@@ -53,9 +49,9 @@ class TuneResult(Displayed):
 
     Attributes:
         adapter: prompts and head.
-        accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: of the adapter, percent, each picture by what was fitted and chosen without
-            it (`craft_client.held_out`); None where nothing was held out (one picture a class, a
+        accuracy_before: of the plain prompt on the training images, percent.
+        accuracy_after: of the adapter, percent, each image by what was fitted and chosen without
+            it (`craft_client.held_out`); None where nothing was held out (one image a class, a
             prompt that was searched with all labels, or a recipe that holds nothing out).
         units: everything charged by the run.
         stopped_by: the budget of the key that ended the search before the run's own budget was
@@ -88,20 +84,27 @@ def run_document(
     labels: Labels,
     settings: TuneSettings,
     *,
+    budgets: Sequence[Budget] | None = None,
     profile: ProviderProfile | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What `Journal.create` is given for a run: all that it depends on. `more` is kept beside it.
+    """What `Journal.create` is given for a run: all that it depends on.
 
-    Of `more` one thing is read: `digests`, of the N pictures' files, by which copies of one picture
-    are held out together.
-
-    `profile` is of the provider that the model's server simulates, if it does.
+    Args:
+        black_box: answers for N images and C classes.
+        labels: the images' classes, int64 [N].
+        settings: what to do.
+        budgets: that bound the key; the black box is asked for them when None.
+        profile: of the provider that the model's server simulates, if it does.
+        more: is stored too. Of it `digests` is read: of the N images' files, by which copies of one
+            image are held out together.
 
     Raises:
         SettingsError: the run cannot be done; no directory need be made.
     """
-    settings.check_task(labels, black_box.classes, black_box.budgets(), black_box.units)
+    if budgets is None:
+        budgets = black_box.budgets()
+    settings.check_task(labels, black_box.classes, budgets, black_box.units)
     return {
         "schema_version": RUN_SCHEMA,
         "craftbox": version("craftbox"),
@@ -141,16 +144,16 @@ def tune(
     journal: Journal,
     on_progress: Callable[[TuneProgress], None] = lambda progress: None,
 ) -> TuneResult:
-    """Tunes prompts and a head for the black box's pictures.
+    """Tunes prompts and a head for the black box's images.
 
     Equal arguments and answers give equal adapters, byte for byte. A journal that has answers
-    already is gone on from: they are not asked for again. Memory holds one generation's answers and
+    already is continued: they are not asked for again. Memory holds one generation's answers and
     those that heads read. The search ends in good order before a generation that a budget does not
     cover.
 
     Args:
-        black_box: answers for N pictures and C classes.
-        labels: the pictures' classes, int64 [N].
+        black_box: answers for N images and C classes.
+        labels: the images' classes, int64 [N].
         settings: what to do.
         journal: of this run; gets every paid answer before it is used, and the adapter.
         on_progress: called after each request and at the end.
@@ -200,7 +203,7 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
 
 def _plugin_of(settings: TuneSettings) -> Plugin | None:
     if settings.recipe not in plugins.OWN_RECIPES:
-        return plugins.find(plugins.RECIPES, settings.recipe)
+        return plugins.find(settings.recipe)
     return None
 
 

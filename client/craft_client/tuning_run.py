@@ -1,8 +1,4 @@
-"""What all recipes share: a task, its settings, the answers it pays for, and how far it has come.
-
-It knows when a budget ends a run and tells where the run is; it does not know how prompts are
-searched or predictions refined.
-"""
+"""What all recipes share: a task, its settings, the answers that it pays for, and its progress."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ class TuneProgress:
         budget: queries that the run takes at most: what its settings say, or other budgets leave.
         loss: mean loss of the latest request's codes (of the plain prompt where it had none).
         best_loss: least loss of a single prompt so far.
-        accuracy: percent of the training pictures, of the recipe's best prediction so far, which
+        accuracy: percent of the training images, of the recipe's best prediction so far, which
             may have been chosen or fitted by them; at the end, held out. None where not measured.
         units: everything charged by this run.
         elapsed_s: seconds since the run began, or was resumed.
@@ -63,47 +59,29 @@ class TuneProgress:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What might have been deployed.
+    """What might have been deployed."""
 
-    Attributes:
-        name: for the run's summary.
-        prompts: that its head reads.
-        texts: that it reads beside the class names.
-        loss: held-out cross-entropy by which it was chosen, nats; None where none was measured.
-        regularisation: of a linear head, relative to its inputs' variance.
-    """
-
-    name: str
-    prompts: int
-    texts: int
+    name: str  # for the run's summary
+    prompts: int  # that its head reads
+    texts: int  # that it reads beside the class names
+    # Held-out cross-entropy by which it was chosen, nats; None where none was measured.
     loss: float | None
-    regularisation: float | None = None
+    regularisation: float | None = None  # of a linear head, relative to its inputs' variance
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a recipe deploys.
+    """What a recipe deploys."""
 
-    Attributes:
-        deployed: its name, for the run's summary.
-        codes: that follow the plain prompt, float32 [K, dim].
-        texts: that they score beside the class names.
-        head: on the plain prompt and the codes.
-        accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: percent of pictures that no fit and no choice has seen; None where there
-            are none.
-        best_loss: least loss of a single prompt.
-        candidates: what was chosen from.
-    """
-
-    deployed: str
-    codes: Array
-    texts: Sequence[str]
-    head: Head
-    accuracy_before: float
+    deployed: str  # its name, for the run's summary
+    codes: Array  # that follow the plain prompt, float32 [K, dim]
+    texts: Sequence[str]  # that they score beside the class names
+    head: Head  # on the plain prompt and the codes
+    accuracy_before: float  # of the plain prompt on the training images, percent
+    # Percent of images that no fit and no choice has seen; None where there are none.
     accuracy_after: float | None
-    best_loss: float
-    candidates: Sequence[Candidate]
+    best_loss: float  # least loss of a single prompt
+    candidates: Sequence[Candidate]  # what was chosen from
 
 
 class TuningRun:
@@ -111,7 +89,7 @@ class TuningRun:
 
     Attributes:
         settings: what to do.
-        labels: the pictures' classes, int64 [N].
+        labels: the images' classes, int64 [N].
         context: of all codes.
         answers: the books.
         generation: generations begun.
@@ -160,12 +138,12 @@ class TuningRun:
         )
 
     def copies_in(self, log_probs: Array) -> Labels:
-        """Which pictures are copies of one, by their files and by whole answers [P, N, C + M]."""
+        """Which images are copies of one, by their files and by whole answers [P, N, C + M]."""
         whole = self._black_box.output.whole
         return with_equal_answers(self._groups, log_probs) if whole else self._groups
 
     def covers_generation(self) -> bool:
-        """Whether the run's budget and, as the last answer told, all others cover one more."""
+        """Whether the run's budget and, as of the last answer, all others cover one more."""
         if self.stopped_by is not None or self._own_generations_left() < 1:
             return False
         if self.answers.replaying:
@@ -198,7 +176,7 @@ class TuningRun:
         self.history[:] = checkpoint.document["history"]
 
     def report(self, stage: Stage, loss: float, best_loss: float, accuracy: float | None) -> None:
-        """Tells the caller where the run is, and adds to the history what a request brought."""
+        """Reports where the run is, and adds to the history what a request brought."""
         queries = self.answers.units.queries
         budgets = self.answers.budgets
         need = self._need()

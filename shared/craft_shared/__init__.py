@@ -4,6 +4,4 @@ Wire models (`craft_shared.wire`), the tensor codec (`craft_shared.codec`), prob
 (`craft_shared.problems`), counted units (`craft_shared.units`), heads as functions
 (`craft_shared.head`), the adapter format (`craft_shared.adapter`) and files that are written whole
 (`craft_shared.files`).
-
-This package knows neither HTTP, models, optimisation nor money.
 """

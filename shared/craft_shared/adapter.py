@@ -3,8 +3,7 @@
 A folder with `adapter_config.json`, `adapter.safetensors` and a model card, laid out as PEFT lays
 out its own (this is not that format); on the wire one safetensors body with the config as its
 document. It holds prompts as templates and codes, the head and the class names: never the
-projection A, the embeddings p0, or any other parameter of the model. This module knows the format
-and checks it; it does not know how an adapter was found.
+projection A, the embeddings p0, or any other parameter of the model.
 """
 
 from __future__ import annotations
@@ -97,17 +96,11 @@ class AdapterConfig(Message):
 
 @dataclass(frozen=True, repr=False)
 class Adapter(Displayed):
-    """A checked adapter.
+    """A checked adapter."""
 
-    Attributes:
-        config: the document.
-        codes: float32 [codes, dim].
-        head: maps log-probabilities [P, N, C + M] to [N, C].
-    """
-
-    config: AdapterConfig
-    codes: NDArray[np.float32]
-    head: Head
+    config: AdapterConfig  # the document
+    codes: NDArray[np.float32]  # float32 [codes, dim]
+    head: Head  # maps log-probabilities [P, N, C + M] to [N, C]
 
     def to_bytes(self) -> bytes:
         """The adapter as one safetensors body; equal adapters give equal bytes."""

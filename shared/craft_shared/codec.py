@@ -1,7 +1,6 @@
 """The tensor codec: a JSON document and named tensors in one safetensors file, and back.
 
-The document travels under the metadata key `craftbox`. Nothing is ever unpickled. The codec knows
-sizes, dtypes and shapes; it does not know what a tensor means.
+The document travels under the metadata key `craftbox`. Nothing is ever unpickled.
 
 Source: the safetensors format, https://huggingface.co/docs/safetensors.
 """

@@ -2,7 +2,7 @@
 
 An object says what is worth showing as a `View`, and inherits the rest from `Displayed`. This is
 the one module that knows HTML outside pages: all text in it is escaped, it loads nothing, and it
-takes its colours from the notebook around it, light or dark. It does not know what is shown.
+takes its colours from the notebook around it, light or dark.
 """
 
 from __future__ import annotations
@@ -44,19 +44,13 @@ _HTML = """\
 
 @dataclass(frozen=True)
 class View:
-    """What is worth showing of an object.
+    """What is worth showing of an object."""
 
-    Attributes:
-        title: which one it is.
-        facts: by their names, with units in them; None, "" and what is empty is left out.
-        columns: of the table; none without one.
-        rows: of the table, of which the first ones are shown.
-    """
-
-    title: str
+    title: str  # which one it is
+    # By their names, with units in them; None, "" and what is empty is left out.
     facts: Mapping[str, object] = field(default_factory=dict)
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = ()
+    columns: Sequence[str] = ()  # of the table; none without one
+    rows: Sequence[Sequence[object]] = ()  # of the table, of which the first ones are shown
 
     @property
     def known(self) -> dict[str, object]:

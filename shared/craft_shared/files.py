@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, grow by whole pieces, or are for their owner alone.
 
-It does not know what is in them.
-
 Errors name the file, also where the system does not: a full disk, for example.
 """
 

@@ -1,8 +1,7 @@
 """Heads as functions: log-probabilities in, refined log-probabilities out.
 
 A head is what the paper calls the prediction refinement module (CraFT, section 3.2). The tuner fits
-it (`craft_client.recipes`), the server applies the very same function when it serves an adapter. It
-knows no prompts, no images and no HTTP.
+it (`craft_client.recipes`), the server applies the very same function when it serves an adapter.
 
 Shapes: P prompts, N images, C classes, M further texts that are scored beside the classes (none in
 strict mode). Prompt 0 is the plain prompt.
@@ -86,18 +85,12 @@ class LinearHead:
     """The closed-form head: a linear map of all prompts' centred log-probabilities.
 
     logits = head_scale * (X W + b) + plain_scale * (the classes' log-probabilities under prompt 0)
-
-    Attributes:
-        weight: W, float32 [P * (C + M), C].
-        bias: b, float32 [C].
-        head_scale: how much the linear map counts, >= 0.
-        plain_scale: how much the plain prompt's prediction counts, >= 0.
     """
 
-    weight: Array
-    bias: Array
-    head_scale: float
-    plain_scale: float
+    weight: Array  # W, float32 [P * (C + M), C]
+    bias: Array  # b, float32 [C]
+    head_scale: float  # how much the linear map counts, >= 0
+    plain_scale: float  # how much the plain prompt's prediction counts, >= 0
     kind: HeadKind = "ridge"
 
     def __call__(self, log_probs: Array) -> Array:
@@ -123,18 +116,12 @@ class ResidualMLPHead:
 
     Scores are centred log-probabilities. The prompt is the last of the P prompts, the searched one.
     Source: CraFT, section 3.2.
-
-    Attributes:
-        hidden_weight: float32 [C, H].
-        hidden_bias: float32 [H].
-        weight: float32 [H, C].
-        bias: float32 [C].
     """
 
-    hidden_weight: Array
-    hidden_bias: Array
-    weight: Array
-    bias: Array
+    hidden_weight: Array  # float32 [C, H]
+    hidden_bias: Array  # float32 [H]
+    weight: Array  # float32 [H, C]
+    bias: Array  # float32 [C]
     kind: HeadKind = "mlp"
 
     def __call__(self, log_probs: Array) -> Array:

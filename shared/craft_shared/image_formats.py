@@ -1,7 +1,6 @@
 """Which image files a server reads: formats, names of files, and what to do with the others.
 
-The one list that server and client use. It knows names, suffixes and first bytes; it decodes
-nothing.
+The one list that server and client use.
 """
 
 from __future__ import annotations

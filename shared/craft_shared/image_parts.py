@@ -2,7 +2,6 @@
 
 Comments, profiles, thumbnails, previews and texts may be of any size and number; no decoder needs
 them, and some read them all first. Files that ask for far more than their pixels need are refused.
-It knows where the parts of a file begin and end; it decodes nothing, and lets a damaged file pass.
 """
 
 from __future__ import annotations

@@ -32,21 +32,21 @@ _HEADS = {
 
 def model_card(config: AdapterConfig) -> str:
     """The card, a Markdown document that ends with a line feed."""
-    made = config.provenance
+    provenance = config.provenance
     rows = [
         ("model", f"`{config.model}`, revision `{config.revision}`"),
-        ("recipe", _or_unknown(made.recipe)),
-        ("tuned on", _or_unknown(made.data)),
-        ("training pictures a class", _or_unknown(made.shots)),
-        ("seed", _or_unknown(made.seed)),
+        ("recipe", _or_unknown(provenance.recipe)),
+        ("tuned on", _or_unknown(provenance.data)),
+        ("training pictures a class", _or_unknown(provenance.shots)),
+        ("seed", _or_unknown(provenance.seed)),
         ("access", _ACCESS[config.access_mode]),
         ("prompts", f"{config.prompts}, of them {config.codes} codes"),
         ("head", _HEADS[config.head]),
         ("output level of the answers it was fitted on", _plain(level_words(config.output))),
     ]
     accuracies = [
-        ("before: the plain prompt", _percent(made.accuracy_before)),
-        ("after: this adapter, each picture held out", _percent(made.accuracy_after)),
+        ("before: the plain prompt", _percent(provenance.accuracy_before)),
+        ("after: this adapter, each picture held out", _percent(provenance.accuracy_after)),
     ]
     shown = [json.dumps(name, ensure_ascii=False) for name in config.classes[:_MOST_CLASSES]]
     more = len(config.classes) - len(shown)
@@ -71,7 +71,7 @@ the model and revision below can use it.
 
 ## What tuning was charged
 
-{_table(("unit", "charged"), [(unit, f"{made.units[unit]:,}") for unit in UNITS])}
+{_table(("unit", "charged"), [(unit, f"{provenance.units[unit]:,}") for unit in UNITS])}
 
 Where the provider's signed receipt was kept, it is `{RECEIPT_FILE}` beside this card:
 `craft verify-receipt {RECEIPT_FILE}`.

@@ -1,9 +1,9 @@
 """Names: what one may hold where it is made, and which of them a tokenizer reads as one.
 
 Classes, owners, teams, keys, runs and their titles are shown on terminals, on pages and in
-spreadsheets, by people who did not choose them. So a new name is printable text that no
-spreadsheet takes for a formula. What was stored before is not asked again: it is made harmless
-where it is shown. This module does not know where names are made or shown.
+spreadsheets, by people who did not choose them. So a new name is printable text that no spreadsheet
+takes for a formula. What was stored before is not asked again: it is made harmless where it is
+shown.
 
 Sources: Unicode Standard, sections 4.5 (general categories) and 23.2 (joiners); RFC 5892, appendix
 A (where joiners belong to a word); OWASP, "CSV Injection"; Radford et al. (2021), CLIP's

@@ -2,8 +2,7 @@
 
 `shown` takes from log-probabilities what a level lets through; `scores_of` makes of that what heads
 and losses read. The server answers with the first and the client learns from the second; a head
-that was fitted on a level's scores is served on the same two, one after the other. This module
-knows no keys, no noise and no HTTP.
+that was fitted on a level's scores is served on the same two, one after the other.
 
 Shapes: any leading axes, then C classes, of which a level may leave k.
 """
@@ -90,8 +89,8 @@ def scores_of(tensors: Tensors, output: Output, classes: int) -> Array:
         rest = np.float32(LABEL_REST / max(1, classes - 1))
         return _spread(tensors["top_classes"], np.float32(1 - LABEL_REST), rest, classes)
     if "probs" in tensors:
-        assert output.decimals is not None  # noqa: S101 - the level has them
-        named = np.maximum(tensors["probs"], np.float32(0.5 * 10.0**-output.decimals))
+        least = 0.5 * 10.0 ** -(output.decimals or 0)
+        named = np.maximum(tensors["probs"], np.float32(least))
     else:
         named = np.exp(tensors["log_probs"])
     if output.k is None:

@@ -2,7 +2,7 @@
 
 Names, problems, cards and files may hold what a terminal obeys: colours, titles, the clipboard,
 lines that were never said, words that run backwards. Here each such character becomes a code that
-is read, and nothing is markup. It knows what is harmless; it does not know what is said.
+is read, and nothing is markup.
 
 Sources: Unicode Standard, section 4.5; Unicode Standard Annex 44, Default_Ignorable_Code_Point.
 """

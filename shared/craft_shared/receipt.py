@@ -4,9 +4,6 @@ A receipt is a JWS in compact serialisation (RFC 7515) whose payload is a `Recei
 with Ed25519 under the algorithm name `EdDSA` (RFC 8037). Keys travel as a JWK set (RFC 7517); a
 key's id is its thumbprint (RFC 7638), computed here and never taken on trust. The receipt also
 holds a digest of the ledger's lines that it sums up, so that the provider can be held to them.
-
-This module knows the format and its verification. It does not know the ledger, nor who may have a
-receipt; nobody without the private key can make one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs that report themselves: what a tuner tells of its run, and what is shown of it.
+"""Runs that report themselves: what a tuner says of its run, and what is shown of it.
 
 A report is what the client says. The ledger alone knows what was charged; nothing is computed from
-a report. This module knows shapes and bounds; it does not know how a run tunes or who may see it.
+a report.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RunPoint(Message):
         queries: spent by the run until then.
         loss: mean loss of the request's codes; null where it was not finite.
         best_loss: least loss of a single prompt until then; null where there was none.
-        accuracy: percent on the training pictures; null where nothing could be measured.
+        accuracy: percent on the training images; null where nothing could be measured.
         units: everything that the run says it was charged until then.
     """
 

@@ -2,7 +2,7 @@
 
 The values are counted before anything is parsed, from the bytes alone: each one but the outermost
 follows a comma or an opening bracket, so that these are as many at least, whatever texts hold. The
-parser is pydantic's own. It knows JSON; it does not know what a document means.
+parser is pydantic's own.
 
 Source: RFC 8259, and RFC 7493 (I-JSON) for what is refused beyond it.
 """

@@ -8,8 +8,6 @@ Rows of CSV are written here too, so that no spreadsheet runs what is in them: a
 take for a formula is quoted as OWASP has it, by an apostrophe before it, and read without. Numbers
 stay numbers, negative ones too.
 
-It does not know what a text says.
-
 Source: OWASP, "CSV Injection".
 """
 

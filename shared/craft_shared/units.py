@@ -1,4 +1,4 @@
-"""What craftbox counts: five units of work, and their cost; it knows neither prices nor budgets."""
+"""What craftbox counts: five units of work."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What is wrong with a document that its model refuses, in a few words.
-
-It knows pydantic's errors and wire notation (`classes[3]`, `context.dim`); it does not know whose
-document it is.
-"""
+"""What is wrong with a document that its model refuses, in a few words and wire notation."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from craft_client.batch import BatchProgress, classify_files, restore
-from craft_client.remote_adapter import RemoteAdapter
+from craft_client.remote_adapter import BatchProgress, RemoteAdapter, classify_files, restore
 from craft_client.results import Results
 
 CLASSES = ["big cat", "dog", "owl"]

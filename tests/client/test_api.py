@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 import stamina
 
-from craft_client import exchange
+from craft_client import Client, exchange
 from craft_client.answers import GATEWAY_STATUSES, read_json
-from craft_client.api import AdapterPrediction, Client, Prediction
 from craft_client.calls import Call
 from craft_client.exceptions import (
     AdapterNotFound,
@@ -44,6 +43,7 @@ from craft_client.exceptions import (
     RateLimited,
     Unauthenticated,
 )
+from craft_client.predictions import AdapterPrediction, Prediction
 from craft_shared import codec, problems
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import BaseModel
 
-from craft_client import operations
-from craft_client.calls import Call, message
+import craft_client
+from craft_client import Client
+from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest
 from craft_shared import adapter, run_reports, wire
 from craft_shared.wire import PredictionRequest
 
 NOT_UTF_8 = "caf\udce9"
-CLIENT = Path(operations.__file__).parent
+CLIENT = Path(craft_client.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -52,26 +54,26 @@ def _set() -> Any:
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda: operations.create_image_set(NOT_UTF_8),
-        lambda: operations.image_set(NOT_UTF_8),
-        lambda: operations.adapter_predict("x", image_set="s", top_k=0),
-        lambda: operations.adapter_predict("x", image_set="s", rows=[-1]),
-        lambda: operations.adapter_predict("x", image_set=NOT_UTF_8),
-        lambda: operations.adapter_predict("x", abstain_below=1.5),
-        lambda: operations.adapter_predict(NOT_UTF_8),
-        lambda: operations.report_points("run", []),
-        lambda: operations.adapter(NOT_UTF_8),
-        lambda: operations.retire(NOT_UTF_8),
-        lambda: operations.receipt(NOT_UTF_8),
+        lambda client: client.create_image_set(NOT_UTF_8),
+        lambda client: client.image_set(NOT_UTF_8),
+        lambda client: client.adapter_predict("x", image_set="s", top_k=0),
+        lambda client: client.adapter_predict("x", image_set="s", rows=[-1]),
+        lambda client: client.adapter_predict("x", image_set=NOT_UTF_8),
+        lambda client: client.adapter_predict("x", abstain_below=1.5),
+        lambda client: client.adapter_predict(NOT_UTF_8),
+        lambda client: client.report_points("run", []),
+        lambda client: client.adapter(NOT_UTF_8),
+        lambda client: client.retire(NOT_UTF_8),
+        lambda client: client.receipt(NOT_UTF_8),
     ],
 )
-def test_what_cannot_be_sent_is_a_typed_error(operation: Callable[[], Any]) -> None:
-    def sent() -> None:
-        call: Call = next(operation())
-        call.request()
+def test_what_cannot_be_sent_is_a_typed_error(operation: Callable[[Client], Any]) -> None:
+    def sent(request: httpx.Request) -> httpx.Response:
+        raise AssertionError(f"{request.url} was sent")
 
+    client = Client("http://server", "craft_key", transport=httpx.MockTransport(sent))
     with pytest.raises(CraftError):
-        sent()
+        operation(client)
 
 
 def test_messages_of_what_somebody_asks_for_are_made_in_one_place() -> None:

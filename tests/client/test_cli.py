@@ -89,6 +89,8 @@ def test_tune_evaluate_publish_and_predict(
     assert tuned["charged"]["queries"] == queries
     assert cost(tuned) == connected.charged
     assert tuned["stopped_by"] is None
+    assert connected.calls.count("GET /v1/models") == 1
+    assert connected.calls.count("GET /v1/budget") == 2, "before the upload, and after it"
     about = json.loads(Path(tuned["run"], "run.json").read_text())
     assert re.fullmatch(r"animals-4shots-seed1-[0-9a-f]{32}", about["run"])
     assert {seen.headers["Craft-Run"] for seen in connected.seen} == {about["run"]}

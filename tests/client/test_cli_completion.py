@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from craft_client.cli import app, known_adapters
+from craft_client.cli import app, completion
 from craft_client.cli.completion import adapter_names, recipes, run_folders
 from craft_client.plugins import OWN_RECIPES
 
@@ -49,24 +49,24 @@ def test_craftboxs_own_recipes_are_completed() -> None:
 
 def test_adapters_that_were_listed_are_completed_without_a_call(connected: WireServer) -> None:
     assert CliRunner().invoke(app, ["adapters"]).exit_code == 0
-    known_adapters.remember("http://elsewhere", ["alice/flowers"])
+    completion.remember("http://elsewhere", ["alice/flowers"])
     calls = len(connected.calls)
     assert completed("craft predict one.jpg --adapter al") == ["alice/flowers"]
     assert len(connected.calls) == calls
 
 
 def test_a_new_list_takes_the_place_of_the_old_one_of_its_server_alone() -> None:
-    known_adapters.remember("http://one", ["a", "b"])
-    known_adapters.remember("http://two", ["c"])
-    known_adapters.remember("http://one", ["d"])
-    known_adapters.remember("http://two", ["e"], all_of_them=True)
+    completion.remember("http://one", ["a", "b"])
+    completion.remember("http://two", ["c"])
+    completion.remember("http://one", ["d"])
+    completion.remember("http://two", ["e"], all_of_them=True)
     assert adapter_names("") == ["a", "b", "d", "e"]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"http://one": 3}'])
 def test_a_damaged_list_is_none(content: str) -> None:
-    known_adapters.remember("http://one", ["a"])
-    known_adapters._file().write_text(content)
+    completion.remember("http://one", ["a"])
+    completion._file().write_text(content)
     assert adapter_names("") == []
-    known_adapters.remember("http://one", ["b"])
+    completion.remember("http://one", ["b"])
     assert adapter_names("") == ["b"]

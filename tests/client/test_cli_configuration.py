@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from craft_client import api
+from craft_client import Client, network
 from craft_client.cli import app, configuration
 
 from .wire_server import KEY, WireServer
@@ -22,7 +22,7 @@ SECRET = "craft_abcd1234_abcdefghijklmnopqrstuvwxyz"
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in which commands run, with no setting anywhere."""
-    for name in configuration.KINDS:
+    for name in configuration.NAMES:
         monkeypatch.delenv(configuration.variable(name), raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     folder = tmp_path / "project"
@@ -47,25 +47,21 @@ def shown(*arguments: str) -> dict[str, Any]:
 def test_each_place_gives_way_to_those_before_it(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shown()["url"] == {"value": api.DEFAULT_URL, "source": "default"}
+    assert shown()["url"] == {"value": network.DEFAULT_URL, "source": "default"}
     user = configuration.user_file()
     write(user, 'url = "http://user"')
     assert shown()["url"] == {"value": "http://user", "source": str(user)}
-    write(user, 'url = "http://user"\ncompress = false')
-    write(project / "craft.toml", "compress = true")
-    assert shown()["compress"] == {"value": True, "source": "craft.toml"}
     monkeypatch.setenv("CRAFT_URL", "http://environment")
     assert shown()["url"] == {"value": "http://environment", "source": "environment"}
     assert shown("--url", "http://o")["url"] == {"value": "http://o", "source": "option"}
 
 
 def test_the_variables_are_those_that_the_client_reads() -> None:
-    variables = {configuration.variable(name) for name in configuration.KINDS}
+    variables = {configuration.variable(name) for name in configuration.NAMES}
     assert variables == {
-        api.URL_VARIABLE,
-        api.KEY_VARIABLE,
-        api.KEY_FILE_VARIABLE,
-        api.COMPRESS_VARIABLE,
+        network.URL_VARIABLE,
+        network.KEY_VARIABLE,
+        network.KEY_FILE_VARIABLE,
     }
 
 
@@ -128,8 +124,8 @@ def test_a_folder_decides_neither_where_a_key_goes_nor_which(
 
 
 def test_what_a_folder_may_not_name_is_left_out_and_shown_so(project: Path) -> None:
-    write(project / "craft.toml", 'url = "http://theirs"\ncompress = true')
-    assert shown()["url"] == {"value": api.DEFAULT_URL, "source": "default"}
+    write(project / "craft.toml", 'url = "http://theirs"')
+    assert shown()["url"] == {"value": network.DEFAULT_URL, "source": "default"}
     done = CliRunner().invoke(app, ["config", "show"])
     assert "Left out: url of 'craft.toml' in this folder." in done.stderr
 
@@ -149,9 +145,8 @@ def test_a_key_that_others_may_read_is_warned_of(
     ("text", "words"),
     [
         ('urll = "http://x"', "there is no setting 'urll'.\n  Did you mean 'url'?"),
-        ("colour = 1", "Settings are url, api_key, api_key_file, compress."),
+        ("colour = 1", "Settings are url, api_key, api_key_file."),
         ("url = 1", 'url is not a text, in "quotes".'),
-        ('compress = "yes"', "compress is not true or false."),
         ("url =", "'craft.toml' cannot be read"),
     ],
 )
@@ -194,7 +189,7 @@ def test_files_of_settings_and_keys_may_be_windows(
     assert found["url"].value == "http://project"
     assert (configuration.api_key(found) or "").strip() == SECRET
     monkeypatch.setenv("CRAFT_API_KEY_FILE", "key")
-    with api.Client() as client:
+    with Client() as client:
         assert client.base_url
 
 

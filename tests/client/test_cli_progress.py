@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from craft_client.cli import progress as view
-from craft_client.cli.interrupt import remembered_interrupt
-from craft_client.cli.verbosity import Verbosity, speaking
+from craft_client.cli.progress import remembered_interrupt
+from craft_client.cli.show import Verbosity, speaking
 from craft_client.tune import TuneProgress
 from craft_shared.units import Units
 
@@ -135,7 +135,7 @@ def test_what_is_soon_over_is_not_counted_in_a_log(capsys: pytest.CaptureFixture
 
 
 def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    with speaking(Verbosity.QUIET, print), view.watch() as on_progress:
+    with speaking(Verbosity.QUIET), view.watch() as on_progress:
         on_progress(at(0, stage="start"))
         with view.counting("Checking pictures", 3) as on_count:
             on_count(3)

@@ -13,7 +13,7 @@ import stamina
 from typer.testing import CliRunner
 
 from craft_client.cli import app
-from craft_client.cli.waits import reason
+from craft_client.cli.session import reason
 from craft_client.exceptions import AnswerLost, ConnectionFailed, CraftError, InternalError
 from craft_shared import problems
 from craft_shared.problems import Problem

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from craft_client.data import Sample, check_pictures, few_shot, fewer_note
+from craft_client.data import Sample, check_images, few_shot, fewer_note
 from craft_client.exceptions import DataError
 from craft_shared.wire import Limits
 from hostile_images import jpeg_with_scans
@@ -118,7 +118,7 @@ def test_good_pictures_pass(tmp_path: Path) -> None:
         write_picture(tmp_path / f"{number}.{suffix}", number)
         for number, suffix in enumerate(["png", "jpg", "webp", "gif", "bmp"])
     ]
-    check_pictures(good, LIMITS, on_checked=checked.append)
+    check_images(good, LIMITS, on_checked=checked.append)
     assert checked == [5]
 
 
@@ -132,7 +132,7 @@ def test_a_sound_picture_with_odd_metadata_is_taken_without_a_word(tmp_path: Pat
     path.write_bytes(data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert check_pictures([path], LIMITS)
+        assert check_images([path], LIMITS)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
@@ -142,7 +142,7 @@ def test_a_truncated_picture_is_told(tmp_path: Path, suffix: str, kept: float) -
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(DataError, match=r"(?s)a\.\w+': cannot be read.*truncated"):
-        check_pictures([path], LIMITS)
+        check_images([path], LIMITS)
 
 
 def test_files_that_are_no_pictures_are_counted_and_named(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_files_that_are_no_pictures_are_counted_and_named(tmp_path: Path) -> Non
         bad.append(path)
     bad.insert(2, write_picture(tmp_path / "good.jpg", 1))
     with pytest.raises(DataError) as caught:
-        check_pictures(bad, LIMITS)
+        check_images(bad, LIMITS)
     lines = str(caught.value).splitlines()
     assert lines[0] == "7 of 8 pictures cannot be used."
     assert [line.split("/")[-1] for line in lines[1:6]] == [
@@ -168,7 +168,7 @@ def test_a_format_of_another_name_is_named_with_the_conversion(tmp_path: Path) -
     path = tmp_path / "IMG_1.jpg"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(DataError, match=r"IMG_1.jpg': is HEIC, which no server reads. Convert it"):
-        check_pictures([path], LIMITS)
+        check_images([path], LIMITS)
 
 
 @pytest.mark.parametrize(("width", "height"), [(200, 51), (20_000, 20_000), (100_000, 100_000)])
@@ -177,26 +177,26 @@ def test_too_many_pixels_are_told_from_the_header(tmp_path: Path, width: int, he
     path = tmp_path / "a.png"
     path.write_bytes(png_header_of(width, height))
     with pytest.raises(DataError, match=r"pixels; the server accepts 10000|absurdly large"):
-        check_pictures([path], LIMITS)
+        check_images([path], LIMITS)
 
 
 def test_a_sliver_is_told_from_the_header(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_header_of(1, 101))
     with pytest.raises(DataError, match=r"1 x 101 pixels; a side may be 100 times the other"):
-        check_pictures([path], LIMITS)
+        check_images([path], LIMITS)
 
 
 def test_too_many_bytes_are_told(tmp_path: Path) -> None:
     path = write_picture(tmp_path / "a.png", 1)
     path.write_bytes(path.read_bytes() + b"\0" * 2**16)
     with pytest.raises(DataError, match=r"bytes; the server accepts 65536"):
-        check_pictures([path], LIMITS)
+        check_images([path], LIMITS)
 
 
 def test_a_picture_that_has_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        check_pictures([tmp_path / "gone.png"], LIMITS)
+        check_images([tmp_path / "gone.png"], LIMITS)
     assert "gone.png': cannot be opened: No such file or directory." in str(caught.value)
     assert "damaged" not in str(caught.value)
 
@@ -207,11 +207,11 @@ def test_a_picture_is_sound_whatever_lies_beside_its_pixels(tmp_path: Path) -> N
     text.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
     path = tmp_path / "long.png"
     Image.new("RGB", (9, 9)).save(path, pnginfo=text)
-    check_pictures([path], LIMITS)
+    check_images([path], LIMITS)
 
 
 def test_a_picture_that_no_server_decodes_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scans.jpg"
     path.write_bytes(jpeg_with_scans(200, side=16))
     with pytest.raises(DataError, match="it has over 100 scans, far more than a picture needs"):
-        check_pictures([path], LIMITS)
+        check_images([path], LIMITS)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import pickle
-import re
 
 import pytest
 
-from craft_client import exceptions
 from craft_client.exceptions import (
     BudgetExhausted,
     CraftError,
@@ -34,25 +32,6 @@ def test_an_unknown_problem_type_is_a_plain_problem_error() -> None:
 
 def test_a_missing_model_is_a_missing_resource() -> None:
     assert issubclass(ModelNotFound, NotFound)
-
-
-def test_the_docstrings_tree_names_every_exception_under_its_parent() -> None:
-    tree = (exceptions.__doc__ or "").split("\n\n")[1].splitlines()
-    parents: list[tuple[int, str]] = []
-    drawn = set()
-    for line in tree:
-        match = re.search(r"[A-Z]\w+", line)
-        assert match
-        while parents and parents[-1][0] >= match.start():
-            parents.pop()
-        drawn.add((match.group(), parents[-1][1] if parents else "Exception"))
-        parents.append((match.start(), match.group()))
-    defined = {
-        (name, kind.__base__.__name__)
-        for name, kind in vars(exceptions).items()
-        if isinstance(kind, type) and issubclass(kind, CraftError) and kind.__base__
-    }
-    assert drawn == defined
 
 
 def test_the_message_tells_what_each_field_and_its_remedy_on_lines_of_their_own() -> None:

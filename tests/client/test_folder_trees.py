@@ -166,6 +166,6 @@ def test_every_command_sees_the_same_images_and_classes_or_says_the_same(
     classes = {Path(path).relative_to(place / "data/train").parts[0] for path, _ in tuned}
     assert len({label for _, label in tuned}) == len(classes)
     for name in classes:
-        files, _ = predict._picture_files([place / "data/train" / name])
+        files, _ = predict._image_files([place / "data/train" / name])
         own = place / "data/train" / name
         assert sorted(map(str, files)) == [path for path, _ in tuned if own in Path(path).parents]

@@ -42,7 +42,7 @@ def test_the_client_loads_nothing_of_the_servers() -> None:
 
 def test_the_commands_help_loads_nothing_heavy() -> None:
     loaded = loaded_by("import craft_client.cli")
-    heavy = {"numpy", "httpx", "PIL", "sklearn", "scipy", "cma", "pydantic_settings", "matplotlib"}
+    heavy = {"numpy", "httpx", "PIL", "sklearn", "scipy", "cma", "pydantic", "matplotlib"}
     assert not (heavy | {"jinja2"}) & loaded
 
 

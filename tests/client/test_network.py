@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from craft_client import network
-from craft_client.api import AsyncClient, Client
+from craft_client import AsyncClient, Client, network
 from craft_client.exceptions import (
     AnswerLost,
     BodyRefused,

@@ -11,7 +11,6 @@ import pytest
 
 from craft_client.exceptions import UnusablePlugin
 from craft_client.journal import Journal
-from craft_client.plugins import GROUPS
 from craft_client.settings import SettingsError
 from craft_client.tune import TuneResult, TuneSettings, run_document, tune
 from craft_shared.head import LinearHead
@@ -90,10 +89,6 @@ def test_what_a_plug_in_chose_from_is_in_the_summary(tmp_path: Path) -> None:
     tuned(tmp_path / "run", "whole")
     (candidate,) = Journal.open(tmp_path / "run").summary()["candidates"]
     assert (candidate["name"], candidate["prompts"], candidate["texts"]) == ("x", 1, 0)
-
-
-def test_there_are_no_refiners_to_plug_in() -> None:
-    assert [group.name for group in GROUPS] == ["craftbox.recipes", "craftbox.stores"]
 
 
 def test_a_recipe_that_reads_no_texts_refuses_them() -> None:

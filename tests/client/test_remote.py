@@ -220,9 +220,9 @@ def test_an_adapter_classifies_in_as_many_calls_as_limits_ask_for(
     np.testing.assert_array_equal(cut.log_probs, whole.log_probs)
     assert cut.charged == Units(queries=3, predictions=10, requests=3)
 
-    calls = list(RemoteAdapter(client, card).picture_calls(PICTURES, len, top=3))
+    calls = list(RemoteAdapter(client, card).image_calls(PICTURES, len, top=3))
     # Three of eight bytes each, of a picture.
     assert [len(call) for call in calls] == [2] * 5
-    calls = list(RemoteAdapter(client, card).picture_calls(PICTURES, len, top=1))
+    calls = list(RemoteAdapter(client, card).image_calls(PICTURES, len, top=1))
     assert [len(call) for call in calls] == [3, 3, 3, 1]
     assert [picture for call in calls for picture in call] == PICTURES

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from craft_client.batch import to_ask
 from craft_client.exceptions import DataError, InUse, ProblemError
-from craft_client.remote_adapter import RemoteAdapter
+from craft_client.remote_adapter import RemoteAdapter, to_ask
 from craft_client.results import Results
 
 from .batches import classify

@@ -196,4 +196,4 @@ def test_a_server_that_takes_no_reports_changes_nothing(
     adapters = [(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("plain", "told")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert "/console/runs/" in words
-    assert words.count("The run goes on unreported") == 1
+    assert words.count("The run continues unreported") == 1

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from craft_shared import codec, problems
@@ -37,7 +36,6 @@ from craft_shared.wire import (
 KEY = "craft_test_key"
 REVISION = "0123456789abcdef"
 WIDTH = 16
-COMPRESSED_FROM = 1000  # bytes
 
 Answer = tuple[int, dict[str, Any], codec.Tensors | None]
 
@@ -455,8 +453,6 @@ def _handler(server: WireServer) -> type[BaseHTTPRequestHandler]:
             pass
 
         def _respond(self, status: int, content_type: str, body: bytes, **headers: str) -> None:
-            if "zstd" in self.headers.get("Accept-Encoding", "") and len(body) > COMPRESSED_FROM:
-                headers, body = headers | {"Content-Encoding": "zstd"}, zstandard.compress(body)
             self.send_response(status)
             for name, value in ({"Content-Type": content_type} | headers).items():
                 self.send_header(name, value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from craft_client.api import AsyncClient
+from craft_client import AsyncClient
 from craft_shared.wire import PredictionRequest
 from e2e.conftest import Server
 

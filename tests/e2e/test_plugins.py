@@ -160,24 +160,6 @@ def test_an_unknown_recipe_is_told_before_anything_is_asked(
     assert craft_json(plugged, own, "usage")["total"]["requests"] == 0
 
 
-def test_a_store_keeps_a_run_and_gives_it_back(
-    plugged: Server, key: str, digits: Path, tmp_path: Path
-) -> None:
-    run, archive, copy = tmp_path / "run", tmp_path / "run.zip", tmp_path / "copy"
-    craft_json(plugged, key, "tune", "--data", digits, "--shots", "2", "--run", run)
-    assert craft_json(plugged, key, "store", "put", run, f"zip:{archive}")["state"] == "finished"
-    assert craft_json(plugged, key, "store", "get", f"zip:{archive}", copy)["state"] == "finished"
-    files = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
-    assert {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} == files
-    assert all((copy / name).read_bytes() == (run / name).read_bytes() for name in files)
-    again = craft(plugged, key, "store", "get", f"zip:{archive}", copy)
-    assert "already holds a run" in again.stderr
-    archive.write_bytes(b"no archive")
-    damaged = craft(plugged, key, "store", "get", f"zip:{archive}", tmp_path / "other")
-    assert "package craftbox-zip-store 0.1.0) failed: BadZipFile" in damaged.stderr
-    assert "No store is called 's3'" in craft(plugged, key, "store", "put", run, "s3:x").stderr
-
-
 def test_an_output_policy_narrows_what_some_keys_see(plugged: Server, digits: Path) -> None:
     picture = next(digits.rglob("*.png")).read_bytes()
     request = PredictionRequest(model="pocket", classes=["a", "b"], templates=["{}"])
@@ -211,8 +193,8 @@ def test_a_server_does_not_start_with_a_policy_that_it_cannot_load(
 
 def test_both_commands_list_what_is_installed(plugged: Server, key: str) -> None:
     found = {row["name"]: row for row in craft_json(plugged, key, "plugins")["plugins"]}
-    assert {"hill-climbing", "zip", "cannot-load"} <= found.keys()
-    assert found["zip"]["package"] == "craftbox-zip-store 0.1.0"
+    assert {"hill-climbing", "cannot-load"} <= found.keys()
+    assert found["hill-climbing"]["package"] == "craftbox-hill-climbing 0.1.0"
     assert found["hill-climbing"]["problem"] == ""
     assert "ModuleNotFoundError" in found["cannot-load"]["problem"]
     of_server = json.loads(craft_server(plugged, "plugins", "--json"))["plugins"]

@@ -1,37 +1,36 @@
 """The command `craft`: one module a group of commands.
 
-    tune        craft tune
-    bench       craft bench
-    evaluate    craft zero-shot, craft evaluate
-    adapters    craft publish, adapters, share, retire, restore
-    predict     craft predict
-    account     craft models, usage, budget, image-sets
-    receipts    craft receipt, verify-receipt
-    runs        craft runs, report, compare
-    plugins     craft plugins, store
-    config      craft config show
+    tune            craft tune
+    bench           craft bench
+    evaluate        craft zero-shot, craft evaluate
+    adapters        craft publish, adapters, share, retire, restore
+    predict         craft predict
+    account         craft models, usage, budget, image-sets
+    receipts        craft receipt, verify-receipt
+    runs            craft runs, report, compare
+    config          craft config show, plugins
 
-The commands know what to ask and how to show it; they know neither HTTP nor optimisation. Whatever
-is slow to import is imported by the command that needs it, so that `craft --help` is quick.
+Whatever is slow to import is imported by the command that needs it, so that `craft --help` is
+quick.
 """
 
 from __future__ import annotations
 
-from craft_client.cli import (
-    account,
-    adapters,
-    bench,
-    config,
-    evaluate,
-    plugins,
-    predict,
-    receipts,
-    runs,
-    tune,
-)
 from craft_client.cli.root import app
 
-__all__ = ["app"]
+# In the order of the help.
+from craft_client.cli import tune, bench, evaluate, adapters, predict  # isort: skip
+from craft_client.cli import account, receipts, runs, config  # isort: skip
 
-for module in (tune, bench, evaluate, adapters, predict, account, receipts, runs, config, plugins):
-    module.register(app)
+__all__ = [
+    "account",
+    "adapters",
+    "app",
+    "bench",
+    "config",
+    "evaluate",
+    "predict",
+    "receipts",
+    "runs",
+    "tune",
+]

@@ -6,24 +6,22 @@ from typing import Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson, Key, Url, examples
+from craft_client.cli.options import AsJson, Key, Url, argument, examples
+from craft_client.cli.root import app, command
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, say, table
+from craft_client.cli.show import free_document, report_done, say, table
 from craft_shared.amounts import UNITS
 
-ImageSetId = Annotated[
-    str, typer.Argument(metavar="ID", show_default=False, help="As tune and evaluate show it.")
-]
+ImageSetId = Annotated[str, argument("ID", "As tune and evaluate show it.")]
 
 
+@command("Server and account", "craft models", "craft models --json")
 def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """List the models that the server hosts, and their limits."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         cards = client.models()
     if as_json:
-        document({"models": [card.model_dump() for card in cards], "charged": Units().model_dump()})
+        free_document({"models": [card.model_dump() for card in cards]})
         return
     table(
         ["model", "revision", "image size", "pictures a call", "pictures a set", "prompts a call"],
@@ -41,6 +39,7 @@ def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     )
 
 
+@command("Server and account", "craft usage", "craft usage --json")
 def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show what the key was charged, by kind of call; --json lists every charge.
 
@@ -52,12 +51,11 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     with connect(url, key) as client:
         found = client.usage()
     if as_json:
-        document(
+        free_document(
             {
                 "total": found.total.model_dump(),
                 "cost_micros": found.cost_micros,
                 "charges": [charge.model_dump() for charge in found.charges],
-                "charged": Units().model_dump(),
             }
         )
         return
@@ -82,18 +80,17 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     )
 
 
+@command("Server and account", "craft budget", "craft budget --json")
 def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show what is left of the key's budgets and its team's; costs in the provider's currency."""
     from craft_client.budgets import shown
-    from craft_shared.units import Units
 
     with connect(url, key) as client:
         budgets = client.budgets()
     if as_json:
-        document(
+        free_document(
             {
                 "budgets": [bound.model_dump() for bound in budgets],
-                "charged": Units().model_dump(),
             }
         )
         return
@@ -119,16 +116,25 @@ def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         say(f"Not bounded: {', '.join(free)}.")
 
 
+_image_sets = typer.Typer(
+    no_args_is_help=True,
+    help="Show or delete an image set.",
+    epilog=examples("craft image-sets show ID"),
+)
+app.add_typer(_image_sets, name="image-sets", rich_help_panel="Server and account")
+
+
+@_image_sets.command(
+    "show", epilog=examples("craft image-sets show ID", "craft image-sets show ID --json")
+)
 def show_image_set(
     image_set: ImageSetId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
     """Show an image set."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         found = client.image_set(image_set)
     if as_json:
-        document({"image_set": found.model_dump(), "charged": Units().model_dump()})
+        free_document({"image_set": found.model_dump()})
         return
     table(
         ["image set", "model", "revision", "pictures"],
@@ -136,38 +142,11 @@ def show_image_set(
     )
 
 
+@_image_sets.command("delete", epilog=examples("craft image-sets delete ID"))
 def delete_image_set(
     image_set: ImageSetId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
     """Delete an image set; pictures that no other set holds are charged again when they return."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         client.delete_image_set(image_set)
-    if as_json:
-        document({"deleted": image_set, "charged": Units().model_dump()})
-    else:
-        say(f"Deleted image set {image_set}.")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    panel = "Server and account"
-    app.command(
-        epilog=examples("craft models", "craft models --json"),
-        rich_help_panel=panel,
-    )(models)
-    app.command(epilog=examples("craft usage", "craft usage --json"), rich_help_panel=panel)(usage)
-    app.command(epilog=examples("craft budget", "craft budget --json"), rich_help_panel=panel)(
-        budget
-    )
-    image_sets = typer.Typer(
-        no_args_is_help=True,
-        help="Show or delete an image set.",
-        epilog=examples("craft image-sets show ID"),
-    )
-    image_sets.command(
-        "show", epilog=examples("craft image-sets show ID", "craft image-sets show ID --json")
-    )(show_image_set)
-    image_sets.command("delete", epilog=examples("craft image-sets delete ID"))(delete_image_set)
-    app.add_typer(image_sets, name="image-sets", rich_help_panel=panel)
+    report_done({"deleted": image_set}, f"Deleted image set {image_set}.", as_json)

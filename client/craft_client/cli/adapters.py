@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.completion import adapter_names
-from craft_client.cli.known_adapters import remember
-from craft_client.cli.options import AsJson, Key, RunFolder, Url, examples
+from craft_client.cli.completion import adapter_names, remember
+from craft_client.cli.options import AsJson, Key, RunFolder, Url, argument
+from craft_client.cli.root import command
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, percent, say, table, units_line
+from craft_client.cli.show import (
+    document,
+    free_document,
+    percent,
+    report_done,
+    say,
+    table,
+    units_line,
+)
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -21,26 +28,17 @@ if TYPE_CHECKING:
 
 _WHO = "Who may use it"
 
-OwnName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        show_default=False,
-        help="One of your owner's adapters.",
-        autocompletion=adapter_names,
-    ),
-]
+OwnName = Annotated[str, argument("NAME", "One of your owner's adapters.", adapter_names)]
 Versions = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        show_default=False,
-        help="NAME@VERSION, or NAME for all its versions.",
-        autocompletion=adapter_names,
-    ),
+    str, argument("NAME", "NAME@VERSION, or NAME for all its versions.", adapter_names)
 ]
 
 
+@command(
+    "Adapters",
+    "craft publish runs/digits-16shots-seed1 --name digits",
+    "craft publish runs/digits-16shots-seed1 --name digits --alias stable",
+)
 def publish(
     run: RunFolder,
     name: Annotated[str, typer.Option("--name", show_default=False, help="The adapter's name.")],
@@ -78,14 +76,14 @@ def publish(
     say(f"Next: craft predict IMAGE... --adapter {card.name}")
 
 
+@command("Adapters", "craft adapters", "craft adapters digits", "craft adapters --json")
 def adapters(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[NAME]",
-            show_default=False,
-            help="One of your owner's adapters: all its versions, who may use it, its usage.",
-            autocompletion=adapter_names,
+        argument(
+            "[NAME]",
+            "One of your owner's adapters: all its versions, who may use it, its usage.",
+            adapter_names,
         ),
     ] = None,
     url: Url = None,
@@ -93,8 +91,6 @@ def adapters(
     as_json: AsJson = False,
 ) -> None:
     """List the adapters that you may use, or show all about one of your own."""
-    from craft_shared.units import Units
-
     if name is not None:
         _show_own(name, url, key, as_json)
         return
@@ -102,9 +98,7 @@ def adapters(
         cards = client.adapters()
         remember(client.base_url, (f"{card.owner}/{card.name}" for card in cards), all_of_them=True)
     if as_json:
-        document(
-            {"adapters": [card.model_dump() for card in cards], "charged": Units().model_dump()}
-        )
+        free_document({"adapters": [card.model_dump() for card in cards]})
         return
     table(
         ["owner", "adapter", "version", "aliases", "model", "classes", "prompts", "published"],
@@ -124,6 +118,22 @@ def adapters(
     )
 
 
+def _named(kind: str, help_text: str, *, out: bool = False) -> Any:
+    return typer.Option(
+        f"--{'without' if out else 'with'}-{kind}",
+        metavar={"key": "PREFIX", "team": "TEAM"}[kind],
+        show_default=False,
+        help=f"{help_text}; repeatable.",
+        rich_help_panel=_WHO,
+    )
+
+
+@command(
+    "Adapters",
+    "craft share digits --with-team vision --pays publisher",
+    "craft share digits --public --abstain-below 0.5",
+    "craft share digits --alias stable=2",
+)
 def share(
     name: OwnName,
     public: Annotated[
@@ -135,45 +145,13 @@ def share(
             rich_help_panel=_WHO,
         ),
     ] = None,
-    with_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with-key",
-            metavar="PREFIX",
-            show_default=False,
-            help="This key may use it too; repeatable.",
-            rich_help_panel=_WHO,
-        ),
-    ] = None,
-    with_team: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with-team",
-            metavar="TEAM",
-            show_default=False,
-            help="The team's keys may use it too; repeatable.",
-            rich_help_panel=_WHO,
-        ),
-    ] = None,
+    with_key: Annotated[list[str] | None, _named("key", "This key may use it too")] = None,
+    with_team: Annotated[list[str] | None, _named("team", "The team's keys may use it too")] = None,
     without_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--without-key",
-            metavar="PREFIX",
-            show_default=False,
-            help="This key may use it no more; repeatable.",
-            rich_help_panel=_WHO,
-        ),
+        list[str] | None, _named("key", "This key may use it no more", out=True)
     ] = None,
     without_team: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--without-team",
-            metavar="TEAM",
-            show_default=False,
-            help="The team's keys may use it no more; repeatable.",
-            rich_help_panel=_WHO,
-        ),
+        list[str] | None, _named("team", "The team's keys may use it no more", out=True)
     ] = None,
     pays: Annotated[
         str | None,
@@ -203,7 +181,6 @@ def share(
 ) -> None:
     """Decide who may use one of your adapters, who pays, and what its aliases mean."""
     from craft_client.calls import message
-    from craft_shared.units import Units
     from craft_shared.wire import AdapterChange
 
     wanted: dict[str, object] = {}
@@ -222,33 +199,26 @@ def share(
             wanted["teams"] = _changed(present.teams, with_team, without_team)
         settings = client.change_adapter(name, message(AdapterChange, **wanted))
     if as_json:
-        document({"settings": settings.model_dump(), "charged": Units().model_dump()})
+        free_document({"settings": settings.model_dump()})
     else:
         _show_settings(settings)
 
 
+@command("Adapters", "craft retire digits@1", "craft retire digits")
 def retire(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a published adapter out of service."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         client.retire(name)
-    if as_json:
-        document({"retired": name, "charged": Units().model_dump()})
-    else:
-        say(f"Retired {name}. craft restore {name} takes it into service again.")
+    words = f"Retired {name}. craft restore {name} takes it into service again."
+    report_done({"retired": name}, words, as_json)
 
 
+@command("Adapters", "craft restore digits@1")
 def restore(name: Versions, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Take a retired adapter into service again."""
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         client.restore(name)
-    if as_json:
-        document({"restored": name, "charged": Units().model_dump()})
-    else:
-        say(f"Restored {name}.")
+    report_done({"restored": name}, f"Restored {name}.", as_json)
 
 
 def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> None:
@@ -265,19 +235,16 @@ def _keep_receipt(run: Path, file: Path, url: str | None, key: str | None) -> No
 
 
 def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> None:
-    from craft_shared.units import Units
-
     with connect(url, key) as client:
         cards = client.adapter_versions(name)
         settings = client.adapter_settings(name)
         usage = client.adapter_usage(name)
     if as_json:
-        document(
+        free_document(
             {
                 "adapters": [card.model_dump() for card in cards],
                 "settings": settings.model_dump(),
                 "usage": [use.model_dump() for use in usage.versions],
-                "charged": Units().model_dump(),
             }
         )
         return
@@ -332,26 +299,3 @@ def _moved_alias(text: str) -> tuple[str, int | None]:
     if not sign or (version and not (version.isdecimal() and len(version) < 10)):
         raise typer.BadParameter(f"'{text}' is not ALIAS=VERSION.", param_hint="--alias")
     return alias, int(version) if version else None
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    add = partial(app.command, rich_help_panel="Adapters")
-    add(
-        epilog=examples(
-            "craft publish runs/digits-16shots-seed1 --name digits",
-            "craft publish runs/digits-16shots-seed1 --name digits --alias stable",
-        )
-    )(publish)
-    add(epilog=examples("craft adapters", "craft adapters digits", "craft adapters --json"))(
-        adapters
-    )
-    add(
-        epilog=examples(
-            "craft share digits --with-team vision --pays publisher",
-            "craft share digits --public --abstain-below 0.5",
-            "craft share digits --alias stable=2",
-        )
-    )(share)
-    add(epilog=examples("craft retire digits@1", "craft retire digits"))(retire)
-    add(epilog=examples("craft restore digits@1"))(restore)

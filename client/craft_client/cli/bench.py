@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +17,8 @@ from craft_client.cli.options import (
     ShotsStrict,
     Strict,
     Url,
-    examples,
 )
+from craft_client.cli.root import command
 from craft_client.cli.show import document, say, table
 from craft_client.recipes import OWN
 from craft_client.run_files import LOCK_FILE, RUN_FILE
@@ -33,6 +32,11 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 
 
+@command(
+    "Tune and measure",
+    "craft bench --data ROOT --recipe craftbox --recipe paper",
+    "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
+)
 def bench(
     data: Annotated[
         Path,
@@ -80,7 +84,7 @@ def bench(
 
     Each run has a receipt of what it was charged. What was tuned on ImageNet is measured on its
     four shifts too (V2, Sketch, A, R). Data sets and shifts that are not there are named and left
-    out. A benchmark that was interrupted goes on where it was: nothing is paid for twice.
+    out. A benchmark that was interrupted continues where it stopped: nothing is paid for twice.
     """
     from craft_client import bench as benchmark
     from craft_client.exceptions import DataError
@@ -179,32 +183,23 @@ def _measure(
 ) -> dict[str, Any]:
     from craft_client.cli.evaluate import keep, measure_run
     from craft_client.cli.receipts import fetch_receipt
-    from craft_client.cli.task import Task, tune_task
-    from craft_client.data import few_shot, fewer_note
+    from craft_client.cli.task import new_task, tune_task
     from craft_client.journal import Journal
-    from craft_client.paper_presets import recipe_settings
     from craft_shared.files import write_whole
 
     run = folder / "run"
     if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
-        settings_of = partial(
-            recipe_settings,
+        task = new_task(
+            dataset,
+            data,
             cell.recipe,
-            cell.data,
             cell.shots,
-            classes=dataset.classes,
+            cell.seed,
+            shots_strict=shots_strict,
             strict=strict,
             budget=budget,
-            seed=cell.seed,
             template=PLAIN_TEMPLATE,
         )
-        samples = few_shot(
-            dataset.split("train"), cell.shots, cell.seed, dataset.classes, strict=shots_strict
-        )
-        if note := fewer_note(samples, cell.shots, dataset.classes):
-            say(note)
-        others = dataset.beside(samples)
-        task = Task(settings_of(), dataset.classes, data, samples, settings_of, others)
         with Journal.claimed(run) as journal:
             tune_task(task, journal, model, url, key)
     summary = Journal.open(run).summary()
@@ -248,14 +243,3 @@ def _charged(measured: Measured, url: str | None, key: str | None) -> Units:
 
     _, receipt = fetch_receipt(measured.run, url, key)
     return receipt.total
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft bench --data ROOT --recipe craftbox --recipe paper",
-            "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
-        ),
-        rich_help_panel="Tune and measure",
-    )(bench)

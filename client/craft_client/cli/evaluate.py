@@ -1,4 +1,4 @@
-"""`craft zero-shot` and `craft evaluate`: accuracies on a split of pictures, and their cost."""
+"""`craft zero-shot` and `craft evaluate`: accuracies on a split of images, and their cost."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from craft_client.cli.options import (
     Split,
     Template,
     Url,
-    examples,
+    argument,
 )
+from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect, upload
 from craft_client.cli.show import document, say, table, units_line
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from craft_client.remote import RemoteBlackBox
     from craft_shared.adapter import Adapter
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet
+    from craft_shared.wire import ImageSet, ModelCard
 
 # The seven that CLIP's authors found best together on ImageNet (github.com/openai/CLIP, notebooks).
 CLIP_TEMPLATES = (
@@ -55,6 +56,13 @@ CLIP_TEMPLATES = (
 _TOP_UP = "Ask the provider for a top-up, or use a split with fewer pictures."
 
 
+@command(
+    "Tune and measure",
+    "craft zero-shot --data digits",
+    "craft zero-shot --data digits --ensemble --json",
+    "craft zero-shot --data digits --template 'a scan of the number {}.'",
+    name="zero-shot",
+)
 def zero_shot(
     data: Data,
     split: Split = "test",
@@ -75,7 +83,7 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics by name; what was measured; on which pictures; what it cost.
+    """Metrics by name; what was measured; on which images; what it cost.
 
     `notes` are what there is to say of the data, a line each.
     `charged` is by this process alone; `run` is what the ledger calls all calls, where they are of
@@ -130,14 +138,12 @@ def measure_zero_shot(
         card = client.model(model)
         digests = check_files([sample.path for sample in samples], card.limits)
         image_set = client.create_image_set(card.name)
-        check_budgets(
-            client,
-            _need(_black_box(client, _filled(image_set, samples), dataset.classes), len(templates)),
-            remedy=_TOP_UP,
-        )
+        black_box = _black_box(client, image_set, dataset.classes, card)
+        need = _need(black_box.with_count(len(samples)), len(templates))
+        check_budgets(client.budgets(), need, remedy=_TOP_UP)
         check_prompts(client, image_set, dataset.classes, templates=templates)
-        image_set, uploaded = upload(client, image_set, samples)
-        scores = _black_box(client, image_set, dataset.classes).score(templates=templates)
+        image_set, uploaded = upload(client, image_set, samples, card.limits)
+        scores = replace(black_box, image_set=image_set).score(templates=templates)
     mean = scores.log_probs.mean(axis=0)
     return Measured(
         {"accuracy": metrics_of(mean, _labels(samples), dataset.classes)},
@@ -154,17 +160,14 @@ def measure_zero_shot(
     )
 
 
+@command(
+    "Tune and measure",
+    "craft evaluate runs/digits-16shots-seed1 --data digits",
+    "craft evaluate --adapter alice/digits --data digits --split validation",
+)
 def evaluate(
     data: Data,
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]",
-            show_default=False,
-            help="A run directory.",
-            autocompletion=run_folders,
-        ),
-    ] = None,
+    run: Annotated[Path | None, argument("[RUN]", "A run directory.", run_folders)] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
@@ -213,16 +216,10 @@ def measure_run(
 ) -> Measured:
     """Scores the prompts of a run's adapter over HTTP and applies its head here.
 
-    Args:
-        run: the run directory.
-        data: the folder of pictures; the adapter may know more classes than these have.
-        split: of the data.
-        url: the server's.
-        key: the API key.
-        among_its_classes: a prediction is the likeliest of the data's classes, not of all that the
-            adapter knows. Every class is scored and charged all the same.
-        once: whether the same evaluation under way or done before is gone on with, for as long as
-            the server remembers its calls, and is not paid for again.
+    The adapter may know more classes than the data have. Every class is scored and charged, but
+    with `among_its_classes` a prediction is the likeliest of the data's. With `once` the same
+    evaluation under way or done before is continued, for as long as the server remembers its calls,
+    and is not paid for again.
     """
     import numpy as np
 
@@ -262,12 +259,12 @@ def measure_run(
                 calls = f"{name}-{uuid.uuid4().hex}"
                 image_set = client.create_image_set(card.name)
         if not image_set.count:
-            expected = _black_box(client, _filled(image_set, samples), config.scored)
-            check_budgets(client, _need(expected, config.prompts), remedy=_TOP_UP)
+            expected = _black_box(client, image_set, config.scored, card).with_count(len(samples))
+            check_budgets(client.budgets(), _need(expected, config.prompts), remedy=_TOP_UP)
         image_set, uploaded = upload(
-            client, image_set, samples[image_set.count :], name=f"{calls}/upload"
+            client, image_set, samples[image_set.count :], card.limits, name=f"{calls}/upload"
         )
-        black_box = replace(_black_box(client, image_set, config.scored), run=calls)
+        black_box = replace(_black_box(client, image_set, config.scored, card), run=calls)
         scores, refined = classify_here(adapter, black_box)
     numbers = black_box.output.level != "label"
     before = metrics_of(scores.log_probs[0][:, asked], labels, classes, calibrated=numbers)
@@ -315,7 +312,7 @@ def _digest(journal: Journal, adapter: Adapter, samples: Sequence[Sample]) -> st
 def _tuned_on(
     journal: Journal, samples: Sequence[Sample], digests: Sequence[str]
 ) -> tuple[str, ...]:
-    """A line on pictures that the run was tuned on, if there are any among these."""
+    """A line on images that the run was tuned on, if there are any among these."""
     from craft_client.copies import in_common
 
     about = journal.document
@@ -341,8 +338,9 @@ def _measure_published(
         digests = check_files([sample.path for sample in samples], remote.limits)
         calls = len(remote.row_calls(len(samples)))
         need = remote.units(calls, len(samples)) + Units(requests=1)
-        check_budgets(client, need, remedy=_TOP_UP)
-        image_set, uploaded = upload(client, client.create_image_set(card.model), samples)
+        check_budgets(client.budgets(), need, remedy=_TOP_UP)
+        empty = client.create_image_set(card.model)
+        image_set, uploaded = upload(client, empty, samples, remote.limits)
         found = remote.classify_image_set(image_set)
     return Measured(
         {"accuracy_after": metrics_of(found.log_probs, labels, card.classes)},
@@ -420,41 +418,17 @@ def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     return np.array([numbers[same_text(name)] for name in classes], np.int64)
 
 
-def _filled(image_set: ImageSet, samples: Sequence[Sample]) -> ImageSet:
-    """The image set as it will be after the upload."""
-    return image_set.model_copy(update={"count": len(samples)})
-
-
-def _black_box(client: Client, image_set: ImageSet, classes: Sequence[str]) -> RemoteBlackBox:
+def _black_box(
+    client: Client, image_set: ImageSet, classes: Sequence[str], card: ModelCard
+) -> RemoteBlackBox:
     """Answers in single precision, so that what is measured is what the server serves."""
     from craft_client.remote import RemoteBlackBox
 
-    return RemoteBlackBox(client, image_set, classes, dtype="float32")
+    return RemoteBlackBox(client, image_set, classes, dtype="float32", card=card)
 
 
 def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
-    """What scoring the prompts charges at least; known pictures are not encoded again."""
+    """What scoring the prompts charges at least; known images are not encoded again."""
     from craft_shared.units import Units
 
     return black_box.units(prompts) + Units(requests=1)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    panel = "Tune and measure"
-    app.command(
-        "zero-shot",
-        epilog=examples(
-            "craft zero-shot --data digits",
-            "craft zero-shot --data digits --ensemble --json",
-            "craft zero-shot --data digits --template 'a scan of the number {}.'",
-        ),
-        rich_help_panel=panel,
-    )(zero_shot)
-    app.command(
-        epilog=examples(
-            "craft evaluate runs/digits-16shots-seed1 --data digits",
-            "craft evaluate --adapter alice/digits --data digits --split validation",
-        ),
-        rich_help_panel=panel,
-    )(evaluate)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +17,15 @@ _OUTPUT = "Output"
 def examples(*commands: str) -> str:
     """What stands at the end of a command's help: commands, one a line, that work as written."""
     return "\n".join(("Examples:", *(f"  {command}" for command in commands)))
+
+
+def argument(
+    metavar: str, help_text: str, autocompletion: Callable[[str], list[str]] | None = None
+) -> Any:
+    """A command's argument, without its default in the help."""
+    return typer.Argument(
+        metavar=metavar, show_default=False, help=help_text, autocompletion=autocompletion
+    )
 
 
 def _with_one_gap(template: str) -> str:
@@ -76,12 +86,7 @@ Strict = Annotated[
         "the place of a vocabulary.",
     ),
 ]
-RunFolder = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN", show_default=False, help="A run directory.", autocompletion=run_folders
-    ),
-]
+RunFolder = Annotated[Path, argument("RUN", "A run directory.", run_folders)]
 Model = Annotated[
     str | None,
     typer.Option(

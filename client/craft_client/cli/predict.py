@@ -1,16 +1,18 @@
-"""`craft predict`: pictures classified with a published adapter, on screen or into a file."""
+"""`craft predict`: images classified with a published adapter, on screen or into a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from craft_client.cli.completion import adapter_names
-from craft_client.cli.options import AsJson, Key, Url, examples
+from craft_client.cli.options import AsJson, Key, Url, argument
 from craft_client.cli.progress import counting
+from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect
 from craft_client.cli.show import document, percent, say, table, units_line
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from craft_client.api import Client
     from craft_client.folders import LeftOut
     from craft_client.remote_adapter import RemoteAdapter
-    from craft_client.results import Results
+    from craft_client.results import Results, Rows
+    from craft_shared.units import Units
 
 Reference = Annotated[
     str,
@@ -32,13 +35,14 @@ Reference = Annotated[
 ]
 
 
+@command(
+    "Adapters",
+    "craft predict one.jpg two.jpg --adapter digits",
+    "craft predict pictures --adapter alice/digits@stable --out predictions.csv",
+    "craft predict one.jpg --adapter digits --top 1 --json",
+)
 def predict(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE...", show_default=False, help="Picture files, or folders of them."
-        ),
-    ],
+    images: Annotated[list[Path], argument("IMAGE...", "Picture files, or folders of them.")],
     adapter: Reference,
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 3,
     out: Annotated[
@@ -47,7 +51,7 @@ def predict(
             "--out",
             dir_okay=False,
             show_default=False,
-            help="A CSV file for the predictions; one that was cut off is gone on with.",
+            help="A CSV file for the predictions; one that was cut off is continued.",
         ),
     ] = None,
     abstain_below: Annotated[
@@ -64,38 +68,65 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    files, left_out = _picture_files(images)
-    if out is None:
-        _predict_now(adapter, files, left_out, top, abstain_below, url, key, as_json)
+    from craft_client.remote_adapter import BatchProgress, classify_files, restore, to_ask
+    from craft_client.results import Results, Rows
+
+    files, left_out = _image_files(images)
+    with ExitStack() as stack:
+        rows = Rows() if out is None else stack.enter_context(Results.opened(out, top))
+        client = stack.enter_context(connect(url, key))
+        remote = _adapter_of(rows, client, adapter)
+        before = sum(str(path) in rows.images for path in files)
+        restored = 0
+        if isinstance(rows, Results):
+            restored = restore(remote, files, rows, abstain_below)
+            left = to_ask(remote, files, rows)
+            rows.check_room(left, remote.card.classes)
+            _check_need(remote, left, top)
+            rows.add_left_out(left_out, remote.reference)
+            on_classified = stack.enter_context(counting("Classifying pictures", len(files)))
+        else:
+            check_files(files, remote.limits)
+            _check_need(remote, files, top)
+            on_classified = stack.enter_context(counting("", 0))
+
+        def on_progress(progress: BatchProgress) -> None:
+            on_classified(progress.done)
+
+        done = classify_files(
+            remote, files, rows, top=top, abstain_below=abstain_below, on_progress=on_progress
+        )
+    if done.changed:
+        say(
+            f"{done.changed:,} pictures were asked for anew: the call that they were in may have "
+            "been charged before, and cannot be made again, because its pictures have changed."
+        )
+    about = {"adapter": remote.card.name, "version": remote.card.version}
+    if isinstance(rows, Results):
+        counts = {
+            "classified": len(files) - before - done.failed,
+            "failed": done.failed,
+            "left_out": len(left_out),
+            "before": before,
+            "restored": restored,
+        }
+        _show_file(rows, about, counts, done.charged, as_json=as_json)
     else:
-        _predict_into(out, adapter, files, left_out, top, abstain_below, url, key, as_json)
+        _show_rows(rows, about, left_out, done.charged, as_json=as_json)
 
 
-def _predict_now(
-    adapter: str,
-    files: Sequence[Path],
+def _show_rows(
+    rows: Rows,
+    about: dict[str, Any],
     left_out: Sequence[LeftOut],
-    top: int,
-    abstain_below: float | None,
-    url: str | None,
-    key: str | None,
+    charged: Units,
+    *,
     as_json: bool,
 ) -> None:
-    from craft_client.batch import classify_files
-    from craft_client.remote_adapter import RemoteAdapter
-    from craft_client.results import Rows
-
-    rows = Rows()
-    with connect(url, key) as client:
-        remote = RemoteAdapter(client, client.adapter(adapter))
-        check_files(files, remote.limits)
-        _check_need(remote, files, top)
-        done = classify_files(remote, files, rows, top=top, abstain_below=abstain_below)
     if as_json:
         document(
             {
-                "adapter": remote.card.name,
-                "version": remote.card.version,
+                **about,
                 "images": [
                     {
                         "image": row.image,
@@ -108,7 +139,7 @@ def _predict_now(
                     for row in rows.rows
                 ],
                 "left_out": [{"image": str(path), "reason": reason} for path, reason in left_out],
-                "charged": done.charged.model_dump(),
+                "charged": charged.model_dump(),
             }
         )
         return
@@ -126,91 +157,54 @@ def _predict_now(
     )
     if any(row.abstained is not None for row in rows.rows):
         abstained = sum(bool(row.abstained) for row in rows.rows)
-        say(f"Abstained from {abstained} of {len(files)} pictures.")
-    say(f"Charged: {units_line(done.charged)}.")
+        say(f"Abstained from {abstained} of {len(rows.rows)} pictures.")
+    say(f"Charged: {units_line(charged)}.")
 
 
-def _predict_into(
-    out: Path,
-    adapter: str,
-    files: Sequence[Path],
-    left_out: Sequence[LeftOut],
-    top: int,
-    abstain_below: float | None,
-    url: str | None,
-    key: str | None,
+def _show_file(
+    results: Results,
+    about: dict[str, Any],
+    counts: dict[str, int],
+    charged: Units,
+    *,
     as_json: bool,
 ) -> None:
-    from craft_client.batch import BatchProgress, classify_files, restore, to_ask
-    from craft_client.results import Results
-
-    with Results.opened(out, top) as results, connect(url, key) as client:
-        remote = _adapter_of(results, client, adapter)
-        before = sum(str(path) in results.images for path in files)
-        restored = restore(remote, files, results, abstain_below)
-        left = to_ask(remote, files, results)
-        results.check_room(left, remote.card.classes)
-        _check_need(remote, left, top)
-        results.add_left_out(left_out, remote.reference)
-        with counting("Classifying pictures", len(files)) as on_classified:
-
-            def on_progress(progress: BatchProgress) -> None:
-                on_classified(progress.done)
-
-            done = classify_files(
-                remote,
-                files,
-                results,
-                top=top,
-                abstain_below=abstain_below,
-                on_progress=on_progress,
-            )
-    classified = len(files) - before - done.failed
-    if done.changed:
-        say(
-            f"{done.changed:,} pictures were asked for anew: the call that they were in may have "
-            "been charged before, and cannot be made again, because its pictures have changed."
-        )
+    out = results.file
     if as_json:
-        document(
-            {
-                "adapter": remote.card.name,
-                "version": remote.card.version,
-                "out": str(out),
-                "classified": classified,
-                "failed": done.failed,
-                "left_out": len(left_out),
-                "before": before,
-                "restored": restored,
-                "charged": done.charged.model_dump(),
-            }
-        )
+        document({**about, "out": str(out), **counts, "charged": charged.model_dump()})
         return
-    there = f" {before:,} were there before." if before else ""
-    again = f" {restored:,} of them had been paid for and were lost." if restored else ""
-    failed = f" {done.failed:,} cannot be used; '{out}' says why." if done.failed else ""
-    say(f"Classified {classified:,} pictures into '{out}'.{again}{failed}{there}")
-    if left_out:
-        say(f"'{out}' has a row for each of the {len(left_out):,} that were left out.")
-    say(f"Charged: {units_line(done.charged)}.")
+    there = f" {counts['before']:,} were there before." if counts["before"] else ""
+    again = (
+        f" {counts['restored']:,} of them had been paid for and were lost."
+        if counts["restored"]
+        else ""
+    )
+    failed = f" {counts['failed']:,} cannot be used; '{out}' says why." if counts["failed"] else ""
+    say(f"Classified {counts['classified']:,} pictures into '{out}'.{again}{failed}{there}")
+    if counts["left_out"]:
+        say(f"'{out}' has a row for each of the {counts['left_out']:,} that were left out.")
+    say(f"Charged: {units_line(charged)}.")
 
 
-def _adapter_of(results: Results, client: Client, adapter: str) -> RemoteAdapter:
-    """The version that the file began with, or the one that is asked for now."""
+def _adapter_of(rows: Rows, client: Client, adapter: str) -> RemoteAdapter:
+    """The version that a file began with, or the one that is asked for now."""
     from craft_client.exceptions import CraftError
     from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.results import Results
 
-    card = client.adapter(adapter)
-    remote = RemoteAdapter(client, card)
-    if results.adapter not in (None, remote.reference):
-        remote = RemoteAdapter(client, client.adapter(results.adapter or adapter))
+    remote = RemoteAdapter(client, client.adapter(adapter))
+    if not isinstance(rows, Results):
+        return remote
+    if rows.adapter not in (None, remote.reference):
+        card = remote.card
+        remote = RemoteAdapter(client, client.adapter(rows.adapter or adapter))
         if (remote.card.owner, remote.card.name) != (card.owner, card.name):
             raise CraftError(
-                f"'{results.file}' holds predictions of {results.adapter}.",
+                f"'{rows.file}' holds predictions of {rows.adapter}.",
                 remedy="Name another file with --out.",
             )
-        say(f"Going on with {remote.reference}, as '{results.file}' began.")
-    if results.top > len(remote.card.classes):
+        say(f"Continuing with {remote.reference}, as '{rows.file}' began.")
+    if rows.top > len(remote.card.classes):
         raise CraftError(
             f"The adapter has {len(remote.card.classes)} classes.", remedy="Lower --top."
         )
@@ -218,17 +212,17 @@ def _adapter_of(results: Results, client: Client, adapter: str) -> RemoteAdapter
 
 
 def _check_need(remote: RemoteAdapter, files: Sequence[Path], top: int) -> None:
-    from craft_client.batch import calls_of
+    from craft_client.remote_adapter import calls_of
 
     if remote.card.pays != "publisher":
         check_budgets(
-            remote.client,
+            remote.client.budgets(),
             remote.units(calls_of(remote, files, top), len(files), sent=len(files)),
             remedy="Ask for fewer pictures, or ask the provider for a top-up.",
         )
 
 
-def _picture_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
+def _image_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
     """The images that are named, by themselves or by their folder, and what is left out."""
     from craft_client.folders import Found, images_below, no_images
 
@@ -242,15 +236,3 @@ def _picture_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
         say(everything.note)
     files = dict.fromkeys(everything.images)
     return list(files), [one for one in dict.fromkeys(everything.left_out) if one.path not in files]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft predict one.jpg two.jpg --adapter digits",
-            "craft predict pictures --adapter alice/digits@stable --out predictions.csv",
-            "craft predict one.jpg --adapter digits --top 1 --json",
-        ),
-        rich_help_panel="Adapters",
-    )(predict)

@@ -1,20 +1,29 @@
 """How far something is: on a terminal redrawn in place, elsewhere a line now and then.
 
-It knows runs and things that are counted; with `--quiet` it shows neither.
+With `--quiet` nothing is shown.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from craft_client.cli.interrupt import remembered_interrupt
-from craft_client.cli.show import animated, percent, say, stderr, units_line
-from craft_client.cli.verbosity import Verbosity, verbosity
+from craft_client.cli.show import (
+    Verbosity,
+    animated,
+    percent,
+    say,
+    stderr,
+    units_line,
+    verbosity,
+)
 from craft_shared.printing import text_of
 
 if TYPE_CHECKING:
@@ -44,7 +53,7 @@ def _view() -> Iterator[Callable[[TuneProgress], None]]:
         return
     if not animated():
         lines = _Lines()
-        yield lambda progress: lines.tell(
+        yield lambda progress: lines.say(
             progress.stage, ", ".join(f"{name} {value}" for name, value in rows(progress))
         )
         return
@@ -62,7 +71,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     if not animated():
         lines = _Lines(silent_until_late=True)
-        yield lambda count: lines.tell(what, f"{what}: {count:,} of {total:,}")
+        yield lambda count: lines.say(what, f"{what}: {count:,} of {total:,}")
         return
     from rich.progress import (
         BarColumn,
@@ -81,25 +90,25 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 class _Lines:
     """Says a line at a new stage, and of one stage every few seconds.
 
-    Where it is silent until late, what is soon over is not told at all.
+    Where it is silent until late, what soon ends is not shown at all.
     """
 
     def __init__(self, *, silent_until_late: bool = False) -> None:
         self._stage: str | None = None
-        self._told_at = time.monotonic() if silent_until_late else -SECONDS_BETWEEN_LINES
+        self._said_at = time.monotonic() if silent_until_late else -SECONDS_BETWEEN_LINES
         self._by_time_alone = silent_until_late
 
-    def tell(self, stage: str, line: str) -> None:
+    def say(self, stage: str, line: str) -> None:
         now = time.monotonic()
         same = self._by_time_alone or stage == self._stage
-        if same and now - self._told_at < SECONDS_BETWEEN_LINES:
+        if same and now - self._said_at < SECONDS_BETWEEN_LINES:
             return
-        self._stage, self._told_at = stage, now
+        self._stage, self._said_at = stage, now
         say(line)
 
 
 def rows(progress: TuneProgress) -> list[tuple[str, str]]:
-    """What the view tells, as names and values."""
+    """What the view shows, as names and values."""
     left = seconds_left(progress)
     accuracy = progress.accuracy
     seen = progress.stage != "deploy"
@@ -139,3 +148,31 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def remembered_interrupt() -> Iterator[Callable[[], None]]:
+    """Gives a function that raises `KeyboardInterrupt` if there was one since the block began.
+
+    Python raises it wherever the program happens to be; where that is a destructor or a library's
+    callback, the exception is printed and dropped, and a long run would go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # signals are the main thread's
+        return
+    interrupted = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)

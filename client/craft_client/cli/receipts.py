@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from craft_client.cli.completion import run_folders
-from craft_client.cli.options import AsJson, Key, Url, examples
+from craft_client.cli.options import AsJson, Key, Url, argument
+from craft_client.cli.root import command
 from craft_client.cli.session import connect
-from craft_client.cli.show import document, say, table
+from craft_client.cli.show import free_document, say, table
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -23,11 +24,10 @@ _NO_KEY = "none"
 
 Run = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[RUN]",
-        show_default=False,
-        help="The run's directory or name; without it, all that the key was charged.",
-        autocompletion=run_folders,
+    argument(
+        "[RUN]",
+        "The run's directory or name; without it, all that the key was charged.",
+        run_folders,
     ),
 ]
 Since = Annotated[
@@ -35,7 +35,7 @@ Since = Annotated[
 ]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only calls before, RFC 3339.")]
 Out = Annotated[Path, typer.Option("--out", dir_okay=False, help="Where to write the receipt.")]
-ReceiptFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A receipt.")]
+ReceiptFile = Annotated[Path, argument("FILE", "A receipt.")]
 Keys = Annotated[
     Path | None,
     typer.Option(
@@ -46,6 +46,11 @@ Keys = Annotated[
 ]
 
 
+@command(
+    "Runs and receipts",
+    "craft receipt runs/digits-16shots-seed1 --out receipt.jws",
+    "craft receipt --since 2026-11-01T00:00:00Z --out november.jws",
+)
 def receipt(
     out: Out,
     run: Run = None,
@@ -78,11 +83,17 @@ def fetch_receipt(
     from craft_shared.receipt import read_keys, verify
 
     name = None if run is None else _run_name(run)
-    with connect(url, key) as client, _telling(f"The receipt of {client.base_url}"):
+    with connect(url, key) as client, _reporting_invalid(f"The receipt of {client.base_url}"):
         text = client.receipt(name, since=since, until=until)
         return text, verify(text, read_keys(client.receipt_keys()))
 
 
+@command(
+    "Runs and receipts",
+    "craft verify-receipt receipt.jws",
+    "craft verify-receipt receipt.jws --keys keys.json --json",
+    name="verify-receipt",
+)
 def verify_receipt(
     file: ReceiptFile, keys: Keys = None, url: Url = None, as_json: AsJson = False
 ) -> None:
@@ -90,38 +101,18 @@ def verify_receipt(
     from craft_shared.receipt import read_keys, verify
     from craft_shared.text_files import read_text
 
-    with _telling(f"'{file}'"):
+    with _reporting_invalid(f"'{file}'"):
         text = read_text(file)
     if keys is not None:
-        with _telling(f"'{keys}'"):
+        with _reporting_invalid(f"'{keys}'"):
             known = read_keys(read_text(keys))
     else:
-        with connect(url, _NO_KEY) as client, _telling(f"{client.base_url}"):
+        with connect(url, _NO_KEY) as client, _reporting_invalid(f"{client.base_url}"):
             known = read_keys(client.receipt_keys())
-    with _telling(f"'{file}'"):
+    with _reporting_invalid(f"'{file}'"):
         content = verify(text, known)
     _show(content, as_json)
     say("Valid: one of these keys has signed exactly this.")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    panel = "Runs and receipts"
-    app.command(
-        epilog=examples(
-            "craft receipt runs/digits-16shots-seed1 --out receipt.jws",
-            "craft receipt --since 2026-11-01T00:00:00Z --out november.jws",
-        ),
-        rich_help_panel=panel,
-    )(receipt)
-    app.command(
-        "verify-receipt",
-        epilog=examples(
-            "craft verify-receipt receipt.jws",
-            "craft verify-receipt receipt.jws --keys keys.json --json",
-        ),
-        rich_help_panel=panel,
-    )(verify_receipt)
 
 
 def _run_name(run: str) -> str:
@@ -143,8 +134,8 @@ def _run_name(run: str) -> str:
 
 
 @contextmanager
-def _telling(what: str) -> Iterator[None]:
-    """Tells what is not valid, in one line."""
+def _reporting_invalid(what: str) -> Iterator[None]:
+    """Says what is not valid, in one line."""
     from craft_client.exceptions import CraftError
     from craft_shared.receipt import ReceiptError
     from craft_shared.text_files import NotTextError
@@ -156,10 +147,8 @@ def _telling(what: str) -> Iterator[None]:
 
 
 def _show(content: Receipt, as_json: bool) -> None:
-    from craft_shared.units import Units
-
     if as_json:
-        document({"receipt": content.model_dump(), "charged": Units().model_dump()})
+        free_document({"receipt": content.model_dump()})
         return
     bounds = [f"since {content.since}"] if content.since else []
     bounds += [f"until {content.until}"] if content.until else []

@@ -1,21 +1,43 @@
-"""The root of the commands: the program's own options, and how failures are told."""
+"""The root of the commands: the program's own options, failures and exit codes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from enum import IntEnum
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
-from craft_client.cli.exit_codes import ExitCode, exit_code_of
-from craft_client.cli.show import complain, print_lines, say
-from craft_client.cli.verbosity import Verbosity, speaking, verbosity
+from craft_client.cli.options import examples
+from craft_client.cli.show import Verbosity, complain, print_lines, speaking, verbosity
 from craft_shared.printing import printable
+
+F = TypeVar("F", bound=Callable[..., None])
 
 # Options of the program that may stand behind the command too.
 _ANYWHERE = ("--quiet", "-q", "--verbose", "-v")
+
+
+class ExitCode(IntEnum):
+    """What a script may rely on (docs/command-line.md)."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    BUDGET = 3
+    INTERRUPTED = 130
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """The exit code for a failure that is shown in one message."""
+    from craft_client.cli.configuration import ConfigurationError
+    from craft_client.exceptions import BudgetExhausted, BudgetTooSmall
+
+    if isinstance(error, BudgetExhausted | BudgetTooSmall):
+        return ExitCode.BUDGET
+    return ExitCode.USAGE if isinstance(error, ConfigurationError) else ExitCode.FAILED
 
 
 # Typer keeps the base of its own errors to itself.
@@ -101,6 +123,11 @@ app = typer.Typer(
 )
 
 
+def command(panel: str, *commands: str, name: str | None = None) -> Callable[[F], F]:
+    """Adds a command to a panel of the help, with examples."""
+    return app.command(name, epilog=examples(*commands), rich_help_panel=panel)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -135,7 +162,7 @@ def root(
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose exclude each other.")
     loud = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
-    context.with_resource(speaking(loud, say))
+    context.with_resource(speaking(loud))
     try:
         context.with_resource(tracing("craft"))
     except TracingUnavailable as error:
@@ -143,6 +170,35 @@ def root(
 
         raise CraftError(str(error)) from error
     if context.invoked_subcommand is None:
-        from craft_client.cli.welcome import welcome
+        _welcome()
 
-        welcome()
+
+_WELCOME = """\
+craft tunes a vision-language model that it may only call, and counts what it costs.
+
+From pictures to an adapter in three commands, with DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg:
+
+  craft zero-shot --data DIR                              how good the model is as it is
+  craft tune --data DIR --shots 16 --run runs/first       tunes it: one query
+  craft evaluate runs/first --data DIR                    how good it is then
+
+{server}
+All commands: craft --help. What is set where: craft config show.
+"""
+_NO_KEY = """\
+The server is {url} ({source}). There is no API key yet; its operator makes one:
+  craft-server keys create --owner me --queries 8000, and then here: export CRAFT_API_KEY=craft_...
+No server? craft-server, without arguments, says how to start one.
+"""
+_KEY = "The server is {url} ({source}), and an API key is set. Is it there? craft models\n"
+
+
+def _welcome() -> None:
+    """Prints the three commands to a first result."""
+    from craft_client.cli import configuration
+
+    settings = configuration.load()
+    url = settings["url"]
+    has_key = not settings.keys().isdisjoint({"api_key", "api_key_file"})
+    server = (_KEY if has_key else _NO_KEY).format(url=url.value, source=url.source)
+    print_lines(_WELCOME.format(server=server).rstrip().split("\n"))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from craft_client.cli.completion import run_folders
-from craft_client.cli.options import AsJson, RunFolder, examples
+from craft_client.cli.options import AsJson, RunFolder, argument
+from craft_client.cli.root import command
 from craft_client.cli.show import complain, document, percent, say, table
 from craft_shared.amounts import UNITS
 
@@ -25,6 +26,7 @@ def _picture_or_page(out: Path | None) -> Path | None:
     return out
 
 
+@command("Runs and receipts", "craft runs", "craft runs bench --json")
 def runs(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds run directories.")
@@ -55,6 +57,11 @@ def runs(
         complain(f"Damaged: '{bad.folder}'. {bad.reason}")
 
 
+@command(
+    "Runs and receipts",
+    "craft report runs/digits-16shots-seed1",
+    "craft report runs/digits-16shots-seed1 --out reports",
+)
 def report(
     run: RunFolder,
     out: Annotated[
@@ -93,16 +100,13 @@ def report(
     say(f"Wrote '{png}' and '{html}'.")
 
 
+@command(
+    "Runs and receipts",
+    "craft compare runs/digits-16shots-seed1 runs/digits-16shots-seed2",
+    "craft compare runs/one runs/two --out comparison.html",
+)
 def compare(
-    run: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...",
-            show_default=False,
-            help="Run directories.",
-            autocompletion=run_folders,
-        ),
-    ],
+    run: Annotated[list[Path], argument("RUN...", "Run directories.", run_folders)],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -443,26 +447,3 @@ def _write(contents: Mapping[Path, bytes]) -> None:
             f"Cannot write {names}: {error.strerror or error}.",
             remedy="Name another place with --out.",
         ) from error
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    panel = "Runs and receipts"
-    app.command(
-        epilog=examples("craft runs", "craft runs bench --json"),
-        rich_help_panel=panel,
-    )(runs)
-    app.command(
-        epilog=examples(
-            "craft report runs/digits-16shots-seed1",
-            "craft report runs/digits-16shots-seed1 --out reports",
-        ),
-        rich_help_panel=panel,
-    )(report)
-    app.command(
-        epilog=examples(
-            "craft compare runs/digits-16shots-seed1 runs/digits-16shots-seed2",
-            "craft compare runs/one runs/two --out comparison.html",
-        ),
-        rich_help_panel=panel,
-    )(compare)

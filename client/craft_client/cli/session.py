@@ -1,4 +1,4 @@
-"""What commands do with a server: connect, check what is left, upload pictures."""
+"""What commands do with a server: connect, wait, check what is left, upload images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft_client.cli.progress import counting
-from craft_client.cli.show import say
-from craft_client.cli.waits import told_waits
+from craft_client.cli.show import Verbosity, say, verbosity
 
 if TYPE_CHECKING:
+    from stamina.instrumentation import RetryDetails
+
     from craft_client.api import Client
     from craft_client.data import Sample
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits
+    from craft_shared.wire import Budget, ImageSet, ImageUploadAnswer, Limits
+
+
+# Seconds; shorter waits are worth a line with --verbose alone.
+_LONG_WAIT = 1.0
 
 
 @contextmanager
 def connect(url: str | None, key: str | None, *, run: str | None = None) -> Iterator[Client]:
     """A client that says on stderr when it waits for the server; `run` is as in `Client`."""
-    with told_waits(), client_of(url, key, run=run) as client:
+    with _saying_waits(), client_of(url, key, run=run) as client:
         yield client
 
 
@@ -36,20 +41,19 @@ def client_of(url: str | None, key: str | None, **options: Any) -> Client:
     return Client(
         settings["url"].value,
         configuration.api_key(settings),
-        compress=configuration.compress(settings),
         **options,
     )
 
 
-def check_budgets(client: Client, need: Units, *, remedy: str) -> None:
-    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need. Free.
+def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> None:
+    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need.
 
-    Pictures that the server has seen cost nothing, so that `need` should not count them.
+    Images that the server has seen cost nothing, so that `need` should not count them.
     """
     from craft_client.budgets import name, shortfall
     from craft_client.exceptions import BudgetTooSmall
 
-    short = shortfall(client.budgets(), need)
+    short = shortfall(budgets, need)
     if short:
         raise BudgetTooSmall(
             f"This needs {short.needed:,} {short.budget.unit}; {name(short.budget)} has "
@@ -59,19 +63,24 @@ def check_budgets(client: Client, need: Units, *, remedy: str) -> None:
 
 
 def check_files(files: Sequence[Path], limits: Limits) -> list[str]:
-    """Opens all pictures, with a progress bar; their files' digests."""
-    from craft_client.data import check_pictures
+    """Opens all images, with a progress bar; their files' digests."""
+    from craft_client.data import check_images
 
     with counting("Checking pictures", len(files)) as on_checked:
-        return check_pictures(files, limits, on_checked=on_checked)
+        return check_images(files, limits, on_checked=on_checked)
 
 
 def upload(
-    client: Client, image_set: ImageSet, samples: Sequence[Sample], *, name: str | None = None
+    client: Client,
+    image_set: ImageSet,
+    samples: Sequence[Sample],
+    limits: Limits,
+    *,
+    name: str | None = None,
 ) -> tuple[ImageSet, Units]:
-    """Uploads the samples' pictures in order, with a progress bar.
+    """Uploads the samples' images in order, with a progress bar.
 
-    An upload that has a name, unlike any other, is gone on with under it wherever it was cut off.
+    An upload that has a name, unlike any other, is continued under it wherever it was cut off.
 
     Returns:
         The image set with its new count, and what the upload cost.
@@ -90,6 +99,7 @@ def upload(
             image_set = client.upload_images(
                 image_set,
                 (sample.path.read_bytes() for sample in samples),
+                limits=limits,
                 on_chunk=on_chunk,
                 idempotency_key=name,
             )
@@ -123,3 +133,54 @@ def _file_of(field: str, paths: Sequence[Path]) -> str:
 
     index = picture_position(field)
     return field if index is None or index >= len(paths) else f"'{paths[index]}'"
+
+
+@contextmanager
+def _saying_waits() -> Iterator[None]:
+    """Says on stderr, while the block lasts, what stamina waits for."""
+    from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
+
+    hooks = get_on_retry_hooks()
+    set_on_retry_hooks([_say_wait])
+    try:
+        yield
+    finally:
+        set_on_retry_hooks(hooks)
+
+
+def _say_wait(details: RetryDetails) -> None:
+    wait = details.wait_for
+    if wait >= _LONG_WAIT or verbosity() is Verbosity.VERBOSE:
+        shown = f"{wait:.0f}" if wait >= _LONG_WAIT else f"{wait:.1f}"
+        say(f"Retrying in {shown} s: {reason(details.caused_by)}.")
+
+
+def reason(error: Exception) -> str:
+    """Why a call is sent again, as a clause."""
+    from craft_client.exceptions import (
+        AnswerLost,
+        CallInProgress,
+        ConnectionFailed,
+        GatewayFailed,
+        InternalError,
+        Overloaded,
+        RateLimited,
+    )
+
+    match error:
+        case Overloaded():
+            return "the server is overloaded"
+        case RateLimited():
+            return "the key's rate limit is reached"
+        case CallInProgress():
+            return "the server is still at work on the call"
+        case InternalError():
+            return "the server failed at the call"
+        case GatewayFailed():
+            return f"a gateway answered {error.status}"
+        case AnswerLost():
+            return "the connection broke"
+        case ConnectionFailed():
+            return "there is no connection to the server"
+        case _:
+            return str(getattr(error, "message", error)).partition("\n")[0].rstrip(".")

@@ -1,13 +1,15 @@
-"""What commands print: results on stdout, everything else on stderr."""
+"""What commands print: results on stdout, everything else on stderr, as loud as is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from craft_client.cli.verbosity import Verbosity, verbosity
 from craft_shared.amounts import UNITS
 from craft_shared.printing import percent as percent
 from craft_shared.printing import print_json, printable, stderr, text_of
@@ -18,9 +20,50 @@ if TYPE_CHECKING:
     from craft_shared.units import Units
 
 __all__ = [
-    "animated", "complain", "document", "percent", "print_lines", "say", "size", "stderr", "table",
-    "units_line",
+    "Verbosity", "animated", "complain", "document", "free_document", "percent", "print_lines",
+    "report_done", "say", "size", "speaking", "stderr", "table", "units_line", "verbosity",
 ]  # fmt: skip
+
+
+class Verbosity(IntEnum):
+    """How much is said."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+_present = Verbosity.NORMAL
+
+
+def verbosity() -> Verbosity:
+    """How much is to be said now, in every thread."""
+    return _present
+
+
+@contextmanager
+def speaking(wanted: Verbosity) -> Iterator[None]:
+    """Sets how much is said within the block, the client's log included."""
+    global _present
+    before, _present = _present, wanted
+    # Without any handler Python itself would print warnings.
+    handler = logging.NullHandler() if wanted is Verbosity.QUIET else _SayingHandler()
+    log = logging.getLogger("craft_client")
+    level = log.level
+    log.addHandler(handler)
+    if wanted is Verbosity.VERBOSE:
+        log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        _present = before
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _SayingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def animated() -> bool:
@@ -47,6 +90,19 @@ def complain(message: str, *more: str) -> None:
 def document(content: Mapping[str, Any]) -> None:
     """The one JSON document on stdout."""
     print_json(content, indent=2)
+
+
+def free_document(content: Mapping[str, Any]) -> None:
+    """The one JSON document on stdout, of a command that was charged nothing."""
+    document({**content, "charged": dict.fromkeys(UNITS, 0)})
+
+
+def report_done(content: Mapping[str, Any], words: str, as_json: bool) -> None:
+    """Says that something free was done: the document, or the words."""
+    if as_json:
+        free_document(content)
+    else:
+        say(words)
 
 
 def units_line(units: Units) -> str:

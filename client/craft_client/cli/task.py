@@ -1,8 +1,6 @@
-"""A tuning task, from pictures in a folder to a run on the server: begun, gone on with, reported.
+"""A tuning task, from images in a folder to a run on the server: begun, continued, reported.
 
-What can be checked for free is checked before anything is paid for. It knows run directories and
-the server, and says on stderr what a run will take; it does not know the options of a command, nor
-how tuning works.
+What can be checked for free is checked before anything is paid for.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from craft_client.api import Client
-    from craft_client.data import Sample, Split
+    from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
     from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
@@ -46,7 +45,7 @@ _REPORT_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Task:
-    """Settings, class names, and pictures of the folder `data`; what it has beside is in `others`.
+    """Settings, class names, and images of the folder `data`; what it has beside is in `others`.
 
     `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit` and
     `name_limit`), while the run has not begun.
@@ -73,21 +72,51 @@ class Task:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a run came to.
-
-    Attributes:
-        result: of tuning.
-        image_set: its pictures on the server.
-        uploaded: what they were charged.
-        traffic: what was told of the whole run when it began, see `_traffic`.
-        profile: of the provider that was simulated when it began; None where none was.
-    """
+    """What a run came to."""
 
     result: TuneResult
-    image_set: ImageSet
-    uploaded: Units
-    traffic: dict[str, int]
+    image_set: ImageSet  # its images on the server
+    uploaded: Units  # what they were charged
+    traffic: dict[str, int]  # of the whole run, see `_traffic`
+    # Of the provider that was simulated when it began; None where none was.
     profile: dict[str, Any] | None
+
+
+def new_task(
+    dataset: Dataset,
+    data: Path,
+    recipe: str,
+    shots: int,
+    seed: int,
+    *,
+    shots_strict: bool,
+    **options: Any,
+) -> Task:
+    """The task of a few shots of a data set in the folder `data`.
+
+    `options` are those of `craft_client.paper_presets.recipe_settings`.
+
+    Raises:
+        DataError: images are missing.
+        SettingsError: an option's value is impossible.
+    """
+    from craft_client.data import few_shot, fewer_note
+    from craft_client.paper_presets import recipe_settings
+
+    settings_of = partial(
+        recipe_settings,
+        recipe,
+        dataset.name,
+        shots,
+        classes=dataset.classes,
+        seed=seed,
+        **options,
+    )
+    samples = few_shot(dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict)
+    if note := fewer_note(samples, shots, dataset.classes):
+        say(note)
+    others = dataset.beside(samples)
+    return Task(settings_of(), dataset.classes, data, samples, settings_of, others)
 
 
 def task_of(folder: Path) -> Task:
@@ -123,8 +152,8 @@ def tune_task(
 ) -> Tuned:
     """Checks everything that can be checked for free, then uploads, then tunes.
 
-    `journal` is claimed; a run that it has is gone on with, otherwise one is begun. With `report`
-    the run reports itself to the server's console, as well as that goes.
+    `journal` is claimed; a run that it has is continued, otherwise one is begun. With `report`
+    the run reports itself to the server's console; the run continues where that fails.
     """
     import numpy as np
 
@@ -139,13 +168,15 @@ def tune_task(
     with connect(url, key, run=run) as client:
         if begun:
             image_set = client.image_set(begun["image_set"])
+            card = client.model(image_set.model)
         else:
-            task = task.of_key(client.model(model))
-            image_set = _begin(task, journal, labels, client, run, model)
+            card = client.model(model)
+            task = task.of_key(card)
+            image_set = _begin(task, journal, labels, client, run, card)
         image_set, uploaded = upload(
-            client, image_set, task.samples[image_set.count :], name=f"{run}/upload"
+            client, image_set, task.samples[image_set.count :], card.limits, name=f"{run}/upload"
         )
-        black_box = RemoteBlackBox(client, image_set, task.classes, run=run)
+        black_box = RemoteBlackBox(client, image_set, task.classes, run=run, card=card)
         with (
             watch() as show,
             _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
@@ -189,7 +220,7 @@ def _reporter(
     with client_of(url, key, timeout=_REPORT_TIMEOUT) as client:
         say(f"Watch it: {client.base_url}/console/runs/{run}")
         yield RunReporter(
-            client, run, report, lambda why: say(f"The run goes on unreported: {why}")
+            client, run, report, lambda why: say(f"The run continues unreported: {why}")
         )
 
 
@@ -199,7 +230,7 @@ def _begin(
     labels: NDArray[np.int64],
     client: Client,
     run: str,
-    model: str | None,
+    card: ModelCard,
 ) -> ImageSet:
     """Checks what can be checked for free, and begins the run's journal."""
     from craft_client.copies import notes, twins_of
@@ -208,19 +239,19 @@ def _begin(
     from craft_shared.wire import Context
 
     settings, samples = task.settings, task.samples
-    card = client.model(model)
     digests = check_files([sample.path for sample in samples], card.limits)
     for note in notes(samples, digests, twins_of(samples, task.others)):
         say(note)
     image_set = client.create_image_set(card.name)
-    expected = RemoteBlackBox(
-        client, image_set.model_copy(update={"count": len(samples)}), task.classes
-    )
+    black_box = RemoteBlackBox(client, image_set, task.classes, card=card)
+    expected = black_box.with_count(len(samples))
+    budgets = client.budgets()
     traffic = _traffic(task, expected)
     about = run_document(
         expected,
         labels,
         settings,
+        budgets=budgets,
         profile=card.profile,
         run=run,
         data=str(task.data.resolve()),
@@ -230,7 +261,7 @@ def _begin(
         **traffic,
     )
     need = _need(settings, expected, card.limits)
-    check_budgets(client, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
+    check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
     scored = [*task.classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)
@@ -263,7 +294,7 @@ def _run_name(folder: Path) -> str:
 
 
 def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
-    """What the run charges if no picture has to be encoded anew."""
+    """What the run charges if no image has to be encoded anew."""
     from craft_shared.units import Units
 
     uploads = -(-black_box.image_set.count // limits.images_per_call)
@@ -272,12 +303,12 @@ def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> 
 
 
 def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
-    """Bytes of log-probabilities that the run receives at most, and of pictures that it uploads.
+    """Bytes of log-probabilities that the run receives at most, and of images that it uploads.
 
-    Pictures that the server knows already are uploaded too.
+    Images that the server knows already are uploaded too.
     """
-    from craft_client.data import picture_bytes
+    from craft_client.data import image_bytes_of
 
     questions = task.settings.questions(black_box.units)
     answers = sum(black_box.answer_bytes(*question) for question in questions)
-    return dict(zip(_TRAFFIC, (answers, picture_bytes(task.samples)), strict=True))
+    return dict(zip(_TRAFFIC, (answers, image_bytes_of(task.samples)), strict=True))

@@ -1,13 +1,12 @@
-"""`craft tune`: few-shot pictures in, a run directory with an adapter out."""
+"""`craft tune`: few-shot images in, a run directory with an adapter out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -22,10 +21,10 @@ from craft_client.cli.options import (
     Strict,
     Template,
     Url,
-    examples,
 )
+from craft_client.cli.root import command
 from craft_client.cli.show import document, percent, say, table
-from craft_client.cli.task import Task, Tuned, task_of, tune_task
+from craft_client.cli.task import Tuned, new_task, task_of, tune_task
 from craft_client.recipes import OWN, described
 from craft_shared.amounts import UNITS
 
@@ -51,6 +50,20 @@ def _scale(text: str | None) -> str | None:
     return text
 
 
+def _tuning(help_text: str, default: str | bool = True, **more: Any) -> Any:
+    return typer.Option(help=help_text, show_default=default, rich_help_panel=_TUNING, **more)
+
+
+def _part(option: str, part: str) -> Any:
+    return typer.Option(option, help=f"Do without {part}.", rich_help_panel=_PARTS)
+
+
+@command(
+    "Tune and measure",
+    "craft tune --data digits --shots 16 --seed 1",
+    "craft tune --data digits --recipe paper --run runs/long --report",
+    "craft tune --resume runs/long",
+)
 def tune(
     context: typer.Context,
     data: Annotated[Path | None, DATA] = None,
@@ -85,7 +98,7 @@ def tune(
         Path | None,
         typer.Option(
             show_default=False,
-            help="Goes on with a run that was interrupted; nothing is paid for twice.",
+            help="Continues a run that was interrupted; nothing is paid for twice.",
             autocompletion=run_folders,
             rich_help_panel=_RUN,
         ),
@@ -94,59 +107,40 @@ def tune(
         bool,
         typer.Option(
             "--report",
-            help="Post the run's curve to the server's console as it goes on. Free.",
+            help="Post the run's curve to the server's console while it lasts. Free.",
             rich_help_panel=_RUN,
         ),
     ] = False,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
-    population: Annotated[
-        int | None,
-        typer.Option(
-            show_default="40", help="Codes a generation of the search.", rich_help_panel=_TUNING
-        ),
-    ] = None,
-    dim: Annotated[
-        int | None,
-        typer.Option(show_default="512", help="Length of a code.", rich_help_panel=_TUNING),
-    ] = None,
+    population: Annotated[int | None, _tuning("Codes a generation of the search.", "40")] = None,
+    dim: Annotated[int | None, _tuning("Length of a code.", "512")] = None,
     random_codes: Annotated[
         int | None,
-        typer.Option(
-            show_default="127, of ranks 255",
-            help="Of craftbox in strict access: random codes at most.",
-            rich_help_panel=_TUNING,
-        ),
+        _tuning("Of craftbox in strict access: random codes at most.", "127, of ranks 255"),
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(
-            callback=_scale,
-            show_default=f"3.0; {_LIKE_PAPER}: the paper's, by data set",
-            help="How far codes move the prompt, in standard deviations of the model's token "
+        _tuning(
+            "How far codes move the prompt, in standard deviations of the model's token "
             "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
-            rich_help_panel=_TUNING,
+            f"3.0; {_LIKE_PAPER}: the paper's, by data set",
+            callback=_scale,
         ),
     ] = None,
     sigma: Annotated[
         float | None,
-        typer.Option(
-            show_default=f"1.0; {_LIKE_PAPER}: the paper's, by data set",
-            help="The search's first standard deviation.",
-            rich_help_panel=_TUNING,
+        _tuning(
+            "The search's first standard deviation.",
+            f"1.0; {_LIKE_PAPER}: the paper's, by data set",
         ),
     ] = None,
     consistency_weight: Annotated[
         float | None,
-        typer.Option(
-            show_default="0.1; paper: its own, by data set",
-            help="Of the consistency loss.",
-            rich_help_panel=_TUNING,
-        ),
+        _tuning("Of the consistency loss.", "0.1; paper: its own, by data set"),
     ] = None,
     strategy: Annotated[
-        Literal["cma-es", "random", "spsa"],
-        typer.Option(help="Of the paper's search.", rich_help_panel=_TUNING),
+        Literal["cma-es", "random", "spsa"], _tuning("Of the paper's search.")
     ] = "cma-es",
     strict: Strict = False,
     texts: Annotated[
@@ -165,33 +159,19 @@ def tune(
             rich_help_panel=_TEXTS,
         ),
     ] = None,
-    no_search: Annotated[
-        bool, typer.Option("--no-search", help="Do without the search.", rich_help_panel=_PARTS)
-    ] = False,
+    no_search: Annotated[bool, _part("--no-search", "the search")] = False,
     no_refinement: Annotated[
-        bool,
-        typer.Option(
-            "--no-refinement",
-            help="Do without the head that refines predictions.",
-            rich_help_panel=_PARTS,
-        ),
+        bool, _part("--no-refinement", "the head that refines predictions")
     ] = False,
-    no_consistency: Annotated[
-        bool,
-        typer.Option(
-            "--no-consistency", help="Do without the consistency loss.", rich_help_panel=_PARTS
-        ),
-    ] = False,
+    no_consistency: Annotated[bool, _part("--no-consistency", "the consistency loss")] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on a few pictures a class, within a budget of queries."""
-    from craft_client.data import few_shot, fewer_note
     from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
     from craft_client.open_text import read_vocabulary
-    from craft_client.paper_presets import recipe_settings
 
     started = time.monotonic()
     if resume is not None:
@@ -203,16 +183,18 @@ def tune(
         if strict and texts is not None:
             raise typer.BadParameter("strict access has no vocabulary.", param_hint="--texts")
         dataset = load_dataset(data)
-        settings_of = partial(
-            recipe_settings,
+        for note in dataset.notes:
+            say(note)
+        task = new_task(
+            dataset,
+            data,
             recipe,
-            dataset.name,
             shots,
-            classes=dataset.classes,
+            seed,
+            shots_strict=shots_strict,
             vocabulary=None if texts is None else read_vocabulary(texts),
             strict=strict,
             budget=budget,
-            seed=seed,
             population=population,
             dim=dim,
             random_codes=random_codes,
@@ -226,14 +208,6 @@ def tune(
             template=template,
             keep_texts=keep_texts,
         )
-        samples = few_shot(
-            dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict
-        )
-        for note in (*dataset.notes, fewer_note(samples, shots, dataset.classes)):
-            if note:
-                say(note)
-        others = dataset.beside(samples)
-        task = Task(settings_of(), dataset.classes, data, samples, settings_of, others)
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
     with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
         tuned = tune_task(task, journal, model, url, key, report=report)
@@ -251,7 +225,7 @@ def _refuse_other_options(context: typer.Context) -> None:
     ]
     if given:
         raise typer.BadParameter(
-            f"leave {', '.join(given)} out: a resumed run goes on as it was begun.",
+            f"leave {', '.join(given)} out: a resumed run continues as it began.",
             param_hint="--resume",
         )
 
@@ -263,7 +237,7 @@ def _early_end_told(journal: Journal) -> Iterator[None]:
         yield
     except BaseException:
         if journal.document:
-            say(f"The run ended early. Go on with it: craft tune --resume {journal.folder}")
+            say(f"The run ended early. Continue it: craft tune --resume {journal.folder}")
         raise
 
 
@@ -319,15 +293,3 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
         say(f"Stopped before the run's own budget was used up: {result.stopped_by}.")
     say(f"Tuned in {seconds:,.0f} s. The run is in '{folder}'.")
     say(f"Next: craft publish {folder} --name NAME")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft tune --data digits --shots 16 --seed 1",
-            "craft tune --data digits --recipe paper --run runs/long --report",
-            "craft tune --resume runs/long",
-        ),
-        rich_help_panel="Tune and measure",
-    )(tune)

@@ -4,8 +4,6 @@ A recipe is called with a `TuningRun` and returns its `Outcome`; so is a plug-in
 craftbox's own has a row in `OWN`, which says what must be known of it before it runs. A further one
 is a module and a row. Names are needed where nothing slow may be imported, so that a recipe's
 module is imported when it runs.
-
-It knows what each recipe asks and which settings it has; it does not know how any of them tunes.
 """
 
 from __future__ import annotations
@@ -32,25 +30,19 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        name: what `--recipe` calls it.
-        about: what it does, in a few words.
-        run: does it.
-        generation: prompts of each request of a generation, by the population; craftbox's own are
-            counted by `TuneSettings`.
-        like_paper: whether its first request is the plain prompt alone and its settings are the
-            paper's, by data set and shots.
-        settings: those of `TuneSettings` that choose or switch off a part of a method, and that
-            this one has; it refuses the others of them.
-    """
-
-    name: str
-    about: str
+    name: str  # what `--recipe` calls it
+    about: str  # what it does, in a few words
     run: Run
+    # Prompts of each request of a generation, by the population; craftbox's own are counted by
+    # `TuneSettings`.
     generation: Callable[[int], tuple[int, ...]]
+    # Whether its first request is the plain prompt alone and its settings are the paper's, by data
+    # set and shots.
     like_paper: bool = True
+    # Those of `TuneSettings` that choose or switch off a part of a method, and that this one has;
+    # it refuses the others of them.
     settings: frozenset[str] = frozenset()
 
 
@@ -67,19 +59,19 @@ def _paper(run: TuningRun, /) -> Outcome:
 
 
 def _bbt(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.bbt import run_bbt
+    from craft_client.recipes.prompt_alone import run_bbt
 
     return run_bbt(run)
 
 
 def _random(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.random_search import run_random
+    from craft_client.recipes.prompt_alone import run_random
 
     return run_random(run)
 
 
 def _spsa(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.spsa import run_spsa
+    from craft_client.recipes.prompt_alone import run_spsa
 
     return run_spsa(run)
 

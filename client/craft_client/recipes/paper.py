@@ -10,7 +10,7 @@ Each generation,
 
 The last mean code and the head are deployed, whatever they are worth. docs/reproduction.md says
 where this follows the released code rather than the paper, and where it can follow neither. Without
-refinement it is black-box tuning (`craft_client.recipes.bbt`).
+refinement it is black-box tuning (`craft_client.recipes.prompt_alone`).
 
 It knows the method; it does not know HTTP, nor what a picture is.
 

@@ -1,7 +1,20 @@
-"""A search for one prompt, without a head: what the baselines `random` and `spsa` share.
+"""The prompt alone, without a head: black-box tuning (`bbt`), and baselines `random` and `spsa`.
 
-It knows budgets, losses and searches; it does not know which search it is given, nor what is
-deployed of it.
+`bbt`: each generation asks for a population of codes and gives CMA-ES their cross-entropies, then
+asks for the mean code of a second draw. The last mean is deployed. It is CraFT without its
+refinement, request for request, so that the two differ in nothing else. Source: BBT (Sun et al.,
+ICML 2022, arXiv 2201.03514), which itself searches for continuous prompt tokens of a language
+model, on the codes of CraFT (arXiv 2402.04050).
+
+`random`: all codes are drawn from one normal distribution, whatever the losses. The one of least
+cross-entropy on the training images is deployed, or the plain prompt where none has less. As the
+labels chose it, nothing was held out, and no accuracy is called that. Source: Bergstra and Bengio,
+JMLR 2012, as the baseline that a search has to beat.
+
+`spsa`: each step asks for two codes, on both sides of the present one, and moves by the difference
+of their losses (`craft_client.search.CorrectedSPSA`). The last code is deployed, though it was
+never asked for itself. Source: Spall, IEEE TAC 37 (1992); BlackVIP (Oh et al., CVPR 2023), whose
+optimizer, SPSA-GC, this is, on the codes of CraFT in place of a coordinator's weights.
 """
 
 from __future__ import annotations
@@ -14,26 +27,44 @@ from numpy.typing import NDArray
 from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy
 from craft_client.paid_answers import Reading
-from craft_client.search import CodeSearch
+from craft_client.recipes.paper import search_and_refine
+from craft_client.search import CodeSearch, CorrectedSPSA, search_for
 from craft_client.tuning_run import Outcome, TuningRun
 from craft_shared.head import Unrefined
 
 Array = NDArray[np.float32]
 
 
+def run_bbt(run: TuningRun) -> Outcome:
+    """Runs `bbt`; raises as `craft_client.tune.tune` does."""
+    return search_and_refine(run, refinement=False)
+
+
+def run_random(run: TuningRun) -> Outcome:
+    """Runs `random`; raises as `craft_client.tune.tune` does."""
+    searched = search_prompt(run, search_for(run.settings, "random"))
+    return searched.deploying(searched.best, "the random code of least training loss")
+
+
+def run_spsa(run: TuningRun) -> Outcome:
+    """Runs `spsa`; raises as `craft_client.tune.tune` does."""
+    settings = run.settings
+    search = CorrectedSPSA(
+        settings.dim, sigma=settings.sigma, bound=settings.bound, seed=settings.stream("search")
+    )
+    searched = search_prompt(run, search)
+    codes = search.current()[None]
+    # Not moved by a budget that ended before the first step.
+    return searched.deploying(codes if codes.any() else codes[:0], "the last code")
+
+
 @dataclass(frozen=True)
 class Searched:
-    """What a search came to on the training images.
+    """What a search came to on the training images."""
 
-    Attributes:
-        accuracy_before: of the plain prompt, percent.
-        best: the code of least loss, float32 [1, dim]; [0, dim] where the plain prompt's is least.
-        best_loss: of that prompt.
-    """
-
-    accuracy_before: float
-    best: Array
-    best_loss: float
+    accuracy_before: float  # of the plain prompt, percent
+    best: Array  # the code of least loss, [1, dim]; [0, dim] where the plain prompt's is least
+    best_loss: float  # of that prompt
 
     def deploying(self, codes: Array, name: str) -> Outcome:
         """The outcome of which a code [1, dim] is deployed by that name; [0, dim]: none is."""

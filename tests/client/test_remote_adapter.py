@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from craft_client.batch import classify_files
 from craft_client.exceptions import DataError
-from craft_client.remote_adapter import RemoteAdapter
+from craft_client.remote_adapter import RemoteAdapter, classify_files
 from craft_client.results import Results
 from craft_shared.units import Units
 
