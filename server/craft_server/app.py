@@ -50,7 +50,6 @@ from craft_server.engine import HostedModel
 from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
 from craft_server.noise import read_secret
-from craft_server.output_policies import output_policy
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
 from craft_server.recording import Tape
@@ -83,11 +82,9 @@ def create_app(
 
     Raises:
         DatabaseError: the database cannot be used.
-        PluginError: the output policy is not installed, or cannot be loaded.
         ProfileError: the profile of the provider to simulate cannot be used.
         ReceiptKeyError: the key that signs receipts cannot be used.
     """
-    narrow = output_policy(settings.output_policy)
     provider = Provider(None if settings.profile is None else load_profile(settings.profile))
     signer = Signer.open(
         settings.receipt_key_file or settings.data_dir / FILE_NAME,
@@ -121,7 +118,6 @@ def create_app(
         noise_secret=noise_secret,
         features=ByteCache(settings.features_cache_bytes),
         adapters=ByteCache(settings.adapters_cache_bytes),
-        output_policy=narrow,
         provider=provider,
     )
 

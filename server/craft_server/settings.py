@@ -102,8 +102,6 @@ class Settings(BaseSettings):
         rate_limits_url: `redis://...` where several servers share keys' rate limits.
         receipt_key_file: PEM file of the key that signs receipts, the same for all servers on one
             database; None makes `receipt-key.pem` in `data_dir`.
-        output_policy: a plug-in's, which narrows what keys see; None adds nothing to their own
-            policies.
         profile: of the provider to simulate: a shipped one's name, or a TOML file; None simulates
             none.
         receipt_issuer: what receipts call the provider, such as the server's public address; None
@@ -147,7 +145,6 @@ class Settings(BaseSettings):
     answers_hours: int = Field(default=24, ge=24)
     rate_limits_url: str | None = Field(default=None, pattern=r"^rediss?://")
     receipt_key_file: Path | None = None
-    output_policy: str | None = None
     profile: str | None = None
     receipt_issuer: NewName | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"

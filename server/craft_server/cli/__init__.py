@@ -14,7 +14,6 @@ from craft_server.cli import (
     deploy,
     keys,
     plan,
-    plugins,
     prices,
     replay,
     serve,
@@ -31,7 +30,6 @@ _SETUP = "Settings and deployment"
 serve.register(app, _HOST)
 replay.register(app, _HOST)
 plan.register(app, _SETUP)
-plugins.register(app, _SETUP)
 app.add_typer(deploy.app, name="deploy", rich_help_panel=_SETUP)
 app.add_typer(config.app, name="config", rich_help_panel=_SETUP)
 app.add_typer(keys.app, name="keys", rich_help_panel=_LEDGER)

@@ -21,7 +21,6 @@ from craft_server.serving.listening import (
     listening,
     run_draining,
 )
-from craft_shared.plugins import PluginError
 
 if TYPE_CHECKING:
     from craft_server.database import Database
@@ -37,7 +36,6 @@ def serve(settings: Settings) -> None:
     Each option is also an environment variable, such as CRAFT_MODEL, and a line of
     craft-server.toml: craft-server config show tells which counts.
     """
-    _check_output_policy(settings)
     if settings.workers > 1:
         _host_together(settings)
     else:
@@ -58,7 +56,6 @@ def record(
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
-    _check_output_policy(settings)
     from craft_server.recording import Tape, TapeError
 
     if settings.workers > 1:
@@ -125,16 +122,6 @@ def _host_together(settings: Settings) -> None:
                 err=True,
             )
         host(settings, listener, lambda: _announce(database, settings, listener, None))
-
-
-def _check_output_policy(settings: Settings) -> None:
-    """Before the model is loaded, so that a plug-in that is missing or broken is told at once."""
-    from craft_server.output_policies import output_policy
-
-    try:
-        output_policy(settings.output_policy)
-    except PluginError as error:
-        fail(f"--output-policy: {error}")
 
 
 def _profile_of(settings: Settings) -> Profile | None:

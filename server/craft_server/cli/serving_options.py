@@ -63,12 +63,6 @@ def serving_settings(
             autocompletion=completion.profiles,
         ),
     ] = None,
-    output_policy: Annotated[
-        str | None,
-        typer.Option(
-            show_default=False, help="A plug-in that narrows what keys see (docs/plugins.md)."
-        ),
-    ] = None,
     host: Host = None,
     port: Port = None,
     workers: Annotated[
