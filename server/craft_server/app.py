@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.api import (
     account,
@@ -31,7 +32,7 @@ from craft_server.api import (
     receipts,
     run_reports,
 )
-from craft_server.api.access_log import AccessLogMiddleware
+from craft_server.api.access_log import AccessLogMiddleware, operation_of
 from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
 from craft_server.api.compression import CompressionMiddleware
 from craft_server.api.drain import Drain, DrainMiddleware
@@ -41,7 +42,6 @@ from craft_server.api.in_flight import InFlight
 from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.api.services import Services
-from craft_server.api.traces import TraceMiddleware, traced
 from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
 from craft_server.console import install as console
@@ -103,7 +103,7 @@ def create_app(
         noise_secret = read_secret(connection)
     services = Services(
         settings=settings,
-        engine=traced(engine),
+        engine=engine,
         database=database,
         lease=Lease(
             database,
@@ -140,6 +140,8 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
+        # Newer versions of FastAPI make spans themselves; see `_trace`.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
     for module in (
@@ -176,6 +178,31 @@ def create_app(
     app.add_middleware(DrainMiddleware, drain=services.drain)
     app.add_middleware(AccessLogMiddleware)
     if tracing.wanted():
-        app.add_middleware(TraceMiddleware)
+        _trace(app)
     app.add_middleware(RequestIdMiddleware)
     return app
+
+
+def _trace(app: FastAPI) -> None:
+    """Makes a span of each call, named after its operation."""
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    def details(scope: Scope) -> tuple[str, dict[str, str]]:
+        return scope["method"], {tracing.REQUEST_ID: scope["state"]["request_id"]}
+
+    def naming(inner: ASGIApp) -> ASGIApp:
+        async def named(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_named(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    trace.get_current_span().update_name(operation_of(scope))
+                await send(message)
+
+            await inner(scope, receive, send_named)
+
+        return named
+
+    app.add_middleware(naming)
+    app.add_middleware(
+        OpenTelemetryMiddleware, default_span_details=details, exclude_spans=["receive", "send"]
+    )

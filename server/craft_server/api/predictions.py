@@ -45,7 +45,6 @@ from craft_shared.problems import (
     PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
-from craft_shared.tracing import span
 from craft_shared.units import Units
 from craft_shared.wire import PredictionAnswer, PredictionRequest
 
@@ -176,11 +175,10 @@ async def _scores(
     if asked.output.whole and asked.noise is None:
         log_probs = await engine.score(image_features, text_features, message.dtype, tenant=tenant)
         return {"log_probs": log_probs}
-    with span("engine.score"):
-        return await answer_of_parts(
-            engine.score_parts(image_features, text_features, tenant=tenant),
-            asked,
-            prompts=len(text_features),
-            images=len(image_features),
-            dtype=message.dtype,
-        )
+    return await answer_of_parts(
+        engine.score_parts(image_features, text_features, tenant=tenant),
+        asked,
+        prompts=len(text_features),
+        images=len(image_features),
+        dtype=message.dtype,
+    )

@@ -71,9 +71,12 @@ def record(
 
 
 def _host(settings: Settings, tape: Tape | None) -> None:
+    from craft_shared.tracing import TracingUnavailable, tracing
+
     profile = _profile_of(settings)
     with (
-        told(CannotListen),
+        told(CannotListen, TracingUnavailable),
+        tracing("craft-server", database=True),
         listening(settings) as listener,
         database_of(settings) as database,
     ):
@@ -84,12 +87,10 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
         from craft_server.serving.model import engine_of, introduce
-        from craft_shared.tracing import TracingUnavailable, tracing
 
         configure_logging(settings.log_level)
         with (
-            told(TracingUnavailable, ModelLoadError, ReceiptKeyError),
-            tracing("craft-server"),
+            told(ModelLoadError, ReceiptKeyError),
             closing(engine_of(settings)) as engine,
             suppress(KeyboardInterrupt),
         ):

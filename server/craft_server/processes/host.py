@@ -101,7 +101,11 @@ def _http_process(
     end = partial(os.kill, os.getpid(), signal.SIGTERM)
     at_the_end_of(line, end)
     configure_logging(settings.log_level)
-    with told(TracingUnavailable), tracing("craft-server"), suppress(KeyboardInterrupt):
+    with (
+        told(TracingUnavailable),
+        tracing("craft-server", database=True),
+        suppress(KeyboardInterrupt),
+    ):
         engine = RemoteEngine.connect(address, on_other_weights=end)
         run_draining(create_app(settings, engine), settings, listener)
 
