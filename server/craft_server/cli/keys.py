@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import (
     AsJson,
@@ -24,6 +23,7 @@ from craft_server.cli.options import (
     Texts,
     amounts_of,
     checked,
+    complete_models,
     duration_ms,
     examples,
 )
@@ -209,7 +209,9 @@ def policy(
     prefix: Prefix,
     model: Annotated[
         str | None,
-        typer.Option(show_default="every model's", help="Of whose answers.", autocompletion=models),
+        typer.Option(
+            show_default="every model's", help="Of whose answers.", autocompletion=complete_models
+        ),
     ] = None,
     level: Level = None,
     k: K = None,

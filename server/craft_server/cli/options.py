@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _DATABASE = "Database"
 _ADDRESS = "Address"
 _AMOUNTS = "Units"
+_MODEL = "Model"
+_PROCESS = "Process"
 
 # What one of each unit is, for the options that name an amount or a price of it.
 UNIT_WORDS = {
@@ -46,6 +49,27 @@ def _amount(unit: str) -> Any:
     )
 
 
+def complete_models(incomplete: str) -> list[str]:
+    """`pocket` and the architectures of open_clip, whose names are those of its files."""
+    names = ["pocket", *_stems("open_clip", "model_configs", ".json")]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_profiles(incomplete: str) -> list[str]:
+    """The provider profiles that are shipped."""
+    names = _stems("craft_server", "simulate/profiles", ".toml")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _stems(package: str, folder: str, suffix: str) -> list[str]:
+    """Names of a package's files without their suffix; the package is not imported."""
+    spec = find_spec(package)
+    places = spec.submodule_search_locations if spec else None
+    return sorted(
+        file.stem for place in places or [] for file in Path(place, folder).glob(f"*{suffix}")
+    )
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -70,6 +94,65 @@ Port = Annotated[
     int | None,
     typer.Option(
         show_default="8000", help="TCP port; 0 takes a free one.", rich_help_panel=_ADDRESS
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        show_default="pocket",
+        help="pocket, or one of open_clip's.",
+        autocompletion=complete_models,
+        rich_help_panel=_MODEL,
+    ),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        show_default=False,
+        help="open_clip's name of the weights, or a checkpoint's path.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        show_default="auto",
+        help="auto (a GPU where there is one), cpu, cuda, cuda:1, ...",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+        rich_help_panel=_MODEL,
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "fastest", "float32", "float16", "bfloat16"] | None,
+    typer.Option(
+        show_default="auto",
+        help="Of the model's arithmetic; fastest measures it at the start.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        show_default=False,
+        help="Behave like this provider: a shipped profile's name, or a TOML file "
+        "(docs/profiles.md).",
+        autocompletion=complete_profiles,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        show_default="1",
+        help="Processes that speak HTTP; with 2 or more, the model has one of its own.",
+        rich_help_panel=_PROCESS,
+    ),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option(
+        show_default="info",
+        help="The least important lines of the log on stderr; info has one a call.",
+        rich_help_panel=_PROCESS,
     ),
 ]
 AsJson = Annotated[

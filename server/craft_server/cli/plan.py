@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading
-from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, examples, settings_of
+from craft_server.cli.options import (
+    AsJson,
+    DatabaseUrl,
+    DataDir,
+    complete_models,
+    examples,
+    settings_of,
+)
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
 from craft_shared.text_files import NotTextError, lines_of, read_text
 
 if TYPE_CHECKING:
-    from craft_server.plan import Architecture, Constants, Load, Plan, Texts
-    from craft_server.plan.constants import Precision
+    from craft_server.plan.costs import Architecture, Constants, Precision
+    from craft_server.plan.runs import Load, Plan, Texts
 
 _ASKED = "What is asked"
 _SERVER = "The server"
@@ -30,7 +36,7 @@ def plan(
         str,
         typer.Option(
             help="pocket, or one of open_clip's.",
-            autocompletion=models,
+            autocompletion=complete_models,
             rich_help_panel=_SERVER,
         ),
     ] = "pocket",
@@ -166,15 +172,14 @@ def plan(
     """Tell what tuning runs take: time, memory, traffic, storage and money. Nothing is asked."""
     prices = _prices(price, model, data_dir, database_url)
     # The model's libraries take seconds to import, which only this command should wait for.
-    from craft_server.plan import (
+    from craft_server.plan.costs import (
+        SHIPPED,
         Architecture,
         Constants,
         ConstantsError,
         UnknownArchitecture,
-        Workload,
-        plan_run,
     )
-    from craft_server.plan.constants import SHIPPED
+    from craft_server.plan.runs import Workload, plan_run
 
     settings = settings_of()
     if budget is None:
@@ -244,8 +249,7 @@ def _price(text: str) -> tuple[Unit, int]:
 
 
 def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> Texts:
-    from craft_server.plan import Texts
-    from craft_server.plan.names import texts_of
+    from craft_server.plan.runs import Texts
 
     if (classes is None) == (file is None):
         misuse("name either how many --classes there are, or a file of their names: --class-names")
@@ -257,7 +261,7 @@ def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> T
         fail(f"--class-names: '{file}' cannot be read: {error}")
     if len(names) < 2:
         fail(f"--class-names: '{file}' names fewer than two classes")
-    return texts_of(model, names)
+    return Texts.of_names(model, names)
 
 
 def _measured(
