@@ -1,7 +1,4 @@
-"""A cache bounded in bytes that forgets what was used least recently, and counts.
-
-It knows arrays' sizes and their age. It does not know what they mean.
-"""
+"""A cache bounded in bytes that forgets what was used least recently, and counts."""
 
 from __future__ import annotations
 

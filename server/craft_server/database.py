@@ -67,7 +67,7 @@ class _Kind:
     # SQLite's statement; without one each statement is a transaction. A writer that began as a
     # reader could not wait for another writer: SQLite would refuse it.
     begin: str
-    durable: bool = False  # whether its end waits for the disk
+    deferred: bool = False  # whether its end does not wait for the disk
     at_once: bool = False  # whether, on SQLite, it is tried without waiting for anything
 
     @cached_property
@@ -75,17 +75,17 @@ class _Kind:
         """SQLite's settings. Checkpoints of the log wait for the disk: not where none may wait."""
         return {
             "busy_timeout": 0 if self.at_once else BUSY_TIMEOUT_MS,
-            "synchronous": "FULL" if self.durable else "NORMAL",
+            "synchronous": "NORMAL" if self.deferred else "FULL",
             "wal_autocheckpoint": 0 if self.at_once else 1000,
         }
 
 
 _READ = _Kind("BEGIN")
-_QUERY = _Kind("", at_once=True)
+_QUERY = _Kind("", deferred=True, at_once=True)
 _QUERY_WAITING = _Kind("")
-_WRITE = _Kind("BEGIN IMMEDIATE", durable=True)
-_DEFER = _Kind("BEGIN IMMEDIATE", at_once=True)
-_DEFER_WAITING = _Kind("BEGIN IMMEDIATE")
+_WRITE = _Kind("BEGIN IMMEDIATE")
+_DEFER = _Kind("BEGIN IMMEDIATE", deferred=True, at_once=True)
+_DEFER_WAITING = _Kind("BEGIN IMMEDIATE", deferred=True)
 
 
 class DatabaseError(Exception):
@@ -267,7 +267,7 @@ class Database:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             with connection.begin():
                 yield connection
-            if postgresql and kind.durable:
+            if postgresql and kind is _WRITE:
                 _flush(connection)
 
 

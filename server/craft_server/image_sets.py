@@ -2,8 +2,7 @@
 
 A picture is known by the SHA-256 of its bytes, for one owner and one model revision: it is encoded
 once and its features are shared by all image sets of the owner. Every function is one transaction
-of its caller. This module knows owners and rows; it does not know how features are computed, nor
-what they cost.
+of its caller.
 """
 
 from __future__ import annotations

@@ -23,14 +23,10 @@ _STORED: TypeAdapter[list[KeyPolicy]] = TypeAdapter(list[KeyPolicy])
 
 @dataclass(frozen=True)
 class Policy:
-    """What a key may see of a model. The default is everything.
+    """What a key may see of a model. The default is everything."""
 
-    Attributes:
-        output: the level, and the noise that comes before it.
-        prompts_per_image_set: how many different prompts may be asked; None is not bounded.
-    """
-
-    output: Output = EVERYTHING
+    output: Output = EVERYTHING  # the level, and the noise that comes before it
+    # How many different prompts may be asked; None is not bounded.
     prompts_per_image_set: int | None = None
 
     def reads(self, output: Output) -> bool:

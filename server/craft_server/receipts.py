@@ -3,8 +3,6 @@
 The private key is a PEM file that is made on first use, in the data folder unless the operator
 names another. After the private key the file may hold earlier keys' public halves: they stay in the
 published set, so that what they have signed can still be verified.
-
-It knows the ledger's lines and the signing key; it does not know HTTP, nor models.
 """
 
 from __future__ import annotations
@@ -117,17 +115,12 @@ class Signer:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which charges a receipt covers.
+    """Which charges a receipt covers."""
 
-    Attributes:
-        run: those that the client made under this name; None means all of the key's.
-        since: those made at or after this time; None sets no bound.
-        until: those made before it.
-    """
-
+    # Those that the client made under this name; None means all of the key's.
     run: str | None = None
-    since: int | None = None
-    until: int | None = None
+    since: int | None = None  # those made at or after this time; None sets no bound
+    until: int | None = None  # those made before it
 
 
 class Receipts:

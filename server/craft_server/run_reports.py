@@ -1,7 +1,7 @@
 """Runs that report themselves: what clients told of them, by owner.
 
 A run's name belongs to its owner. A point is stored once under its sequence number. Every function
-is one transaction of its caller. This module does not know what was charged, nor how it is shown.
+is one transaction of its caller.
 """
 
 from __future__ import annotations

@@ -5,9 +5,6 @@ What should not be in the environment may be in a file: `craft_database_password
 every setting. What is no secret may be in a file of TOML: `craft-server.toml` in the present
 folder, or the one that `CRAFT_CONFIG` names. Options come first, then the environment, then the
 folder, then the file.
-
-It knows names, defaults and bounds of settings, and where each comes from; it does not act on any
-of them.
 """
 
 from __future__ import annotations

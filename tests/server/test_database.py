@@ -196,9 +196,7 @@ def test_a_deferred_write_on_sqlite_waits_for_another_writer_off_the_event_loop(
 def test_a_closed_database_does_not_answer(tmp_path: Path) -> None:
     database = Database.open(None, tmp_path)
     assert asyncio.run(database.answers())
-    for engine in (database._engine, database._deferring, database._at_once):
-        assert engine is not None
-        engine.dispose()
+    database._engine.dispose()
     (tmp_path / "craftbox.db").unlink()
     (tmp_path / "craftbox.db").mkdir()
     assert not asyncio.run(database.answers())

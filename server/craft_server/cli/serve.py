@@ -26,7 +26,6 @@ from craft_server.cli.options import (
     settings_of,
 )
 from craft_server.cli.output import fail, misuse, print_lines, warn
-from craft_server.serving.failures import told
 from craft_server.serving.listening import (
     CannotListen,
     announce,
@@ -34,6 +33,7 @@ from craft_server.serving.listening import (
     listening,
     run,
     run_draining,
+    told,
 )
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Processes that decode, started when they are needed, ended when an image is too much for one.
 
-It knows processes and what their ends mean. It does not know whose image is next: each image is
-work in steps, which whoever calls lets wait or gives up between two of them.
+It does not know whose image is next: each image is work in steps, which whoever calls lets wait or
+gives up between two of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """From the bytes that a client sent to the pixels that a model sees.
 
-It knows file formats, their dangers, colour modes, and how open_clip resizes and crops. It does not
-import torch, nor know that it runs in a process of its own.
+It does not import torch, nor know that it runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -84,21 +83,14 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """What of an image a model sees: open_clip's preprocessing up to the pixels, bit for bit.
+    """What of an image a model sees: open_clip's preprocessing up to the pixels, bit for bit."""
 
-    Attributes:
-        height: of what it sees, in pixels.
-        width: of it.
-        resize_mode: "shortest" and "longest" fit that side and crop or pad, "squash" fits both.
-        bilinear: or else bicubic.
-        fill: grey of what is padded.
-    """
-
-    height: int
-    width: int
+    height: int  # of what it sees, in pixels
+    width: int  # of it
+    # "shortest" and "longest" fit that side and crop or pad, "squash" fits both.
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    bilinear: bool = False
-    fill: int = 0
+    bilinear: bool = False  # or else bicubic
+    fill: int = 0  # grey of what is padded
 
     def of(self, image: Image.Image) -> Image.Image:
         """Of an RGB image, [height, width]."""

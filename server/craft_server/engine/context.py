@@ -1,7 +1,6 @@
 """Contexts: from codes to prompt embeddings, p = p0 + A z (CraFT, section 3.1).
 
-p0 and A live in the model's private space and never leave the server. It knows how A is drawn and
-scaled. It does not know class names, the rest of the tower, or how codes are searched.
+p0 and A live in the model's private space and never leave the server.
 """
 
 from __future__ import annotations

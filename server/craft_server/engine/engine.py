@@ -1,8 +1,7 @@
 """The engine: pictures and prompts in, unit features and log-probabilities out.
 
-It knows one model and how work is cut into tasks for the threads that run it, so that several
-calls take turns. It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a
-name like any other, among which the worker is fair and which share no remembered texts.
+It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a name like any
+other, among which the worker is fair and which share no remembered texts.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
 server.
@@ -40,9 +39,8 @@ from craft_server.engine.models import (
     device_of,
     load_model,
 )
-from craft_server.engine.packs import Pack, packs
 from craft_server.engine.prompts import Prompts
-from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
+from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
 from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Task, Worker, WorkerDied

@@ -2,8 +2,7 @@
 
 What needs no weights (reading texts and pictures as the model wants them) is done here, in the
 process that asks; the rest is done by whoever has the weights: `Engine` in this process, or an
-engine in another one. This module knows tokens and preprocessing; it does not know how anything is
-computed, keys, money or HTTP.
+engine in another one.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
 server.
@@ -11,10 +10,12 @@ server.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -30,10 +31,9 @@ from craft_server.byte_cache import CacheUse
 from craft_server.decoding.decoders import Decoders
 from craft_server.decoding.pixels import ImageError, View
 from craft_server.decoding.process import THUMBNAIL, VIEW
-from craft_server.engine import identities
 from craft_server.engine import prompts as checks
 from craft_server.engine.models import POCKET
-from craft_server.engine.prompts import Prompts
+from craft_server.engine.prompts import Prompts, text_identities
 from craft_server.engine.tokens import Tokenizer
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
@@ -47,39 +47,25 @@ R = TypeVar("R")
 
 
 class ModelFacts(BaseModel):
-    """What is known of a model without its weights, as JSON.
-
-    Attributes:
-        name: the model's name.
-        revision: opaque; changes with the weights.
-        image_size: side in pixels that pictures are resized to.
-        random_weights: whether the weights are random, and predictions therefore meaningless.
-        context_length: the most tokens a text may have.
-        preprocess_cfg: open_clip's description of how pictures are preprocessed.
-    """
+    """What is known of a model without its weights, as JSON."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    revision: str
-    image_size: int
-    random_weights: bool
-    context_length: int
-    preprocess_cfg: dict[str, Any]
+    name: str  # the model's name
+    revision: str  # opaque; changes with the weights
+    image_size: int  # side in pixels that pictures are resized to
+    random_weights: bool  # whether the weights are random, and predictions therefore meaningless
+    context_length: int  # the most tokens a text may have
+    preprocess_cfg: dict[str, Any]  # open_clip's description of how pictures are preprocessed
 
 
 class EngineState(BaseModel):
-    """How an engine does.
+    """How an engine does."""
 
-    Attributes:
-        waiting: turns that wait for the model; one is about as much as it does at once.
-        busy_seconds: how long texts, images and scores have kept cores busy since the start.
-        text_features: the memory of prompts that were asked before.
-    """
-
-    waiting: float
+    waiting: float  # turns that wait for the model; one is about as much as it does at once
+    # How long texts, images and scores have kept cores busy since the start.
     busy_seconds: dict[str, float]
-    text_features: CacheUse
+    text_features: CacheUse  # the memory of prompts that were asked before
 
 
 class HostedModel(ABC):
@@ -121,9 +107,9 @@ class HostedModel(ABC):
     async def text_identities(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
     ) -> list[tuple[bytes, ...]]:
-        """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
+        """See `craft_server.engine.prompts`. Only tokenises, as `check_prompts` does."""
         return await self._read(
-            identities.text_identities(prompts, classes, self._tokenizer.of(tenant)), tenant
+            text_identities(prompts, classes, self._tokenizer.of(tenant)), tenant
         )
 
     async def decode_images(
@@ -310,3 +296,61 @@ def preprocessing_of(
     )
     *_, to_tensor, normalise = image_transform_v2(described, is_train=False).transforms
     return view, lambda pixels: normalise(to_tensor(pixels))
+
+
+# Pixels take much more room than files. A multiple of what any device encodes at a time, so that
+# pictures are encoded in the same company as in one process.
+IMAGES_PER_MESSAGE = 32
+
+
+class RemoteModel(HostedModel):
+    """A hosted model in another process."""
+
+    async def encode_images(
+        self, images: Sequence[Tensor], *, tenant: str = ""
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        cuts = range(0, len(images), IMAGES_PER_MESSAGE)
+        parts = [torch.stack(list(images[i : i + IMAGES_PER_MESSAGE])).numpy() for i in cuts]
+        if not parts:
+            parts = [np.zeros((0, 3, self.image_size, self.image_size), np.float32)]
+        features = await asyncio.gather(*(self.encode_pixels(p, tenant=tenant) for p in parts))
+        return np.concatenate(features)
+
+    @abstractmethod
+    async def encode_pixels(
+        self, pixels: NDArray[np.float32], *, tenant: str
+    ) -> NDArray[np.float32]:
+        """Features [N, width] of preprocessed pictures [N, 3, S, S], a message's worth.
+
+        Raises:
+            Overloaded: too much work waits for the model.
+            WorkerDied: the engine is closed or broken.
+        """
+
+
+class Answering:
+    """Answers for an engine in this process, which other processes ask. Shapes: `HostedModel`."""
+
+    def __init__(self, engine: HostedModel) -> None:
+        self._engine = engine
+
+    async def encode_images(
+        self, pixels: NDArray[np.float32], *, tenant: str
+    ) -> NDArray[np.float32]:
+        """See `RemoteModel.encode_pixels`."""
+        images = list(torch.from_numpy(pixels.copy()))
+        return await self._engine.encode_images(images, tenant=tenant)
+
+    async def encode_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        writable = replace(prompts, codes=prompts.codes.copy())
+        return await self._engine.encode_prompts(writable, classes, tenant=tenant)
+
+    async def log_probs(
+        self, images: NDArray[np.float32], texts: NDArray[np.float32], *, tenant: str
+    ) -> NDArray[np.float32]:
+        """See `HostedModel`."""
+        return await self._engine.log_probs(images.copy(), texts.copy(), tenant=tenant)

@@ -1,8 +1,7 @@
 """Tokens: from texts to token ids, whole and never silently truncated.
 
-It knows the tokenizer and how a prompt and a class name become one text. Texts and words are
-remembered for each tenant apart, so that nobody can tell by the clock which ones others use. It
-does not know embeddings or the model, nor who a tenant is.
+Texts and words are remembered for each tenant apart, so that nobody can tell by the clock which
+ones others use.
 """
 
 from __future__ import annotations

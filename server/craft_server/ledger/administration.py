@@ -26,17 +26,11 @@ from craft_shared.wire import (
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose budgets are meant: a key's or a team's.
+    """Whose budgets are meant: a key's or a team's."""
 
-    Attributes:
-        key_id: of the key; None for a team.
-        team_id: of the team; None for a key.
-        bound_by_team: the key's team, whose budgets bound it too.
-    """
-
-    key_id: int | None = None
-    team_id: int | None = None
-    bound_by_team: int | None = None
+    key_id: int | None = None  # of the key; None for a team
+    team_id: int | None = None  # of the team; None for a key
+    bound_by_team: int | None = None  # the key's team, whose budgets bound it too
 
 
 def key_holder(connection: sa.Connection, prefix: str) -> Holder:

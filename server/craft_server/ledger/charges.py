@@ -28,21 +28,13 @@ from craft_shared.wire import Budget, Cost
 
 @dataclass(frozen=True)
 class Work:
-    """What a call is charged for.
+    """What a call is charged for."""
 
-    Attributes:
-        call: the kind of call.
-        model: the model's name.
-        revision: the model's.
-        units: what it takes.
-        run: what the client calls the run that it is part of.
-    """
-
-    call: str
-    model: str
-    revision: str
-    units: Units
-    run: str | None = None
+    call: str  # the kind of call
+    model: str  # the model's name
+    revision: str  # the model's
+    units: Units  # what it takes
+    run: str | None = None  # what the client calls the run that it is part of
 
 
 @dataclass(frozen=True)
@@ -57,19 +49,12 @@ class Hold:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Units set aside.
+    """Units set aside."""
 
-    Attributes:
-        charge_id: of the ledger's line.
-        key_id: of who pays.
-        holds: in the order of budgets' ids.
-        cost: what the call will have cost when it is settled.
-    """
-
-    charge_id: int
-    key_id: int
-    holds: Sequence[Hold]
-    cost: Cost
+    charge_id: int  # of the ledger's line
+    key_id: int  # of who pays
+    holds: Sequence[Hold]  # in the order of budgets' ids
+    cost: Cost  # what the call will have cost when it is settled
 
 
 @dataclass(frozen=True)

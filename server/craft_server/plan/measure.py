@@ -30,7 +30,7 @@ from craft_server.decoding.pixels import decode
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_server.engine.engine import MOST_THREADS, TOKENS_PER_TASK
 from craft_server.engine.hosted import preprocessing_of
-from craft_server.engine.packs import packs
+from craft_server.engine.text import packs
 from craft_server.plan.costs import Architecture, Machine, ModelCost, Precision, TextRates
 from craft_server.plan.runs import PLAIN, Texts, multiply_adds
 from craft_shared.wire import Context

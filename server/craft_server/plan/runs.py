@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from craft_server.engine.engine import LEAST_WIDTH_TO_SHARE, MOST_THREADS, TOKENS_PER_TASK
 from craft_server.engine.hosted import tokenizer_of
-from craft_server.engine.packs import Pack, packs
+from craft_server.engine.text import Pack, packs
 from craft_server.engine.tokens import Ids, Tokenizer, shared_length
 from craft_server.plan.costs import Architecture, ClientCost, Constants, Precision, TextRates
 from craft_server.settings import Settings

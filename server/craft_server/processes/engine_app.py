@@ -1,8 +1,4 @@
-"""The model's process as an ASGI application: its operations, for the server's other processes.
-
-It knows how arrays travel and that a caller who has gone waits no more. It does not know the
-public API, keys or money; nobody but the server itself can reach it.
-"""
+"""The model's process as an ASGI application: its operations, for the server's other processes."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ from starlette.routing import Route
 
 from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.engine import HostedModel, Prompts
-from craft_server.engine.remote import Answering
-from craft_server.processes.protocol import (
+from craft_server.engine.hosted import Answering
+from craft_server.processes.remote_engine import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
     FACTS,

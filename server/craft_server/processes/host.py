@@ -1,8 +1,4 @@
-"""A server of several processes: one with the model, some that speak HTTP.
-
-It knows which processes there are and what each is given. It does not know how they are kept
-running, nor what an answer is.
-"""
+"""A server of several processes: one with the model, some that speak HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from craft_server.processes.supervisor import Supervisor, at_the_end_of
-from craft_server.serving.failures import told
+from craft_server.serving.listening import told
 from craft_server.settings import Settings
 
 _COMMON_MODULES = ["craft_server.app", "craft_server.engine", "craft_server.processes.engine_app"]

@@ -1,7 +1,4 @@
-"""The model in another process of the same server, reached over a Unix socket.
-
-It knows how to ask and what silence means. It does not know who starts the other process.
-"""
+"""The model in another process of the same server, reached over a Unix socket."""
 
 from __future__ import annotations
 
@@ -15,19 +12,25 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_server.engine import EngineState, ModelFacts, Prompts, WorkerDied
-from craft_server.engine.remote import RemoteModel
-from craft_server.processes.protocol import (
-    ENCODE_IMAGES,
-    ENCODE_PROMPTS,
-    FACTS,
-    LOG_PROBS,
-    REFUSALS,
-    REFUSED_STATUS,
-    REVISION_HEADER,
-    STATE,
-)
+from craft_server.engine import EngineState, ModelFacts, Overloaded, Prompts, WorkerDied
+from craft_server.engine.hosted import RemoteModel
 from craft_shared import codec
+
+ENCODE_IMAGES = "/encode-images"
+ENCODE_PROMPTS = "/encode-prompts"
+LOG_PROBS = "/log-probs"
+STATE = "/state"
+FACTS = "/facts"
+
+# Tells answers of one set of weights from those of another that came in its place.
+REVISION_HEADER = "Craft-Revision"
+
+REFUSED_STATUS = 503
+REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
+    "overloaded": Overloaded,
+    "worker-died": WorkerDied,
+}
+
 
 # After a failure calls are refused at once for so long, instead of each finding out.
 PAUSE_SECONDS = 0.5

@@ -1,8 +1,7 @@
 """Starts the processes of one server, and starts them again when they die.
 
-It knows processes and how often to try again; it does not know what they do. Each process holds a
-line to this one, whose end tells it to end: it comes from `stop`, and from this process's death by
-whatever means.
+Each process holds a line to this one, whose end tells it to end: it comes from `stop`, and from
+this process's death by whatever means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Ray Serve's configuration, as `craft-server deploy ray` writes it for `serve` to read.
 
-It knows Ray Serve's schema; it needs no Ray to write it. What is hosted and where its ledger is
-travels as the settings' environment variables.
+What is hosted and where its ledger is travels as the settings' environment variables.
 """
 
 from __future__ import annotations
@@ -15,19 +14,12 @@ IMPORT_PATH = "craft_server.ray_serve.deployments:application"
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are of a kind, and what each takes of its machine.
+    """How many replicas there are of a kind, and what each takes of its machine."""
 
-    Attributes:
-        least: that always run.
-        most: that run while calls wait.
-        cpus: cores of each.
-        gpus: of each; a fraction shares one.
-    """
-
-    least: int
-    most: int
-    cpus: float
-    gpus: float = 0.0
+    least: int  # that always run
+    most: int  # that run while calls wait
+    cpus: float  # cores of each
+    gpus: float = 0.0  # of each; a fraction shares one
 
 
 def serve_config(

@@ -1,8 +1,7 @@
 """Serves a recording without a model: each question is answered as it was, in order, then again.
 
 Whatever key a client shows, it is accepted, and stands for a session of its own: another key hears
-the recording from its beginning. It knows ASGI and the tape; it does not know what a call means,
-and needs no model, ledger or database.
+the recording from its beginning.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Left out is what another session could not use or must not have: whatever concerns keys
 (`/v1/admin`, refused keys), acknowledgements of answers, answers that ask to come again, the
-server's failures, and anything in which a key is written. It knows ASGI; it does not know what a
-call means.
+server's failures, and anything in which a key is written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The file of a recording: questions and their answers in order, in one SQLite file.
 
 An answer is in the file before it is sent, so that a recording that was killed holds everything
-that its client has seen. It holds no keys: no header of a request is ever given to it. It knows
-the file; it does not know where questions come from.
+that its client has seen. It holds no keys: no header of a request is ever given to it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A process that listens: its address, its end, and how it says where it is.
-
-It knows sockets, signals and uvicorn; it does not know what is served.
-"""
+"""A process that listens: its address, its end, and how it says where it is."""
 
 from __future__ import annotations
 
@@ -22,6 +19,17 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from craft_server.settings import Settings
+
+
+@contextmanager
+def told(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the process with one line on stderr and exit code 1 where one of these is raised."""
+    try:
+        yield
+    except kinds as error:
+        print_lines([f"Error: {' '.join(str(error).split())}"], err=True)
+        raise SystemExit(1) from error
+
 
 GRACE_SECONDS = 30
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_server.engine.packs import packs
+from craft_server.engine.text import packs
 from craft_server.engine.tokens import Ids, shared_length
 
 sequences = st.lists(

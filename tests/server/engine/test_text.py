@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from craft_server.engine import Engine
-from craft_server.engine.packs import Pack
-from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
+from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError
 from craft_server.engine.tokens import Ids
 from craft_server.engine.uncut_text import UncutTextTower
 

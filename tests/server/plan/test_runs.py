@@ -10,7 +10,7 @@ from craft_client import held_out
 from craft_client.paper_presets import recipe_settings
 from craft_client.recipes import craftbox
 from craft_client.remote import RemoteBlackBox
-from craft_server.engine.packs import Pack
+from craft_server.engine.text import Pack
 from craft_server.plan import runs
 from craft_server.plan.costs import Architecture, Constants, TextRates
 from craft_server.plan.runs import (
