@@ -18,7 +18,8 @@ from alembic.migration import MigrationContext
 from craft_server import database
 from craft_server.database import FILE_NAME, Database, DatabaseError, insert_missing
 from craft_server.ledger.keys import create_key, list_keys
-from craft_server.tables import METADATA, TEAMS
+from craft_server.ledger.tables import TEAMS
+from craft_server.migrations import METADATA
 
 POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
 

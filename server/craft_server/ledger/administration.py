@@ -112,14 +112,9 @@ def set_budgets(
         LimitBelowUse: of the first that cannot be; the transaction must be undone.
     """
     for one in wanted:
+        budget = one.model_dump()
         budgets.set_budget(
-            connection,
-            key_id=holder.key_id,
-            team_id=holder.team_id,
-            unit=one.unit,
-            window=one.window,
-            limit=one.limit,
-            at=at,
+            connection, key_id=holder.key_id, team_id=holder.team_id, at=at, **budget
         )
 
 
@@ -131,22 +126,13 @@ def top_up(connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetTop
         LimitTooLarge: of the first that would be; the transaction must be undone.
     """
     for one in wanted:
-        budgets.top_up(
-            connection,
-            key_id=holder.key_id,
-            team_id=holder.team_id,
-            unit=one.unit,
-            window=one.window,
-            amount=one.amount,
-        )
+        budgets.top_up(connection, key_id=holder.key_id, team_id=holder.team_id, **one.model_dump())
 
 
 def show_budgets(connection: sa.Connection, holder: Holder, at: int) -> list[Budget]:
     """The budgets that bound the key (its own and its team's), or the team's."""
-    if holder.key_id is not None:
-        return budgets.list_budgets(connection, holder.key_id, holder.bound_by_team, at)
-    assert holder.team_id is not None  # noqa: S101 - one of the two is given
-    return budgets.list_team_budgets(connection, holder.team_id, at)
+    team_id = holder.team_id or holder.bound_by_team
+    return budgets.list_budgets(connection, holder.key_id, team_id, at)
 
 
 def _shown(connection: sa.Connection, secret: str) -> KeySecret:
