@@ -1,4 +1,4 @@
-"""Runs that report themselves: what clients told of them, by owner.
+"""Runs that report themselves: what clients reported, by owner.
 
 A run's name belongs to its owner. A point is stored once under its sequence number. Every function
 is one transaction of its caller.

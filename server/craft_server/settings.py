@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """See pydantic-settings; folder and file are told by the environment.
+        """See pydantic-settings; the environment names folder and file.
 
         Raises:
             SettingsFileError: the file cannot be used.

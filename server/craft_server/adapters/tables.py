@@ -11,6 +11,12 @@ from craft_server.database import METADATA, Id
 from craft_shared.units import UNITS
 from craft_shared.wire.adapters import LATEST
 
+# An owner is any text that a database can hold, so that only the last slash divides.
+_FORM = re.compile(
+    r"((?P<owner>[^\x00]+)/)?(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+    r"(@((?P<version>[1-9][0-9]{0,8})|(?P<alias>[A-Za-z][A-Za-z0-9._-]{0,31})))?",
+    re.ASCII,
+)
 # An index's condition, which is used only where a statement says the very same.
 PUBLIC = sa.text("public")
 
@@ -87,14 +93,6 @@ ADAPTER_TOTALS = sa.Table(
     sa.Column("adapter_id", Id, sa.ForeignKey("adapters.id"), primary_key=True),
     sa.Column("calls", sa.BigInteger, nullable=False),
     *(sa.Column(unit, sa.BigInteger, nullable=False) for unit in UNITS),
-)
-
-
-# An owner is any text that a database can hold, so that only the last slash divides.
-_FORM = re.compile(
-    r"((?P<owner>[^\x00]+)/)?(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
-    r"(@((?P<version>[1-9][0-9]{0,8})|(?P<alias>[A-Za-z][A-Za-z0-9._-]{0,31})))?",
-    re.ASCII,
 )
 
 

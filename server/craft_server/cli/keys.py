@@ -157,8 +157,8 @@ def create(
             _write_key(key_file, made.key)
     if key_file is not None:
         if json_output:
-            told = made.card.model_dump()
-            print_json({"key_file": str(key_file), "made": True, **told, "budgets": limits})
+            card = made.card.model_dump()
+            print_json({"key_file": str(key_file), "made": True, **card, "budgets": limits})
         else:
             note(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
         return

@@ -30,10 +30,10 @@ from craft_server.serving.listening import (
     CannotListen,
     announce,
     end_on_sigterm,
+    exit_on,
     listening,
     run,
     run_draining,
-    told,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def replay(
 
     configure_logging(settings.log_level)
     with (
-        told(TapeError, CannotListen),
+        exit_on(TapeError, CannotListen),
         closing(Tape.play(file)) as tape,
         listening(settings) as listener,
         suppress(KeyboardInterrupt),
@@ -140,7 +140,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
 
     profile = _profile_of(settings)
     with (
-        told(CannotListen, TracingUnavailable),
+        exit_on(CannotListen, TracingUnavailable),
         tracing("craft-server", database=True),
         listening(settings) as listener,
         database_of(settings) as database,
@@ -155,7 +155,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
 
         configure_logging(settings.log_level)
         with (
-            told(ModelLoadError, ReceiptKeyError),
+            exit_on(ModelLoadError, ReceiptKeyError),
             closing(engine_of(settings)) as engine,
             suppress(KeyboardInterrupt),
         ):
@@ -170,7 +170,7 @@ def _host_together(settings: Settings) -> None:
     if settings.profile is not None:
         misuse("--profile: a simulated provider is one process; leave --workers out")
     with (
-        told(CannotListen),
+        exit_on(CannotListen),
         listening(settings) as listener,
         database_of(settings) as database,
     ):
@@ -191,7 +191,7 @@ def _host_together(settings: Settings) -> None:
 
 
 def _profile_of(settings: Settings) -> ProviderProfile | None:
-    """Read before the model is loaded, so that a mistake in it is told at once."""
+    """Read before the model is loaded, so that a mistake in it is reported at once."""
     from craft_server.simulate import ProfileError, load_profile
 
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 # Each format's plug-in, so that nothing is imported, and no file opened, for the sake of an image.
-from PIL import (
+from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
@@ -36,17 +36,6 @@ from craft_shared.image_parts import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-PLUGINS = (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
 
 # Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
 # over half of its range. `decode` checks the size itself, from the header, before any decoding.

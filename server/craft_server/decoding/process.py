@@ -44,7 +44,7 @@ SIZE = struct.Struct(">II")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process is told when it starts."""
+    """What a process is given when it starts."""
 
     view: View  # of the model
     max_pixels: int  # of an image

@@ -39,6 +39,9 @@ from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
 from craft_shared.problems import FieldError
 
+# Pixels take much more room than files. A multiple of what any device encodes at a time, so that
+# pictures are encoded in the same company as in one process.
+IMAGES_PER_MESSAGE = 32
 SCORES_PER_TASK = 2**22
 # As many images are decoded at a time as there are cores, but for memory's sake no more than these.
 MOST_READERS = 8
@@ -296,11 +299,6 @@ def preprocessing_of(
     )
     *_, to_tensor, normalise = image_transform_v2(described, is_train=False).transforms
     return view, lambda pixels: normalise(to_tensor(pixels))
-
-
-# Pixels take much more room than files. A multiple of what any device encodes at a time, so that
-# pictures are encoded in the same company as in one process.
-IMAGES_PER_MESSAGE = 32
 
 
 class RemoteModel(HostedModel):

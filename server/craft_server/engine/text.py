@@ -27,6 +27,10 @@ from torch.nn import functional
 from craft_server.byte_cache import ByteCache
 from craft_server.engine.tokens import Ids, shared_length
 
+FIRST_LAYER_CACHE_BYTES = 64 * 2**20
+# Texts attend together, masked, in chunks: fewer steps for a little more arithmetic.
+CHUNK_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -72,11 +76,6 @@ def _class_slices(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         members.append(i)
         total += lengths[i]
     yield members
-
-
-FIRST_LAYER_CACHE_BYTES = 64 * 2**20
-# Texts attend together, masked, in chunks: fewer steps for a little more arithmetic.
-CHUNK_TOKENS = 64
 
 
 class UnsupportedTowerError(ValueError):

@@ -17,6 +17,8 @@ from craft_server.ledger.tables import BUDGETS, CHARGES, RESERVED, TOTALS
 from craft_shared.units import MEASURES, UNITS, Measure, Units
 from craft_shared.wire import Charge, Cost, Usage
 
+DAY_MS = 86_400_000
+
 
 def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at: int) -> Cost:
     """What a call did cost its caller, and the caller's budgets as they are now."""
@@ -65,9 +67,6 @@ def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
 def units_of(row: sa.Row[tuple[object, ...]]) -> Units:
     """The units in a row that has a column for each."""
     return Units(**{unit: row._mapping[unit] for unit in UNITS})
-
-
-DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Hold:
+class Allocation:
     """What a charge has set aside of a budget, in the window that began at `start`."""
 
     budget: int
@@ -53,7 +53,7 @@ class Reservation:
 
     charge_id: int  # of the ledger's line
     key_id: int  # of who pays
-    holds: Sequence[Hold]  # in the order of budgets' ids
+    holds: Sequence[Allocation]  # in the order of budgets' ids
     cost: Cost  # what the call will have cost when it is settled
 
 
@@ -115,7 +115,7 @@ def _hold(
     )
 
 
-def _let_go(
+def _release(
     budget: sa.ColumnElement[int],
     start: sa.ColumnElement[int],
     amount: sa.ColumnElement[int],
@@ -149,7 +149,7 @@ def _of_each_hold(change: Callable[..., sa.Update], *names: str) -> Statement:
 
 
 _HOLD = _of_each_hold(_hold, "budget", "start", "amount")
-_LET_GO = _of_each_hold(_let_go, "budget", "start", "amount", "spend")
+_RELEASE = _of_each_hold(_release, "budget", "start", "amount", "spend")
 # Until the transaction ends the key's reservations wait for each other here, after its budgets.
 _COUNT_LINE = Statement(
     sa.update(TOTALS)
@@ -258,7 +258,7 @@ def reserve(
     needed = _amounts(work.units, cost_micros)
     budgets = [as_budget(row, at) for row in rows]
     holds = [
-        Hold(
+        Allocation(
             row.id, max(row.window_start, window_start(row.window, at)), needed[row.unit], row.unit
         )
         for row in rows
@@ -333,7 +333,7 @@ def settle(
     _, _, *results = run(
         connection,
         (
-            _LET_GO,
+            _RELEASE,
             [
                 {**_held(hold, hold.amount), "spend": charged[hold.unit]}
                 for hold in reservation.holds
@@ -352,7 +352,7 @@ def refund(connection: sa.Connection, charge_id: int, at: int) -> None:
         ChargeClosed: it was settled or refunded before.
     """
     holds = json.loads(_close(connection, charge_id, "refunded", at))
-    run(connection, (_LET_GO, [{**hold, "spend": 0} for hold in holds]))
+    run(connection, (_RELEASE, [{**hold, "spend": 0} for hold in holds]))
 
 
 def refund_all(connection: sa.Connection, held: sa.ColumnElement[bool], at: int) -> int:
@@ -399,7 +399,7 @@ def _amounts(units: Units, cost_micros: int) -> dict[str, int]:
     return {**units.model_dump(), "cost_micros": cost_micros}
 
 
-def _held(hold: Hold, amount: int) -> dict[str, int]:
+def _held(hold: Allocation, amount: int) -> dict[str, int]:
     return {"budget": hold.budget, "start": hold.start, "amount": amount}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from craft_server.processes.supervisor import Supervisor, at_the_end_of
-from craft_server.serving.listening import told
+from craft_server.serving.listening import exit_on
 from craft_server.settings import Settings
 
 _COMMON_MODULES = ["craft_server.app", "craft_server.engine", "craft_server.processes.engine_app"]
@@ -72,7 +72,7 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     from craft_server.serving.model import engine_of, introduce
 
     configure_logging(settings.log_level)
-    with told(ModelLoadError), closing(engine_of(settings)) as engine:
+    with exit_on(ModelLoadError), closing(engine_of(settings)) as engine:
         introduce(engine)
         config = uvicorn.Config(
             engine_app(engine), uds=str(address), log_config=None, access_log=False
@@ -98,7 +98,7 @@ def _http_process(
     at_the_end_of(line, end)
     configure_logging(settings.log_level)
     with (
-        told(TracingUnavailable),
+        exit_on(TracingUnavailable),
         tracing("craft-server", database=True),
         suppress(KeyboardInterrupt),
     ):

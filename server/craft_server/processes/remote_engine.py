@@ -16,6 +16,10 @@ from craft_server.engine import EngineState, ModelFacts, Overloaded, Prompts, Wo
 from craft_server.engine.hosted import RemoteModel
 from craft_shared import codec
 
+# After a failure calls are refused at once for so long, instead of each finding out.
+PAUSE_SECONDS = 0.5
+_CONNECT_SECONDS = 5
+_URL = "http://engine"
 ENCODE_IMAGES = "/encode-images"
 ENCODE_PROMPTS = "/encode-prompts"
 LOG_PROBS = "/log-probs"
@@ -30,12 +34,6 @@ REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
     "overloaded": Overloaded,
     "worker-died": WorkerDied,
 }
-
-
-# After a failure calls are refused at once for so long, instead of each finding out.
-PAUSE_SECONDS = 0.5
-_CONNECT_SECONDS = 5
-_URL = "http://engine"
 
 
 class RemoteEngine(RemoteModel):

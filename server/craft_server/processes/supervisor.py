@@ -66,7 +66,7 @@ class Supervisor:
     def keep(self, name: str, function: Callable[..., None], *args: Any) -> None:
         """Runs `function(line, *args)` in a process, and again whenever that process dies.
 
-        Processes are told to end in the opposite order, each once those after it have ended.
+        Processes end in the opposite order, each once those after it have ended.
         """
         process, line = self._start(name, function, args)
         self._children.append(_Child(name, function, args, process, line, time.monotonic()))
@@ -77,7 +77,7 @@ class Supervisor:
         os.write(self._wake, b"x")
 
     def run(self) -> None:
-        """Replaces what dies until it is told to stop; then ends all, the newest first."""
+        """Replaces what dies until `stop`; then ends all, the newest first."""
         while not self.stopping:
             due = [child.due for child in self._children if child.due is not None]
             running = [child.process.sentinel for child in self._children if child.due is None]

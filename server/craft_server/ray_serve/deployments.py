@@ -31,6 +31,10 @@ from craft_server.logs import configure_logging
 from craft_server.serving.model import engine_of
 from craft_server.settings import Settings
 
+# An engine has a fair queue of its own, which should see what waits.
+MODEL_CALLS_AT_ONCE = 64
+INGRESS_CALLS_AT_ONCE = 256
+
 
 class RayEngine(RemoteModel):
     """The model in other replicas.
@@ -89,11 +93,6 @@ class RayEngine(RemoteModel):
             raise Overloaded("the model's replicas have as much to do as they may") from error
         except (WorkerDied, RayActorError, RayServeException) as error:
             raise WorkerDied(f"the model's replica has ended: {type(error).__name__}") from error
-
-
-# An engine has a fair queue of its own, which should see what waits.
-MODEL_CALLS_AT_ONCE = 64
-INGRESS_CALLS_AT_ONCE = 256
 
 
 class EngineReplica(Answering):

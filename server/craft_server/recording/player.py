@@ -101,14 +101,14 @@ class Player:
         nearest = min((question.differences(other) for other in others), key=len, default=None)
         if nearest is None:
             return ProblemError(NOT_RECORDED, f"the recording has no {call} at all")
-        told = [
+        fields = [
             FieldError(field=where, message=what, remedy="Ask as it was asked when recorded.")
             for where, what in nearest[:_MOST_TOLD]
         ]
-        words = "; ".join(f"{error.field}: {error.message}" for error in told)
-        more = f" (and {len(nearest) - len(told)} more)" if len(nearest) > len(told) else ""
+        words = "; ".join(f"{error.field}: {error.message}" for error in fields)
+        more = f" (and {len(nearest) - len(fields)} more)" if len(nearest) > len(fields) else ""
         return ProblemError(
-            NOT_RECORDED, f"the {call} that comes nearest differs in {words}{more}", told
+            NOT_RECORDED, f"the {call} that comes nearest differs in {words}{more}", fields
         )
 
 

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from craft_server.settings import Settings
 
 
+GRACE_SECONDS = 30
+
+
 @contextmanager
-def told(*kinds: type[Exception]) -> Iterator[None]:
+def exit_on(*kinds: type[Exception]) -> Iterator[None]:
     """Ends the process with one line on stderr and exit code 1 where one of these is raised."""
     try:
         yield
@@ -31,16 +34,13 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(1) from error
 
 
-GRACE_SECONDS = 30
-
-
 class CannotListen(Exception):  # noqa: N818 - reads as what it is where it is caught
     """The address cannot be taken; the message says why."""
 
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket]:
-    """Takes the address before anything slow is done, so that a taken one is told at once.
+    """Takes the address before anything slow is done, so that a taken one is reported at once.
 
     Raises:
         CannotListen: it is taken, or none of this machine's.
@@ -115,7 +115,7 @@ def run(
     drain_seconds: float = 0,
     on_stop: Callable[[], None] | None = None,
 ) -> None:
-    """Serves an application until the process is told to stop.
+    """Serves an application until the process is to stop.
 
     Then calls that were accepted are answered, for up to `GRACE_SECONDS`.
 

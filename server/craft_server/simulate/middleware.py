@@ -1,7 +1,7 @@
 """The way between client and server, simulated: latency, bandwidth, refusals, broken connections.
 
-It stands where a gateway would, sees bytes and lets faults befall them. What happens inside the
-server it is told by `Struck`.
+It stands where a gateway would and applies faults to bytes. A fault inside the server arrives as
+`Struck`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import json
 import socket
 import struct
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from inspect import unwrap
 from typing import Any
@@ -29,6 +28,10 @@ from craft_shared.problems import (
     ProblemType,
 )
 
+_PREFIX = "/v1/"
+# A sender sleeps between pieces: often enough to look steady, seldom enough to cost nothing.
+_PIECES_A_SECOND = 20
+_ARRIVAL_SECONDS = 0.02
 _OVERLOADED_STATUS = 529
 _OWN: dict[str, ProblemType] = {
     "429": RATE_LIMITED,
@@ -37,17 +40,7 @@ _OWN: dict[str, ProblemType] = {
 }
 
 
-@dataclass(frozen=True)
-class FaultAnswer:
-    """An answer in a call's place."""
-
-    status: int
-    media_type: str
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def answer_of(fault: Fault, request_id: str) -> FaultAnswer:
+def answer_of(fault: Fault, request_id: str) -> Response:
     """The answer of a fault that has a status.
 
     A server says when a refused call may come again, or that no wait helps: a refusal that names
@@ -60,20 +53,14 @@ def answer_of(fault: Fault, request_id: str) -> FaultAnswer:
     if kind is not None and knows and fault.at != "after-work":
         problem = Problem.of(kind, f"simulated fault {fault.kind} {fault.at}")
         named = problem.model_copy(update={"request_id": request_id})
-        return FaultAnswer(status, MEDIA_TYPE, named.model_dump_json().encode(), headers)
+        return Response(named.model_dump_json(), status, headers, MEDIA_TYPE)
     if status == _OVERLOADED_STATUS:
         error = {"type": "overloaded_error", "message": "Overloaded"}
-        body = json.dumps({"type": "error", "error": error}).encode()
-        return FaultAnswer(status, "application/json", body, headers)
+        body = json.dumps({"type": "error", "error": error})
+        return Response(body, status, headers, "application/json")
     title = f"{status} {HTTPStatus(status).phrase}"
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\r\n"
-    return FaultAnswer(status, "text/html", page.encode(), headers)
-
-
-_PREFIX = "/v1/"
-# A sender sleeps between pieces: often enough to look steady, seldom enough to cost nothing.
-_PIECES_A_SECOND = 20
-_ARRIVAL_SECONDS = 0.02
+    return Response(page, status, headers, "text/html")
 
 
 class ProviderMiddleware:
@@ -145,8 +132,7 @@ class _Line:
             await self._reset()
             return
         answer = answer_of(fault, scope["state"]["request_id"])
-        response = Response(answer.body, answer.status, answer.headers, answer.media_type)
-        await response(scope, self._receive, self._send)
+        await answer(scope, self._receive, self._send)
 
     async def _send_over(self, seconds: float, message: Message) -> None:
         """Sends a message in pieces, spread over so much time."""

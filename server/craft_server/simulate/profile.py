@@ -110,7 +110,7 @@ class Fault(_Part):
 
 
 class RevisionChange(_Part):
-    """After so many charged calls were answered, the model has another revision. Nobody is told."""
+    """After so many charged calls were answered, the model silently has another revision."""
 
     after_calls: int = Field(ge=0)
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from craft_server.simulate.profile import Fault, Place, Profile
 
+_REVISION_DIGITS = 16
+
 
 class Struck(Exception):  # noqa: N818 - reads as what it is where it is caught
     """A fault has befallen the call where it is now. Whoever holds something lets it go."""
@@ -59,9 +61,6 @@ def _befalls(profile: Profile, index: int, fault: Fault, number: int) -> bool:
 def _draws(profile: Profile, what: str, number: int) -> random.Random:
     """A generator of its own for each call, so that none depends on the calls before it."""
     return random.Random(f"{profile.seed} {what} {number}")  # noqa: S311 - nothing is kept secret
-
-
-_REVISION_DIGITS = 16
 
 
 @dataclass(frozen=True)
