@@ -25,10 +25,7 @@ ASKED_PROMPTS = sa.Table(
 class PromptLimitReached(Exception):  # noqa: N818 - the problem type's name
     """The owner may not ask so many different prompts about some pictures. None was noted.
 
-    Attributes:
-        used: different prompts asked before.
-        new: that the call would ask beside them.
-        limit: different prompts that may be asked.
+    `used` were asked before, the call would ask `new` more, and `limit` may be asked.
     """
 
     def __init__(self, used: int, new: int, limit: int) -> None:

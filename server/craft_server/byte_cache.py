@@ -32,12 +32,7 @@ V = TypeVar("V", bound=Sized)
 
 
 class ByteCache(Generic[K, V]):
-    """A bounded, thread-safe cache.
-
-    Attributes:
-        hits: how often what was asked for was there.
-        misses: how often it was not.
-    """
+    """A bounded, thread-safe cache."""
 
     def __init__(self, max_bytes: int) -> None:
         self._values: LRUCache[K, V] = LRUCache(max_bytes, lambda value: value.nbytes)

@@ -123,9 +123,7 @@ class Database:
     def open(cls, url: str | None, data_dir: Path) -> Database:
         """Connects, makes the folder and the file where need be, and migrates the schema.
 
-        Args:
-            url: of the database; None means SQLite in `data_dir`.
-            data_dir: folder of the SQLite database.
+        Without a `url` it is SQLite in `data_dir`.
 
         Raises:
             DatabaseError: the URL is not valid, or the database cannot be reached or written.

@@ -43,10 +43,8 @@ _log = structlog.get_logger()
 class Lease:
     """A lease that is renewed until it is closed.
 
-    Its renewal is also what shows whether the ledger can be written.
-
-    Attributes:
-        holder: names this process in the ledger.
+    Its renewal is also what shows whether the ledger can be written. `holder` names this process in
+    the ledger.
 
     Raises:
         Unavailable: the ledger cannot be written.

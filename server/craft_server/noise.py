@@ -63,12 +63,8 @@ class Noise:
     ) -> Noise:
         """The noise that an owner gets.
 
-        Args:
-            secret: of the server, at most 64 bytes.
-            owner: who asks.
-            deviation: standard deviation, in nats.
-            pictures: a digest of each.
-            texts: of each prompt, a digest of each text.
+        `secret` has at most 64 bytes; there is a digest of each picture, and of each text of each
+        prompt.
         """
         own = hashlib.blake2b(owner.encode(), key=secret, digest_size=32).digest()
 

@@ -103,11 +103,7 @@ def answerable(
 ) -> Tensors:
     """What may be answered of log-probabilities [P, N, C], or [N, C].
 
-    Args:
-        log_probs: that the model says, or a head makes of them.
-        output: the level.
-        noise: to be added first, of the same shape; None for none.
-        dtype: of numbers in the answer.
+    `noise`, of the same shape, is added first.
 
     Returns:
         The answer's tensors, as `craft_shared.output.shown` describes them.

@@ -44,8 +44,8 @@ class NotCounted(Exception):  # noqa: N818 - reads as what it is where it is cau
 class RateLimits:
     """Counts what keys do.
 
-    Args:
-        url: `redis://...`, shared by all servers that name it; None counts in this process.
+    All servers that name one `url` (`redis://...`) share them; without it they are counted in this
+    process.
 
     Raises:
         ValueError: the URL does not name a storage.

@@ -67,9 +67,7 @@ class StillReserved(Exception):  # noqa: N818 - reads as what it is where it is 
 class Signer:
     """The private key that signs, and the public keys that are published.
 
-    Attributes:
-        thumbprint_uri: names the private key (RFC 9278).
-        public_keys: the JWK set, the signing key first.
+    `thumbprint_uri` names the private key (RFC 9278); `public_keys` is the JWK set, that key first.
     """
 
     def __init__(self, private: OKPKey, earlier: list[OKPKey]) -> None:
@@ -83,9 +81,7 @@ class Signer:
     def open(cls, path: Path, *, make: bool) -> Self:
         """Reads the key file.
 
-        Args:
-            path: the file.
-            make: whether to make a file with a new key where there is none.
+        With `make` a missing file is made with a new key.
 
         Raises:
             ReceiptKeyError: it cannot be read or made, or holds something else.
@@ -127,9 +123,6 @@ class Receipts:
     """Issues receipts, one at a time, on a thread of its own.
 
     A receipt over many lines takes a while; charged calls do not queue behind it.
-
-    Attributes:
-        signer: of the receipts.
     """
 
     def __init__(self, database: Database, signer: Signer, *, issuer: str | None = None) -> None:
@@ -163,12 +156,7 @@ def sum_up(
 ) -> Receipt:
     """The receipt's content.
 
-    Args:
-        connection: of a reading transaction that has not read anything yet.
-        caller: whose charges.
-        selection: which of them.
-        issuer: who says so.
-        at: now.
+    The transaction must not have read anything yet.
 
     Raises:
         NothingCharged: there is none.

@@ -165,11 +165,7 @@ def read_curve(
 ) -> RunCurve:
     """A run with its points.
 
-    Args:
-        connection: of a transaction.
-        owner: of the run.
-        run: its name.
-        most: about how many points to read, evenly and with the last one; None reads all.
+    With `most`, about so many points are read, evenly and with the last one.
 
     Raises:
         NoSuchRun: the owner has none of this name.

@@ -190,9 +190,6 @@ def settings_file() -> Path:
 def sources(options: Mapping[str, Any]) -> dict[str, str]:
     """Where each setting comes from that has a value somewhere, nested ones as `limits.classes`.
 
-    Args:
-        options: those given on the command line.
-
     Raises:
         SettingsFileError: the file cannot be used.
     """

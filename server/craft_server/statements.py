@@ -84,10 +84,7 @@ Asked = tuple[Statement, Parameters | Sequence[Parameters]]
 def run(connection: sa.Connection, *asked: Asked) -> list[Result]:
     """Runs statements none of which needs the result of another; their results, in order.
 
-    Args:
-        connection: of a transaction.
-        asked: each with its parameters, or with several such, once for each: the result then only
-            counts.
+    One with several sets of parameters runs once for each of them; its result then only counts.
 
     Raises:
         sqlalchemy.exc.DBAPIError: one failed; the transaction must be undone.

@@ -45,10 +45,7 @@ class OutOfTimeError(DecoderDiedError):
 class Decoders:
     """Processes that decode images for one model; thread-safe.
 
-    Args:
-        view: of the model.
-        idle: how many processes are kept while they have nothing to do.
-        bounds: others than usual, of `Bounds`.
+    `idle` processes stay while they have nothing to do; `bounds` override those of `Bounds`.
     """
 
     def __init__(self, view: View, *, idle: int, **bounds: Any) -> None:
@@ -61,12 +58,8 @@ class Decoders:
     ) -> Generator[None, None, Pixels | ImageError]:
         """Pixels, uint8 [height, width, 3], or what is wrong with the file.
 
-        Yields whenever its turn is over; closing it ends the work.
-
-        Args:
-            data: the file's bytes.
-            max_pixels: bound on the image's width x height.
-            wanted: `VIEW`, what the model sees, or `THUMBNAIL`.
+        Yields whenever its turn is over; closing it ends the work. `wanted` is `VIEW`, what the
+        model sees, or `THUMBNAIL`.
 
         Raises:
             OSError: no process can be started.

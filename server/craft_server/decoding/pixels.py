@@ -59,9 +59,7 @@ _PIXELS_AT_ONCE = 2**21
 class ImageError(ValueError):
     """An image cannot be used.
 
-    Attributes:
-        message: what is wrong with it; its subject is "it".
-        remedy: what to do about it.
+    `message` says what is wrong with it (its subject is "it"), `remedy` what to do.
     """
 
     def __init__(self, message: str, remedy: str) -> None:
@@ -126,12 +124,8 @@ def decode(
     """Decodes an encoded image (of an animation, the first frame).
 
     The format is read from the content and must be one of `FORMATS`; the EXIF orientation is
-    honoured; every colour mode becomes RGB.
-
-    Args:
-        data: the file's bytes.
-        max_pixels: bound on the image's width x height, checked before it is decoded.
-        on_size: called with width x height before it is decoded.
+    honoured; every colour mode becomes RGB. Before it is decoded, its width x height is compared
+    with `max_pixels` and given to `on_size`.
 
     Raises:
         ImageError: the image cannot be used.

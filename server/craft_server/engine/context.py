@@ -39,8 +39,7 @@ _PAIRS_AT_ONCE = 2**20
 class ContextSpace:
     """The contexts of one model; thread-safe.
 
-    Attributes:
-        sigma: standard deviation of the entries of the model's token embeddings.
+    `sigma` is the standard deviation of the model's token embeddings.
     """
 
     def __init__(self, tower: TextTower | UncutTextTower, tokenizer: Tokenizer) -> None:

@@ -92,9 +92,8 @@ class _Pairs:
 class Engine(HostedModel):
     """One model and its worker, in this process.
 
-    Attributes:
-        text_features: of prompts that were asked before, each tenant's under digests of its own, so
-            that nobody can tell by the clock what others have asked.
+    `text_features` remembers prompts that were asked before, each tenant's under digests of its
+    own, so that nobody can tell by the clock what others have asked.
     """
 
     def __init__(
@@ -133,10 +132,6 @@ class Engine(HostedModel):
 
         It is loaded on the worker's first thread: another one that computes on several cores would
         leave helpers of its own, which then take turns on the cores with the first one's.
-
-        Args:
-            spec: which model.
-            text_features_bytes: memory for features of texts that may be asked again.
 
         Raises:
             ModelLoadError: the model cannot be loaded.

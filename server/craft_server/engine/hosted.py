@@ -72,15 +72,7 @@ class EngineState(BaseModel):
 
 
 class HostedModel(ABC):
-    """One model that is hosted.
-
-    Attributes:
-        facts: what is known of it.
-        name: its name.
-        revision: of its weights.
-        image_size: side in pixels that pictures are resized to.
-        random_weights: whether predictions are meaningless.
-    """
+    """One model that is hosted."""
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts

@@ -106,12 +106,7 @@ class _Own:
 
 
 class TextTower:
-    """The causal text tower of an open_clip model.
-
-    Attributes:
-        width: of the token embeddings.
-        context_length: the most tokens a text may have.
-    """
+    """The causal text tower of an open_clip model."""
 
     def __init__(self, model: nn.Module) -> None:
         # Modules of several classes, which share attributes but no type.

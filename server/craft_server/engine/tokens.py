@@ -45,11 +45,7 @@ def in_steps(function: Callable[[T], R], items: Sequence[T]) -> Generator[None, 
 
 
 class Tokens:
-    """How one tenant's texts are read; thread-safe.
-
-    Attributes:
-        context_length: the most tokens a text may have, start and end token included.
-    """
+    """How one tenant's texts are read; thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.context_length = tokenizer.context_length
@@ -132,9 +128,7 @@ class Tokenizer:
     def encode(self, words: dict[str, str], text: str) -> Ids:
         """The ids of a text, without start and end token.
 
-        Args:
-            words: what open_clip remembers of earlier texts, and where it notes what it reads now.
-            text: to read.
+        `words` is what open_clip remembers of earlier texts; it adds what it reads now.
         """
         with self._lock:
             if len(words) > MAX_REMEMBERED_WORDS:

@@ -323,12 +323,8 @@ def acknowledge(connection: sa.Connection, key_id: int, key: str) -> None:
 def evict(connection: sa.Connection, *, most_bytes: int, before: int) -> bool:
     """Takes a step towards keeping stored answers within their bounds; whether more are due.
 
-    A step is short, so that other writers need not wait long.
-
-    Args:
-        connection: of a writing transaction.
-        most_bytes: of all repeatable calls' answers together; past it the oldest bytes go.
-        before: records of calls before this time go whole.
+    A step is short, so that other writers need not wait long. Past `most_bytes` of all repeatable
+    calls' answers the oldest bytes go; records of calls before the time `before` go whole.
     """
     if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
         lock = sa.func.hashtextextended("stored answers", 2)

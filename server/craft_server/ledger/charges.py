@@ -240,13 +240,8 @@ def reserve(
 ) -> Reservation:
     """Sets the work's units and price aside in every budget of the key; writes the ledger's line.
 
-    Args:
-        connection: of a writing transaction, which must be undone if this raises.
-        payer: whose budgets.
-        work: what for.
-        holder: the server process that does it, whose lease must be alive.
-        at: now.
-        caller: whose call it is; None for the payer's own.
+    `caller` is whose call it is, if not the payer's own; `holder` is the server process that does
+    the work, whose lease must be alive. If this raises, the transaction must be undone.
 
     Raises:
         BudgetExhausted: a budget does not cover it.
@@ -310,12 +305,8 @@ def settle(
 ) -> list[Result]:
     """Turns the reservation into spending.
 
-    Args:
-        connection: of a writing transaction, which must be undone if this raises.
-        reservation: that the work was done for.
-        at: now.
-        along: statements that travel to the database along with this one's.
-        cost: what was done, where that is less (`cost_of_less`): the rest is given back.
+    The statements `along` travel to the database with this one's. Where less was done, `cost` says
+    what (`cost_of_less`), and the rest is refunded. If this raises, the transaction must be undone.
 
     Returns:
         The results of `along`.

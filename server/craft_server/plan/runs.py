@@ -294,17 +294,8 @@ def plan_run(
 ) -> Plan:
     """Plans tenants who each run the workload once.
 
-    Args:
-        constants: of a machine.
-        architecture: of the model.
-        workload: one run.
-        settings: of the server, for the bounds of its caches.
-        precision: of the model's arithmetic.
-        cores: that the server has; as many as the constants' machine by default.
-        tenants: how many.
-        at_once: of them at the same time; all by default.
-        prices: in micros, by unit.
-        hour_price: of the server's machine.
+    `cores` are the constants' machine's by default, and `at_once` all tenants. `prices` are in
+    micros, by unit; `hour_price` is the server's machine's.
 
     Raises:
         ConstantsError: nothing is known of that precision.

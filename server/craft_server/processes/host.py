@@ -27,10 +27,7 @@ _POLL_SECONDS = 0.05
 def host(settings: Settings, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Serves with `settings.workers` processes that speak HTTP, until SIGTERM or SIGINT.
 
-    Args:
-        settings: of the operator.
-        listener: bound to the address.
-        announce: called once calls are answered.
+    `announce` is called once calls are answered.
 
     Raises:
         SystemExit: the model cannot be loaded; its process has said why.

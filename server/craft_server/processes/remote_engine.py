@@ -39,10 +39,7 @@ REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
 class RemoteEngine(RemoteModel):
     """The model in another process.
 
-    Args:
-        facts: of the model.
-        socket: where the process listens.
-        on_other_weights: called when another model has come in its place; the calls fail.
+    `on_other_weights` is called when another model has come in its place; the calls fail.
     """
 
     def __init__(

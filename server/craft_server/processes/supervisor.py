@@ -42,12 +42,7 @@ class _Child:
 class Supervisor:
     """Processes that are kept running until `stop`.
 
-    Attributes:
-        stopping: whether it was told to stop.
-
-    Args:
-        modules: what the processes have in common, imported once for all of them.
-        on_death: called with the process id of each that has died.
+    `modules` are imported once for all of them; `on_death` gets the process id of each that dies.
     """
 
     def __init__(self, modules: list[str], on_death: Callable[[int], None]) -> None:

@@ -27,12 +27,7 @@ def serve_config(
 ) -> dict[str, Any]:
     """Ray Serve's configuration of the whole application (its `ServeDeploySchema`).
 
-    Args:
-        ingress: replicas that speak HTTP.
-        model: replicas that hold the model.
-        host: address that each node's proxy listens on.
-        port: and its port.
-        environment: of all replicas: settings `CRAFT_...`.
+    `environment` is that of all replicas: settings `CRAFT_...`.
     """
     return {
         "proxy_location": "EveryNode",

@@ -37,12 +37,7 @@ INGRESS_CALLS_AT_ONCE = 256
 
 
 class RayEngine(RemoteModel):
-    """The model in other replicas.
-
-    Args:
-        facts: of the model.
-        replicas: that hold it.
-    """
+    """The model in other replicas."""
 
     def __init__(self, facts: ModelFacts, replicas: DeploymentHandle[Any]) -> None:
         super().__init__(facts)

@@ -55,8 +55,7 @@ class Answer:
 class Tape:
     """An open recording, for any thread. Use `record` or `play`.
 
-    Attributes:
-        mended: whether others could read it until it was opened.
+    `mended` says whether others could read it until it was opened.
     """
 
     mended = False
@@ -107,10 +106,7 @@ class Tape:
     def append(self, question: Question, answer: Answer, idempotency_key: str | None) -> None:
         """Adds an answer, which is then in the file; what it holds already it does not hold twice.
 
-        Args:
-            question: that was asked.
-            answer: what was answered.
-            idempotency_key: of the call. It may be sent again, and is one call nevertheless.
+        A call with an idempotency key may be sent again, and is one call nevertheless.
 
         Raises:
             TapeError: it cannot be written, because the disk is full, for example.

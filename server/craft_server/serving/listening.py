@@ -117,15 +117,9 @@ def run(
 ) -> None:
     """Serves an application until the process is to stop.
 
-    Then calls that were accepted are answered, for up to `GRACE_SECONDS`.
-
-    Args:
-        application: whose answers end their connections once `on_stop` was called.
-        settings: of the operator, of which connections have their bounds.
-        listener: the address.
-        drain_seconds: for how long calls are accepted after SIGTERM; a second signal, or Ctrl+C,
-            ends that.
-        on_stop: called at once by the signal's handler.
+    Then calls that were accepted are answered, for up to `GRACE_SECONDS`. For `drain_seconds` after
+    SIGTERM calls are accepted; a second signal, or Ctrl+C, ends that. `on_stop` is called at once
+    by the signal's handler; from then on the application's answers end their connections.
     """
     import uvicorn
 

@@ -28,8 +28,7 @@ _PROBES = frozenset(("/livez", "/readyz"))
 class Turns:
     """Who may go on in which round of the running loop.
 
-    Args:
-        crowded: whether connections arrive by the hundred.
+    `crowded` says whether connections arrive by the hundred.
     """
 
     def __init__(self, crowded: Callable[[], bool]) -> None:

@@ -77,12 +77,7 @@ _passage: ContextVar[Passage | None] = ContextVar("craft_passage", default=None)
 class Provider:
     """What a profile makes of a server.
 
-    Args:
-        profile: None simulates nothing.
-
-    Attributes:
-        profile: as given.
-        faults: how many faults have happened, by kind and place.
+    Without one it does nothing. `faults` counts those that have happened, by kind and place.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
