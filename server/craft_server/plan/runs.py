@@ -38,7 +38,7 @@ NAME_BYTES = 12  # of a class name with its quotes and comma
 # Own tokens of a vocabulary's texts, in turn: common nouns have 3.35 on the average.
 VOCABULARY_TOKENS = (3, 3, 4)
 FIRST_PROMPTS = 4  # of strict access, which then doubles them
-# Models, budgets, the image set and its first check; then an acknowledgement each question.
+# Models, budgets, the image set and its first check; then an acknowledgement each round.
 FREE_CALLS = 7
 HIDDEN_UNITS = 256  # of the paper's head
 # craftbox's closed form: what one fit tries, of how many held-out images at most, and how often it
@@ -98,7 +98,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Question:
+class Round:
     """Plain prompts and then codes that one request asks, before the limits cut it into calls."""
 
     templates: int
@@ -139,35 +139,35 @@ class Workload:
         return max(0, self.budget - plain) // (codes + plain)
 
     @cached_property
-    def questions(self) -> Sequence[Question]:
-        """All that the run asks at most."""
+    def rounds(self) -> Sequence[Round]:
+        """All that the run asks at most, before the limits cut it into calls."""
         if self.recipe == "paper":
-            population = Question(0, self.population, self.generations)
-            return Question(1, 0, 1), population, Question(0, 1, self.generations)
+            population = Round(0, self.population, self.generations)
+            return Round(1, 0, 1), population, Round(0, 1, self.generations)
         if self.texts.vocabulary:
-            return (Question(1, 0, 1),)
+            return (Round(1, 0, 1),)
         prompts = min(FIRST_PROMPTS, 1 + self.random_codes, self.budget)
-        questions = [Question(1, prompts - 1, 1)]
+        rounds = [Round(1, prompts - 1, 1)]
         while (further := min(prompts, 1 + self.random_codes - prompts)) > 0:
             prompts += further
             if self._units(prompts).queries > self.budget:
                 break
-            questions.append(Question(0, further, 1))
-        return questions
+            rounds.append(Round(0, further, 1))
+        return rounds
 
     @property
     def prompts(self) -> int:
-        """Different ones, all questions together."""
-        return sum(question.prompts * question.times for question in self.questions)
+        """Different ones, all rounds together."""
+        return sum(asked.prompts * asked.times for asked in self.rounds)
 
     @property
-    def largest_question(self) -> int:
+    def largest_round(self) -> int:
         """Prompts of the largest one."""
-        return max(question.prompts for question in self.questions if question.times)
+        return max(asked.prompts for asked in self.rounds if asked.times)
 
-    def prompts_of_calls(self, question: Question) -> list[int]:
+    def prompts_of_calls(self, asked: Round) -> list[int]:
         """How many prompts each call asks on the same images; the rows of others come on top."""
-        cut = calls(question.codes, self.images, self._row_bytes, self.limits)
+        cut = calls(asked.codes, self.images, self._row_bytes, self.limits)
         return [len(prompts) for prompts, rows in cut if rows.start == 0]
 
     @property
@@ -178,7 +178,7 @@ class Workload:
     @cached_property
     def largest_answer(self) -> int:
         """Bytes of the largest answer to one call."""
-        cut = calls(self.largest_question, self.images, self._row_bytes, self.limits)
+        cut = calls(self.largest_round, self.images, self._row_bytes, self.limits)
         return max(len(prompts) * len(rows) for prompts, rows in cut) * self._row_bytes
 
     @property
@@ -196,15 +196,15 @@ class Workload:
     def units(self) -> Units:
         """What the run is charged, where the server has seen none of its pictures."""
         total = Units(images=self.images, requests=self.upload_calls)
-        for question in self.questions:
-            total += _times(question.times, self._units(question.prompts))
+        for asked in self.rounds:
+            total += _times(asked.times, self._units(asked.prompts))
         return total
 
     @property
     def bytes_up(self) -> int:
         """From the client: pictures, codes, texts and what every call has."""
         score_calls = self.units.requests - self.upload_calls
-        codes = sum(question.codes * question.times for question in self.questions) * self.dim
+        codes = sum(asked.codes * asked.times for asked in self.rounds) * self.dim
         sent = codes * SINGLE * self._units(1).queries
         names = (score_calls + 1) * self.texts.name_bytes
         headers = (self.units.requests + score_calls + FREE_CALLS) * CALL_UP_BYTES
@@ -378,11 +378,11 @@ def _text_seconds(
         return text_seconds(architecture, rates, workload.texts, prompts, cores)
 
     total = 0.0
-    for question in workload.questions:
-        if question.times:
-            sizes = workload.prompts_of_calls(question)
+    for asked in workload.rounds:
+        if asked.times:
+            sizes = workload.prompts_of_calls(asked)
             whole = sum(sizes.count(size) * of(size) for size in sorted(set(sizes)))
-            total += question.times * (whole + question.templates * of(1))
+            total += asked.times * (whole + asked.templates * of(1))
     return total
 
 
@@ -462,7 +462,7 @@ def _closed_form_seconds(client: ClientCost, workload: Workload) -> float:
     products, cube, calibrations = fit_work(images, inputs, classes)
     fits = 1 + (min(FOLDS, -(-FOLDS * ENOUGH_IMAGES // images)) if calibrations else 0)
     algebra = products * client.ridge_product_seconds + cube * client.ridge_cube_seconds
-    choices = len(workload.questions)  # each about as much algebra as a fit
+    choices = len(workload.rounds)  # each about as much algebra as a fit
     return (fits + choices) * algebra + fits * calibrations * client.ridge_calibration_seconds
 
 
@@ -474,8 +474,8 @@ def _client_memory(client: ClientCost, workload: Workload) -> int:
         fit += SINGLE * images * inputs * client.fit_copies
         fit += DOUBLE * images * min(images, inputs) * client.gram_copies
         fit += DOUBLE * images * workload.texts.classes * client.target_copies
-    # A question's answers are put together in single precision, whatever the calls.
-    whole = SINGLE * workload.largest_question * images * scored
+    # A round's answers are put together in single precision, whatever the calls.
+    whole = SINGLE * workload.largest_round * images * scored
     return int(client.base_bytes + max(fit, whole + client.answer_copies * workload.largest_answer))
 
 

@@ -20,7 +20,7 @@ from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
 from craft_server.api.compression import CompressionMiddleware
 from craft_server.api.request_id import RequestIdMiddleware
 from craft_server.problems import ProblemError
-from craft_server.recording.questions import Question
+from craft_server.recording.content import CallContent
 from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
 from craft_server.recording.tape import Answer, Tape
 from craft_server.settings import Settings
@@ -67,7 +67,7 @@ class Player:
         if request.method == "DELETE" and path.startswith(ANSWERS_PATH):
             return Response(status_code=204)
         try:
-            question = Question.of(request.scope, await request.body())
+            question = CallContent.of(request.scope, await request.body())
             answer = await self._answer(request, question)
         except ProblemError as error:
             named = error.problem.model_copy(update={"request_id": request.state.request_id})
@@ -75,7 +75,7 @@ class Player:
         headers = {"Content-Type": answer.media_type} if answer.media_type else {}
         return Response(answer.body, answer.status, headers)
 
-    async def _answer(self, request: Request, question: Question) -> Answer:
+    async def _answer(self, request: Request, question: CallContent) -> Answer:
         digest = question.digest
         numbers = self._order.get(digest)
         if numbers is None:
@@ -95,7 +95,7 @@ class Player:
             session = self._sessions[key] = _Session()
         return session
 
-    def _not_recorded(self, question: Question) -> ProblemError:
+    def _not_recorded(self, question: CallContent) -> ProblemError:
         call = f"{question.method} {question.path}"
         others = self._tape.questions(question.method, question.path, most=_MOST_COMPARED)
         nearest = min((question.differences(other) for other in others), key=len, default=None)

@@ -26,7 +26,7 @@ _JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True)
-class Question:
+class CallContent:
     """A call's content."""
 
     method: str  # of HTTP
