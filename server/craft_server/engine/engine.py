@@ -20,7 +20,6 @@ from typing import Any, Self
 import numpy as np
 import structlog
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,7 +38,7 @@ from craft_server.engine.models import (
     device_of,
     load_model,
 )
-from craft_server.engine.prompts import Prompts
+from craft_server.engine.prompts import Array, Prompts
 from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
 from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.uncut_text import UncutTextTower
@@ -68,7 +67,7 @@ class _Codes:
     """Codes that move the first words of a text; without them a text is read as it stands."""
 
     context: Context
-    codes: NDArray[np.float32]
+    codes: Array
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ class _Texts:
 class _Pairs:
     """Images [N, width] and texts [P, C, width] to be scored against each other."""
 
-    images: NDArray[np.float32]
-    texts: NDArray[np.float32]
+    images: Array
+    texts: Array
 
 
 class Engine(HostedModel):
@@ -97,12 +96,7 @@ class Engine(HostedModel):
     """
 
     def __init__(
-        self,
-        model: LoadedModel,
-        worker: Worker,
-        cores: int,
-        *,
-        text_features_bytes: int,
+        self, model: LoadedModel, worker: Worker, cores: int, *, text_features_bytes: int
     ) -> None:
         self._tower = _text_tower(model.name, model.module)
         super().__init__(
@@ -116,7 +110,7 @@ class Engine(HostedModel):
             )
         )
         self._model = model
-        self.text_features: ByteCache[bytes, NDArray[np.float32]] = ByteCache(text_features_bytes)
+        self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
         self._contexts = ContextSpace(self._tower, self._tokenizer)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
@@ -185,9 +179,7 @@ class Engine(HostedModel):
         super().close()
         self._worker.close()
 
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
         """See `HostedModel`."""
         step = self._images_per_task
         parts = [images[i : i + step] for i in range(0, len(images), step)]
@@ -197,7 +189,7 @@ class Engine(HostedModel):
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """See `HostedModel`."""
         tokens = self._tokenizer.of(tenant)
         parts = [
@@ -214,12 +206,8 @@ class Engine(HostedModel):
         return np.concatenate(parts)
 
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """See `HostedModel`."""
         pairs = _Pairs(image_features, text_features)
         numbers = len(pairs.images) * pairs.texts.shape[0] * pairs.texts.shape[1]
@@ -234,7 +222,7 @@ class Engine(HostedModel):
         classes: Sequence[str],
         tenant: str,
         moved: _Codes | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """Features of the texts of one template, [1, C, width], or of K codes, [K, C, width].
 
         They are remembered as a whole, never code by code: how work is cut changes the last bits.
@@ -263,7 +251,7 @@ class Engine(HostedModel):
     # What follows runs in the worker's threads.
 
     @torch.inference_mode()
-    def _encode_texts(self, batch: Sequence[_Texts]) -> list[NDArray[np.float32]]:
+    def _encode_texts(self, batch: Sequence[_Texts]) -> list[Array]:
         """For each its features, [P, C, width]."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
         features = self._tower.encode(
@@ -279,7 +267,7 @@ class Engine(HostedModel):
         return self._contexts.embeddings(texts.moved.context, codes, tenant=texts.tenant)
 
     @torch.inference_mode()
-    def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[NDArray[np.float32]]:
+    def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[Array]:
         """For each its features, [N, width]."""
         torch.set_num_threads(1)
         # Attributes of modules that share no type.
@@ -291,7 +279,7 @@ class Engine(HostedModel):
         return [part.numpy() for part in torch.split(features, [len(images) for images in batch])]
 
     @torch.inference_mode()
-    def _log_probs(self, batch: Sequence[_Pairs]) -> list[NDArray[np.float32]]:
+    def _log_probs(self, batch: Sequence[_Pairs]) -> list[Array]:
         """For each its log-probabilities, [P, N, C]."""
         torch.set_num_threads(1)
         found = []

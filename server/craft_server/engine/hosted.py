@@ -33,7 +33,7 @@ from craft_server.decoding.pixels import ImageError, View
 from craft_server.decoding.process import THUMBNAIL, VIEW
 from craft_server.engine import prompts as checks
 from craft_server.engine.models import POCKET
-from craft_server.engine.prompts import Prompts, text_identities
+from craft_server.engine.prompts import Array, Prompts, text_identities
 from craft_server.engine.tokens import Tokenizer
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
@@ -154,8 +154,8 @@ class HostedModel(ABC):
 
     async def score(
         self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
+        image_features: Array,
+        text_features: Array,
         dtype: Literal["float32", "float16"] = "float32",
         *,
         tenant: str = "",
@@ -183,12 +183,8 @@ class HostedModel(ABC):
         return scores
 
     async def score_parts(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> AsyncIterator[tuple[slice, slice, NDArray[np.float32]]]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> AsyncIterator[tuple[slice, slice, Array]]:
         """What `score` answers, in float32 and in parts of bounded size: for who keeps less of it.
 
         Yields:
@@ -224,9 +220,7 @@ class HostedModel(ABC):
         """
 
     @abstractmethod
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
         """Unit image features, [N, width], of what `decode_images` returned.
 
         Raises:
@@ -237,7 +231,7 @@ class HostedModel(ABC):
     @abstractmethod
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """Unit text features, [P, C, width], of prompts that `check_prompts` has passed.
 
         Raises:
@@ -247,12 +241,8 @@ class HostedModel(ABC):
 
     @abstractmethod
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """One part of `score_parts`, [P, N, C]: of at most about `SCORES_PER_TASK` numbers.
 
         Raises:
@@ -296,9 +286,7 @@ def preprocessing_of(
 class RemoteModel(HostedModel):
     """A hosted model in another process."""
 
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
         """See `HostedModel`."""
         cuts = range(0, len(images), IMAGES_PER_MESSAGE)
         parts = [torch.stack(list(images[i : i + IMAGES_PER_MESSAGE])).numpy() for i in cuts]
@@ -308,9 +296,7 @@ class RemoteModel(HostedModel):
         return np.concatenate(features)
 
     @abstractmethod
-    async def encode_pixels(
-        self, pixels: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
+    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
         """Features [N, width] of preprocessed pictures [N, 3, S, S], a message's worth.
 
         Raises:
@@ -325,22 +311,18 @@ class Answering:
     def __init__(self, engine: HostedModel) -> None:
         self._engine = engine
 
-    async def encode_images(
-        self, pixels: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
+    async def encode_images(self, pixels: Array, *, tenant: str) -> Array:
         """See `RemoteModel.encode_pixels`."""
         images = list(torch.from_numpy(pixels.copy()))
         return await self._engine.encode_images(images, tenant=tenant)
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """See `HostedModel`."""
         writable = replace(prompts, codes=prompts.codes.copy())
         return await self._engine.encode_prompts(writable, classes, tenant=tenant)
 
-    async def log_probs(
-        self, images: NDArray[np.float32], texts: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
+    async def log_probs(self, images: Array, texts: Array, *, tenant: str) -> Array:
         """See `HostedModel`."""
         return await self._engine.log_probs(images.copy(), texts.copy(), tenant=tenant)

@@ -20,6 +20,8 @@ from craft_shared.problems import FieldError
 from craft_shared.wire import Context
 from craft_shared.wire.predictions import MAX_CODE
 
+Array = NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -27,7 +29,7 @@ class Prompts:
 
     templates: tuple[str, ...]  # texts with one `{}` for the class name
     context: Context | None  # the codes' search space; without codes it is ignored
-    codes: NDArray[np.float32]  # float32 [K, dim]; K may be 0
+    codes: Array  # float32 [K, dim]; K may be 0
 
     @property
     def count(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,6 +13,7 @@ from starlette.routing import Route
 from craft_server.api.hang_up import HangUpMiddleware
 from craft_server.engine import HostedModel, Prompts
 from craft_server.engine.hosted import Answering
+from craft_server.engine.prompts import Array
 from craft_server.processes.remote_engine import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
@@ -27,8 +26,6 @@ from craft_server.processes.remote_engine import (
 )
 from craft_shared import codec
 from craft_shared.wire import Context
-
-Array = NDArray[np.float32]
 
 
 def engine_app(engine: HostedModel) -> Starlette:

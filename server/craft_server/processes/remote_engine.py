@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 
 from craft_server.engine import EngineState, ModelFacts, Overloaded, Prompts, WorkerDied
 from craft_server.engine.hosted import RemoteModel
+from craft_server.engine.prompts import Array
 from craft_shared import codec
 
 # After a failure calls are refused at once for so long, instead of each finding out.
@@ -78,15 +77,13 @@ class RemoteEngine(RemoteModel):
         response = await self._send("GET", STATE)
         return EngineState.model_validate_json(response.content)
 
-    async def encode_pixels(
-        self, pixels: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
+    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
         """See `RemoteModel`."""
         return await self._ask(ENCODE_IMAGES, {"tenant": tenant}, images=pixels)
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """See `HostedModel`."""
         document = {
             "tenant": tenant,
@@ -97,20 +94,14 @@ class RemoteEngine(RemoteModel):
         return await self._ask(ENCODE_PROMPTS, document, codes=prompts.codes)
 
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """See `HostedModel`."""
         return await self._ask(
             LOG_PROBS, {"tenant": tenant}, images=image_features, texts=text_features
         )
 
-    async def _ask(
-        self, path: str, document: Mapping[str, Any], **tensors: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    async def _ask(self, path: str, document: Mapping[str, Any], **tensors: Array) -> Array:
         body = codec.encode(document, tensors)
         response = await self._send("POST", path, body)
         if response.headers[REVISION_HEADER] != self.revision:

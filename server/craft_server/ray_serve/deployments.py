@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
-from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.deployment import Application
@@ -27,6 +25,7 @@ from craft_server.engine import (
     WorkerDied,
 )
 from craft_server.engine.hosted import Answering, RemoteModel
+from craft_server.engine.prompts import Array
 from craft_server.logs import configure_logging
 from craft_server.serving.model import engine_of
 from craft_server.settings import Settings
@@ -52,33 +51,23 @@ class RayEngine(RemoteModel):
         """See `HostedModel`: that of one replica."""
         return EngineState.model_validate(await self._ask("state"))
 
-    async def encode_pixels(
-        self, pixels: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
+    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
         """See `RemoteModel`."""
-        features: NDArray[np.float32] = await self._ask("encode_images", pixels, tenant=tenant)
+        features: Array = await self._ask("encode_images", pixels, tenant=tenant)
         return features
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """See `HostedModel`."""
-        features: NDArray[np.float32] = await self._ask(
-            "encode_prompts", prompts, list(classes), tenant=tenant
-        )
+        features: Array = await self._ask("encode_prompts", prompts, list(classes), tenant=tenant)
         return features
 
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """See `HostedModel`."""
-        part: NDArray[np.float32] = await self._ask(
-            "log_probs", image_features, text_features, tenant=tenant
-        )
+        part: Array = await self._ask("log_probs", image_features, text_features, tenant=tenant)
         return part
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
