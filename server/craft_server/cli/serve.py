@@ -151,7 +151,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         from craft_server.engine import ModelLoadError
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
-        from craft_server.serving.model import engine_of, introduce
+        from craft_server.serving.listening import engine_of, introduce
 
         configure_logging(settings.log_level)
         with (

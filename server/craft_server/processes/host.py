@@ -65,8 +65,7 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     from craft_server.engine import ModelLoadError
     from craft_server.logs import configure_logging
     from craft_server.processes.engine_app import engine_app
-    from craft_server.serving.listening import keep_what_is_loaded
-    from craft_server.serving.model import engine_of, introduce
+    from craft_server.serving.listening import engine_of, introduce, keep_what_is_loaded
 
     configure_logging(settings.log_level)
     with exit_on(ModelLoadError), closing(engine_of(settings)) as engine:

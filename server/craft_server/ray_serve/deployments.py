@@ -27,7 +27,7 @@ from craft_server.engine import (
 from craft_server.engine.hosted import Answering, RemoteModel
 from craft_server.engine.prompts import Array
 from craft_server.logs import configure_logging
-from craft_server.serving.model import engine_of
+from craft_server.serving.listening import engine_of
 from craft_server.settings import Settings
 
 # An engine has a fair queue of its own, which should see what waits.

@@ -1,4 +1,4 @@
-"""A process that listens: its address, its end, and how it says where it is."""
+"""A process that serves: its model, its address, its end, and what it says of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
+    from craft_server.engine import Engine, HostedModel
     from craft_server.settings import Settings
 
 
@@ -158,3 +159,33 @@ def run_draining(application: FastAPI, settings: Settings, listener: socket.sock
 
 def _stop(_signal: int, _frame: object) -> NoReturn:
     raise SystemExit(0)
+
+
+def engine_of(settings: Settings) -> Engine:
+    """The model, loaded.
+
+    Raises:
+        ModelLoadError: it cannot be loaded.
+    """
+    from craft_server.engine import Engine, ModelSpec
+
+    spec = ModelSpec(
+        name=settings.model,
+        pretrained=settings.pretrained,
+        device=settings.device,
+        precision=settings.precision,
+    )
+    return Engine.load(spec, text_features_bytes=settings.texts_cache_bytes)
+
+
+def introduce(model: HostedModel) -> None:
+    """Says which model it is, and whether its answers mean anything."""
+    if model.random_weights:
+        print_lines(
+            [
+                f"WARNING: RANDOM WEIGHTS. Model {model.name} has learned nothing and its "
+                "predictions mean nothing: this is for tests. Name real weights with --pretrained."
+            ],
+            err=True,
+        )
+    print_lines([f"Model {model.name}, revision {model.revision}"])
