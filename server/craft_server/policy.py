@@ -1,4 +1,4 @@
-"""Policies: what an answer may reveal. This module does not know how it was computed.
+"""Policies: what an answer may reveal.
 
 A policy belongs to a key and a model. Every answer with numbers of the model goes through
 `answerable`, whether it is a prompt's or an adapter's, before it is encoded or stored.

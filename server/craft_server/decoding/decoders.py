@@ -1,7 +1,6 @@
 """Processes that decode, started when they are needed, ended when an image is too much for one.
 
-It does not know whose image is next: each image is work in steps, which whoever calls lets wait or
-gives up between two of them.
+Each image is work in steps; between two of them its caller may let it wait, or give it up.
 """
 
 from __future__ import annotations

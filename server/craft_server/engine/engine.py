@@ -1,7 +1,6 @@
 """The engine: pictures and prompts in, unit features and log-probabilities out.
 
-It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a name like any
-other, among which the worker is fair and which share no remembered texts.
+A `tenant` is any name: the worker is fair among tenants, and they share no remembered texts.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
 server.

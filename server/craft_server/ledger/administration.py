@@ -1,6 +1,6 @@
 """What an operator asks for, on the command line or over the API, each in one transaction.
 
-It puts `keys` and `budgets` together and speaks the wire's messages; it does not know who asks.
+It puts `keys` and `budgets` together and speaks the wire's messages.
 """
 
 from __future__ import annotations
