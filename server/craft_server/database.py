@@ -319,8 +319,7 @@ def sqlite_file(url: str | None, data_dir: Path) -> Path | None:
 
 def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
     """Inserts a row unless a unique constraint says that it is there, by whoever made it."""
-    insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
-    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
+    insert_all_missing(connection, table, [values])
 
 
 def insert_all_missing(

@@ -25,7 +25,7 @@ from joserfc.jwk import KeySet, OKPKey
 
 from craft_server.clock import now_ms, rfc3339
 from craft_server.database import Database
-from craft_server.ledger.account import as_charge, units_of
+from craft_server.ledger.account import SUMS, as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, RESERVED
 from craft_server.threads import on_thread
@@ -39,7 +39,7 @@ from craft_shared.receipt import (
     ReceiptItem,
     ledger_line,
 )
-from craft_shared.units import MEASURES, Units
+from craft_shared.units import Units
 
 FILE_NAME = "receipt-key.pem"
 _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
@@ -213,11 +213,7 @@ def _grouped(settled: sa.ColumnElement[bool]) -> sa.Select[Any]:
         sa.select(
             *kind,
             sa.func.count().label("calls"),
-            # PostgreSQL's sums of BIGINT are NUMERIC.
-            *(
-                sa.cast(sa.func.sum(CHARGES.c[measure]), sa.BigInteger).label(measure)
-                for measure in MEASURES
-            ),
+            *SUMS,
             sa.func.min(CHARGES.c.at).label("first_at"),
             sa.func.max(CHARGES.c.at).label("last_at"),
             sa.func.min(CHARGES.c.line).label("first_line"),

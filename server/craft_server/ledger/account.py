@@ -18,6 +18,10 @@ from craft_shared.units import MEASURES, UNITS, Measure, Units
 from craft_shared.wire import Charge, Cost, Usage
 
 DAY_MS = 86_400_000
+# Of lines; PostgreSQL's sums of BIGINT are NUMERIC.
+SUMS = tuple(
+    sa.cast(sa.func.sum(CHARGES.c[measure]), sa.BigInteger).label(measure) for measure in MEASURES
+)
 
 
 def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at: int) -> Cost:
@@ -88,13 +92,7 @@ def daily(connection: sa.Connection, key_id: int, *, days: int, at: int) -> list
     # Written out, because PostgreSQL takes two parameters for two different expressions.
     day = CHARGES.c.at // sa.literal_column(str(DAY_MS))
     rows = connection.execute(
-        sa.select(
-            day.label("day"),
-            *(
-                sa.cast(sa.func.sum(CHARGES.c[measure]), sa.BigInteger).label(measure)
-                for measure in MEASURES
-            ),
-        )
+        sa.select(day.label("day"), *SUMS)
         .where(
             CHARGES.c.key_id == key_id,
             CHARGES.c.state == "settled",
