@@ -74,11 +74,6 @@ def rows_per_call(limits: Limits, row_bytes: int, rows: int) -> int:
     return max(1, min(at_once, rows))
 
 
-def blocks(total: int, size: int) -> list[range]:
-    """All of them in order, so many at a time."""
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]
-
-
 # --- bodies ---------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from craft_client.api import Client
 from craft_client.exceptions import InvalidImage, picture_position
-from craft_client.limits import blocks, bodies, rows_per_call
+from craft_client.limits import bodies, rows_per_call
 from craft_client.predictions import AdapterPrediction
 from craft_client.results import Call, Results, Row, Rows
+from craft_shared.counting import blocks, prediction_units
 from craft_shared.output import scores_of, shown_bytes
 from craft_shared.units import Units
 from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard, Output
@@ -73,10 +74,7 @@ class RemoteAdapter:
 
     def units(self, calls: int, rows: int, *, sent: int = 0) -> Units:
         """What so many calls that classify so many rows are charged, images sent among them."""
-        prompts = self.card.prompts
-        return Units(
-            queries=calls * prompts, predictions=rows * prompts, images=sent, requests=calls
-        )
+        return prediction_units(self.card.prompts, rows, sent=sent, calls=calls)
 
     def classify_image_set(self, image_set: ImageSet) -> Classified:
         """Classifies all N images of an image set."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-SERVER = ROOT / "server/craft_server"
+SERVER = Path(__file__).parents[2] / "server/craft_server"
 PACKAGES = {folder.name for folder in SERVER.iterdir() if (folder / "__init__.py").exists()}
 
 

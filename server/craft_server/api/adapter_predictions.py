@@ -31,6 +31,7 @@ from craft_server.policy import answerable
 from craft_server.problems import invalid_field
 from craft_shared import codec
 from craft_shared.adapter import Adapter
+from craft_shared.counting import prediction_units
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
     ANSWER_GONE,
@@ -39,7 +40,6 @@ from craft_shared.problems import (
     PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
-from craft_shared.units import Units
 from craft_shared.wire import (
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
@@ -114,12 +114,7 @@ async def predict(
         dtype="float32",
         field=selection.field,
     )
-    units = Units(
-        queries=card.prompts,
-        predictions=card.prompts * selection.count,
-        images=len(selection.files),
-        requests=1,
-    )
+    units = prediction_units(card.prompts, selection.count, sent=len(selection.files))
     await use_predictions(request, services, caller, units.predictions)
     abstain_below = card.abstain_below if first is None else first.abstain_below
     if message.abstain_below is not None:

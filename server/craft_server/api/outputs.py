@@ -22,7 +22,6 @@ from craft_server.engine import Prompts, prompt_identity
 from craft_server.image_sets import read_digests
 from craft_server.ledger.keys import Caller
 from craft_server.noise import Noise
-from craft_server.output_policies import Asker
 from craft_server.policy import Policy, answerable, narrowed, policy_of
 from craft_server.problems import invalid_field
 from craft_shared.codec import Tensors
@@ -44,18 +43,10 @@ class Question:
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:
-    """What the caller's key may see of the hosted model: by its own policy, or the provider's.
-
-    An operator's plug-in may narrow it.
-
-    Raises:
-        PluginError: the plug-in failed.
-    """
+    """What the caller's key may see of the hosted model: by its own policy, or the provider's."""
     profile = services.provider.profile
     otherwise = Policy() if profile is None else Policy(profile.output)
-    model = services.engine.name
-    policy = policy_of(caller.policies, model, otherwise)
-    return services.output_policy(Asker(caller.owner, caller.prefix, model), policy)
+    return policy_of(caller.policies, services.engine.name, otherwise)
 
 
 def checked_output(

@@ -37,6 +37,7 @@ from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
 from craft_shared.codec import Tensors
+from craft_shared.counting import prediction_units
 from craft_shared.problems import (
     ANSWER_GONE,
     IMAGE_SET_NOT_FOUND,
@@ -45,14 +46,12 @@ from craft_shared.problems import (
     PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
-from craft_shared.tracing import span
-from craft_shared.units import Units
 from craft_shared.wire import PredictionAnswer, PredictionRequest
 
 router = APIRouter(tags=["predictions"])
 
 # One prompt's prediction of one picture and one class.
-_LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
+_LEAST = prediction_units(1, 1, texts=1)
 
 
 @router.post(
@@ -120,17 +119,13 @@ async def predict(
         if call.made is not None:
             raise
         # Prompts are named first, whatever else is wrong; to read them a budget must cover them.
-        units = Units(queries=count, texts=count * len(message.classes), requests=1)
+        units = prediction_units(count, 0, texts=len(message.classes))
         work = Work("predictions", engine.name, revision, units, call.run)
         async with booking(services, caller, call, work):
             await check_prompts(services, caller, prompts, message.classes)
             raise
-    units = Units(
-        queries=count,
-        predictions=count * selection.count,
-        images=len(selection.files),
-        texts=count * len(message.classes),
-        requests=1,
+    units = prediction_units(
+        count, selection.count, texts=len(message.classes), sent=len(selection.files)
     )
     await use_predictions(request, services, caller, units.predictions)
     resolution = Resolution(
@@ -176,11 +171,10 @@ async def _scores(
     if asked.output.whole and asked.noise is None:
         log_probs = await engine.score(image_features, text_features, message.dtype, tenant=tenant)
         return {"log_probs": log_probs}
-    with span("engine.score"):
-        return await answer_of_parts(
-            engine.score_parts(image_features, text_features, tenant=tenant),
-            asked,
-            prompts=len(text_features),
-            images=len(image_features),
-            dtype=message.dtype,
-        )
+    return await answer_of_parts(
+        engine.score_parts(image_features, text_features, tenant=tenant),
+        asked,
+        prompts=len(text_features),
+        images=len(image_features),
+        dtype=message.dtype,
+    )

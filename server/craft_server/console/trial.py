@@ -35,9 +35,9 @@ from craft_server.policy import answerable
 from craft_server.problems import ProblemError, invalid_field
 from craft_shared.adapter import Adapter
 from craft_shared.codec import Tensors
+from craft_shared.counting import prediction_units
 from craft_shared.head import log_softmax
 from craft_shared.problems import REVISION_MISMATCH
-from craft_shared.units import Units
 from craft_shared.wire import Cost, Output
 
 _SHOWN = 10
@@ -97,7 +97,7 @@ async def try_adapter(
         )
     if not file:
         raise invalid_field("picture", "no picture was chosen", "Choose one.")
-    units = Units(queries=card.prompts, predictions=card.prompts, images=1, requests=1)
+    units = prediction_units(card.prompts, 1, sent=1)
     await use_predictions(request, services, caller, units.predictions)
     work = Work("adapter-predictions", card.model, card.revision, units)
     policy = policy_for(services, caller)
