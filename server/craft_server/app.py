@@ -20,7 +20,6 @@ from craft_server.api import (
     adapters,
     admin,
     answers,
-    documents,
     errors,
     health,
     image_sets,
@@ -63,6 +62,24 @@ from craft_shared import tracing
 _log = structlog.get_logger()
 
 REFUND_SECONDS = 10
+_ROUTERS = [
+    module.router
+    for module in (
+        health,
+        metrics,
+        models,
+        image_sets,
+        predictions,
+        account,
+        answers,
+        receipts,
+        adapter_publishing,
+        adapters,
+        adapter_predictions,
+        run_reports,
+        admin,
+    )
+]
 
 
 def create_app(
@@ -146,24 +163,10 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.services = services
-    for module in (
-        health,
-        metrics,
-        models,
-        image_sets,
-        predictions,
-        account,
-        answers,
-        receipts,
-        adapter_publishing,
-        adapters,
-        adapter_predictions,
-        run_reports,
-        admin,
-    ):
-        app.include_router(module.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     errors.install(app)
-    documents.install(app, openapi.complete)
+    openapi.install(app, _ROUTERS)
     console.install(app)
     # The last one added is the outermost: every log line and answer has the call's id.
     app.add_middleware(HangUpMiddleware)

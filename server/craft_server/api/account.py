@@ -7,24 +7,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from craft_server.api import documents
 from craft_server.api.addresses import DIGITS
 from craft_server.api.auth import WithCaller
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
 from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import list_budgets
-from craft_shared.problems import INVALID_REQUEST
 from craft_shared.wire import BudgetList, Usage
 
 router = APIRouter(tags=["account"])
 
 
-@router.get(
-    "/v1/usage",
-    summary="What was charged",
-    responses=documents.problems(*documents.KEYED, INVALID_REQUEST),
-)
+@router.get("/v1/usage", summary="What was charged")
 async def get_usage(
     services: WithServices,
     caller: WithCaller,
@@ -37,7 +31,7 @@ async def get_usage(
     return await services.database.read(usage, caller.key_id, after=after, limit=limit)
 
 
-@router.get("/v1/budget", summary="What is left", responses=documents.problems(*documents.KEYED))
+@router.get("/v1/budget", summary="What is left")
 async def get_budget(services: WithServices, caller: WithCaller) -> BudgetList:
     """The key's budgets. A unit without one is not bounded. Free."""
     return BudgetList(

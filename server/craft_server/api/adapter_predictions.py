@@ -1,8 +1,13 @@
-"""`POST /v1/adapters/{name}/predictions`: classifies pictures with a published adapter."""
+"""`POST /v1/adapters/{name}/predictions`: classifies images with a published adapter.
+
+The console tries adapters by the same function, `predict`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -11,29 +16,32 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from craft_server import adapters
-from craft_server.api import documents
+from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.addresses import ADAPTER_OF_CALL
 from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_revision
-from craft_server.api.classification import adapter_question, classify, load
 from craft_server.api.idempotency import Call, call_of
+from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
-from craft_server.api.outputs import checked_output, policy_for
-from craft_server.api.pictures import load_pictures, select_pictures
+from craft_server.api.openapi import refusals, tensor_answer
+from craft_server.api.outputs import checked_output, policy_for, question
 from craft_server.api.rate_limits import use_predictions
 from craft_server.api.resolution import Resolution
-from craft_server.api.services import WithServices
+from craft_server.api.services import Services, WithServices
+from craft_server.engine import Prompts
+from craft_server.image_sets import Features
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
-from craft_server.policy import answerable
+from craft_server.policy import answerable, noisy
 from craft_server.problems import invalid_field
-from craft_shared import codec
-from craft_shared.adapter import Adapter
+from craft_shared.codec import Tensors
+from craft_shared.head import log_softmax
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
     ANSWER_GONE,
+    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     PROMPT_LIMIT_REACHED,
@@ -41,27 +49,26 @@ from craft_shared.problems import (
 )
 from craft_shared.units import Units
 from craft_shared.wire import (
+    AdapterCard,
     AdapterPredictionAnswer,
     AdapterPredictionRequest,
+    Cost,
     Output,
 )
+
+_SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 
 @router.post(
     f"{ADAPTER_OF_CALL}/predictions",
-    operation_id="create_adapter_prediction",
     summary="Predict with an adapter",
     response_class=Response,
-    openapi_extra=documents.body(
-        AdapterPredictionRequest,
-        "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]",
-    ),
     responses={
-        **documents.tensor_answer(AdapterPredictionAnswer, "float32 [images, {}]"),
-        **documents.problems(
-            *documents.CHARGED,
+        **tensor_answer(AdapterPredictionAnswer, "float32 [images, {}]"),
+        **refusals(
+            BUDGET_EXHAUSTED,
             ADAPTER_NOT_FOUND,
             IMAGE_SET_NOT_FOUND,
             REVISION_MISMATCH,
@@ -71,7 +78,7 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
         ),
     },
 )
-async def predict(
+async def create_adapter_prediction(
     request: Request,
     services: WithServices,
     caller: Annotated[Caller, Depends(caller_with("predict"))],
@@ -79,16 +86,80 @@ async def predict(
     name: Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")],
     body: Annotated[Body[AdapterPredictionRequest], Depends(body_of(AdapterPredictionRequest))],
 ) -> Response:
-    """Classifies pictures with an adapter of P prompts.
+    """Classifies images with an adapter of P prompts.
 
     The answer shows what the caller's policy allows, and says so in `output`. With `top_k` it holds
-    of each picture that many classes at most: the most probable ones, their numbers the same as in
-    the whole answer. With a threshold it says of which pictures the adapter does not know what they
+    of each image that many classes at most: the most probable ones, their numbers the same as in
+    the whole answer. With a threshold it says of which images the adapter does not know what they
     are, unless the answer has no numbers.
 
     Charged, to the caller unless the adapter's publisher pays: P of `queries`, P x N of
-    `predictions`, one of `images` for each picture in the body, one of `requests`; with `top_k` as
+    `predictions`, one of `images` for each image in the body, one of `requests`; with `top_k` as
     without. The adapter's texts were charged when it was published.
+    """
+
+    async def respond(prediction: AdapterPrediction) -> Response:
+        answer = await encode_tensors(request, prediction.tuned)
+        card = prediction.card
+        return await answer.with_document(
+            AdapterPredictionAnswer(
+                adapter=card.name,
+                version=card.version,
+                classes=card.classes,
+                cost=prediction.cost,
+                output=prediction.output,
+            )
+        )
+
+    return await predict(request, services, caller, call, name, body, respond)
+
+
+@dataclass(frozen=True)
+class AdapterPrediction:
+    """What an adapter says of N images, as far as the caller may see it.
+
+    Attributes:
+        card: of the version that was asked.
+        output: the level of the answer.
+        tuned: the adapter's tensors [N, ...].
+        untuned: those of the plain prompt over the class names alone; only where they were wanted.
+        cost: of the call.
+    """
+
+    card: AdapterCard
+    output: Output
+    tuned: Tensors
+    untuned: Tensors
+    cost: Cost
+
+
+async def predict(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    call: Call,
+    name: str,
+    body: Body[AdapterPredictionRequest],
+    respond: Callable[[AdapterPrediction], Awaitable[Response]],
+    *,
+    untuned: bool = False,
+) -> Response:
+    """Classifies images with the adapter, charges it, and answers what `respond` makes of it.
+
+    Args:
+        request: as it came.
+        services: of the server.
+        caller: who asks.
+        call: how it is booked.
+        name: a reference to the adapter.
+        body: the images, and what is wanted of them.
+        respond: makes the response; what it raises is refunded.
+        untuned: whether to show what the plain prompt, the adapter's first, says too.
+
+    Raises:
+        NoSuchAdapter: there is none that the caller may use.
+        ProblemError: its model is not hosted, or the message or an image cannot be used.
+        BudgetExhausted: the payer's budgets do not cover it; nothing was charged.
     """
     first, message = call.first, body.message
     publication = await services.database.read(
@@ -104,7 +175,7 @@ async def predict(
             "the answer has no probabilities, by the key's policy",
             "Leave it out.",
         )
-    selection = await select_pictures(services, caller, message, body.files, first)
+    selection = await select_images(services, caller, message, body.files, first)
     check_answer_size(
         request,
         services,
@@ -138,24 +209,45 @@ async def predict(
     async with booking(
         services, caller, call, work, resolution, publication.payer_key_id
     ) as booked:
-        pictures = await load_pictures(services, caller, selection)
+        images = await load_images(services, caller, selection)
         servable = await load(services, publication)
-        asked = await adapter_question(
-            services, caller, policy, output, publication, servable, selection
+        config = servable.adapter.config
+        asked = await question(
+            services,
+            caller,
+            policy,
+            output,
+            prompts=Prompts(tuple(config.templates), config.context, servable.adapter.codes),
+            classes=config.scored,
+            selection=selection,
+            # They are the caller's choice if the adapter is its owner's.
+            counted=card.owner == caller.owner,
         )
-        features = await pictures.features(services, caller)
-        refine = _refining(servable.adapter, output, abstain_below)
-        tensors = await classify(services, caller, servable, features, asked.noise, refine)
-        answer = await encode_tensors(request, tensors)
-        response = await answer.with_document(
-            AdapterPredictionAnswer(
-                adapter=card.name,
-                version=card.version,
-                classes=card.classes,
-                cost=booked.cost,
-                output=output,
-            )
+        features = await images.features(services, caller)
+
+        def shown(log_probs: NDArray[np.float32], columns: slice) -> tuple[Tensors, Tensors]:
+            noise = None if asked.noise is None else asked.noise.at(slice(None), columns)
+            log_probs = noisy(log_probs, noise)
+            tuned = answerable(servable.adapter.refined(log_probs), output)
+            if abstain_below is not None and output.level != "label":
+                tuned["abstained"] = _abstained(tuned, abstain_below)
+            if not untuned:
+                return tuned, {}
+            plain = log_softmax(log_probs[0, :, : len(config.classes)])
+            return tuned, answerable(plain, output)
+
+        parts = [
+            await asyncio.to_thread(shown, *part)
+            async for part in _scores(services, caller, servable, features)
+        ]
+        prediction = AdapterPrediction(
+            card,
+            output,
+            _concatenated([tuned for tuned, _ in parts]),
+            _concatenated([plain for _, plain in parts]),
+            booked.cost,
         )
+        response = await respond(prediction)
         if booked.repeated:
             return await booked.settle(response)
         return await booked.settle_with(
@@ -163,17 +255,38 @@ async def predict(
         )
 
 
-def _refining(
-    adapter: Adapter, output: Output, abstain_below: float | None
-) -> Callable[[NDArray[np.float32]], codec.Tensors]:
-    def refine(log_probs: NDArray[np.float32]) -> codec.Tensors:
-        tensors = answerable(adapter.refined(log_probs), output)
-        if abstain_below is not None and output.level != "label":
-            # By what is answered: a threshold must not find out more.
-            best = (tensors["probs"] if "probs" in tensors else np.exp(tensors["log_probs"])).max(
-                axis=-1
-            )
-            tensors["abstained"] = (best < abstain_below).astype(np.uint8)
-        return tensors
+async def load(services: Services, publication: Publication) -> ServableAdapter:
+    """The version as it is served; cached."""
+    servable = services.adapters.get(publication.id)
+    if servable is None:
+        content = await services.database.read(adapters.read_content, publication.id)
+        servable = await asyncio.to_thread(adapters.servable, *content)
+        services.adapters.put(publication.id, servable)
+    return servable
 
-    return refine
+
+async def _scores(
+    services: Services, caller: Caller, servable: ServableAdapter, features: Features
+) -> AsyncIterator[tuple[NDArray[np.float32], slice]]:
+    """Log-probabilities [P, n, C + M] of some images at a time, and which images they are."""
+    prompts, texts, _ = servable.text_features.shape
+    step = max(1, _SCORES_AT_ONCE // (prompts * texts))
+    for start in range(0, len(features), step):
+        images = slice(start, start + step)
+        yield (
+            await services.engine.score(
+                features[images], servable.text_features, "float32", tenant=caller.tenant
+            ),
+            images,
+        )
+
+
+def _abstained(tensors: Tensors, below: float) -> NDArray[np.uint8]:
+    # By what is answered: a threshold must not find out more.
+    probs = tensors["probs"] if "probs" in tensors else np.exp(tensors["log_probs"])
+    best: NDArray[np.float32] = probs.max(axis=-1)
+    return (best < below).astype(np.uint8)
+
+
+def _concatenated(parts: Sequence[Tensors]) -> Tensors:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection
 
 from craft_server import adapters
-from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER_CALLS
 from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
@@ -19,6 +18,7 @@ from craft_server.api.body import content_type, read_bytes, unsupported
 from craft_server.api.checks import check_model, check_prompts, check_revision, counted_prompts
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
+from craft_server.api.openapi import refusals, safetensors_body
 from craft_server.api.outputs import policy_for
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
@@ -29,6 +29,7 @@ from craft_server.problems import invalid_field, invalid_request
 from craft_shared import codec, names
 from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.problems import (
+    BUDGET_EXHAUSTED,
     MODEL_NOT_FOUND,
     REVISION_MISMATCH,
     FieldError,
@@ -47,20 +48,17 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
     "",
     status_code=201,
     response_model=AdapterPublishAnswer,
-    operation_id="publish_adapter",
     summary="Publish an adapter",
-    openapi_extra=documents.safetensors_body(
-        "An adapter: metadata `craftbox` holds its config as JSON; tensors: `codes` and the head's"
-    ),
+    openapi_extra=safetensors_body(AdapterConfig, "`codes` and the head's"),
     responses={
         200: {
             "model": AdapterPublishAnswer,
             "description": "This very adapter is published under the name already; not charged",
         },
-        **documents.problems(*documents.CHARGED, MODEL_NOT_FOUND, REVISION_MISMATCH),
+        **refusals(BUDGET_EXHAUSTED, MODEL_NOT_FOUND, REVISION_MISMATCH),
     },
 )
-async def publish(
+async def publish_adapter(
     request: Request,
     services: WithServices,
     caller: Annotated[Caller, Depends(caller_with("publish"))],

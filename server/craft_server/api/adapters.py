@@ -13,10 +13,10 @@ from fastapi import APIRouter, Depends, Path
 
 from craft_server import adapters
 from craft_server.adapters import NoSuchAdapter, Reference
-from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER, ADAPTER_OF_CALL
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
+from craft_server.api.openapi import refusals
 from craft_server.api.services import WithServices
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
@@ -35,7 +35,7 @@ Version = Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the 
 Versions = Annotated[str, Path(description="`NAME@VERSION`, or `NAME` for all of its versions.")]
 
 
-@router.get("", summary="Adapters", responses=documents.problems(*documents.SCOPED))
+@router.get("", summary="Adapters")
 async def list_adapters(services: WithServices, caller: WithPredictKey) -> AdapterList:
     """All versions that the key may use: its owner's, those shared with it, and public ones. Free.
 
@@ -46,11 +46,10 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
 
 @router.get(
     f"{ADAPTER_OF_CALL}/versions",
-    operation_id="list_adapter_versions",
     summary="All versions of an adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+    responses=refusals(ADAPTER_NOT_FOUND),
 )
-async def list_versions(
+async def list_adapter_versions(
     services: WithServices, caller: WithPredictKey, name: OwnName
 ) -> AdapterList:
     """All versions of the owner's adapter, the retired ones too. Free."""
@@ -60,11 +59,10 @@ async def list_versions(
 
 @router.get(
     f"{ADAPTER_OF_CALL}/settings",
-    operation_id="get_adapter_settings",
     summary="An adapter's settings",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+    responses=refusals(ADAPTER_NOT_FOUND),
 )
-async def get_settings(
+async def get_adapter_settings(
     services: WithServices, caller: WithPublishKey, name: OwnName
 ) -> AdapterSettings:
     """Who may use the owner's adapter, who pays, and what its aliases mean. Free."""
@@ -73,11 +71,12 @@ async def get_settings(
 
 @router.get(
     f"{ADAPTER_OF_CALL}/usage",
-    operation_id="get_adapter_usage",
     summary="An adapter's usage",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+    responses=refusals(ADAPTER_NOT_FOUND),
 )
-async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnName) -> AdapterUsage:
+async def get_adapter_usage(
+    services: WithServices, caller: WithPublishKey, name: OwnName
+) -> AdapterUsage:
     """What was classified with each version of the owner's adapter, by everybody. Free."""
     return await services.database.read(adapters.usage, caller.owner, _own_name(caller, name))
 
@@ -85,22 +84,16 @@ async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnNam
 @router.put(
     f"{ADAPTER_OF_CALL}/restore",
     status_code=204,
-    operation_id="restore_adapter",
     summary="Restore an adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+    responses=refusals(ADAPTER_NOT_FOUND),
 )
-async def restore(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
+async def restore_adapter(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
     """Takes retired versions of the owner's adapter into service again. Free."""
     await services.database.write(adapters.restore, caller.owner, name)
 
 
-@router.get(
-    ADAPTER,
-    operation_id="get_adapter",
-    summary="An adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
-)
-async def get(services: WithServices, caller: WithPredictKey, name: Version) -> AdapterCard:
+@router.get(ADAPTER, summary="An adapter", responses=refusals(ADAPTER_NOT_FOUND))
+async def get_adapter(services: WithServices, caller: WithPredictKey, name: Version) -> AdapterCard:
     """The version that a reference means now. Free."""
     publication = await services.database.read(adapters.find, caller, name)
     return publication.card
@@ -108,12 +101,10 @@ async def get(services: WithServices, caller: WithPredictKey, name: Version) -> 
 
 @router.patch(
     ADAPTER,
-    operation_id="change_adapter",
     summary="Share an adapter, move its aliases",
-    openapi_extra=documents.json_body(AdapterChange),
-    responses=documents.problems(*documents.WITH_BODY, ADAPTER_NOT_FOUND),
+    responses=refusals(ADAPTER_NOT_FOUND),
 )
-async def change(
+async def change_adapter(
     services: WithServices,
     caller: WithPublishKey,
     name: OwnName,
@@ -134,11 +125,10 @@ async def change(
 @router.delete(
     ADAPTER,
     status_code=204,
-    operation_id="retire_adapter",
     summary="Retire an adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+    responses=refusals(ADAPTER_NOT_FOUND),
 )
-async def retire(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
+async def retire_adapter(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
     """Takes versions of the owner's adapter out of service, until they are restored. Free."""
     await services.database.write(adapters.retire, caller.owner, name)
 

@@ -8,29 +8,25 @@ holds null in its place, and the key can be rotated for a new secret.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import Connection
 
-from craft_server.api import documents
 from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import free_of_charge, remember
+from craft_server.api.openapi import example_of, refusals
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder
-from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
-from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
-from craft_server.problems import ProblemError, invalid_field
+from craft_server.ledger.keys import Caller
 from craft_shared.problems import (
-    INVALID_REQUEST,
     NOT_FOUND,
 )
 from craft_shared.wire import (
@@ -54,21 +50,17 @@ router = APIRouter(prefix="/v1/admin", tags=["administration"])
 
 WithAdminKey = Annotated[Caller, Depends(caller_with("admin"))]
 WithCall = Annotated[Call, Depends(call_of(repeatable=False))]
-Prefix = Annotated[str, Path(description="The eight characters after craft_ in the key.")]
+Prefix = Annotated[
+    str, Path(description="The eight characters after craft_ in the key.", examples=["k3v9x2ma"])
+]
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
-Model = Annotated[NewName, Path(description="The model's name.")]
+Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
 
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
+_LINE = UsageLine.model_validate(example_of(UsageLine))
 
 
-@router.post(
-    "/keys",
-    status_code=201,
-    summary="Make a key",
-    response_model=KeySecret,
-    openapi_extra=documents.json_body(KeyCreate),
-    responses=documents.problems(*documents.ONCE),
-)
+@router.post("/keys", status_code=201, summary="Make a key", response_model=KeySecret)
 async def create_key(
     services: WithServices,
     caller: WithAdminKey,
@@ -83,7 +75,7 @@ async def create_key(
     return await _shown_once(services, caller, call, 201, make)
 
 
-@router.get("/keys", summary="All keys", responses=documents.problems(*documents.SCOPED))
+@router.get("/keys", summary="All keys")
 async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
     """All keys, without their secrets, the oldest first."""
     entries = await services.database.read(keys.list_keys)
@@ -94,8 +86,7 @@ async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
     "/keys/{prefix}/rotate",
     summary="Give a key a new secret",
     response_model=KeySecret,
-    openapi_extra=documents.json_body(KeyRotate),
-    responses=documents.problems(*documents.ONCE, NOT_FOUND),
+    responses=refusals(NOT_FOUND),
 )
 async def rotate_key(
     services: WithServices,
@@ -113,36 +104,21 @@ async def rotate_key(
     return await _shown_once(services, caller, call, 200, make)
 
 
-@router.delete(
-    "/keys/{prefix}",
-    summary="Revoke a key",
-    responses=documents.problems(*documents.SCOPED, NOT_FOUND),
-)
+@router.delete("/keys/{prefix}", summary="Revoke a key", responses=refusals(NOT_FOUND))
 async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> KeyCard:
     """Makes the key useless from its next call on, all its secrets. It stays listed."""
-    with _refusals():
-        return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
+    return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
 
 
-@router.get(
-    "/keys/{prefix}/policy",
-    summary="A key's policies",
-    responses=documents.problems(*documents.SCOPED, NOT_FOUND),
-)
+@router.get("/keys/{prefix}/policy", summary="A key's policies", responses=refusals(NOT_FOUND))
 async def get_key_policy(
     services: WithServices, _caller: WithAdminKey, prefix: Prefix
 ) -> KeyPolicies:
     """What the key's answers may show."""
-    with _refusals():
-        return await services.database.read(administration.show_policies, prefix)
+    return await services.database.read(administration.show_policies, prefix)
 
 
-@router.put(
-    "/keys/{prefix}/policy",
-    summary="Set a key's policy",
-    openapi_extra=documents.json_body(KeyPolicy),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
-)
+@router.put("/keys/{prefix}/policy", summary="Set a key's policy", responses=refusals(NOT_FOUND))
 async def set_key_policy(
     services: WithServices,
     _caller: WithAdminKey,
@@ -153,16 +129,10 @@ async def set_key_policy(
 
     Answers that were stored under an Idempotency-Key are given again as they were.
     """
-    with _refusals():
-        return await services.database.write(administration.set_policy, prefix, body.message)
+    return await services.database.write(administration.set_policy, prefix, body.message)
 
 
-@router.put(
-    "/keys/{prefix}/budgets",
-    summary="Set a key's budgets",
-    openapi_extra=documents.json_body(BudgetLimits),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
-)
+@router.put("/keys/{prefix}/budgets", summary="Set a key's budgets", responses=refusals(NOT_FOUND))
 async def set_key_budgets(
     services: WithServices,
     _caller: WithAdminKey,
@@ -170,17 +140,15 @@ async def set_key_budgets(
     body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
 ) -> BudgetList:
     """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
-    with _refusals():
-        return await services.database.write(
-            _set, lambda connection: administration.key_holder(connection, prefix), body.message
-        )
+    return await services.database.write(
+        _set, lambda connection: administration.key_holder(connection, prefix), body.message
+    )
 
 
 @router.put(
     "/teams/{name:text}/budgets",
     summary="Set a team's budgets",
-    openapi_extra=documents.json_body(BudgetLimits),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
+    responses=refusals(NOT_FOUND),
 )
 async def set_team_budgets(
     services: WithServices,
@@ -189,18 +157,16 @@ async def set_team_budgets(
     body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
 ) -> BudgetList:
     """Sets the budgets that the body names; all keys of the team share them."""
-    with _refusals():
-        return await services.database.write(
-            _set, lambda connection: administration.team_holder(connection, name), body.message
-        )
+    return await services.database.write(
+        _set, lambda connection: administration.team_holder(connection, name), body.message
+    )
 
 
 @router.post(
     "/keys/{prefix}/budgets/top-up",
     summary="Add to a key's budgets",
     response_model=BudgetList,
-    openapi_extra=documents.json_body(BudgetTopUps),
-    responses=documents.problems(*documents.ONCE, NOT_FOUND),
+    responses=refusals(NOT_FOUND),
 )
 async def top_up_key(
     services: WithServices,
@@ -223,8 +189,7 @@ async def top_up_key(
     "/teams/{name:text}/budgets/top-up",
     summary="Add to a team's budgets",
     response_model=BudgetList,
-    openapi_extra=documents.json_body(BudgetTopUps),
-    responses=documents.problems(*documents.ONCE, NOT_FOUND),
+    responses=refusals(NOT_FOUND),
 )
 async def top_up_team(
     services: WithServices,
@@ -243,18 +208,13 @@ async def top_up_team(
     )
 
 
-@router.get("/prices", summary="All prices", responses=documents.problems(*documents.SCOPED))
+@router.get("/prices", summary="All prices")
 async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLists:
     """Every model's prices in micros; a unit without one is free."""
     return PriceLists(models=await services.database.read(prices.list_prices))
 
 
-@router.put(
-    "/prices/{model:text}",
-    summary="Set a model's prices",
-    openapi_extra=documents.json_body(PriceList),
-    responses=documents.problems(*documents.WITH_BODY),
-)
+@router.put("/prices/{model:text}", summary="Set a model's prices")
 async def set_prices(
     services: WithServices,
     _caller: WithAdminKey,
@@ -278,11 +238,14 @@ async def set_prices(
         200: {
             "description": "One line a charge; refunded ones charge nothing and are left out.",
             "content": {
-                "text/csv": {"schema": {"type": "string"}},
-                "application/jsonl": {"schema": {"type": "string"}},
+                media_type: {
+                    "schema": {"type": "string"},
+                    "example": exports.header(form) + exports.text(_LINE, form),
+                }
+                for form, media_type in _MEDIA_TYPES.items()
             },
         },
-        **documents.problems(*documents.SCOPED, INVALID_REQUEST, NOT_FOUND),
+        **refusals(NOT_FOUND),
     },
 )
 async def export_usage(
@@ -299,8 +262,7 @@ async def export_usage(
         None if since is None else epoch_ms(since),
         None if until is None else epoch_ms(until),
     )
-    with _refusals():
-        first = await services.database.read(exports.page, selection)
+    first = await services.database.read(exports.page, selection)
     return StreamingResponse(
         _export(services, selection, form, first), media_type=_MEDIA_TYPES[form]
     )
@@ -338,8 +300,7 @@ async def _shown_once(
         remember(connection, services, caller, call, without)
         return made
 
-    with _refusals():
-        return json_response(await services.database.write(all_of_it), status=status)
+    return json_response(await services.database.write(all_of_it), status=status)
 
 
 def _set(
@@ -362,33 +323,4 @@ async def _topped_up(
         administration.top_up(connection, holder, wanted.budgets)
         return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
 
-    with _refusals():
-        return await free_of_charge(services, caller, call, json_response, top_up)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns the ledger's refusals into problems."""
-    try:
-        yield
-    except UnknownKey as error:
-        raise ProblemError(NOT_FOUND, "there is no key with this prefix") from error
-    except UnknownTeam as error:
-        detail = "there is no team of this name; the first key with it makes one"
-        raise ProblemError(NOT_FOUND, detail) from error
-    except RevokedKey as error:
-        raise invalid_field("prefix", "the key is revoked", "Make a new key.") from error
-    except NoSuchBudget as error:
-        raise invalid_field(
-            "budgets",
-            f"there is no budget on {error.unit} ({error.window}): it is not bounded",
-            "Set a budget with PUT, or leave the unit out.",
-        ) from error
-    except LimitTooLarge as error:
-        raise invalid_field("budgets", str(error), "Add less.") from error
-    except LimitBelowUse as error:
-        raise invalid_field(
-            "budgets",
-            f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
-            "Set a limit of at least that.",
-        ) from error
+    return await free_of_charge(services, caller, call, json_response, top_up)

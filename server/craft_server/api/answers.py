@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
 
-from craft_server.api import documents
+from fastapi import APIRouter, Path
+
 from craft_server.api.auth import WithCallerAtAnyRate
-from craft_server.api.idempotency import KEY
+from craft_server.api.idempotency import EXAMPLE_KEY, KEY
+from craft_server.api.openapi import refusals
 from craft_server.api.services import WithServices
 from craft_server.ledger.calls import acknowledge
 from craft_shared.problems import UNAUTHENTICATED
@@ -18,10 +20,12 @@ router = APIRouter(prefix="/v1/answers", tags=["account"])
     "/{idempotency_key:text}",
     status_code=204,
     summary="Acknowledge an answer",
-    responses=documents.problems(UNAUTHENTICATED, *documents.ANY),
+    responses=refusals(UNAUTHENTICATED),
 )
 async def acknowledge_answer(
-    services: WithServices, caller: WithCallerAtAnyRate, idempotency_key: str
+    services: WithServices,
+    caller: WithCallerAtAnyRate,
+    idempotency_key: Annotated[str, Path(examples=[EXAMPLE_KEY])],
 ) -> None:
     """Lets the bytes of a prediction's answer go; the call stays known under its key.
 

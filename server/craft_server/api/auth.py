@@ -11,6 +11,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from craft_server.api.body_gate import KEY_ID
+from craft_server.api.openapi import refuses
 from craft_server.api.provider_terms import under_terms
 from craft_server.api.rate_limits import use_request
 from craft_server.api.services import WithServices
@@ -18,7 +19,13 @@ from craft_server.clock import now_ms
 from craft_server.ledger.calls import Record
 from craft_server.ledger.keys import Caller, admit
 from craft_server.problems import ProblemError
-from craft_shared.problems import FORBIDDEN, UNAUTHENTICATED
+from craft_shared.problems import (
+    FORBIDDEN,
+    INTERNAL_ERROR,
+    OVERLOADED,
+    RATE_LIMITED,
+    UNAUTHENTICATED,
+)
 from craft_shared.wire import Scope
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
@@ -39,6 +46,7 @@ class Admission:
     record: Record | None
 
 
+@refuses(UNAUTHENTICATED, INTERNAL_ERROR, OVERLOADED)
 async def _admitted(
     request: Request,
     services: WithServices,
@@ -69,6 +77,7 @@ async def _caller_at_any_rate(admission: WithAdmission) -> Caller:
 WithCallerAtAnyRate = Annotated[Caller, Depends(_caller_at_any_rate)]
 
 
+@refuses(RATE_LIMITED)
 async def _caller(request: Request, services: WithServices, admission: WithAdmission) -> Caller:
     await use_request(request, services, admission.caller)
     return admission.caller
@@ -84,6 +93,7 @@ WithCaller = Annotated[Caller, Depends(_caller)]
 def caller_with(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
     """A dependency on a caller whose key has a scope."""
 
+    @refuses(FORBIDDEN)
     async def check(caller: WithCaller) -> Caller:
         if scope not in caller.scopes:
             raise ProblemError(FORBIDDEN, f"the call needs a key with the scope '{scope}'")

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from craft_server.api.body_gate import JSON_TYPE, media_type_of
+from craft_server.api.openapi import refuses, takes
 from craft_server.api.services import WithServices
 from craft_server.problems import (
     MAX_ERRORS,
@@ -43,6 +44,8 @@ from craft_shared.problems import (
 from craft_shared.strict_json import JsonError, TooManyValues, parse_object, with_whole_numbers
 from craft_shared.wire import Limits
 
+# With which a body may be refused, whatever it should hold.
+REFUSALS = (MALFORMED_BODY, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
 _NUMBERS = frozenset((int, float))
 
 M = TypeVar("M", bound=BaseModel)
@@ -66,6 +69,8 @@ class Body(Generic[M]):
 def body_of(model: type[M]) -> Callable[..., Awaitable[Body[M]]]:
     """A dependency that reads a request's body as a `model`."""
 
+    @takes(model)
+    @refuses(*REFUSALS)
     async def read(request: Request, services: WithServices) -> Body[M]:
         media_type = content_type(request)
         if media_type not in (JSON_TYPE, codec.MEDIA_TYPE):

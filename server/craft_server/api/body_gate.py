@@ -51,9 +51,9 @@ class BodyGate:
             return
         if held:
             detail = f"bodies of {held} bytes of the key are being worked on, as many as may be"
-            raise ProblemError(RATE_LIMITED, detail, headers={"Retry-After": "1"})
+            raise ProblemError(RATE_LIMITED, detail, retry_after=1)
         detail = "the server is at work on as many bytes of bodies as it may"
-        raise ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"})
+        raise ProblemError(OVERLOADED, detail, retry_after=5)
 
     def take(self, key_id: int | None, more: int) -> None:
         """Counts bytes that have arrived, or raises as `check` does."""

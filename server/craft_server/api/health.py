@@ -7,7 +7,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from craft_server.api import documents
+from craft_server.api.openapi import refusals
 from craft_server.api.services import WithServices
 from craft_server.engine import WorkerDied
 from craft_server.problems import ProblemError
@@ -22,19 +22,14 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-@router.get("/livez", operation_id="get_liveness", summary="Whether the process lives")
-async def live() -> Health:
+@router.get("/livez", summary="Whether the process lives")
+async def get_liveness() -> Health:
     """Answers as long as the process does."""
     return Health()
 
 
-@router.get(
-    "/readyz",
-    operation_id="get_readiness",
-    summary="Whether the server can serve",
-    responses=documents.problems(OVERLOADED),
-)
-async def ready(services: WithServices) -> Health:
+@router.get("/readyz", summary="Whether the server can serve", responses=refusals(OVERLOADED))
+async def get_readiness(services: WithServices) -> Health:
     """Answers 200 while the model runs and the ledger can be read and written, 503 otherwise.
 
     A server that was told to stop answers 503 while it still serves, so that new calls are sent to
@@ -57,4 +52,4 @@ async def ready(services: WithServices) -> Health:
 
 
 def _not_ready(detail: str) -> ProblemError:
-    return ProblemError(OVERLOADED, detail, headers={"Retry-After": "10"})
+    return ProblemError(OVERLOADED, detail, retry_after=10)

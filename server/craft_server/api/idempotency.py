@@ -21,7 +21,8 @@ from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
-from craft_server.api.body import read_bytes
+from craft_server.api.body import REFUSALS, read_bytes
+from craft_server.api.openapi import refuses
 from craft_server.api.outputs import policy_for
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
@@ -41,6 +42,7 @@ from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_c
 from craft_server.ledger.keys import Caller
 from craft_server.policy import Policy
 from craft_server.problems import invalid_field
+from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
 from craft_shared.units import Units
 
 RUN_HEADER = "Craft-Run"
@@ -50,6 +52,7 @@ RECOMPUTED_HEADER = "Idempotency-Recomputed"
 _REFUSAL_SECONDS = 0.05
 _SHORT = 1 << 18  # bytes that are hashed in less time than a thread is called
 
+EXAMPLE_KEY = "0b7f9c1e-6d0a-4c55-9c0e-3f1f6f0a7a52"
 KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
@@ -62,6 +65,7 @@ _IdempotencyKey = Annotated[
         description="Names the call, so that it can be sent again without being done or charged "
         "again; a UUID, for example. The same key with another call is refused.",
         json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{KEY.pattern}$"},
+        examples=[EXAMPLE_KEY],
     ),
 ]
 _Run = Annotated[
@@ -71,6 +75,7 @@ _Run = Annotated[
         description="What the client calls the run that the call is part of: usage lists it, and "
         "receipts can be had for it.",
         json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_RUN.pattern}$"},
+        examples=["digits-16-shots"],
     ),
 ]
 
@@ -129,6 +134,7 @@ def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., As
             nothing, or another key's to pay.
     """
 
+    @refuses(*REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
     async def read(
         request: Request,
         services: WithServices,

@@ -40,8 +40,6 @@ from craft_shared.wire import Cost
 P = ParamSpec("P")
 T = TypeVar("T")
 
-RETRY_AFTER_SECONDS = "10"
-
 _SETTLED = Counter(
     "craft_charges_settled_total", "Charged calls that were answered.", registry=REGISTRY
 )
@@ -205,9 +203,7 @@ async def booking(
         Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
     """
     if not services.engine.alive:
-        raise ProblemError(
-            OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
-        )
+        raise ProblemError(OVERLOADED, "the model is not running", retry_after=10)
     if call.made is not None:
         if call.first is None or resolution is None:
             raise AnswerGone("it cannot be made twice")

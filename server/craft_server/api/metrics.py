@@ -19,7 +19,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from craft_server.api import documents
 from craft_server.api.auth import caller_with
 from craft_server.api.services import Services, WithServices
 from craft_server.byte_cache import CacheUse
@@ -34,18 +33,21 @@ router = APIRouter(tags=["health"])
 
 @router.get(
     "/metrics",
-    operation_id="get_metrics",
     summary="Measurements of this process",
     response_class=Response,
     responses={
         200: {
-            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": "# TYPE craft_engine_alive gauge\ncraft_engine_alive 1.0\n",
+                }
+            },
             "description": "Prometheus' text format",
         },
-        **documents.problems(*documents.SCOPED),
     },
 )
-async def metrics(
+async def get_metrics(
     services: WithServices, _caller: Annotated[Caller, Depends(caller_with("admin"))]
 ) -> Response:
     """What the server does now and has done since its start. Needs an admin key; free."""

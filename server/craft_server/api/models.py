@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from craft_server.api import documents
 from craft_server.api.auth import WithCaller
 from craft_server.api.outputs import policy_for
 from craft_server.api.services import Services, WithServices
@@ -13,9 +12,7 @@ from craft_shared.wire import ModelCard, ModelList, ProviderProfile
 router = APIRouter(tags=["models"])
 
 
-@router.get(
-    "/v1/models", summary="The hosted models", responses=documents.problems(*documents.KEYED)
-)
+@router.get("/v1/models", summary="The hosted models")
 async def list_models(services: WithServices, caller: WithCaller) -> ModelList:
     """The models, their limits, and what this key may receive. Free."""
     engine, policy = services.engine, policy_for(services, caller)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_server.api.pictures import Selection
+from craft_server.api.images import Selection
 from craft_server.api.resolution import Resolution, output_again
 from craft_server.api.services import Services
 from craft_server.asked_prompts import Asking

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
-from craft_server.api import documents
 from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
@@ -20,7 +19,9 @@ from craft_server.api.checks import (
     counted_prompts,
 )
 from craft_server.api.idempotency import Call, call_of
+from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
+from craft_server.api.openapi import refusals, tensor_answer
 from craft_server.api.outputs import (
     Question,
     answer_of_parts,
@@ -28,7 +29,6 @@ from craft_server.api.outputs import (
     policy_for,
     question,
 )
-from craft_server.api.pictures import load_pictures, select_pictures
 from craft_server.api.rate_limits import use_predictions
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
@@ -39,6 +39,7 @@ from craft_server.problems import ProblemError
 from craft_shared.codec import Tensors
 from craft_shared.problems import (
     ANSWER_GONE,
+    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
@@ -57,17 +58,12 @@ _LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
 
 @router.post(
     "/v1/predictions",
-    operation_id="create_prediction",
     summary="Score prompts",
     response_class=Response,
-    openapi_extra=documents.body(
-        PredictionRequest,
-        "`codes` float32 [prompts, dim]; `files` uint8 [bytes] and `file_sizes` int64 [pictures]",
-    ),
     responses={
-        **documents.tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
-        **documents.problems(
-            *documents.CHARGED,
+        **tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
+        **refusals(
+            BUDGET_EXHAUSTED,
             MODEL_NOT_FOUND,
             IMAGE_SET_NOT_FOUND,
             REVISION_MISMATCH,
@@ -77,7 +73,7 @@ _LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
         ),
     },
 )
-async def predict(
+async def create_prediction(
     request: Request,
     services: WithServices,
     caller: Annotated[Caller, Depends(caller_with("predict"))],
@@ -106,7 +102,7 @@ async def predict(
     )
     engine, revision, count = services.engine, services.revision, prompts.count
     try:
-        selection = await select_pictures(services, caller, message, body.files, call.first)
+        selection = await select_images(services, caller, message, body.files, call.first)
         check_answer_size(
             request,
             services,
@@ -144,7 +140,7 @@ async def predict(
     work = Work("predictions", engine.name, revision, units, call.run)
     async with booking(services, caller, call, work, resolution) as booked:
         await check_prompts(services, caller, prompts, message.classes)
-        pictures = await load_pictures(services, caller, selection)
+        images = await load_images(services, caller, selection)
         asked = await question(
             services,
             caller,
@@ -154,7 +150,7 @@ async def predict(
             classes=message.classes,
             selection=selection,
         )
-        image_features = await pictures.features(services, caller)
+        image_features = await images.features(services, caller)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
         tensors = await _scores(services, caller, message, asked, image_features, text_features)
         answer = await encode_tensors(request, tensors)

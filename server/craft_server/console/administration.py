@@ -5,8 +5,7 @@ It does what `/v1/admin` does, from forms. A new key's secret is on one page, on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -30,10 +29,7 @@ from craft_server.console.forms import (
 from craft_server.console.rendering import measure, page, redirect, render, unit_name
 from craft_server.console.sessions import Session, set_notice
 from craft_server.ledger import administration, keys
-from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget, list_budgets
-from craft_server.ledger.keys import UnknownKey
-from craft_server.problems import ProblemError, invalid_field
-from craft_shared.problems import NOT_FOUND
+from craft_server.ledger.budgets import list_budgets
 from craft_shared.units import MEASURES
 from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCard, KeyCreate, KeySecret, Scope
 
@@ -108,8 +104,7 @@ async def show(
     request: Request, services: WithServices, _session: WithAdmin, prefix: str
 ) -> Response:
     """A key: its policy, its budgets, and forms to change them."""
-    with _refusals():
-        view = await services.database.read(_read, prefix)
+    view = await services.database.read(_read, prefix)
     return await page(
         request,
         "key.html.jinja",
@@ -180,11 +175,10 @@ async def _done(
         do_once(connection, services, session, form, action)
         set_notice(connection, session, notice)
 
-    with _refusals():
-        try:
-            await services.database.write(all_of_it)
-        except DoneBefore:
-            await services.database.write(set_notice, session, "This was done already, once.")
+    try:
+        await services.database.write(all_of_it)
+    except DoneBefore:
+        await services.database.write(set_notice, session, "This was done already, once.")
     return redirect(f"{_LIST}/{prefix}")
 
 
@@ -206,24 +200,3 @@ def _budget_fields(form: FormData) -> dict[str, object]:
     """Unit and window, as one field holds both: `queries lifetime`."""
     unit, _, window = text_of(form, "budget").partition(" ")
     return {"unit": unit or text_of(form, "unit"), "window": window or text_of(form, "window")}
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns the ledger's refusals into problems."""
-    try:
-        yield
-    except UnknownKey as error:
-        raise ProblemError(NOT_FOUND, "there is no key with this prefix") from error
-    except NoSuchBudget as error:
-        raise invalid_field(
-            "budget", f"there is no budget on {error.unit} ({error.window})", "Set one first."
-        ) from error
-    except LimitTooLarge as error:
-        raise invalid_field("amount", str(error), "Add less.") from error
-    except LimitBelowUse as error:
-        raise invalid_field(
-            "limit",
-            f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
-            "Set a limit of at least that.",
-        ) from error

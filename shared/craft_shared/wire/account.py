@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from craft_shared.amounts import UNITS, Measure, Window
 from craft_shared.display import Displayed, View
 from craft_shared.units import Units
-from craft_shared.wire.messages import Answer, Many
+from craft_shared.wire.messages import Answer, Many, ModelName, Moment, Revision
 
 
 class Budget(Displayed, Answer):
@@ -27,10 +29,10 @@ class Budget(Displayed, Answer):
     unit: Measure
     window: Window = "lifetime"
     of: Literal["key", "team"] = "key"
-    limit: int
-    spent: int
-    reserved: int
-    remaining: int
+    limit: int = Field(examples=[8000])
+    spent: int = Field(examples=[32])
+    reserved: int = Field(examples=[0])
+    remaining: int = Field(examples=[7968])
     resets_at: str | None = None
 
     def _view(self) -> View:
@@ -67,13 +69,13 @@ class Charge(Answer):
     called the run that the call was part of.
     """
 
-    id: int
-    at: str
-    call: str
-    run: str | None = None
-    model: str
-    revision: str = ""
-    state: Literal["reserved", "settled"]
+    id: int = Field(examples=[2])
+    at: Moment
+    call: str = Field(examples=["predictions"])
+    run: str | None = Field(default=None, examples=["digits-16-shots"])
+    model: ModelName
+    revision: Revision = ""
+    state: Literal["reserved", "settled"] = Field(examples=["settled"])
     units: Units
     cost_micros: int = 0
 
@@ -87,7 +89,7 @@ class Usage(Displayed, Answer):
     total: Units
     cost_micros: int = 0
     charges: Many[Charge]
-    next_after: int | None
+    next_after: int | None = Field(examples=[2])
 
     def _view(self) -> View:
         kinds: dict[str, list[Charge]] = {}

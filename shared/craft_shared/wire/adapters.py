@@ -10,13 +10,28 @@ from craft_shared.display import Displayed, View, names
 from craft_shared.units import Units
 from craft_shared.wire.account import Cost
 from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, Many, Message, NonEmptyLabel, Rows, TopK
+from craft_shared.wire.messages import (
+    Answer,
+    Images,
+    Many,
+    Message,
+    ModelName,
+    Moment,
+    NonEmptyLabel,
+    Owner,
+    Revision,
+    Rows,
+    TopK,
+)
 
 LATEST = "latest"
 
 Alias = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", min_length=1, max_length=32)
 ]
+AdapterName = Annotated[str, Field(examples=["digits"])]
+VersionNumber = Annotated[int, Field(examples=[1])]
+ClassNames = Annotated[Many[str], Field(examples=[["one", "two", "zero"]])]
 Version = Annotated[int, Field(ge=1, lt=10**9)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -37,12 +52,16 @@ class Provenance(Message):
         units: charged by the run.
     """
 
-    recipe: Annotated[str, StringConstraints(max_length=64)] | None = None
-    data: Annotated[str, StringConstraints(max_length=200)] | None = None
-    shots: int | None = None
-    seed: int | None = None
-    accuracy_before: Finite | None = None
-    accuracy_after: Finite | None = None
+    recipe: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None, examples=["craftbox"]
+    )
+    data: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        default=None, examples=["digits"]
+    )
+    shots: int | None = Field(default=None, examples=[4])
+    seed: int | None = Field(default=None, examples=[1])
+    accuracy_before: Finite | None = Field(default=None, examples=[12.5])
+    accuracy_after: Finite | None = Field(default=None, examples=[85.0])
     units: Units = Units()
 
 
@@ -70,17 +89,19 @@ class AdapterCard(Displayed, Answer):
         provenance: how it came to be.
     """
 
-    owner: str = ""
-    name: str
-    version: int
-    aliases: Many[str] = Field(default=[])
-    digest: str
-    model: str
-    revision: str
+    owner: Owner = ""
+    name: AdapterName
+    version: VersionNumber
+    aliases: Many[str] = Field(default=[], examples=[["latest", "stable"]])
+    digest: str = Field(
+        examples=["946d571deec378b1e262a568d789e37508e6a92cf4d3730307317f3d3ad08fea"]
+    )
+    model: ModelName
+    revision: Revision
     access_mode: Literal["strict", "open-text"]
-    classes: Many[str]
-    prompts: int
-    published_at: str
+    classes: ClassNames
+    prompts: int = Field(examples=[32])
+    published_at: Moment
     retired_at: str | None = None
     pays: Payer = "caller"
     abstain_below: float | None = None
@@ -134,14 +155,14 @@ class AdapterSettings(Answer):
         aliases: of which version each is the name.
     """
 
-    owner: str
-    name: str
-    public: bool
-    keys: Many[str]
-    teams: Many[str]
+    owner: Owner
+    name: AdapterName
+    public: bool = Field(examples=[False])
+    keys: Many[str] = Field(examples=[["k3v9x2ma"]])
+    teams: Many[str] = Field(examples=[["research"]])
     pays: Payer
-    abstain_below: float | None
-    aliases: dict[str, int]
+    abstain_below: float | None = Field(examples=[0.5])
+    aliases: dict[str, int] = Field(examples=[{"stable": 1}])
 
 
 class AdapterChange(Message):
@@ -154,11 +175,14 @@ class AdapterChange(Message):
 
     public: bool = False
     keys: list[KeyPrefix] = Field(default=[], max_length=1000)
-    teams: list[NonEmptyLabel] = Field(default=[], max_length=1000)
+    teams: list[NonEmptyLabel] = Field(default=[], max_length=1000, examples=[["research"]])
     pays: Payer = "caller"
-    abstain_below: Probability | None = None
+    abstain_below: Probability | None = Field(default=None, examples=[0.5])
     aliases: dict[Alias, Version | None] = Field(
-        default={}, max_length=100, json_schema_extra={"additionalProperties": False}
+        default={},
+        max_length=100,
+        json_schema_extra={"additionalProperties": False},
+        examples=[{"stable": 1}],
     )
 
 
@@ -171,16 +195,16 @@ class AdapterUse(Answer):
         units: that they took.
     """
 
-    version: int
-    calls: int
+    version: VersionNumber
+    calls: int = Field(examples=[40])
     units: Units
 
 
 class AdapterUsage(Answer):
     """Answer of `GET /v1/adapters/{name}/usage`."""
 
-    owner: str
-    name: str
+    owner: Owner
+    name: AdapterName
     versions: Many[AdapterUse]
 
 
@@ -200,8 +224,8 @@ class AdapterPredictionRequest(Message):
 
     image_set: str | None = None
     rows: Rows | None = None
-    images: list[str] | None = None
-    top_k: TopK | None = None
+    images: Images = None
+    top_k: TopK | None = Field(default=None, examples=[2])
     abstain_below: Probability | None = None
 
 
@@ -224,12 +248,12 @@ class AdapterPredictionAnswer(Answer):
             by the numbers of this answer, is less probable than that. Not with level `label`.
     """
 
-    adapter: str
-    version: int
-    classes: Many[str]
+    adapter: AdapterName
+    version: VersionNumber
+    classes: ClassNames
     cost: Cost
-    output: Output = EVERYTHING
-    log_probs: Many[Many[float]] | None = None
+    output: Output = Field(default=EVERYTHING, examples=[{"level": "top_k", "k": 2}])
+    log_probs: Many[Many[float]] | None = Field(default=None, examples=[[[-0.0671, -3.9855]]])
     probs: Many[Many[float]] | None = None
-    top_classes: Many[Many[int]] | None = None
+    top_classes: Many[Many[int]] | None = Field(default=None, examples=[[[2, 0]]])
     abstained: Many[int] | None = None

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from craft_shared.wire.account import Cost
-from craft_shared.wire.messages import Answer, Count, Message, Row
+from craft_shared.wire.messages import Answer, Count, Images, Message, ModelName, Revision, Row
+
+ImageSetId = Annotated[str, Field(examples=["is_NdWOtiHJAymCqPRMv8BSWA"])]
 
 
 class ImageSetCreate(Message):
     """Body of `POST /v1/image-sets`."""
 
-    model: str
+    model: ModelName
 
 
 class ImageSet(Answer):
     """An image set: a handle on pictures that the server has seen. `count` is its rows."""
 
-    id: str
-    model: str
-    revision: str
+    id: ImageSetId
+    model: ModelName
+    revision: Revision
     count: Count
 
 
@@ -31,7 +37,7 @@ class ImageUpload(Message):
     """
 
     first_row: Row
-    images: list[str] | None = None
+    images: Images = None
 
 
 class ImageUploadAnswer(Answer):

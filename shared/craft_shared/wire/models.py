@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from craft_shared.display import Displayed, View
 from craft_shared.wire.levels import EVERYTHING, Level, Output
-from craft_shared.wire.messages import Answer, Count, Many, Positive
+from craft_shared.wire.messages import Answer, Count, Many, ModelName, Positive, Revision
 
 
 class Limits(Answer):
@@ -24,17 +26,17 @@ class Limits(Answer):
         answer_bytes: of an answer's numbers.
     """
 
-    body_bytes: Positive
+    body_bytes: Positive = Field(examples=[64 * 2**20])
     json_bytes: Positive = 16 * 2**20
     json_values: Positive = 2**18
-    images_per_call: Positive
-    image_bytes: Positive
-    image_pixels: Positive
-    images_per_set: Positive
-    prompts_per_call: Positive
-    classes: Positive
-    dim: Positive
-    answer_bytes: Positive
+    images_per_call: Positive = Field(examples=[256])
+    image_bytes: Positive = Field(examples=[16 * 2**20])
+    image_pixels: Positive = Field(examples=[50_000_000])
+    images_per_set: Positive = Field(examples=[100_000])
+    prompts_per_call: Positive = Field(examples=[256])
+    classes: Positive = Field(examples=[2000])
+    dim: Positive = Field(examples=[4096])
+    answer_bytes: Positive = Field(examples=[256 * 2**20])
 
 
 class ProviderProfile(Answer):
@@ -66,11 +68,11 @@ class ModelCard(Displayed, Answer):
         profile: of the provider that is simulated; null where none is.
     """
 
-    name: str
-    revision: str
-    image_size: Positive
+    name: ModelName
+    revision: Revision
+    image_size: Positive = Field(examples=[224])
     limits: Limits
-    outputs: Many[Level]
+    outputs: Many[Level] = Field(examples=[["log_probs"]])
     output: Output = EVERYTHING
     prompts_per_image_set: Count | None = None
     profile: ProviderProfile | None = None

@@ -8,7 +8,18 @@ from pydantic import Field, StringConstraints
 
 from craft_shared.wire.account import Cost
 from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, ClassName, Many, Message, Rows, Template, TopK
+from craft_shared.wire.messages import (
+    Answer,
+    ClassName,
+    Images,
+    Many,
+    Message,
+    ModelName,
+    Revision,
+    Rows,
+    Template,
+    TopK,
+)
 
 # Standard deviations of the released code's projections, by name; see `Context`.
 AbsoluteScale = Literal["paper", "paper-wide", "paper-imagenet"]
@@ -60,14 +71,18 @@ class PredictionRequest(Message):
             most C; as many as the key may see when null, and never more. The charge is the same.
     """
 
-    model: str
-    classes: list[ClassName] = Field(min_length=1, json_schema_extra={"uniqueItems": True})
+    model: ModelName
+    classes: list[ClassName] = Field(
+        min_length=1,
+        json_schema_extra={"uniqueItems": True},
+        examples=[["zero", "one", "two"]],
+    )
     templates: list[Template] = Field(default_factory=list)
     context: Context | None = None
     codes: list[list[Annotated[float, Field(ge=-MAX_CODE, le=MAX_CODE)]]] | None = None
     image_set: str | None = None
     rows: Rows | None = None
-    images: list[str] | None = None
+    images: Images = None
     dtype: Literal["float32", "float16"] = "float32"
     top_k: TopK | None = None
 
@@ -86,10 +101,12 @@ class PredictionAnswer(Answer):
             numbers the lower index comes first.
     """
 
-    model: str
-    revision: str
+    model: ModelName
+    revision: Revision
     cost: Cost
     output: Output = EVERYTHING
-    log_probs: Many[Many[Many[float]]] | None = None
+    log_probs: Many[Many[Many[float]]] | None = Field(
+        default=None, examples=[[[[-1.3409, -0.544, -1.8451]]]]
+    )
     probs: Many[Many[Many[float]]] | None = None
     top_classes: Many[Many[Many[int]]] | None = None

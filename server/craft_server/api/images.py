@@ -1,6 +1,6 @@
 """The pictures of a call: rows of an image set, or pictures in the body.
 
-`decode_pictures` tells every bad picture of a body at once. This module does not know what the
+`decode_images` tells every bad picture of a body at once. This module does not know what the
 pictures are scored against.
 """
 
@@ -60,7 +60,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Loaded pictures: features that are known, or tensors that are still to be encoded."""
 
     known: Features | None
@@ -73,7 +73,7 @@ class Pictures:
         return await services.engine.encode_images(self.decoded, tenant=caller.tenant)
 
 
-async def select_pictures(
+async def select_images(
     services: Services,
     caller: Caller,
     message: PredictionRequest | AdapterPredictionRequest,
@@ -106,21 +106,21 @@ async def select_pictures(
     return Selection(image_set, message.rows, ())
 
 
-async def load_pictures(services: Services, caller: Caller, selection: Selection) -> Pictures:
+async def load_images(services: Services, caller: Caller, selection: Selection) -> Images:
     """Reads the features of an image set, or decodes the pictures of the body.
 
     Raises:
         ProblemError: `invalid-image`, naming every picture that cannot be used.
     """
     if selection.image_set is None:
-        return Pictures(None, await decode_pictures(services, caller, selection.files))
+        return Images(None, await decode_images(services, caller, selection.files))
     features = await _all_features(services, selection.image_set)
     if selection.rows is None:
-        return Pictures(features, ())
-    return Pictures(features[np.asarray(selection.rows, dtype=np.intp)], ())
+        return Images(features, ())
+    return Images(features[np.asarray(selection.rows, dtype=np.intp)], ())
 
 
-async def decode_pictures(
+async def decode_images(
     services: Services,
     caller: Caller,
     files: Sequence[bytes],
