@@ -30,16 +30,16 @@ from craft_server.api import (
     receipts,
     run_reports,
 )
-from craft_server.api.access_log import AccessLogMiddleware
-from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
-from craft_server.api.compression import CompressionMiddleware
-from craft_server.api.drain import Drain, DrainMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
-from craft_server.api.hang_up import HangUpMiddleware
-from craft_server.api.in_flight import InFlight
+from craft_server.api.middleware import (
+    BodyGate,
+    BodyGateMiddleware,
+    CallMiddleware,
+    CompressionMiddleware,
+    HangUpMiddleware,
+)
 from craft_server.api.rate_limits import RateLimitHeadersMiddleware
-from craft_server.api.request_id import RequestIdMiddleware
-from craft_server.api.services import Services
+from craft_server.api.services import Drain, InFlight, Services
 from craft_server.api.traces import TraceMiddleware, traced
 from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
@@ -180,9 +180,7 @@ def create_app(
     console.add_middleware(app)
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
-    app.add_middleware(DrainMiddleware, drain=services.drain)
-    app.add_middleware(AccessLogMiddleware)
     if tracing.wanted():
         app.add_middleware(TraceMiddleware)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(CallMiddleware, closing=lambda: services.drain.begun)
     return app

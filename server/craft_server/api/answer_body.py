@@ -16,12 +16,11 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from craft_server.api.negotiation import names
+from craft_server.api.middleware import JSON_TYPE, accepts
 from craft_shared import codec
 from craft_shared.output import DType, shown_bytes
 from craft_shared.wire import Output
 
-JSON_TYPE = "application/json"
 # The longest number as text, such as -1.1754943508222875e-38, with its comma and brackets.
 _JSON_BYTES = {"float32": 28, "float16": 28, "int32": 15}
 # Fields of documents that tensors take.
@@ -63,7 +62,7 @@ async def encode_tensors(request: Request, tensors: codec.Tensors) -> TensorAnsw
 
 def wants_safetensors(request: Request) -> bool:
     """Whether `Accept` names safetensors and does not refuse it (RFC 9110, section 12.5.1)."""
-    return names(request.headers.get("accept", ""), codec.MEDIA_TYPE)
+    return accepts(request.headers.get("accept", ""), codec.MEDIA_TYPE)
 
 
 def answer_bytes(request: Request, *, rows: int, classes: int, output: Output, dtype: DType) -> int:

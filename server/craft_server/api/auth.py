@@ -10,7 +10,7 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from craft_server.api.body_gate import KEY_ID
+from craft_server.api.middleware import KEY_ID
 from craft_server.api.openapi import refuses
 from craft_server.api.provider_terms import under_terms
 from craft_server.api.rate_limits import use_request

@@ -1,9 +1,7 @@
-"""Requests' bodies: JSON or safetensors in, one message with its codes and pictures out.
+"""Requests' bodies: JSON or safetensors in, one message with its codes and images out.
 
-It knows media types and the syntax of both; what a value means is checked by the calls. How many
-bytes there may be is `body_gate`'s to say, how many values is looked at before anything is parsed.
-Each body is parsed once, on a thread. What it says about tensors and pictures ends up the same for
-both types.
+How many bytes there may be is bounded before (`BodyGate`), and how many values before anything is
+parsed. Each body is parsed once, on a thread. Checks of what a value means are the calls'.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from craft_server.api.body_gate import JSON_TYPE, media_type_of
+from craft_server.api.middleware import JSON_TYPE, media_type_of
 from craft_server.api.openapi import refuses, takes
 from craft_server.api.services import WithServices
 from craft_server.problems import (
@@ -58,7 +56,7 @@ class Body(Generic[M]):
     Attributes:
         message: the document; its fields `codes` and `images` are None.
         codes: float32 [K, dim], or None where the body has none.
-        files: pictures' bytes, or None where the body has none.
+        files: images' bytes, or None where the body has none.
     """
 
     message: M

@@ -12,11 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from craft_server.adapters import NoSuchAdapter, NoSuchVersion
 from craft_server.api.addresses import allowed_methods
 from craft_server.api.idempotency import Replayed, replay
+from craft_server.api.middleware import Middleware
 from craft_server.api.services import Services
 from craft_server.asked_prompts import PromptLimitReached
 from craft_server.database import Unavailable
@@ -219,17 +220,11 @@ def install(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(_on_http_exception)
 
 
-class UnhandledErrorsMiddleware:
+class UnhandledErrorsMiddleware(Middleware):
     """Answers what no handler knows with `internal-error`; only the log holds the traceback."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `Middleware.call`."""
         started = False
 
         async def send_noting_start(message: Message) -> None:

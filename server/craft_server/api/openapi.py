@@ -18,12 +18,12 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from craft_server.api.middleware import JSON_TYPE, REQUEST_ID_HEADER
 from craft_shared import codec, problems
 from craft_shared.adapter import AdapterConfig
 from craft_shared.problems import MEDIA_TYPE, FieldError, Problem, ProblemType
 from craft_shared.wire import AdapterPredictionAnswer, PredictionAnswer
 
-JSON_TYPE = "application/json"
 DESCRIPTION = """
 A vision-language model behind a metered prediction API.
 
@@ -309,7 +309,7 @@ def _complete(
     contents = [operation.get("requestBody", {}).get("content", {})]
     repeatable = any(parameter["name"] == "Idempotency-Key" for parameter in parameters)
     for status, response in responses.items():
-        names = ["X-Request-Id"]
+        names = [REQUEST_ID_HEADER]
         if "429" in responses and status != "401":
             names += ["RateLimit", "RateLimit-Policy"]
         if status.startswith("2"):

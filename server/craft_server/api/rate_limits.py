@@ -7,24 +7,19 @@ from __future__ import annotations
 
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from craft_server.api.middleware import Middleware
 from craft_server.api.services import Services
 from craft_server.ledger.keys import Caller
 from craft_server.rate_limits import WINDOW_SECONDS, Quota, RateLimited
 
 
-class RateLimitHeadersMiddleware:
-    """Tells the quotas that a call has used, `use_request` and `use_predictions` having run."""
+class RateLimitHeadersMiddleware(Middleware):
+    """Says in an answer's headers which quotas `use_request` and `use_predictions` have used."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `Middleware.call`."""
         quotas: list[Quota] = scope.setdefault("state", {}).setdefault("quotas", [])
 
         async def send_with_quotas(message: Message) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server.api.access_log import operation_of
+from craft_server.api.middleware import operation_of
 from craft_server.engine import HostedModel
 from craft_shared.tracing import span, wanted
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, Request
 
-from craft_server.api.body_gate import KEY_ID
+from craft_server.api.middleware import KEY_ID
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
 from craft_server.console import cookies, sessions

@@ -23,9 +23,9 @@ from sqlalchemy import Connection
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
-from craft_server.api.body_gate import FILE_BYTES
 from craft_server.api.idempotency import Call
 from craft_server.api.metering import remember
+from craft_server.api.middleware import FILE_BYTES
 from craft_server.api.services import Services, WithServices
 from craft_server.console.access import WithSession
 from craft_server.console.rendering import redirect

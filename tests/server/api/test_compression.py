@@ -14,12 +14,12 @@ import zstandard
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Message
 
-from craft_server.api import compression
-from craft_server.api.compression import LEAST_BYTES, CompressionMiddleware
+from craft_server.api import middleware
+from craft_server.api.middleware import COMPRESSED_FROM_BYTES, CompressionMiddleware
 from craft_shared import codec
 
 Picture = Callable[..., bytes]
-LARGE = b"0.12" * LEAST_BYTES
+LARGE = b"0.12" * COMPRESSED_FROM_BYTES
 
 
 def answered(response: Response, accept: str = "zstd") -> tuple[dict[str, str], bytes]:
@@ -67,7 +67,7 @@ def test_nobody_else_gets_zstd_but_caches_are_told_that_it_depends(accept: str) 
 @pytest.mark.parametrize(
     "response",
     [
-        Response(LARGE[:LEAST_BYTES], media_type=codec.MEDIA_TYPE),
+        Response(LARGE[:COMPRESSED_FROM_BYTES], media_type=codec.MEDIA_TYPE),
         PlainTextResponse(LARGE),
         Response(LARGE, media_type=codec.MEDIA_TYPE, headers={"Content-Encoding": "br"}),
         StreamingResponse(iter([LARGE]), media_type=codec.MEDIA_TYPE),
@@ -98,7 +98,7 @@ def test_the_event_loop_is_not_what_compresses(monkeypatch: pytest.MonkeyPatch) 
             threads.append(threading.current_thread())
             return data
 
-    monkeypatch.setattr(compression.zstandard, "ZstdCompressor", Compressor)
+    monkeypatch.setattr(middleware.zstandard, "ZstdCompressor", Compressor)
     answered(Response(LARGE, media_type=codec.MEDIA_TYPE))
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()

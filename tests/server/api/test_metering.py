@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from craft_server.api.idempotency import Call
-from craft_server.api.in_flight import InFlight
 from craft_server.api.metering import Booking, booking
+from craft_server.api.services import InFlight
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls
