@@ -112,7 +112,9 @@ class KeyCreate(Message):
     requests_per_minute: PerMinute | None = Field(default=None, examples=[600])
     predictions_per_minute: PerMinute | None = None
     concurrency: PerMinute | None = Field(default=None, examples=[4])
-    budgets: list[BudgetLimit] = Field(default_factory=list, max_length=100)
+    budgets: list[BudgetLimit] = Field(
+        default_factory=list, max_length=100, examples=[[{"unit": "queries", "limit": 8000}]]
+    )
     policies: list[KeyPolicy] = Field(default_factory=list, max_length=100)
 
 

@@ -77,7 +77,9 @@ class PredictionRequest(Message):
         json_schema_extra={"uniqueItems": True},
         examples=[["zero", "one", "two"]],
     )
-    templates: list[Template] = Field(default_factory=list)
+    templates: list[Template] = Field(
+        default_factory=list, examples=[["a photo of the number {}."]]
+    )
     context: Context | None = None
     codes: list[list[Annotated[float, Field(ge=-MAX_CODE, le=MAX_CODE)]]] | None = None
     image_set: str | None = None
