@@ -28,10 +28,9 @@ from craft_client.exceptions import (
 from craft_client.network import without_credentials
 from craft_shared import codec, problems
 from craft_shared.display import Displayed, View, names
-from craft_shared.problems import Problem
+from craft_shared.problems import Problem, first_error
 from craft_shared.strict_json import most_values
 from craft_shared.units import UNITS
-from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Cost, Output
 
 # What proxies answer in a server's place, and services that are overloaded (529) for themselves.

@@ -19,17 +19,15 @@ from craft_server.api import (
     adapter_publishing,
     adapters,
     admin,
-    answers,
     errors,
     health,
     image_sets,
-    metrics,
-    models,
     openapi,
     predictions,
     receipts,
     run_reports,
 )
+from craft_server.api.auth import RateLimitHeadersMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
 from craft_server.api.middleware import (
     BodyGate,
@@ -38,7 +36,6 @@ from craft_server.api.middleware import (
     CompressionMiddleware,
     HangUpMiddleware,
 )
-from craft_server.api.rate_limits import RateLimitHeadersMiddleware
 from craft_server.api.services import Drain, InFlight, Services
 from craft_server.api.traces import TraceMiddleware, traced
 from craft_server.byte_cache import ByteCache
@@ -66,12 +63,9 @@ _ROUTERS = [
     module.router
     for module in (
         health,
-        metrics,
-        models,
         image_sets,
         predictions,
         account,
-        answers,
         receipts,
         adapter_publishing,
         adapters,

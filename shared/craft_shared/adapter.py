@@ -24,8 +24,8 @@ from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.output import scores_of, shown
+from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
 from craft_shared.wire.messages import ModelName, Revision, StoredClassName, Template
 

@@ -19,7 +19,7 @@ from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.addresses import ADAPTER_OF_CALL
 from craft_server.api.answer_body import encode_tensors
-from craft_server.api.auth import caller_with
+from craft_server.api.auth import caller_with, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_revision
 from craft_server.api.idempotency import Call, call_of
@@ -27,7 +27,6 @@ from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
 from craft_server.api.outputs import checked_output, policy_for, question
-from craft_server.api.rate_limits import use_predictions
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.engine import Prompts

@@ -1,4 +1,4 @@
-"""`POST /v1/predictions`: prompts x images x classes."""
+"""`GET /v1/models`: what the server hosts. `POST /v1/predictions`: prompts x images x classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from craft_server.api.answer_body import encode_tensors
-from craft_server.api.auth import caller_with
+from craft_server.api.auth import WithCaller, caller_with, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import (
     check_answer_size,
@@ -29,7 +29,6 @@ from craft_server.api.outputs import (
     policy_for,
     question,
 )
-from craft_server.api.rate_limits import use_predictions
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import Features, NoSuchImageSet
@@ -48,9 +47,15 @@ from craft_shared.problems import (
 )
 from craft_shared.tracing import span
 from craft_shared.units import Units
-from craft_shared.wire import PredictionAnswer, PredictionRequest
+from craft_shared.wire import (
+    ModelCard,
+    ModelList,
+    PredictionAnswer,
+    PredictionRequest,
+    ProviderProfile,
+)
 
-router = APIRouter(tags=["predictions"])
+router = APIRouter()
 
 # One prompt's prediction of one picture and one class.
 _LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
@@ -58,6 +63,7 @@ _LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
 
 @router.post(
     "/v1/predictions",
+    tags=["predictions"],
     summary="Score prompts",
     response_class=Response,
     responses={
@@ -180,3 +186,27 @@ async def _scores(
             images=len(image_features),
             dtype=message.dtype,
         )
+
+
+@router.get("/v1/models", tags=["models"], summary="The hosted models")
+async def list_models(services: WithServices, caller: WithCaller) -> ModelList:
+    """The models, their limits, and what this key may receive. Free."""
+    engine, policy = services.engine, policy_for(services, caller)
+    card = ModelCard(
+        name=engine.name,
+        revision=services.revision,
+        image_size=engine.image_size,
+        limits=services.settings.limits,
+        outputs=[policy.output.level],
+        output=policy.output,
+        prompts_per_image_set=policy.prompts_per_image_set,
+        profile=_profile_of(services),
+    )
+    return ModelList(models=[card])
+
+
+def _profile_of(services: Services) -> ProviderProfile | None:
+    profile = services.provider.profile
+    if profile is None:
+        return None
+    return ProviderProfile(name=profile.name, version=profile.version, digest=profile.digest)

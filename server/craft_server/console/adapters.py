@@ -16,9 +16,9 @@ from PIL import Image
 from craft_server import adapters
 from craft_server.adapters import Publication
 from craft_server.api.adapter_predictions import AdapterPrediction, load, predict
+from craft_server.api.auth import use_request
 from craft_server.api.body import Body
 from craft_server.api.idempotency import Call
-from craft_server.api.rate_limits import use_request
 from craft_server.api.services import Services, WithServices
 from craft_server.console.access import WithPredictor
 from craft_server.console.forms import WithFileForm, file_of, text_of

@@ -15,8 +15,8 @@ from typing import Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, ValidationError
 
 from craft_server.plan.architecture import Architecture
+from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.validation import first_error
 
 SHIPPED = Path(__file__).parent / "constants.json"
 

@@ -9,7 +9,6 @@ from pydantic import Field, StringConstraints
 from craft_shared.display import Displayed, View, names
 from craft_shared.units import Units
 from craft_shared.wire.account import Cost
-from craft_shared.wire.levels import EVERYTHING, Output
 from craft_shared.wire.messages import (
     Answer,
     Images,
@@ -23,6 +22,7 @@ from craft_shared.wire.messages import (
     Rows,
     TopK,
 )
+from craft_shared.wire.models import EVERYTHING, Output
 
 LATEST = "latest"
 

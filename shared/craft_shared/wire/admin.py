@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit, Window
-from craft_shared.wire.levels import EVERYTHING, Output
 from craft_shared.wire.messages import (
     Answer,
     Many,
@@ -21,6 +20,7 @@ from craft_shared.wire.messages import (
     Revision,
     Time,
 )
+from craft_shared.wire.models import EVERYTHING, Output
 
 Scope = Literal["predict", "publish", "admin"]
 

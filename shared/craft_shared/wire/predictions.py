@@ -1,4 +1,4 @@
-"""`/v1/predictions`: prompts x images x classes, and the space that codes are points in."""
+"""`/v1/image-sets` and `/v1/predictions`: images uploaded once, prompts, and the space of codes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from craft_shared.wire.account import Cost
-from craft_shared.wire.levels import EVERYTHING, Output
 from craft_shared.wire.messages import (
     Answer,
     ClassName,
+    Count,
     Images,
     Many,
     Message,
     ModelName,
     Revision,
+    Row,
     Rows,
     Template,
     TopK,
 )
+from craft_shared.wire.models import EVERYTHING, Output
 
 # Standard deviations of the released code's projections, by name; see `Context`.
 AbsoluteScale = Literal["paper", "paper-wide", "paper-imagenet"]
@@ -112,3 +114,41 @@ class PredictionAnswer(Answer):
     )
     probs: Many[Many[Many[float]]] | None = None
     top_classes: Many[Many[Many[int]]] | None = None
+
+
+ImageSetId = Annotated[str, Field(examples=["is_NdWOtiHJAymCqPRMv8BSWA"])]
+
+
+class ImageSetCreate(Message):
+    """Body of `POST /v1/image-sets`."""
+
+    model: ModelName
+
+
+class ImageSet(Answer):
+    """An image set: a handle on pictures that the server has seen. `count` is its rows."""
+
+    id: ImageSetId
+    model: ModelName
+    revision: Revision
+    count: Count
+
+
+class ImageUpload(Message):
+    """Body of `POST /v1/image-sets/{id}/images`.
+
+    Attributes:
+        first_row: the row that the first picture gets; must equal the set's present count, so that
+            a chunk is never added twice.
+        images: pictures as base64 strings (JSON only).
+    """
+
+    first_row: Row
+    images: Images = None
+
+
+class ImageUploadAnswer(Answer):
+    """What an upload did. Pictures that the owner has had encoded before are not charged again."""
+
+    image_set: ImageSet
+    cost: Cost
