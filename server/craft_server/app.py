@@ -1,7 +1,4 @@
-"""The application: engine, database, API and console put together.
-
-It knows no process, port or signal.
-"""
+"""The application: engine, database, API and console put together."""
 
 from __future__ import annotations
 

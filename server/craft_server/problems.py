@@ -1,8 +1,4 @@
-"""Problems as exceptions, and how other layers' errors read as problems.
-
-It knows `craft_shared.problems` and wire notation (`classes[3]`, `context.dim`); it does not know
-HTTP requests or responses.
-"""
+"""Problems as exceptions, and how other layers' errors read as problems."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from craft_server.api.idempotency import Call, call_of
 from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.outputs import checked_output, policy_for, question
+from craft_server.api.outputs import checked_output, noise_of, policy_for
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.engine import Prompts
@@ -211,7 +211,7 @@ async def predict(
         images = await load_images(services, caller, selection)
         servable = await load(services, publication)
         config = servable.adapter.config
-        asked = await question(
+        noise = await noise_of(
             services,
             caller,
             policy,
@@ -225,8 +225,8 @@ async def predict(
         features = await images.features(services, caller)
 
         def shown(log_probs: NDArray[np.float32], columns: slice) -> tuple[Tensors, Tensors]:
-            noise = None if asked.noise is None else asked.noise.at(slice(None), columns)
-            log_probs = noisy(log_probs, noise)
+            added = None if noise is None else noise.at(slice(None), columns)
+            log_probs = noisy(log_probs, added)
             tuned = answerable(servable.adapter.refined(log_probs), output)
             if abstain_below is not None and output.level != "label":
                 tuned["abstained"] = _abstained(tuned, abstain_below)

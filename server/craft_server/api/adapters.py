@@ -32,6 +32,7 @@ WithPublishKey = Annotated[Caller, Depends(caller_with("publish"))]
 WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
 OwnName = Annotated[str, Path(description="The adapter's name under the key's owner.")]
 Version = Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")]
+_NAMED = refusals(ADAPTER_NOT_FOUND)
 Versions = Annotated[str, Path(description="`NAME@VERSION`, or `NAME` for all of its versions.")]
 
 
@@ -44,11 +45,7 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
     return AdapterList(adapters=await services.database.read(adapters.list_cards, caller))
 
 
-@router.get(
-    f"{ADAPTER_OF_CALL}/versions",
-    summary="All versions of an adapter",
-    responses=refusals(ADAPTER_NOT_FOUND),
-)
+@router.get(f"{ADAPTER_OF_CALL}/versions", summary="All versions of an adapter", responses=_NAMED)
 async def list_adapter_versions(
     services: WithServices, caller: WithPredictKey, name: OwnName
 ) -> AdapterList:
@@ -57,11 +54,7 @@ async def list_adapter_versions(
     return AdapterList(adapters=await services.database.read(adapters.versions, caller.owner, name))
 
 
-@router.get(
-    f"{ADAPTER_OF_CALL}/settings",
-    summary="An adapter's settings",
-    responses=refusals(ADAPTER_NOT_FOUND),
-)
+@router.get(f"{ADAPTER_OF_CALL}/settings", summary="An adapter's settings", responses=_NAMED)
 async def get_adapter_settings(
     services: WithServices, caller: WithPublishKey, name: OwnName
 ) -> AdapterSettings:
@@ -69,11 +62,7 @@ async def get_adapter_settings(
     return await services.database.read(adapters.settings, caller.owner, _own_name(caller, name))
 
 
-@router.get(
-    f"{ADAPTER_OF_CALL}/usage",
-    summary="An adapter's usage",
-    responses=refusals(ADAPTER_NOT_FOUND),
-)
+@router.get(f"{ADAPTER_OF_CALL}/usage", summary="An adapter's usage", responses=_NAMED)
 async def get_adapter_usage(
     services: WithServices, caller: WithPublishKey, name: OwnName
 ) -> AdapterUsage:
@@ -85,25 +74,21 @@ async def get_adapter_usage(
     f"{ADAPTER_OF_CALL}/restore",
     status_code=204,
     summary="Restore an adapter",
-    responses=refusals(ADAPTER_NOT_FOUND),
+    responses=_NAMED,
 )
 async def restore_adapter(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
     """Takes retired versions of the owner's adapter into service again. Free."""
     await services.database.write(adapters.restore, caller.owner, name)
 
 
-@router.get(ADAPTER, summary="An adapter", responses=refusals(ADAPTER_NOT_FOUND))
+@router.get(ADAPTER, summary="An adapter", responses=_NAMED)
 async def get_adapter(services: WithServices, caller: WithPredictKey, name: Version) -> AdapterCard:
     """The version that a reference means now. Free."""
     publication = await services.database.read(adapters.find, caller, name)
     return publication.card
 
 
-@router.patch(
-    ADAPTER,
-    summary="Share an adapter, move its aliases",
-    responses=refusals(ADAPTER_NOT_FOUND),
-)
+@router.patch(ADAPTER, summary="Share an adapter, move its aliases", responses=_NAMED)
 async def change_adapter(
     services: WithServices,
     caller: WithPublishKey,
@@ -122,12 +107,7 @@ async def change_adapter(
     return await services.database.write(adapters.change, caller, name, wanted)
 
 
-@router.delete(
-    ADAPTER,
-    status_code=204,
-    summary="Retire an adapter",
-    responses=refusals(ADAPTER_NOT_FOUND),
-)
+@router.delete(ADAPTER, status_code=204, summary="Retire an adapter", responses=_NAMED)
 async def retire_adapter(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
     """Takes versions of the owner's adapter out of service, until they are restored. Free."""
     await services.database.write(adapters.retire, caller.owner, name)

@@ -55,7 +55,11 @@ Prefix = Annotated[
 ]
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
 Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
+Limits = Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))]
+TopUps = Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))]
+FindHolder = Callable[[Connection], Holder]
 
+_NAMED = refusals(NOT_FOUND)
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
 _LINE = UsageLine.model_validate(example_of(UsageLine))
 
@@ -86,7 +90,7 @@ async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
     "/keys/{prefix}/rotate",
     summary="Give a key a new secret",
     response_model=KeySecret,
-    responses=refusals(NOT_FOUND),
+    responses=_NAMED,
 )
 async def rotate_key(
     services: WithServices,
@@ -104,13 +108,13 @@ async def rotate_key(
     return await _shown_once(services, caller, call, 200, make)
 
 
-@router.delete("/keys/{prefix}", summary="Revoke a key", responses=refusals(NOT_FOUND))
+@router.delete("/keys/{prefix}", summary="Revoke a key", responses=_NAMED)
 async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> KeyCard:
     """Makes the key useless from its next call on, all its secrets. It stays listed."""
     return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
 
 
-@router.get("/keys/{prefix}/policy", summary="A key's policies", responses=refusals(NOT_FOUND))
+@router.get("/keys/{prefix}/policy", summary="A key's policies", responses=_NAMED)
 async def get_key_policy(
     services: WithServices, _caller: WithAdminKey, prefix: Prefix
 ) -> KeyPolicies:
@@ -118,7 +122,7 @@ async def get_key_policy(
     return await services.database.read(administration.show_policies, prefix)
 
 
-@router.put("/keys/{prefix}/policy", summary="Set a key's policy", responses=refusals(NOT_FOUND))
+@router.put("/keys/{prefix}/policy", summary="Set a key's policy", responses=_NAMED)
 async def set_key_policy(
     services: WithServices,
     _caller: WithAdminKey,
@@ -132,80 +136,46 @@ async def set_key_policy(
     return await services.database.write(administration.set_policy, prefix, body.message)
 
 
-@router.put("/keys/{prefix}/budgets", summary="Set a key's budgets", responses=refusals(NOT_FOUND))
+@router.put("/keys/{prefix}/budgets", summary="Set a key's budgets", responses=_NAMED)
 async def set_key_budgets(
-    services: WithServices,
-    _caller: WithAdminKey,
-    prefix: Prefix,
-    body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
+    services: WithServices, _caller: WithAdminKey, prefix: Prefix, body: Limits
 ) -> BudgetList:
     """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
-    return await services.database.write(
-        _set, lambda connection: administration.key_holder(connection, prefix), body.message
-    )
+    return await services.database.write(_set, _of_key(prefix), body.message)
 
 
-@router.put(
-    "/teams/{name:text}/budgets",
-    summary="Set a team's budgets",
-    responses=refusals(NOT_FOUND),
-)
+@router.put("/teams/{name:text}/budgets", summary="Set a team's budgets", responses=_NAMED)
 async def set_team_budgets(
-    services: WithServices,
-    _caller: WithAdminKey,
-    name: Team,
-    body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
+    services: WithServices, _caller: WithAdminKey, name: Team, body: Limits
 ) -> BudgetList:
     """Sets the budgets that the body names; all keys of the team share them."""
-    return await services.database.write(
-        _set, lambda connection: administration.team_holder(connection, name), body.message
-    )
+    return await services.database.write(_set, _of_team(name), body.message)
 
 
 @router.post(
     "/keys/{prefix}/budgets/top-up",
     summary="Add to a key's budgets",
     response_model=BudgetList,
-    responses=refusals(NOT_FOUND),
+    responses=_NAMED,
 )
 async def top_up_key(
-    services: WithServices,
-    caller: WithAdminKey,
-    call: WithCall,
-    prefix: Prefix,
-    body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
+    services: WithServices, caller: WithAdminKey, call: WithCall, prefix: Prefix, body: TopUps
 ) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(
-        services,
-        caller,
-        call,
-        lambda connection: administration.key_holder(connection, prefix),
-        body.message,
-    )
+    return await _topped_up(services, caller, call, _of_key(prefix), body.message)
 
 
 @router.post(
     "/teams/{name:text}/budgets/top-up",
     summary="Add to a team's budgets",
     response_model=BudgetList,
-    responses=refusals(NOT_FOUND),
+    responses=_NAMED,
 )
 async def top_up_team(
-    services: WithServices,
-    caller: WithAdminKey,
-    call: WithCall,
-    name: Team,
-    body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
+    services: WithServices, caller: WithAdminKey, call: WithCall, name: Team, body: TopUps
 ) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(
-        services,
-        caller,
-        call,
-        lambda connection: administration.team_holder(connection, name),
-        body.message,
-    )
+    return await _topped_up(services, caller, call, _of_team(name), body.message)
 
 
 @router.get("/prices", summary="All prices")
@@ -303,9 +273,15 @@ async def _shown_once(
     return json_response(await services.database.write(all_of_it), status=status)
 
 
-def _set(
-    connection: Connection, find: Callable[[Connection], Holder], wanted: BudgetLimits
-) -> BudgetList:
+def _of_key(prefix: str) -> FindHolder:
+    return lambda connection: administration.key_holder(connection, prefix)
+
+
+def _of_team(name: str) -> FindHolder:
+    return lambda connection: administration.team_holder(connection, name)
+
+
+def _set(connection: Connection, find: FindHolder, wanted: BudgetLimits) -> BudgetList:
     at, holder = now_ms(), find(connection)
     administration.set_budgets(connection, holder, wanted.budgets, at)
     return BudgetList(budgets=administration.show_budgets(connection, holder, at))
@@ -315,7 +291,7 @@ async def _topped_up(
     services: Services,
     caller: Caller,
     call: Call,
-    find: Callable[[Connection], Holder],
+    find: FindHolder,
     wanted: BudgetTopUps,
 ) -> Response:
     def top_up(connection: Connection) -> BudgetList:

@@ -1,8 +1,4 @@
-"""The pictures of a call: rows of an image set, or pictures in the body.
-
-`decode_images` tells every bad picture of a body at once. This module does not know what the
-pictures are scored against.
-"""
+"""The images of a call: rows of an image set, or images in the body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charging: units are reserved before the work, settled with its answer, given back if it fails.
+"""Charging: units are reserved before the work, settled with its answer, refunded if it fails.
 
 Which side wins when an answer was computed but the connection is lost: the answer. It is stored in
 the same transaction that charges it, before its first byte is sent, so that the client is charged
@@ -146,8 +146,8 @@ class Booking:
         self._services.provider.worked()
         return response
 
-    async def give_back(self, *, given_up: bool = False) -> None:
-        """Gives everything back, unless the call was settled.
+    async def refund(self, *, given_up: bool = False) -> None:
+        """Refunds what is reserved, unless the call was settled.
 
         Args:
             given_up: by its client, so that it may not be worked on again as if it were nothing.
@@ -166,7 +166,7 @@ class Booking:
             self.owe()
 
     def owe(self) -> None:
-        """Leaves what may be reserved for the lease to give back, once the database lets it."""
+        """Leaves what may be reserved to the lease, which refunds it once the database lets it."""
         self._services.lease.give_back_later(self._reserved.charge_id)
 
 
@@ -179,7 +179,7 @@ async def booking(
     resolution: Resolution | None = None,
     payer_key_id: int | None = None,
 ) -> AsyncIterator[Booking]:
-    """Reserves the work for the block, which must settle; gives it back if the block raises.
+    """Reserves the work for the block, which must settle; refunds it if the block raises.
 
     Whatever costs the server something belongs into the block: images are decoded and texts are
     read once they are paid for. A call that was made and charged before, and whose answer is gone,
@@ -216,7 +216,7 @@ async def booking(
             yield booked
         except BaseException as error:
             given_up = isinstance(error, asyncio.CancelledError)
-            await to_the_end(booked.give_back(given_up=given_up))
+            await to_the_end(booked.refund(given_up=given_up))
             raise
 
 
@@ -259,7 +259,7 @@ def remember(
 def _refund(
     connection: Connection, charge_id: int, call_id: int | None, repeated: bool, given_up: bool
 ) -> bool:
-    """Gives the reservation back and forgets the call; whether it had been neither yet.
+    """Refunds the reservation and forgets the call; whether neither had been done yet.
 
     In the order in which both are made: another attempt at the call, which holds the budgets and
     finds the record being deleted, would wait for this transaction, and this one for the budgets.
@@ -286,22 +286,14 @@ def _stored(response: Response) -> StoredAnswer:
     return StoredAnswer(response.status_code, response.media_type or "", bytes(response.body))
 
 
-async def _book(
-    services: Services,
-    caller: Caller,
-    call: Call,
-    work: Work,
-    resolution: Resolution | None,
-    payer_key_id: int | None,
-) -> Booking:
-    booking_it = asyncio.ensure_future(
-        _reserved(services, caller, call, work, resolution, payer_key_id)
-    )
+async def _book(services: Services, *args: Any) -> Booking:
+    """`_reserve` in a transaction of its own, whose reservation is refunded if nobody waits."""
+    booking_it = asyncio.ensure_future(_reserved(services, *args))
     try:
         return await asyncio.shield(booking_it)
     except asyncio.CancelledError:
         # The transaction runs on its thread to the end, whatever becomes of the call.
-        await to_the_end(_give_back_once_booked(booking_it))
+        await to_the_end(_refund_once_booked(booking_it))
         raise
 
 
@@ -321,12 +313,12 @@ async def _reserved(services: Services, *args: Any) -> Booking:
         raise
 
 
-async def _give_back_once_booked(booking_it: asyncio.Future[Booking]) -> None:
+async def _refund_once_booked(booking_it: asyncio.Future[Booking]) -> None:
     try:
         booked = await booking_it
     except Exception:
-        return  # it was refused, which nobody waits to hear any more
-    await booked.give_back(given_up=True)
+        return  # it was refused, and nobody waits for that
+    await booked.refund(given_up=True)
 
 
 def _reserve(
@@ -369,7 +361,7 @@ def _reserve(
 def _reserve_of_payer(
     connection: Connection, caller: Caller, payer_key_id: int, work: Work, holder: str, at: int
 ) -> Reservation:
-    """Like `charges.reserve`, but tells the caller nothing of the payer's budgets."""
+    """Like `charges.reserve`, but shows the caller nothing of the payer's budgets."""
     payer = keys.payer(connection, payer_key_id, at)
     if payer is None:
         raise PublisherCannotPay

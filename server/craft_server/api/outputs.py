@@ -1,7 +1,6 @@
 """What a call's answer shows: its level, and tensors that go through the key's policy.
 
-It knows who asks about which pictures and texts, as far as noise and the bound on prompts depend on
-that. It does not know where log-probabilities come from, nor what is charged.
+Noise and the bound on prompts depend on who asks about which images and texts.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,19 +26,6 @@ from craft_server.problems import invalid_field
 from craft_shared.codec import Tensors
 from craft_shared.output import DType
 from craft_shared.wire import Output
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a policy needs to know of a call.
-
-    Attributes:
-        output: the level of the answer.
-        noise: that is added first; None for none.
-    """
-
-    output: Output
-    noise: Noise | None
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:
@@ -76,7 +61,7 @@ def checked_output(
     return output_again(first, narrowed(policy.output, top_k))
 
 
-async def question(
+async def noise_of(
     services: Services,
     caller: Caller,
     policy: Policy,
@@ -86,8 +71,8 @@ async def question(
     classes: Sequence[str],
     selection: Selection,
     counted: bool = True,
-) -> Question:
-    """What the policy needs to know of a call, and no more: digests take time.
+) -> Noise | None:
+    """The noise that is added to the log-probabilities of an answer; None for none.
 
     Prompts are noted where their number is bounded.
 
@@ -106,7 +91,7 @@ async def question(
     """
     limit = policy.prompts_per_image_set if counted else None
     if not output.noise and limit is None:
-        return Question(output, None)
+        return None  # digests take time
     texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
     sent = await asyncio.to_thread(_digests, selection.files)
     if limit is not None:
@@ -117,28 +102,26 @@ async def question(
         asking = Asking(caller.owner, of, identities, limit)
         # The disk has it with the settlement at the latest.
         await services.database.write_deferred(asking.note)
-    noise = None
-    if output.noise:
-        pictures = sent
-        if selection.image_set is not None:
-            pictures = await services.database.read(
-                read_digests, selection.image_set, selection.rows
-            )
-        noise = await asyncio.to_thread(
-            lambda: Noise.of(
-                services.noise_secret,
-                caller.owner,
-                output.noise,
-                pictures=[bytes.fromhex(digest) for digest in pictures],
-                texts=texts,
-            )
+    if not output.noise:
+        return None
+    images = sent
+    if selection.image_set is not None:
+        images = await services.database.read(read_digests, selection.image_set, selection.rows)
+    return await asyncio.to_thread(
+        lambda: Noise.of(
+            services.noise_secret,
+            caller.owner,
+            output.noise,
+            pictures=[bytes.fromhex(digest) for digest in images],
+            texts=texts,
         )
-    return Question(output, noise)
+    )
 
 
 async def answer_of_parts(
     parts: AsyncIterator[tuple[slice, slice, NDArray[np.float32]]],
-    asked: Question,
+    output: Output,
+    noise: Noise | None,
     *,
     prompts: int,
     images: int,
@@ -148,7 +131,8 @@ async def answer_of_parts(
 
     Args:
         parts: prompts, images and log-probabilities, as `Engine.score_parts` yields them.
-        asked: of the call.
+        output: the level of the answer.
+        noise: that is added first; None for none.
         prompts: how many there are.
         images: how many there are.
         dtype: of numbers in the answer.
@@ -156,8 +140,8 @@ async def answer_of_parts(
     found: Tensors = {}
 
     def answer(rows: slice, columns: slice, part: NDArray[np.float32]) -> Tensors:
-        noise = None if asked.noise is None else asked.noise.at(rows, columns)
-        return answerable(part, asked.output, noise, dtype)
+        added = None if noise is None else noise.at(rows, columns)
+        return answerable(part, output, added, dtype)
 
     async for some_prompts, some_images, part in parts:
         shown = await asyncio.to_thread(answer, some_prompts, some_images, part)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from numpy.typing import NDArray
 
 from craft_server.api.answer_body import encode_tensors
 from craft_server.api.auth import WithCaller, caller_with, use_predictions
@@ -22,20 +20,13 @@ from craft_server.api.idempotency import Call, call_of
 from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.outputs import (
-    Question,
-    answer_of_parts,
-    checked_output,
-    policy_for,
-    question,
-)
+from craft_server.api.outputs import answer_of_parts, checked_output, noise_of, policy_for
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
-from craft_server.image_sets import Features, NoSuchImageSet
+from craft_server.image_sets import NoSuchImageSet
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
-from craft_shared.codec import Tensors
 from craft_shared.problems import (
     ANSWER_GONE,
     BUDGET_EXHAUSTED,
@@ -147,7 +138,7 @@ async def create_prediction(
     async with booking(services, caller, call, work, resolution) as booked:
         await check_prompts(services, caller, prompts, message.classes)
         images = await load_images(services, caller, selection)
-        asked = await question(
+        noise = await noise_of(
             services,
             caller,
             policy,
@@ -158,34 +149,27 @@ async def create_prediction(
         )
         image_features = await images.features(services, caller)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
-        tensors = await _scores(services, caller, message, asked, image_features, text_features)
+        if output.whole and noise is None:
+            tensors = {
+                "log_probs": await engine.score(
+                    image_features, text_features, message.dtype, tenant=caller.tenant
+                )
+            }
+        else:
+            with span("engine.score"):
+                tensors = await answer_of_parts(
+                    engine.score_parts(image_features, text_features, tenant=caller.tenant),
+                    output,
+                    noise,
+                    prompts=len(text_features),
+                    images=len(image_features),
+                    dtype=message.dtype,
+                )
         answer = await encode_tensors(request, tensors)
         response = await answer.with_document(
             PredictionAnswer(model=engine.name, revision=revision, cost=booked.cost, output=output)
         )
         return await booked.settle(response)
-
-
-async def _scores(
-    services: Services,
-    caller: Caller,
-    message: PredictionRequest,
-    asked: Question,
-    image_features: Features,
-    text_features: NDArray[np.float32],
-) -> Tensors:
-    engine, tenant = services.engine, caller.tenant
-    if asked.output.whole and asked.noise is None:
-        log_probs = await engine.score(image_features, text_features, message.dtype, tenant=tenant)
-        return {"log_probs": log_probs}
-    with span("engine.score"):
-        return await answer_of_parts(
-            engine.score_parts(image_features, text_features, tenant=tenant),
-            asked,
-            prompts=len(text_features),
-            images=len(image_features),
-            dtype=message.dtype,
-        )
 
 
 @router.get("/v1/models", tags=["models"], summary="The hosted models")

@@ -2,7 +2,7 @@
 
 Names, aliases and image sets mean other things as time goes by, and keys' policies change. A call
 that was charged and must be computed anew is computed on what it was charged for, and shows no more
-than the key's policy does by then. It knows what was resolved; it does not know how, nor records.
+than the key's policy does by then.
 """
 
 from __future__ import annotations

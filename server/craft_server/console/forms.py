@@ -2,7 +2,6 @@
 
 A form must hold its session's token, which no other site can read, and must not say that another
 site sent it. Fields and files are bounded in number and, before they are read, in bytes.
-It does not know what a form is for.
 
 Sources: OWASP, "Cross-Site Request Forgery Prevention"; W3C Fetch Metadata (`Sec-Fetch-Site`).
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -32,12 +32,20 @@ from craft_server.problems import ProblemError
 from craft_shared import problems
 from craft_shared.problems import NOT_FOUND, Problem, ProblemType
 
+_router = APIRouter(include_in_schema=False)
+
+
+@_router.get("/docs")
+async def show_description(request: Request) -> Response:
+    """The page; its script reads `/openapi.json`."""
+    return render(request, "docs.html.jinja")
+
 
 def install(app: FastAPI) -> None:
     """Adds the console's routes and handlers."""
     for module in (sign_in, overview, runs, adapters, administration, assets):
         app.include_router(module.router)
-    app.get("/docs", include_in_schema=False)(_api_description)
+    app.include_router(_router)
     # Last: what no page answers to is told on a page that has the menu.
     app.get("/console/{_rest:path}", include_in_schema=False)(_no_such_page)
     app.exception_handler(SignedOut)(_on_signed_out)
@@ -46,11 +54,6 @@ def install(app: FastAPI) -> None:
 def add_middleware(app: FastAPI) -> None:
     """Adds what must stand outside of all that answers, errors included."""
     app.add_middleware(ConsoleMiddleware)
-
-
-async def _api_description(request: Request) -> Response:
-    """The page; its script reads `/openapi.json`."""
-    return render(request, "docs.html.jinja")
 
 
 async def _no_such_page(_session: WithSessionIfAny) -> Response:

@@ -3,7 +3,7 @@
 The browser holds a random token in a cookie; only the token's SHA-256 is kept here, so that whoever
 reads the database can use no session. A session is as good as the secret that was shown: it ends
 when the key is revoked, when the key or that secret expires, at sign-out, and after some hours.
-Every function is one transaction of its caller. This module does not know cookies or pages.
+Every function is one transaction of its caller.
 """
 
 from __future__ import annotations
