@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.addresses import ADAPTER_OF_CALL
-from craft_server.api.answer_body import encode_tensors
+from craft_server.api.answer_body import tensor_response
 from craft_server.api.auth import caller_with, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_revision
@@ -98,17 +98,15 @@ async def create_adapter_prediction(
     """
 
     async def respond(prediction: AdapterPrediction) -> Response:
-        answer = await encode_tensors(request, prediction.tuned)
         card = prediction.card
-        return await answer.with_document(
-            AdapterPredictionAnswer(
-                adapter=card.name,
-                version=card.version,
-                classes=card.classes,
-                cost=prediction.cost,
-                output=prediction.output,
-            )
+        document = AdapterPredictionAnswer(
+            adapter=card.name,
+            version=card.version,
+            classes=card.classes,
+            cost=prediction.cost,
+            output=prediction.output,
         )
+        return await tensor_response(request, document, prediction.tuned)
 
     return await predict(request, services, caller, call, name, body, respond)
 

@@ -14,10 +14,11 @@ from craft_server import adapters
 from craft_server.api.addresses import ADAPTER_CALLS
 from craft_server.api.answer_body import json_response
 from craft_server.api.auth import caller_with
-from craft_server.api.body import content_type, read_bytes, unsupported
+from craft_server.api.body import read_bytes, unsupported
 from craft_server.api.checks import check_model, check_prompts, check_revision, counted_prompts
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
+from craft_server.api.middleware import media_type_of
 from craft_server.api.openapi import refusals, safetensors_body
 from craft_server.api.outputs import policy_for
 from craft_server.api.services import Services, WithServices
@@ -82,8 +83,8 @@ async def publish_adapter(
     Charged: prompts x (classes + further texts) of `texts`, since they are encoded here, once; and
     one of `requests`.
     """
-    if content_type(request) != codec.MEDIA_TYPE:
-        raise unsupported(content_type(request), codec.MEDIA_TYPE)
+    if (media_type := media_type_of(request.headers)) != codec.MEDIA_TYPE:
+        raise unsupported(media_type, codec.MEDIA_TYPE)
     name, aliases = _own_new_name(caller, name), alias or []
     if LATEST in aliases:
         raise invalid_field("alias", "'latest' is always the newest version", "Leave it out.")

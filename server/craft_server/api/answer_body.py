@@ -1,13 +1,10 @@
-"""Answers with tensors: JSON, or safetensors where the client asks for it by `Accept`.
-
-Tensors are encoded before the call is settled, so that what can fail has been done by then.
-"""
+"""Answers with tensors: JSON, or safetensors where the client asks for it by `Accept`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,36 +25,23 @@ _TENSORS = {"log_probs", "probs", "top_classes", "abstained"}
 _NUMBERS_A_PIECE = 1 << 16
 
 
-class TensorAnswer:
-    """An answer whose tensors are encoded and whose document is still to come."""
-
-    def __init__(self, tensors: codec.Tensors, texts: Mapping[str, bytes] | None) -> None:
-        self._tensors = tensors
-        self._texts = texts
-
-    async def with_document(self, document: BaseModel) -> Response:
-        """The response: `document`, whose tensors' fields the tensors take."""
-        fields = document.model_dump(mode="json", exclude=_TENSORS)
-        if self._texts is None:
-            data = await asyncio.to_thread(codec.encode, fields, self._tensors)
-            return Response(data, media_type=codec.MEDIA_TYPE)
-        parts = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
-        for name, text in self._texts.items():
-            parts += [f',"{name}":'.encode(), text]
-        return Response(b"".join((*parts, b"}")), media_type=JSON_TYPE)
+async def tensor_response(
+    request: Request, document: BaseModel, tensors: codec.Tensors
+) -> Response:
+    """The response that carries a document, whose tensors' fields the tensors take."""
+    fields = document.model_dump(mode="json", exclude=_TENSORS)
+    if wants_safetensors(request):
+        data = await asyncio.to_thread(codec.encode, fields, tensors)
+        return Response(data, media_type=codec.MEDIA_TYPE)
+    parts = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
+    for name, tensor in tensors.items():
+        parts += [f',"{name}":'.encode(), await asyncio.to_thread(_json_of, tensor)]
+    return Response(b"".join((*parts, b"}")), media_type=JSON_TYPE)
 
 
 def json_response(document: BaseModel, *, status: int = 200) -> Response:
     """The response that carries a document without a tensor."""
     return Response(document.model_dump_json(), status_code=status, media_type=JSON_TYPE)
-
-
-async def encode_tensors(request: Request, tensors: codec.Tensors) -> TensorAnswer:
-    """Encodes the tensors as the request wants them."""
-    if wants_safetensors(request):
-        return TensorAnswer(tensors, None)
-    texts = {name: await asyncio.to_thread(_json_of, tensor) for name, tensor in tensors.items()}
-    return TensorAnswer(tensors, texts)
 
 
 def wants_safetensors(request: Request) -> bool:

@@ -70,7 +70,7 @@ def body_of(model: type[M]) -> Callable[..., Awaitable[Body[M]]]:
     @takes(model)
     @refuses(*REFUSALS)
     async def read(request: Request, services: WithServices) -> Body[M]:
-        media_type = content_type(request)
+        media_type = media_type_of(request.headers)
         if media_type not in (JSON_TYPE, codec.MEDIA_TYPE):
             raise unsupported(media_type, f"{JSON_TYPE} or {codec.MEDIA_TYPE}")
         data = await read_bytes(request)
@@ -96,11 +96,6 @@ async def read_bytes(request: Request) -> bytes:
         return await request.body()
     except ClientDisconnect as error:
         raise ProblemError(MALFORMED_BODY, "the body ended before it was complete") from error
-
-
-def content_type(request: Request) -> str:
-    """The body's media type without parameters, in lower case."""
-    return media_type_of(request.headers)
 
 
 def unsupported(media_type: str, expected: str) -> ProblemError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_model
 from craft_server.api.idempotency import Call, call_of
-from craft_server.api.images import check_files, check_same_model, decode_images
+from craft_server.api.images import check_files, check_same_model, decode_images, digests_of
 from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.openapi import refusals, safetensors_body
 from craft_server.api.services import Services, WithServices
@@ -113,7 +112,7 @@ async def upload_images(
     check_same_model(services, image_set)
     files = body.files or []
     _check_chunk(services, image_set, body.message.first_row, files)
-    digests = await asyncio.to_thread(_digests, files)
+    digests = await asyncio.to_thread(digests_of, files)
     known = await services.database.read(
         image_sets.known_features, caller.owner, image_set, digests
     )
@@ -157,10 +156,6 @@ def _check_chunk(
             f"{limits.images_per_set} are allowed",
             "Go on in another image set.",
         )
-
-
-def _digests(files: Sequence[bytes]) -> list[str]:
-    return [hashlib.sha256(file).hexdigest() for file in files]
 
 
 def _first_positions(digests: Sequence[str], known: Mapping[str, Features]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -155,6 +156,11 @@ async def decode_images(
             INVALID_IMAGE, f"{errors[0].field}: {errors[0].message}; {len(errors)} in all", errors
         )
     return [result for result in results if not isinstance(result, ImageError)]
+
+
+def digests_of(files: Sequence[bytes]) -> list[str]:
+    """The SHA-256 of each file, in hexadecimal digits."""
+    return [hashlib.sha256(file).hexdigest() for file in files]
 
 
 def check_files(limits: Limits, files: Sequence[bytes]) -> None:

@@ -6,13 +6,12 @@ Noise and the bound on prompts depend on who asks about which images and texts.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_server.api.images import Selection
+from craft_server.api.images import Selection, digests_of
 from craft_server.api.resolution import Resolution, output_again
 from craft_server.api.services import Services
 from craft_server.asked_prompts import Asking
@@ -93,7 +92,7 @@ async def noise_of(
     if not output.noise and limit is None:
         return None  # digests take time
     texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
-    sent = await asyncio.to_thread(_digests, selection.files)
+    sent = await asyncio.to_thread(digests_of, selection.files)
     if limit is not None:
         of = [f"sha256:{digest}" for digest in sent]
         if selection.image_set is not None:
@@ -150,7 +149,3 @@ async def answer_of_parts(
                 found[name] = np.empty((prompts, images, tensor.shape[-1]), tensor.dtype)
             found[name][some_prompts, some_images] = tensor
     return found
-
-
-def _digests(files: Sequence[bytes]) -> list[str]:
-    return [hashlib.sha256(file).hexdigest() for file in files]

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from craft_server.api.answer_body import encode_tensors
+from craft_server.api.answer_body import tensor_response
 from craft_server.api.auth import WithCaller, caller_with, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import (
@@ -165,11 +165,10 @@ async def create_prediction(
                     images=len(image_features),
                     dtype=message.dtype,
                 )
-        answer = await encode_tensors(request, tensors)
-        response = await answer.with_document(
-            PredictionAnswer(model=engine.name, revision=revision, cost=booked.cost, output=output)
+        document = PredictionAnswer(
+            model=engine.name, revision=revision, cost=booked.cost, output=output
         )
-        return await booked.settle(response)
+        return await booked.settle(await tensor_response(request, document, tensors))
 
 
 @router.get("/v1/models", tags=["models"], summary="The hosted models")

@@ -64,19 +64,11 @@ class Services:
     """The parts of one server.
 
     Attributes:
-        settings: of the operator.
-        engine: the hosted model.
-        database: of ledger, image sets and adapters.
-        lease: of this process, in the ledger.
-        rate_limits: of all keys.
-        receipts: signed with this server's key.
-        in_flight: calls whose reservation is open.
-        drain: whether the server is about to stop.
-        features: image sets' features by id and count, bounded in bytes; used on the event loop.
+        features: image sets' features by id and count; used on the event loop.
         noise_secret: from which noise in answers is drawn.
-        adapters: parsed adapters by their row's id, bounded in bytes; used on the event loop.
-        output_policy: of the operator's plug-in; one that changes nothing as a rule.
-        provider: whose behaviour is simulated; one that does nothing as a rule.
+        adapters: parsed adapters by their row's id; used on the event loop.
+        output_policy: of the operator's plug-in, or one that changes nothing.
+        provider: that is simulated, or one that does nothing.
     """
 
     settings: Settings
