@@ -20,7 +20,7 @@ from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import free_of_charge, remember
-from craft_server.api.openapi import example_of, refusals
+from craft_server.api.openapi import answer, example_of, refusals
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
@@ -205,17 +205,14 @@ async def set_prices(
     summary="Export usage",
     response_class=StreamingResponse,
     responses={
-        200: {
-            "description": "One line a charge; refunded ones charge nothing and are left out.",
-            "content": {
-                media_type: {
-                    "schema": {"type": "string"},
-                    "example": exports.header(form) + exports.text(_LINE, form),
-                }
+        **answer(
+            "One line a charge; refunded ones charge nothing and are left out.",
+            {
+                media_type: exports.header(form) + exports.text(_LINE, form)
                 for form, media_type in _MEDIA_TYPES.items()
             },
-        },
-        **refusals(NOT_FOUND),
+        ),
+        **_NAMED,
     },
 )
 async def export_usage(

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from craft_server.api.auth import caller_with
-from craft_server.api.openapi import refusals
+from craft_server.api.openapi import answer, refusals
 from craft_server.api.services import Services, WithServices
 from craft_server.byte_cache import CacheUse
 from craft_server.engine import EngineState, WorkerDied
@@ -77,17 +77,10 @@ def _not_ready(detail: str) -> ProblemError:
     "/metrics",
     summary="Measurements of this process",
     response_class=Response,
-    responses={
-        200: {
-            "content": {
-                "text/plain": {
-                    "schema": {"type": "string"},
-                    "example": "# TYPE craft_engine_alive gauge\ncraft_engine_alive 1.0\n",
-                }
-            },
-            "description": "Prometheus' text format",
-        },
-    },
+    responses=answer(
+        "Prometheus' text format",
+        {"text/plain": "# TYPE craft_engine_alive gauge\ncraft_engine_alive 1.0\n"},
+    ),
 )
 async def get_metrics(
     services: WithServices, _caller: Annotated[Caller, Depends(caller_with("admin"))]

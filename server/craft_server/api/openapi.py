@@ -204,6 +204,28 @@ def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[st
     }
 
 
+def answer(
+    description: str, examples: Mapping[str, Any], *header_names: str
+) -> dict[int | str, dict[str, Any]]:
+    """The 200 of a call that answers with something else than one of the API's documents.
+
+    Args:
+        description: of the answer.
+        examples: by media type; text, or a JSON object.
+        header_names: that the answer has beside those of every answer.
+    """
+    content = {
+        media_type: {
+            "schema": {"type": "string" if isinstance(example, str) else "object"},
+            "example": example,
+        }
+        for media_type, example in examples.items()
+    }
+    return {
+        200: {"description": description, "headers": headers(*header_names), "content": content}
+    }
+
+
 def refusals(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     """`responses` of a call with the problems that are its own."""
     responses: dict[int | str, dict[str, Any]] = {}

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from craft_server.api.auth import WithCaller
-from craft_server.api.openapi import headers, refusals
+from craft_server.api.openapi import answer, refusals
 from craft_server.api.services import WithServices
 from craft_server.problems import ProblemError, invalid_field
 from craft_server.receipts import NothingCharged, Selection
@@ -21,6 +21,14 @@ from craft_shared.wire.messages import Time
 router = APIRouter(tags=["receipts"])
 
 _KEYS_MAX_AGE_SECONDS = 300
+_KEY_EXAMPLE = {
+    "crv": "Ed25519",
+    "x": "tJTihVaAEqnrizKjOKA5Euv7Ec4H_8VZYSqkqsgdOyY",
+    "kty": "OKP",
+    "kid": "kB0ELXGndcAP21NLLwaWtAA5vEg1292khzvHG8aVPx0",
+    "use": "sig",
+    "alg": "EdDSA",
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END = datetime(9999, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -31,17 +39,12 @@ _MILLISECOND = timedelta(milliseconds=1)
     summary="A signed receipt",
     response_class=Response,
     responses={
-        200: {
-            "description": "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
-            "headers": headers("Cache-Control"),
-            "content": {
-                MEDIA_TYPE: {
-                    "schema": {"type": "string"},
-                    # Shortened: a whole one has about 2,000 characters.
-                    "example": "eyJhbGciOiJFZERTQSJ9.eyJ2ZXJzaW9uIjoxfQ.mnsvQSwqTkvBHzyrcVFXsQ",
-                }
-            },
-        },
+        **answer(
+            "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
+            # Shortened: a whole one has about 2,000 characters.
+            {MEDIA_TYPE: "eyJhbGciOiJFZERTQSJ9.eyJ2ZXJzaW9uIjoxfQ.mnsvQSwqTkvBHzyrcVFXsQ"},
+            "Cache-Control",
+        ),
         **refusals(NOT_FOUND, RUN_IN_PROGRESS),
     },
 )
@@ -83,29 +86,11 @@ async def get_receipt(
     "/v1/receipts/keys",
     summary="The keys that verify receipts",
     response_class=Response,
-    responses={
-        200: {
-            "description": "A JWK set (RFC 7517); each key's id is its thumbprint (RFC 7638)",
-            "headers": headers("Cache-Control"),
-            "content": {
-                KEYS_MEDIA_TYPE: {
-                    "schema": {"type": "object"},
-                    "example": {
-                        "keys": [
-                            {
-                                "crv": "Ed25519",
-                                "x": "tJTihVaAEqnrizKjOKA5Euv7Ec4H_8VZYSqkqsgdOyY",
-                                "kty": "OKP",
-                                "kid": "kB0ELXGndcAP21NLLwaWtAA5vEg1292khzvHG8aVPx0",
-                                "use": "sig",
-                                "alg": "EdDSA",
-                            }
-                        ]
-                    },
-                }
-            },
-        }
-    },
+    responses=answer(
+        "A JWK set (RFC 7517); each key's id is its thumbprint (RFC 7638)",
+        {KEYS_MEDIA_TYPE: {"keys": [_KEY_EXAMPLE]}},
+        "Cache-Control",
+    ),
 )
 async def get_receipt_keys(services: WithServices) -> Response:
     """The server's public keys, the one that signs now first. Free, and without a key."""
