@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
@@ -19,16 +19,16 @@ from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.addresses import ADAPTER_OF_CALL
 from craft_server.api.answer_body import tensor_response
-from craft_server.api.auth import caller_with, use_predictions
+from craft_server.api.auth import policy_for, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_answer_size, check_revision
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.outputs import checked_output, noise_of, policy_for
+from craft_server.api.outputs import checked_output, noise_of
 from craft_server.api.resolution import Resolution
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import Services
 from craft_server.engine import Prompts
 from craft_server.image_sets import Features
 from craft_server.ledger.charges import Work
@@ -78,10 +78,7 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
     },
 )
 async def create_adapter_prediction(
-    request: Request,
-    services: WithServices,
-    caller: Annotated[Caller, Depends(caller_with("predict"))],
-    call: Annotated[Call, Depends(call_of(repeatable=True))],
+    call: Annotated[Call, Depends(call_of("predict", repeatable=True))],
     name: Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")],
     body: Annotated[Body[AdapterPredictionRequest], Depends(body_of(AdapterPredictionRequest))],
 ) -> Response:
@@ -106,9 +103,9 @@ async def create_adapter_prediction(
             cost=prediction.cost,
             output=prediction.output,
         )
-        return await tensor_response(request, document, prediction.tuned)
+        return await tensor_response(call.request, document, prediction.tuned)
 
-    return await predict(request, services, caller, call, name, body, respond)
+    return await predict(call, name, body, respond)
 
 
 @dataclass(frozen=True)
@@ -131,9 +128,6 @@ class AdapterPrediction:
 
 
 async def predict(
-    request: Request,
-    services: Services,
-    caller: Caller,
     call: Call,
     name: str,
     body: Body[AdapterPredictionRequest],
@@ -144,10 +138,7 @@ async def predict(
     """Classifies images with the adapter, charges it, and answers what `respond` makes of it.
 
     Args:
-        request: as it came.
-        services: of the server.
-        caller: who asks.
-        call: how it is booked.
+        call: that is charged.
         name: a reference to the adapter.
         body: the images, and what is wanted of them.
         respond: makes the response; what it raises is refunded.
@@ -158,24 +149,23 @@ async def predict(
         ProblemError: its model is not hosted, or the message or an image cannot be used.
         BudgetExhausted: the payer's budgets do not cover it; nothing was charged.
     """
-    first, message = call.first, body.message
+    services, caller, first, message = call.services, call.caller, call.first, body.message
     publication = await services.database.read(
         adapters.resolve, caller, name, None if first is None else first.adapter
     )
     card = publication.card
     check_revision(services, card.model, card.revision)
     policy = policy_for(services, caller)
-    output = checked_output(policy, message.top_k, len(card.classes), first)
+    output = checked_output(call, policy, message.top_k, len(card.classes))
     if output.level == "label" and message.abstain_below is not None:
         raise invalid_field(
             "abstain_below",
             "the answer has no probabilities, by the key's policy",
             "Leave it out.",
         )
-    selection = await select_images(services, caller, message, body.files, first)
+    selection = await select_images(call, message, body.files)
     check_answer_size(
-        request,
-        services,
+        call,
         rows=selection.count,
         classes=len(card.classes),
         output=output,
@@ -188,7 +178,7 @@ async def predict(
         images=len(selection.files),
         requests=1,
     )
-    await use_predictions(request, services, caller, units.predictions)
+    await use_predictions(call.request, services, caller, units.predictions)
     abstain_below = card.abstain_below if first is None else first.abstain_below
     if message.abstain_below is not None:
         abstain_below = message.abstain_below
@@ -203,15 +193,12 @@ async def predict(
         abstain_below=abstain_below,
     )
     work = Work("adapter-predictions", card.model, card.revision, units, call.run)
-    async with booking(
-        services, caller, call, work, resolution, publication.payer_key_id
-    ) as booked:
-        images = await load_images(services, caller, selection)
+    async with booking(call, work, resolution, publication.payer_key_id) as booked:
+        images = await load_images(call, selection)
         servable = await load(services, publication)
         config = servable.adapter.config
         noise = await noise_of(
-            services,
-            caller,
+            call,
             policy,
             output,
             prompts=Prompts(tuple(config.templates), config.context, servable.adapter.codes),
@@ -220,7 +207,7 @@ async def predict(
             # They are the caller's choice if the adapter is its owner's.
             counted=card.owner == caller.owner,
         )
-        features = await images.features(services, caller)
+        features = await images.features(call)
 
         def shown(log_probs: NDArray[np.float32], columns: slice) -> tuple[Tensors, Tensors]:
             added = None if noise is None else noise.at(slice(None), columns)

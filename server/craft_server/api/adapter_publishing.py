@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection
@@ -13,15 +13,14 @@ from sqlalchemy import Connection
 from craft_server import adapters
 from craft_server.api.addresses import ADAPTER_CALLS
 from craft_server.api.answer_body import json_response
-from craft_server.api.auth import caller_with
+from craft_server.api.auth import policy_for
 from craft_server.api.body import read_bytes, unsupported
 from craft_server.api.checks import check_model, check_prompts, check_revision, counted_prompts
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.middleware import media_type_of
 from craft_server.api.openapi import refusals, safetensors_body
-from craft_server.api.outputs import policy_for
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import Services
 from craft_server.clock import now_ms
 from craft_server.ledger.account import cost_of
 from craft_server.ledger.charges import Work
@@ -60,10 +59,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
     },
 )
 async def publish_adapter(
-    request: Request,
-    services: WithServices,
-    caller: Annotated[Caller, Depends(caller_with("publish"))],
-    call: Annotated[Call, Depends(call_of(repeatable=False))],
+    call: Annotated[Call, Depends(call_of("publish", repeatable=False))],
     name: Annotated[
         str,
         Query(
@@ -83,12 +79,13 @@ async def publish_adapter(
     Charged: prompts x (classes + further texts) of `texts`, since they are encoded here, once; and
     one of `requests`.
     """
-    if (media_type := media_type_of(request.headers)) != codec.MEDIA_TYPE:
+    services, caller = call.services, call.caller
+    if (media_type := media_type_of(call.request.headers)) != codec.MEDIA_TYPE:
         raise unsupported(media_type, codec.MEDIA_TYPE)
     name, aliases = _own_new_name(caller, name), alias or []
     if LATEST in aliases:
         raise invalid_field("alias", "'latest' is always the newest version", "Leave it out.")
-    body = await read_bytes(request)
+    body = await read_bytes(call.request)
     adapter, digest = await asyncio.to_thread(_parse, body)
     config = adapter.config
     _check_names(config)
@@ -112,13 +109,11 @@ async def publish_adapter(
             card = adapters.find(connection, caller, f"{name}@{version}").card
             return card, cost_of(connection, caller, None, now_ms())
 
-        return await free_of_charge(
-            services, caller, call, lambda done: _published(200, *done), move
-        )
+        return await free_of_charge(call, lambda done: _published(200, *done), move)
     units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
-    async with booking(services, caller, call, work) as booked:
-        await check_prompts(services, caller, prompts, config.scored)
+    async with booking(call, work) as booked:
+        await check_prompts(call, prompts, config.scored)
         text_features = await services.engine.encode_prompts(
             prompts, config.scored, tenant=caller.tenant
         )

@@ -49,7 +49,7 @@ from craft_shared.wire.messages import NewName, NonEmptyLabel, Time
 router = APIRouter(prefix="/v1/admin", tags=["administration"])
 
 WithAdminKey = Annotated[Caller, Depends(caller_with("admin"))]
-WithCall = Annotated[Call, Depends(call_of(repeatable=False))]
+WithCall = Annotated[Call, Depends(call_of("admin", repeatable=False))]
 Prefix = Annotated[
     str, Path(description="The eight characters after craft_ in the key.", examples=["k3v9x2ma"])
 ]
@@ -66,8 +66,6 @@ _LINE = UsageLine.model_validate(example_of(UsageLine))
 
 @router.post("/keys", status_code=201, summary="Make a key", response_model=KeySecret)
 async def create_key(
-    services: WithServices,
-    caller: WithAdminKey,
     call: WithCall,
     body: Annotated[Body[KeyCreate], Depends(body_of(KeyCreate))],
 ) -> Response:
@@ -76,7 +74,7 @@ async def create_key(
     def make(connection: Connection) -> KeySecret:
         return administration.create(connection, body.message, now_ms())
 
-    return await _shown_once(services, caller, call, 201, make)
+    return await _shown_once(call, 201, make)
 
 
 @router.get("/keys", summary="All keys")
@@ -93,8 +91,6 @@ async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
     responses=_NAMED,
 )
 async def rotate_key(
-    services: WithServices,
-    caller: WithAdminKey,
     call: WithCall,
     prefix: Prefix,
     body: Annotated[Body[KeyRotate], Depends(body_of(KeyRotate))],
@@ -105,7 +101,7 @@ async def rotate_key(
     def make(connection: Connection) -> KeySecret:
         return administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=now_ms())
 
-    return await _shown_once(services, caller, call, 200, make)
+    return await _shown_once(call, 200, make)
 
 
 @router.delete("/keys/{prefix}", summary="Revoke a key", responses=_NAMED)
@@ -158,11 +154,9 @@ async def set_team_budgets(
     response_model=BudgetList,
     responses=_NAMED,
 )
-async def top_up_key(
-    services: WithServices, caller: WithAdminKey, call: WithCall, prefix: Prefix, body: TopUps
-) -> Response:
+async def top_up_key(call: WithCall, prefix: Prefix, body: TopUps) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(services, caller, call, _of_key(prefix), body.message)
+    return await _topped_up(call, _of_key(prefix), body.message)
 
 
 @router.post(
@@ -171,11 +165,9 @@ async def top_up_key(
     response_model=BudgetList,
     responses=_NAMED,
 )
-async def top_up_team(
-    services: WithServices, caller: WithAdminKey, call: WithCall, name: Team, body: TopUps
-) -> Response:
+async def top_up_team(call: WithCall, name: Team, body: TopUps) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(services, caller, call, _of_team(name), body.message)
+    return await _topped_up(call, _of_team(name), body.message)
 
 
 @router.get("/prices", summary="All prices")
@@ -253,8 +245,6 @@ def _text(page: list[UsageLine], form: exports.Format) -> str:
 
 
 async def _shown_once(
-    services: Services,
-    caller: Caller,
     call: Call,
     status: int,
     make: Callable[[Connection], KeySecret],
@@ -264,10 +254,10 @@ async def _shown_once(
     def all_of_it(connection: Connection) -> KeySecret:
         made = make(connection)
         without = json_response(made.model_copy(update={"key": None}), status=status)
-        remember(connection, services, caller, call, without)
+        remember(connection, call, without)
         return made
 
-    return json_response(await services.database.write(all_of_it), status=status)
+    return json_response(await call.services.database.write(all_of_it), status=status)
 
 
 def _of_key(prefix: str) -> FindHolder:
@@ -285,8 +275,6 @@ def _set(connection: Connection, find: FindHolder, wanted: BudgetLimits) -> Budg
 
 
 async def _topped_up(
-    services: Services,
-    caller: Caller,
     call: Call,
     find: FindHolder,
     wanted: BudgetTopUps,
@@ -296,4 +284,4 @@ async def _topped_up(
         administration.top_up(connection, holder, wanted.budgets)
         return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
 
-    return await free_of_charge(services, caller, call, json_response, top_up)
+    return await free_of_charge(call, json_response, top_up)

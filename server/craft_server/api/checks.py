@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from fastapi import Request
 from numpy.typing import NDArray
 
 from craft_server.api.answer_body import answer_bytes
+from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
-from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field, invalid_request, model_not_found
 from craft_shared.output import DType
 from craft_shared.problems import REVISION_MISMATCH, FieldError
@@ -43,21 +42,19 @@ def counted_prompts(
     return Prompts(templates=tuple(templates), context=context, codes=points)
 
 
-async def check_prompts(
-    services: Services, caller: Caller, prompts: Prompts, classes: Sequence[str]
-) -> None:
+async def check_prompts(call: Call, prompts: Prompts, classes: Sequence[str]) -> None:
     """Checks that the model can read prompts and class names, which takes time for each of them.
 
     Raises:
         ProblemError: `invalid-request` with all that is wrong.
     """
-    if errors := await services.engine.check_prompts(prompts, classes, tenant=caller.tenant):
+    engine, tenant = call.services.engine, call.caller.tenant
+    if errors := await engine.check_prompts(prompts, classes, tenant=tenant):
         raise invalid_request(errors)
 
 
 def check_answer_size(
-    request: Request,
-    services: Services,
+    call: Call,
     *,
     rows: int,
     classes: int,
@@ -69,8 +66,8 @@ def check_answer_size(
 
     What is answered is as in `craft_server.api.answer_body.answer_bytes`.
     """
-    size = answer_bytes(request, rows=rows, classes=classes, output=output, dtype=dtype)
-    allowed = services.settings.limits.answer_bytes
+    size = answer_bytes(call.request, rows=rows, classes=classes, output=output, dtype=dtype)
+    allowed = call.services.settings.limits.answer_bytes
     if size > allowed:
         raise invalid_field(
             field,

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from fastapi import Header, Request
+from fastapi import Depends, Header, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
-from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
+from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, caller_with, policy_for
 from craft_server.api.body import REFUSALS, read_bytes
 from craft_server.api.openapi import refuses
-from craft_server.api.outputs import policy_for
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
@@ -44,6 +43,7 @@ from craft_server.policy import Policy
 from craft_server.problems import invalid_field
 from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
 from craft_shared.units import Units
+from craft_shared.wire import Scope
 
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -82,7 +82,7 @@ _Run = Annotated[
 
 @dataclass(frozen=True)
 class Call:
-    """How a call is to be booked.
+    """A call that does something once, and may be charged.
 
     Attributes:
         attempt: under which idempotency key; None where the call has none.
@@ -90,9 +90,12 @@ class Call:
         run: what the client calls the run that the call is part of.
     """
 
-    attempt: Attempt | None
-    made: Made | None
-    run: str | None
+    request: Request
+    services: Services
+    caller: Caller
+    attempt: Attempt | None = None
+    made: Made | None = None
+    run: str | None = None
 
     @cached_property
     def first(self) -> Resolution | None:
@@ -122,24 +125,28 @@ def replay(answer: StoredAnswer) -> Response:
     )
 
 
-def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., AsyncIterator[Call]]:
-    """A dependency that tells how a call is to be booked.
+def call_of(
+    scope: Scope, *, repeatable: bool, least: Units | None = None
+) -> Callable[..., AsyncIterator[Call]]:
+    """A dependency on a call by a key that has the scope.
 
     The body is not read of a key whose budgets do not even cover the least.
 
     Args:
+        scope: that the key must have.
         repeatable: whether the call could be done twice without harm, so that its answer's bytes
             need not be kept for good.
         least: what any such call is charged, whatever its body says; None where that may be
             nothing, or another key's to pay.
     """
+    with_scope = Depends(caller_with(scope))
 
     @refuses(*REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
     async def read(
         request: Request,
         services: WithServices,
-        caller: WithCaller,
         admission: WithAdmission,
+        caller: Caller = with_scope,
         _key: _IdempotencyKey = None,
         _run: _Run = None,
     ) -> AsyncIterator[Call]:
@@ -158,7 +165,7 @@ def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., As
                 await asyncio.sleep(_REFUSAL_SECONDS)
                 raise
         if key is None:
-            yield Call(None, None, run)
+            yield Call(request, services, caller, run=run)
             return
         attempt = Attempt(key, await _fingerprint(request), repeatable)
         made = None
@@ -170,7 +177,7 @@ def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., As
                 await services.database.read(recall, admission.record, attempt.fingerprint),
             )
         try:
-            yield Call(attempt, made, run)
+            yield Call(request, services, caller, attempt, made, run)
         except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:

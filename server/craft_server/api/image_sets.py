@@ -49,20 +49,17 @@ WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
     responses=refusals(MODEL_NOT_FOUND),
 )
 async def create_image_set(
-    services: WithServices,
-    caller: WithPredictKey,
-    call: Annotated[Call, Depends(call_of(repeatable=False))],
+    call: Annotated[Call, Depends(call_of("predict", repeatable=False))],
     body: Annotated[Body[ImageSetCreate], Depends(body_of(ImageSetCreate))],
 ) -> Response:
     """Makes an empty image set of a model. Free."""
+    services = call.services
     check_model(services, body.message.model)
     return await free_of_charge(
-        services,
-        caller,
         call,
         lambda made: json_response(made, status=201),
         image_sets.create_image_set,
-        caller.owner,
+        call.caller.owner,
         model=services.engine.name,
         revision=services.revision,
     )
@@ -97,10 +94,8 @@ async def delete_image_set(
     responses=refusals(BUDGET_EXHAUSTED, IMAGE_SET_NOT_FOUND, REVISION_MISMATCH, INVALID_IMAGE),
 )
 async def upload_images(
-    services: WithServices,
-    caller: WithPredictKey,
     image_set_id: ImageSetId,
-    call: Annotated[Call, Depends(call_of(repeatable=False, least=Units(requests=1)))],
+    call: Annotated[Call, Depends(call_of("predict", repeatable=False, least=Units(requests=1)))],
     body: Annotated[Body[ImageUpload], Depends(body_of(ImageUpload))],
 ) -> Response:
     """Appends pictures to an image set; all of them, or none if one cannot be used.
@@ -108,6 +103,7 @@ async def upload_images(
     Charged: one of `images` for each picture that the owner has not had encoded before, and one of
     `requests`. Of uploads of one picture at once one is charged for it.
     """
+    services, caller = call.services, call.caller
     image_set = await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
     check_same_model(services, image_set)
     files = body.files or []
@@ -119,9 +115,9 @@ async def upload_images(
     new = _first_positions(digests, known)
     units = Units(images=len(new), requests=1)
     work = Work("images", image_set.model, image_set.revision, units, call.run)
-    async with booking(services, caller, call, work) as booked:
+    async with booking(call, work) as booked:
         pictures = await decode_images(
-            services, caller, [files[position] for position in new.values()], list(new.values())
+            call, [files[position] for position in new.values()], list(new.values())
         )
         encoded = await services.engine.encode_images(pictures, tenant=caller.tenant)
 

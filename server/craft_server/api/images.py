@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from craft_server.api.resolution import Resolution
+from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
-from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_shared.problems import INVALID_IMAGE, REVISION_MISMATCH, FieldError
 from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
@@ -63,82 +62,79 @@ class Images:
     known: Features | None
     decoded: Sequence[torch.Tensor]
 
-    async def features(self, services: Services, caller: Caller) -> Features:
+    async def features(self, call: Call) -> Features:
         """[N, width], unit norm."""
         if self.known is not None:
             return self.known
-        return await services.engine.encode_images(self.decoded, tenant=caller.tenant)
+        return await call.services.engine.encode_images(self.decoded, tenant=call.caller.tenant)
 
 
 async def select_images(
-    services: Services,
-    caller: Caller,
+    call: Call,
     message: PredictionRequest | AdapterPredictionRequest,
     files: Sequence[bytes] | None,
-    first: Resolution | None = None,
 ) -> Selection:
-    """Which pictures the call is about: of an image set, if it is sent again, those of its `first`.
+    """Which images the call is about: of an image set, if it is sent again, those of then.
 
     Raises:
         ProblemError: not exactly one source, an empty one, too many, or rows out of range.
         NoSuchImageSet: the owner has no such image set.
     """
+    services, limits = call.services, call.services.settings.limits
     if message.image_set is None:
-        return _select_files(services.settings.limits, message.rows, files)
+        return _select_files(limits, message.rows, files)
     if files is not None:
         raise invalid_field(
             "image_set",
             "the call names an image set and has pictures in its body",
             "Send exactly one of the two.",
         )
-    image_set = await services.database.read(get_image_set, caller.owner, message.image_set)
+    image_set = await services.database.read(get_image_set, call.caller.owner, message.image_set)
     check_same_model(services, image_set)
-    if first is not None and first.rows is not None:
+    if call.first is not None and call.first.rows is not None:
         # Rows are only ever added.
-        image_set = image_set.model_copy(update={"count": first.rows})
+        image_set = image_set.model_copy(update={"count": call.first.rows})
     if image_set.count == 0:
         raise invalid_field("image_set", "the image set is empty", "Upload pictures to it first.")
     if message.rows is not None:
-        _check_rows(services.settings.limits, message.rows, image_set.count)
+        _check_rows(limits, message.rows, image_set.count)
     return Selection(image_set, message.rows, ())
 
 
-async def load_images(services: Services, caller: Caller, selection: Selection) -> Images:
+async def load_images(call: Call, selection: Selection) -> Images:
     """Reads the features of an image set, or decodes the pictures of the body.
 
     Raises:
         ProblemError: `invalid-image`, naming every picture that cannot be used.
     """
     if selection.image_set is None:
-        return Images(None, await decode_images(services, caller, selection.files))
-    features = await _all_features(services, selection.image_set)
+        return Images(None, await decode_images(call, selection.files))
+    features = await _all_features(call.services, selection.image_set)
     if selection.rows is None:
         return Images(features, ())
     return Images(features[np.asarray(selection.rows, dtype=np.intp)], ())
 
 
 async def decode_images(
-    services: Services,
-    caller: Caller,
+    call: Call,
     files: Sequence[bytes],
     positions: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
     """The pictures as tensors [3, S, S].
 
     Args:
-        services: of the server.
-        caller: who asks, and takes turns with others.
+        call: whose caller takes turns with others.
         files: the pictures' bytes.
         positions: where each stands in the body's `images`; None means in this order.
 
     Raises:
         ProblemError: `invalid-image`, naming every picture that cannot be used.
     """
-    limits = services.settings.limits
+    services, limits = call.services, call.services.settings.limits
     fitting = [file for file in files if len(file) <= limits.image_bytes]
     decoded = iter(
         await services.engine.decode_images(
-            fitting, max_pixels=limits.image_pixels, tenant=caller.tenant
+            fitting, max_pixels=limits.image_pixels, tenant=call.caller.tenant
         )
     )
     results = [

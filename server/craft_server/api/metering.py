@@ -172,8 +172,6 @@ class Booking:
 
 @asynccontextmanager
 async def booking(
-    services: Services,
-    caller: Caller,
     call: Call,
     work: Work,
     resolution: Resolution | None = None,
@@ -187,8 +185,6 @@ async def booking(
     It counts as running like any other.
 
     Args:
-        services: of the server.
-        caller: who calls.
         call: which.
         work: what for.
         resolution: of the call; None where it cannot be repeated.
@@ -202,6 +198,7 @@ async def booking(
         AnswerGone: it was made before and cannot be computed anew; nothing was reserved.
         Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
     """
+    services = call.services
     if not services.engine.alive:
         raise ProblemError(OVERLOADED, "the model is not running", retry_after=10)
     if call.made is not None:
@@ -210,7 +207,7 @@ async def booking(
         call.first.check_again(resolution)
     with services.in_flight.one():
         with span("ledger.reserve"):
-            booked = await _book(services, caller, call, work, resolution, payer_key_id)
+            booked = await _book(call, work, resolution, payer_key_id)
         try:
             await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked
@@ -221,8 +218,6 @@ async def booking(
 
 
 async def free_of_charge(
-    services: Services,
-    caller: Caller,
     call: Call,
     build: Callable[[T], Response],
     function: Callable[Concatenate[Connection, P], T],
@@ -233,23 +228,21 @@ async def free_of_charge(
 
     def all_of_it(connection: Connection) -> Response:
         response = build(function(connection, *args, **kwargs))
-        remember(connection, services, caller, call, response)
+        remember(connection, call, response)
         return response
 
-    return await services.database.write(all_of_it)
+    return await call.services.database.write(all_of_it)
 
 
-def remember(
-    connection: Connection, services: Services, caller: Caller, call: Call, response: Response
-) -> None:
+def remember(connection: Connection, call: Call, response: Response) -> None:
     """Stores the answer of a call that cost nothing, if it has an idempotency key."""
     if call.attempt is None or call.made is not None:
         return
     call_id = calls.begin(
         connection,
-        caller.key_id,
+        call.caller.key_id,
         call.attempt,
-        holder=services.lease.holder,
+        holder=call.services.lease.holder,
         charge_id=None,
         at=now_ms(),
     )
@@ -286,9 +279,11 @@ def _stored(response: Response) -> StoredAnswer:
     return StoredAnswer(response.status_code, response.media_type or "", bytes(response.body))
 
 
-async def _book(services: Services, *args: Any) -> Booking:
+async def _book(
+    call: Call, work: Work, resolution: Resolution | None, payer_key_id: int | None
+) -> Booking:
     """`_reserve` in a transaction of its own, whose reservation is refunded if nobody waits."""
-    booking_it = asyncio.ensure_future(_reserved(services, *args))
+    booking_it = asyncio.ensure_future(_reserved(call, work, resolution, payer_key_id))
     try:
         return await asyncio.shield(booking_it)
     except asyncio.CancelledError:
@@ -297,15 +292,15 @@ async def _book(services: Services, *args: Any) -> Booking:
         raise
 
 
-async def _reserved(services: Services, *args: Any) -> Booking:
+async def _reserved(call: Call, *args: Any) -> Booking:
     made: list[Booking] = []
 
     def reserve(connection: Connection) -> Booking:
-        made.append(_reserve(connection, services, *args))
+        made.append(_reserve(connection, call, *args))
         return made[-1]
 
     try:
-        return await services.database.write_deferred(reserve)
+        return await call.services.database.write_deferred(reserve)
     except Unavailable as error:
         # Its transaction may have ended before the connection did.
         if error.disconnected and made:
@@ -323,13 +318,12 @@ async def _refund_once_booked(booking_it: asyncio.Future[Booking]) -> None:
 
 def _reserve(
     connection: Connection,
-    services: Services,
-    caller: Caller,
     call: Call,
     work: Work,
     resolution: Resolution | None,
     payer_key_id: int | None,
 ) -> Booking:
+    services, caller = call.services, call.caller
     at, holder = now_ms(), services.lease.holder
     charges.check_concurrency(connection, caller)
     if call.made is not None:

@@ -11,41 +11,22 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from craft_server.api.idempotency import Call
 from craft_server.api.images import Selection, digests_of
-from craft_server.api.resolution import Resolution, output_again
-from craft_server.api.services import Services
+from craft_server.api.resolution import output_again
 from craft_server.asked_prompts import Asking
 from craft_server.engine import Prompts, prompt_identity
 from craft_server.image_sets import read_digests
-from craft_server.ledger.keys import Caller
 from craft_server.noise import Noise
-from craft_server.output_policies import Asker
-from craft_server.policy import Policy, answerable, narrowed, policy_of
+from craft_server.policy import Policy, answerable, narrowed
 from craft_server.problems import invalid_field
 from craft_shared.codec import Tensors
 from craft_shared.output import DType
 from craft_shared.wire import Output
 
 
-def policy_for(services: Services, caller: Caller) -> Policy:
-    """What the caller's key may see of the hosted model: by its own policy, or the provider's.
-
-    An operator's plug-in may narrow it.
-
-    Raises:
-        PluginError: the plug-in failed.
-    """
-    profile = services.provider.profile
-    otherwise = Policy() if profile is None else Policy(profile.output)
-    model = services.engine.name
-    policy = policy_of(caller.policies, model, otherwise)
-    return services.output_policy(Asker(caller.owner, caller.prefix, model), policy)
-
-
-def checked_output(
-    policy: Policy, top_k: int | None, classes: int, first: Resolution | None = None
-) -> Output:
-    """The level of the answer to a request, which has had a `first` answer if it is sent again.
+def checked_output(call: Call, policy: Policy, top_k: int | None, classes: int) -> Output:
+    """The level of the answer to a call; one that is sent again has had an answer of some level.
 
     Raises:
         ProblemError: there are fewer classes than are asked for.
@@ -57,12 +38,11 @@ def checked_output(
             f"{top_k}; there are {classes} classes",
             f"Ask for at most {classes}, or leave top_k out for all of them.",
         )
-    return output_again(first, narrowed(policy.output, top_k))
+    return output_again(call.first, narrowed(policy.output, top_k))
 
 
 async def noise_of(
-    services: Services,
-    caller: Caller,
+    call: Call,
     policy: Policy,
     output: Output,
     *,
@@ -76,8 +56,7 @@ async def noise_of(
     Prompts are noted where their number is bounded.
 
     Args:
-        services: of the server.
-        caller: who asks.
+        call: who asks.
         policy: of the caller's key.
         output: of the answer.
         prompts: that are scored.
@@ -91,6 +70,7 @@ async def noise_of(
     limit = policy.prompts_per_image_set if counted else None
     if not output.noise and limit is None:
         return None  # digests take time
+    services, caller = call.services, call.caller
     texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
     sent = await asyncio.to_thread(digests_of, selection.files)
     if limit is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from craft_server.api.answer_body import tensor_response
-from craft_server.api.auth import WithCaller, caller_with, use_predictions
+from craft_server.api.auth import WithCaller, policy_for, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import (
     check_answer_size,
@@ -20,12 +20,11 @@ from craft_server.api.idempotency import Call, call_of
 from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.outputs import answer_of_parts, checked_output, noise_of, policy_for
+from craft_server.api.outputs import answer_of_parts, checked_output, noise_of
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import NoSuchImageSet
 from craft_server.ledger.charges import Work
-from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
 from craft_shared.problems import (
     ANSWER_GONE,
@@ -71,10 +70,7 @@ _LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
     },
 )
 async def create_prediction(
-    request: Request,
-    services: WithServices,
-    caller: Annotated[Caller, Depends(caller_with("predict"))],
-    call: Annotated[Call, Depends(call_of(repeatable=True, least=_LEAST))],
+    call: Annotated[Call, Depends(call_of("predict", repeatable=True, least=_LEAST))],
     body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
 ) -> Response:
     """Scores P prompts on N pictures over C classes.
@@ -86,10 +82,10 @@ async def create_prediction(
     Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
     picture in the body, one of `requests`; with `top_k` as without.
     """
-    message = body.message
+    message, services, caller = body.message, call.services, call.caller
     check_model(services, message.model)
     policy = policy_for(services, caller)
-    output = checked_output(policy, message.top_k, len(message.classes), call.first)
+    output = checked_output(call, policy, message.top_k, len(message.classes))
     prompts = counted_prompts(
         services,
         classes=message.classes,
@@ -99,10 +95,9 @@ async def create_prediction(
     )
     engine, revision, count = services.engine, services.revision, prompts.count
     try:
-        selection = await select_images(services, caller, message, body.files, call.first)
+        selection = await select_images(call, message, body.files)
         check_answer_size(
-            request,
-            services,
+            call,
             rows=count * selection.count,
             classes=len(message.classes),
             output=output,
@@ -115,8 +110,8 @@ async def create_prediction(
         # Prompts are named first, whatever else is wrong; to read them a budget must cover them.
         units = Units(queries=count, texts=count * len(message.classes), requests=1)
         work = Work("predictions", engine.name, revision, units, call.run)
-        async with booking(services, caller, call, work):
-            await check_prompts(services, caller, prompts, message.classes)
+        async with booking(call, work):
+            await check_prompts(call, prompts, message.classes)
             raise
     units = Units(
         queries=count,
@@ -125,7 +120,7 @@ async def create_prediction(
         texts=count * len(message.classes),
         requests=1,
     )
-    await use_predictions(request, services, caller, units.predictions)
+    await use_predictions(call.request, services, caller, units.predictions)
     resolution = Resolution(
         model=engine.name,
         revision=revision,
@@ -135,19 +130,18 @@ async def create_prediction(
         rows=selection.resolved,
     )
     work = Work("predictions", engine.name, revision, units, call.run)
-    async with booking(services, caller, call, work, resolution) as booked:
-        await check_prompts(services, caller, prompts, message.classes)
-        images = await load_images(services, caller, selection)
+    async with booking(call, work, resolution) as booked:
+        await check_prompts(call, prompts, message.classes)
+        images = await load_images(call, selection)
         noise = await noise_of(
-            services,
-            caller,
+            call,
             policy,
             output,
             prompts=prompts,
             classes=message.classes,
             selection=selection,
         )
-        image_features = await images.features(services, caller)
+        image_features = await images.features(call)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
         if output.whole and noise is None:
             tensors = {
@@ -168,7 +162,7 @@ async def create_prediction(
         document = PredictionAnswer(
             model=engine.name, revision=revision, cost=booked.cost, output=output
         )
-        return await booked.settle(await tensor_response(request, document, tensors))
+        return await booked.settle(await tensor_response(call.request, document, tensors))
 
 
 @router.get("/v1/models", tags=["models"], summary="The hosted models")

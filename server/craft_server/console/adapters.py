@@ -147,10 +147,7 @@ async def run_trial(
         return render(request, "try.html.jinja", entries=entries, chosen=reference, trial=trial)
 
     return await predict(
-        request,
-        services,
-        caller,
-        Call(None, None, None),
+        Call(request, services, caller),
         reference,
         Body(AdapterPredictionRequest(), None, [file]),
         respond,

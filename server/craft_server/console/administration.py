@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from sqlalchemy import Connection
 from starlette.datastructures import FormData
 
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import WithServices
 from craft_server.clock import WINDOWS, now_ms
 from craft_server.console.access import WithAdmin
 from craft_server.console.forms import (
@@ -91,7 +91,7 @@ async def create(
         made.append(administration.create(connection, wanted, now_ms()))
 
     try:
-        await services.database.write(do_once, services, session, form, make)
+        await services.database.write(do_once, request, session, form, make)
     except DoneBefore:
         notice = "This key was made already. Its secret was shown then; revoke it if it is lost."
         await services.database.write(set_notice, session, notice)
@@ -116,9 +116,7 @@ async def show(
 
 
 @router.post("/{prefix}/top-up")
-async def top_up(
-    request: Request, services: WithServices, session: WithAdmin, form: WithForm, prefix: str
-) -> Response:
+async def top_up(request: Request, session: WithAdmin, form: WithForm, prefix: str) -> Response:
     """Adds to a budget's limit."""
     request.state.back = f"{_LIST}/{prefix}"
     wanted = message_of(BudgetTopUp, _budget_fields(form) | {"amount": amount_of(form, "amount")})
@@ -127,13 +125,11 @@ async def top_up(
         administration.top_up(connection, administration.key_holder(connection, prefix), [wanted])
 
     amount = f"{measure(wanted.amount, wanted.unit)} {unit_name(wanted.unit)}"
-    return await _done(services, session, form, prefix, action, f"Added {amount} to the budget.")
+    return await _done(request, session, form, prefix, action, f"Added {amount} to the budget.")
 
 
 @router.post("/{prefix}/budgets")
-async def set_budget(
-    request: Request, services: WithServices, session: WithAdmin, form: WithForm, prefix: str
-) -> Response:
+async def set_budget(request: Request, session: WithAdmin, form: WithForm, prefix: str) -> Response:
     """Sets a budget, new or known."""
     request.state.back = f"{_LIST}/{prefix}"
     wanted = message_of(BudgetLimit, _budget_fields(form) | {"limit": amount_of(form, "limit")})
@@ -145,24 +141,22 @@ async def set_budget(
 
     amount = f"{measure(wanted.limit, wanted.unit)} {unit_name(wanted.unit)}"
     notice = f"The budget is {amount} ({wanted.window}) now."
-    return await _done(services, session, form, prefix, action, notice)
+    return await _done(request, session, form, prefix, action, notice)
 
 
 @router.post("/{prefix}/revoke")
-async def revoke(
-    services: WithServices, session: WithAdmin, form: WithForm, prefix: str
-) -> Response:
+async def revoke(request: Request, session: WithAdmin, form: WithForm, prefix: str) -> Response:
     """Makes a key useless, all its secrets and sessions."""
 
     def action(connection: Connection) -> None:
         keys.revoke_key(connection, prefix, now_ms())
 
     notice = f"The key {prefix} is revoked."
-    return await _done(services, session, form, prefix, action, notice)
+    return await _done(request, session, form, prefix, action, notice)
 
 
 async def _done(
-    services: Services,
+    request: Request,
     session: Session,
     form: FormData,
     prefix: str,
@@ -172,13 +166,14 @@ async def _done(
     """Runs an action once, and sends the browser to the key's page, which tells it."""
 
     def all_of_it(connection: Connection) -> None:
-        do_once(connection, services, session, form, action)
+        do_once(connection, request, session, form, action)
         set_notice(connection, session, notice)
 
+    database = request.app.state.services.database
     try:
-        await services.database.write(all_of_it)
+        await database.write(all_of_it)
     except DoneBefore:
-        await services.database.write(set_notice, session, "This was done already, once.")
+        await database.write(set_notice, session, "This was done already, once.")
     return redirect(f"{_LIST}/{prefix}")
 
 

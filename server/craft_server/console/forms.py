@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from craft_server.api.idempotency import Call
 from craft_server.api.metering import remember
 from craft_server.api.middleware import FILE_BYTES
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import WithServices
 from craft_server.console.access import WithSession
 from craft_server.console.rendering import redirect
 from craft_server.console.sessions import Session
@@ -138,7 +138,7 @@ def new_once() -> str:
 
 def do_once(
     connection: Connection,
-    services: Services,
+    request: Request,
     session: Session,
     form: FormData,
     action: Callable[[Connection], None],
@@ -157,8 +157,8 @@ def do_once(
     if calls.look_up(connection, session.caller.key_id, key, attempt.fingerprint) is not None:
         raise DoneBefore
     action(connection)
-    call = Call(attempt, None, None)
-    remember(connection, services, session.caller, call, redirect("/"))
+    call = Call(request, request.app.state.services, session.caller, attempt)
+    remember(connection, call, redirect("/"))
 
 
 def _check_origin(request: Request) -> None:

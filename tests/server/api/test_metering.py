@@ -130,8 +130,10 @@ def test_a_call_that_is_cancelled_while_it_is_booked_is_cancelled(
             database=SimpleNamespace(write_deferred=slowly, write=write),
         )
 
+        request: Any = None
+
         async def call() -> None:
-            async with booking(services, caller, Call(ATTEMPT, None, None), work):
+            async with booking(Call(request, services, caller, ATTEMPT), work):
                 raise AssertionError("it was cancelled before")
 
         calling = asyncio.create_task(call())
