@@ -58,7 +58,7 @@ async def acknowledge_answer(
 
     Free, and not counted against the key's rate limit: it spares the server memory.
 
-    The same call is from then on computed anew, free of charge. A key that names no answered
+    The same call is from then on computed again, free of charge. A key that names no answered
     prediction changes nothing, so that this may be sent again.
     """
     if KEY.fullmatch(idempotency_key):

@@ -166,7 +166,7 @@ def _own_new_name(caller: Caller, name: str) -> str:
 def _check_names(config: AdapterConfig) -> None:
     """Reading an adapter does not ask this of it: those that were published before stay."""
     made = config.provenance
-    told = {
+    texts = {
         **{f"adapter.classes[{i}]": name for i, name in enumerate(config.classes)},
         **{f"adapter.texts[{i}]": text for i, text in enumerate(config.texts)},
         "adapter.provenance.recipe": made.recipe or "",
@@ -174,7 +174,7 @@ def _check_names(config: AdapterConfig) -> None:
     }
     errors = [
         FieldError(field=field, message=f"the name {fault}", remedy=names.REMEDY)
-        for field, name in told.items()
+        for field, name in texts.items()
         if (fault := names.fault(name))
     ]
     if errors:

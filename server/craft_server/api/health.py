@@ -50,7 +50,7 @@ async def get_liveness() -> Health:
 async def get_readiness(services: WithServices) -> Health:
     """Answers 200 while the model runs and the ledger can be read and written, 503 otherwise.
 
-    A server that was told to stop answers 503 while it still serves, so that new calls are sent to
+    A server that is about to stop answers 503 while it still serves, so that new calls are sent to
     others.
     """
     if services.drain.begun:

@@ -3,7 +3,7 @@
 Source: draft-ietf-httpapi-idempotency-key-header-07. The same key with another body is refused with
 422, while the first call runs with 409. An answer that is given again says so in the header
 `Idempotency-Replayed: true`. One whose bytes are gone, or show more than the key's policy does by
-now, is computed anew, free of charge, and says `Idempotency-Recomputed: true`.
+now, is computed again, free of charge, and says `Idempotency-Recomputed: true`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
 
-# For the API's description. Values are checked below, so that what is wrong is told in its words.
+# For the API's description. Values are checked below, with messages of the API's own.
 _IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -99,7 +99,7 @@ class Call:
 
     @cached_property
     def first(self) -> Resolution | None:
-        """What a call that was made before was resolved to, on which it is computed anew.
+        """What a call that was made before was resolved to, on which it is computed again.
 
         Raises:
             AnswerGone: nobody knows.

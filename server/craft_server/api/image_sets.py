@@ -1,4 +1,4 @@
-"""`/v1/image-sets`: upload pictures once, score them often."""
+"""`/v1/image-sets`: upload images once, score them often."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def create_image_set(
 async def get_image_set(
     services: WithServices, caller: WithPredictKey, image_set_id: ImageSetId
 ) -> ImageSet:
-    """An image set of the key's owner, and how many pictures it holds. Free."""
+    """An image set of the key's owner, and how many images it holds. Free."""
     return await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
 
 
@@ -82,7 +82,7 @@ async def get_image_set(
 async def delete_image_set(
     services: WithServices, caller: WithPredictKey, image_set_id: ImageSetId
 ) -> None:
-    """Deletes an image set, and what the server knows of pictures that no other one holds. Free."""
+    """Deletes an image set, and the features of images that no other one holds. Free."""
     await services.database.write(image_sets.delete_image_set, caller.owner, image_set_id)
     services.features.discard(lambda key: key[0] == image_set_id)
 
@@ -90,7 +90,7 @@ async def delete_image_set(
 @router.post(
     "/{image_set_id}/images",
     response_model=ImageUploadAnswer,
-    summary="Upload pictures",
+    summary="Upload images",
     responses=refusals(BUDGET_EXHAUSTED, IMAGE_SET_NOT_FOUND, REVISION_MISMATCH, INVALID_IMAGE),
 )
 async def upload_images(
@@ -98,10 +98,10 @@ async def upload_images(
     call: Annotated[Call, Depends(call_of("predict", repeatable=False, least=Units(requests=1)))],
     body: Annotated[Body[ImageUpload], Depends(body_of(ImageUpload))],
 ) -> Response:
-    """Appends pictures to an image set; all of them, or none if one cannot be used.
+    """Appends images to an image set; all of them, or none if one cannot be used.
 
-    Charged: one of `images` for each picture that the owner has not had encoded before, and one of
-    `requests`. Of uploads of one picture at once one is charged for it.
+    Charged: one of `images` for each image that the owner has not had encoded before, and one of
+    `requests`. Of simultaneous uploads of one image one is charged.
     """
     services, caller = call.services, call.caller
     image_set = await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
@@ -116,10 +116,10 @@ async def upload_images(
     units = Units(images=len(new), requests=1)
     work = Work("images", image_set.model, image_set.revision, units, call.run)
     async with booking(call, work) as booked:
-        pictures = await decode_images(
+        images = await decode_images(
             call, [files[position] for position in new.values()], list(new.values())
         )
-        encoded = await services.engine.encode_images(pictures, tenant=caller.tenant)
+        encoded = await services.engine.encode_images(images, tenant=caller.tenant)
 
         def add(connection: Connection) -> tuple[ImageSet, Units]:
             grown, added = image_sets.add_rows(
@@ -155,7 +155,7 @@ def _check_chunk(
 
 
 def _first_positions(digests: Sequence[str], known: Mapping[str, Features]) -> dict[str, int]:
-    """Where each picture that is not known stands first, in the body's order."""
+    """The first position in the body of each image that is not known yet."""
     positions: dict[str, int] = {}
     for position, digest in enumerate(digests):
         if digest not in known:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pictures a call is about, checked, not yet loaded.
+    """Which images a call is about, checked, not yet loaded.
 
     Attributes:
-        image_set: whose rows, or None where the body holds the pictures.
+        image_set: whose rows, or None where the body holds the images.
         rows: of the image set; None means all.
-        files: pictures in the body.
+        files: images in the body.
     """
 
     image_set: ImageSet | None
@@ -37,7 +37,7 @@ class Selection:
 
     @property
     def count(self) -> int:
-        """N, the number of pictures."""
+        """N, the number of images."""
         if self.image_set is None:
             return len(self.files)
         return self.image_set.count if self.rows is None else len(self.rows)
@@ -49,7 +49,7 @@ class Selection:
 
     @property
     def field(self) -> str:
-        """The request's field that says how many pictures there are."""
+        """The request's field that says how many images there are."""
         if self.image_set is None:
             return "images"
         return "image_set" if self.rows is None else "rows"
@@ -57,7 +57,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Images:
-    """Loaded pictures: features that are known, or tensors that are still to be encoded."""
+    """Loaded images: features that are known, or tensors that are still to be encoded."""
 
     known: Features | None
     decoded: Sequence[torch.Tensor]
@@ -102,10 +102,10 @@ async def select_images(
 
 
 async def load_images(call: Call, selection: Selection) -> Images:
-    """Reads the features of an image set, or decodes the pictures of the body.
+    """Reads the features of an image set, or decodes the images of the body.
 
     Raises:
-        ProblemError: `invalid-image`, naming every picture that cannot be used.
+        ProblemError: `invalid-image`, naming every image that cannot be used.
     """
     if selection.image_set is None:
         return Images(None, await decode_images(call, selection.files))
@@ -120,15 +120,15 @@ async def decode_images(
     files: Sequence[bytes],
     positions: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
-    """The pictures as tensors [3, S, S].
+    """The images as tensors [3, S, S].
 
     Args:
         call: whose caller takes turns with others.
-        files: the pictures' bytes.
+        files: the images' bytes.
         positions: where each stands in the body's `images`; None means in this order.
 
     Raises:
-        ProblemError: `invalid-image`, naming every picture that cannot be used.
+        ProblemError: `invalid-image`, naming every image that cannot be used.
     """
     services, limits = call.services, call.services.settings.limits
     fitting = [file for file in files if len(file) <= limits.image_bytes]
@@ -160,7 +160,7 @@ def digests_of(files: Sequence[bytes]) -> list[str]:
 
 
 def check_files(limits: Limits, files: Sequence[bytes]) -> None:
-    """Raises ProblemError unless the body's pictures are some, but not too many."""
+    """Raises ProblemError if the body has no image, or too many."""
     if not files:
         raise invalid_field("images", "the call has no picture", "Send at least one.")
     if len(files) > limits.images_per_call:

@@ -195,7 +195,7 @@ async def booking(
         BudgetExhausted: the key's budgets do not cover the call; nothing was reserved.
         PublisherCannotPay: those of the payer in its place do not; nothing was reserved.
         TooManyRunning: the key has as many calls running as it may; nothing was reserved.
-        AnswerGone: it was made before and cannot be computed anew; nothing was reserved.
+        AnswerGone: it was made before and cannot be computed again; nothing was reserved.
         Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
     """
     services = call.services

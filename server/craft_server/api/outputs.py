@@ -61,7 +61,7 @@ async def noise_of(
         output: of the answer.
         prompts: that are scored.
         classes: texts that each of them scores.
-        selection: the pictures.
+        selection: the images.
         counted: whether the prompts are the caller's choice, and so count where they are bounded.
 
     Raises:

@@ -47,7 +47,7 @@ from craft_shared.wire import (
 
 router = APIRouter()
 
-# One prompt's prediction of one picture and one class.
+# One prompt's prediction of one image and one class.
 _LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
 
 
@@ -73,14 +73,14 @@ async def create_prediction(
     call: Annotated[Call, Depends(call_of("predict", repeatable=True, least=_LEAST))],
     body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
 ) -> Response:
-    """Scores P prompts on N pictures over C classes.
+    """Scores P prompts on N images over C classes.
 
     The answer shows what the key's policy allows, and says so in `output`. With `top_k` it holds of
-    each picture, under each prompt, that many classes at most: the most probable ones, their
+    each image, under each prompt, that many classes at most: the most probable ones, their
     numbers the same as in the whole answer.
 
     Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
-    picture in the body, one of `requests`; with `top_k` as without.
+    image in the body, one of `requests`; with `top_k` as without.
     """
     message, services, caller = body.message, call.services, call.caller
     check_model(services, message.model)

@@ -1,8 +1,8 @@
 """What a charged call was resolved to: all that its answer depends on beside its own bytes.
 
 Names, aliases and image sets mean other things as time goes by, and keys' policies change. A call
-that was charged and must be computed anew is computed on what it was charged for, and shows no more
-than the key's policy does by then.
+that was charged and must be computed again is computed on what it was charged for, and shows no
+more than the key's policy does by then.
 """
 
 from __future__ import annotations

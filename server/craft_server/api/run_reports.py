@@ -68,7 +68,7 @@ async def report_points(
     """Adds points to the run's curve. A point that is there already changes nothing.
 
     A key reports 6,000 points a minute at most. Of an owner 100,000 are kept: past that, the runs
-    that were heard of longest ago go.
+    that reported least recently are deleted.
     """
     points = len(body.message.points)
     await services.rate_limits.use("run-points", caller.key_id, points, POINTS_PER_MINUTE)
@@ -79,7 +79,7 @@ async def report_points(
 
 @router.get("", summary="Reported runs")
 async def list_runs(services: WithServices, caller: WithReporter) -> RunList:
-    """The owner's runs, the one that was heard of last first."""
+    """The owner's runs, the one that reported last first."""
     return RunList(runs=await services.database.read(run_reports.list_runs, caller.owner))
 
 

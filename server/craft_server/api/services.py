@@ -87,7 +87,7 @@ class Services:
 
     @property
     def revision(self) -> str:
-        """The hosted model's revision, as clients are told."""
+        """The hosted model's revision, as clients see it."""
         return self.provider.revision(self.engine.revision)
 
 

@@ -121,7 +121,7 @@ async def show_trial(
     session: WithPredictor,
     adapter: Annotated[str, Query(max_length=300)] = "",
 ) -> Response:
-    """The form: an adapter and a picture."""
+    """The form: an adapter and an image."""
     entries = await _list_entries(services, session.caller)
     return await page(request, "try.html.jinja", entries=entries, chosen=adapter, trial=None)
 

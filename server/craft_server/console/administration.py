@@ -163,7 +163,7 @@ async def _done(
     action: Callable[[Connection], None],
     notice: str,
 ) -> Response:
-    """Runs an action once, and sends the browser to the key's page, which tells it."""
+    """Runs an action once, and sends the browser to the key's page, which shows the notice."""
 
     def all_of_it(connection: Connection) -> None:
         do_once(connection, request, session, form, action)

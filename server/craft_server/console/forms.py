@@ -73,7 +73,7 @@ async def read_form(request: Request) -> AsyncIterator[FormData]:
 
 
 def _form(*, file: bool) -> Callable[..., AsyncIterator[FormData]]:
-    """A dependency on a form of the session's own pages, with room for a picture or without."""
+    """A dependency on a form of the session's own pages, with room for an image or without."""
 
     async def read(
         request: Request, session: WithSession, services: WithServices

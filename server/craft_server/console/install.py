@@ -46,7 +46,7 @@ def install(app: FastAPI) -> None:
     for module in (sign_in, overview, runs, adapters, administration, assets):
         app.include_router(module.router)
     app.include_router(_router)
-    # Last: what no page answers to is told on a page that has the menu.
+    # Last: addresses without a page are answered on a page that has the menu.
     app.get("/console/{_rest:path}", include_in_schema=False)(_no_such_page)
     app.exception_handler(SignedOut)(_on_signed_out)
 

@@ -43,7 +43,7 @@ MENU = (
 
 
 async def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """A page of who is signed in; what the last form did is told on it, once."""
+    """A page of who is signed in; it shows, once, what the last form did."""
     services: Services = request.app.state.services
     session = _session_of(request)
     if session is not None and session.notice:

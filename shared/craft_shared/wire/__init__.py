@@ -1,7 +1,7 @@
 """The wire models of API v1: what travels as JSON, or as the document of a safetensors body.
 
 A field marked as a tensor travels as nested lists in JSON and as the safetensors tensor of the same
-name otherwise; pictures travel as base64 strings in JSON and as the tensors `files` and
+name otherwise; images travel as base64 strings in JSON and as the tensors `files` and
 `file_sizes` otherwise (`craft_shared.codec.pack_files`).
 
 One module a resource, and what each makes public is here:

@@ -17,7 +17,7 @@ class Budget(Displayed, Answer):
 
     Attributes:
         unit: what it bounds.
-        window: the calendar window (UTC) after which it begins anew; `lifetime` never does.
+        window: the calendar window (UTC) after which it is reset; `lifetime` never is.
         of: whether all keys of a team share it.
         limit: of the unit, in one window.
         spent: charged in this window.

@@ -1,4 +1,4 @@
-"""`/v1/adapters`: published adapters, who may use them, and what they say of pictures."""
+"""`/v1/adapters`: published adapters, who may use them, and what they say of images."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Provenance(Message):
     Attributes:
         recipe: by which it was tuned.
         data: what the tuner calls the data set.
-        shots: training pictures a class.
+        shots: training images a class.
         seed: of the run.
-        accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: of the adapter, percent, each picture by a head fitted without it.
+        accuracy_before: of the plain prompt on the training images, percent.
+        accuracy_after: of the adapter, percent, each image by a head fitted without it.
         units: charged by the run.
     """
 
@@ -209,16 +209,16 @@ class AdapterUsage(Answer):
 
 
 class AdapterPredictionRequest(Message):
-    """Body of `POST /v1/adapters/{name}/predictions`; pictures or an image set, as above.
+    """Body of `POST /v1/adapters/{name}/predictions`; images or an image set, as above.
 
     Attributes:
         image_set: an image set's id.
         rows: rows of the image set to classify; all when null.
-        images: pictures as base64 strings (JSON only).
-        top_k: of each picture only the so many most probable classes are answered, at most as many
+        images: images as base64 strings (JSON only).
+        top_k: of each image only the so many most probable classes are answered, at most as many
             as the adapter has; as many as the key may see when null, and never more. The charge is
             the same.
-        abstain_below: say of each picture whether its most probable class is less probable than
+        abstain_below: say of each image whether its most probable class is less probable than
             this; null means the adapter's own threshold.
     """
 
@@ -234,7 +234,7 @@ class AdapterPredictionAnswer(Answer):
 
     Attributes:
         adapter: its name.
-        version: that was asked, the same for all pictures.
+        version: that was asked, the same for all images.
         classes: C names.
         cost: of the call; nothing where the adapter's publisher pays.
         output: what the tensors show.

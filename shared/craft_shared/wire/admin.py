@@ -70,7 +70,7 @@ class KeyPolicy(Message):
         model: whose answers; null means every model without a policy of its own.
         output: the most that an answer shows.
         prompts_per_image_set: how many different prompts the key's owner may ask about one image
-            set, or one picture that is sent along; null is not bounded.
+            set, or one image that is sent along; null is not bounded.
     """
 
     model: NonEmptyLabel | None = None

@@ -108,7 +108,7 @@ NewName = Annotated[NonEmptyLabel, _Sound]
 
 
 class Message(BaseModel):
-    """A JSON object on the wire. Unknown fields are errors, so that a typing slip is told."""
+    """A JSON object on the wire. Unknown fields are errors, so that a typing slip is noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

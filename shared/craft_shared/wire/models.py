@@ -76,10 +76,10 @@ class Limits(Answer):
         body_bytes: of a request's body.
         json_bytes: of one that is JSON; safetensors bodies may be larger.
         json_values: that a body's JSON may hold, in all its lists and objects.
-        images_per_call: pictures in one body.
-        image_bytes: of one encoded picture.
-        image_pixels: of one picture, all of them counted.
-        images_per_set: pictures that an image set may have.
+        images_per_call: images in one body.
+        image_bytes: of one encoded image.
+        image_pixels: of one image, all of them counted.
+        images_per_set: images that an image set may have.
         prompts_per_call: templates and codes together.
         classes: class names and further texts together.
         dim: length of a code.
@@ -119,7 +119,7 @@ class ModelCard(Displayed, Answer):
     Attributes:
         name: what calls name it by.
         revision: opaque; adapters and image sets are bound to it.
-        image_size: side in pixels that pictures are resized to.
+        image_size: side in pixels that images are resized to.
         limits: what one call may hold.
         outputs: the output levels this key may receive.
         output: what this key's answers show.

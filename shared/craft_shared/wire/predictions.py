@@ -55,7 +55,7 @@ class PredictionRequest(Message):
     """Body of `POST /v1/predictions`: prompts x images x classes.
 
     The prompts are the templates, in order, and after them the codes: at least one. Either
-    `image_set` (with optional `rows`) or pictures must be given. No text holds the tokenizer's
+    `image_set` (with optional `rows`) or images must be given. No text holds the tokenizer's
     words for a text's start and end, and every prompt is short enough for the model with every
     class name.
 
@@ -67,9 +67,9 @@ class PredictionRequest(Message):
         codes: tensor, float32 [prompts, dim].
         image_set: an image set's id.
         rows: rows of the image set to score; all when null.
-        images: pictures as base64 strings (JSON only).
+        images: images as base64 strings (JSON only).
         dtype: precision of the answer's log-probabilities.
-        top_k: of each prompt and picture only the so many most probable classes are answered, at
+        top_k: of each prompt and image only the so many most probable classes are answered, at
             most C; as many as the key may see when null, and never more. The charge is the same.
     """
 
@@ -126,7 +126,7 @@ class ImageSetCreate(Message):
 
 
 class ImageSet(Answer):
-    """An image set: a handle on pictures that the server has seen. `count` is its rows."""
+    """An image set: a handle on images that the server has seen. `count` is its rows."""
 
     id: ImageSetId
     model: ModelName
@@ -138,9 +138,9 @@ class ImageUpload(Message):
     """Body of `POST /v1/image-sets/{id}/images`.
 
     Attributes:
-        first_row: the row that the first picture gets; must equal the set's present count, so that
+        first_row: the row that the first image gets; must equal the set's present count, so that
             a chunk is never added twice.
-        images: pictures as base64 strings (JSON only).
+        images: images as base64 strings (JSON only).
     """
 
     first_row: Row
@@ -148,7 +148,7 @@ class ImageUpload(Message):
 
 
 class ImageUploadAnswer(Answer):
-    """What an upload did. Pictures that the owner has had encoded before are not charged again."""
+    """What an upload did. Images that the owner has had encoded before are not charged again."""
 
     image_set: ImageSet
     cost: Cost
