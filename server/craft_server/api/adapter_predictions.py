@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.addresses import ADAPTER_OF_CALL
-from craft_server.api.answer_body import tensor_response
+from craft_server.api.answers import check_answer_size, checked_output, noise_of, tensor_response
 from craft_server.api.auth import policy_for, use_predictions
 from craft_server.api.body import Body, body_of
-from craft_server.api.checks import check_answer_size, check_revision
+from craft_server.api.checks import check_revision
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.outputs import checked_output, noise_of
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services
 from craft_server.engine import Prompts

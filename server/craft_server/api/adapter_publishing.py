@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from craft_server import adapters
 from craft_server.api.addresses import ADAPTER_CALLS
-from craft_server.api.answer_body import json_response
+from craft_server.api.answers import json_response
 from craft_server.api.auth import policy_for
 from craft_server.api.body import read_bytes, unsupported
 from craft_server.api.checks import check_model, check_prompts, check_revision, counted_prompts

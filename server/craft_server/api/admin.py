@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import Connection
 
-from craft_server.api.answer_body import json_response
+from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_server.api.answer_body import answer_bytes
 from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
-from craft_server.problems import ProblemError, invalid_field, invalid_request, model_not_found
-from craft_shared.output import DType
+from craft_server.problems import ProblemError, invalid_request, model_not_found
 from craft_shared.problems import REVISION_MISMATCH, FieldError
-from craft_shared.wire import Context, Limits, Output
+from craft_shared.wire import Context, Limits
 
 
 def check_model(services: Services, name: str) -> None:
@@ -51,30 +49,6 @@ async def check_prompts(call: Call, prompts: Prompts, classes: Sequence[str]) ->
     engine, tenant = call.services.engine, call.caller.tenant
     if errors := await engine.check_prompts(prompts, classes, tenant=tenant):
         raise invalid_request(errors)
-
-
-def check_answer_size(
-    call: Call,
-    *,
-    rows: int,
-    classes: int,
-    output: Output,
-    dtype: DType,
-    field: str,
-) -> None:
-    """Raises ProblemError if such an answer were too large; `field` is to blame.
-
-    What is answered is as in `craft_server.api.answer_body.answer_bytes`.
-    """
-    size = answer_bytes(call.request, rows=rows, classes=classes, output=output, dtype=dtype)
-    allowed = call.services.settings.limits.answer_bytes
-    if size > allowed:
-        raise invalid_field(
-            field,
-            f"the answer would take up to {size} bytes; {allowed} are allowed",
-            "Ask for fewer pictures or prompts in one call, for float16, for safetensors, or for a "
-            "small top_k.",
-        )
 
 
 def _count_errors(

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from craft_server import image_sets
-from craft_server.api.answer_body import json_response
+from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_model

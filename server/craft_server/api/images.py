@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ImageSelection:
     """Which images a call is about, checked, not yet loaded.
 
     Attributes:
@@ -73,7 +73,7 @@ async def select_images(
     call: Call,
     message: PredictionRequest | AdapterPredictionRequest,
     files: Sequence[bytes] | None,
-) -> Selection:
+) -> ImageSelection:
     """Which images the call is about: of an image set, if it is sent again, those of then.
 
     Raises:
@@ -98,10 +98,10 @@ async def select_images(
         raise invalid_field("image_set", "the image set is empty", "Upload pictures to it first.")
     if message.rows is not None:
         _check_rows(limits, message.rows, image_set.count)
-    return Selection(image_set, message.rows, ())
+    return ImageSelection(image_set, message.rows, ())
 
 
-async def load_images(call: Call, selection: Selection) -> Images:
+async def load_images(call: Call, selection: ImageSelection) -> Images:
     """Reads the features of an image set, or decodes the images of the body.
 
     Raises:
@@ -191,7 +191,7 @@ def check_same_model(services: Services, image_set: ImageSet) -> None:
 
 def _select_files(
     limits: Limits, rows: Sequence[int] | None, files: Sequence[bytes] | None
-) -> Selection:
+) -> ImageSelection:
     if files is None:
         raise invalid_field(
             "image_set",
@@ -203,7 +203,7 @@ def _select_files(
             "rows", "rows without an image set", "Leave rows out, or name an image set."
         )
     check_files(limits, files)
-    return Selection(None, None, files)
+    return ImageSelection(None, None, files)
 
 
 def _too_large(limits: Limits, file: bytes) -> ImageError:

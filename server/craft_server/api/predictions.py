@@ -7,11 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from craft_server.api.answer_body import tensor_response
+from craft_server.api.answers import (
+    answer_of_parts,
+    check_answer_size,
+    checked_output,
+    noise_of,
+    tensor_response,
+)
 from craft_server.api.auth import WithCaller, policy_for, use_predictions
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import (
-    check_answer_size,
     check_model,
     check_prompts,
     counted_prompts,
@@ -20,7 +25,6 @@ from craft_server.api.idempotency import Call, call_of
 from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.outputs import answer_of_parts, checked_output, noise_of
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import NoSuchImageSet

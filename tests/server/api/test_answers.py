@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_server.api.outputs import answer_of_parts
+from craft_server.api.answers import answer_of_parts
 from craft_server.noise import Noise
 from craft_server.policy import answerable
 from craft_shared.head import log_softmax

@@ -1,18 +1,21 @@
-"""What a call's answer shows: its level, and tensors that go through the key's policy.
-
-Noise and the bound on prompts depend on who asks about which images and texts.
-"""
+"""What a call's answer shows by the key's policy, how large it may be, and how it travels."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from craft_server.api.idempotency import Call
-from craft_server.api.images import Selection, digests_of
+from craft_server.api.images import ImageSelection, digests_of
+from craft_server.api.middleware import JSON_TYPE, accepts
 from craft_server.api.resolution import output_again
 from craft_server.asked_prompts import Asking
 from craft_server.engine import Prompts, prompt_identity
@@ -20,9 +23,16 @@ from craft_server.image_sets import read_digests
 from craft_server.noise import Noise
 from craft_server.policy import Policy, answerable, narrowed
 from craft_server.problems import invalid_field
+from craft_shared import codec
 from craft_shared.codec import Tensors
-from craft_shared.output import DType
+from craft_shared.output import DType, shown_bytes
 from craft_shared.wire import Output
+
+# The longest number as text, such as -1.1754943508222875e-38, with its comma and brackets.
+_JSON_BYTES = {"float32": 28, "float16": 28, "int32": 15}
+# Fields of documents that tensors take.
+_TENSORS = {"log_probs", "probs", "top_classes", "abstained"}
+_NUMBERS_A_PIECE = 1 << 16
 
 
 def checked_output(call: Call, policy: Policy, top_k: int | None, classes: int) -> Output:
@@ -48,7 +58,7 @@ async def noise_of(
     *,
     prompts: Prompts,
     classes: Sequence[str],
-    selection: Selection,
+    selection: ImageSelection,
     counted: bool = True,
 ) -> Noise | None:
     """The noise that is added to the log-probabilities of an answer; None for none.
@@ -129,3 +139,75 @@ async def answer_of_parts(
                 found[name] = np.empty((prompts, images, tensor.shape[-1]), tensor.dtype)
             found[name][some_prompts, some_images] = tensor
     return found
+
+
+async def tensor_response(
+    request: Request, document: BaseModel, tensors: codec.Tensors
+) -> Response:
+    """The response that carries a document, whose tensors' fields the tensors take."""
+    fields = document.model_dump(mode="json", exclude=_TENSORS)
+    if wants_safetensors(request):
+        data = await asyncio.to_thread(codec.encode, fields, tensors)
+        return Response(data, media_type=codec.MEDIA_TYPE)
+    parts = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
+    for name, tensor in tensors.items():
+        parts += [f',"{name}":'.encode(), await asyncio.to_thread(_json_of, tensor)]
+    return Response(b"".join((*parts, b"}")), media_type=JSON_TYPE)
+
+
+def json_response(document: BaseModel, *, status: int = 200) -> Response:
+    """The response that carries a document without a tensor."""
+    return Response(document.model_dump_json(), status_code=status, media_type=JSON_TYPE)
+
+
+def wants_safetensors(request: Request) -> bool:
+    """Whether `Accept` names safetensors and does not refuse it (RFC 9110, section 12.5.1)."""
+    return accepts(request.headers.get("accept", ""), codec.MEDIA_TYPE)
+
+
+def check_answer_size(
+    call: Call,
+    *,
+    rows: int,
+    classes: int,
+    output: Output,
+    dtype: DType,
+    field: str,
+) -> None:
+    """Raises ProblemError if an answer's tensors could be too large.
+
+    Args:
+        call: which media type it wants.
+        rows: how many distributions are answered.
+        classes: over which they are.
+        output: what is answered of each.
+        dtype: of numbers.
+        field: of the request, to blame.
+    """
+    sizes = _JSON_BYTES
+    if wants_safetensors(call.request):
+        sizes = {name: np.dtype(name).itemsize for name in _JSON_BYTES}
+    size = rows * shown_bytes(output, classes, sizes[dtype], sizes["int32"])
+    allowed = call.services.settings.limits.answer_bytes
+    if size > allowed:
+        raise invalid_field(
+            field,
+            f"the answer would take up to {size} bytes; {allowed} are allowed",
+            "Ask for fewer pictures or prompts in one call, for float16, for safetensors, or for a "
+            "small top_k.",
+        )
+
+
+def _json_of(array: NDArray[Any]) -> bytes:
+    return b"".join(_json_pieces(array))
+
+
+def _json_pieces(array: NDArray[Any]) -> Iterator[bytes]:
+    # The C encoder holds the interpreter lock: small pieces let the event loop run between them.
+    if array.ndim == 1 or array.size <= _NUMBERS_A_PIECE:
+        yield json.dumps(array.tolist(), separators=(",", ":")).encode()
+        return
+    for index, part in enumerate(array):
+        yield b"," if index else b"["
+        yield from _json_pieces(part)
+    yield b"]"
