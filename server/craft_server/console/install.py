@@ -32,10 +32,10 @@ from craft_server.problems import ProblemError
 from craft_shared import problems
 from craft_shared.problems import NOT_FOUND, Problem, ProblemType
 
-_router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False)
 
 
-@_router.get("/docs")
+@router.get("/docs")
 async def show_description(request: Request) -> Response:
     """The page; its script reads `/openapi.json`."""
     return render(request, "docs.html.jinja")
@@ -45,7 +45,7 @@ def install(app: FastAPI) -> None:
     """Adds the console's routes and handlers."""
     for module in (sign_in, overview, runs, adapters, administration, assets):
         app.include_router(module.router)
-    app.include_router(_router)
+    app.include_router(router)
     # Last: addresses without a page are answered on a page that has the menu.
     app.get("/console/{_rest:path}", include_in_schema=False)(_no_such_page)
     app.exception_handler(SignedOut)(_on_signed_out)
