@@ -26,23 +26,9 @@ from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder
 from craft_server.ledger.keys import Caller
+from craft_shared import wire
 from craft_shared.problems import (
     NOT_FOUND,
-)
-from craft_shared.wire import (
-    BudgetLimits,
-    BudgetList,
-    BudgetTopUps,
-    KeyCard,
-    KeyCreate,
-    KeyList,
-    KeyPolicies,
-    KeyPolicy,
-    KeyRotate,
-    KeySecret,
-    PriceList,
-    PriceLists,
-    UsageLine,
 )
 from craft_shared.wire.messages import NewName, NonEmptyLabel, Time
 
@@ -55,57 +41,57 @@ Prefix = Annotated[
 ]
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
 Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
-Limits = Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))]
-TopUps = Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))]
+Limits = Annotated[Body[wire.BudgetLimits], Depends(body_of(wire.BudgetLimits))]
+TopUps = Annotated[Body[wire.BudgetTopUps], Depends(body_of(wire.BudgetTopUps))]
 FindHolder = Callable[[Connection], Holder]
 
 _NAMED = refusals(NOT_FOUND)
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
-_LINE = UsageLine.model_validate(example_of(UsageLine))
+_LINE = wire.UsageLine.model_validate(example_of(wire.UsageLine))
 
 
-@router.post("/keys", status_code=201, summary="Make a key", response_model=KeySecret)
+@router.post("/keys", status_code=201, summary="Make a key", response_model=wire.KeySecret)
 async def create_key(
     call: WithCall,
-    body: Annotated[Body[KeyCreate], Depends(body_of(KeyCreate))],
+    body: Annotated[Body[wire.KeyCreate], Depends(body_of(wire.KeyCreate))],
 ) -> Response:
     """Makes a key with its budgets. Its secret is in this answer and nowhere else."""
 
-    def make(connection: Connection) -> KeySecret:
+    def make(connection: Connection) -> wire.KeySecret:
         return administration.create(connection, body.message, now_ms())
 
     return await _shown_once(call, 201, make)
 
 
 @router.get("/keys", summary="All keys")
-async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
+async def list_keys(services: WithServices, _caller: WithAdminKey) -> wire.KeyList:
     """All keys, without their secrets, the oldest first."""
     entries = await services.database.read(keys.list_keys)
-    return KeyList(keys=[keys.as_card(entry) for entry in entries])
+    return wire.KeyList(keys=[keys.as_card(entry) for entry in entries])
 
 
 @router.post(
     "/keys/{prefix}/rotate",
     summary="Give a key a new secret",
-    response_model=KeySecret,
+    response_model=wire.KeySecret,
     responses=_NAMED,
 )
 async def rotate_key(
     call: WithCall,
     prefix: Prefix,
-    body: Annotated[Body[KeyRotate], Depends(body_of(KeyRotate))],
+    body: Annotated[Body[wire.KeyRotate], Depends(body_of(wire.KeyRotate))],
 ) -> Response:
     """The new secret is in this answer and nowhere else; the old ones end after the overlap."""
     overlap_ms = body.message.overlap_seconds * 1000
 
-    def make(connection: Connection) -> KeySecret:
+    def make(connection: Connection) -> wire.KeySecret:
         return administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=now_ms())
 
     return await _shown_once(call, 200, make)
 
 
 @router.delete("/keys/{prefix}", summary="Revoke a key", responses=_NAMED)
-async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> KeyCard:
+async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> wire.KeyCard:
     """Makes the key useless from its next call on, all its secrets. It stays listed."""
     return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
 
@@ -113,7 +99,7 @@ async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Pref
 @router.get("/keys/{prefix}/policy", summary="A key's policies", responses=_NAMED)
 async def get_key_policy(
     services: WithServices, _caller: WithAdminKey, prefix: Prefix
-) -> KeyPolicies:
+) -> wire.KeyPolicies:
     """What the key's answers may show."""
     return await services.database.read(administration.show_policies, prefix)
 
@@ -123,8 +109,8 @@ async def set_key_policy(
     services: WithServices,
     _caller: WithAdminKey,
     prefix: Prefix,
-    body: Annotated[Body[KeyPolicy], Depends(body_of(KeyPolicy))],
-) -> KeyPolicies:
+    body: Annotated[Body[wire.KeyPolicy], Depends(body_of(wire.KeyPolicy))],
+) -> wire.KeyPolicies:
     """Sets what answers of one model, or of every model without a policy, may show. At once.
 
     Answers that were stored under an Idempotency-Key are given again as they were.
@@ -135,7 +121,7 @@ async def set_key_policy(
 @router.put("/keys/{prefix}/budgets", summary="Set a key's budgets", responses=_NAMED)
 async def set_key_budgets(
     services: WithServices, _caller: WithAdminKey, prefix: Prefix, body: Limits
-) -> BudgetList:
+) -> wire.BudgetList:
     """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
     return await services.database.write(_set, _of_key(prefix), body.message)
 
@@ -143,7 +129,7 @@ async def set_key_budgets(
 @router.put("/teams/{name:text}/budgets", summary="Set a team's budgets", responses=_NAMED)
 async def set_team_budgets(
     services: WithServices, _caller: WithAdminKey, name: Team, body: Limits
-) -> BudgetList:
+) -> wire.BudgetList:
     """Sets the budgets that the body names; all keys of the team share them."""
     return await services.database.write(_set, _of_team(name), body.message)
 
@@ -151,7 +137,7 @@ async def set_team_budgets(
 @router.post(
     "/keys/{prefix}/budgets/top-up",
     summary="Add to a key's budgets",
-    response_model=BudgetList,
+    response_model=wire.BudgetList,
     responses=_NAMED,
 )
 async def top_up_key(call: WithCall, prefix: Prefix, body: TopUps) -> Response:
@@ -162,7 +148,7 @@ async def top_up_key(call: WithCall, prefix: Prefix, body: TopUps) -> Response:
 @router.post(
     "/teams/{name:text}/budgets/top-up",
     summary="Add to a team's budgets",
-    response_model=BudgetList,
+    response_model=wire.BudgetList,
     responses=_NAMED,
 )
 async def top_up_team(call: WithCall, name: Team, body: TopUps) -> Response:
@@ -171,9 +157,9 @@ async def top_up_team(call: WithCall, name: Team, body: TopUps) -> Response:
 
 
 @router.get("/prices", summary="All prices")
-async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLists:
+async def list_prices(services: WithServices, _caller: WithAdminKey) -> wire.PriceLists:
     """Every model's prices in micros; a unit without one is free."""
-    return PriceLists(models=await services.database.read(prices.list_prices))
+    return wire.PriceLists(models=await services.database.read(prices.list_prices))
 
 
 @router.put("/prices/{model:text}", summary="Set a model's prices")
@@ -181,15 +167,15 @@ async def set_prices(
     services: WithServices,
     _caller: WithAdminKey,
     model: Model,
-    body: Annotated[Body[PriceList], Depends(body_of(PriceList))],
-) -> PriceList:
+    body: Annotated[Body[wire.PriceList], Depends(body_of(wire.PriceList))],
+) -> wire.PriceList:
     """Sets the prices that the body names, from the next call on. What was charged stays."""
 
     def change(connection: Connection) -> prices.Prices:
         prices.set_prices(connection, model, body.message.micros)
         return prices.list_prices(connection)
 
-    return PriceList(micros=(await services.database.write(change)).get(model, {}))
+    return wire.PriceList(micros=(await services.database.write(change)).get(model, {}))
 
 
 @router.get(
@@ -240,18 +226,18 @@ async def _export(
         page = await services.database.read(exports.page, selection, after=page.next_after)
 
 
-def _text(page: list[UsageLine], form: exports.Format) -> str:
+def _text(page: list[wire.UsageLine], form: exports.Format) -> str:
     return "".join(exports.text(line, form) for line in page)
 
 
 async def _shown_once(
     call: Call,
     status: int,
-    make: Callable[[Connection], KeySecret],
+    make: Callable[[Connection], wire.KeySecret],
 ) -> Response:
     """Makes a secret and remembers the call without it."""
 
-    def all_of_it(connection: Connection) -> KeySecret:
+    def all_of_it(connection: Connection) -> wire.KeySecret:
         made = make(connection)
         without = json_response(made.model_copy(update={"key": None}), status=status)
         remember(connection, call, without)
@@ -268,20 +254,20 @@ def _of_team(name: str) -> FindHolder:
     return lambda connection: administration.team_holder(connection, name)
 
 
-def _set(connection: Connection, find: FindHolder, wanted: BudgetLimits) -> BudgetList:
+def _set(connection: Connection, find: FindHolder, wanted: wire.BudgetLimits) -> wire.BudgetList:
     at, holder = now_ms(), find(connection)
     administration.set_budgets(connection, holder, wanted.budgets, at)
-    return BudgetList(budgets=administration.show_budgets(connection, holder, at))
+    return wire.BudgetList(budgets=administration.show_budgets(connection, holder, at))
 
 
 async def _topped_up(
     call: Call,
     find: FindHolder,
-    wanted: BudgetTopUps,
+    wanted: wire.BudgetTopUps,
 ) -> Response:
-    def top_up(connection: Connection) -> BudgetList:
+    def top_up(connection: Connection) -> wire.BudgetList:
         holder = find(connection)
         administration.top_up(connection, holder, wanted.budgets)
-        return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+        return wire.BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
 
     return await free_of_charge(call, json_response, top_up)
