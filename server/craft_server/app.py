@@ -82,12 +82,7 @@ def create_app(
     """The server as an ASGI application.
 
     The engine and the tape stay the caller's to close; the database is closed with the application.
-
-    Args:
-        settings: of the operator.
-        engine: the hosted model, loaded.
-        database: None opens the one that the settings name.
-        tape: gets what is answered; None records nothing.
+    Without `database` it opens the one that the settings name.
 
     Raises:
         DatabaseError: the database cannot be used.

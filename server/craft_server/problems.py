@@ -30,12 +30,7 @@ _REMEDIES = {
 class ProblemError(Exception):
     """A call cannot be answered; `problem` says why.
 
-    Args:
-        kind: of problem.
-        detail: what is wrong in this case.
-        errors: fields at fault; the first `MAX_ERRORS` are shown.
-        retry_after: seconds after which the same call may succeed.
-        headers: of the answer.
+    Of the fields at fault, `errors`, the first `MAX_ERRORS` are shown. `retry_after` is in seconds.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from craft_server import adapters
 from craft_server.adapters import Publication, ServableAdapter
 from craft_server.api.addresses import ADAPTER_OF_CALL
 from craft_server.api.answers import check_answer_size, checked_output, noise_of, tensor_response
-from craft_server.api.auth import policy_for, use_predictions
+from craft_server.api.auth import policy_for, use_rate
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_revision
 from craft_server.api.idempotency import Call, call_of
@@ -111,12 +111,7 @@ async def create_adapter_prediction(
 class AdapterPrediction:
     """What an adapter says of N images, as far as the caller may see it.
 
-    Attributes:
-        card: of the version that was asked.
-        output: the level of the answer.
-        tuned: the adapter's tensors [N, ...].
-        untuned: those of the plain prompt over the class names alone; only where they were wanted.
-        cost: of the call.
+    `untuned` is what the plain prompt says over the class names alone, if that was wanted.
     """
 
     card: AdapterCard
@@ -136,12 +131,8 @@ async def predict(
 ) -> Response:
     """Classifies images with the adapter, charges it, and answers what `respond` makes of it.
 
-    Args:
-        call: that is charged.
-        name: a reference to the adapter.
-        body: the images, and what is wanted of them.
-        respond: makes the response; what it raises is refunded.
-        untuned: whether to show what the plain prompt, the adapter's first, says too.
+    With `untuned` it shows what the plain prompt, the adapter's first, says too. If `respond`
+    raises, the call is refunded.
 
     Raises:
         NoSuchAdapter: there is none that the caller may use.
@@ -177,7 +168,7 @@ async def predict(
         images=len(selection.files),
         requests=1,
     )
-    await use_predictions(call.request, services, caller, units.predictions)
+    await use_rate(call.request, services, caller, "predictions", units.predictions)
     abstain_below = card.abstain_below if first is None else first.abstain_below
     if message.abstain_below is not None:
         abstain_below = message.abstain_below

@@ -63,16 +63,7 @@ async def noise_of(
 ) -> Noise | None:
     """The noise that is added to the log-probabilities of an answer; None for none.
 
-    Prompts are noted where their number is bounded.
-
-    Args:
-        call: who asks.
-        policy: of the caller's key.
-        output: of the answer.
-        prompts: that are scored.
-        classes: texts that each of them scores.
-        selection: the images.
-        counted: whether the prompts are the caller's choice, and so count where they are bounded.
+    Prompts are noted where their number is bounded, if they are the caller's choice (`counted`).
 
     Raises:
         PromptLimitReached: the key may not ask so many; none was noted.
@@ -118,13 +109,7 @@ async def answer_of_parts(
 ) -> Tensors:
     """`craft_server.policy.answerable` of scores that come in parts and are never held as a whole.
 
-    Args:
-        parts: prompts, images and log-probabilities, as `Engine.score_parts` yields them.
-        output: the level of the answer.
-        noise: that is added first; None for none.
-        prompts: how many there are.
-        images: how many there are.
-        dtype: of numbers in the answer.
+    The parts are as `HostedModel.score_parts` yields them; `prompts` and `images` are numbers.
     """
     found: Tensors = {}
 
@@ -174,15 +159,9 @@ def check_answer_size(
     dtype: DType,
     field: str,
 ) -> None:
-    """Raises ProblemError if an answer's tensors could be too large.
+    """Raises ProblemError, which blames `field`, if an answer's tensors could be too large.
 
-    Args:
-        call: which media type it wants.
-        rows: how many distributions are answered.
-        classes: over which they are.
-        output: what is answered of each.
-        dtype: of numbers.
-        field: of the request, to blame.
+    There are `rows` distributions over the classes.
     """
     sizes = _JSON_BYTES
     if wants_safetensors(call.request):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import structlog
 from fastapi import Depends, Request, Security
@@ -47,12 +47,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, `craft_...`.")
 
 @dataclass(frozen=True)
 class Admission:
-    """A call whose key is good.
-
-    Attributes:
-        caller: who makes it.
-        record: of the call that was made before under the same idempotency key.
-    """
+    """Who calls, and the record of the call made before under the same idempotency key."""
 
     caller: Caller
     record: Record | None
@@ -91,7 +86,7 @@ WithCallerAtAnyRate = Annotated[Caller, Depends(_caller_at_any_rate)]
 
 @refuses(RATE_LIMITED)
 async def _caller(request: Request, services: WithServices, admission: WithAdmission) -> Caller:
-    await use_request(request, services, admission.caller)
+    await use_rate(request, services, admission.caller, "requests", 1)
     return admission.caller
 
 
@@ -115,7 +110,7 @@ def caller_with(scope: wire.Scope) -> Callable[[Caller], Awaitable[Caller]]:
 
 
 class RateLimitHeadersMiddleware(Middleware):
-    """Says in an answer's headers which quotas `use_request` and `use_predictions` have used."""
+    """Says in an answer's headers which quotas `use_rate` has used."""
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See `Middleware.call`."""
@@ -136,27 +131,16 @@ class RateLimitHeadersMiddleware(Middleware):
         await self._app(scope, receive, send_with_quotas)
 
 
-async def use_request(request: Request, services: Services, caller: Caller) -> None:
-    """Counts a call against the key's requests a minute."""
-    await _use(request, services, caller, "requests", 1, caller.rates.requests_per_minute)
-
-
-async def use_predictions(
-    request: Request, services: Services, caller: Caller, amount: int
-) -> None:
-    """Counts a call's predictions against the key's predictions a minute."""
-    limit = caller.rates.predictions_per_minute
-    await _use(request, services, caller, "predictions", amount, limit)
-
-
-async def _use(
+async def use_rate(
     request: Request,
     services: Services,
     caller: Caller,
-    name: str,
+    name: Literal["requests", "predictions"],
     amount: int,
-    limit: int | None,
 ) -> None:
+    """Counts an amount against what the key may use in a minute."""
+    rates = caller.rates
+    limit = rates.requests_per_minute if name == "requests" else rates.predictions_per_minute
     if limit is None:
         return
     try:

@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSelection:
-    """Which images a call is about, checked, not yet loaded.
+    """Which images a call is about, checked, not yet loaded: rows of an image set, or files.
 
-    Attributes:
-        image_set: whose rows, or None where the body holds the images.
-        rows: of the image set; None means all.
-        files: images in the body.
+    All rows if `rows` is None.
     """
 
     image_set: ImageSet | None
@@ -122,10 +119,7 @@ async def decode_images(
 ) -> list[torch.Tensor]:
     """The images as tensors [3, S, S].
 
-    Args:
-        call: whose caller takes turns with others.
-        files: the images' bytes.
-        positions: where each stands in the body's `images`; None means in this order.
+    `positions` says where each file stands in the body's `images`; None means in this order.
 
     Raises:
         ProblemError: `invalid-image`, naming every image that cannot be used.

@@ -184,11 +184,8 @@ async def booking(
     is worked on free of charge: on what it was resolved to then, and as often as one call may be.
     It counts as running like any other.
 
-    Args:
-        call: which.
-        work: what for.
-        resolution: of the call; None where it cannot be repeated.
-        payer_key_id: of the key that is charged in the caller's place.
+    A call without a resolution cannot be repeated. `payer_key_id` names the key that is charged in
+    the caller's place.
 
     Raises:
         ProblemError: the engine's worker is dead; nothing was reserved.

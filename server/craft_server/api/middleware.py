@@ -92,10 +92,8 @@ class CallMiddleware(Middleware):
     log's context and the answer. The log holds method, path, status and milliseconds; never a body,
     a header or a query string.
 
-    Args:
-        app: that answers.
-        closing: whether the server is about to stop, so that connections are not kept
-            (RFC 9112, section 9.6): a client that opens a new one may reach another server.
+    Once the server is about to stop (`closing`), connections are closed (RFC 9112, section 9.6): a
+    client that opens a new one may reach another server.
     """
 
     def __init__(self, app: ASGIApp, *, closing: Callable[[], bool] = lambda: False) -> None:
@@ -179,9 +177,6 @@ class BodyGate:
 
     No key takes more than half of what the others leave: however many keys there are, there is room
     for one more.
-
-    Args:
-        most_bytes: of all together.
     """
 
     def __init__(self, most_bytes: int) -> None:

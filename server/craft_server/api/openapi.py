@@ -181,12 +181,7 @@ def safetensors_body(model: type[BaseModel], tensors: str) -> dict[str, Any]:
 
 
 def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[str, Any]]:
-    """The 200 of a call that answers with numbers for each class.
-
-    Args:
-        model: of the answer's document.
-        shape: of the tensors, with `{}` for the axis of the classes.
-    """
+    """The 200 of a call that answers with tensors of a shape, in which `{}` are the classes."""
     tensors = (
         f"`log_probs`, or with the level `probs` `probs`, {shape.format('classes')}; with k "
         f"{shape.format('k')}, and of the same shape `top_classes` int32, the classes' indices; "
@@ -207,13 +202,7 @@ def tensor_answer(model: type[BaseModel], shape: str) -> dict[int | str, dict[st
 def answer(
     description: str, examples: Mapping[str, Any], *header_names: str
 ) -> dict[int | str, dict[str, Any]]:
-    """The 200 of a call that answers with something else than one of the API's documents.
-
-    Args:
-        description: of the answer.
-        examples: by media type; text, or a JSON object.
-        header_names: that the answer has beside those of every answer.
-    """
+    """The 200 of a call that answers with none of the API's documents; examples by media type."""
     content = {
         media_type: {
             "schema": {"type": "string" if isinstance(example, str) else "object"},

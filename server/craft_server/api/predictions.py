@@ -14,7 +14,7 @@ from craft_server.api.answers import (
     noise_of,
     tensor_response,
 )
-from craft_server.api.auth import WithCaller, policy_for, use_predictions
+from craft_server.api.auth import WithCaller, policy_for, use_rate
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import (
     check_model,
@@ -124,7 +124,7 @@ async def create_prediction(
         texts=count * len(message.classes),
         requests=1,
     )
-    await use_predictions(call.request, services, caller, units.predictions)
+    await use_rate(call.request, services, caller, "predictions", units.predictions)
     resolution = Resolution(
         model=engine.name,
         revision=revision,

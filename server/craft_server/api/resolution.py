@@ -22,14 +22,9 @@ class Resolution(BaseModel):
     """What one call was resolved to.
 
     Attributes:
-        model: the model's name.
-        revision: the model's.
         units: that the answer takes, whoever pays for them.
-        output: the level of the answer.
-        prompts_per_image_set: as the key's policy had it.
-        rows: of the image set, as many as it had.
-        adapter: the published version's row.
-        abstain_below: the adapter's threshold.
+        rows: number of rows of the image set.
+        adapter: id of the published version.
     """
 
     model_config = ConfigDict(frozen=True)

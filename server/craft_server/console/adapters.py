@@ -16,7 +16,7 @@ from PIL import Image
 from craft_server import adapters
 from craft_server.adapters import Publication
 from craft_server.api.adapter_predictions import AdapterPrediction, load, predict
-from craft_server.api.auth import use_request
+from craft_server.api.auth import use_rate
 from craft_server.api.body import Body
 from craft_server.api.idempotency import Call
 from craft_server.api.services import Services, WithServices
@@ -43,13 +43,9 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class AdapterEntry:
-    """An adapter in a list.
+    """An adapter in a list: the card of its newest version, and all that are not retired.
 
-    Attributes:
-        reference: what names it in addresses and calls, without a version.
-        card: of the newest version.
-        versions: that live, the oldest first.
-        hosted: whether the server still hosts the model that it was tuned on.
+    `reference` names it in addresses and calls, without a version.
     """
 
     reference: str
@@ -83,12 +79,8 @@ class Guess:
 class Trial:
     """What an adapter says of an image, beside what the untuned model says.
 
-    Attributes:
-        guesses: the most probable classes that the key's policy shows, the best first.
-        left_out: number of classes that are not among them.
-        untuned_best: the class that the untuned model finds most probable.
-        image: that was tried, small, as a `data:` address.
-        cost: of the call.
+    The most probable classes that the key's policy shows come first; `left_out` is the number of
+    those that are not among the guesses. The image is a `data:` address.
     """
 
     guesses: list[Guess]
@@ -133,7 +125,7 @@ async def run_trial(
     """Tries the adapter, once and charged once. The answer is the page itself: nothing keeps it."""
     caller, reference = session.caller, text_of(form, "adapter")
     request.state.back = "/console/try"
-    await use_request(request, services, caller)
+    await use_rate(request, services, caller, "requests", 1)
     entries = await _list_entries(services, caller)
     file = await file_of(form, "picture")
     if not file:
