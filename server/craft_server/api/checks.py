@@ -87,12 +87,19 @@ def _count_errors(
     return errors
 
 
-def check_revision(services: Services, model: str, revision: str) -> None:
-    """Raises the problem if an adapter of this model and revision cannot be served here."""
+def check_revision(
+    services: Services,
+    model: str,
+    revision: str,
+    *,
+    made: str = "the adapter was tuned on",
+    errors: Sequence[FieldError] = (),
+) -> None:
+    """Raises ProblemError if what was `made` under this model and revision is of no use here."""
     hosted, current = services.engine.name, services.revision
     if (model, revision) != (hosted, current):
         raise ProblemError(
             REVISION_MISMATCH,
-            f"the adapter was tuned on '{model}' revision {revision}; "
-            f"the server hosts '{hosted}' revision {current}",
+            f"{made} '{model}' revision {revision}; the server hosts '{hosted}' revision {current}",
+            errors,
         )

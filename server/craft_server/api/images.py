@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from craft_server.api.checks import check_revision
 from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
 from craft_server.problems import ProblemError, invalid_field, invalid_request
-from craft_shared.problems import INVALID_IMAGE, REVISION_MISMATCH, FieldError
+from craft_shared.problems import INVALID_IMAGE, FieldError
 from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
 
 if TYPE_CHECKING:
@@ -167,20 +168,19 @@ def check_files(limits: Limits, files: Sequence[bytes]) -> None:
 
 def check_same_model(services: Services, image_set: ImageSet) -> None:
     """Raises ProblemError unless the image set was made under the hosted model and revision."""
-    hosted, current = services.engine.name, services.revision
-    if (image_set.model, image_set.revision) != (hosted, current):
-        raise ProblemError(
-            REVISION_MISMATCH,
-            f"the image set belongs to model '{image_set.model}' revision {image_set.revision}; "
-            f"the server hosts '{hosted}' revision {current}",
-            [
-                FieldError(
-                    field="image_set",
-                    message="made under another model or revision",
-                    remedy="Make a new image set and upload the pictures again.",
-                )
-            ],
-        )
+    check_revision(
+        services,
+        image_set.model,
+        image_set.revision,
+        made="the image set belongs to model",
+        errors=[
+            FieldError(
+                field="image_set",
+                message="made under another model or revision",
+                remedy="Make a new image set and upload the pictures again.",
+            )
+        ],
+    )
 
 
 def _select_files(

@@ -16,7 +16,6 @@ class Budget(Displayed, Answer):
     """One bound on a key, its own or its team's; all of them must cover a call.
 
     Attributes:
-        unit: what it bounds.
         window: the calendar window (UTC) after which it is reset; `lifetime` never is.
         of: whether all keys of a team share it.
         limit: of the unit, in one window.
@@ -50,7 +49,6 @@ class Cost(Answer):
     """What a call cost and what is left, in every charged answer.
 
     Attributes:
-        charged: units of the call.
         cost_micros: their price, in millionths of the provider's currency.
         budgets: after the call.
     """

@@ -43,10 +43,8 @@ class Provenance(Message):
     """How an adapter came to be, for its card; nothing is computed from it.
 
     Attributes:
-        recipe: by which it was tuned.
         data: what the tuner calls the data set.
         shots: training images a class.
-        seed: of the run.
         accuracy_before: of the plain prompt on the training images, percent.
         accuracy_after: of the adapter, percent, each image by a head fitted without it.
         units: charged by the run.
@@ -72,21 +70,16 @@ class AdapterCard(Displayed, Answer):
     with the same endings.
 
     Attributes:
-        owner: whose it is.
-        name: under its owner.
         version: counts from 1; what it means never changes.
         aliases: that mean this version now; `latest` is the newest.
         digest: SHA-256 of its content.
         model: that it was tuned on, and by which alone it is served.
-        revision: of the model.
         access_mode: `strict`, or `open-text` where the head reads texts beside the class names.
-        classes: C names.
         prompts: P; a prediction is charged as that many queries.
         published_at: RFC 3339.
         retired_at: from when on it is not served, RFC 3339; null while it is.
         pays: who is charged for predictions.
         abstain_below: where a caller names no threshold of its own; null is never.
-        provenance: how it came to be.
     """
 
     owner: Owner = ""
@@ -145,8 +138,6 @@ class AdapterSettings(Answer):
     """What the owner of an adapter's name has decided, for all its versions.
 
     Attributes:
-        owner: of the name.
-        name: the adapter's.
         public: whether every key may use it.
         keys: prefixes of other owners' keys that may use it.
         teams: whose keys may use it.
@@ -187,13 +178,7 @@ class AdapterChange(Message):
 
 
 class AdapterUse(Answer):
-    """What was classified with one version, by everybody.
-
-    Attributes:
-        version: which.
-        calls: that were charged.
-        units: that they took.
-    """
+    """What was classified with one version, by everybody: charged calls, and their units."""
 
     version: VersionNumber
     calls: int = Field(examples=[40])
@@ -212,7 +197,6 @@ class AdapterPredictionRequest(Message):
     """Body of `POST /v1/adapters/{name}/predictions`; images or an image set, as above.
 
     Attributes:
-        image_set: an image set's id.
         rows: rows of the image set to classify; all when null.
         images: images as base64 strings (JSON only).
         top_k: of each image only the so many most probable classes are answered, at most as many
@@ -233,9 +217,7 @@ class AdapterPredictionAnswer(Answer):
     """Refined predictions.
 
     Attributes:
-        adapter: its name.
         version: that was asked, the same for all images.
-        classes: C names.
         cost: of the call; nothing where the adapter's publisher pays.
         output: what the tensors show.
         log_probs: tensor, float32 [images, classes]. With k, [images, k]: the largest of these same

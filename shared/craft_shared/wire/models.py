@@ -100,13 +100,7 @@ class Limits(Answer):
 
 
 class ProviderProfile(Answer):
-    """The simulated provider that a model is served by.
-
-    Attributes:
-        name: of the profile.
-        version: counts its changes.
-        digest: SHA-256 of all in it that has an effect.
-    """
+    """The simulated provider's profile, whose digest is the SHA-256 of all that has an effect."""
 
     name: str
     version: int
@@ -117,10 +111,8 @@ class ModelCard(Displayed, Answer):
     """What a client may know of a model.
 
     Attributes:
-        name: what calls name it by.
         revision: opaque; adapters and image sets are bound to it.
         image_size: side in pixels that images are resized to.
-        limits: what one call may hold.
         outputs: the output levels this key may receive.
         output: what this key's answers show.
         prompts_per_image_set: how many different prompts this key may ask about one image set;

@@ -60,12 +60,10 @@ class PredictionRequest(Message):
     class name.
 
     Attributes:
-        model: the model's name.
         classes: C class names, no two alike and none blank.
         templates: plain prompts with one `{}` for the class name.
         context: the codes' search space; required with codes.
         codes: tensor, float32 [prompts, dim].
-        image_set: an image set's id.
         rows: rows of the image set to score; all when null.
         images: images as base64 strings (JSON only).
         dtype: precision of the answer's log-probabilities.
