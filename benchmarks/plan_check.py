@@ -28,10 +28,9 @@ from pydantic import BaseModel
 
 from craft_client.open_text import beside, common_nouns
 from craft_client.settings import RANDOM_CODES
-from craft_server.plan import Architecture, Constants, Workload, plan_run
+from craft_server.plan.costs import Architecture, Constants
 from craft_server.plan.measure import measure_machine, measure_model, memory, picture
-from craft_server.plan.names import texts_of
-from craft_server.plan.workload import Recipe
+from craft_server.plan.runs import Recipe, Texts, Workload, plan_run
 from craft_server.settings import Settings
 from options import save
 from plan_constants import measure, serving, tuned
@@ -121,7 +120,7 @@ def make_pictures(folder: Path, case: Case) -> int:
 def planned(constants: Constants, case: Case, picture_bytes: int) -> dict[str, Any]:
     """What the plan says."""
     settings = Settings()
-    texts = texts_of(case.model, case.classes)
+    texts = Texts.of_names(case.model, case.classes)
     if case.recipe == "craftbox":
         texts = texts.beside(len(beside(case.classes, common_nouns())))
     workload = Workload(

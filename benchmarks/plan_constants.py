@@ -37,11 +37,9 @@ from craft_client.paper_presets import recipe_settings
 from craft_client.recipes.craftbox import fit
 from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune
-from craft_server.plan.architecture import Architecture
-from craft_server.plan.constants import ClientCost, Constants, ModelCost, ServiceCost
-from craft_server.plan.estimate import HIDDEN_UNITS, fit_work
-from craft_server.plan.measure import measure_machine, measure_model, memory, picture
-from craft_server.plan.names import context
+from craft_server.plan.costs import Architecture, ClientCost, Constants, ModelCost, ServiceCost
+from craft_server.plan.measure import context, measure_machine, measure_model, memory, picture
+from craft_server.plan.runs import HIDDEN_UNITS, fit_work
 from craft_server.settings import DEFAULT_LIMITS
 from craft_shared.head import log_softmax
 from few_shot_accuracy import BIN, command

@@ -57,8 +57,7 @@ from craft_client.open_text import common_nouns
 from craft_server.decoding.pixels import decode
 from craft_server.engine.hosted import preprocessing_of, tokenizer_of
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model
-from craft_server.engine.packs import packs
-from craft_server.engine.text import Moved, TextTower
+from craft_server.engine.text import Moved, TextTower, packs
 from craft_server.engine.tokens import Tokenizer
 from options import parser_for, present, save
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from craft_client.cli import app as craft
 from craft_client.cli.exit_codes import ExitCode as ClientExitCode
 from craft_server.cli import app as craft_server
-from craft_server.cli.exit_codes import ExitCode as ServerExitCode
+from craft_server.cli.output import ExitCode as ServerExitCode
 
 UsageError: Any = typer.BadParameter.__base__
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,3 @@ def rows_per_call(limits: Limits, row_bytes: int, rows: int) -> int:
             remedy="Use fewer classes, or ask the provider to raise the limit.",
         )
     return max(1, min(at_once, rows))
-
-
-def blocks(total: int, size: int) -> list[range]:
-    """All of them in order, so many at a time."""
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]

@@ -35,7 +35,6 @@ from craft_client.exceptions import (
 from craft_client.network import CA_FILE_VARIABLE
 from craft_shared import problems
 from craft_shared.printing import printable
-from craft_shared.tracing import Span, parent_headers, span
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +81,6 @@ class Exchange:
         self._server = server
         self._request = request
         self._lost: AnswerLost | GatewayFailed | None = None
-        self._attempt = Span()
         self._began = time.perf_counter()
         self.attempts = stamina.retry_context(
             on=_Patience(server) if call.again else (),
@@ -95,20 +93,18 @@ class Exchange:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """All attempts; where they are cut short, the exception names the key that goes on."""
-        with span(f"call {self._request.method}") as call:
-            call.note({"craft.request_id": request_id(self._request)})
-            try:
-                yield
-            except BaseException as error:
-                key = self._request.headers.get(IDEMPOTENCY_HEADER)
-                # Ctrl-C, or a cancelled task: no failure of the call, which may have been charged.
-                if key and not isinstance(error, Exception):
-                    error.add_note(
-                        f"The server may have done {self._request.method} "
-                        f"{self._request.url.path}. The same call under the idempotency key {key} "
-                        "is answered as it was, and is not charged again."
-                    )
-                raise
+        try:
+            yield
+        except BaseException as error:
+            key = self._request.headers.get(IDEMPOTENCY_HEADER)
+            # Ctrl-C, or a cancelled task: no failure of the call, which may have been charged.
+            if key and not isinstance(error, Exception):
+                error.add_note(
+                    f"The server may have done {self._request.method} "
+                    f"{self._request.url.path}. The same call under the idempotency key {key} "
+                    "is answered as it was, and is not charged again."
+                )
+            raise
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -121,13 +117,7 @@ class Exchange:
         """
         self._began = time.perf_counter()
         try:
-            with (
-                span(self._request.method, "CLIENT") as self._attempt,
-                self._logged(),
-                self._named(),
-            ):
-                self._attempt.note({"http.request.method": self._request.method})
-                self._request.headers.update(parent_headers())
+            with self._logged(), self._named():
                 yield
         except AnswerLost as error:
             self._lost = error
@@ -142,7 +132,6 @@ class Exchange:
         """Notes an answer that was read whole, and gives it."""
         self._server.reached = True
         self._log(f"{response.status_code}, {len(response.content):,} bytes")
-        self._attempt.note({"http.response.status_code": response.status_code})
         return response
 
     def accepted(self, response: httpx.Response) -> httpx.Response:

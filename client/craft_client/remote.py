@@ -6,7 +6,6 @@ does not know why a prompt is scored.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answer_blocks import blocks, rows_per_call
+from craft_client.answer_blocks import rows_per_call
 from craft_client.api import Client, Prediction
 from craft_client.blackbox import Scores
 from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
 from craft_shared.adapter import Adapter
+from craft_shared.counting import calls, units_of_calls
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
 from craft_shared.wire import (
@@ -162,18 +162,8 @@ class RemoteBlackBox:
     def units(self, prompts: int, texts: int = 0) -> Units:
         """What scoring that many prompts is charged."""
         scored = len(self.classes) + texts
-        return sum(
-            (
-                Units(
-                    queries=len(block),
-                    predictions=len(block) * len(rows),
-                    texts=len(block) * scored,
-                    requests=1,
-                )
-                for block, rows in self._calls(prompts, scored)
-            ),
-            Units(),
-        )
+        row_bytes = self._row_bytes(scored)
+        return units_of_calls(prompts, self.image_set.count, scored, row_bytes, self._limits)
 
     def answer_bytes(self, prompts: int, texts: int = 0) -> int:
         """How many bytes of numbers and class indices scoring that many prompts brings.
@@ -189,19 +179,17 @@ class RemoteBlackBox:
 
     def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
         """Cuts [P, N] into the (prompts, rows) of each call, which scores so many texts."""
-        row_bytes = self._row_bytes(scored)
-        rows = rows_per_call(self._limits, row_bytes, self.image_set.count)
-        prompts_at_once = min(
-            self._limits.prompts_per_call,
-            max(1, self._limits.answer_bytes // (row_bytes * max(1, self.image_set.count))),
-        )
-        return itertools.product(
-            blocks(prompts, prompts_at_once), blocks(self.image_set.count, rows)
-        )
+        return calls(prompts, self.image_set.count, self._row_bytes(scored), self._limits)
 
     def _row_bytes(self, scored: int) -> int:
-        """Of one prompt's answer for one picture."""
-        return shown_bytes(self.output, scored, np.dtype(self._dtype).itemsize)
+        """Of one prompt's answer for one picture.
+
+        Raises:
+            LimitExceeded: the server does not send as much.
+        """
+        row_bytes = shown_bytes(self.output, scored, np.dtype(self._dtype).itemsize)
+        rows_per_call(self._limits, row_bytes, 1)
+        return row_bytes
 
     def _read(self, answer: Prediction, scored: int) -> NDArray[np.float32]:
         if answer.output != self.output:

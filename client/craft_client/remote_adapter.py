@@ -13,9 +13,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answer_blocks import blocks, rows_per_call
+from craft_client.answer_blocks import rows_per_call
 from craft_client.api import AdapterPrediction, Client
 from craft_client.uploads import bodies
+from craft_shared.counting import blocks, prediction_units
 from craft_shared.output import scores_of, shown_bytes
 from craft_shared.units import Units
 from craft_shared.wire import AdapterCard, ImageSet, Limits, ModelCard, Output
@@ -82,10 +83,7 @@ class RemoteAdapter:
 
     def units(self, calls: int, rows: int, *, sent: int = 0) -> Units:
         """What so many calls that classify so many rows are charged, images sent among them."""
-        prompts = self.card.prompts
-        return Units(
-            queries=calls * prompts, predictions=rows * prompts, images=sent, requests=calls
-        )
+        return prediction_units(self.card.prompts, rows, sent=sent, calls=calls)
 
     def classify_image_set(self, image_set: ImageSet) -> Classified:
         """Classifies all N pictures of an image set."""

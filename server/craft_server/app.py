@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.api import (
     account,
@@ -32,9 +33,9 @@ from craft_server.api.middleware import (
     CallMiddleware,
     CompressionMiddleware,
     HangUpMiddleware,
+    operation_of,
 )
 from craft_server.api.services import Drain, InFlight, Services
-from craft_server.api.traces import TraceMiddleware, traced
 from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
 from craft_server.console import install as console
@@ -43,7 +44,6 @@ from craft_server.engine import HostedModel
 from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
 from craft_server.noise import read_secret
-from craft_server.output_policies import output_policy
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
 from craft_server.recording import Tape
@@ -86,11 +86,9 @@ def create_app(
 
     Raises:
         DatabaseError: the database cannot be used.
-        PluginError: the output policy is not installed, or cannot be loaded.
         ProfileError: the profile of the provider to simulate cannot be used.
         ReceiptKeyError: the key that signs receipts cannot be used.
     """
-    narrow = output_policy(settings.output_policy)
     provider = Provider(None if settings.profile is None else load_profile(settings.profile))
     signer = Signer.open(
         settings.receipt_key_file or settings.data_dir / FILE_NAME,
@@ -109,7 +107,7 @@ def create_app(
         noise_secret = read_secret(connection)
     services = Services(
         settings=settings,
-        engine=traced(engine),
+        engine=engine,
         database=database,
         lease=Lease(
             database,
@@ -124,7 +122,6 @@ def create_app(
         noise_secret=noise_secret,
         features=ByteCache(settings.features_cache_bytes),
         adapters=ByteCache(settings.adapters_cache_bytes),
-        output_policy=narrow,
         provider=provider,
     )
 
@@ -147,6 +144,8 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
+        # Newer versions of FastAPI make spans themselves; see `_trace`.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
     for router in _ROUTERS:
@@ -167,6 +166,31 @@ def create_app(
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
     if tracing.wanted():
-        app.add_middleware(TraceMiddleware)
+        _trace(app)
     app.add_middleware(CallMiddleware, closing=lambda: services.drain.begun)
     return app
+
+
+def _trace(app: FastAPI) -> None:
+    """Makes a span of each call, named after its operation."""
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    def details(scope: Scope) -> tuple[str, dict[str, str]]:
+        return scope["method"], {tracing.REQUEST_ID: scope["state"]["request_id"]}
+
+    def naming(inner: ASGIApp) -> ASGIApp:
+        async def named(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_named(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    trace.get_current_span().update_name(operation_of(scope))
+                await send(message)
+
+            await inner(scope, receive, send_named)
+
+        return named
+
+    app.add_middleware(naming)
+    app.add_middleware(
+        OpenTelemetryMiddleware, default_span_details=details, exclude_spans=["receive", "send"]
+    )

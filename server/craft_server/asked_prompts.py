@@ -1,7 +1,6 @@
 """Which prompts have been asked about which pictures, where their number is bounded.
 
-Each function is part of its caller's transaction. It knows identities of prompts; it does not know
-what they say, nor who set the bound.
+Each function is part of its caller's transaction.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ ASKED_PROMPTS = sa.Table(
 class PromptLimitReached(Exception):  # noqa: N818 - the problem type's name
     """The owner may not ask so many different prompts about some pictures. None was noted.
 
-    Attributes:
-        used: different prompts asked before.
-        new: that the call would ask beside them.
-        limit: different prompts that may be asked.
+    `used` were asked before, the call would ask `new` more, and `limit` may be asked.
     """
 
     def __init__(self, used: int, new: int, limit: int) -> None:
@@ -41,19 +37,13 @@ class PromptLimitReached(Exception):  # noqa: N818 - the problem type's name
 
 @dataclass(frozen=True)
 class Asking:
-    """A call's prompts and pictures.
+    """A call's prompts and pictures."""
 
-    Attributes:
-        owner: who asks.
-        pictures: an image set's id, or a digest of each picture that the call sends along.
-        prompts: the identity of each.
-        limit: different prompts that may be asked about each of `pictures`.
-    """
-
-    owner: str
+    owner: str  # who asks
+    # An image set's id, or a digest of each picture that the call sends along.
     pictures: Sequence[str]
-    prompts: Sequence[str]
-    limit: int
+    prompts: Sequence[str]  # the identity of each
+    limit: int  # different prompts that may be asked about each of `pictures`
 
     def note(self, connection: sa.Connection) -> None:
         """Counts the prompts that were not asked before.

@@ -1,7 +1,6 @@
 """Copies of a SQLite database, taken while servers write to it, and a server's return to one.
 
-A copy is the database at one moment, in one file. This module knows SQLite's files; of the ledger
-it knows only that no process of that moment still works on the copy.
+A copy is the database at one moment, in one file.
 
 Source: SQLite, "Using the SQLite Online Backup API" (https://sqlite.org/backup.html).
 """

@@ -1,7 +1,4 @@
-"""A cache bounded in bytes that forgets what was used least recently, and counts.
-
-It knows arrays' sizes and their age. It does not know what they mean.
-"""
+"""A cache bounded in bytes that forgets what was used least recently, and counts."""
 
 from __future__ import annotations
 
@@ -35,12 +32,7 @@ V = TypeVar("V", bound=Sized)
 
 
 class ByteCache(Generic[K, V]):
-    """A bounded, thread-safe cache.
-
-    Attributes:
-        hits: how often what was asked for was there.
-        misses: how often it was not.
-    """
+    """A bounded, thread-safe cache."""
 
     def __init__(self, max_bytes: int) -> None:
         self._values: LRUCache[K, V] = LRUCache(max_bytes, lambda value: value.nbytes)

@@ -2,8 +2,7 @@
 
 SQLite (WAL mode, every commit on disk before it is answered) and PostgreSQL through the same calls.
 A transaction is a plain function whose first argument is a `Connection`; where it might wait, it
-runs on this module's own threads, never on the event loop. This module does not know what the
-tables mean.
+runs on this module's own threads, never on the event loop.
 
 Sources: SQLAlchemy 2, "pysqlite: serializable isolation" (https://docs.sqlalchemy.org/);
 SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
@@ -18,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from alembic.util import CommandError
@@ -47,16 +47,6 @@ Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 POSTGRESQL_THREADS = 8
 BUSY_TIMEOUT_MS = 30_000
-# How a transaction begins on SQLite. A writer that began as a reader could not wait for another
-# writer: SQLite would refuse it.
-_BEGIN_WRITING = "BEGIN IMMEDIATE"
-_NO_BEGIN = ""
-# Checkpoints of the log wait for the disk; they are left to connections that may.
-_PRAGMAS: dict[str, dict[str, str | int]] = {
-    "durable": {"busy_timeout": BUSY_TIMEOUT_MS, "synchronous": "FULL"},
-    "deferring": {"busy_timeout": BUSY_TIMEOUT_MS, "synchronous": "NORMAL"},
-    "at once": {"busy_timeout": 0, "synchronous": "NORMAL", "wal_autocheckpoint": 0},
-}
 # Seconds and milliseconds after which a server that does not answer is gone.
 _POSTGRESQL_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 20_000}
 FILE_NAME = "craftbox.db"
@@ -67,6 +57,35 @@ _FLUSH = b"SET LOCAL synchronous_commit TO on; SELECT pg_logical_emit_message(tr
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Transaction = Callable[Concatenate[sa.Connection, P], T]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a transaction runs."""
+
+    # SQLite's statement; without one each statement is a transaction. A writer that began as a
+    # reader could not wait for another writer: SQLite would refuse it.
+    begin: str
+    deferred: bool = False  # whether its end does not wait for the disk
+    at_once: bool = False  # whether, on SQLite, it is tried without waiting for anything
+
+    @cached_property
+    def pragmas(self) -> Mapping[str, str | int]:
+        """SQLite's settings. Checkpoints of the log wait for the disk: not where none may wait."""
+        return {
+            "busy_timeout": 0 if self.at_once else BUSY_TIMEOUT_MS,
+            "synchronous": "NORMAL" if self.deferred else "FULL",
+            "wal_autocheckpoint": 0 if self.at_once else 1000,
+        }
+
+
+_READ = _Kind("BEGIN")
+_QUERY = _Kind("", deferred=True, at_once=True)
+_QUERY_WAITING = _Kind("")
+_WRITE = _Kind("BEGIN IMMEDIATE")
+_DEFER = _Kind("BEGIN IMMEDIATE", deferred=True, at_once=True)
+_DEFER_WAITING = _Kind("BEGIN IMMEDIATE", deferred=True)
 
 
 class DatabaseError(Exception):
@@ -76,8 +95,7 @@ class DatabaseError(Exception):
 class Unavailable(DatabaseError):  # noqa: N818 - reads as what it is where it is caught
     """The database cannot do now what it was asked for: it is full, gone, read-only or broken.
 
-    Attributes:
-        disconnected: the connection broke, so that what was asked for may have been done.
+    If the connection broke (`disconnected`), what was asked for may have been done.
     """
 
     def __init__(self, message: str, *, disconnected: bool = False) -> None:
@@ -88,33 +106,24 @@ class Unavailable(DatabaseError):  # noqa: N818 - reads as what it is where it i
 class Database:
     """An open database whose schema is the newest.
 
-    `read`, `query`, `write` and `write_deferred` run one function in one transaction, on the
-    database's threads unless it need not wait (`query` and `write_deferred` on SQLite); `reading`
-    and `writing` are `read` and `write` for callers without an event loop. Each raises
-    `Unavailable` for what is not its caller's fault.
-
-    Attributes:
-        mended: files and folders that others could read until it was opened.
+    `read` and `write` run one function in one transaction, on the database's threads; `query` and
+    `write_deferred` are for those that every call waits for, and run on the event loop where they
+    need not wait (SQLite). `reading` and `writing` are for callers without an event loop. Each
+    raises `Unavailable` for what is not its caller's fault.
     """
 
     def __init__(self, url: URL) -> None:
-        sqlite = url.get_backend_name() == "sqlite"
-        file = _SqliteFile(Path(url.database or "")) if sqlite else None
-        self._engine = _create_engine(url, "durable", file)
-        self._deferring = _create_engine(url, "deferring", file)
-        self._at_once = _create_engine(url, "at once", file) if sqlite else None
+        self._engine = _create_engine(url)
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
-        self.mended: list[Path] = []
+        self.mended: list[Path] = []  # files and folders that others could read until now
 
     @classmethod
     def open(cls, url: str | None, data_dir: Path) -> Database:
         """Connects, makes the folder and the file where need be, and migrates the schema.
 
-        Args:
-            url: of the database; None means SQLite in `data_dir`.
-            data_dir: folder of the SQLite database.
+        Without a `url` it is SQLite in `data_dir`.
 
         Raises:
             DatabaseError: the URL is not valid, or the database cannot be reached or written.
@@ -148,124 +157,69 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that only reads."""
-        with _begun(self._engine, "BEGIN") as connection:
+        with self._transaction(_READ) as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that writes: committed at the end of the block, undone if it raises."""
-        with _begun(self._engine, _BEGIN_WRITING) as connection:
+        """A transaction that writes: on disk at the end of the block, undone if it raises."""
+        with self._transaction(_WRITE) as connection:
             yield connection
 
-    async def read(
-        self,
-        function: Callable[Concatenate[sa.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
+    async def read(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Awaits `function(connection, ...)` in a reading transaction."""
-        return await self._run(self._engine, "BEGIN", function, *args, **kwargs)
+        return await self._on_thread(
+            _READ, lambda connection: function(connection, *args, **kwargs)
+        )
 
-    async def query(
-        self,
-        function: Callable[Concatenate[sa.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Awaits a short `function(connection, ...)` that runs one reading statement.
-
-        The statement is its own transaction, which saves the ways to the database and back that
-        begin and end one. A connection that broke since it was used last is replaced.
-        """
-        try:
-            return await self._run_soon(self._engine, _NO_BEGIN, function, *args, **kwargs)
-        except Unavailable as error:
-            if not error.disconnected:
-                raise
-            return await self._run(self._engine, _NO_BEGIN, function, *args, **kwargs)
-
-    async def write(
-        self,
-        function: Callable[Concatenate[sa.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
+    async def write(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Awaits `function(connection, ...)` in a writing transaction, which is then on disk.
 
         On PostgreSQL others need not wait for the disk: they see the transaction, and may lock what
         it has changed, before. What they write is on disk only after it.
         """
-        if self.dialect == "sqlite":
-            return await self._run(self._engine, _BEGIN_WRITING, function, *args, **kwargs)
+        return await self._on_thread(
+            _WRITE, lambda connection: function(connection, *args, **kwargs)
+        )
 
-        def write_and_flush() -> T:
-            with _faults_named(), self._deferring.connect() as connection:
-                with connection.begin():
-                    result = function(connection, *args, **kwargs)
-                _flush(connection)
-            return result
+    async def query(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Awaits a short `function(connection, ...)` that runs one reading statement.
 
-        return await on_thread(self._threads, write_and_flush)
+        The statement is its own transaction, which saves the ways to the database and back that
+        begin and end one. A connection that broke since it was used last is replaced.
+        """
 
-    async def on_disk(self) -> None:
-        """Waits until the disk has every transaction that could be seen when it was called."""
-        if self.dialect == "sqlite":
-            return
+        def work(connection: sa.Connection) -> T:
+            return function(connection, *args, **kwargs)
 
-        def flush() -> None:
-            with _faults_named(), self._deferring.connect() as connection:
-                _flush(connection)
-
-        await on_thread(self._threads, flush)
+        try:
+            return await self._soon(_QUERY, _QUERY_WAITING, work)
+        except Unavailable as error:
+            if not error.disconnected:
+                raise
+            return await self._on_thread(_QUERY_WAITING, work)
 
     async def write_deferred(
-        self,
-        function: Callable[Concatenate[sa.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Like `write`, but the disk has it only with the next `write`, or soon.
 
         Everyone sees it at once, and it survives the death of this process. If the machine itself
         dies, it may be lost, but never without everything that was written after it.
         """
-        return await self._run_soon(self._deferring, _BEGIN_WRITING, function, *args, **kwargs)
+        return await self._soon(
+            _DEFER, _DEFER_WAITING, lambda connection: function(connection, *args, **kwargs)
+        )
 
-    async def _run_soon(
-        self,
-        engine: sa.Engine,
-        begin: str,
-        function: Callable[Concatenate[sa.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """On SQLite at once, on the event loop, unless it would have to wait.
+    async def on_disk(self) -> None:
+        """Waits until the disk has every transaction that could be seen when it was called."""
 
-        What waits neither for the disk nor for another writer is Python code, which would hold the
-        interpreter lock on any thread; the way to a thread and back takes as long as it does.
-        """
-        if self._at_once is not None:
-            try:
-                with _begun(self._at_once, begin) as connection:
-                    return function(connection, *args, **kwargs)
-            except Unavailable as error:
-                if not _is_busy(error):
-                    raise
-        return await self._run(engine, begin, function, *args, **kwargs)
+        def flush() -> None:
+            with _faults_named(), self._engine.connect() as connection:
+                _flush(connection)
 
-    async def _run(
-        self,
-        engine: sa.Engine,
-        begin: str,
-        function: Callable[Concatenate[sa.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        def run() -> T:
-            with _begun(engine, begin) as connection:
-                return function(connection, *args, **kwargs)
-
-        return await on_thread(self._threads, run)
+        if self.dialect == "postgresql":
+            await on_thread(self._threads, flush)
 
     async def answers(self) -> bool:
         """Whether the database answers."""
@@ -278,19 +232,41 @@ class Database:
     def close(self) -> None:
         """Waits for running transactions and closes all connections."""
         self._threads.shutdown()
-        for engine in (self._engine, self._deferring, self._at_once):
-            if engine is not None:
-                engine.dispose()
+        self._engine.dispose()
 
+    async def _soon(self, kind: _Kind, waiting: _Kind, work: Callable[[sa.Connection], T]) -> T:
+        """On SQLite at once, on the event loop, unless it would have to wait.
 
-@contextmanager
-def _begun(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
-    with _faults_named(), engine.connect() as connection:
-        connection.execution_options(craft_begin=begin)
-        if begin == _NO_BEGIN and engine.dialect.name == "postgresql":
-            connection.execution_options(isolation_level="AUTOCOMMIT")
-        with connection.begin():
-            yield connection
+        What waits neither for the disk nor for another writer is Python code, which would hold the
+        interpreter lock on any thread; the way to a thread and back takes as long as it does.
+        """
+        if self.dialect == "sqlite":
+            try:
+                with self._transaction(kind) as connection:
+                    return work(connection)
+            except Unavailable as error:
+                if not _is_busy(error):
+                    raise
+        return await self._on_thread(waiting, work)
+
+    async def _on_thread(self, kind: _Kind, work: Callable[[sa.Connection], T]) -> T:
+        def run() -> T:
+            with self._transaction(kind) as connection:
+                return work(connection)
+
+        return await on_thread(self._threads, run)
+
+    @contextmanager
+    def _transaction(self, kind: _Kind) -> Iterator[sa.Connection]:
+        with _faults_named(), self._engine.connect() as connection:
+            connection.execution_options(craft_kind=kind)
+            postgresql = self.dialect == "postgresql"
+            if postgresql and not kind.begin:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+            with connection.begin():
+                yield connection
+            if postgresql and kind is _WRITE:
+                _flush(connection)
 
 
 class _faults_named:  # noqa: N801 - read as what it does; quicker than a generator, for every call
@@ -343,8 +319,7 @@ def sqlite_file(url: str | None, data_dir: Path) -> Path | None:
 
 def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
     """Inserts a row unless a unique constraint says that it is there, by whoever made it."""
-    insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
-    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
+    insert_all_missing(connection, table, [values])
 
 
 def insert_all_missing(
@@ -398,33 +373,32 @@ def _checked_url(text: str) -> URL:
     )
 
 
-def _create_engine(
-    url: URL, purpose: Literal["durable", "deferring", "at once"], file: _SqliteFile | None
-) -> sa.Engine:
+def _create_engine(url: URL) -> sa.Engine:
+    sqlite = url.get_backend_name() == "sqlite"
+    patience = {
+        name: value for name, value in _POSTGRESQL_PATIENCE.items() if name not in url.query
+    }
     try:
-        if file is not None:
-            engine = sa.create_engine(url)
-            sa.event.listen(engine, "do_connect", file.on_connecting)
-            sa.event.listen(engine, "connect", partial(_on_sqlite_connect, _PRAGMAS[purpose]))
-            sa.event.listen(engine, "begin", partial(_on_sqlite_begin, file))
-            return engine
         # The connection used last is the fastest: its statements are prepared.
         engine = sa.create_engine(
             url,
             pool_size=POSTGRESQL_THREADS,
             pool_use_lifo=True,
-            connect_args={
-                name: value for name, value in _POSTGRESQL_PATIENCE.items() if name not in url.query
-            },
+            connect_args={} if sqlite else patience,
         )
-        sa.event.listen(engine, "checkout", _on_postgresql_checkout)
-        if purpose == "deferring":
-            sa.event.listen(engine, "connect", _on_deferring_postgresql_connect)
-        return engine
     except (ImportError, SQLAlchemyError) as error:
         raise DatabaseError(
             f"the driver of '{url.drivername}' is not installed: pip install 'craftbox[postgres]'"
         ) from error
+    if sqlite:
+        file = _SqliteFile(Path(url.database or ""))
+        sa.event.listen(engine, "do_connect", file.on_connecting)
+        sa.event.listen(engine, "connect", _on_sqlite_connect)
+        sa.event.listen(engine, "begin", partial(_on_sqlite_begin, file))
+    else:
+        sa.event.listen(engine, "checkout", _on_postgresql_checkout)
+        sa.event.listen(engine, "connect", _on_postgresql_connect)
+    return engine
 
 
 class _SqliteFile:
@@ -472,12 +446,12 @@ def _on_postgresql_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
         raise sa.exc.InvalidatePoolError
 
 
-def _on_sqlite_connect(pragmas: Mapping[str, str | int], connection: Any, _record: Any) -> None:
+def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     # Python's sqlite3 would begin transactions on its own, and too late.
     connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     _use_wal(connection)
-    for name, value in {"foreign_keys": "ON", **pragmas}.items():
-        connection.execute(f"PRAGMA {name} = {value}")
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _use_wal(connection: Any) -> None:
@@ -499,9 +473,14 @@ def _use_wal(connection: Any) -> None:
 
 def _on_sqlite_begin(file: _SqliteFile, connection: sa.Connection) -> None:
     file.check()
-    begin = connection.get_execution_options()["craft_begin"]
-    if begin != _NO_BEGIN:
-        connection.exec_driver_sql(begin)
+    kind: _Kind = connection.get_execution_options()["craft_kind"]
+    if connection.info.get("pragmas") != kind.pragmas:
+        driver: Any = connection.connection.driver_connection
+        for name, value in kind.pragmas.items():
+            driver.execute(f"PRAGMA {name} = {value}")
+        connection.info["pragmas"] = kind.pragmas
+    if kind.begin:
+        connection.exec_driver_sql(kind.begin)
 
 
 def _is_busy(error: Unavailable) -> bool:
@@ -510,7 +489,8 @@ def _is_busy(error: Unavailable) -> bool:
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _on_deferring_postgresql_connect(connection: Any, _record: Any) -> None:
+def _on_postgresql_connect(connection: Any, _record: Any) -> None:
+    # What is to be on disk is flushed after its commit (`_flush`).
     connection.execute("SET synchronous_commit = off")
     connection.commit()
 

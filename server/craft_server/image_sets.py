@@ -2,8 +2,7 @@
 
 A picture is known by the SHA-256 of its bytes, for one owner and one model revision: it is encoded
 once and its features are shared by all image sets of the owner. Every function is one transaction
-of its caller. This module knows owners and rows; it does not know how features are computed, nor
-what they cost.
+of its caller.
 """
 
 from __future__ import annotations
@@ -129,13 +128,8 @@ def add_rows(
 ) -> tuple[ImageSet, list[str]]:
     """Appends pictures to an image set.
 
-    Args:
-        connection: of a writing transaction.
-        owner: of the image set.
-        image_set_id: which one.
-        first_row: must be the set's present count.
-        digests: the pictures' SHA-256, one a row.
-        features: of each digest, [width].
+    `digests` are SHA-256, one a row from `first_row` on, which must be the set's present count;
+    `features` has [width] for each digest.
 
     Returns:
         The image set after it, and those of the digests that the owner had not had encoded before

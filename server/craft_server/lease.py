@@ -2,8 +2,7 @@
 
 The thread also gives back what dead processes held, and what this process could not give back
 before; and it keeps stored answers within their bounds. It goes on whatever fails, and says so if
-the lease is not renewed. It does not know calls. While it runs, no other process gives back what
-this one holds.
+the lease is not renewed. While it runs, no other process gives back what this one holds.
 """
 
 from __future__ import annotations
@@ -44,10 +43,8 @@ _log = structlog.get_logger()
 class Lease:
     """A lease that is renewed until it is closed.
 
-    Its renewal is also what shows whether the ledger can be written.
-
-    Attributes:
-        holder: names this process in the ledger.
+    Its renewal is also what shows whether the ledger can be written. `holder` names this process in
+    the ledger.
 
     Raises:
         Unavailable: the ledger cannot be written.

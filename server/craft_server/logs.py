@@ -13,11 +13,7 @@ from craft_shared.printing import printable
 
 
 def configure_logging(level: str = "info") -> None:
-    """Makes structlog write to stderr, with the call's id in every line of a call.
-
-    Args:
-        level: of the least important lines that are written: debug, info, warning or error.
-    """
+    """Makes structlog write to stderr, with the call's id in every line of a call."""
     terminal = sys.stderr.isatty()
     # Plain tracebacks: the local variables of the fancier ones may hold a client's key.
     ends: list[structlog.typing.Processor] = (

@@ -2,8 +2,7 @@
 
 Each module counts what it alone knows, with an object of its own that is registered here. Where
 several processes serve one address, they share what they count through the files of the folder
-`PROMETHEUS_MULTIPROC_DIR`, which must be set before any of them starts, and empty. This module does
-not know what is counted.
+`PROMETHEUS_MULTIPROC_DIR`, which must be set before any of them starts, and empty.
 
 Source: prometheus_client, "Multiprocess Mode (e.g. Gunicorn)".
 """

@@ -2,8 +2,7 @@
 
 The same owner, picture and text have the same noise whatever the call, its order, its classes or
 its batch, so that asking again shows nothing new. It is drawn by a counter-based generator from
-digests under the server's secret, without which nobody can tell noise from what is beneath it. It
-knows digests; it does not know pictures, prompts or keys.
+digests under the server's secret, without which nobody can tell noise from what is beneath it.
 
 Source: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 """
@@ -45,19 +44,12 @@ def read_secret(connection: sa.Connection) -> bytes:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of one question: P prompts, N pictures, C texts of each prompt.
+    """The noise of one question: P prompts, N pictures, C texts of each prompt."""
 
-    Attributes:
-        deviation: standard deviation, in nats.
-        key: of the owner, 64 bits.
-        pictures: uint64 [N].
-        texts: uint64 [P, C].
-    """
-
-    deviation: float
-    key: int
-    pictures: Words
-    texts: Words
+    deviation: float  # standard deviation, in nats
+    key: int  # of the owner, 64 bits
+    pictures: Words  # uint64 [N]
+    texts: Words  # uint64 [P, C]
 
     @classmethod
     def of(
@@ -71,12 +63,8 @@ class Noise:
     ) -> Noise:
         """The noise that an owner gets.
 
-        Args:
-            secret: of the server, at most 64 bytes.
-            owner: who asks.
-            deviation: standard deviation, in nats.
-            pictures: a digest of each.
-            texts: of each prompt, a digest of each text.
+        `secret` has at most 64 bytes; there is a digest of each picture, and of each text of each
+        prompt.
         """
         own = hashlib.blake2b(owner.encode(), key=secret, digest_size=32).digest()
 

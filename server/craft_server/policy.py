@@ -1,4 +1,4 @@
-"""Policies: what an answer may reveal. This module does not know how it was computed.
+"""Policies: what an answer may reveal.
 
 A policy belongs to a key and a model. Every answer with numbers of the model goes through
 `answerable`, whether it is a prompt's or an adapter's, before it is encoded or stored.
@@ -23,14 +23,10 @@ _STORED: TypeAdapter[list[KeyPolicy]] = TypeAdapter(list[KeyPolicy])
 
 @dataclass(frozen=True)
 class Policy:
-    """What a key may see of a model. The default is everything.
+    """What a key may see of a model. The default is everything."""
 
-    Attributes:
-        output: the level, and the noise that comes before it.
-        prompts_per_image_set: how many different prompts may be asked; None is not bounded.
-    """
-
-    output: Output = EVERYTHING
+    output: Output = EVERYTHING  # the level, and the noise that comes before it
+    # How many different prompts may be asked; None is not bounded.
     prompts_per_image_set: int | None = None
 
     def reads(self, output: Output) -> bool:
@@ -107,11 +103,7 @@ def answerable(
 ) -> Tensors:
     """What may be answered of log-probabilities [P, N, C], or [N, C].
 
-    Args:
-        log_probs: that the model says, or a head makes of them.
-        output: the level.
-        noise: to be added first, of the same shape; None for none.
-        dtype: of numbers in the answer.
+    `noise`, of the same shape, is added first.
 
     Returns:
         The answer's tensors, as `craft_shared.output.shown` describes them.

@@ -1,6 +1,5 @@
 """Rate limits: how much of what in a minute, on this server or, with Redis, on all of them.
 
-It knows counting by sliding windows (the library `limits`); it does not know HTTP or the ledger.
 The sliding window counter is approximate: just after a minute's boundary it may let one call more
 through, or a few percent of a large limit.
 """
@@ -21,19 +20,12 @@ WINDOW_SECONDS = 60
 
 @dataclass(frozen=True)
 class Quota:
-    """One limit as it stands after a call.
+    """One limit as it stands after a call."""
 
-    Attributes:
-        name: what it counts.
-        limit: in a minute.
-        remaining: now.
-        reset_seconds: until more is left.
-    """
-
-    name: str
-    limit: int
-    remaining: int
-    reset_seconds: int
+    name: str  # what it counts
+    limit: int  # in a minute
+    remaining: int  # now
+    reset_seconds: int  # until more is left
 
 
 class RateLimited(Exception):  # noqa: N818 - the problem type's name
@@ -52,8 +44,8 @@ class NotCounted(Exception):  # noqa: N818 - reads as what it is where it is cau
 class RateLimits:
     """Counts what keys do.
 
-    Args:
-        url: `redis://...`, shared by all servers that name it; None counts in this process.
+    All servers that name one `url` (`redis://...`) share them; without it they are counted in this
+    process.
 
     Raises:
         ValueError: the URL does not name a storage.

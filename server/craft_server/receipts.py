@@ -3,8 +3,6 @@
 The private key is a PEM file that is made on first use, in the data folder unless the operator
 names another. After the private key the file may hold earlier keys' public halves: they stay in the
 published set, so that what they have signed can still be verified.
-
-It knows the ledger's lines and the signing key; it does not know HTTP, nor models.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from joserfc.jwk import KeySet, OKPKey
 
 from craft_server.clock import now_ms, rfc3339
 from craft_server.database import Database
-from craft_server.ledger.account import as_charge, units_of
+from craft_server.ledger.account import SUMS, as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, RESERVED
 from craft_server.threads import on_thread
@@ -41,7 +39,7 @@ from craft_shared.receipt import (
     ReceiptItem,
     ledger_line,
 )
-from craft_shared.units import MEASURES, Units
+from craft_shared.units import Units
 
 FILE_NAME = "receipt-key.pem"
 _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
@@ -69,9 +67,7 @@ class StillReserved(Exception):  # noqa: N818 - reads as what it is where it is 
 class Signer:
     """The private key that signs, and the public keys that are published.
 
-    Attributes:
-        thumbprint_uri: names the private key (RFC 9278).
-        public_keys: the JWK set, the signing key first.
+    `thumbprint_uri` names the private key (RFC 9278); `public_keys` is the JWK set, that key first.
     """
 
     def __init__(self, private: OKPKey, earlier: list[OKPKey]) -> None:
@@ -85,9 +81,7 @@ class Signer:
     def open(cls, path: Path, *, make: bool) -> Self:
         """Reads the key file.
 
-        Args:
-            path: the file.
-            make: whether to make a file with a new key where there is none.
+        With `make` a missing file is made with a new key.
 
         Raises:
             ReceiptKeyError: it cannot be read or made, or holds something else.
@@ -117,26 +111,18 @@ class Signer:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which charges a receipt covers.
+    """Which charges a receipt covers."""
 
-    Attributes:
-        run: those that the client made under this name; None means all of the key's.
-        since: those made at or after this time; None sets no bound.
-        until: those made before it.
-    """
-
+    # Those that the client made under this name; None means all of the key's.
     run: str | None = None
-    since: int | None = None
-    until: int | None = None
+    since: int | None = None  # those made at or after this time; None sets no bound
+    until: int | None = None  # those made before it
 
 
 class Receipts:
     """Issues receipts, one at a time, on a thread of its own.
 
     A receipt over many lines takes a while; charged calls do not queue behind it.
-
-    Attributes:
-        signer: of the receipts.
     """
 
     def __init__(self, database: Database, signer: Signer, *, issuer: str | None = None) -> None:
@@ -170,12 +156,7 @@ def sum_up(
 ) -> Receipt:
     """The receipt's content.
 
-    Args:
-        connection: of a reading transaction that has not read anything yet.
-        caller: whose charges.
-        selection: which of them.
-        issuer: who says so.
-        at: now.
+    The transaction must not have read anything yet.
 
     Raises:
         NothingCharged: there is none.
@@ -232,11 +213,7 @@ def _grouped(settled: sa.ColumnElement[bool]) -> sa.Select[Any]:
         sa.select(
             *kind,
             sa.func.count().label("calls"),
-            # PostgreSQL's sums of BIGINT are NUMERIC.
-            *(
-                sa.cast(sa.func.sum(CHARGES.c[measure]), sa.BigInteger).label(measure)
-                for measure in MEASURES
-            ),
+            *SUMS,
             sa.func.min(CHARGES.c.at).label("first_at"),
             sa.func.max(CHARGES.c.at).label("last_at"),
             sa.func.min(CHARGES.c.line).label("first_line"),

@@ -1,7 +1,7 @@
-"""Runs that report themselves: what clients told of them, by owner.
+"""Runs that report themselves: what clients reported, by owner.
 
 A run's name belongs to its owner. A point is stored once under its sequence number. Every function
-is one transaction of its caller. This module does not know what was charged, nor how it is shown.
+is one transaction of its caller.
 """
 
 from __future__ import annotations
@@ -165,11 +165,7 @@ def read_curve(
 ) -> RunCurve:
     """A run with its points.
 
-    Args:
-        connection: of a transaction.
-        owner: of the run.
-        run: its name.
-        most: about how many points to read, evenly and with the last one; None reads all.
+    With `most`, about so many points are read, evenly and with the last one.
 
     Raises:
         NoSuchRun: the owner has none of this name.

@@ -5,9 +5,6 @@ What should not be in the environment may be in a file: `craft_database_password
 every setting. What is no secret may be in a file of TOML: `craft-server.toml` in the present
 folder, or the one that `CRAFT_CONFIG` names. Options come first, then the environment, then the
 folder, then the file.
-
-It knows names, defaults and bounds of settings, and where each comes from; it does not act on any
-of them.
 """
 
 from __future__ import annotations
@@ -102,8 +99,6 @@ class Settings(BaseSettings):
         rate_limits_url: `redis://...` where several servers share keys' rate limits.
         receipt_key_file: PEM file of the key that signs receipts, the same for all servers on one
             database; None makes `receipt-key.pem` in `data_dir`.
-        output_policy: a plug-in's, which narrows what keys see; None adds nothing to their own
-            policies.
         profile: of the provider to simulate: a shipped one's name, or a TOML file; None simulates
             none.
         receipt_issuer: what receipts call the provider, such as the server's public address; None
@@ -147,7 +142,6 @@ class Settings(BaseSettings):
     answers_hours: int = Field(default=24, ge=24)
     rate_limits_url: str | None = Field(default=None, pattern=r"^rediss?://")
     receipt_key_file: Path | None = None
-    output_policy: str | None = None
     profile: str | None = None
     receipt_issuer: NewName | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -163,7 +157,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """See pydantic-settings; folder and file are told by the environment.
+        """See pydantic-settings; the environment names folder and file.
 
         Raises:
             SettingsFileError: the file cannot be used.
@@ -195,9 +189,6 @@ def settings_file() -> Path:
 
 def sources(options: Mapping[str, Any]) -> dict[str, str]:
     """Where each setting comes from that has a value somewhere, nested ones as `limits.classes`.
-
-    Args:
-        options: those given on the command line.
 
     Raises:
         SettingsFileError: the file cannot be used.

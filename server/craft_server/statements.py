@@ -3,7 +3,7 @@
 A `Statement` is compiled once for each store and from then on costs what its driver costs. Those
 that are run together, because none needs another's result, travel to PostgreSQL and back as one
 (psycopg's pipeline mode); SQLite, which is no journey away, runs them one after the other. Errors
-are SQLAlchemy's, as of any other statement. This module does not know what the statements mean.
+are SQLAlchemy's, as of any other statement.
 
 Sources: SQLAlchemy 2, "Working with Driver SQL and Raw DBAPI Connections"; psycopg 3, "Pipeline
 mode support".
@@ -27,15 +27,10 @@ Parameters = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What a statement brought.
+    """What a statement brought."""
 
-    Attributes:
-        rows: named tuples, of a statement that returns rows.
-        count: rows changed or found.
-    """
-
-    rows: Sequence[Any]
-    count: int
+    rows: Sequence[Any]  # named tuples, of a statement that returns rows
+    count: int  # rows changed or found
 
 
 @dataclass(frozen=True)
@@ -89,10 +84,7 @@ Asked = tuple[Statement, Parameters | Sequence[Parameters]]
 def run(connection: sa.Connection, *asked: Asked) -> list[Result]:
     """Runs statements none of which needs the result of another; their results, in order.
 
-    Args:
-        connection: of a transaction.
-        asked: each with its parameters, or with several such, once for each: the result then only
-            counts.
+    One with several sets of parameters runs once for each of them; its result then only counts.
 
     Raises:
         sqlalchemy.exc.DBAPIError: one failed; the transaction must be undone.

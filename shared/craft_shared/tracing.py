@@ -1,46 +1,26 @@
-"""Traces (OpenTelemetry): spans, and how a trace goes over HTTP from the client to the server.
+"""Traces (OpenTelemetry): instrumentation of httpx and SQLAlchemy, sent to a collector.
 
 Off unless the environment names a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`, or the same for traces
 alone); nothing of OpenTelemetry is imported until then, and it need not be installed. All else is
-set by OpenTelemetry's own variables. A span's attributes are few and are written here and where it
-is made: no key, no text and no name of a client's is among them.
+set by OpenTelemetry's own variables. `craft_server.app` adds the instrumentation of ASGI.
 
-Sources: OpenTelemetry, "Environment Variable Specification" and "Semantic conventions for HTTP
-spans"; W3C Trace Context.
+Source: OpenTelemetry, "Environment Variable Specification".
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-Kind = Literal["INTERNAL", "CLIENT", "SERVER"]
+REQUEST_ID = "craft.request_id"
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_tracer: Any = None
 
 
 class TracingUnavailable(Exception):  # noqa: N818 - named after what happened
     """Traces are asked for and cannot be sent; the message is one line."""
-
-
-class Span:
-    """A part of a trace while it lasts."""
-
-    def __init__(self, span: Any = None) -> None:
-        self._span = span
-
-    def note(self, attributes: Mapping[str, str | int]) -> None:
-        """Adds attributes."""
-        if self._span is not None:
-            self._span.set_attributes(attributes)
-
-    def rename(self, name: str) -> None:
-        """Names it by what is known only now."""
-        if self._span is not None:
-            self._span.update_name(name)
 
 
 def wanted() -> bool:
@@ -51,84 +31,74 @@ def wanted() -> bool:
 
 
 @contextmanager
-def tracing(service: str) -> Iterator[None]:
-    """Sends the block's spans, the last ones at its end, if the environment asks for it.
+def tracing(service: str, *, database: bool = False) -> Iterator[None]:
+    """Traces the block's HTTP calls, and sends its last spans at its end, if traces are wanted.
 
     Args:
-        service: what the process is called unless OTEL_SERVICE_NAME names it.
+        service: the process's name unless OTEL_SERVICE_NAME names it.
+        database: whether to trace statements of databases that are opened in the block.
 
     Raises:
         TracingUnavailable: the extra `otel` is not installed.
     """
-    global _tracer
     if not wanted():
         yield
         return
+    # The present names of attributes, not those of before 2023.
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
         from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace import get_tracer_provider
+
+        instrumented: list[Any] = [HTTPXClientInstrumentor()]
+        if database:
+            from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+
+            instrumented.append(SQLAlchemyInstrumentor())
+        provider = get_tracer_provider()
+        if not isinstance(provider, TracerProvider):
+            provider = _provider(service)
     except ImportError as error:
         raise TracingUnavailable(
             "OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and OpenTelemetry is not installed: "
             "pip install 'craftbox[otel]', or unset the variable"
         ) from error
-    name = os.environ.get("OTEL_SERVICE_NAME") or service
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    _tracer = provider.get_tracer("craftbox")
+    for each in instrumented:
+        # They name no version that came after them; `tests/e2e/metering/test_traces.py` tries ours.
+        each.instrument(
+            request_hook=_add_request_id,
+            async_request_hook=_add_request_id_async,
+            skip_dep_check=True,
+        )
     try:
         yield
     finally:
-        _tracer = None
-        provider.shutdown()
+        for each in instrumented:
+            each.uninstrument()
+        provider.force_flush()
 
 
-def span(
-    name: str,
-    kind: Kind = "INTERNAL",
-    *,
-    carrier: Mapping[str, str] | None = None,
-) -> AbstractContextManager[Span]:
-    """A span that lasts as long as the block, and notes the kind of error that ends it.
+def _provider(service: str) -> Any:
+    """Makes the process's provider of tracers, which sends spans over OTLP."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import set_tracer_provider
 
-    Args:
-        name: of few different ones.
-        kind: of the span.
-        carrier: headers in lower case that may name the span's parent, in the place of the span
-            around it.
-    """
-    return nullcontext(Span()) if _tracer is None else _span(name, kind, carrier)
+    name = os.environ.get("OTEL_SERVICE_NAME") or service
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    set_tracer_provider(provider)
+    return provider
 
 
-@contextmanager
-def _span(name: str, kind: Kind, carrier: Mapping[str, str] | None) -> Iterator[Span]:
-    from opentelemetry.trace import SpanKind, Status, StatusCode
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    parent = None if carrier is None else TraceContextTextMapPropagator().extract(carrier)
-    with _tracer.start_as_current_span(
-        name,
-        parent,
-        SpanKind[kind],
-        # Messages and tracebacks may hold what a client wrote.
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as made:
-        try:
-            yield Span(made)
-        except BaseException as error:
-            made.set_status(Status(StatusCode.ERROR))
-            made.set_attribute("error.type", type(error).__name__)
-            raise
+def _add_request_id(span: Any, request: Any) -> None:
+    given = request.headers.get("X-Request-Id")
+    if given is not None:
+        span.set_attribute(REQUEST_ID, given)
 
 
-def parent_headers() -> dict[str, str]:
-    """What a request carries so that its server's spans are parts of the present one."""
-    headers: dict[str, str] = {}
-    if _tracer is not None:
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-        TraceContextTextMapPropagator().inject(headers)
-    return headers
+async def _add_request_id_async(span: Any, request: Any) -> None:
+    _add_request_id(span, request)

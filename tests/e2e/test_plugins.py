@@ -11,13 +11,9 @@ from typing import Any
 
 import pytest
 
-from craft_client.api import Client
 from craft_shared.adapter import Adapter
-from craft_shared.wire import PredictionRequest
 from e2e.conftest import BIN, SERVE, Server, StartServer
 from plugin_packages import install_examples, write_package
-
-POLICY = "craftbox.output_policies"
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +30,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "own-code": "own_code:run",
                 "raises": "own_code:fail",
             },
-            POLICY: {"widens": "widening:widen", "cannot-load": "broken_recipe:x"},
         },
         broken_recipe="import no_such_library",
         own_code=OWN_CODE,
-        widening=WIDENING,
     )
     return folder
 
@@ -60,23 +54,12 @@ def run(run):
 def fail(run): raise ZeroDivisionError("by hand")
 """
 
-WIDENING = """
-from craft_server.policy import Policy
-
-def widen(asker, policy): return Policy()
-"""
-
 
 @pytest.fixture(scope="module")
 def plugged(target: Path, start_server: StartServer) -> Server:
-    """A server with the example policy, and commands that see all plug-ins."""
+    """A server, and commands that see all plug-ins."""
     paths = os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])
-    return start_server(
-        "--output-policy",
-        "guests-see-labels",
-        program=SERVE,
-        PYTHONPATH=paths,
-    )
+    return start_server(program=SERVE, PYTHONPATH=paths)
 
 
 def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -84,13 +67,6 @@ def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.Comple
     return subprocess.run(
         [BIN / "craft", *map(str, arguments)], env=env, capture_output=True, text=True
     )
-
-
-def craft_server(server: Server, *arguments: str) -> str:
-    command = [BIN / "craft-server", *arguments]
-    return subprocess.run(
-        command, env=server.env, check=True, capture_output=True, text=True
-    ).stdout
 
 
 def craft_json(server: Server, key: str, *arguments: str | Path) -> dict[str, Any]:
@@ -178,44 +154,10 @@ def test_a_store_keeps_a_run_and_gives_it_back(
     assert "No store is called 's3'" in craft(plugged, key, "store", "put", run, "s3:x").stderr
 
 
-def test_an_output_policy_narrows_what_some_keys_see(plugged: Server, digits: Path) -> None:
-    picture = next(digits.rglob("*.png")).read_bytes()
-    request = PredictionRequest(model="pocket", classes=["a", "b"], templates=["{}"])
-    with Client(plugged.url, plugged.key(owner="guest-7")) as guest:
-        assert guest.model().output.level == "label"
-        seen = guest.predict(request, images=[picture])
-        assert seen.tensors.keys() == {"top_classes"}
-    with Client(plugged.url, plugged.key()) as other:
-        assert other.predict(request, images=[picture]).log_probs.shape == (1, 1, 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("no-such", "no output policy is called 'no-such'"),
-        ("cannot-load", "(broken_recipe:x of package broken 0.1.0) cannot be loaded"),
-    ],
-)
-def test_a_server_does_not_start_with_a_policy_that_it_cannot_load(
-    plugged: Server, name: str, words: str
-) -> None:
-    done = subprocess.run(
-        [BIN / "craft-server", "serve", "--port", "0", "--output-policy", name],
-        env=plugged.env, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: --output-policy: ")
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_both_commands_list_what_is_installed(plugged: Server, key: str) -> None:
+def test_the_command_lists_what_is_installed(plugged: Server, key: str) -> None:
     found = {row["name"]: row for row in craft_json(plugged, key, "plugins")["plugins"]}
     assert {"hill-climbing", "zip", "cannot-load"} <= found.keys()
     assert found["zip"]["package"] == "craftbox-zip-store 0.1.0"
     assert found["hill-climbing"]["problem"] == ""
     assert "ModuleNotFoundError" in found["cannot-load"]["problem"]
-    of_server = json.loads(craft_server(plugged, "plugins", "--json"))["plugins"]
-    assert {row["name"] for row in of_server} == {"guests-see-labels", "widens", "cannot-load"}
     assert "hill-climbing" in craft(plugged, key, "plugins").stdout
-    assert "guests" in craft_server(plugged, "plugins"), "a table, folded to the terminal's width"

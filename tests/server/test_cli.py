@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import typer
 from typer.testing import CliRunner, Result
 
 from craft_server.cli import app
+from craft_server.cli.ledger import writing
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import exports, leases
@@ -541,3 +543,17 @@ def test_a_key_that_cannot_be_written_is_not_made(craft_server: Any, tmp_path: P
     done = craft_server("keys", "create", "--owner", "me", "--key-file", file)
     check_error(done, "--key-file")
     assert json.loads(craft_server("keys", "list", "--json").stdout) == []
+
+
+def test_a_database_that_fails_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change() -> None:
+        with writing(tmp_path, None) as connection:
+            connection.exec_driver_sql("PRAGMA query_only = 1")
+            connection.execute(sa.text("UPDATE holders SET lease_until = 0"))
+
+    with pytest.raises(typer.Exit) as ended:
+        change()
+    assert ended.value.exit_code == 1
+    assert "the database has failed, and nothing was changed" in capsys.readouterr().err

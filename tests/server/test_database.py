@@ -18,7 +18,8 @@ from alembic.migration import MigrationContext
 from craft_server import database
 from craft_server.database import FILE_NAME, Database, DatabaseError, insert_missing
 from craft_server.ledger.keys import create_key, list_keys
-from craft_server.tables import METADATA, TEAMS
+from craft_server.ledger.tables import TEAMS
+from craft_server.migrations import METADATA
 
 POSTGRESQL = os.environ.get("CRAFT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432")
 
@@ -196,9 +197,7 @@ def test_a_deferred_write_on_sqlite_waits_for_another_writer_off_the_event_loop(
 def test_a_closed_database_does_not_answer(tmp_path: Path) -> None:
     database = Database.open(None, tmp_path)
     assert asyncio.run(database.answers())
-    for engine in (database._engine, database._deferring, database._at_once):
-        assert engine is not None
-        engine.dispose()
+    database._engine.dispose()
     (tmp_path / "craftbox.db").unlink()
     (tmp_path / "craftbox.db").mkdir()
     assert not asyncio.run(database.answers())

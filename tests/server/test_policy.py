@@ -81,3 +81,31 @@ def test_numbers_that_are_equal_as_they_are_sent_come_in_the_order_of_classes() 
     output = Output(level="top_k", k=2)
     assert answerable(near, output)["top_classes"].tolist() == [[[2, 1]]]
     assert answerable(near, output, dtype="float16")["top_classes"].tolist() == [[[1, 2]]]
+
+
+LEVELS = {
+    "all": Output(),
+    "2 decimals": Output(decimals=2),
+    "noisy": Output(noise=0.5),
+    "top 5": Output(level="top_k", k=5),
+    "top 2": Output(level="top_k", k=2),
+    "probs": Output(level="probs", decimals=2),
+    "2 probs": Output(level="probs", decimals=2, k=2),
+    "label": Output(level="label"),
+}
+WITHIN = {
+    "all": {"all"},
+    "2 decimals": {"all", "2 decimals"},
+    "noisy": {"all", "noisy"},
+    "top 5": {"all", "top 5"},
+    "top 2": {"all", "top 5", "top 2"},
+    "probs": {"all", "probs"},
+    "2 probs": {"all", "probs", "top 5", "top 2", "2 probs"},
+    "label": set(LEVELS) - {"noisy"},
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_are_within_those_that_are_as_fine(name: str) -> None:
+    found = {other for other in LEVELS if Policy(LEVELS[name]).within(Policy(LEVELS[other]))}
+    assert found == WITHIN[name]

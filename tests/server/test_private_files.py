@@ -15,7 +15,7 @@ from craft_server.database import Database
 from craft_server.ledger.keys import create_key
 from craft_server.receipts import FILE_NAME, Signer
 from craft_server.recording import Tape
-from craft_server.recording.questions import Question
+from craft_server.recording.content import CallContent
 from craft_server.recording.tape import Answer
 from craft_shared.files import keep_private
 
@@ -49,7 +49,7 @@ def test_new_files_are_private_however_careless_the_umask(tmp_path: Path) -> Non
     restore(tmp_path / "backup.db", copies / "craftbox.db")
     with closing(Tape.record(tmp_path / "session.craft")) as tape:
         tape.append(
-            Question("GET", "/v1/models", "", tensors=False, content=None),
+            CallContent("GET", "/v1/models", "", tensors=False, content=None),
             Answer(200, "", b""),
             None,
         )

@@ -11,13 +11,14 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from craft_server.adapters.references import NoSuchAdapter, Reference
 from craft_server.adapters.sharing import move_aliases, usable_by, usable_names
 from craft_server.adapters.tables import (
     ADAPTER_ALIASES,
     ADAPTER_SETTINGS,
     ADAPTER_TOTALS,
     ADAPTERS,
+    NoSuchAdapter,
+    Reference,
 )
 from craft_server.clock import now
 from craft_server.database import insert_missing
@@ -48,17 +49,11 @@ _LIVING = ADAPTERS.c.retired_at.is_(None)
 
 @dataclass(frozen=True)
 class Publication:
-    """A version of an adapter.
+    """A version of an adapter."""
 
-    Attributes:
-        id: of its row.
-        card: what those see who may use it.
-        payer_key_id: the key that pays for predictions; None where the caller does.
-    """
-
-    id: int
-    card: AdapterCard
-    payer_key_id: int | None
+    id: int  # of its row
+    card: AdapterCard  # what those see who may use it
+    payer_key_id: int | None  # the key that pays for predictions; None where the caller does
 
 
 def find(connection: sa.Connection, caller: Caller, reference: str) -> Publication:
@@ -301,3 +296,33 @@ def _publication(row: Any, aliases: list[str]) -> Publication:
         provenance=Provenance.model_validate_json(row.provenance),
     )
     return Publication(row.id, card, row.payer_key_id)
+
+
+@dataclass(frozen=True)
+class ServableAdapter:
+    """What a prediction needs: the head, and the prompts' text features [P, C + M, width]."""
+
+    adapter: Adapter
+    text_features: NDArray[np.float32]
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        head = sum(tensor.nbytes for tensor in self.adapter.head.tensors().values())
+        return head + self.adapter.codes.nbytes + self.text_features.nbytes
+
+
+def read_content(connection: sa.Connection, adapter_id: int) -> tuple[bytes, bytes]:
+    """The adapter's body and its text features, both as they were stored."""
+    row = connection.execute(
+        sa.select(ADAPTERS.c.body, ADAPTERS.c.text_features).where(ADAPTERS.c.id == adapter_id)
+    ).one()
+    return row.body, row.text_features
+
+
+def servable(body: bytes, text_features: bytes) -> ServableAdapter:
+    """Parses what `read_content` read."""
+    adapter = Adapter.from_bytes(body)
+    shape = (adapter.config.prompts, len(adapter.config.scored), -1)
+    flat = np.frombuffer(bytearray(text_features), np.float32)  # writable, as torch wants it
+    return ServableAdapter(adapter, flat.reshape(shape))

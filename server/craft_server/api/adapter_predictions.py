@@ -35,6 +35,7 @@ from craft_server.ledger.keys import Caller
 from craft_server.policy import answerable, noisy
 from craft_server.problems import invalid_field
 from craft_shared.codec import Tensors
+from craft_shared.counting import prediction_units
 from craft_shared.head import log_softmax
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
@@ -45,7 +46,6 @@ from craft_shared.problems import (
     PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
-from craft_shared.units import Units
 from craft_shared.wire import (
     AdapterCard,
     AdapterPredictionAnswer,
@@ -162,12 +162,7 @@ async def predict(
         dtype="float32",
         field=selection.field,
     )
-    units = Units(
-        queries=card.prompts,
-        predictions=card.prompts * selection.count,
-        images=len(selection.files),
-        requests=1,
-    )
+    units = prediction_units(card.prompts, selection.count, sent=len(selection.files))
     await use_rate(call.request, services, caller, "predictions", units.predictions)
     abstain_below = card.abstain_below if first is None else first.abstain_below
     if message.abstain_below is not None:

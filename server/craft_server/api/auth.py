@@ -26,7 +26,6 @@ from craft_server.clock import now_ms
 from craft_server.ledger.budgets import add_budget
 from craft_server.ledger.calls import Record
 from craft_server.ledger.keys import Caller, Rates, admit
-from craft_server.output_policies import Asker
 from craft_server.policy import Policy, policy_of
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import WINDOW_SECONDS, Quota, RateLimited
@@ -186,15 +185,7 @@ def _least(own: int | None, of_all: int | None) -> int | None:
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:
-    """What the caller's key may see of the hosted model: by its own policy, or the provider's.
-
-    An operator's plug-in may narrow it.
-
-    Raises:
-        PluginError: the plug-in failed.
-    """
+    """What the caller's key may see of the hosted model: by its own policy, or the provider's."""
     profile = services.provider.profile
     otherwise = Policy() if profile is None else Policy(profile.output)
-    model = services.engine.name
-    policy = policy_of(caller.policies, model, otherwise)
-    return services.output_policy(Asker(caller.owner, caller.prefix, model), policy)
+    return policy_of(caller.policies, services.engine.name, otherwise)

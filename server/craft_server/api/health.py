@@ -24,8 +24,8 @@ from craft_server.api.openapi import answer, refusals
 from craft_server.api.services import Services, WithServices
 from craft_server.byte_cache import CacheUse
 from craft_server.engine import EngineState, WorkerDied
+from craft_server.ledger.account import LedgerMeasures, measure
 from craft_server.ledger.keys import Caller
-from craft_server.ledger.measures import LedgerMeasures, measure
 from craft_server.measurements import counted
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED

@@ -33,7 +33,6 @@ from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
 from craft_server.threads import to_the_end
 from craft_shared.problems import OVERLOADED
-from craft_shared.tracing import span
 from craft_shared.units import Units
 from craft_shared.wire import Cost
 
@@ -136,8 +135,7 @@ class Booking:
             calls.check_finished(finished)
 
     async def _settled(self, all_of_it: Callable[[Connection], Response]) -> Response:
-        with span("ledger.settle"):
-            response = await self._services.database.write(all_of_it)
+        response = await self._services.database.write(all_of_it)
         if self.repeated:
             _RECOMPUTED.inc()
             response.headers[RECOMPUTED_HEADER] = "true"
@@ -154,10 +152,9 @@ class Booking:
         """
         charge_id = self._reserved.charge_id
         try:
-            with span("ledger.refund"):
-                refunded = await self._services.database.write(
-                    _refund, charge_id, self._call_id, self.repeated, given_up
-                )
+            refunded = await self._services.database.write(
+                _refund, charge_id, self._call_id, self.repeated, given_up
+            )
             if refunded and not self.repeated:
                 _REFUNDED.inc()
         except Exception:
@@ -203,8 +200,7 @@ async def booking(
             raise AnswerGone("it cannot be made twice")
         call.first.check_again(resolution)
     with services.in_flight.one():
-        with span("ledger.reserve"):
-            booked = await _book(call, work, resolution, payer_key_id)
+        booked = await _book(call, work, resolution, payer_key_id)
         try:
             await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked

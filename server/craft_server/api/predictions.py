@@ -30,6 +30,7 @@ from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import NoSuchImageSet
 from craft_server.ledger.charges import Work
 from craft_server.problems import ProblemError
+from craft_shared.counting import prediction_units
 from craft_shared.problems import (
     ANSWER_GONE,
     BUDGET_EXHAUSTED,
@@ -39,8 +40,6 @@ from craft_shared.problems import (
     PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
-from craft_shared.tracing import span
-from craft_shared.units import Units
 from craft_shared.wire import (
     ModelCard,
     ModelList,
@@ -52,7 +51,7 @@ from craft_shared.wire import (
 router = APIRouter()
 
 # One prompt's prediction of one image and one class.
-_LEAST = Units(queries=1, predictions=1, texts=1, requests=1)
+_LEAST = prediction_units(1, 1, texts=1)
 
 
 @router.post(
@@ -112,17 +111,13 @@ async def create_prediction(
         if call.made is not None:
             raise
         # Prompts are named first, whatever else is wrong; to read them a budget must cover them.
-        units = Units(queries=count, texts=count * len(message.classes), requests=1)
+        units = prediction_units(count, 0, texts=len(message.classes))
         work = Work("predictions", engine.name, revision, units, call.run)
         async with booking(call, work):
             await check_prompts(call, prompts, message.classes)
             raise
-    units = Units(
-        queries=count,
-        predictions=count * selection.count,
-        images=len(selection.files),
-        texts=count * len(message.classes),
-        requests=1,
+    units = prediction_units(
+        count, selection.count, texts=len(message.classes), sent=len(selection.files)
     )
     await use_rate(call.request, services, caller, "predictions", units.predictions)
     resolution = Resolution(
@@ -154,15 +149,14 @@ async def create_prediction(
                 )
             }
         else:
-            with span("engine.score"):
-                tensors = await answer_of_parts(
-                    engine.score_parts(image_features, text_features, tenant=caller.tenant),
-                    output,
-                    noise,
-                    prompts=len(text_features),
-                    images=len(image_features),
-                    dtype=message.dtype,
-                )
+            tensors = await answer_of_parts(
+                engine.score_parts(image_features, text_features, tenant=caller.tenant),
+                output,
+                noise,
+                prompts=len(text_features),
+                images=len(image_features),
+                dtype=message.dtype,
+            )
         document = PredictionAnswer(
             model=engine.name, revision=revision, cost=booked.cost, output=output
         )

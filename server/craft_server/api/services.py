@@ -16,7 +16,6 @@ from craft_server.database import Database
 from craft_server.engine import HostedModel
 from craft_server.image_sets import Features
 from craft_server.lease import Lease
-from craft_server.output_policies import OutputPolicy
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import Receipts
 from craft_server.settings import Settings
@@ -67,7 +66,6 @@ class Services:
         features: image sets' features by id and count; used on the event loop.
         noise_secret: from which noise in answers is drawn.
         adapters: parsed adapters by their row's id; used on the event loop.
-        output_policy: of the operator's plug-in, or one that changes nothing.
         provider: that is simulated, or one that does nothing.
     """
 
@@ -82,7 +80,6 @@ class Services:
     noise_secret: bytes
     features: ByteCache[tuple[str, int], Features]
     adapters: ByteCache[int, ServableAdapter]
-    output_policy: OutputPolicy
     provider: Provider
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import (
     AsJson,
@@ -24,6 +24,7 @@ from craft_server.cli.options import (
     Texts,
     amounts_of,
     checked,
+    complete_models,
     duration_ms,
     examples,
 )
@@ -39,14 +40,12 @@ app = typer.Typer(
     epilog=examples("craft-server keys create --owner me --queries 8000"),
 )
 
-_RATES = "Rates"
-_SHOWN = "What answers show"
+_rates = partial(typer.Option, rich_help_panel="Rates")
+_shown = partial(typer.Option, rich_help_panel="What answers show")
 
 
 def _rate(what: str) -> Any:
-    return typer.Option(
-        min=1, max=MAX_AMOUNT, show_default=False, help=what, rich_help_panel=_RATES
-    )
+    return _rates(min=1, max=MAX_AMOUNT, show_default=False, help=what)
 
 
 PerMinute = Annotated[int | None, _rate("Charged calls in any minute.")]
@@ -54,37 +53,18 @@ PredictionsPerMinute = Annotated[int | None, _rate("Predictions in any minute.")
 Concurrency = Annotated[int | None, _rate("Charged calls at the same time.")]
 Level = Annotated[
     Literal["label", "top_k", "probs", "log_probs"] | None,
-    typer.Option(
-        show_default="log_probs", help="The most that answers show.", rich_help_panel=_SHOWN
-    ),
+    _shown(show_default="log_probs", help="The most that answers show."),
 ]
-K = Annotated[
-    int | None,
-    typer.Option(min=1, help="With top_k or probs: how many classes.", rich_help_panel=_SHOWN),
-]
+K = Annotated[int | None, _shown(min=1, help="With top_k or probs: how many classes.")]
 Decimals = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=MAX_DECIMALS, help="To which numbers are rounded.", rich_help_panel=_SHOWN
-    ),
+    int | None, _shown(min=1, max=MAX_DECIMALS, help="To which numbers are rounded.")
 ]
 Noise = Annotated[
     float | None,
-    typer.Option(
-        min=0,
-        max=100,
-        help="Standard deviation of noise on log-probabilities, in nats.",
-        rich_help_panel=_SHOWN,
-    ),
+    _shown(min=0, max=100, help="Standard deviation of noise on log-probabilities, in nats."),
 ]
 PromptLimit = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=MAX_AMOUNT,
-        help="Different prompts about one image set at most.",
-        rich_help_panel=_SHOWN,
-    ),
+    int | None, _shown(min=1, max=MAX_AMOUNT, help="Different prompts about one image set at most.")
 ]
 
 
@@ -177,8 +157,8 @@ def create(
             _write_key(key_file, made.key)
     if key_file is not None:
         if json_output:
-            told = made.card.model_dump()
-            print_json({"key_file": str(key_file), "made": True, **told, "budgets": limits})
+            card = made.card.model_dump()
+            print_json({"key_file": str(key_file), "made": True, **card, "budgets": limits})
         else:
             note(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
         return
@@ -209,7 +189,9 @@ def policy(
     prefix: Prefix,
     model: Annotated[
         str | None,
-        typer.Option(show_default="every model's", help="Of whose answers.", autocompletion=models),
+        typer.Option(
+            show_default="every model's", help="Of whose answers.", autocompletion=complete_models
+        ),
     ] = None,
     level: Level = None,
     k: K = None,

@@ -1,19 +1,37 @@
-"""The ledger's database, opened for one command, and its refusals as lines on stderr."""
+"""The ledger's database, opened for one command; `craft-server prices`, `usage` and `ledger`.
+
+Its refusals are lines on stderr.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from craft_server.cli.options import settings_of
-from craft_server.cli.output import fail, warn
+import typer
+
+from craft_server.cli.options import (
+    UNIT_WORDS,
+    AsJson,
+    DatabaseUrl,
+    DataDir,
+    checked,
+    complete_models,
+    examples,
+    moment_ms,
+    settings_of,
+)
+from craft_server.cli.output import fail, misuse, note, print_json, print_table, warn
+from craft_shared.amounts import MAX_PRICE_MICROS, UNITS
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from craft_server.database import Database
+    from craft_server.ledger.prices import Prices
     from craft_server.settings import Settings
 
 
@@ -76,3 +94,202 @@ def _refusals() -> Iterator[None]:
         fail(
             f"--limit: {error.used} {error.unit} are spent or reserved already; name at least that"
         )
+
+
+prices = typer.Typer(
+    help="Prices of units, in millionths of your currency (micros).",
+    no_args_is_help=True,
+    epilog=examples("craft-server prices set pocket --queries 100"),
+)
+
+
+def _price_option(unit: str) -> Any:
+    return typer.Option(
+        min=0,
+        max=MAX_PRICE_MICROS,
+        show_default=False,
+        help=UNIT_WORDS[unit],
+        rich_help_panel="Micros a unit",
+    )
+
+
+@prices.command(
+    "set",
+    epilog=examples(
+        "craft-server prices set pocket --queries 100",
+        "craft-server prices set RN50 --images 20 --texts 5 --json",
+    ),
+)
+def set_prices(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The model's name, as craft models lists it.", autocompletion=complete_models
+        ),
+    ],
+    queries: Annotated[int | None, _price_option("queries")] = None,
+    predictions: Annotated[int | None, _price_option("predictions")] = None,
+    images: Annotated[int | None, _price_option("images")] = None,
+    texts: Annotated[int | None, _price_option("texts")] = None,
+    requests: Annotated[int | None, _price_option("requests")] = None,
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Set the micros that one unit costs from now on; other units keep their price."""
+    from craft_server.ledger import prices as of_ledger
+    from craft_shared.names import fault
+    from craft_shared.wire import PriceList
+
+    if found := fault(model):
+        misuse(f"MODEL: the name {found}")
+    given = zip(UNITS, (queries, predictions, images, texts, requests), strict=True)
+    micros = {unit: price for unit, price in given if price is not None}
+    if not micros:
+        misuse("name a unit and its price in micros, such as --queries 100")
+    wanted = checked(PriceList, micros=micros)
+    with writing(data_dir, database_url) as connection:
+        of_ledger.set_prices(connection, model, wanted.micros)
+        of_models = of_ledger.list_prices(connection)
+    _print_prices(of_models, json_output)
+
+
+@prices.command(
+    "list", epilog=examples("craft-server prices list", "craft-server prices list --json")
+)
+def list_prices(
+    json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
+) -> None:
+    """List the prices of all models."""
+    from craft_server.ledger import prices as of_ledger
+
+    with reading(data_dir, database_url) as connection:
+        of_models = of_ledger.list_prices(connection)
+    _print_prices(of_models, json_output)
+
+
+def _print_prices(of_models: Prices, json_output: bool) -> None:
+    if json_output:
+        print_json(of_models)
+        return
+    print_table(
+        ["model", *UNITS],
+        [[model, *(micros.get(unit, 0) for unit in UNITS)] for model, micros in of_models.items()],
+    )
+
+
+usage = typer.Typer(
+    help="What was charged.",
+    no_args_is_help=True,
+    epilog=examples("craft-server usage export"),
+)
+
+
+@usage.callback()
+def _usage() -> None:
+    """Makes `export` a command of its own, although it is the only one."""
+
+
+@usage.command(
+    "export",
+    epilog=examples(
+        "craft-server usage export --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z",
+        "craft-server usage export --key abcd1234 --format jsonl",
+    ),
+)
+def export_usage(
+    form: Annotated[
+        Literal["csv", "jsonl"],
+        typer.Option("--format", help="Of the lines.", rich_help_panel="Output"),
+    ] = "csv",
+    key: Annotated[str | None, typer.Option(help="Only of the key with this prefix.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Calls made at this time (RFC 3339) or later.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Calls made before this time (RFC 3339).")
+    ] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Write all lines of the ledger to stdout, row by row; refunded ones charge nothing."""
+    from craft_server.ledger import exports
+
+    selection = exports.Selection(key, moment_ms(since, "--since"), moment_ms(until, "--until"))
+    with reading(data_dir, database_url) as connection:
+        lines = exports.lines(connection, selection)
+        sys.stdout.write(exports.header(form))
+        for line in lines:
+            sys.stdout.write(exports.text(line, form))
+
+
+backups = typer.Typer(
+    help="Copies of the ledger's database.",
+    no_args_is_help=True,
+    epilog=examples("craft-server ledger backup ledger.sqlite"),
+)
+
+
+@backups.command(
+    epilog=examples(
+        "craft-server ledger backup ledger.sqlite",
+        "craft-server ledger backup ledger.sqlite --data-dir /var/lib/craft --json",
+    )
+)
+def backup(
+    file: Annotated[Path, typer.Argument(help="The copy, which must not exist.")],
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Copy the SQLite database into one file, while servers use it."""
+    from craft_server import backup as copies
+
+    source = _sqlite_file(data_dir, database_url, "pg_dump --format=custom --file=FILE URL")
+    try:
+        copies.back_up(source, file)
+    except copies.BackupError as error:
+        fail(str(error))
+    size = file.stat().st_size
+    if json_output:
+        print_json({"database": str(source), "file": str(file), "bytes": size})
+    else:
+        note(f"Backed up '{source}' to '{file}', {size} bytes")
+
+
+@backups.command(
+    epilog=examples("craft-server ledger restore ledger.sqlite --data-dir new-craft-data")
+)
+def restore(
+    file: Annotated[Path, typer.Argument(help="A copy made by 'craft-server ledger backup'.")],
+    json_output: AsJson = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make the database from a copy, where there is none; what was reserved in it is given back."""
+    from craft_server import backup as copies
+
+    target = _sqlite_file(
+        data_dir, database_url, "pg_restore --dbname=URL FILE into an empty database"
+    )
+    try:
+        released = copies.restore(file, target)
+    except copies.BackupError as error:
+        fail(str(error))
+    if json_output:
+        print_json({"database": str(target), "file": str(file), "released": released})
+    else:
+        note(f"Restored '{target}' from '{file}'; {released} open reservations given back")
+
+
+def _sqlite_file(data_dir: Path | None, database_url: str | None, instead: str) -> Path:
+    from craft_server.database import DatabaseError, sqlite_file
+
+    settings = settings_of(data_dir=data_dir, database_url=database_url)
+    try:
+        file = sqlite_file(settings.database_url, settings.data_dir)
+    except DatabaseError as error:
+        fail(str(error))
+    if file is None:
+        fail(f"the database is PostgreSQL's, which has its own commands: {instead}")
+    return file

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
 
     from craft_server.settings import Settings
 
-_DATABASE = "Database"
-_ADDRESS = "Address"
-_AMOUNTS = "Units"
+_database = partial(typer.Option, rich_help_panel="Database")
+_address = partial(typer.Option, rich_help_panel="Address")
+_of_units = partial(typer.Option, rich_help_panel="Units")
+_model = partial(typer.Option, rich_help_panel="Model")
+_process = partial(typer.Option, rich_help_panel="Process")
 
 # What one of each unit is, for the options that name an amount or a price of it.
 UNIT_WORDS = {
@@ -37,39 +41,85 @@ def examples(*commands: str) -> str:
 
 
 def _amount(unit: str) -> Any:
-    return typer.Option(
-        min=0,
-        max=MAX_AMOUNT,
-        show_default=False,
-        help=UNIT_WORDS[unit],
-        rich_help_panel=_AMOUNTS,
+    return _of_units(min=0, max=MAX_AMOUNT, show_default=False, help=UNIT_WORDS[unit])
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """`pocket` and the architectures of open_clip, whose names are those of its files."""
+    names = ["pocket", *_stems("open_clip", "model_configs", ".json")]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_profiles(incomplete: str) -> list[str]:
+    """The provider profiles that are shipped."""
+    names = _stems("craft_server", "simulate/profiles", ".toml")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _stems(package: str, folder: str, suffix: str) -> list[str]:
+    """Names of a package's files without their suffix; the package is not imported."""
+    spec = find_spec(package)
+    places = spec.submodule_search_locations if spec else None
+    return sorted(
+        file.stem for place in places or [] for file in Path(place, folder).glob(f"*{suffix}")
     )
 
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        show_default="craft-data",
-        help="Folder of the SQLite database (CRAFT_DATA_DIR).",
-        rich_help_panel=_DATABASE,
-    ),
+    _database(show_default="craft-data", help="Folder of the SQLite database (CRAFT_DATA_DIR)."),
 ]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option(
-        show_default=False,
-        help="postgresql://... instead of SQLite (CRAFT_DATABASE_URL).",
-        rich_help_panel=_DATABASE,
+    _database(show_default=False, help="postgresql://... instead of SQLite (CRAFT_DATABASE_URL)."),
+]
+Host = Annotated[str | None, _address(show_default="127.0.0.1", help="Address to listen on.")]
+Port = Annotated[int | None, _address(show_default="8000", help="TCP port; 0 takes a free one.")]
+Model = Annotated[
+    str | None,
+    _model(
+        show_default="pocket", help="pocket, or one of open_clip's.", autocompletion=complete_models
     ),
 ]
-Host = Annotated[
+Pretrained = Annotated[
     str | None,
-    typer.Option(show_default="127.0.0.1", help="Address to listen on.", rich_help_panel=_ADDRESS),
+    _model(show_default=False, help="open_clip's name of the weights, or a checkpoint's path."),
 ]
-Port = Annotated[
-    int | None,
+Device = Annotated[
+    str | None,
+    _model(
+        show_default="auto",
+        help="auto (a GPU where there is one), cpu, cuda, cuda:1, ...",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "fastest", "float32", "float16", "bfloat16"] | None,
+    _model(
+        show_default="auto", help="Of the model's arithmetic; fastest measures it at the start."
+    ),
+]
+Profile = Annotated[
+    str | None,
     typer.Option(
-        show_default="8000", help="TCP port; 0 takes a free one.", rich_help_panel=_ADDRESS
+        show_default=False,
+        help="Behave like this provider: a shipped profile's name, or a TOML file "
+        "(docs/profiles.md).",
+        autocompletion=complete_profiles,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    _process(
+        show_default="1",
+        help="Processes that speak HTTP; with 2 or more, the model has one of its own.",
+    ),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    _process(
+        show_default="info",
+        help="The least important lines of the log on stderr; info has one a call.",
     ),
 ]
 AsJson = Annotated[
@@ -82,8 +132,7 @@ AnyPrefix = Annotated[
 ]
 Team = Annotated[str | None, typer.Option(help="The team's budgets instead of a key's.")]
 BudgetWindow = Annotated[
-    Window,
-    typer.Option(help="For good, or anew in each calendar month, week, day or hour (UTC)."),
+    Window, typer.Option(help="For good, or anew in each calendar month, week, day or hour (UTC).")
 ]
 Queries = Annotated[int | None, _amount("queries")]
 Predictions = Annotated[int | None, _amount("predictions")]

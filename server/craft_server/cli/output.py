@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from craft_server.cli.exit_codes import ExitCode
 from craft_shared.printing import print_json as print_json
 from craft_shared.printing import print_lines as print_lines
 from craft_shared.printing import print_table as print_table
@@ -14,8 +14,19 @@ from craft_shared.printing import print_table as print_table
 if TYPE_CHECKING:
     from craft_shared.wire import Budget
 
-
 _quiet = False
+
+
+class ExitCode(IntEnum):
+    """What a script may rely on (docs/command-line.md).
+
+    A serving process that is told to stop, by SIGTERM or Ctrl-C, is OK.
+    """
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    INTERRUPTED = 130
 
 
 def speak(*, quiet: bool) -> None:

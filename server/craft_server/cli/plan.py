@@ -2,152 +2,101 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from craft_server.cli.completion import models
 from craft_server.cli.ledger import reading
-from craft_server.cli.options import AsJson, DatabaseUrl, DataDir, examples, settings_of
+from craft_server.cli.options import (
+    AsJson,
+    DatabaseUrl,
+    DataDir,
+    complete_models,
+    examples,
+    settings_of,
+)
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
 from craft_shared.text_files import NotTextError, lines_of, read_text
 
 if TYPE_CHECKING:
-    from craft_server.plan import Architecture, Constants, Load, Plan, Texts
-    from craft_server.plan.constants import Precision
+    from craft_server.plan.costs import Architecture, Constants, Precision
+    from craft_server.plan.runs import Load, Plan, Texts
 
-_ASKED = "What is asked"
-_SERVER = "The server"
-_CONSTANTS = "What things take"
+_asked = partial(typer.Option, rich_help_panel="What is asked")
+_server = partial(typer.Option, rich_help_panel="The server")
+_constants = partial(typer.Option, rich_help_panel="What things take")
 
 _PAPER_BUDGET = 8201  # of sixteen shots
 
 
 def plan(
     model: Annotated[
-        str,
-        typer.Option(
-            help="pocket, or one of open_clip's.",
-            autocompletion=models,
-            rich_help_panel=_SERVER,
-        ),
+        str, _server(help="pocket, or one of open_clip's.", autocompletion=complete_models)
     ] = "pocket",
-    classes: Annotated[
-        int | None, typer.Option(min=2, help="Class names.", rich_help_panel=_ASKED)
-    ] = None,
+    classes: Annotated[int | None, _asked(min=2, help="Class names.")] = None,
     class_names: Annotated[
         Path | None,
-        typer.Option(
-            help="A file with the names, one a line: how many and how long they are.",
-            rich_help_panel=_ASKED,
-        ),
+        _asked(help="A file with the names, one a line: how many and how long they are."),
     ] = None,
     tokens: Annotated[
         int,
-        typer.Option(
+        _asked(
             min=1,
             max=60,
             help="Of a class name, its full stop and the end, where the names are not given.",
-            rich_help_panel=_ASKED,
         ),
     ] = 4,
-    images: Annotated[
-        int, typer.Option(min=1, help="Training pictures of a run.", rich_help_panel=_ASKED)
-    ] = 1600,
-    image_kb: Annotated[
-        float, typer.Option(min=0.1, help="Kilobytes of a picture.", rich_help_panel=_ASKED)
-    ] = 100,
-    image_side: Annotated[
-        int, typer.Option(min=1, help="Its side in pixels.", rich_help_panel=_ASKED)
-    ] = 500,
+    images: Annotated[int, _asked(min=1, help="Training pictures of a run.")] = 1600,
+    image_kb: Annotated[float, _asked(min=0.1, help="Kilobytes of a picture.")] = 100,
+    image_side: Annotated[int, _asked(min=1, help="Its side in pixels.")] = 500,
     budget: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            show_default="128; paper: 8,201",
-            help="Queries of a run.",
-            rich_help_panel=_ASKED,
-        ),
+        int | None, _asked(min=1, show_default="128; paper: 8,201", help="Queries of a run.")
     ] = None,
-    recipe: Annotated[
-        Literal["craftbox", "paper"], typer.Option(help="Whose questions.", rich_help_panel=_ASKED)
-    ] = "craftbox",
+    recipe: Annotated[Literal["craftbox", "paper"], _asked(help="Whose questions.")] = "craftbox",
     vocabulary: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Texts that craftbox scores beside class names.", rich_help_panel=_ASKED
-        ),
+        int, _asked(min=1, help="Texts that craftbox scores beside class names.")
     ] = 1000,
     strict: Annotated[
         bool,
-        typer.Option(
-            "--strict",
-            help="Class names alone, with all random codes; a run may do with fewer.",
-            rich_help_panel=_ASKED,
+        _asked(
+            "--strict", help="Class names alone, with all random codes; a run may do with fewer."
         ),
     ] = False,
-    random_codes: Annotated[
-        int,
-        typer.Option(min=0, help="Of strict access, at most.", rich_help_panel=_ASKED),
-    ] = 127,
-    population: Annotated[
-        int,
-        typer.Option(min=4, help="Codes of a generation of the paper's.", rich_help_panel=_ASKED),
-    ] = 40,
-    dim: Annotated[
-        int, typer.Option(min=2, max=4096, help="Of a code.", rich_help_panel=_ASKED)
-    ] = 512,
-    tenants: Annotated[
-        int, typer.Option(min=1, help="That each make such a run.", rich_help_panel=_ASKED)
-    ] = 1,
+    random_codes: Annotated[int, _asked(min=0, help="Of strict access, at most.")] = 127,
+    population: Annotated[int, _asked(min=4, help="Codes of a generation of the paper's.")] = 40,
+    dim: Annotated[int, _asked(min=2, max=4096, help="Of a code.")] = 512,
+    tenants: Annotated[int, _asked(min=1, help="That each make such a run.")] = 1,
     at_once: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            show_default="all",
-            help="Tenants at the same time, for the server's memory.",
-            rich_help_panel=_ASKED,
+        _asked(
+            min=1, show_default="all", help="Tenants at the same time, for the server's memory."
         ),
     ] = None,
     cores: Annotated[
-        int | None,
-        typer.Option(
-            min=1, show_default="as measured", help="Of the server.", rich_help_panel=_SERVER
-        ),
+        int | None, _server(min=1, show_default="as measured", help="Of the server.")
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="Of the model's arithmetic.", rich_help_panel=_SERVER),
+        Literal["float32", "bfloat16"], _server(help="Of the model's arithmetic.")
     ] = "float32",
     measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure",
-            help="Measure the model on this machine first; a minute.",
-            rich_help_panel=_CONSTANTS,
-        ),
+        bool, _constants("--measure", help="Measure the model on this machine first; a minute.")
     ] = False,
     pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="With --measure: as of serve; speed does not depend on it.",
-            rich_help_panel=_CONSTANTS,
-        ),
+        str | None, _constants(help="With --measure: as of serve; speed does not depend on it.")
     ] = None,
     constants: Annotated[
         Path | None,
-        typer.Option(
+        _constants(
             dir_okay=False,
             show_default="those shipped",
             help="A file of constants that --save or benchmarks/plan_constants.py wrote.",
-            rich_help_panel=_CONSTANTS,
         ),
     ] = None,
     save: Annotated[
-        Path | None,
-        typer.Option(dir_okay=False, help="Write the constants used.", rich_help_panel=_CONSTANTS),
+        Path | None, _constants(dir_okay=False, help="Write the constants used.")
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -166,15 +115,14 @@ def plan(
     """Tell what tuning runs take: time, memory, traffic, storage and money. Nothing is asked."""
     prices = _prices(price, model, data_dir, database_url)
     # The model's libraries take seconds to import, which only this command should wait for.
-    from craft_server.plan import (
+    from craft_server.plan.costs import (
+        SHIPPED,
         Architecture,
         Constants,
         ConstantsError,
         UnknownArchitecture,
-        Workload,
-        plan_run,
     )
-    from craft_server.plan.constants import SHIPPED
+    from craft_server.plan.runs import Workload, plan_run
 
     settings = settings_of()
     if budget is None:
@@ -244,8 +192,7 @@ def _price(text: str) -> tuple[Unit, int]:
 
 
 def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> Texts:
-    from craft_server.plan import Texts
-    from craft_server.plan.names import texts_of
+    from craft_server.plan.runs import Texts
 
     if (classes is None) == (file is None):
         misuse("name either how many --classes there are, or a file of their names: --class-names")
@@ -257,7 +204,7 @@ def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> T
         fail(f"--class-names: '{file}' cannot be read: {error}")
     if len(names) < 2:
         fail(f"--class-names: '{file}' names fewer than two classes")
-    return texts_of(model, names)
+    return Texts.of_names(model, names)
 
 
 def _measured(

@@ -1,4 +1,4 @@
-"""`craft-server serve` and `record`: host a model until told to stop."""
+"""`craft-server serve`, `record` and `replay`: serve until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,55 +10,88 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from craft_server.cli.ledger import database_of
-from craft_server.cli.options import examples
+from craft_server.cli.options import (
+    DatabaseUrl,
+    DataDir,
+    Device,
+    Host,
+    LogLevel,
+    Model,
+    Port,
+    Precision,
+    Pretrained,
+    Profile,
+    Workers,
+    examples,
+    settings_of,
+)
 from craft_server.cli.output import fail, misuse, print_lines, warn
-from craft_server.cli.serving_options import with_serving_options
-from craft_server.serving.failures import told
 from craft_server.serving.listening import (
     CannotListen,
     announce,
     end_on_sigterm,
+    exit_on,
     listening,
+    run,
     run_draining,
 )
-from craft_shared.plugins import PluginError
 
 if TYPE_CHECKING:
     from craft_server.database import Database
     from craft_server.recording import Tape
     from craft_server.settings import Settings
-    from craft_server.simulate import Profile
+    from craft_server.simulate import Profile as ProviderProfile
 
 
-@with_serving_options
-def serve(settings: Settings) -> None:
+def serve(
+    model: Model = None,
+    pretrained: Pretrained = None,
+    device: Device = None,
+    precision: Precision = None,
+    profile: Profile = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    log_level: LogLevel = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
     """Host a model, until told to stop.
 
     Each option is also an environment variable, such as CRAFT_MODEL, and a line of
     craft-server.toml: craft-server config show tells which counts.
     """
-    _check_output_policy(settings)
+    settings = settings_of(**locals())
     if settings.workers > 1:
         _host_together(settings)
     else:
         _host(settings, None)
 
 
-@with_serving_options
 def record(
-    settings: Settings,
     out: Annotated[
         Path,
         typer.Option(
             "--out", dir_okay=False, help="The recording; what there is already is added to."
         ),
     ],
+    model: Model = None,
+    pretrained: Pretrained = None,
+    device: Device = None,
+    precision: Precision = None,
+    profile: Profile = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    log_level: LogLevel = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
 ) -> None:
     """Host a model, and keep what clients ask and are answered in a file.
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
-    _check_output_policy(settings)
+    settings = settings_of(**{name: value for name, value in locals().items() if name != "out"})
     from craft_server.recording import Tape, TapeError
 
     if settings.workers > 1:
@@ -73,10 +106,42 @@ def record(
         _host(settings, tape)
 
 
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
+    host: Host = None,
+    port: Port = None,
+) -> None:
+    """Serve what 'craft-server record' has recorded, without a model. Any key is accepted.
+
+    A call that was not recorded is answered with the problem 'not-recorded', which says how it
+    differs from the one that comes nearest. Another key hears the recording from its beginning.
+    """
+    settings = settings_of(host=host, port=port)
+    from craft_server.logs import configure_logging
+    from craft_server.recording import Tape, TapeError
+    from craft_server.recording.player import Player, player_app
+
+    configure_logging(settings.log_level)
+    with (
+        exit_on(TapeError, CannotListen),
+        closing(Tape.play(file)) as tape,
+        listening(settings) as listener,
+        suppress(KeyboardInterrupt),
+    ):
+        end_on_sigterm()
+        player = Player(tape)
+        print_lines([f"Replaying '{file}': {player.answers} answers"])
+        announce(listener)
+        run(player_app(player, settings), settings, listener)
+
+
 def _host(settings: Settings, tape: Tape | None) -> None:
+    from craft_shared.tracing import TracingUnavailable, tracing
+
     profile = _profile_of(settings)
     with (
-        told(CannotListen),
+        exit_on(CannotListen, TracingUnavailable),
+        tracing("craft-server", database=True),
         listening(settings) as listener,
         database_of(settings) as database,
     ):
@@ -86,13 +151,11 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         from craft_server.engine import ModelLoadError
         from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
-        from craft_server.serving.model import engine_of, introduce
-        from craft_shared.tracing import TracingUnavailable, tracing
+        from craft_server.serving.listening import engine_of, introduce
 
         configure_logging(settings.log_level)
         with (
-            told(TracingUnavailable, ModelLoadError, ReceiptKeyError),
-            tracing("craft-server"),
+            exit_on(ModelLoadError, ReceiptKeyError),
             closing(engine_of(settings)) as engine,
             suppress(KeyboardInterrupt),
         ):
@@ -107,7 +170,7 @@ def _host_together(settings: Settings) -> None:
     if settings.profile is not None:
         misuse("--profile: a simulated provider is one process; leave --workers out")
     with (
-        told(CannotListen),
+        exit_on(CannotListen),
         listening(settings) as listener,
         database_of(settings) as database,
     ):
@@ -127,18 +190,8 @@ def _host_together(settings: Settings) -> None:
         host(settings, listener, lambda: _announce(database, settings, listener, None))
 
 
-def _check_output_policy(settings: Settings) -> None:
-    """Before the model is loaded, so that a plug-in that is missing or broken is told at once."""
-    from craft_server.output_policies import output_policy
-
-    try:
-        output_policy(settings.output_policy)
-    except PluginError as error:
-        fail(f"--output-policy: {error}")
-
-
-def _profile_of(settings: Settings) -> Profile | None:
-    """Read before the model is loaded, so that a mistake in it is told at once."""
+def _profile_of(settings: Settings) -> ProviderProfile | None:
+    """Read before the model is loaded, so that a mistake in it is reported at once."""
     from craft_server.simulate import ProfileError, load_profile
 
     try:
@@ -148,7 +201,7 @@ def _profile_of(settings: Settings) -> Profile | None:
 
 
 def _announce(
-    database: Database, settings: Settings, listener: socket.socket, profile: Profile | None
+    database: Database, settings: Settings, listener: socket.socket, profile: ProviderProfile | None
 ) -> None:
     from craft_server.ledger.keys import any_key
 
@@ -180,3 +233,9 @@ def register(app: typer.Typer, panel: str) -> None:
     app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=panel)(
         record
     )
+    app.command(
+        epilog=examples(
+            "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
+        ),
+        rich_help_panel=panel,
+    )(replay)

@@ -14,10 +14,9 @@ from craft_server.clock import now_ms
 from craft_server.console.access import WithSession
 from craft_server.console.charts import BarChart, bar_chart
 from craft_server.console.rendering import page, redirect
-from craft_server.ledger import history
-from craft_server.ledger.account import usage
+from craft_server.ledger import account
+from craft_server.ledger.account import Day, usage
 from craft_server.ledger.budgets import list_budgets
-from craft_server.ledger.history import Day
 from craft_server.ledger.keys import Caller
 from craft_shared.units import MEASURES, UNITS, Measure
 from craft_shared.wire import Budget, Charge, Usage
@@ -72,8 +71,8 @@ def _read(connection: Connection, caller: Caller, at: int) -> Account:
     return Account(
         list_budgets(connection, caller.key_id, caller.team_id, at),
         usage(connection, caller.key_id, after=0, limit=1),
-        history.daily(connection, caller.key_id, days=_DAYS, at=at),
-        history.newest(connection, caller.key_id, limit=_LINES),
+        account.daily(connection, caller.key_id, days=_DAYS, at=at),
+        account.newest(connection, caller.key_id, limit=_LINES),
     )
 
 

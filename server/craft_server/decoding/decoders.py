@@ -1,7 +1,6 @@
 """Processes that decode, started when they are needed, ended when an image is too much for one.
 
-It knows processes and what their ends mean. It does not know whose image is next: each image is
-work in steps, which whoever calls lets wait or gives up between two of them.
+Each image is work in steps; between two of them its caller may let it wait, or give it up.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ class OutOfTimeError(DecoderDiedError):
 class Decoders:
     """Processes that decode images for one model; thread-safe.
 
-    Args:
-        view: of the model.
-        idle: how many processes are kept while they have nothing to do.
-        bounds: others than usual, of `Bounds`.
+    `idle` processes stay while they have nothing to do; `bounds` override those of `Bounds`.
     """
 
     def __init__(self, view: View, *, idle: int, **bounds: Any) -> None:
@@ -61,12 +57,8 @@ class Decoders:
     ) -> Generator[None, None, Pixels | ImageError]:
         """Pixels, uint8 [height, width, 3], or what is wrong with the file.
 
-        Yields whenever its turn is over; closing it ends the work.
-
-        Args:
-            data: the file's bytes.
-            max_pixels: bound on the image's width x height.
-            wanted: `VIEW`, what the model sees, or `THUMBNAIL`.
+        Yields whenever its turn is over; closing it ends the work. `wanted` is `VIEW`, what the
+        model sees, or `THUMBNAIL`.
 
         Raises:
             OSError: no process can be started.

@@ -1,7 +1,6 @@
 """From the bytes that a client sent to the pixels that a model sees.
 
-It knows file formats, their dangers, colour modes, and how open_clip resizes and crops. It does not
-import torch, nor know that it runs in a process of its own.
+It does not import torch, nor know that it runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 # Each format's plug-in, so that nothing is imported, and no file opened, for the sake of an image.
-from PIL import (
+from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
@@ -38,17 +37,6 @@ from craft_shared.image_parts import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PLUGINS = (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
-
 # Pillow's own process-wide bound would come before `decode`'s, with a warning instead of an error
 # over half of its range. `decode` checks the size itself, from the header, before any decoding.
 Image.MAX_IMAGE_PIXELS = None
@@ -71,9 +59,7 @@ _PIXELS_AT_ONCE = 2**21
 class ImageError(ValueError):
     """An image cannot be used.
 
-    Attributes:
-        message: what is wrong with it; its subject is "it".
-        remedy: what to do about it.
+    `message` says what is wrong with it (its subject is "it"), `remedy` what to do.
     """
 
     def __init__(self, message: str, remedy: str) -> None:
@@ -84,21 +70,14 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """What of an image a model sees: open_clip's preprocessing up to the pixels, bit for bit.
+    """What of an image a model sees: open_clip's preprocessing up to the pixels, bit for bit."""
 
-    Attributes:
-        height: of what it sees, in pixels.
-        width: of it.
-        resize_mode: "shortest" and "longest" fit that side and crop or pad, "squash" fits both.
-        bilinear: or else bicubic.
-        fill: grey of what is padded.
-    """
-
-    height: int
-    width: int
+    height: int  # of what it sees, in pixels
+    width: int  # of it
+    # "shortest" and "longest" fit that side and crop or pad, "squash" fits both.
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    bilinear: bool = False
-    fill: int = 0
+    bilinear: bool = False  # or else bicubic
+    fill: int = 0  # grey of what is padded
 
     def of(self, image: Image.Image) -> Image.Image:
         """Of an RGB image, [height, width]."""
@@ -145,12 +124,8 @@ def decode(
     """Decodes an encoded image (of an animation, the first frame).
 
     The format is read from the content and must be one of `FORMATS`; the EXIF orientation is
-    honoured; every colour mode becomes RGB.
-
-    Args:
-        data: the file's bytes.
-        max_pixels: bound on the image's width x height, checked before it is decoded.
-        on_size: called with width x height before it is decoded.
+    honoured; every colour mode becomes RGB. Before it is decoded, its width x height is compared
+    with `max_pixels` and given to `on_size`.
 
     Raises:
         ImageError: the image cannot be used.

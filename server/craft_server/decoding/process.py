@@ -44,19 +44,12 @@ SIZE = struct.Struct(">II")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process is told when it starts.
+    """What a process is given when it starts."""
 
-    Attributes:
-        view: of the model.
-        max_pixels: of an image.
-        seconds: of a core, for an image without its pixels.
-        bytes_beside: that it may hold beside those for an image's pixels.
-    """
-
-    view: View
-    max_pixels: int
-    seconds: float = SECONDS
-    bytes_beside: int = BYTES_BESIDE
+    view: View  # of the model
+    max_pixels: int  # of an image
+    seconds: float = SECONDS  # of a core, for an image without its pixels
+    bytes_beside: int = BYTES_BESIDE  # that it may hold beside those for an image's pixels
 
     def to_json(self) -> str:
         """For `from_json`."""

@@ -1,14 +1,10 @@
-"""The engine: one CLIP model, its prompts, pictures, features and scores.
-
-It knows the model and batching. It does not know keys, money, HTTP or who asks.
-"""
+"""The engine: one CLIP model, its prompts, pictures, features and scores."""
 
 from craft_server.decoding.pixels import ImageError
 from craft_server.engine.engine import Engine
 from craft_server.engine.hosted import EngineState, HostedModel, ModelFacts
-from craft_server.engine.identities import prompt_identity
 from craft_server.engine.models import ModelLoadError, ModelSpec
-from craft_server.engine.prompts import Prompts
+from craft_server.engine.prompts import Prompts, prompt_identity
 from craft_server.engine.worker import Overloaded, WorkerDied
 
 __all__ = [

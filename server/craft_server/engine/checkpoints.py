@@ -3,7 +3,7 @@
 What is at a checkpoint's path is often a page that a site sent in its place, a pointer of Git LFS,
 an archive, or the first part of a download. PyTorch then says how to load the file unsafely. Here
 it is looked at before it is loaded, and what loading raises is said in words of our own; nothing is
-unpickled. It does not know models.
+unpickled.
 
 Sources: the formats of safetensors, ZIP and Git LFS pointers; PyTorch, "Serialization semantics".
 """

@@ -1,7 +1,6 @@
 """Contexts: from codes to prompt embeddings, p = p0 + A z (CraFT, section 3.1).
 
-p0 and A live in the model's private space and never leave the server. It knows how A is drawn and
-scaled. It does not know class names, the rest of the tower, or how codes are searched.
+p0 and A live in the model's private space and never leave the server.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ _PAIRS_AT_ONCE = 2**20
 class ContextSpace:
     """The contexts of one model; thread-safe.
 
-    Attributes:
-        sigma: standard deviation of the entries of the model's token embeddings.
+    `sigma` is the standard deviation of the model's token embeddings.
     """
 
     def __init__(self, tower: TextTower | UncutTextTower, tokenizer: Tokenizer) -> None:

@@ -1,8 +1,6 @@
 """The engine: pictures and prompts in, unit features and log-probabilities out.
 
-It knows one model and how work is cut into tasks for the threads that run it, so that several
-calls take turns. It does not know keys, money, HTTP, or what an answer may reveal; a `tenant` is a
-name like any other, among which the worker is fair and which share no remembered texts.
+A `tenant` is any name: the worker is fair among tenants, and they share no remembered texts.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
 server.
@@ -21,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 import structlog
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,9 +37,8 @@ from craft_server.engine.models import (
     device_of,
     load_model,
 )
-from craft_server.engine.packs import Pack, packs
-from craft_server.engine.prompts import Prompts
-from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
+from craft_server.engine.prompts import Array, Prompts
+from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
 from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Task, Worker, WorkerDied
@@ -70,7 +66,7 @@ class _Codes:
     """Codes that move the first words of a text; without them a text is read as it stands."""
 
     context: Context
-    codes: NDArray[np.float32]
+    codes: Array
 
 
 @dataclass(frozen=True)
@@ -87,25 +83,19 @@ class _Texts:
 class _Pairs:
     """Images [N, width] and texts [P, C, width] to be scored against each other."""
 
-    images: NDArray[np.float32]
-    texts: NDArray[np.float32]
+    images: Array
+    texts: Array
 
 
 class Engine(HostedModel):
     """One model and its worker, in this process.
 
-    Attributes:
-        text_features: of prompts that were asked before, each tenant's under digests of its own, so
-            that nobody can tell by the clock what others have asked.
+    `text_features` remembers prompts that were asked before, each tenant's under digests of its
+    own, so that nobody can tell by the clock what others have asked.
     """
 
     def __init__(
-        self,
-        model: LoadedModel,
-        worker: Worker,
-        cores: int,
-        *,
-        text_features_bytes: int,
+        self, model: LoadedModel, worker: Worker, cores: int, *, text_features_bytes: int
     ) -> None:
         self._tower = _text_tower(model.name, model.module)
         super().__init__(
@@ -119,7 +109,7 @@ class Engine(HostedModel):
             )
         )
         self._model = model
-        self.text_features: ByteCache[bytes, NDArray[np.float32]] = ByteCache(text_features_bytes)
+        self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
         self._contexts = ContextSpace(self._tower, self._tokenizer)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
@@ -135,10 +125,6 @@ class Engine(HostedModel):
 
         It is loaded on the worker's first thread: another one that computes on several cores would
         leave helpers of its own, which then take turns on the cores with the first one's.
-
-        Args:
-            spec: which model.
-            text_features_bytes: memory for features of texts that may be asked again.
 
         Raises:
             ModelLoadError: the model cannot be loaded.
@@ -192,9 +178,7 @@ class Engine(HostedModel):
         super().close()
         self._worker.close()
 
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
         """See `HostedModel`."""
         step = self._images_per_task
         parts = [images[i : i + step] for i in range(0, len(images), step)]
@@ -204,7 +188,7 @@ class Engine(HostedModel):
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """See `HostedModel`."""
         tokens = self._tokenizer.of(tenant)
         parts = [
@@ -221,12 +205,8 @@ class Engine(HostedModel):
         return np.concatenate(parts)
 
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """See `HostedModel`."""
         pairs = _Pairs(image_features, text_features)
         numbers = len(pairs.images) * pairs.texts.shape[0] * pairs.texts.shape[1]
@@ -241,7 +221,7 @@ class Engine(HostedModel):
         classes: Sequence[str],
         tenant: str,
         moved: _Codes | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """Features of the texts of one template, [1, C, width], or of K codes, [K, C, width].
 
         They are remembered as a whole, never code by code: how work is cut changes the last bits.
@@ -270,7 +250,7 @@ class Engine(HostedModel):
     # What follows runs in the worker's threads.
 
     @torch.inference_mode()
-    def _encode_texts(self, batch: Sequence[_Texts]) -> list[NDArray[np.float32]]:
+    def _encode_texts(self, batch: Sequence[_Texts]) -> list[Array]:
         """For each its features, [P, C, width]."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
         features = self._tower.encode(
@@ -286,7 +266,7 @@ class Engine(HostedModel):
         return self._contexts.embeddings(texts.moved.context, codes, tenant=texts.tenant)
 
     @torch.inference_mode()
-    def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[NDArray[np.float32]]:
+    def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[Array]:
         """For each its features, [N, width]."""
         torch.set_num_threads(1)
         # Attributes of modules that share no type.
@@ -298,7 +278,7 @@ class Engine(HostedModel):
         return [part.numpy() for part in torch.split(features, [len(images) for images in batch])]
 
     @torch.inference_mode()
-    def _log_probs(self, batch: Sequence[_Pairs]) -> list[NDArray[np.float32]]:
+    def _log_probs(self, batch: Sequence[_Pairs]) -> list[Array]:
         """For each its log-probabilities, [P, N, C]."""
         torch.set_num_threads(1)
         found = []

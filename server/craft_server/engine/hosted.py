@@ -2,8 +2,7 @@
 
 What needs no weights (reading texts and pictures as the model wants them) is done here, in the
 process that asks; the rest is done by whoever has the weights: `Engine` in this process, or an
-engine in another one. This module knows tokens and preprocessing; it does not know how anything is
-computed, keys, money or HTTP.
+engine in another one.
 
 Shapes: P prompts, N images, C classes; width is that of the features, which never leaves the
 server.
@@ -11,10 +10,12 @@ server.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -30,15 +31,17 @@ from craft_server.byte_cache import CacheUse
 from craft_server.decoding.decoders import Decoders
 from craft_server.decoding.pixels import ImageError, View
 from craft_server.decoding.process import THUMBNAIL, VIEW
-from craft_server.engine import identities
 from craft_server.engine import prompts as checks
 from craft_server.engine.models import POCKET
-from craft_server.engine.prompts import Prompts
+from craft_server.engine.prompts import Array, Prompts, text_identities
 from craft_server.engine.tokens import Tokenizer
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
 from craft_shared.problems import FieldError
 
+# Pixels take much more room than files. A multiple of what any device encodes at a time, so that
+# pictures are encoded in the same company as in one process.
+IMAGES_PER_MESSAGE = 32
 SCORES_PER_TASK = 2**22
 # As many images are decoded at a time as there are cores, but for memory's sake no more than these.
 MOST_READERS = 8
@@ -47,51 +50,29 @@ R = TypeVar("R")
 
 
 class ModelFacts(BaseModel):
-    """What is known of a model without its weights, as JSON.
-
-    Attributes:
-        name: the model's name.
-        revision: opaque; changes with the weights.
-        image_size: side in pixels that pictures are resized to.
-        random_weights: whether the weights are random, and predictions therefore meaningless.
-        context_length: the most tokens a text may have.
-        preprocess_cfg: open_clip's description of how pictures are preprocessed.
-    """
+    """What is known of a model without its weights, as JSON."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    revision: str
-    image_size: int
-    random_weights: bool
-    context_length: int
-    preprocess_cfg: dict[str, Any]
+    name: str  # the model's name
+    revision: str  # opaque; changes with the weights
+    image_size: int  # side in pixels that pictures are resized to
+    random_weights: bool  # whether the weights are random, and predictions therefore meaningless
+    context_length: int  # the most tokens a text may have
+    preprocess_cfg: dict[str, Any]  # open_clip's description of how pictures are preprocessed
 
 
 class EngineState(BaseModel):
-    """How an engine does.
+    """How an engine does."""
 
-    Attributes:
-        waiting: turns that wait for the model; one is about as much as it does at once.
-        busy_seconds: how long texts, images and scores have kept cores busy since the start.
-        text_features: the memory of prompts that were asked before.
-    """
-
-    waiting: float
+    waiting: float  # turns that wait for the model; one is about as much as it does at once
+    # How long texts, images and scores have kept cores busy since the start.
     busy_seconds: dict[str, float]
-    text_features: CacheUse
+    text_features: CacheUse  # the memory of prompts that were asked before
 
 
 class HostedModel(ABC):
-    """One model that is hosted.
-
-    Attributes:
-        facts: what is known of it.
-        name: its name.
-        revision: of its weights.
-        image_size: side in pixels that pictures are resized to.
-        random_weights: whether predictions are meaningless.
-    """
+    """One model that is hosted."""
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
@@ -121,9 +102,9 @@ class HostedModel(ABC):
     async def text_identities(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
     ) -> list[tuple[bytes, ...]]:
-        """See `craft_server.engine.identities`. Only tokenises, as `check_prompts` does."""
+        """See `craft_server.engine.prompts`. Only tokenises, as `check_prompts` does."""
         return await self._read(
-            identities.text_identities(prompts, classes, self._tokenizer.of(tenant)), tenant
+            text_identities(prompts, classes, self._tokenizer.of(tenant)), tenant
         )
 
     async def decode_images(
@@ -173,8 +154,8 @@ class HostedModel(ABC):
 
     async def score(
         self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
+        image_features: Array,
+        text_features: Array,
         dtype: Literal["float32", "float16"] = "float32",
         *,
         tenant: str = "",
@@ -202,12 +183,8 @@ class HostedModel(ABC):
         return scores
 
     async def score_parts(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> AsyncIterator[tuple[slice, slice, NDArray[np.float32]]]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> AsyncIterator[tuple[slice, slice, Array]]:
         """What `score` answers, in float32 and in parts of bounded size: for who keeps less of it.
 
         Yields:
@@ -243,9 +220,7 @@ class HostedModel(ABC):
         """
 
     @abstractmethod
-    async def encode_images(
-        self, images: Sequence[Tensor], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
         """Unit image features, [N, width], of what `decode_images` returned.
 
         Raises:
@@ -256,7 +231,7 @@ class HostedModel(ABC):
     @abstractmethod
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """Unit text features, [P, C, width], of prompts that `check_prompts` has passed.
 
         Raises:
@@ -266,12 +241,8 @@ class HostedModel(ABC):
 
     @abstractmethod
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """One part of `score_parts`, [P, N, C]: of at most about `SCORES_PER_TASK` numbers.
 
         Raises:
@@ -310,3 +281,48 @@ def preprocessing_of(
     )
     *_, to_tensor, normalise = image_transform_v2(described, is_train=False).transforms
     return view, lambda pixels: normalise(to_tensor(pixels))
+
+
+class RemoteModel(HostedModel):
+    """A hosted model in another process."""
+
+    async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
+        """See `HostedModel`."""
+        cuts = range(0, len(images), IMAGES_PER_MESSAGE)
+        parts = [torch.stack(list(images[i : i + IMAGES_PER_MESSAGE])).numpy() for i in cuts]
+        if not parts:
+            parts = [np.zeros((0, 3, self.image_size, self.image_size), np.float32)]
+        features = await asyncio.gather(*(self.encode_pixels(p, tenant=tenant) for p in parts))
+        return np.concatenate(features)
+
+    @abstractmethod
+    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
+        """Features [N, width] of preprocessed pictures [N, 3, S, S], a message's worth.
+
+        Raises:
+            Overloaded: too much work waits for the model.
+            WorkerDied: the engine is closed or broken.
+        """
+
+
+class Answering:
+    """Answers for an engine in this process, which other processes ask. Shapes: `HostedModel`."""
+
+    def __init__(self, engine: HostedModel) -> None:
+        self._engine = engine
+
+    async def encode_images(self, pixels: Array, *, tenant: str) -> Array:
+        """See `RemoteModel.encode_pixels`."""
+        images = list(torch.from_numpy(pixels.copy()))
+        return await self._engine.encode_images(images, tenant=tenant)
+
+    async def encode_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str
+    ) -> Array:
+        """See `HostedModel`."""
+        writable = replace(prompts, codes=prompts.codes.copy())
+        return await self._engine.encode_prompts(writable, classes, tenant=tenant)
+
+    async def log_probs(self, images: Array, texts: Array, *, tenant: str) -> Array:
+        """See `HostedModel`."""
+        return await self._engine.log_probs(images.copy(), texts.copy(), tenant=tenant)

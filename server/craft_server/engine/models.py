@@ -1,8 +1,4 @@
-"""Models: from the name an operator gives to a loaded CLIP model.
-
-It knows where models come from (the embedded pocket model, open_clip's factory), their revision,
-precision and device. It does not know prompts, batching or clients.
-"""
+"""Models: from the name an operator gives to a loaded CLIP model."""
 
 from __future__ import annotations
 
@@ -48,48 +44,31 @@ class ModelLoadError(Exception):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the operator asked for.
+    """What the operator asked for."""
 
-    Attributes:
-        name: `pocket`, or the name of an open_clip model such as `RN50`.
-        pretrained: one of open_clip's tags for that model, or the path of a local checkpoint;
-            without it an open_clip model has random weights, which only tests can use.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one.
-        precision: of the weights; `auto` is float16 on a GPU and float32 on a CPU; `fastest`
-            measures what the device multiplies fastest.
-    """
-
-    name: str = POCKET
+    name: str = POCKET  # `pocket`, or the name of an open_clip model such as `RN50`
+    # One of open_clip's tags for that model, or the path of a local checkpoint; without it an
+    # open_clip model has random weights, which only tests can use.
     pretrained: str | None = None
-    device: str = "auto"
+    device: str = "auto"  # `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one
+    # Of the weights; `auto` is float16 on a GPU and float32 on a CPU; `fastest` measures what the
+    # device multiplies fastest.
     precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device.
+    """A model in evaluation mode on its device."""
 
-    Attributes:
-        name: as the operator names it.
-        module: an `open_clip.model.CLIP` or `CustomTextCLIP`, or alike.
-        preprocess_cfg: open_clip's description of how pictures are preprocessed.
-        revision: 16 hexadecimal digits that change with the weights (not with the precision).
-        image_size: side in pixels.
-        logit_scale: the factor on the cosine similarities (exponentiated).
-        device: where the weights are.
-        dtype: the weights' precision.
-        random_weights: whether the predictions are meaningless.
-    """
-
-    name: str
-    module: nn.Module
-    preprocess_cfg: dict[str, Any]
-    revision: str
-    image_size: int
-    logit_scale: float
-    device: torch.device
-    dtype: torch.dtype
-    random_weights: bool
+    name: str  # as the operator names it
+    module: nn.Module  # an `open_clip.model.CLIP` or `CustomTextCLIP`, or alike
+    preprocess_cfg: dict[str, Any]  # open_clip's description of how pictures are preprocessed
+    revision: str  # 16 hexadecimal digits that change with the weights (not with the precision)
+    image_size: int  # side in pixels
+    logit_scale: float  # the factor on the cosine similarities (exponentiated)
+    device: torch.device  # where the weights are
+    dtype: torch.dtype  # the weights' precision
+    random_weights: bool  # whether the predictions are meaningless
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:

@@ -1,11 +1,11 @@
 """Prompts: what a request asks, checked against what the model can read.
 
-It knows which prompts and class names are valid and says what to do about those that are not. It
-only counts tokens; it does not compute embeddings.
+It only counts tokens; it does not compute embeddings.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,20 +20,16 @@ from craft_shared.problems import FieldError
 from craft_shared.wire import Context
 from craft_shared.wire.predictions import MAX_CODE
 
+Array = NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts: the templates, in order, and after them the codes.
+    """P prompts: the templates, in order, and after them the codes."""
 
-    Attributes:
-        templates: texts with one `{}` for the class name.
-        context: the codes' search space; without codes it is ignored.
-        codes: float32 [K, dim]; K may be 0.
-    """
-
-    templates: tuple[str, ...]
-    context: Context | None
-    codes: NDArray[np.float32]
+    templates: tuple[str, ...]  # texts with one `{}` for the class name
+    context: Context | None  # the codes' search space; without codes it is ignored
+    codes: Array  # float32 [K, dim]; K may be 0
 
     @property
     def count(self) -> int:
@@ -198,3 +194,36 @@ def _reserved(field: str, word: str) -> FieldError:
         message=f"it holds '{word}', which the tokenizer reserves",
         remedy="Leave these characters out.",
     )
+
+
+def text_identities(
+    prompts: Prompts, classes: Sequence[str], tokens: Tokens
+) -> Generator[None, None, list[tuple[bytes, ...]]]:
+    """Of each of P prompts the identities of its C texts, 32 bytes each; in steps.
+
+    The prompts and classes are ones that `check_prompts` has passed.
+    """
+    found: list[tuple[bytes, ...]] = []
+    for template in prompts.templates:
+        sequences = yield from in_steps(tokens.template(template), classes)
+        texts = yield from in_steps(_identity, sequences)
+        found.append(tuple(texts))
+    if prompts.context is not None and len(prompts.codes):
+        init, space = prompts.context.init, prompts.context.model_dump_json().encode()
+        words = len(tokens.words(init)).to_bytes(4, "little")
+        sequences = yield from in_steps(partial(tokens.context, init), classes)
+        # Adding nothing takes the sign from a zero.
+        for code in prompts.codes + np.float32(0):
+            moved = space + words + code.astype("<f4").tobytes() if code.any() else b""
+            texts = yield from in_steps(partial(_identity, moved=moved), sequences)
+            found.append(tuple(texts))
+    return found
+
+
+def prompt_identity(texts: Sequence[bytes]) -> str:
+    """The identity of a prompt that has these texts, in whatever order: hexadecimal."""
+    return hashlib.sha256(b"".join(sorted(texts))).hexdigest()
+
+
+def _identity(sequence: Ids, moved: bytes = b"") -> bytes:
+    return hashlib.sha256(np.array(sequence, "<i4").tobytes() + moved).digest()

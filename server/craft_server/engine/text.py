@@ -5,8 +5,7 @@ sequences are cut there; and texts with the same beginning share its keys and va
 computed once. Nothing is padded: the tokens of all texts of all prompts are the rows of one matrix,
 and in attention, masked, a few dozen of them stand side by side. It saves once more at either end:
 in the first layer a text's own tokens are the same under every prompt, and of the last layer only
-the end token is needed. It knows open_clip's text transformer (`open_clip.model.CLIP`, or the
-`text` part of `CustomTextCLIP`). It does not know tokenizers, contexts or how work is cut.
+the end token is needed.
 
 Shapes: P prompts, C texts a prompt, L shared tokens, S own tokens of a text, T own tokens of all C
 texts, W the tower's width.
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any
 
@@ -25,11 +25,57 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
-from craft_server.engine.packs import Pack
+from craft_server.engine.tokens import Ids, shared_length
 
 FIRST_LAYER_CACHE_BYTES = 64 * 2**20
 # Texts attend together, masked, in chunks: fewer steps for a little more arithmetic.
 CHUNK_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Some prompts with some classes."""
+
+    prompts: range  # the prompts, as a range of indices
+    prefix: Ids  # the tokens that all texts share
+    classes: tuple[int, ...]  # the classes' indices; shorter texts come first
+    suffixes: tuple[Ids, ...]  # each class's own tokens, which come after the prefix; at least one
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens are read: prompts x (shared tokens + all own tokens)."""
+        return len(self.prompts) * (len(self.prefix) + sum(map(len, self.suffixes)))
+
+
+def packs(sequences: Sequence[Ids], *, prompts: int, max_tokens: int) -> Iterator[Pack]:
+    """Cuts prompts x classes into packs of about `max_tokens` tokens, never none.
+
+    Args:
+        sequences: for each class, the tokens of its text under each of the prompts (which only
+            differ in what the tokens' embeddings are).
+        prompts: how many prompts.
+        max_tokens: bound on `Pack.tokens`, as far as one prompt with one class allows.
+    """
+    cut = shared_length(sequences)
+    prefix = sequences[0][:cut]
+    for classes in _class_slices([len(sequence) - cut for sequence in sequences], max_tokens):
+        suffixes = tuple(sequences[i][cut:] for i in classes)
+        step = max(1, max_tokens // (cut + sum(map(len, suffixes))))
+        for first in range(0, prompts, step):
+            yield Pack(range(first, min(first + step, prompts)), prefix, tuple(classes), suffixes)
+
+
+def _class_slices(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices by length, cut so that each slice's lengths add up to at most `max_tokens`."""
+    members: list[int] = []
+    total = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if members and total + lengths[i] > max_tokens:
+            yield members
+            members, total = [], 0
+        members.append(i)
+        total += lengths[i]
+    yield members
 
 
 class UnsupportedTowerError(ValueError):
@@ -38,30 +84,20 @@ class UnsupportedTowerError(ValueError):
 
 @dataclass(frozen=True)
 class Moved:
-    """A pack with the embeddings of the words after the start token, where a code moves them.
+    """A pack with the embeddings of the words after the start token, where a code moves them."""
 
-    Attributes:
-        pack: the texts.
-        words: [P, moved words, W], or None where the texts are read as they stand (P is 1).
-        tenant: whose texts they are; what is remembered of them serves nobody else's.
-    """
-
-    pack: Pack
+    pack: Pack  # the texts
+    # [P, moved words, W], or None where the texts are read as they stand (P is 1).
     words: Tensor | None
-    tenant: str = ""
+    tenant: str = ""  # whose texts they are; what is remembered of them serves nobody else's
 
 
 @dataclass(frozen=True)
 class _Own:
-    """What the texts' own tokens are before any prompt has been seen.
+    """What the texts' own tokens are before any prompt has been seen."""
 
-    Attributes:
-        placed: embeddings with positions, [T, W].
-        joint: the first layer's queries, keys and values, [T, 3 W].
-    """
-
-    placed: Tensor
-    joint: Tensor
+    placed: Tensor  # embeddings with positions, [T, W]
+    joint: Tensor  # the first layer's queries, keys and values, [T, 3 W]
 
     @property
     def nbytes(self) -> int:
@@ -70,12 +106,7 @@ class _Own:
 
 
 class TextTower:
-    """The causal text tower of an open_clip model.
-
-    Attributes:
-        width: of the token embeddings.
-        context_length: the most tokens a text may have.
-    """
+    """The causal text tower of an open_clip model."""
 
     def __init__(self, model: nn.Module) -> None:
         # Modules of several classes, which share attributes but no type.
@@ -173,33 +204,22 @@ class TextTower:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Tokens of a pack that attend together: of whole texts; in the first chunk, shared ones too.
+    """Tokens of a pack that attend together: of whole texts, and at first the shared ones."""
 
-    Attributes:
-        where: they stand, among the L + T tokens of a prompt.
-        ends: of these tokens the end tokens, int64 [texts].
-        seen: which tokens each of them sees, of the shared ones and its own text, up to itself;
-            bool [tokens, L + tokens], in the first chunk [tokens, tokens].
-    """
-
-    where: slice
-    ends: Tensor
+    where: slice  # they stand, among the L + T tokens of a prompt
+    ends: Tensor  # of these tokens the end tokens, int64 [texts]
+    # Which tokens each of them sees, of the shared ones and its own text, up to itself; bool
+    # [tokens, L + tokens], in the first chunk [tokens, tokens].
     seen: Tensor
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where a pack's tokens stand: for each prompt its L shared tokens, then the texts' own.
+    """Where a pack's tokens stand: for each prompt its L shared tokens, then the texts' own."""
 
-    Attributes:
-        prompts: P.
-        shared: L.
-        chunks: the tokens of a prompt, in their order.
-    """
-
-    prompts: int
-    shared: int
-    chunks: tuple[_Chunk, ...]
+    prompts: int  # P
+    shared: int  # L
+    chunks: tuple[_Chunk, ...]  # the tokens of a prompt, in their order
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> _Rows:

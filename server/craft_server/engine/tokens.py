@@ -1,8 +1,7 @@
 """Tokens: from texts to token ids, whole and never silently truncated.
 
-It knows the tokenizer and how a prompt and a class name become one text. Texts and words are
-remembered for each tenant apart, so that nobody can tell by the clock which ones others use. It
-does not know embeddings or the model, nor who a tenant is.
+Texts and words are remembered for each tenant apart, so that nobody can tell by the clock which
+ones others use.
 """
 
 from __future__ import annotations
@@ -46,11 +45,7 @@ def in_steps(function: Callable[[T], R], items: Sequence[T]) -> Generator[None, 
 
 
 class Tokens:
-    """How one tenant's texts are read; thread-safe.
-
-    Attributes:
-        context_length: the most tokens a text may have, start and end token included.
-    """
+    """How one tenant's texts are read; thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.context_length = tokenizer.context_length
@@ -133,9 +128,7 @@ class Tokenizer:
     def encode(self, words: dict[str, str], text: str) -> Ids:
         """The ids of a text, without start and end token.
 
-        Args:
-            words: what open_clip remembers of earlier texts, and where it notes what it reads now.
-            text: to read.
+        `words` is what open_clip remembers of earlier texts; it adds what it reads now.
         """
         with self._lock:
             if len(words) > MAX_REMEMBERED_WORDS:

@@ -27,12 +27,7 @@ PADDING = 0
 
 
 class UncutTextTower:
-    """The text tower of an open_clip model, of whatever kind, with open_clip's own tokenizer.
-
-    Attributes:
-        width: of the token embeddings.
-        context_length: the tokens of every text, padding included.
-    """
+    """The text tower of an open_clip model, of whatever kind, with open_clip's own tokenizer."""
 
     def __init__(self, model: nn.Module) -> None:
         tower: Any = getattr(model, "text", model)

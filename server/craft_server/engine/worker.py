@@ -1,9 +1,5 @@
 """The threads that run the model, and the queue before them.
 
-It knows how to take turns fairly, to do tasks of one kind together, and to hand each its own result
-or error. It does not know what tasks do, whose they are, nor anything about a particular event
-loop.
-
 Work is counted in turns: a task of one turn is about as much as should run at once. Among tenants
 the one that has had the least work goes next, and among a tenant's calls alike (a form of
 start-time fair queueing, Goyal et al., SIGCOMM 1996), so that neither a tenant with many calls nor
@@ -64,17 +60,11 @@ class _TurnIsOver(Exception):  # noqa: N818 - nothing is wrong
 
 @dataclass(frozen=True)
 class Task(Generic[P]):
-    """Something to be done.
+    """Something to be done."""
 
-    Attributes:
-        payload: what its kind is given.
-        turns: how much work it is, as a share of what should run at once.
-        wide: whether it uses all cores.
-    """
-
-    payload: P
-    turns: float
-    wide: bool = False
+    payload: P  # what its kind is given
+    turns: float  # how much work it is, as a share of what should run at once
+    wide: bool = False  # whether it uses all cores
 
 
 class _Promise(Future[R]):

@@ -1,7 +1,7 @@
 """The ledger: who may call, within which bounds, and what was charged.
 
-`keys` knows who calls, `budgets` what bounds them, `prices` what units cost, `charges` what was
-charged, `leases` which server processes live, `calls` which answers can be given again. Every
-function takes the `Connection` of a transaction that the caller opened. The ledger counts integers;
-it does not know models or HTTP.
+`keys` has who calls, `budgets` what bounds them, `prices` what units cost, `charges` reservations
+and what becomes of them, `calls` answers that can be given again, `leases` the living server
+processes; `account` and `exports` read, and `administration` serves the operator. Every function
+takes the `Connection` of a transaction that its caller opened.
 """

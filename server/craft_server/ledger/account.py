@@ -1,18 +1,27 @@
 """A key's account as the key reads it: its lines, their sums, what one call did cost.
 
-It only reads, within its caller's transaction. It does not know how a line comes to be.
+It only reads, within its caller's transaction.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
 from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.keys import Caller
-from craft_server.ledger.tables import CHARGES, TOTALS
-from craft_shared.units import UNITS, Units
+from craft_server.ledger.tables import BUDGETS, CHARGES, RESERVED, TOTALS
+from craft_shared.units import MEASURES, UNITS, Measure, Units
 from craft_shared.wire import Charge, Cost, Usage
+
+DAY_MS = 86_400_000
+# Of lines; PostgreSQL's sums of BIGINT are NUMERIC.
+SUMS = tuple(
+    sa.cast(sa.func.sum(CHARGES.c[measure]), sa.BigInteger).label(measure) for measure in MEASURES
+)
 
 
 def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at: int) -> Cost:
@@ -62,3 +71,77 @@ def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
 def units_of(row: sa.Row[tuple[object, ...]]) -> Units:
     """The units in a row that has a column for each."""
     return Units(**{unit: row._mapping[unit] for unit in UNITS})
+
+
+@dataclass(frozen=True)
+class Day:
+    """What was charged on one day (UTC); `start` is its beginning in milliseconds."""
+
+    start: int
+    units: Units
+    cost_micros: int
+
+
+def daily(connection: sa.Connection, key_id: int, *, days: int, at: int) -> list[Day]:
+    """What the key was charged on each of so many days until now, the oldest first.
+
+    Calls that still run are left out, and so are refunded ones.
+    """
+    today = at // DAY_MS
+    first = today - days + 1
+    # Written out, because PostgreSQL takes two parameters for two different expressions.
+    day = CHARGES.c.at // sa.literal_column(str(DAY_MS))
+    rows = connection.execute(
+        sa.select(day.label("day"), *SUMS)
+        .where(
+            CHARGES.c.key_id == key_id,
+            CHARGES.c.state == "settled",
+            CHARGES.c.at >= first * DAY_MS,
+        )
+        .group_by(day)
+    )
+    charged = {row.day: Day(row.day * DAY_MS, units_of(row), row.cost_micros) for row in rows}
+    return [charged.get(n, Day(n * DAY_MS, Units(), 0)) for n in range(first, today + 1)]
+
+
+def newest(connection: sa.Connection, key_id: int, *, limit: int) -> list[Charge]:
+    """The key's newest lines, the newest first; refunded ones are left out."""
+    rows = connection.execute(
+        sa.select(CHARGES)
+        .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded")
+        .order_by(CHARGES.c.line.desc())
+        .limit(limit)
+    )
+    return [as_charge(row) for row in rows]
+
+
+@dataclass(frozen=True)
+class LedgerMeasures:
+    """The ledger at one moment."""
+
+    open_reservations: int  # calls whose units are set aside
+    # Budgets of which more is spent and reserved than their limit; 0, or the ledger is broken.
+    overshoot: int
+    settled: Mapping[Measure, int]  # of each measure what all keys together were charged
+
+
+_MEASURE = sa.select(
+    sa.select(sa.func.count())
+    .select_from(CHARGES)
+    .where(RESERVED)
+    .scalar_subquery()
+    .label("open_reservations"),
+    sa.select(sa.func.count())
+    .select_from(BUDGETS)
+    .where(BUDGETS.c.spent + BUDGETS.c.reserved > BUDGETS.c.limit)
+    .scalar_subquery()
+    .label("overshoot"),
+    *(sa.func.coalesce(sa.func.sum(TOTALS.c[measure]), 0).label(measure) for measure in MEASURES),
+)
+
+
+def measure(connection: sa.Connection) -> LedgerMeasures:
+    """Reads the numbers; one statement."""
+    row = connection.execute(_MEASURE).one()
+    settled = {name: int(row._mapping[name]) for name in MEASURES}
+    return LedgerMeasures(row.open_reservations, row.overshoot, settled)

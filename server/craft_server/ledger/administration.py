@@ -1,6 +1,6 @@
 """What an operator asks for, on the command line or over the API, each in one transaction.
 
-It puts `keys` and `budgets` together and speaks the wire's messages; it does not know who asks.
+It puts `keys` and `budgets` together and speaks the wire's messages.
 """
 
 from __future__ import annotations
@@ -26,17 +26,11 @@ from craft_shared.wire import (
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose budgets are meant: a key's or a team's.
+    """Whose budgets are meant: a key's or a team's."""
 
-    Attributes:
-        key_id: of the key; None for a team.
-        team_id: of the team; None for a key.
-        bound_by_team: the key's team, whose budgets bound it too.
-    """
-
-    key_id: int | None = None
-    team_id: int | None = None
-    bound_by_team: int | None = None
+    key_id: int | None = None  # of the key; None for a team
+    team_id: int | None = None  # of the team; None for a key
+    bound_by_team: int | None = None  # the key's team, whose budgets bound it too
 
 
 def key_holder(connection: sa.Connection, prefix: str) -> Holder:
@@ -118,14 +112,9 @@ def set_budgets(
         LimitBelowUse: of the first that cannot be; the transaction must be undone.
     """
     for one in wanted:
+        budget = one.model_dump()
         budgets.set_budget(
-            connection,
-            key_id=holder.key_id,
-            team_id=holder.team_id,
-            unit=one.unit,
-            window=one.window,
-            limit=one.limit,
-            at=at,
+            connection, key_id=holder.key_id, team_id=holder.team_id, at=at, **budget
         )
 
 
@@ -137,22 +126,13 @@ def top_up(connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetTop
         LimitTooLarge: of the first that would be; the transaction must be undone.
     """
     for one in wanted:
-        budgets.top_up(
-            connection,
-            key_id=holder.key_id,
-            team_id=holder.team_id,
-            unit=one.unit,
-            window=one.window,
-            amount=one.amount,
-        )
+        budgets.top_up(connection, key_id=holder.key_id, team_id=holder.team_id, **one.model_dump())
 
 
 def show_budgets(connection: sa.Connection, holder: Holder, at: int) -> list[Budget]:
     """The budgets that bound the key (its own and its team's), or the team's."""
-    if holder.key_id is not None:
-        return budgets.list_budgets(connection, holder.key_id, holder.bound_by_team, at)
-    assert holder.team_id is not None  # noqa: S101 - one of the two is given
-    return budgets.list_team_budgets(connection, holder.team_id, at)
+    team_id = holder.team_id or holder.bound_by_team
+    return budgets.list_budgets(connection, holder.key_id, team_id, at)
 
 
 def _shown(connection: sa.Connection, secret: str) -> KeySecret:

@@ -44,23 +44,13 @@ class LimitTooLarge(Exception):  # noqa: N818 - reads as what it is where it is 
         super().__init__(f"the limit of {unit} ({window}) would be more than {MAX_INTEGER}")
 
 
-def of_key(key_id: int, team_id: int | None) -> sa.ColumnElement[bool]:
-    """The condition on budgets that bound a key: its own and its team's."""
-    own = BUDGETS.c.key_id == key_id
-    return own if team_id is None else sa.or_(own, BUDGETS.c.team_id == team_id)
-
-
 def list_budgets(
-    connection: sa.Connection, key_id: int, team_id: int | None, at: int
+    connection: sa.Connection, key_id: int | None, team_id: int | None, at: int
 ) -> list[Budget]:
-    """All budgets that bound the key; a measure without one is not bounded."""
-    rows = connection.execute(sa.select(BUDGETS).where(of_key(key_id, team_id)))
-    return in_order([as_budget(row, at) for row in rows])
-
-
-def list_team_budgets(connection: sa.Connection, team_id: int, at: int) -> list[Budget]:
-    """All budgets that a team's keys share."""
-    rows = connection.execute(sa.select(BUDGETS).where(BUDGETS.c.team_id == team_id))
+    """All budgets of the key and of the team; a measure without one is not bounded."""
+    holders = ((BUDGETS.c.key_id, key_id), (BUDGETS.c.team_id, team_id))
+    bounding = sa.or_(*(column == holder for column, holder in holders if holder is not None))
+    rows = connection.execute(sa.select(BUDGETS).where(bounding))
     return in_order([as_budget(row, at) for row in rows])
 
 

@@ -45,17 +45,11 @@ class StoredAnswer:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A call that is made under an idempotency key.
+    """A call that is made under an idempotency key."""
 
-    Attributes:
-        key: the idempotency key.
-        fingerprint: of method, address and body: what makes it the same call.
-        repeatable: whether doing it twice does no harm.
-    """
-
-    key: str
-    fingerprint: str
-    repeatable: bool
+    key: str  # the idempotency key
+    fingerprint: str  # of method, address and body: what makes it the same call
+    repeatable: bool  # whether doing it twice does no harm
 
 
 class KeyReused(Exception):  # noqa: N818 - reads as what it is where it is caught
@@ -76,34 +70,21 @@ class AnswerGone(Exception):  # noqa: N818 - the problem type's name
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a call under an idempotency key, without its answer.
+    """What is known of a call under an idempotency key, without its answer."""
 
-    Attributes:
-        id: of the record.
-        fingerprint: of the call.
-        done: whether it was answered.
-        charge_id: what it was charged; None where it was free.
-        resolution: what it was resolved to; None where it cannot be computed anew.
-    """
-
-    id: int
-    fingerprint: str
-    done: bool
-    charge_id: int | None
-    resolution: str | None
+    id: int  # of the record
+    fingerprint: str  # of the call
+    done: bool  # whether it was answered
+    charge_id: int | None  # what it was charged; None where it was free
+    resolution: str | None  # what it was resolved to; None where it cannot be computed anew
 
 
 @dataclass(frozen=True)
 class Made:
-    """The call was made before.
+    """The call was made before."""
 
-    Attributes:
-        answer: what was answered; None where its bytes are gone.
-        record: of the call.
-    """
-
-    answer: StoredAnswer | None
-    record: Record
+    answer: StoredAnswer | None  # what was answered; None where its bytes are gone
+    record: Record  # of the call
 
 
 # Of one call, so that what is charged once is not worked on without end.
@@ -342,12 +323,8 @@ def acknowledge(connection: sa.Connection, key_id: int, key: str) -> None:
 def evict(connection: sa.Connection, *, most_bytes: int, before: int) -> bool:
     """Takes a step towards keeping stored answers within their bounds; whether more are due.
 
-    A step is short, so that other writers need not wait long.
-
-    Args:
-        connection: of a writing transaction.
-        most_bytes: of all repeatable calls' answers together; past it the oldest bytes go.
-        before: records of calls before this time go whole.
+    A step is short, so that other writers need not wait long. Past `most_bytes` of all repeatable
+    calls' answers the oldest bytes go; records of calls before the time `before` go whole.
     """
     if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
         lock = sa.func.hashtextextended("stored answers", 2)

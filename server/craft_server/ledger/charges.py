@@ -28,25 +28,17 @@ from craft_shared.wire import Budget, Cost
 
 @dataclass(frozen=True)
 class Work:
-    """What a call is charged for.
+    """What a call is charged for."""
 
-    Attributes:
-        call: the kind of call.
-        model: the model's name.
-        revision: the model's.
-        units: what it takes.
-        run: what the client calls the run that it is part of.
-    """
-
-    call: str
-    model: str
-    revision: str
-    units: Units
-    run: str | None = None
+    call: str  # the kind of call
+    model: str  # the model's name
+    revision: str  # the model's
+    units: Units  # what it takes
+    run: str | None = None  # what the client calls the run that it is part of
 
 
 @dataclass(frozen=True)
-class Hold:
+class Allocation:
     """What a charge has set aside of a budget, in the window that began at `start`."""
 
     budget: int
@@ -57,19 +49,12 @@ class Hold:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Units set aside.
+    """Units set aside."""
 
-    Attributes:
-        charge_id: of the ledger's line.
-        key_id: of who pays.
-        holds: in the order of budgets' ids.
-        cost: what the call will have cost when it is settled.
-    """
-
-    charge_id: int
-    key_id: int
-    holds: Sequence[Hold]
-    cost: Cost
+    charge_id: int  # of the ledger's line
+    key_id: int  # of who pays
+    holds: Sequence[Allocation]  # in the order of budgets' ids
+    cost: Cost  # what the call will have cost when it is settled
 
 
 @dataclass(frozen=True)
@@ -130,7 +115,7 @@ def _hold(
     )
 
 
-def _let_go(
+def _release(
     budget: sa.ColumnElement[int],
     start: sa.ColumnElement[int],
     amount: sa.ColumnElement[int],
@@ -164,7 +149,7 @@ def _of_each_hold(change: Callable[..., sa.Update], *names: str) -> Statement:
 
 
 _HOLD = _of_each_hold(_hold, "budget", "start", "amount")
-_LET_GO = _of_each_hold(_let_go, "budget", "start", "amount", "spend")
+_RELEASE = _of_each_hold(_release, "budget", "start", "amount", "spend")
 # Until the transaction ends the key's reservations wait for each other here, after its budgets.
 _COUNT_LINE = Statement(
     sa.update(TOTALS)
@@ -255,13 +240,8 @@ def reserve(
 ) -> Reservation:
     """Sets the work's units and price aside in every budget of the key; writes the ledger's line.
 
-    Args:
-        connection: of a writing transaction, which must be undone if this raises.
-        payer: whose budgets.
-        work: what for.
-        holder: the server process that does it, whose lease must be alive.
-        at: now.
-        caller: whose call it is; None for the payer's own.
+    `caller` is whose call it is, if not the payer's own; `holder` is the server process that does
+    the work, whose lease must be alive. If this raises, the transaction must be undone.
 
     Raises:
         BudgetExhausted: a budget does not cover it.
@@ -273,7 +253,7 @@ def reserve(
     needed = _amounts(work.units, cost_micros)
     budgets = [as_budget(row, at) for row in rows]
     holds = [
-        Hold(
+        Allocation(
             row.id, max(row.window_start, window_start(row.window, at)), needed[row.unit], row.unit
         )
         for row in rows
@@ -325,12 +305,8 @@ def settle(
 ) -> list[Result]:
     """Turns the reservation into spending.
 
-    Args:
-        connection: of a writing transaction, which must be undone if this raises.
-        reservation: that the work was done for.
-        at: now.
-        along: statements that travel to the database along with this one's.
-        cost: what was done, where that is less (`cost_of_less`): the rest is given back.
+    The statements `along` travel to the database with this one's. Where less was done, `cost` says
+    what (`cost_of_less`), and the rest is refunded. If this raises, the transaction must be undone.
 
     Returns:
         The results of `along`.
@@ -348,7 +324,7 @@ def settle(
     _, _, *results = run(
         connection,
         (
-            _LET_GO,
+            _RELEASE,
             [
                 {**_held(hold, hold.amount), "spend": charged[hold.unit]}
                 for hold in reservation.holds
@@ -367,7 +343,7 @@ def refund(connection: sa.Connection, charge_id: int, at: int) -> None:
         ChargeClosed: it was settled or refunded before.
     """
     holds = json.loads(_close(connection, charge_id, "refunded", at))
-    run(connection, (_LET_GO, [{**hold, "spend": 0} for hold in holds]))
+    run(connection, (_RELEASE, [{**hold, "spend": 0} for hold in holds]))
 
 
 def refund_all(connection: sa.Connection, held: sa.ColumnElement[bool], at: int) -> int:
@@ -414,7 +390,7 @@ def _amounts(units: Units, cost_micros: int) -> dict[str, int]:
     return {**units.model_dump(), "cost_micros": cost_micros}
 
 
-def _held(hold: Hold, amount: int) -> dict[str, int]:
+def _held(hold: Allocation, amount: int) -> dict[str, int]:
     return {"budget": hold.budget, "start": hold.start, "amount": amount}
 
 

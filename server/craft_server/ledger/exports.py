@@ -1,8 +1,7 @@
 """The ledger written out: every line that charges something, as CSV or JSON Lines.
 
 Lines come in pages, each of which examines so many lines and no more, so that a ledger of any
-length needs the same memory and no page takes longer than the others. It does not know where they
-go.
+length needs the same memory and no page takes longer than the others.
 """
 
 from __future__ import annotations
@@ -50,15 +49,10 @@ _LINES = (
 
 @dataclass(frozen=True)
 class Page:
-    """Some lines, in order; none does not mean that no more follow.
+    """Some lines, in order; none does not mean that no more follow."""
 
-    Attributes:
-        lines: of the page.
-        next_after: where the next page begins; None after the last one.
-    """
-
-    lines: list[UsageLine]
-    next_after: int | None
+    lines: list[UsageLine]  # of the page
+    next_after: int | None  # where the next page begins; None after the last one
 
 
 def page(connection: sa.Connection, selection: Selection, *, after: int = 0) -> Page:

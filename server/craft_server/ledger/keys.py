@@ -40,27 +40,16 @@ _NEWEST_FIRST = (KEY_SECRETS.c.created_at.desc(), KEY_SECRETS.c.prefix)
 
 @dataclass(frozen=True)
 class Rates:
-    """What a key may do at most; None is not bounded.
+    """What a key may do at most; None is not bounded."""
 
-    Attributes:
-        requests_per_minute: HTTP calls.
-        predictions_per_minute: prompts scored against one image.
-        concurrency: charged calls at a time.
-    """
-
-    requests_per_minute: int | None = None
-    predictions_per_minute: int | None = None
-    concurrency: int | None = None
+    requests_per_minute: int | None = None  # HTTP calls
+    predictions_per_minute: int | None = None  # prompts scored against one image
+    concurrency: int | None = None  # charged calls at a time
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: the key, the owner whose objects it sees, and what it may do.
-
-    Attributes:
-        policies: what may be answered, as `craft_server.policy` writes it.
-        used_up: whether a budget that bounds the key had nothing left, or its window has passed.
-    """
+    """Who calls: the key, the owner whose objects it sees, and what it may do."""
 
     key_id: int
     prefix: str
@@ -68,7 +57,8 @@ class Caller:
     team_id: int | None
     scopes: frozenset[str]
     rates: Rates
-    policies: str | None = None
+    policies: str | None = None  # what may be answered, as `craft_server.policy` writes it
+    # Whether a budget that bounds the key had nothing left, or its window has passed.
     used_up: bool = False
 
     @property

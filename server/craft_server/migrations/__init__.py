@@ -1,4 +1,4 @@
-"""The schema's history, applied with Alembic. It knows the order of revisions, not the tables' use.
+"""The schema's history, applied with Alembic.
 
 From 0003 on a revision only adds: tables, columns that may be null or have a default, indexes. So a
 server of the revision before goes on while and after another one migrates.
@@ -13,6 +13,16 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+
+# So that METADATA has all tables.
+import craft_server.adapters.tables
+import craft_server.asked_prompts
+import craft_server.console.sessions
+import craft_server.image_sets
+import craft_server.ledger.tables
+import craft_server.noise
+import craft_server.run_reports  # noqa: F401
+from craft_server.database import METADATA as METADATA
 
 LOCK_TIMEOUT_MS = 5000
 _LOCK = 0x63726166745F6462  # any number that nothing else on the PostgreSQL server locks

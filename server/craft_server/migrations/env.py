@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from craft_server.tables import METADATA
+from craft_server.migrations import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -3,8 +3,6 @@
 The engine is asked as the server asks it, on a CPU; times are medians. On a machine that has other
 work to do, `shared` measures in processor time, which that work does not take: what keeps cores
 busy by itself would take as much of the clock's time on a machine of its own.
-
-It knows the engine; it does not know runs, HTTP, or what a plan makes of the numbers.
 """
 
 from __future__ import annotations
@@ -32,11 +30,10 @@ from craft_server.decoding.pixels import decode
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_server.engine.engine import MOST_THREADS, TOKENS_PER_TASK
 from craft_server.engine.hosted import preprocessing_of
-from craft_server.engine.packs import packs
-from craft_server.plan.architecture import Architecture
-from craft_server.plan.constants import Machine, ModelCost, Precision, TextRates
-from craft_server.plan.names import context, texts_of
-from craft_server.plan.text_work import multiply_adds
+from craft_server.engine.text import packs
+from craft_server.plan.costs import Architecture, Machine, ModelCost, Precision, TextRates
+from craft_server.plan.runs import PLAIN, Texts, multiply_adds
+from craft_shared.wire import Context
 
 # Names of one word and of two, as classes have them.
 # fmt: off
@@ -85,6 +82,11 @@ def picture(side: int, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
+def context(dim: int, seed: int) -> Context:
+    """The search space of codes that move the plain prompt."""
+    return Context(init=PLAIN, dim=dim, seed=seed, scale=3.0)
+
+
 def memory(name: str, process: str = "self") -> int:
     """Bytes of `VmRSS` or `VmHWM` of a process; 0 where /proc does not tell."""
     try:
@@ -131,7 +133,7 @@ def _text_rates(
     cores: int,
     busy: _Stopwatch,
 ) -> TextRates:
-    texts = texts_of(architecture.name, NAMES)
+    texts = Texts.of_names(architecture.name, NAMES)
     space = context(_DIM, seed=1)
     rng = np.random.default_rng(1)
     bound = TOKENS_PER_TASK["cpu"]

@@ -1,16 +1,10 @@
-"""The model's process as an ASGI application: its operations, for the server's other processes.
-
-It knows how arrays travel and that a caller who has gone waits no more. It does not know the
-public API, keys or money; nobody but the server itself can reach it.
-"""
+"""The model's process as an ASGI application: its operations, for the server's other processes."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,8 +12,9 @@ from starlette.routing import Route
 
 from craft_server.api.middleware import HangUpMiddleware
 from craft_server.engine import HostedModel, Prompts
-from craft_server.engine.remote import Answering
-from craft_server.processes.protocol import (
+from craft_server.engine.hosted import Answering
+from craft_server.engine.prompts import Array
+from craft_server.processes.remote_engine import (
     ENCODE_IMAGES,
     ENCODE_PROMPTS,
     FACTS,
@@ -31,8 +26,6 @@ from craft_server.processes.protocol import (
 )
 from craft_shared import codec
 from craft_shared.wire import Context
-
-Array = NDArray[np.float32]
 
 
 def engine_app(engine: HostedModel) -> Starlette:

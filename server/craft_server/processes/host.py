@@ -1,8 +1,4 @@
-"""A server of several processes: one with the model, some that speak HTTP.
-
-It knows which processes there are and what each is given. It does not know how they are kept
-running, nor what an answer is.
-"""
+"""A server of several processes: one with the model, some that speak HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from craft_server.processes.supervisor import Supervisor, at_the_end_of
-from craft_server.serving.failures import told
+from craft_server.serving.listening import exit_on
 from craft_server.settings import Settings
 
 _COMMON_MODULES = ["craft_server.app", "craft_server.engine", "craft_server.processes.engine_app"]
@@ -31,10 +27,7 @@ _POLL_SECONDS = 0.05
 def host(settings: Settings, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Serves with `settings.workers` processes that speak HTTP, until SIGTERM or SIGINT.
 
-    Args:
-        settings: of the operator.
-        listener: bound to the address.
-        announce: called once calls are answered.
+    `announce` is called once calls are answered.
 
     Raises:
         SystemExit: the model cannot be loaded; its process has said why.
@@ -72,11 +65,10 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
     from craft_server.engine import ModelLoadError
     from craft_server.logs import configure_logging
     from craft_server.processes.engine_app import engine_app
-    from craft_server.serving.listening import keep_what_is_loaded
-    from craft_server.serving.model import engine_of, introduce
+    from craft_server.serving.listening import engine_of, introduce, keep_what_is_loaded
 
     configure_logging(settings.log_level)
-    with told(ModelLoadError), closing(engine_of(settings)) as engine:
+    with exit_on(ModelLoadError), closing(engine_of(settings)) as engine:
         introduce(engine)
         config = uvicorn.Config(
             engine_app(engine), uds=str(address), log_config=None, access_log=False
@@ -101,7 +93,11 @@ def _http_process(
     end = partial(os.kill, os.getpid(), signal.SIGTERM)
     at_the_end_of(line, end)
     configure_logging(settings.log_level)
-    with told(TracingUnavailable), tracing("craft-server"), suppress(KeyboardInterrupt):
+    with (
+        exit_on(TracingUnavailable),
+        tracing("craft-server", database=True),
+        suppress(KeyboardInterrupt),
+    ):
         engine = RemoteEngine.connect(address, on_other_weights=end)
         run_draining(create_app(settings, engine), settings, listener)
 

@@ -1,7 +1,4 @@
-"""The model in another process of the same server, reached over a Unix socket.
-
-It knows how to ask and what silence means. It does not know who starts the other process.
-"""
+"""The model in another process of the same server, reached over a Unix socket."""
 
 from __future__ import annotations
 
@@ -12,36 +9,36 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 
-from craft_server.engine import EngineState, ModelFacts, Prompts, WorkerDied
-from craft_server.engine.remote import RemoteModel
-from craft_server.processes.protocol import (
-    ENCODE_IMAGES,
-    ENCODE_PROMPTS,
-    FACTS,
-    LOG_PROBS,
-    REFUSALS,
-    REFUSED_STATUS,
-    REVISION_HEADER,
-    STATE,
-)
+from craft_server.engine import EngineState, ModelFacts, Overloaded, Prompts, WorkerDied
+from craft_server.engine.hosted import RemoteModel
+from craft_server.engine.prompts import Array
 from craft_shared import codec
 
 # After a failure calls are refused at once for so long, instead of each finding out.
 PAUSE_SECONDS = 0.5
 _CONNECT_SECONDS = 5
 _URL = "http://engine"
+ENCODE_IMAGES = "/encode-images"
+ENCODE_PROMPTS = "/encode-prompts"
+LOG_PROBS = "/log-probs"
+STATE = "/state"
+FACTS = "/facts"
+
+# Tells answers of one set of weights from those of another that came in its place.
+REVISION_HEADER = "Craft-Revision"
+
+REFUSED_STATUS = 503
+REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
+    "overloaded": Overloaded,
+    "worker-died": WorkerDied,
+}
 
 
 class RemoteEngine(RemoteModel):
     """The model in another process.
 
-    Args:
-        facts: of the model.
-        socket: where the process listens.
-        on_other_weights: called when another model has come in its place; the calls fail.
+    `on_other_weights` is called when another model has come in its place; the calls fail.
     """
 
     def __init__(
@@ -80,15 +77,13 @@ class RemoteEngine(RemoteModel):
         response = await self._send("GET", STATE)
         return EngineState.model_validate_json(response.content)
 
-    async def encode_pixels(
-        self, pixels: NDArray[np.float32], *, tenant: str
-    ) -> NDArray[np.float32]:
+    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
         """See `RemoteModel`."""
         return await self._ask(ENCODE_IMAGES, {"tenant": tenant}, images=pixels)
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> NDArray[np.float32]:
+    ) -> Array:
         """See `HostedModel`."""
         document = {
             "tenant": tenant,
@@ -99,20 +94,14 @@ class RemoteEngine(RemoteModel):
         return await self._ask(ENCODE_PROMPTS, document, codes=prompts.codes)
 
     async def log_probs(
-        self,
-        image_features: NDArray[np.float32],
-        text_features: NDArray[np.float32],
-        *,
-        tenant: str = "",
-    ) -> NDArray[np.float32]:
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
         """See `HostedModel`."""
         return await self._ask(
             LOG_PROBS, {"tenant": tenant}, images=image_features, texts=text_features
         )
 
-    async def _ask(
-        self, path: str, document: Mapping[str, Any], **tensors: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    async def _ask(self, path: str, document: Mapping[str, Any], **tensors: Array) -> Array:
         body = codec.encode(document, tensors)
         response = await self._send("POST", path, body)
         if response.headers[REVISION_HEADER] != self.revision:

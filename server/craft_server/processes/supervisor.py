@@ -1,8 +1,7 @@
 """Starts the processes of one server, and starts them again when they die.
 
-It knows processes and how often to try again; it does not know what they do. Each process holds a
-line to this one, whose end tells it to end: it comes from `stop`, and from this process's death by
-whatever means.
+Each process holds a line to this one, whose end tells it to end: it comes from `stop`, and from
+this process's death by whatever means.
 """
 
 from __future__ import annotations
@@ -43,12 +42,7 @@ class _Child:
 class Supervisor:
     """Processes that are kept running until `stop`.
 
-    Attributes:
-        stopping: whether it was told to stop.
-
-    Args:
-        modules: what the processes have in common, imported once for all of them.
-        on_death: called with the process id of each that has died.
+    `modules` are imported once for all of them; `on_death` gets the process id of each that dies.
     """
 
     def __init__(self, modules: list[str], on_death: Callable[[int], None]) -> None:
@@ -67,7 +61,7 @@ class Supervisor:
     def keep(self, name: str, function: Callable[..., None], *args: Any) -> None:
         """Runs `function(line, *args)` in a process, and again whenever that process dies.
 
-        Processes are told to end in the opposite order, each once those after it have ended.
+        Processes end in the opposite order, each once those after it have ended.
         """
         process, line = self._start(name, function, args)
         self._children.append(_Child(name, function, args, process, line, time.monotonic()))
@@ -78,7 +72,7 @@ class Supervisor:
         os.write(self._wake, b"x")
 
     def run(self) -> None:
-        """Replaces what dies until it is told to stop; then ends all, the newest first."""
+        """Replaces what dies until `stop`; then ends all, the newest first."""
         while not self.stopping:
             due = [child.due for child in self._children if child.due is not None]
             running = [child.process.sentinel for child in self._children if child.due is None]

@@ -1,7 +1,6 @@
 """Ray Serve's configuration, as `craft-server deploy ray` writes it for `serve` to read.
 
-It knows Ray Serve's schema; it needs no Ray to write it. What is hosted and where its ledger is
-travels as the settings' environment variables.
+What is hosted and where its ledger is travels as the settings' environment variables.
 """
 
 from __future__ import annotations
@@ -15,19 +14,12 @@ IMPORT_PATH = "craft_server.ray_serve.deployments:application"
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are of a kind, and what each takes of its machine.
+    """How many replicas there are of a kind, and what each takes of its machine."""
 
-    Attributes:
-        least: that always run.
-        most: that run while calls wait.
-        cpus: cores of each.
-        gpus: of each; a fraction shares one.
-    """
-
-    least: int
-    most: int
-    cpus: float
-    gpus: float = 0.0
+    least: int  # that always run
+    most: int  # that run while calls wait
+    cpus: float  # cores of each
+    gpus: float = 0.0  # of each; a fraction shares one
 
 
 def serve_config(
@@ -35,12 +27,7 @@ def serve_config(
 ) -> dict[str, Any]:
     """Ray Serve's configuration of the whole application (its `ServeDeploySchema`).
 
-    Args:
-        ingress: replicas that speak HTTP.
-        model: replicas that hold the model.
-        host: address that each node's proxy listens on.
-        port: and its port.
-        environment: of all replicas: settings `CRAFT_...`.
+    `environment` is that of all replicas: settings `CRAFT_...`.
     """
     return {
         "proxy_location": "EveryNode",

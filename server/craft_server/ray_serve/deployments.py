@@ -1,30 +1,82 @@
 """The two kinds of replicas: `Model` holds the model, `Ingress` speaks HTTP before it.
 
 An ingress is the same application as everywhere else, with budgets and all other state in the
-database that the settings (environment variables `CRAFT_...`) name. It knows Ray Serve; it does not
-know how many replicas there are nor where they run, which is the configuration's to say.
+database that the settings (environment variables `CRAFT_...`) name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.deployment import Application
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from craft_server.app import create_app
-from craft_server.engine import ModelFacts, WorkerDied
-from craft_server.engine.remote import Answering
+from craft_server.engine import (
+    EngineState,
+    ModelFacts,
+    Overloaded,
+    Prompts,
+    WorkerDied,
+)
+from craft_server.engine.hosted import Answering, RemoteModel
+from craft_server.engine.prompts import Array
 from craft_server.logs import configure_logging
-from craft_server.ray_serve.engine import RayEngine
-from craft_server.serving.model import engine_of
+from craft_server.serving.listening import engine_of
 from craft_server.settings import Settings
 
 # An engine has a fair queue of its own, which should see what waits.
 MODEL_CALLS_AT_ONCE = 64
 INGRESS_CALLS_AT_ONCE = 256
+
+
+class RayEngine(RemoteModel):
+    """The model in other replicas."""
+
+    def __init__(self, facts: ModelFacts, replicas: DeploymentHandle[Any]) -> None:
+        super().__init__(facts)
+        self._replicas = replicas
+
+    @property
+    def alive(self) -> bool:
+        """See `HostedModel`: Ray starts replicas again, and lets calls wait for one."""
+        return True
+
+    async def state(self) -> EngineState:
+        """See `HostedModel`: that of one replica."""
+        return EngineState.model_validate(await self._ask("state"))
+
+    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
+        """See `RemoteModel`."""
+        features: Array = await self._ask("encode_images", pixels, tenant=tenant)
+        return features
+
+    async def encode_prompts(
+        self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
+    ) -> Array:
+        """See `HostedModel`."""
+        features: Array = await self._ask("encode_prompts", prompts, list(classes), tenant=tenant)
+        return features
+
+    async def log_probs(
+        self, image_features: Array, text_features: Array, *, tenant: str = ""
+    ) -> Array:
+        """See `HostedModel`."""
+        part: Array = await self._ask("log_probs", image_features, text_features, tenant=tenant)
+        return part
+
+    async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await getattr(self._replicas, method).remote(*args, **kwargs)
+        except (Overloaded, BackPressureError) as error:
+            raise Overloaded("the model's replicas have as much to do as they may") from error
+        except (WorkerDied, RayActorError, RayServeException) as error:
+            raise WorkerDied(f"the model's replica has ended: {type(error).__name__}") from error
 
 
 class EngineReplica(Answering):

@@ -1,7 +1,6 @@
 """Sessions recorded and played back: a server's calls and answers in one file.
 
-It knows HTTP calls, what makes two of them the same, and the file. It does not know models, keys or
-the ledger: what is played back was computed and counted when it was recorded.
+What is played back was computed and counted when it was recorded: it needs no model and no ledger.
 """
 
 from craft_server.recording.tape import Tape, TapeError

@@ -1,8 +1,7 @@
 """Serves a recording without a model: each question is answered as it was, in order, then again.
 
 Whatever key a client shows, it is accepted, and stands for a session of its own: another key hears
-the recording from its beginning. It knows ASGI and the tape; it does not know what a call means,
-and needs no model, ledger or database.
+the recording from its beginning.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from craft_server.api.middleware import (
     CompressionMiddleware,
 )
 from craft_server.problems import ProblemError
-from craft_server.recording.questions import Question
+from craft_server.recording.content import CallContent
 from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
 from craft_server.recording.tape import Answer, Tape
 from craft_server.settings import Settings
@@ -70,7 +69,7 @@ class Player:
         if request.method == "DELETE" and path.startswith(ANSWERS_PATH):
             return Response(status_code=204)
         try:
-            question = Question.of(request.scope, await request.body())
+            question = CallContent.of(request.scope, await request.body())
             answer = await self._answer(request, question)
         except ProblemError as error:
             named = error.problem.model_copy(update={"request_id": request.state.request_id})
@@ -78,7 +77,7 @@ class Player:
         headers = {"Content-Type": answer.media_type} if answer.media_type else {}
         return Response(answer.body, answer.status, headers)
 
-    async def _answer(self, request: Request, question: Question) -> Answer:
+    async def _answer(self, request: Request, question: CallContent) -> Answer:
         digest = question.digest
         numbers = self._order.get(digest)
         if numbers is None:
@@ -98,20 +97,20 @@ class Player:
             session = self._sessions[key] = _Session()
         return session
 
-    def _not_recorded(self, question: Question) -> ProblemError:
+    def _not_recorded(self, question: CallContent) -> ProblemError:
         call = f"{question.method} {question.path}"
         others = self._tape.questions(question.method, question.path, most=_MOST_COMPARED)
         nearest = min((question.differences(other) for other in others), key=len, default=None)
         if nearest is None:
             return ProblemError(NOT_RECORDED, f"the recording has no {call} at all")
-        told = [
+        fields = [
             FieldError(field=where, message=what, remedy="Ask as it was asked when recorded.")
             for where, what in nearest[:_MOST_TOLD]
         ]
-        words = "; ".join(f"{error.field}: {error.message}" for error in told)
-        more = f" (and {len(nearest) - len(told)} more)" if len(nearest) > len(told) else ""
+        words = "; ".join(f"{error.field}: {error.message}" for error in fields)
+        more = f" (and {len(nearest) - len(fields)} more)" if len(nearest) > len(fields) else ""
         return ProblemError(
-            NOT_RECORDED, f"the {call} that comes nearest differs in {words}{more}", told
+            NOT_RECORDED, f"the {call} that comes nearest differs in {words}{more}", fields
         )
 
 

@@ -2,8 +2,7 @@
 
 Left out is what another session could not use or must not have: whatever concerns keys
 (`/v1/admin`, refused keys), acknowledgements of answers, answers that ask to come again, the
-server's failures, and anything in which a key is written. It knows ASGI; it does not know what a
-call means.
+server's failures, and anything in which a key is written.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.ledger.keys import shows_secret
-from craft_server.recording.questions import Question
+from craft_server.recording.content import CallContent
 from craft_server.recording.tape import Answer, Tape, TapeError
 from craft_shared.problems import OVERLOADED, Problem
 
@@ -81,7 +80,7 @@ class RecorderMiddleware:
         status: int = start["status"]
         if status in _OF_KEYS or status >= _FAILURES_FROM or "retry-after" in headers:
             return
-        question = Question.of(scope, body)
+        question = CallContent.of(scope, body)
         answer = Answer(
             status,
             headers.get("content-type", ""),

@@ -1,8 +1,7 @@
 """The file of a recording: questions and their answers in order, in one SQLite file.
 
 An answer is in the file before it is sent, so that a recording that was killed holds everything
-that its client has seen. It holds no keys: no header of a request is ever given to it. It knows
-the file; it does not know where questions come from.
+that its client has seen. It holds no keys: no header of a request is ever given to it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from craft_server.recording.questions import Question
+from craft_server.recording.content import CallContent
 from craft_shared.files import keep_private, make_private
 
 _APPLICATION_ID = 0x43465442
@@ -56,8 +55,7 @@ class Answer:
 class Tape:
     """An open recording, for any thread. Use `record` or `play`.
 
-    Attributes:
-        mended: whether others could read it until it was opened.
+    `mended` says whether others could read it until it was opened.
     """
 
     mended = False
@@ -105,13 +103,10 @@ class Tape:
             raise TapeError(f"'{file}' cannot be opened as a recording: {error}") from error
         return cls(connection)
 
-    def append(self, question: Question, answer: Answer, idempotency_key: str | None) -> None:
+    def append(self, question: CallContent, answer: Answer, idempotency_key: str | None) -> None:
         """Adds an answer, which is then in the file; what it holds already it does not hold twice.
 
-        Args:
-            question: that was asked.
-            answer: what was answered.
-            idempotency_key: of the call. It may be sent again, and is one call nevertheless.
+        A call with an idempotency key may be sent again, and is one call nevertheless.
 
         Raises:
             TapeError: it cannot be written, because the disk is full, for example.
@@ -155,7 +150,7 @@ class Tape:
             ).fetchone()
         return Answer(*row)
 
-    def questions(self, method: str, path: str, *, most: int) -> Iterator[Question]:
+    def questions(self, method: str, path: str, *, most: int) -> Iterator[CallContent]:
         """Different questions that were asked at an address, the first ones."""
         with self._lock:
             rows = self._connection.execute(
@@ -163,7 +158,7 @@ class Tape:
                 " GROUP BY digest ORDER BY min(id) LIMIT ?",
                 (path, method, most),
             ).fetchall()
-        return (Question.from_json(text) for (text,) in rows)
+        return (CallContent.from_json(text) for (text,) in rows)
 
     def close(self) -> None:
         """Closes the file."""
@@ -183,5 +178,5 @@ def _check(connection: sqlite3.Connection, file: Path, *, new: bool) -> None:
         raise TapeError(f"'{file}' is a recording of format {found}; this version reads {_FORMAT}")
 
 
-def _attempt(question: Question, idempotency_key: str) -> str:
+def _attempt(question: CallContent, idempotency_key: str) -> str:
     return hashlib.sha256(f"{idempotency_key}\n{question.digest}".encode()).hexdigest()

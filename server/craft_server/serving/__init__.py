@@ -1,4 +1,5 @@
 """What every process that serves does, whoever started it: a command, a supervisor or Ray.
 
-It loads the model, takes the address, and ends in good order; it does not know the command line.
+`listening` loads the model, takes the address and ends in good order; `connections` bounds what
+clients may take, and `turns` decides whose call is next.
 """

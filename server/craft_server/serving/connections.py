@@ -3,8 +3,7 @@
 Nothing here waits for a client without end. A head has to be whole in time, a body has to keep
 coming, an answer has to be read. Where there are as many connections as may be, the one that has
 waited for its client the longest gives way to a new one, so that connections that say nothing lock
-nobody out. It knows HTTP's framing and uvicorn's protocol for httptools; it does not know what is
-asked.
+nobody out.
 
 Sources: RFC 9112; RFC 6585 for 431; nginx, "Module ngx_http_core_module" (`lingering_close`).
 """
@@ -70,21 +69,13 @@ def descriptors() -> int:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of all connections of a process.
+    """Of all connections of a process."""
 
-    Attributes:
-        most: at a time.
-        most_of_address: from one address that is no trusted proxy's, or one /64 of IPv6.
-        head_seconds: until a head is whole, from its connection's or its own beginning.
-        body_seconds: until a body is whole, and one more for each `BODY_BYTES_A_SECOND` of it.
-        unwanted_bytes: of a body that are thrown away once its call is answered.
-    """
-
-    most: int
-    most_of_address: int
-    head_seconds: float
-    body_seconds: float
-    unwanted_bytes: int
+    most: int  # at a time
+    most_of_address: int  # from one address that is no trusted proxy's, or one /64 of IPv6
+    head_seconds: float  # until a head is whole, from its connection's or its own beginning
+    body_seconds: float  # until a body is whole, and one more for each `BODY_BYTES_A_SECOND` of it
+    unwanted_bytes: int  # of a body that are thrown away once its call is answered
 
     @classmethod
     def of(cls, settings: Settings) -> Bounds:

@@ -1,7 +1,4 @@
-"""A process that listens: its address, its end, and how it says where it is.
-
-It knows sockets, signals and uvicorn; it does not know what is served.
-"""
+"""A process that serves: its model, its address, its end, and what it says of them."""
 
 from __future__ import annotations
 
@@ -21,9 +18,21 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
+    from craft_server.engine import Engine, HostedModel
     from craft_server.settings import Settings
 
+
 GRACE_SECONDS = 30
+
+
+@contextmanager
+def exit_on(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the process with one line on stderr and exit code 1 where one of these is raised."""
+    try:
+        yield
+    except kinds as error:
+        print_lines([f"Error: {' '.join(str(error).split())}"], err=True)
+        raise SystemExit(1) from error
 
 
 class CannotListen(Exception):  # noqa: N818 - reads as what it is where it is caught
@@ -32,7 +41,7 @@ class CannotListen(Exception):  # noqa: N818 - reads as what it is where it is c
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket]:
-    """Takes the address before anything slow is done, so that a taken one is told at once.
+    """Takes the address before anything slow is done, so that a taken one is reported at once.
 
     Raises:
         CannotListen: it is taken, or none of this machine's.
@@ -107,17 +116,11 @@ def run(
     drain_seconds: float = 0,
     on_stop: Callable[[], None] | None = None,
 ) -> None:
-    """Serves an application until the process is told to stop.
+    """Serves an application until the process is to stop.
 
-    Then calls that were accepted are answered, for up to `GRACE_SECONDS`.
-
-    Args:
-        application: whose answers end their connections once `on_stop` was called.
-        settings: of the operator, of which connections have their bounds.
-        listener: the address.
-        drain_seconds: for how long calls are accepted after SIGTERM; a second signal, or Ctrl+C,
-            ends that.
-        on_stop: called at once by the signal's handler.
+    Then calls that were accepted are answered, for up to `GRACE_SECONDS`. For `drain_seconds` after
+    SIGTERM calls are accepted; a second signal, or Ctrl+C, ends that. `on_stop` is called at once
+    by the signal's handler; from then on the application's answers end their connections.
     """
     import uvicorn
 
@@ -156,3 +159,33 @@ def run_draining(application: FastAPI, settings: Settings, listener: socket.sock
 
 def _stop(_signal: int, _frame: object) -> NoReturn:
     raise SystemExit(0)
+
+
+def engine_of(settings: Settings) -> Engine:
+    """The model, loaded.
+
+    Raises:
+        ModelLoadError: it cannot be loaded.
+    """
+    from craft_server.engine import Engine, ModelSpec
+
+    spec = ModelSpec(
+        name=settings.model,
+        pretrained=settings.pretrained,
+        device=settings.device,
+        precision=settings.precision,
+    )
+    return Engine.load(spec, text_features_bytes=settings.texts_cache_bytes)
+
+
+def introduce(model: HostedModel) -> None:
+    """Says which model it is, and whether its answers mean anything."""
+    if model.random_weights:
+        print_lines(
+            [
+                f"WARNING: RANDOM WEIGHTS. Model {model.name} has learned nothing and its "
+                "predictions mean nothing: this is for tests. Name real weights with --pretrained."
+            ],
+            err=True,
+        )
+    print_lines([f"Model {model.name}, revision {model.revision}"])

@@ -1,12 +1,12 @@
 """Calls take turns on the event loop: in each of its rounds one begins.
 
-To find a call's route and its key takes about a millisecond, in which nothing else is served.
-Calls that arrive by the hundred would take theirs in a row; so each waits for a round of its own,
-in which the loop looks after every other connection, too. The same holds for what follows the
-end of a body, or of a connection. The next turn is that of the address that has had the fewest
-while others waited, so that who sends hundreds waits for himself; probes have turns of their own.
-The loop takes one new connection a round, so that while they arrive by the hundred calls begin in
-few of its rounds. It knows ASGI and the loop; what a call does is its affair.
+To find a call's route and its key takes about a millisecond, in which nothing else is served. Calls
+that arrive by the hundred would take theirs in a row; so each waits for a round of its own, in
+which the loop looks after every other connection, too. The same holds for what follows the end of a
+body, or of a connection. The next turn is that of the address that has had the fewest while others
+waited, so that who sends hundreds waits for himself; probes have turns of their own. The loop takes
+one new connection a round, so that while they arrive by the hundred calls begin in few of its
+rounds.
 
 As many calls wait as there are connections, so that none waits without end.
 """
@@ -28,8 +28,7 @@ _PROBES = frozenset(("/livez", "/readyz"))
 class Turns:
     """Who may go on in which round of the running loop.
 
-    Args:
-        crowded: whether connections arrive by the hundred.
+    `crowded` says whether connections arrive by the hundred.
     """
 
     def __init__(self, crowded: Callable[[], bool]) -> None:

@@ -1,30 +1,66 @@
 """The way between client and server, simulated: latency, bandwidth, refusals, broken connections.
 
-It stands where a gateway would, sees bytes and lets faults befall them. What happens inside the
-server it is told by `Struck`. It knows ASGI and, to reset a connection, uvicorn's transport; it
-does not know what a call means.
+It stands where a gateway would and applies faults to bytes. A fault inside the server arrives as
+`Struck`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
+from http import HTTPStatus
 from inspect import unwrap
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server.simulate.answers import answer_of
-from craft_server.simulate.faults import Struck
 from craft_server.simulate.profile import Fault
-from craft_server.simulate.provider import Passage, Provider
+from craft_server.simulate.provider import Passage, Provider, Struck
+from craft_shared.problems import (
+    INTERNAL_ERROR,
+    MEDIA_TYPE,
+    OVERLOADED,
+    RATE_LIMITED,
+    Problem,
+    ProblemType,
+)
 
 _PREFIX = "/v1/"
 # A sender sleeps between pieces: often enough to look steady, seldom enough to cost nothing.
 _PIECES_A_SECOND = 20
 _ARRIVAL_SECONDS = 0.02
+_OVERLOADED_STATUS = 529
+_OWN: dict[str, ProblemType] = {
+    "429": RATE_LIMITED,
+    "500": INTERNAL_ERROR,
+    "503": OVERLOADED,
+}
+
+
+def answer_of(fault: Fault, request_id: str) -> Response:
+    """The answer of a fault that has a status.
+
+    A server says when a refused call may come again, or that no wait helps: a refusal that names
+    no time is therefore a gateway's.
+    """
+    status = int(fault.kind)
+    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+    kind = _OWN.get(fault.kind)
+    knows = kind is INTERNAL_ERROR or fault.retry_after is not None
+    if kind is not None and knows and fault.at != "after-work":
+        problem = Problem.of(kind, f"simulated fault {fault.kind} {fault.at}")
+        named = problem.model_copy(update={"request_id": request_id})
+        return Response(named.model_dump_json(), status, headers, MEDIA_TYPE)
+    if status == _OVERLOADED_STATUS:
+        error = {"type": "overloaded_error", "message": "Overloaded"}
+        body = json.dumps({"type": "error", "error": error})
+        return Response(body, status, headers, "application/json")
+    title = f"{status} {HTTPStatus(status).phrase}"
+    page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\r\n"
+    return Response(page, status, headers, "text/html")
 
 
 class ProviderMiddleware:
@@ -96,8 +132,7 @@ class _Line:
             await self._reset()
             return
         answer = answer_of(fault, scope["state"]["request_id"])
-        response = Response(answer.body, answer.status, answer.headers, answer.media_type)
-        await response(scope, self._receive, self._send)
+        await answer(scope, self._receive, self._send)
 
     async def _send_over(self, seconds: float, message: Message) -> None:
         """Sends a message in pieces, spread over so much time."""

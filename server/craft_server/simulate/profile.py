@@ -1,7 +1,4 @@
-"""Provider profiles: what a simulated provider is like, as a TOML file states it.
-
-It knows the file's form, its bounds and its digest; it does not act on any of it.
-"""
+"""Provider profiles: what a simulated provider is like, as a TOML file states it."""
 
 from __future__ import annotations
 
@@ -49,31 +46,23 @@ class _Part(BaseModel):
 
 
 class Latency(_Part):
-    """How long a call takes beyond its work: a log-normal part, and one for what it asks for.
+    """How long a call takes beyond its work: a log-normal part, and one for what it asks for."""
 
-    Attributes:
-        median_ms: of the log-normal part.
-        sigma: standard deviation of its logarithm; 0.5 makes one call in twenty 2.3 times as slow.
-        per_item_ms: for each prediction and each picture of a charged call.
-        load: what each other call that runs adds to the log-normal part, as a fraction of it.
-    """
-
+    # Of the log-normal part.
     median_ms: float = Field(default=0, ge=0, le=600_000, allow_inf_nan=False)
+    # Standard deviation of its logarithm; 0.5 makes one call in twenty 2.3 times as slow.
     sigma: float = Field(default=0, ge=0, le=3, allow_inf_nan=False)
+    # For each prediction and each picture of a charged call.
     per_item_ms: float = Field(default=0, ge=0, le=10_000, allow_inf_nan=False)
+    # What each other call that runs adds to the log-normal part, as a fraction of it.
     load: float = Field(default=0, ge=0, le=100, allow_inf_nan=False)
 
 
 class Bandwidth(_Part):
-    """Bytes a second of one connection; None is not bounded.
+    """Bytes a second of one connection; None is not bounded."""
 
-    Attributes:
-        up: of requests' bodies.
-        down: of answers' bodies.
-    """
-
-    up: BytesPerSecond | None = None
-    down: BytesPerSecond | None = None
+    up: BytesPerSecond | None = None  # of requests' bodies
+    down: BytesPerSecond | None = None  # of answers' bodies
 
 
 class RateTerms(_Part):
@@ -93,25 +82,18 @@ class Quota(_Part):
 
 
 class Fault(_Part):
-    """Something that befalls calls at random.
+    """Something that befalls calls at random."""
 
-    Attributes:
-        kind: an HTTP status, the connection's reset, or a body that trickles.
-        at: how far the call has come by then. Only charged calls come to `after-reservation` and
-            `after-work`: there the reservation is given back, here the answer is charged and
-            waits for the client.
-        rate: the share of calls that it befalls.
-        burst: how many calls in a row it befalls at a time.
-        retry_after: seconds that the answer names; none where it names no time.
-        seconds: over which a slow body trickles.
-    """
-
-    kind: FaultKind
+    kind: FaultKind  # an HTTP status, the connection's reset, or a body that trickles
+    # How far the call has come by then. Only charged calls come to `after-reservation` and
+    # `after-work`: there the reservation is given back, here the answer is charged and waits for
+    # the client.
     at: Place
-    rate: float = Field(gt=0, le=1)
-    burst: int = Field(default=1, ge=1, le=1000)
+    rate: float = Field(gt=0, le=1)  # the share of calls that it befalls
+    burst: int = Field(default=1, ge=1, le=1000)  # how many calls in a row it befalls at a time
+    # Seconds that the answer names; none where it names no time.
     retry_after: Annotated[int, Field(ge=0, le=3600)] | None = None
-    seconds: Seconds | None = None
+    seconds: Seconds | None = None  # over which a slow body trickles
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -128,7 +110,7 @@ class Fault(_Part):
 
 
 class RevisionChange(_Part):
-    """After so many charged calls were answered, the model has another revision. Nobody is told."""
+    """After so many charged calls were answered, the model silently has another revision."""
 
     after_calls: int = Field(ge=0)
 
@@ -140,37 +122,22 @@ class Clock(_Part):
 
 
 class Profile(_Part):
-    """A provider.
+    """A provider."""
 
-    Attributes:
-        name: what it is called.
-        version: counts its changes.
-        description: for people; not part of the digest.
-        seed: of all draws.
-        output: what answers show to keys that have no policy of their own.
-        latency: of each call.
-        bandwidth: of each connection.
-        limits: of each key.
-        quotas: of each key.
-        prices: micros a unit.
-        faults: the first that befalls a call wins.
-        revision_change: None keeps the revision.
-        clock: of quotas' windows and the ledger.
-    """
-
-    name: Name
-    version: int = Field(ge=1)
+    name: Name  # what it is called
+    version: int = Field(ge=1)  # counts its changes
+    # For people; not part of the digest.
     description: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    output: Output = EVERYTHING
-    latency: Latency = Latency()
-    bandwidth: Bandwidth = Bandwidth()
-    limits: RateTerms = RateTerms()
-    quotas: tuple[Quota, ...] = ()
-    prices: dict[Unit, Annotated[int, Field(ge=0, le=MAX_PRICE_MICROS)]] = {}
-    faults: tuple[Fault, ...] = ()
-    revision_change: RevisionChange | None = None
-    clock: Clock = Clock()
+    seed: int = Field(default=0, ge=0, lt=2**63)  # of all draws
+    output: Output = EVERYTHING  # what answers show to keys that have no policy of their own
+    latency: Latency = Latency()  # of each call
+    bandwidth: Bandwidth = Bandwidth()  # of each connection
+    limits: RateTerms = RateTerms()  # of each key
+    quotas: tuple[Quota, ...] = ()  # of each key
+    prices: dict[Unit, Annotated[int, Field(ge=0, le=MAX_PRICE_MICROS)]] = {}  # micros a unit
+    faults: tuple[Fault, ...] = ()  # the first that befalls a call wins
+    revision_change: RevisionChange | None = None  # None keeps the revision
+    clock: Clock = Clock()  # of quotas' windows and the ledger
 
     @model_validator(mode="after")
     def _quotas_differ(self) -> Self:

@@ -1,36 +1,74 @@
 """One server's simulated provider: counts its calls, delays them, and lets faults befall them.
 
 Middleware passes each call through it and charged calls tell it how far they have come. Without a
-profile it does nothing. It knows places on a call's way; it does not know HTTP, ledgers or models.
+profile it does nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from craft_server.simulate.faults import Struck, fault_of, latency_of
 from craft_server.simulate.profile import Fault, Place, Profile
 
 _REVISION_DIGITS = 16
 
 
+class Struck(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """A fault has befallen the call where it is now. Whoever holds something lets it go."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+def fault_of(profile: Profile, number: int) -> Fault | None:
+    """The fault that befalls a call, the first that the profile lists; None for most calls."""
+    for index, fault in enumerate(profile.faults):
+        if _befalls(profile, index, fault, number):
+            return fault
+    return None
+
+
+def latency_of(profile: Profile, number: int, *, others: int) -> float:
+    """Seconds of a call's log-normal part while so many other calls run."""
+    latency = profile.latency
+    if latency.median_ms == 0:
+        return 0.0
+    drawn = _draws(profile, "latency", number).lognormvariate(
+        math.log(latency.median_ms / 1000), latency.sigma
+    )
+    return drawn * (1 + latency.load * others)
+
+
+def _befalls(profile: Profile, index: int, fault: Fault, number: int) -> bool:
+    # Each call begins a burst with the same chance, such that `rate` of all calls are in one.
+    chance = 1 - (1 - fault.rate) ** (1 / fault.burst)
+    first = max(0, number - fault.burst + 1)
+    return any(
+        _draws(profile, f"fault {index}", start).random() < chance
+        for start in range(first, number + 1)
+    )
+
+
+def _draws(profile: Profile, what: str, number: int) -> random.Random:
+    """A generator of its own for each call, so that none depends on the calls before it."""
+    return random.Random(f"{profile.seed} {what} {number}")  # noqa: S311 - nothing is kept secret
+
+
 @dataclass(frozen=True)
 class Passage:
-    """One call on its way.
+    """One call on its way."""
 
-    Attributes:
-        fault: what befalls it, if it comes as far.
-        latency: seconds that it takes beyond its work.
-    """
-
-    fault: Fault | None
-    latency: float
+    fault: Fault | None  # what befalls it, if it comes as far
+    latency: float  # seconds that it takes beyond its work
 
 
 _passage: ContextVar[Passage | None] = ContextVar("craft_passage", default=None)
@@ -39,12 +77,7 @@ _passage: ContextVar[Passage | None] = ContextVar("craft_passage", default=None)
 class Provider:
     """What a profile makes of a server.
 
-    Args:
-        profile: None simulates nothing.
-
-    Attributes:
-        profile: as given.
-        faults: how many faults have happened, by kind and place.
+    Without one it does nothing. `faults` counts those that have happened, by kind and place.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:

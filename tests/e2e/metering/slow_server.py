@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from craft_server.cli import app
-from craft_server.serving import model
+from craft_server.serving import listening
 from e2e.metering.stub_server import StubEngine
 
 WORK_SECONDS = float(os.environ.get("SLOW_SERVER_WORK_SECONDS", "0.05"))
@@ -28,5 +28,5 @@ class SlowEngine(StubEngine):
 
 
 def run() -> None:
-    model.engine_of = lambda _settings: SlowEngine()
+    listening.engine_of = lambda _settings: SlowEngine()
     app()

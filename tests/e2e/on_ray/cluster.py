@@ -18,7 +18,7 @@ from ray import serve
 
 from craft_server.app import create_app
 from craft_server.engine import ModelFacts
-from craft_server.ray_serve.engine import RayEngine
+from craft_server.ray_serve.deployments import RayEngine
 from craft_server.settings import Settings
 from e2e.metering.stub_server import KillMiddleware, die, install_kill_points, score_of
 

@@ -18,7 +18,7 @@ import pytest
 from craft_server.clock import now_ms
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import DEFAULT_SCOPES, Rates, create_key, find_key
-from craft_server.tables import METADATA
+from craft_server.migrations import METADATA
 from craft_shared import codec
 from server.api.test_adapters_api import hosted, make
 

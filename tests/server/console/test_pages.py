@@ -17,7 +17,7 @@ from PIL import Image
 
 from craft_server.clock import now_ms
 from craft_server.console import runs as run_pages
-from craft_server.ledger import history
+from craft_server.ledger import account
 from craft_server.ledger.charges import Work, reserve, settle
 from craft_server.ledger.keys import authenticate, create_key
 from craft_server.ledger.leases import renew
@@ -74,20 +74,20 @@ def test_an_empty_account_says_so(browse: NewBrowser) -> None:
 
 
 def test_days_are_summed_from_settled_charges(store: Any) -> None:
-    at = 400 * history.DAY_MS + 5
+    at = 400 * account.DAY_MS + 5
     with store.writing() as connection:
         key = create_key(connection, owner="owner", at=0)
         caller = authenticate(connection, key, 0)
         assert caller is not None
         renew(connection, "server", 2**60)
         for days_ago, settled in ((0, True), (0, True), (0, False), (29, True), (30, True)):
-            then = at - days_ago * history.DAY_MS
+            then = at - days_ago * account.DAY_MS
             work = Work("predictions", "m", "r", Units(queries=2, texts=3))
             reserved = reserve(connection, caller, work, holder="server", at=then)
             if settled:
                 settle(connection, reserved, then)
-        days = history.daily(connection, caller.key_id, days=30, at=at)
-        newest = history.newest(connection, caller.key_id, limit=2)
+        days = account.daily(connection, caller.key_id, days=30, at=at)
+        newest = account.newest(connection, caller.key_id, limit=2)
     assert len(days) == 30
     assert days[-1].units == Units(queries=4, texts=6)
     assert days[0].units == Units(queries=2, texts=3)

@@ -21,7 +21,6 @@ from craft_server.ledger.budgets import (
     LimitTooLarge,
     NoSuchBudget,
     list_budgets,
-    list_team_budgets,
     set_budget,
     top_up,
 )
@@ -553,7 +552,7 @@ def test_a_key_is_shown_its_own_budgets_and_its_teams_and_a_team_its_own(store: 
     ]
     assert first.team_id is not None
     with store.reading() as connection:
-        of_lab = list_team_budgets(connection, first.team_id, NOW)
+        of_lab = list_budgets(connection, None, first.team_id, NOW)
     assert [(budget.of, budget.limit) for budget in of_lab] == [("team", 5)]
 
 

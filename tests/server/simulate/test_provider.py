@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from craft_server.simulate.faults import fault_of, latency_of
 from craft_server.simulate.profile import Fault, Latency, Profile
+from craft_server.simulate.provider import fault_of, latency_of
 
 CALLS = 4000
 

@@ -2,7 +2,7 @@
 
 Method, path, query and the body's content, and whether tensors are wanted as such. JSON that is
 laid out otherwise is the same content. Of tensors and long strings, pictures among them, a digest
-is kept: enough to tell them apart. It knows bodies' forms; it does not know what they mean.
+is kept: enough to tell them apart.
 """
 
 from __future__ import annotations
@@ -26,22 +26,14 @@ _JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True)
-class Question:
-    """A call's content.
+class CallContent:
+    """A call's content."""
 
-    Attributes:
-        method: of HTTP.
-        path: decoded.
-        query: its parameters in order of their names.
-        tensors: whether the answer's tensors are wanted as safetensors.
-        content: JSON-able; null without a body.
-    """
-
-    method: str
-    path: str
-    query: str
-    tensors: bool
-    content: Any
+    method: str  # of HTTP
+    path: str  # decoded
+    query: str  # its parameters in order of their names
+    tensors: bool  # whether the answer's tensors are wanted as safetensors
+    content: Any  # JSON-able; null without a body
 
     @classmethod
     def of(cls, scope: Scope, body: bytes) -> Self:

@@ -1,4 +1,4 @@
-"""`craft-server deploy`: writes what other systems need to run the server."""
+"""`craft-server config` and `deploy`: what a server is configured with, and files for Ray Serve."""
 
 from __future__ import annotations
 
@@ -8,16 +8,90 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_server.cli.completion import models as models_of
-from craft_server.cli.options import DatabaseUrl, examples, settings_of
-from craft_server.cli.output import fail, misuse, note, print_lines
+from craft_server.cli.options import (
+    AsJson,
+    DatabaseUrl,
+    DataDir,
+    Device,
+    Host,
+    LogLevel,
+    Model,
+    Port,
+    Precision,
+    Pretrained,
+    Profile,
+    Workers,
+    complete_models,
+    examples,
+    settings_of,
+)
+from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
     from craft_server.ray_serve.config import Replicas
 
-app = typer.Typer(
+config = typer.Typer(
+    help="What the server is configured with.",
+    no_args_is_help=True,
+    epilog=examples("craft-server config show"),
+)
+
+
+@config.callback()
+def _config() -> None:
+    """Makes `show` a command of its own, although it is the only one."""
+
+
+@config.command(
+    epilog=examples(
+        "craft-server config show",
+        "craft-server config show --model RN50 --json",
+    )
+)
+def show(
+    json_output: AsJson = False,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    device: Device = None,
+    precision: Precision = None,
+    profile: Profile = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    log_level: LogLevel = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show each setting and where it comes from; passwords are masked.
+
+    An option comes before the environment, that before files of secrets, those before the file of
+    settings: craft-server.toml in the present folder, or the one that CRAFT_CONFIG names.
+    """
+    options = {name: value for name, value in locals().items() if name != "json_output"}
+    from craft_server.settings import settings_file, shown, sources
+
+    values = shown(settings_of(**options))
+    places = sources({name: value for name, value in options.items() if value is not None})
+    if json_output:
+        print_json(
+            {
+                "settings": {
+                    name: {"value": value, "source": places.get(name, "default")}
+                    for name, value in values.items()
+                },
+                "file": str(settings_file()),
+            }
+        )
+        return
+    print_table(
+        ["setting", "value", "from"],
+        [[name, value, places.get(name, "default")] for name, value in values.items()],
+    )
+
+
+deploy = typer.Typer(
     help="Write what other systems need to run the server.",
     no_args_is_help=True,
     epilog=examples("craft-server deploy ray --database-url postgresql://craft@db/craft"),
@@ -26,7 +100,7 @@ app = typer.Typer(
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
 
 
-@app.command(
+@deploy.command(
     "ray",
     epilog=examples(
         "craft-server deploy ray --database-url postgresql://craft@db/craft --out serve.yaml",
@@ -51,7 +125,9 @@ def ray(
     model: Annotated[
         str | None,
         typer.Option(
-            show_default="pocket", help="pocket, or one of open_clip's.", autocompletion=models_of
+            show_default="pocket",
+            help="pocket, or one of open_clip's.",
+            autocompletion=complete_models,
         ),
     ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,

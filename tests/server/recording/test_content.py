@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_server.recording.questions import Question
+from craft_server.recording.content import CallContent
 from craft_shared import codec
 
 JSON = "application/json"
@@ -20,7 +20,7 @@ def question(
     query: str = "",
     content_type: str = JSON,
     **headers: str,
-) -> Question:
+) -> CallContent:
     scope: dict[str, Any] = {
         "type": "http",
         "method": method,
@@ -31,10 +31,10 @@ def question(
             for name, value in {"content_type": content_type, **headers}.items()
         ],
     }
-    return Question.of(scope, body)
+    return CallContent.of(scope, body)
 
 
-def tensors(document: dict[str, Any], codes: Any) -> Question:
+def tensors(document: dict[str, Any], codes: Any) -> CallContent:
     body = codec.encode(document, {"codes": np.array(codes, np.float32)})
     return question(body, content_type=codec.MEDIA_TYPE)
 
@@ -69,7 +69,7 @@ def test_layout_makes_no_difference_and_content_does() -> None:
     ],
     ids=["method", "path", "query", "body", "accept"],
 )
-def test_each_part_of_a_call_makes_a_difference(other: Question) -> None:
+def test_each_part_of_a_call_makes_a_difference(other: CallContent) -> None:
     assert other.digest != question().digest
 
 
@@ -95,7 +95,7 @@ def test_a_body_that_cannot_be_read_is_told_apart_all_the_same() -> None:
 
 def test_it_survives_being_written() -> None:
     asked = tensors({"classes": ["cat", "Katze\u00e4"], "top_k": None}, [[1, 2]])
-    assert Question.from_json(asked.json) == asked
+    assert CallContent.from_json(asked.json) == asked
 
 
 def test_differences_are_named_where_they_are() -> None:

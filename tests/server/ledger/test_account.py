@@ -6,8 +6,8 @@ import pytest
 
 from craft_server.database import Database
 from craft_server.ledger import leases
+from craft_server.ledger.account import Day, daily, newest
 from craft_server.ledger.charges import Reservation, Work, refund, reserve, settle
-from craft_server.ledger.history import Day, daily, newest
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.prices import set_prices
 from craft_shared.units import Units
