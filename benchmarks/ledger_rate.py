@@ -101,9 +101,11 @@ async def book(services: Any, callers: Sequence[Caller], load: Load, number: int
         turn = first
         while (began := time.monotonic()) < until:
             turn += 1
-            call = Call(Attempt(uuid.uuid4().hex, "fingerprint", True), None, None)
+            caller = callers[turn % len(callers)]
+            request: Any = None
+            call = Call(request, services, caller, Attempt(uuid.uuid4().hex, "fingerprint", True))
             try:
-                async with booking(services, callers[turn % len(callers)], call, WORK) as booked:
+                async with booking(call, WORK) as booked:
                     await booked.settle(Response(ANSWER, media_type="application/json"))
                 ended["settled"] += 1
                 taken.append(1000 * (time.monotonic() - began))

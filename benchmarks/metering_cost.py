@@ -87,9 +87,9 @@ def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) ->
         async def no_query(function: Any, *_: Any, **__: Any) -> Any:
             return {keys.admit: (caller, None)}[function]
 
-        async def no_booking(services: Any, _caller: Any, _call: Any, work: Any, *_: Any) -> Any:
+        async def no_booking(call: Any, work: Any, *_: Any) -> Any:
             cost = Cost(charged=work.units, budgets=[])
-            return metering.Booking(cost, False, services, work, None, None, None)
+            return metering.Booking(cost, False, call.services, work, None, None, None)
 
         async def no_settling(self: Any, response: Any) -> Any:
             return response

@@ -19,9 +19,8 @@ from craft_client.exceptions import (
 )
 from craft_client.network import ACCEPTED_CODINGS, URL_VARIABLE, without_credentials
 from craft_shared import codec, problems
-from craft_shared.problems import Problem
+from craft_shared.problems import Problem, first_error
 from craft_shared.strict_json import most_values
-from craft_shared.validation import first_error
 
 # What proxies answer in a server's place, and services that are overloaded (529) for themselves.
 # 520 to 530 are Cloudflare's.

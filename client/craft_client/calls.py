@@ -14,8 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from craft_client.exceptions import CraftError, problem_error
 from craft_shared import codec
-from craft_shared.problems import INVALID_REQUEST, Problem
-from craft_shared.validation import field_errors
+from craft_shared.problems import INVALID_REQUEST, Problem, field_errors
 
 JSON_TYPE = "application/json"
 IDEMPOTENCY_HEADER = "Idempotency-Key"

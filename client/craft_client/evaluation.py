@@ -26,8 +26,8 @@ from craft_client.run_files import EVALUATION_FILE
 from craft_shared.amounts import MAX_INTEGER
 from craft_shared.files import write_whole
 from craft_shared.printing import json_text, percent, printable
+from craft_shared.problems import first_error
 from craft_shared.units import Units
-from craft_shared.validation import first_error
 from craft_shared.wire.messages import StoredClassName
 
 BINS: Final = 15  # of equal width, of the predicted class's probability; Guo et al.

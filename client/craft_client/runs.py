@@ -27,9 +27,9 @@ from craft_client.run_files import (
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
 from craft_shared.printing import percent
+from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import Units
-from craft_shared.validation import first_error
 
 # Of a long run, in a notebook.
 POINTS_SHOWN = 8

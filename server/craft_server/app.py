@@ -17,28 +17,25 @@ from craft_server.api import (
     adapter_publishing,
     adapters,
     admin,
-    answers,
-    documents,
     errors,
     health,
     image_sets,
-    metrics,
-    models,
     openapi,
     predictions,
     receipts,
     run_reports,
 )
-from craft_server.api.access_log import AccessLogMiddleware, operation_of
-from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
-from craft_server.api.compression import CompressionMiddleware
-from craft_server.api.drain import Drain, DrainMiddleware
+from craft_server.api.auth import RateLimitHeadersMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
-from craft_server.api.hang_up import HangUpMiddleware
-from craft_server.api.in_flight import InFlight
-from craft_server.api.rate_limits import RateLimitHeadersMiddleware
-from craft_server.api.request_id import RequestIdMiddleware
-from craft_server.api.services import Services
+from craft_server.api.middleware import (
+    BodyGate,
+    BodyGateMiddleware,
+    CallMiddleware,
+    CompressionMiddleware,
+    HangUpMiddleware,
+    operation_of,
+)
+from craft_server.api.services import Drain, InFlight, Services
 from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
 from craft_server.console import install as console
@@ -59,6 +56,21 @@ from craft_shared import tracing
 _log = structlog.get_logger()
 
 REFUND_SECONDS = 10
+_ROUTERS = [
+    module.router
+    for module in (
+        health,
+        image_sets,
+        predictions,
+        account,
+        receipts,
+        adapter_publishing,
+        adapters,
+        adapter_predictions,
+        run_reports,
+        admin,
+    )
+]
 
 
 def create_app(
@@ -136,24 +148,10 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
-    for module in (
-        health,
-        metrics,
-        models,
-        image_sets,
-        predictions,
-        account,
-        answers,
-        receipts,
-        adapter_publishing,
-        adapters,
-        adapter_predictions,
-        run_reports,
-        admin,
-    ):
-        app.include_router(module.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     errors.install(app)
-    documents.install(app, openapi.complete)
+    openapi.install(app, _ROUTERS)
     console.install(app)
     # The last one added is the outermost: every log line and answer has the call's id.
     app.add_middleware(HangUpMiddleware)
@@ -167,11 +165,9 @@ def create_app(
     console.add_middleware(app)
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
-    app.add_middleware(DrainMiddleware, drain=services.drain)
-    app.add_middleware(AccessLogMiddleware)
     if tracing.wanted():
         _trace(app)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(CallMiddleware, closing=lambda: services.drain.begun)
     return app
 
 

@@ -8,13 +8,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from craft_server.ledger.charges import Shortfall
 from craft_shared import names
 from craft_shared.problems import (
-    BUDGET_EXHAUSTED,
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
-    OVERLOADED,
     FieldError,
     Problem,
     ProblemType,
@@ -31,7 +28,10 @@ _REMEDIES = {
 
 
 class ProblemError(Exception):
-    """A call cannot be answered; `problem` says why."""
+    """A call cannot be answered; `problem` says why.
+
+    Of the fields at fault, `errors`, the first `MAX_ERRORS` are shown. `retry_after` is in seconds.
+    """
 
     def __init__(
         self,
@@ -39,11 +39,14 @@ class ProblemError(Exception):
         detail: str,
         errors: Sequence[FieldError] = (),
         *,
+        retry_after: int | None = None,
         headers: Mapping[str, str] = types.MappingProxyType({}),
     ) -> None:
         super().__init__(detail)
         self.problem = Problem.of(kind, detail, list(errors[:MAX_ERRORS]))
         self.headers = dict(headers)
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
 
 def invalid_request(errors: Sequence[FieldError]) -> ProblemError:
@@ -63,29 +66,6 @@ def model_not_found(name: str, hosted: str) -> ProblemError:
         f"this server hosts no model '{name}'",
         [FieldError(field="model", message="unknown model", remedy=f"Name '{hosted}'.")],
     )
-
-
-def database_unavailable() -> ProblemError:
-    """The database has failed; a call that is sent again is charged once, whatever became of it."""
-    return ProblemError(
-        OVERLOADED,
-        "the server's database cannot be used now; the call was not answered",
-        headers={"Retry-After": "5"},
-    )
-
-
-def budget_exhausted(shortfalls: Sequence[Shortfall]) -> ProblemError:
-    """The key's budgets do not cover the call."""
-    parts = [_shortfall(short) for short in shortfalls]
-    return ProblemError(BUDGET_EXHAUSTED, "; ".join(parts))
-
-
-def _shortfall(short: Shortfall) -> str:
-    budget = short.budget
-    words = f"this call needs {short.needed} {budget.unit} and {budget.remaining} are left"
-    if budget.of == "team":
-        words += " in the team's budget"
-    return f"{words} until {budget.resets_at}" if budget.resets_at else words
 
 
 def field_errors(errors: Sequence[Any], model: type[BaseModel]) -> list[FieldError]:

@@ -23,10 +23,10 @@ from craft_shared.files import write_whole
 from craft_shared.head import Head, HeadKind, check_tensors, head_from_tensors
 from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.output import scores_of, shown
+from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
-from craft_shared.wire.messages import StoredClassName, Template
+from craft_shared.wire.messages import ModelName, Revision, StoredClassName, Template
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -59,14 +59,14 @@ class AdapterConfig(Message):
 
     schema_version: Literal[1] = 1
     method: Literal["craft"] = "craft"
-    model: str
-    revision: str
+    model: ModelName
+    revision: Revision
     access_mode: Literal["strict", "open-text"] = "strict"
-    classes: list[StoredClassName] = Field(min_length=1)
-    texts: list[StoredClassName] = Field(default_factory=list)
+    classes: list[StoredClassName] = Field(min_length=1, examples=[["one", "two", "zero"]])
+    texts: list[StoredClassName] = Field(default_factory=list, examples=[[]])
     templates: list[Template] = Field(min_length=1)
-    context: Context | None = None
-    codes: int = Field(default=0, ge=0)
+    context: Context | None = Field(default=None, examples=[{"dim": 512}])
+    codes: int = Field(default=0, ge=0, examples=[31])
     head: HeadKind
     output: Output = EVERYTHING
     provenance: Provenance = Provenance()

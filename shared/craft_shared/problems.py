@@ -1,6 +1,7 @@
 """Problem types: the errors that the server answers with and the client raises (RFC 9457).
 
-It knows names, statuses and the JSON shape; it does not know who raises or catches them.
+`first_error` and `field_errors` say in wire notation (`classes[3]`, `context.dim`) what is wrong
+with a document that its model refuses.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+
+from craft_shared import names
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:craftbox:problem:"
@@ -169,35 +172,9 @@ OVERLOADED = ProblemType(
     "overloaded", 503, "The server cannot do this now", "Try again after the Retry-After time."
 )
 
+# All of the above.
 PROBLEM_TYPES: dict[str, ProblemType] = {
-    problem.uri: problem
-    for problem in (
-        MALFORMED_BODY,
-        UNAUTHENTICATED,
-        FORBIDDEN,
-        BUDGET_EXHAUSTED,
-        PROMPT_LIMIT_REACHED,
-        NOT_FOUND,
-        MODEL_NOT_FOUND,
-        IMAGE_SET_NOT_FOUND,
-        ADAPTER_NOT_FOUND,
-        NOT_RECORDED,
-        METHOD_NOT_ALLOWED,
-        REVISION_MISMATCH,
-        CALL_IN_PROGRESS,
-        RUN_IN_PROGRESS,
-        REQUEST_TIMEOUT,
-        HEAD_TOO_LARGE,
-        ANSWER_GONE,
-        BODY_TOO_LARGE,
-        UNSUPPORTED_MEDIA_TYPE,
-        INVALID_REQUEST,
-        INVALID_IMAGE,
-        IDEMPOTENCY_KEY_REUSED,
-        RATE_LIMITED,
-        INTERNAL_ERROR,
-        OVERLOADED,
-    )
+    kind.uri: kind for kind in list(globals().values()) if isinstance(kind, ProblemType)
 }
 
 
@@ -239,3 +216,33 @@ class Problem(BaseModel):
             remedy=kind.remedy,
             errors=errors or [],
         )
+
+
+_REMEDIES = {names.FAULT: names.REMEDY}
+
+
+def first_error(error: ValidationError, whole: str = "") -> str:
+    """The first thing that is wrong: `field: message`.
+
+    Args:
+        error: has one at least.
+        whole: how the document is called where no field of it is at fault; without it the message
+            stands alone.
+    """
+    first = field_errors(error)[0]
+    field = first.field or whole
+    return f"{field}: {first.message}" if field else first.message
+
+
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """Everything that is wrong; of the whole document where the field is empty."""
+    return [
+        FieldError(
+            field="".join(
+                f"[{part}]" if isinstance(part, int) else f".{part}" for part in one["loc"]
+            ).removeprefix("."),
+            message=one["msg"].removeprefix("Value error, "),
+            remedy=_REMEDIES.get(one["type"], ""),
+        )
+        for one in error.errors(include_url=False, include_context=False, include_input=False)
+    ]

@@ -18,8 +18,8 @@ from joserfc.jwa import EdDSAAlgorithm
 from joserfc.jwk import Key, KeySet, OKPKey
 from pydantic import FailFast, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from craft_shared.problems import first_error
 from craft_shared.units import Units
-from craft_shared.validation import first_error
 from craft_shared.wire import Answer, Charge
 
 MEDIA_TYPE = "application/jose"

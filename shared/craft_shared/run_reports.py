@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.units import Units
 from craft_shared.wire import Answer, Message
-from craft_shared.wire.messages import NewLabel
+from craft_shared.wire.messages import ModelName, Moment, NewLabel
 
 POINTS_PER_CALL = 500
 POINTS_PER_MINUTE = 6000  # of a key
@@ -44,11 +44,11 @@ class RunReport(Message):
         state: `stopped` by hand, `failed` by an error.
     """
 
-    title: NewLabel
-    model: NewLabel = ""
-    dataset: NewLabel = ""
-    recipe: NewLabel = ""
-    budget: _Count | None = None
+    title: NewLabel = Field(examples=["digits, 16 shots"])
+    model: NewLabel = Field(default="", examples=["pocket"])
+    dataset: NewLabel = Field(default="", examples=["digits"])
+    recipe: NewLabel = Field(default="", examples=["craftbox"])
+    budget: _Count | None = Field(default=None, examples=[8000])
     state: RunState = "running"
 
 
@@ -65,12 +65,12 @@ class RunPoint(Message):
         units: everything that the run says it was charged until then.
     """
 
-    sequence: _Count
-    generation: _Count
-    queries: _Count
-    loss: _Loss | None = None
-    best_loss: _Loss | None = None
-    accuracy: _Percent | None = None
+    sequence: _Count = Field(examples=[1])
+    generation: _Count = Field(examples=[1])
+    queries: _Count = Field(examples=[72])
+    loss: _Loss | None = Field(default=None, examples=[2.2834])
+    best_loss: _Loss | None = Field(default=None, examples=[2.1417])
+    accuracy: _Percent | None = Field(default=None, examples=[70.0])
     units: Units = Units()
 
 
@@ -89,16 +89,16 @@ class RunCard(Answer):
         latest: the one with the highest sequence number; null before the first.
     """
 
-    run: str
-    title: str
-    model: str
-    dataset: str
-    recipe: str
-    budget: int | None
+    run: str = Field(examples=["digits-16-shots"])
+    title: str = Field(examples=["digits, 16 shots"])
+    model: ModelName
+    dataset: str = Field(examples=["digits"])
+    recipe: str = Field(examples=["craftbox"])
+    budget: int | None = Field(examples=[8000])
     state: RunState
-    started_at: str
-    updated_at: str
-    points: int
+    started_at: Moment
+    updated_at: Moment
+    points: int = Field(examples=[1])
     latest: RunPoint | None
 
 

@@ -26,7 +26,11 @@ class Units(BaseModel):
         requests: HTTP calls.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"queries": 32, "predictions": 1280, "requests": 1}]},
+    )
 
     queries: _Amount = 0
     predictions: _Amount = 0

@@ -20,15 +20,13 @@ from PIL import Image
 from schemathesis.core.failures import Failure
 from schemathesis.core.transport import Response
 
-from craft_server.api.examples import PARAMETERS
-from craft_server.api.idempotency import KEY
+from craft_server.api.idempotency import EXAMPLE_KEY, KEY
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead, Unrefined
 from craft_shared.problems import MEDIA_TYPE as PROBLEM_TYPE
 from craft_shared.wire import EVERYTHING, Context, Output, Provenance
 
-EXAMPLE_KEY = PARAMETERS["Idempotency-Key"]
 REVISION = os.environ["CONTRACT_REVISION"]
 OWN_PREFIX = os.environ["CRAFT_API_KEY"].split("_")[1]
 

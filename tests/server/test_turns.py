@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from craft_server.api import access_log, auth
+from craft_server.api import auth, middleware
 from craft_server.serving import listening
 from craft_server.serving.turns import Turns
 from craft_server.settings import Settings
@@ -58,7 +58,7 @@ class Loop:
 @pytest.fixture
 def watched(serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Loop]]:
     seen = Loop()
-    admit, operation_of = auth.admit, access_log.operation_of
+    admit, operation_of = auth.admit, middleware.operation_of
 
     def noting_begin(connection: Any, secret: str, *rest: Any) -> Any:
         if seen.loop is None:
@@ -73,7 +73,7 @@ def watched(serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, 
         return operation_of(scope)
 
     monkeypatch.setattr(auth, "admit", noting_begin)
-    monkeypatch.setattr(access_log, "operation_of", noting_end)
+    monkeypatch.setattr(middleware, "operation_of", noting_end)
     with serve() as server:
         with server.client() as client:
             client.get("/v1/usage")

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection
 
 from craft_server import adapters
-from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER_CALLS
-from craft_server.api.answer_body import json_response
-from craft_server.api.auth import caller_with
-from craft_server.api.body import content_type, read_bytes, unsupported
+from craft_server.api.answers import json_response
+from craft_server.api.auth import policy_for
+from craft_server.api.body import read_bytes, unsupported
 from craft_server.api.checks import check_model, check_prompts, check_revision, counted_prompts
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import booking, free_of_charge
-from craft_server.api.outputs import policy_for
-from craft_server.api.services import Services, WithServices
+from craft_server.api.middleware import media_type_of
+from craft_server.api.openapi import refusals, safetensors_body
+from craft_server.api.services import Services
 from craft_server.clock import now_ms
 from craft_server.ledger.account import cost_of
 from craft_server.ledger.charges import Work
@@ -29,6 +29,7 @@ from craft_server.problems import invalid_field, invalid_request
 from craft_shared import codec, names
 from craft_shared.adapter import Adapter, AdapterConfig, AdapterError
 from craft_shared.problems import (
+    BUDGET_EXHAUSTED,
     MODEL_NOT_FOUND,
     REVISION_MISMATCH,
     FieldError,
@@ -47,24 +48,18 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
     "",
     status_code=201,
     response_model=AdapterPublishAnswer,
-    operation_id="publish_adapter",
     summary="Publish an adapter",
-    openapi_extra=documents.safetensors_body(
-        "An adapter: metadata `craftbox` holds its config as JSON; tensors: `codes` and the head's"
-    ),
+    openapi_extra=safetensors_body(AdapterConfig, "`codes` and the head's"),
     responses={
         200: {
             "model": AdapterPublishAnswer,
             "description": "This very adapter is published under the name already; not charged",
         },
-        **documents.problems(*documents.CHARGED, MODEL_NOT_FOUND, REVISION_MISMATCH),
+        **refusals(BUDGET_EXHAUSTED, MODEL_NOT_FOUND, REVISION_MISMATCH),
     },
 )
-async def publish(
-    request: Request,
-    services: WithServices,
-    caller: Annotated[Caller, Depends(caller_with("publish"))],
-    call: Annotated[Call, Depends(call_of(repeatable=False))],
+async def publish_adapter(
+    call: Annotated[Call, Depends(call_of("publish", repeatable=False))],
     name: Annotated[
         str,
         Query(
@@ -84,12 +79,13 @@ async def publish(
     Charged: prompts x (classes + further texts) of `texts`, since they are encoded here, once; and
     one of `requests`.
     """
-    if content_type(request) != codec.MEDIA_TYPE:
-        raise unsupported(content_type(request), codec.MEDIA_TYPE)
+    services, caller = call.services, call.caller
+    if (media_type := media_type_of(call.request.headers)) != codec.MEDIA_TYPE:
+        raise unsupported(media_type, codec.MEDIA_TYPE)
     name, aliases = _own_new_name(caller, name), alias or []
     if LATEST in aliases:
         raise invalid_field("alias", "'latest' is always the newest version", "Leave it out.")
-    body = await read_bytes(request)
+    body = await read_bytes(call.request)
     adapter, digest = await asyncio.to_thread(_parse, body)
     config = adapter.config
     _check_names(config)
@@ -113,13 +109,11 @@ async def publish(
             card = adapters.find(connection, caller, f"{name}@{version}").card
             return card, cost_of(connection, caller, None, now_ms())
 
-        return await free_of_charge(
-            services, caller, call, lambda done: _published(200, *done), move
-        )
+        return await free_of_charge(call, lambda done: _published(200, *done), move)
     units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
-    async with booking(services, caller, call, work) as booked:
-        await check_prompts(services, caller, prompts, config.scored)
+    async with booking(call, work) as booked:
+        await check_prompts(call, prompts, config.scored)
         text_features = await services.engine.encode_prompts(
             prompts, config.scored, tenant=caller.tenant
         )
@@ -172,7 +166,7 @@ def _own_new_name(caller: Caller, name: str) -> str:
 def _check_names(config: AdapterConfig) -> None:
     """Reading an adapter does not ask this of it: those that were published before stay."""
     made = config.provenance
-    told = {
+    texts = {
         **{f"adapter.classes[{i}]": name for i, name in enumerate(config.classes)},
         **{f"adapter.texts[{i}]": text for i, text in enumerate(config.texts)},
         "adapter.provenance.recipe": made.recipe or "",
@@ -180,7 +174,7 @@ def _check_names(config: AdapterConfig) -> None:
     }
     errors = [
         FieldError(field=field, message=f"the name {fault}", remedy=names.REMEDY)
-        for field, name in told.items()
+        for field, name in texts.items()
         if (fault := names.fault(name))
     ]
     if errors:

@@ -13,10 +13,10 @@ from fastapi import APIRouter, Depends, Path
 
 from craft_server import adapters
 from craft_server.adapters import NoSuchAdapter, Reference
-from craft_server.api import documents
 from craft_server.api.addresses import ADAPTER, ADAPTER_OF_CALL
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
+from craft_server.api.openapi import refusals
 from craft_server.api.services import WithServices
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
@@ -32,10 +32,11 @@ WithPublishKey = Annotated[Caller, Depends(caller_with("publish"))]
 WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
 OwnName = Annotated[str, Path(description="The adapter's name under the key's owner.")]
 Version = Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")]
+_NAMED = refusals(ADAPTER_NOT_FOUND)
 Versions = Annotated[str, Path(description="`NAME@VERSION`, or `NAME` for all of its versions.")]
 
 
-@router.get("", summary="Adapters", responses=documents.problems(*documents.SCOPED))
+@router.get("", summary="Adapters")
 async def list_adapters(services: WithServices, caller: WithPredictKey) -> AdapterList:
     """All versions that the key may use: its owner's, those shared with it, and public ones. Free.
 
@@ -44,13 +45,8 @@ async def list_adapters(services: WithServices, caller: WithPredictKey) -> Adapt
     return AdapterList(adapters=await services.database.read(adapters.list_cards, caller))
 
 
-@router.get(
-    f"{ADAPTER_OF_CALL}/versions",
-    operation_id="list_adapter_versions",
-    summary="All versions of an adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
-)
-async def list_versions(
+@router.get(f"{ADAPTER_OF_CALL}/versions", summary="All versions of an adapter", responses=_NAMED)
+async def list_adapter_versions(
     services: WithServices, caller: WithPredictKey, name: OwnName
 ) -> AdapterList:
     """All versions of the owner's adapter, the retired ones too. Free."""
@@ -58,26 +54,18 @@ async def list_versions(
     return AdapterList(adapters=await services.database.read(adapters.versions, caller.owner, name))
 
 
-@router.get(
-    f"{ADAPTER_OF_CALL}/settings",
-    operation_id="get_adapter_settings",
-    summary="An adapter's settings",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
-)
-async def get_settings(
+@router.get(f"{ADAPTER_OF_CALL}/settings", summary="An adapter's settings", responses=_NAMED)
+async def get_adapter_settings(
     services: WithServices, caller: WithPublishKey, name: OwnName
 ) -> AdapterSettings:
     """Who may use the owner's adapter, who pays, and what its aliases mean. Free."""
     return await services.database.read(adapters.settings, caller.owner, _own_name(caller, name))
 
 
-@router.get(
-    f"{ADAPTER_OF_CALL}/usage",
-    operation_id="get_adapter_usage",
-    summary="An adapter's usage",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
-)
-async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnName) -> AdapterUsage:
+@router.get(f"{ADAPTER_OF_CALL}/usage", summary="An adapter's usage", responses=_NAMED)
+async def get_adapter_usage(
+    services: WithServices, caller: WithPublishKey, name: OwnName
+) -> AdapterUsage:
     """What was classified with each version of the owner's adapter, by everybody. Free."""
     return await services.database.read(adapters.usage, caller.owner, _own_name(caller, name))
 
@@ -85,35 +73,23 @@ async def get_usage(services: WithServices, caller: WithPublishKey, name: OwnNam
 @router.put(
     f"{ADAPTER_OF_CALL}/restore",
     status_code=204,
-    operation_id="restore_adapter",
     summary="Restore an adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
+    responses=_NAMED,
 )
-async def restore(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
+async def restore_adapter(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
     """Takes retired versions of the owner's adapter into service again. Free."""
     await services.database.write(adapters.restore, caller.owner, name)
 
 
-@router.get(
-    ADAPTER,
-    operation_id="get_adapter",
-    summary="An adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
-)
-async def get(services: WithServices, caller: WithPredictKey, name: Version) -> AdapterCard:
+@router.get(ADAPTER, summary="An adapter", responses=_NAMED)
+async def get_adapter(services: WithServices, caller: WithPredictKey, name: Version) -> AdapterCard:
     """The version that a reference means now. Free."""
     publication = await services.database.read(adapters.find, caller, name)
     return publication.card
 
 
-@router.patch(
-    ADAPTER,
-    operation_id="change_adapter",
-    summary="Share an adapter, move its aliases",
-    openapi_extra=documents.json_body(AdapterChange),
-    responses=documents.problems(*documents.WITH_BODY, ADAPTER_NOT_FOUND),
-)
-async def change(
+@router.patch(ADAPTER, summary="Share an adapter, move its aliases", responses=_NAMED)
+async def change_adapter(
     services: WithServices,
     caller: WithPublishKey,
     name: OwnName,
@@ -131,14 +107,8 @@ async def change(
     return await services.database.write(adapters.change, caller, name, wanted)
 
 
-@router.delete(
-    ADAPTER,
-    status_code=204,
-    operation_id="retire_adapter",
-    summary="Retire an adapter",
-    responses=documents.problems(*documents.SCOPED, ADAPTER_NOT_FOUND),
-)
-async def retire(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
+@router.delete(ADAPTER, status_code=204, summary="Retire an adapter", responses=_NAMED)
+async def retire_adapter(services: WithServices, caller: WithPublishKey, name: Versions) -> None:
     """Takes versions of the owner's adapter out of service, until they are restored. Free."""
     await services.database.write(adapters.retire, caller.owner, name)
 

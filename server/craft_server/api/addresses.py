@@ -1,7 +1,4 @@
-"""What may stand in a call's address, where that is more than a word: names, and numbers.
-
-It knows URL syntax and which calls an adapter has; it does not know which names are valid.
-"""
+"""Names and numbers in addresses, where they are more than a word."""
 
 from __future__ import annotations
 

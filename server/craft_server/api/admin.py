@@ -8,266 +8,174 @@ holds null in its place, and the key can be rotated for a new secret.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import Connection
 
-from craft_server.api import documents
-from craft_server.api.answer_body import json_response
+from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import free_of_charge, remember
+from craft_server.api.openapi import answer, example_of, refusals
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder
-from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
-from craft_server.ledger.keys import Caller, RevokedKey, UnknownKey, UnknownTeam
-from craft_server.problems import ProblemError, invalid_field
+from craft_server.ledger.keys import Caller
+from craft_shared import wire
 from craft_shared.problems import (
-    INVALID_REQUEST,
     NOT_FOUND,
-)
-from craft_shared.wire import (
-    BudgetLimits,
-    BudgetList,
-    BudgetTopUps,
-    KeyCard,
-    KeyCreate,
-    KeyList,
-    KeyPolicies,
-    KeyPolicy,
-    KeyRotate,
-    KeySecret,
-    PriceList,
-    PriceLists,
-    UsageLine,
 )
 from craft_shared.wire.messages import NewName, NonEmptyLabel, Time
 
 router = APIRouter(prefix="/v1/admin", tags=["administration"])
 
 WithAdminKey = Annotated[Caller, Depends(caller_with("admin"))]
-WithCall = Annotated[Call, Depends(call_of(repeatable=False))]
-Prefix = Annotated[str, Path(description="The eight characters after craft_ in the key.")]
+WithCall = Annotated[Call, Depends(call_of("admin", repeatable=False))]
+Prefix = Annotated[
+    str, Path(description="The eight characters after craft_ in the key.", examples=["k3v9x2ma"])
+]
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
-Model = Annotated[NewName, Path(description="The model's name.")]
+Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
+Limits = Annotated[Body[wire.BudgetLimits], Depends(body_of(wire.BudgetLimits))]
+TopUps = Annotated[Body[wire.BudgetTopUps], Depends(body_of(wire.BudgetTopUps))]
+FindHolder = Callable[[Connection], Holder]
 
+_NAMED = refusals(NOT_FOUND)
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
+_LINE = wire.UsageLine.model_validate(example_of(wire.UsageLine))
 
 
-@router.post(
-    "/keys",
-    status_code=201,
-    summary="Make a key",
-    response_model=KeySecret,
-    openapi_extra=documents.json_body(KeyCreate),
-    responses=documents.problems(*documents.ONCE),
-)
+@router.post("/keys", status_code=201, summary="Make a key", response_model=wire.KeySecret)
 async def create_key(
-    services: WithServices,
-    caller: WithAdminKey,
     call: WithCall,
-    body: Annotated[Body[KeyCreate], Depends(body_of(KeyCreate))],
+    body: Annotated[Body[wire.KeyCreate], Depends(body_of(wire.KeyCreate))],
 ) -> Response:
     """Makes a key with its budgets. Its secret is in this answer and nowhere else."""
 
-    def make(connection: Connection) -> KeySecret:
+    def make(connection: Connection) -> wire.KeySecret:
         return administration.create(connection, body.message, now_ms())
 
-    return await _shown_once(services, caller, call, 201, make)
+    return await _shown_once(call, 201, make)
 
 
-@router.get("/keys", summary="All keys", responses=documents.problems(*documents.SCOPED))
-async def list_keys(services: WithServices, _caller: WithAdminKey) -> KeyList:
+@router.get("/keys", summary="All keys")
+async def list_keys(services: WithServices, _caller: WithAdminKey) -> wire.KeyList:
     """All keys, without their secrets, the oldest first."""
     entries = await services.database.read(keys.list_keys)
-    return KeyList(keys=[keys.as_card(entry) for entry in entries])
+    return wire.KeyList(keys=[keys.as_card(entry) for entry in entries])
 
 
 @router.post(
     "/keys/{prefix}/rotate",
     summary="Give a key a new secret",
-    response_model=KeySecret,
-    openapi_extra=documents.json_body(KeyRotate),
-    responses=documents.problems(*documents.ONCE, NOT_FOUND),
+    response_model=wire.KeySecret,
+    responses=_NAMED,
 )
 async def rotate_key(
-    services: WithServices,
-    caller: WithAdminKey,
     call: WithCall,
     prefix: Prefix,
-    body: Annotated[Body[KeyRotate], Depends(body_of(KeyRotate))],
+    body: Annotated[Body[wire.KeyRotate], Depends(body_of(wire.KeyRotate))],
 ) -> Response:
     """The new secret is in this answer and nowhere else; the old ones end after the overlap."""
     overlap_ms = body.message.overlap_seconds * 1000
 
-    def make(connection: Connection) -> KeySecret:
+    def make(connection: Connection) -> wire.KeySecret:
         return administration.rotate(connection, prefix, overlap_ms=overlap_ms, at=now_ms())
 
-    return await _shown_once(services, caller, call, 200, make)
+    return await _shown_once(call, 200, make)
 
 
-@router.delete(
-    "/keys/{prefix}",
-    summary="Revoke a key",
-    responses=documents.problems(*documents.SCOPED, NOT_FOUND),
-)
-async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> KeyCard:
+@router.delete("/keys/{prefix}", summary="Revoke a key", responses=_NAMED)
+async def revoke_key(services: WithServices, _caller: WithAdminKey, prefix: Prefix) -> wire.KeyCard:
     """Makes the key useless from its next call on, all its secrets. It stays listed."""
-    with _refusals():
-        return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
+    return keys.as_card(await services.database.write(keys.revoke_key, prefix, now_ms()))
 
 
-@router.get(
-    "/keys/{prefix}/policy",
-    summary="A key's policies",
-    responses=documents.problems(*documents.SCOPED, NOT_FOUND),
-)
+@router.get("/keys/{prefix}/policy", summary="A key's policies", responses=_NAMED)
 async def get_key_policy(
     services: WithServices, _caller: WithAdminKey, prefix: Prefix
-) -> KeyPolicies:
+) -> wire.KeyPolicies:
     """What the key's answers may show."""
-    with _refusals():
-        return await services.database.read(administration.show_policies, prefix)
+    return await services.database.read(administration.show_policies, prefix)
 
 
-@router.put(
-    "/keys/{prefix}/policy",
-    summary="Set a key's policy",
-    openapi_extra=documents.json_body(KeyPolicy),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
-)
+@router.put("/keys/{prefix}/policy", summary="Set a key's policy", responses=_NAMED)
 async def set_key_policy(
     services: WithServices,
     _caller: WithAdminKey,
     prefix: Prefix,
-    body: Annotated[Body[KeyPolicy], Depends(body_of(KeyPolicy))],
-) -> KeyPolicies:
+    body: Annotated[Body[wire.KeyPolicy], Depends(body_of(wire.KeyPolicy))],
+) -> wire.KeyPolicies:
     """Sets what answers of one model, or of every model without a policy, may show. At once.
 
     Answers that were stored under an Idempotency-Key are given again as they were.
     """
-    with _refusals():
-        return await services.database.write(administration.set_policy, prefix, body.message)
+    return await services.database.write(administration.set_policy, prefix, body.message)
 
 
-@router.put(
-    "/keys/{prefix}/budgets",
-    summary="Set a key's budgets",
-    openapi_extra=documents.json_body(BudgetLimits),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
-)
+@router.put("/keys/{prefix}/budgets", summary="Set a key's budgets", responses=_NAMED)
 async def set_key_budgets(
-    services: WithServices,
-    _caller: WithAdminKey,
-    prefix: Prefix,
-    body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
-) -> BudgetList:
+    services: WithServices, _caller: WithAdminKey, prefix: Prefix, body: Limits
+) -> wire.BudgetList:
     """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
-    with _refusals():
-        return await services.database.write(
-            _set, lambda connection: administration.key_holder(connection, prefix), body.message
-        )
+    return await services.database.write(_set, _of_key(prefix), body.message)
 
 
-@router.put(
-    "/teams/{name:text}/budgets",
-    summary="Set a team's budgets",
-    openapi_extra=documents.json_body(BudgetLimits),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
-)
+@router.put("/teams/{name:text}/budgets", summary="Set a team's budgets", responses=_NAMED)
 async def set_team_budgets(
-    services: WithServices,
-    _caller: WithAdminKey,
-    name: Team,
-    body: Annotated[Body[BudgetLimits], Depends(body_of(BudgetLimits))],
-) -> BudgetList:
+    services: WithServices, _caller: WithAdminKey, name: Team, body: Limits
+) -> wire.BudgetList:
     """Sets the budgets that the body names; all keys of the team share them."""
-    with _refusals():
-        return await services.database.write(
-            _set, lambda connection: administration.team_holder(connection, name), body.message
-        )
+    return await services.database.write(_set, _of_team(name), body.message)
 
 
 @router.post(
     "/keys/{prefix}/budgets/top-up",
     summary="Add to a key's budgets",
-    response_model=BudgetList,
-    openapi_extra=documents.json_body(BudgetTopUps),
-    responses=documents.problems(*documents.ONCE, NOT_FOUND),
+    response_model=wire.BudgetList,
+    responses=_NAMED,
 )
-async def top_up_key(
-    services: WithServices,
-    caller: WithAdminKey,
-    call: WithCall,
-    prefix: Prefix,
-    body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
-) -> Response:
+async def top_up_key(call: WithCall, prefix: Prefix, body: TopUps) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(
-        services,
-        caller,
-        call,
-        lambda connection: administration.key_holder(connection, prefix),
-        body.message,
-    )
+    return await _topped_up(call, _of_key(prefix), body.message)
 
 
 @router.post(
     "/teams/{name:text}/budgets/top-up",
     summary="Add to a team's budgets",
-    response_model=BudgetList,
-    openapi_extra=documents.json_body(BudgetTopUps),
-    responses=documents.problems(*documents.ONCE, NOT_FOUND),
+    response_model=wire.BudgetList,
+    responses=_NAMED,
 )
-async def top_up_team(
-    services: WithServices,
-    caller: WithAdminKey,
-    call: WithCall,
-    name: Team,
-    body: Annotated[Body[BudgetTopUps], Depends(body_of(BudgetTopUps))],
-) -> Response:
+async def top_up_team(call: WithCall, name: Team, body: TopUps) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(
-        services,
-        caller,
-        call,
-        lambda connection: administration.team_holder(connection, name),
-        body.message,
-    )
+    return await _topped_up(call, _of_team(name), body.message)
 
 
-@router.get("/prices", summary="All prices", responses=documents.problems(*documents.SCOPED))
-async def list_prices(services: WithServices, _caller: WithAdminKey) -> PriceLists:
+@router.get("/prices", summary="All prices")
+async def list_prices(services: WithServices, _caller: WithAdminKey) -> wire.PriceLists:
     """Every model's prices in micros; a unit without one is free."""
-    return PriceLists(models=await services.database.read(prices.list_prices))
+    return wire.PriceLists(models=await services.database.read(prices.list_prices))
 
 
-@router.put(
-    "/prices/{model:text}",
-    summary="Set a model's prices",
-    openapi_extra=documents.json_body(PriceList),
-    responses=documents.problems(*documents.WITH_BODY),
-)
+@router.put("/prices/{model:text}", summary="Set a model's prices")
 async def set_prices(
     services: WithServices,
     _caller: WithAdminKey,
     model: Model,
-    body: Annotated[Body[PriceList], Depends(body_of(PriceList))],
-) -> PriceList:
+    body: Annotated[Body[wire.PriceList], Depends(body_of(wire.PriceList))],
+) -> wire.PriceList:
     """Sets the prices that the body names, from the next call on. What was charged stays."""
 
     def change(connection: Connection) -> prices.Prices:
         prices.set_prices(connection, model, body.message.micros)
         return prices.list_prices(connection)
 
-    return PriceList(micros=(await services.database.write(change)).get(model, {}))
+    return wire.PriceList(micros=(await services.database.write(change)).get(model, {}))
 
 
 @router.get(
@@ -275,14 +183,14 @@ async def set_prices(
     summary="Export usage",
     response_class=StreamingResponse,
     responses={
-        200: {
-            "description": "One line a charge; refunded ones charge nothing and are left out.",
-            "content": {
-                "text/csv": {"schema": {"type": "string"}},
-                "application/jsonl": {"schema": {"type": "string"}},
+        **answer(
+            "One line a charge; refunded ones charge nothing and are left out.",
+            {
+                media_type: exports.header(form) + exports.text(_LINE, form)
+                for form, media_type in _MEDIA_TYPES.items()
             },
-        },
-        **documents.problems(*documents.SCOPED, INVALID_REQUEST, NOT_FOUND),
+        ),
+        **_NAMED,
     },
 )
 async def export_usage(
@@ -299,8 +207,7 @@ async def export_usage(
         None if since is None else epoch_ms(since),
         None if until is None else epoch_ms(until),
     )
-    with _refusals():
-        first = await services.database.read(exports.page, selection)
+    first = await services.database.read(exports.page, selection)
     return StreamingResponse(
         _export(services, selection, form, first), media_type=_MEDIA_TYPES[form]
     )
@@ -319,76 +226,48 @@ async def _export(
         page = await services.database.read(exports.page, selection, after=page.next_after)
 
 
-def _text(page: list[UsageLine], form: exports.Format) -> str:
+def _text(page: list[wire.UsageLine], form: exports.Format) -> str:
     return "".join(exports.text(line, form) for line in page)
 
 
 async def _shown_once(
-    services: Services,
-    caller: Caller,
     call: Call,
     status: int,
-    make: Callable[[Connection], KeySecret],
+    make: Callable[[Connection], wire.KeySecret],
 ) -> Response:
     """Makes a secret and remembers the call without it."""
 
-    def all_of_it(connection: Connection) -> KeySecret:
+    def all_of_it(connection: Connection) -> wire.KeySecret:
         made = make(connection)
         without = json_response(made.model_copy(update={"key": None}), status=status)
-        remember(connection, services, caller, call, without)
+        remember(connection, call, without)
         return made
 
-    with _refusals():
-        return json_response(await services.database.write(all_of_it), status=status)
+    return json_response(await call.services.database.write(all_of_it), status=status)
 
 
-def _set(
-    connection: Connection, find: Callable[[Connection], Holder], wanted: BudgetLimits
-) -> BudgetList:
+def _of_key(prefix: str) -> FindHolder:
+    return lambda connection: administration.key_holder(connection, prefix)
+
+
+def _of_team(name: str) -> FindHolder:
+    return lambda connection: administration.team_holder(connection, name)
+
+
+def _set(connection: Connection, find: FindHolder, wanted: wire.BudgetLimits) -> wire.BudgetList:
     at, holder = now_ms(), find(connection)
     administration.set_budgets(connection, holder, wanted.budgets, at)
-    return BudgetList(budgets=administration.show_budgets(connection, holder, at))
+    return wire.BudgetList(budgets=administration.show_budgets(connection, holder, at))
 
 
 async def _topped_up(
-    services: Services,
-    caller: Caller,
     call: Call,
-    find: Callable[[Connection], Holder],
-    wanted: BudgetTopUps,
+    find: FindHolder,
+    wanted: wire.BudgetTopUps,
 ) -> Response:
-    def top_up(connection: Connection) -> BudgetList:
+    def top_up(connection: Connection) -> wire.BudgetList:
         holder = find(connection)
         administration.top_up(connection, holder, wanted.budgets)
-        return BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+        return wire.BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
 
-    with _refusals():
-        return await free_of_charge(services, caller, call, json_response, top_up)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns the ledger's refusals into problems."""
-    try:
-        yield
-    except UnknownKey as error:
-        raise ProblemError(NOT_FOUND, "there is no key with this prefix") from error
-    except UnknownTeam as error:
-        detail = "there is no team of this name; the first key with it makes one"
-        raise ProblemError(NOT_FOUND, detail) from error
-    except RevokedKey as error:
-        raise invalid_field("prefix", "the key is revoked", "Make a new key.") from error
-    except NoSuchBudget as error:
-        raise invalid_field(
-            "budgets",
-            f"there is no budget on {error.unit} ({error.window}): it is not bounded",
-            "Set a budget with PUT, or leave the unit out.",
-        ) from error
-    except LimitTooLarge as error:
-        raise invalid_field("budgets", str(error), "Add less.") from error
-    except LimitBelowUse as error:
-        raise invalid_field(
-            "budgets",
-            f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
-            "Set a limit of at least that.",
-        ) from error
+    return await free_of_charge(call, json_response, top_up)

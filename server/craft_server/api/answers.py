@@ -1,34 +1,192 @@
-"""`DELETE /v1/answers/{idempotency_key}`: a client says that it has stored an answer safely."""
+"""What a call's answer shows by the key's policy, how large it may be, and how it travels."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
-from craft_server.api import documents
-from craft_server.api.auth import WithCallerAtAnyRate
-from craft_server.api.idempotency import KEY
-from craft_server.api.services import WithServices
-from craft_server.ledger.calls import acknowledge
-from craft_shared.problems import UNAUTHENTICATED
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+from pydantic import BaseModel
 
-router = APIRouter(prefix="/v1/answers", tags=["account"])
+from craft_server.api.idempotency import Call
+from craft_server.api.images import ImageSelection, digests_of
+from craft_server.api.middleware import JSON_TYPE, accepts
+from craft_server.api.resolution import output_again
+from craft_server.asked_prompts import Asking
+from craft_server.engine import Prompts, prompt_identity
+from craft_server.image_sets import read_digests
+from craft_server.noise import Noise
+from craft_server.policy import Policy, answerable, narrowed
+from craft_server.problems import invalid_field
+from craft_shared import codec
+from craft_shared.codec import Tensors
+from craft_shared.output import DType, shown_bytes
+from craft_shared.wire import Output
+
+# The longest number as text, such as -1.1754943508222875e-38, with its comma and brackets.
+_JSON_BYTES = {"float32": 28, "float16": 28, "int32": 15}
+# Fields of documents that tensors take.
+_TENSORS = {"log_probs", "probs", "top_classes", "abstained"}
+_NUMBERS_A_PIECE = 1 << 16
 
 
-@router.delete(
-    "/{idempotency_key:text}",
-    status_code=204,
-    summary="Acknowledge an answer",
-    responses=documents.problems(UNAUTHENTICATED, *documents.ANY),
-)
-async def acknowledge_answer(
-    services: WithServices, caller: WithCallerAtAnyRate, idempotency_key: str
-) -> None:
-    """Lets the bytes of a prediction's answer go; the call stays known under its key.
+def checked_output(call: Call, policy: Policy, top_k: int | None, classes: int) -> Output:
+    """The level of the answer to a call; one that is sent again has had an answer of some level.
 
-    Free, and not counted against the key's rate limit: it spares the server memory.
-
-    The same call is from then on computed anew, free of charge. A key that names no answered
-    prediction changes nothing, so that this may be sent again.
+    Raises:
+        ProblemError: there are fewer classes than are asked for.
+        AnswerGone: the first answer was of a level that the policy shows no more.
     """
-    if KEY.fullmatch(idempotency_key):
-        await services.database.write(acknowledge, caller.key_id, idempotency_key)
+    if top_k is not None and top_k > classes:
+        raise invalid_field(
+            "top_k",
+            f"{top_k}; there are {classes} classes",
+            f"Ask for at most {classes}, or leave top_k out for all of them.",
+        )
+    return output_again(call.first, narrowed(policy.output, top_k))
+
+
+async def noise_of(
+    call: Call,
+    policy: Policy,
+    output: Output,
+    *,
+    prompts: Prompts,
+    classes: Sequence[str],
+    selection: ImageSelection,
+    counted: bool = True,
+) -> Noise | None:
+    """The noise that is added to the log-probabilities of an answer; None for none.
+
+    Prompts are noted where their number is bounded, if they are the caller's choice (`counted`).
+
+    Raises:
+        PromptLimitReached: the key may not ask so many; none was noted.
+    """
+    limit = policy.prompts_per_image_set if counted else None
+    if not output.noise and limit is None:
+        return None  # digests take time
+    services, caller = call.services, call.caller
+    texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
+    sent = await asyncio.to_thread(digests_of, selection.files)
+    if limit is not None:
+        of = [f"sha256:{digest}" for digest in sent]
+        if selection.image_set is not None:
+            of = [selection.image_set.id]
+        identities = [prompt_identity(prompt) for prompt in texts]
+        asking = Asking(caller.owner, of, identities, limit)
+        # The disk has it with the settlement at the latest.
+        await services.database.write_deferred(asking.note)
+    if not output.noise:
+        return None
+    images = sent
+    if selection.image_set is not None:
+        images = await services.database.read(read_digests, selection.image_set, selection.rows)
+    return await asyncio.to_thread(
+        lambda: Noise.of(
+            services.noise_secret,
+            caller.owner,
+            output.noise,
+            pictures=[bytes.fromhex(digest) for digest in images],
+            texts=texts,
+        )
+    )
+
+
+async def answer_of_parts(
+    parts: AsyncIterator[tuple[slice, slice, NDArray[np.float32]]],
+    output: Output,
+    noise: Noise | None,
+    *,
+    prompts: int,
+    images: int,
+    dtype: DType,
+) -> Tensors:
+    """`craft_server.policy.answerable` of scores that come in parts and are never held as a whole.
+
+    The parts are as `HostedModel.score_parts` yields them; `prompts` and `images` are numbers.
+    """
+    found: Tensors = {}
+
+    def answer(rows: slice, columns: slice, part: NDArray[np.float32]) -> Tensors:
+        added = None if noise is None else noise.at(rows, columns)
+        return answerable(part, output, added, dtype)
+
+    async for some_prompts, some_images, part in parts:
+        shown = await asyncio.to_thread(answer, some_prompts, some_images, part)
+        for name, tensor in shown.items():
+            if name not in found:
+                found[name] = np.empty((prompts, images, tensor.shape[-1]), tensor.dtype)
+            found[name][some_prompts, some_images] = tensor
+    return found
+
+
+async def tensor_response(
+    request: Request, document: BaseModel, tensors: codec.Tensors
+) -> Response:
+    """The response that carries a document, whose tensors' fields the tensors take."""
+    fields = document.model_dump(mode="json", exclude=_TENSORS)
+    if wants_safetensors(request):
+        data = await asyncio.to_thread(codec.encode, fields, tensors)
+        return Response(data, media_type=codec.MEDIA_TYPE)
+    parts = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
+    for name, tensor in tensors.items():
+        parts += [f',"{name}":'.encode(), await asyncio.to_thread(_json_of, tensor)]
+    return Response(b"".join((*parts, b"}")), media_type=JSON_TYPE)
+
+
+def json_response(document: BaseModel, *, status: int = 200) -> Response:
+    """The response that carries a document without a tensor."""
+    return Response(document.model_dump_json(), status_code=status, media_type=JSON_TYPE)
+
+
+def wants_safetensors(request: Request) -> bool:
+    """Whether `Accept` names safetensors and does not refuse it (RFC 9110, section 12.5.1)."""
+    return accepts(request.headers.get("accept", ""), codec.MEDIA_TYPE)
+
+
+def check_answer_size(
+    call: Call,
+    *,
+    rows: int,
+    classes: int,
+    output: Output,
+    dtype: DType,
+    field: str,
+) -> None:
+    """Raises ProblemError, which blames `field`, if an answer's tensors could be too large.
+
+    There are `rows` distributions over the classes.
+    """
+    sizes = _JSON_BYTES
+    if wants_safetensors(call.request):
+        sizes = {name: np.dtype(name).itemsize for name in _JSON_BYTES}
+    size = rows * shown_bytes(output, classes, sizes[dtype], sizes["int32"])
+    allowed = call.services.settings.limits.answer_bytes
+    if size > allowed:
+        raise invalid_field(
+            field,
+            f"the answer would take up to {size} bytes; {allowed} are allowed",
+            "Ask for fewer pictures or prompts in one call, for float16, for safetensors, or for a "
+            "small top_k.",
+        )
+
+
+def _json_of(array: NDArray[Any]) -> bytes:
+    return b"".join(_json_pieces(array))
+
+
+def _json_pieces(array: NDArray[Any]) -> Iterator[bytes]:
+    # The C encoder holds the interpreter lock: small pieces let the event loop run between them.
+    if array.ndim == 1 or array.size <= _NUMBERS_A_PIECE:
+        yield json.dumps(array.tolist(), separators=(",", ":")).encode()
+        return
+    for index, part in enumerate(array):
+        yield b"," if index else b"["
+        yield from _json_pieces(part)
+    yield b"]"

@@ -1,9 +1,7 @@
-"""Requests' bodies: JSON or safetensors in, one message with its codes and pictures out.
+"""Requests' bodies: JSON or safetensors in, one message with its codes and images out.
 
-It knows media types and the syntax of both; what a value means is checked by the calls. How many
-bytes there may be is `body_gate`'s to say, how many values is looked at before anything is parsed.
-Each body is parsed once, on a thread. What it says about tensors and pictures ends up the same for
-both types.
+How many bytes there may be is bounded before (`BodyGate`), and how many values before anything is
+parsed. Each body is parsed once, on a thread. Checks of what a value means are the calls'.
 """
 
 from __future__ import annotations
@@ -22,7 +20,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from craft_server.api.body_gate import JSON_TYPE, media_type_of
+from craft_server.api.middleware import JSON_TYPE, media_type_of
+from craft_server.api.openapi import refuses, takes
 from craft_server.api.services import WithServices
 from craft_server.problems import (
     MAX_ERRORS,
@@ -43,6 +42,8 @@ from craft_shared.problems import (
 from craft_shared.strict_json import JsonError, TooManyValues, parse_object, with_whole_numbers
 from craft_shared.wire import Limits
 
+# With which a body may be refused, whatever it should hold.
+REFUSALS = (MALFORMED_BODY, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
 _NUMBERS = frozenset((int, float))
 
 M = TypeVar("M", bound=BaseModel)
@@ -55,7 +56,7 @@ class Body(Generic[M]):
     Attributes:
         message: the document; its fields `codes` and `images` are None.
         codes: float32 [K, dim], or None where the body has none.
-        files: pictures' bytes, or None where the body has none.
+        files: images' bytes, or None where the body has none.
     """
 
     message: M
@@ -66,8 +67,10 @@ class Body(Generic[M]):
 def body_of(model: type[M]) -> Callable[..., Awaitable[Body[M]]]:
     """A dependency that reads a request's body as a `model`."""
 
+    @takes(model)
+    @refuses(*REFUSALS)
     async def read(request: Request, services: WithServices) -> Body[M]:
-        media_type = content_type(request)
+        media_type = media_type_of(request.headers)
         if media_type not in (JSON_TYPE, codec.MEDIA_TYPE):
             raise unsupported(media_type, f"{JSON_TYPE} or {codec.MEDIA_TYPE}")
         data = await read_bytes(request)
@@ -93,11 +96,6 @@ async def read_bytes(request: Request) -> bytes:
         return await request.body()
     except ClientDisconnect as error:
         raise ProblemError(MALFORMED_BODY, "the body ended before it was complete") from error
-
-
-def content_type(request: Request) -> str:
-    """The body's media type without parameters, in lower case."""
-    return media_type_of(request.headers)
 
 
 def unsupported(media_type: str, expected: str) -> ProblemError:

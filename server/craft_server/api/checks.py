@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from fastapi import Request
 from numpy.typing import NDArray
 
-from craft_server.api.answer_body import answer_bytes
+from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import Prompts
-from craft_server.ledger.keys import Caller
-from craft_server.problems import ProblemError, invalid_field, invalid_request, model_not_found
-from craft_shared.output import DType
+from craft_server.problems import ProblemError, invalid_request, model_not_found
 from craft_shared.problems import REVISION_MISMATCH, FieldError
-from craft_shared.wire import Context, Limits, Output
+from craft_shared.wire import Context, Limits
 
 
 def check_model(services: Services, name: str) -> None:
@@ -43,41 +40,15 @@ def counted_prompts(
     return Prompts(templates=tuple(templates), context=context, codes=points)
 
 
-async def check_prompts(
-    services: Services, caller: Caller, prompts: Prompts, classes: Sequence[str]
-) -> None:
+async def check_prompts(call: Call, prompts: Prompts, classes: Sequence[str]) -> None:
     """Checks that the model can read prompts and class names, which takes time for each of them.
 
     Raises:
         ProblemError: `invalid-request` with all that is wrong.
     """
-    if errors := await services.engine.check_prompts(prompts, classes, tenant=caller.tenant):
+    engine, tenant = call.services.engine, call.caller.tenant
+    if errors := await engine.check_prompts(prompts, classes, tenant=tenant):
         raise invalid_request(errors)
-
-
-def check_answer_size(
-    request: Request,
-    services: Services,
-    *,
-    rows: int,
-    classes: int,
-    output: Output,
-    dtype: DType,
-    field: str,
-) -> None:
-    """Raises ProblemError if such an answer were too large; `field` is to blame.
-
-    What is answered is as in `craft_server.api.answer_body.answer_bytes`.
-    """
-    size = answer_bytes(request, rows=rows, classes=classes, output=output, dtype=dtype)
-    allowed = services.settings.limits.answer_bytes
-    if size > allowed:
-        raise invalid_field(
-            field,
-            f"the answer would take up to {size} bytes; {allowed} are allowed",
-            "Ask for fewer pictures or prompts in one call, for float16, for safetensors, or for a "
-            "small top_k.",
-        )
 
 
 def _count_errors(
@@ -116,12 +87,19 @@ def _count_errors(
     return errors
 
 
-def check_revision(services: Services, model: str, revision: str) -> None:
-    """Raises the problem if an adapter of this model and revision cannot be served here."""
+def check_revision(
+    services: Services,
+    model: str,
+    revision: str,
+    *,
+    made: str = "the adapter was tuned on",
+    errors: Sequence[FieldError] = (),
+) -> None:
+    """Raises ProblemError if what was `made` under this model and revision is of no use here."""
     hosted, current = services.engine.name, services.revision
     if (model, revision) != (hosted, current):
         raise ProblemError(
             REVISION_MISMATCH,
-            f"the adapter was tuned on '{model}' revision {revision}; "
-            f"the server hosts '{hosted}' revision {current}",
+            f"{made} '{model}' revision {revision}; the server hosts '{hosted}' revision {current}",
+            errors,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -11,18 +12,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from craft_server import problems
 from craft_server.adapters import NoSuchAdapter, NoSuchVersion
 from craft_server.api.addresses import allowed_methods
 from craft_server.api.idempotency import Replayed, replay
+from craft_server.api.middleware import Middleware
 from craft_server.api.services import Services
 from craft_server.asked_prompts import PromptLimitReached
 from craft_server.database import Unavailable
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
+from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
 from craft_server.ledger.calls import AnswerGone, KeyReused, StillRunning
 from craft_server.ledger.charges import (
     BudgetExhausted,
@@ -30,9 +32,11 @@ from craft_server.ledger.charges import (
     PublisherCannotPay,
     TooManyRunning,
 )
+from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
 from craft_server.measurements import REGISTRY
-from craft_server.problems import ProblemError, database_unavailable
+from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_server.rate_limits import NotCounted, RateLimited
+from craft_server.receipts import StillReserved
 from craft_server.run_reports import NoSuchRun, TooManyPoints
 from craft_server.simulate import Struck
 from craft_shared.problems import (
@@ -50,6 +54,7 @@ from craft_shared.problems import (
     OVERLOADED,
     PROMPT_LIMIT_REACHED,
     RATE_LIMITED,
+    RUN_IN_PROGRESS,
     FieldError,
     Problem,
 )
@@ -78,45 +83,148 @@ _REPLAYS = Counter(
 _log = structlog.get_logger()
 
 
+_MODEL_IS_BUSY = ProblemError(
+    OVERLOADED, "the model cannot take this call now; nothing was charged", retry_after=5
+)
+# A call that is sent again is charged once, whatever became of it.
+_DATABASE_UNAVAILABLE = ProblemError(
+    OVERLOADED,
+    "the server's database cannot be used now; the call was not answered",
+    retry_after=5,
+)
+
+
+def _budget_exhausted(error: BudgetExhausted) -> ProblemError:
+    parts = []
+    for short in error.shortfalls:
+        budget = short.budget
+        of_team = " in the team's budget" if budget.of == "team" else ""
+        until = f" until {budget.resets_at}" if budget.resets_at else ""
+        parts.append(
+            f"this call needs {short.needed} {budget.unit} and {budget.remaining} are left"
+            f"{of_team}{until}"
+        )
+    return ProblemError(BUDGET_EXHAUSTED, "; ".join(parts))
+
+
+def _rate_limited(error: RateLimited) -> ProblemError:
+    quota = error.quota
+    detail = (
+        f"this call needs {error.needed} {quota.name} and {quota.remaining} of {quota.limit} "
+        "a minute are left"
+    )
+    if error.needed > quota.limit:
+        # Waiting would not help.
+        return ProblemError(RATE_LIMITED, f"{detail}: ask for less in one call")
+    return ProblemError(RATE_LIMITED, detail, retry_after=max(1, quota.reset_seconds))
+
+
+# What each error of a lower layer is answered with, by the API and the console alike.
+_REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
+    ProblemError: lambda error: error,
+    BudgetExhausted: lambda error: _budget_exhausted(error),
+    PublisherCannotPay: lambda _: ProblemError(
+        BUDGET_EXHAUSTED,
+        "the adapter's publisher pays for its predictions, and has no budget left for this one",
+    ),
+    PromptLimitReached: lambda error: ProblemError(
+        PROMPT_LIMIT_REACHED,
+        f"{error.used} of {error.limit} different prompts have been asked about these pictures, "
+        f"and this call asks {error.new} more",
+    ),
+    TooManyRunning: lambda error: ProblemError(
+        RATE_LIMITED,
+        f"{error.args[0]} calls of the key are running, as many as it may have at a time",
+        retry_after=1,
+    ),
+    RateLimited: lambda error: _rate_limited(error),
+    KeyReused: lambda _: ProblemError(
+        IDEMPOTENCY_KEY_REUSED,
+        "a call with another address or body was made under this Idempotency-Key",
+    ),
+    AnswerGone: lambda error: ProblemError(
+        ANSWER_GONE, f"the answer to this call cannot be had any more: {error}"
+    ),
+    StillReserved: lambda error: ProblemError(
+        RUN_IN_PROGRESS,
+        f"{error.calls} calls that the receipt would cover have not been answered yet",
+        retry_after=5,
+    ),
+    NoSuchImageSet: lambda _: ProblemError(
+        IMAGE_SET_NOT_FOUND, "there is no image set with this id under the key's owner"
+    ),
+    WrongFirstRow: lambda error: invalid_field(
+        "first_row",
+        f"the image set holds {error.count} pictures, so that the next row is {error.count}",
+        "GET the image set for its count, and go on from there.",
+    ),
+    NoSuchAdapter: lambda _: ProblemError(
+        ADAPTER_NOT_FOUND, "there is no adapter of this name and version that the key may use"
+    ),
+    NoSuchVersion: lambda error: invalid_field(
+        f"aliases.{error.alias}",
+        f"version {error.version} is not published",
+        "Name a version that GET /v1/adapters/{name}/versions lists and that is not retired.",
+    ),
+    NoSuchRun: lambda _: ProblemError(
+        NOT_FOUND, "no run of this name was reported under the key's owner"
+    ),
+    TooManyPoints: lambda _: invalid_field(
+        "points",
+        f"of one run at most {POINTS_PER_RUN} points are kept",
+        "Report every tenth generation.",
+    ),
+    UnknownKey: lambda _: ProblemError(NOT_FOUND, "there is no key with this prefix"),
+    UnknownTeam: lambda _: ProblemError(
+        NOT_FOUND, "there is no team of this name; the first key with it makes one"
+    ),
+    RevokedKey: lambda _: invalid_field("prefix", "the key is revoked", "Make a new key."),
+    NoSuchBudget: lambda error: invalid_field(
+        "budgets",
+        f"there is no budget on {error.unit} ({error.window}): it is not bounded",
+        "Set a budget with PUT, or leave the unit out.",
+    ),
+    LimitTooLarge: lambda error: invalid_field("budgets", str(error), "Add less."),
+    LimitBelowUse: lambda error: invalid_field(
+        "budgets",
+        f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
+        "Set a limit of at least that.",
+    ),
+    # By the time that these arrive, whatever was reserved has been refunded.
+    NotCounted: lambda _: ProblemError(
+        OVERLOADED,
+        "the server cannot count the key's rate now; nothing was charged",
+        retry_after=5,
+    ),
+    ChargeClosed: lambda _: ProblemError(
+        OVERLOADED,
+        "the call took longer than the server could hold it; nothing was charged",
+        retry_after=1,
+    ),
+    Overloaded: lambda _: _MODEL_IS_BUSY,
+    WorkerDied: lambda _: _MODEL_IS_BUSY,
+}
+# Operators are to see these in the log.
+_FAILURES = frozenset((NotCounted, ChargeClosed, Overloaded, WorkerDied))
+
+
 def install(app: FastAPI) -> None:
     """Registers the handlers with the application."""
-    app.exception_handler(ProblemError)(_on_problem)
-    app.exception_handler(BudgetExhausted)(_on_budget_exhausted)
-    app.exception_handler(PublisherCannotPay)(_on_publisher_cannot_pay)
-    app.exception_handler(PromptLimitReached)(_on_prompt_limit_reached)
-    app.exception_handler(TooManyRunning)(_on_too_many_running)
-    app.exception_handler(RateLimited)(_on_rate_limited)
-    app.exception_handler(NotCounted)(_on_not_counted)
-    app.exception_handler(ChargeClosed)(_on_charge_closed)
+    for kind in _REFUSALS:
+        app.exception_handler(kind)(_on_refusal)
     app.exception_handler(Replayed)(_on_replayed)
-    app.exception_handler(KeyReused)(_on_key_reused)
     app.exception_handler(StillRunning)(_on_still_running)
-    app.exception_handler(AnswerGone)(_on_answer_gone)
-    app.exception_handler(NoSuchImageSet)(_on_no_such_image_set)
-    app.exception_handler(NoSuchAdapter)(_on_no_such_adapter)
-    app.exception_handler(NoSuchVersion)(_on_no_such_version)
-    app.exception_handler(NoSuchRun)(_on_no_such_run)
-    app.exception_handler(TooManyPoints)(_on_too_many_points)
-    app.exception_handler(Overloaded)(_on_overloaded)
-    app.exception_handler(WorkerDied)(_on_overloaded)
     app.exception_handler(Unavailable)(_on_unavailable)
     app.exception_handler(OSError)(_on_os_error)
-    app.exception_handler(WrongFirstRow)(_on_wrong_first_row)
     app.exception_handler(RequestValidationError)(_on_invalid_parameters)
     app.exception_handler(HTTPException)(_on_http_exception)
 
 
-class UnhandledErrorsMiddleware:
+class UnhandledErrorsMiddleware(Middleware):
     """Answers what no handler knows with `internal-error`; only the log holds the traceback."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `Middleware.call`."""
         started = False
 
         async def send_noting_start(message: Message) -> None:
@@ -139,7 +247,7 @@ def _of_unhandled(request: Request, error: BaseException | None) -> Response:
     while error is not None:
         if is_exhaustion(error):
             detail = "the server has no more memory or files to open now; nothing was charged"
-            return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
+            return _respond(request, ProblemError(OVERLOADED, detail, retry_after=5))
         error = error.__cause__ or error.__context__
     problem = Problem.of(INTERNAL_ERROR, "something went wrong inside the server")
     return problem_response(request, problem)
@@ -166,56 +274,12 @@ def _respond(request: Request, error: ProblemError) -> Response:
     return problem_response(request, error.problem, error.headers)
 
 
-async def _on_problem(request: Request, error: ProblemError) -> Response:
-    return _respond(request, error)
-
-
-async def _on_budget_exhausted(request: Request, error: BudgetExhausted) -> Response:
-    return _respond(request, problems.budget_exhausted(error.shortfalls))
-
-
-async def _on_publisher_cannot_pay(request: Request, _error: PublisherCannotPay) -> Response:
-    detail = "the adapter's publisher pays for its predictions, and has no budget left for this one"
-    return _respond(request, ProblemError(BUDGET_EXHAUSTED, detail))
-
-
-async def _on_prompt_limit_reached(request: Request, error: PromptLimitReached) -> Response:
-    detail = (
-        f"{error.used} of {error.limit} different prompts have been asked about these pictures, "
-        f"and this call asks {error.new} more"
-    )
-    return _respond(request, ProblemError(PROMPT_LIMIT_REACHED, detail))
-
-
-async def _on_too_many_running(request: Request, error: TooManyRunning) -> Response:
-    detail = f"{error.args[0]} calls of the key are running, as many as it may have at a time"
-    return _respond(request, ProblemError(RATE_LIMITED, detail, headers={"Retry-After": "1"}))
-
-
-async def _on_rate_limited(request: Request, error: RateLimited) -> Response:
-    quota = error.quota
-    detail = (
-        f"this call needs {error.needed} {quota.name} and {quota.remaining} of {quota.limit} "
-        "a minute are left"
-    )
-    if error.needed > quota.limit:
-        # No wait would help, so that none is told.
-        return _respond(request, ProblemError(RATE_LIMITED, f"{detail}: ask for less in one call"))
-    wait = {"Retry-After": str(max(1, quota.reset_seconds))}
-    return _respond(request, ProblemError(RATE_LIMITED, detail, headers=wait))
-
-
-async def _on_not_counted(request: Request, error: NotCounted) -> Response:
-    _log.error("storage of rate limits does not answer", error=str(error))
-    detail = "the server cannot count the key's rate now; nothing was charged"
-    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
-
-
-async def _on_charge_closed(request: Request, _error: ChargeClosed) -> Response:
-    # This server did not renew its lease in time, so that another has given the call back.
-    _log.error("call not settled: the server's lease ran out meanwhile")
-    detail = "the call took longer than the server could hold it; nothing was charged"
-    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "1"}))
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    kind = next(kind for kind in type(error).mro() if kind in _REFUSALS)
+    refusal = _REFUSALS[kind](error)
+    if kind in _FAILURES:
+        _log.warning("call not done", error=kind.__name__, detail=str(error))
+    return _respond(request, refusal)
 
 
 async def _on_replayed(_request: Request, error: Replayed) -> Response:
@@ -223,70 +287,20 @@ async def _on_replayed(_request: Request, error: Replayed) -> Response:
     return replay(error.answer)
 
 
-async def _on_key_reused(request: Request, _error: Exception) -> Response:
-    detail = "a call with another address or body was made under this Idempotency-Key"
-    return _respond(request, ProblemError(IDEMPOTENCY_KEY_REUSED, detail))
-
-
 async def _on_still_running(request: Request, error: StillRunning) -> Response:
     services: Services = request.app.state.services
     if services.lease.owes(error.charge_id) or services.lease.ailment:
         # Nobody works on it: the database would not take its reservation back.
-        return _respond(request, database_unavailable())
+        return _respond(request, _DATABASE_UNAVAILABLE)
     detail = "this call was sent before and has not been answered yet"
-    return _respond(request, ProblemError(CALL_IN_PROGRESS, detail, headers={"Retry-After": "1"}))
-
-
-async def _on_answer_gone(request: Request, error: AnswerGone) -> Response:
-    detail = f"the answer to this call cannot be had any more: {error}"
-    return _respond(request, ProblemError(ANSWER_GONE, detail))
-
-
-async def _on_no_such_image_set(request: Request, _error: Exception) -> Response:
-    detail = "there is no image set with this id under the key's owner"
-    return _respond(request, ProblemError(IMAGE_SET_NOT_FOUND, detail))
-
-
-async def _on_no_such_adapter(request: Request, _error: Exception) -> Response:
-    detail = "there is no adapter of this name and version that the key may use"
-    return _respond(request, ProblemError(ADAPTER_NOT_FOUND, detail))
-
-
-async def _on_no_such_version(request: Request, error: NoSuchVersion) -> Response:
-    return _respond(
-        request,
-        problems.invalid_field(
-            f"aliases.{error.alias}",
-            f"version {error.version} is not published",
-            "Name a version that GET /v1/adapters/{name}/versions lists and that is not retired.",
-        ),
-    )
-
-
-async def _on_no_such_run(request: Request, _error: Exception) -> Response:
-    detail = "no run of this name was reported under the key's owner"
-    return _respond(request, ProblemError(NOT_FOUND, detail))
-
-
-async def _on_too_many_points(request: Request, _error: Exception) -> Response:
-    message = f"of one run at most {POINTS_PER_RUN} points are kept"
-    return _respond(
-        request, problems.invalid_field("points", message, "Report every tenth generation.")
-    )
-
-
-async def _on_overloaded(request: Request, error: Exception) -> Response:
-    # Whatever was reserved has been refunded by now, so that the client may safely try again.
-    _log.warning("call not done", error=type(error).__name__)
-    detail = "the model cannot take this call now; nothing was charged"
-    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
+    return _respond(request, ProblemError(CALL_IN_PROGRESS, detail, retry_after=1))
 
 
 async def _on_unavailable(request: Request, error: Unavailable) -> Response:
     services: Services = request.app.state.services
     services.lease.doubt()
     _log.error("database has failed", error=str(error))
-    return _respond(request, database_unavailable())
+    return _respond(request, _DATABASE_UNAVAILABLE)
 
 
 async def _on_os_error(request: Request, error: OSError) -> Response:
@@ -294,18 +308,7 @@ async def _on_os_error(request: Request, error: OSError) -> Response:
         raise error
     _log.error("the machine has run out of something", error=error.strerror)
     detail = "the server's machine has run out of room or files; the call was not answered"
-    return _respond(request, ProblemError(OVERLOADED, detail, headers={"Retry-After": "5"}))
-
-
-async def _on_wrong_first_row(request: Request, error: WrongFirstRow) -> Response:
-    return _respond(
-        request,
-        problems.invalid_field(
-            "first_row",
-            f"the image set holds {error.count} pictures, so that the next row is {error.count}",
-            "GET the image set for its count, and go on from there.",
-        ),
-    )
+    return _respond(request, ProblemError(OVERLOADED, detail, retry_after=5))
 
 
 async def _on_invalid_parameters(request: Request, error: RequestValidationError) -> Response:
@@ -317,7 +320,7 @@ async def _on_invalid_parameters(request: Request, error: RequestValidationError
         )
         for item in error.errors()
     ]
-    return _respond(request, problems.invalid_request(errors))
+    return _respond(request, invalid_request(errors))
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

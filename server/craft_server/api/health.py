@@ -1,17 +1,35 @@
-"""Whether the process lives, and whether it can serve. Needs no key."""
+"""What operators watch: `/livez`, `/readyz`, and `/metrics` in Prometheus' text format.
+
+Metrics are what the process counts as it works (`craft_server.measurements`) and what can be read
+at the moment of the call; `docs/operations.md` lists them. They show nothing of one owner, but much
+of all of them together, so that they take an admin key (in Prometheus: `authorization` in the
+scrape configuration).
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from craft_server.api import documents
-from craft_server.api.services import WithServices
-from craft_server.engine import WorkerDied
+from craft_server.api.auth import caller_with
+from craft_server.api.openapi import answer, refusals
+from craft_server.api.services import Services, WithServices
+from craft_server.byte_cache import CacheUse
+from craft_server.engine import EngineState, WorkerDied
+from craft_server.ledger.account import LedgerMeasures, measure
+from craft_server.ledger.keys import Caller
+from craft_server.measurements import counted
 from craft_server.problems import ProblemError
 from craft_shared.problems import OVERLOADED
+from craft_shared.units import UNITS
 
 router = APIRouter(tags=["health"])
 
@@ -22,22 +40,17 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-@router.get("/livez", operation_id="get_liveness", summary="Whether the process lives")
-async def live() -> Health:
+@router.get("/livez", summary="Whether the process lives")
+async def get_liveness() -> Health:
     """Answers as long as the process does."""
     return Health()
 
 
-@router.get(
-    "/readyz",
-    operation_id="get_readiness",
-    summary="Whether the server can serve",
-    responses=documents.problems(OVERLOADED),
-)
-async def ready(services: WithServices) -> Health:
+@router.get("/readyz", summary="Whether the server can serve", responses=refusals(OVERLOADED))
+async def get_readiness(services: WithServices) -> Health:
     """Answers 200 while the model runs and the ledger can be read and written, 503 otherwise.
 
-    A server that was told to stop answers 503 while it still serves, so that new calls are sent to
+    A server that is about to stop answers 503 while it still serves, so that new calls are sent to
     others.
     """
     if services.drain.begun:
@@ -57,4 +70,119 @@ async def ready(services: WithServices) -> Health:
 
 
 def _not_ready(detail: str) -> ProblemError:
-    return ProblemError(OVERLOADED, detail, headers={"Retry-After": "10"})
+    return ProblemError(OVERLOADED, detail, retry_after=10)
+
+
+@router.get(
+    "/metrics",
+    summary="Measurements of this process",
+    response_class=Response,
+    responses=answer(
+        "Prometheus' text format",
+        {"text/plain": "# TYPE craft_engine_alive gauge\ncraft_engine_alive 1.0\n"},
+    ),
+)
+async def get_metrics(
+    services: WithServices, _caller: Annotated[Caller, Depends(caller_with("admin"))]
+) -> Response:
+    """What the server does now and has done since its start. Needs an admin key; free."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    try:
+        state = await services.engine.state()
+    except WorkerDied:
+        state = None
+    registry.register(_OfServices(services, state))
+    registry.register(_OfLedger(await services.database.read(measure)))
+    return Response(counted() + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _OfLedger(Collector):
+    """What the database holds, the same whichever process is asked."""
+
+    def __init__(self, measures: LedgerMeasures) -> None:
+        self._measures = measures
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily(
+            "craft_ledger_open_reservations",
+            "Calls whose units are set aside, of all servers.",
+            value=self._measures.open_reservations,
+        )
+        yield GaugeMetricFamily(
+            "craft_ledger_overshoot",
+            "Budgets of which more is spent and reserved than their limit; never anything but 0.",
+            value=self._measures.overshoot,
+        )
+        units = CounterMetricFamily(
+            "craft_ledger_settled_units", "Units that all keys were charged.", labels=["unit"]
+        )
+        for unit in UNITS:
+            units.add_metric([unit], self._measures.settled[unit])
+        yield units
+        yield CounterMetricFamily(
+            "craft_ledger_settled_cost",
+            "What all keys were charged, in the currency of the prices.",
+            value=self._measures.settled["cost_micros"] / 1e6,
+        )
+
+
+class _OfServices(Collector):
+    """Reads everything at the moment of the call."""
+
+    def __init__(self, services: Services, state: EngineState | None) -> None:
+        self._services = services
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        alive = self._state is not None and self._services.engine.alive
+        yield GaugeMetricFamily("craft_engine_alive", "1 while the model runs.", value=float(alive))
+        caches = {
+            "image_features": self._services.features.use,
+            "adapters": self._services.adapters.use,
+        }
+        if self._state is not None:
+            yield from _of_engine(self._state)
+            caches["text_features"] = self._state.text_features
+        faults = CounterMetricFamily(
+            "craft_simulated_faults",
+            "Faults of the simulated provider that have happened.",
+            labels=["fault", "at"],
+        )
+        for (fault, place), count in self._services.provider.faults.items():
+            faults.add_metric([fault, place], count)
+        yield faults
+        yield from _caches(caches)
+
+
+def _of_engine(state: EngineState) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "craft_engine_waiting_turns",
+        "Work that waits for the model; a turn is about as much as it does at once.",
+        value=state.waiting,
+    )
+    busy = CounterMetricFamily(
+        "craft_engine_busy_seconds", "How long cores have been kept busy.", labels=["on"]
+    )
+    for what, seconds in state.busy_seconds.items():
+        busy.add_metric([what], seconds)
+    yield busy
+
+
+def _caches(caches: dict[str, CacheUse]) -> Iterator[Metric]:
+    used = GaugeMetricFamily("craft_cache_bytes", "Memory that a cache takes.", labels=["cache"])
+    bound = GaugeMetricFamily(
+        "craft_cache_max_bytes", "Memory that a cache may take.", labels=["cache"]
+    )
+    hits = CounterMetricFamily(
+        "craft_cache_hits", "How often what was asked for was there.", labels=["cache"]
+    )
+    misses = CounterMetricFamily(
+        "craft_cache_misses", "How often it had to be made.", labels=["cache"]
+    )
+    for name, cache in caches.items():
+        used.add_metric([name], cache.nbytes)
+        bound.add_metric([name], cache.max_bytes)
+        hits.add_metric([name], cache.hits)
+        misses.add_metric([name], cache.misses)
+    yield from (used, bound, hits, misses)

@@ -3,7 +3,7 @@
 Source: draft-ietf-httpapi-idempotency-key-header-07. The same key with another body is refused with
 422, while the first call runs with 409. An answer that is given again says so in the header
 `Idempotency-Replayed: true`. One whose bytes are gone, or show more than the key's policy does by
-now, is computed anew, free of charge, and says `Idempotency-Recomputed: true`.
+now, is computed again, free of charge, and says `Idempotency-Recomputed: true`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from fastapi import Header, Request
+from fastapi import Depends, Header, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
-from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, WithCaller
-from craft_server.api.body import read_bytes
-from craft_server.api.outputs import policy_for
+from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, caller_with, policy_for
+from craft_server.api.body import REFUSALS, read_bytes
+from craft_server.api.openapi import refuses
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
@@ -41,7 +41,9 @@ from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_c
 from craft_server.ledger.keys import Caller
 from craft_server.policy import Policy
 from craft_server.problems import invalid_field
+from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
 from craft_shared.units import Units
+from craft_shared.wire import Scope
 
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -50,11 +52,12 @@ RECOMPUTED_HEADER = "Idempotency-Recomputed"
 _REFUSAL_SECONDS = 0.05
 _SHORT = 1 << 18  # bytes that are hashed in less time than a thread is called
 
+EXAMPLE_KEY = "0b7f9c1e-6d0a-4c55-9c0e-3f1f6f0a7a52"
 KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
 
-# For the API's description. Values are checked below, so that what is wrong is told in its words.
+# For the API's description. Values are checked below, with messages of the API's own.
 _IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -62,6 +65,7 @@ _IdempotencyKey = Annotated[
         description="Names the call, so that it can be sent again without being done or charged "
         "again; a UUID, for example. The same key with another call is refused.",
         json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{KEY.pattern}$"},
+        examples=[EXAMPLE_KEY],
     ),
 ]
 _Run = Annotated[
@@ -71,13 +75,14 @@ _Run = Annotated[
         description="What the client calls the run that the call is part of: usage lists it, and "
         "receipts can be had for it.",
         json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_RUN.pattern}$"},
+        examples=["digits-16-shots"],
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a call is to be booked.
+    """A call that does something once, and may be charged.
 
     Attributes:
         attempt: under which idempotency key; None where the call has none.
@@ -85,13 +90,16 @@ class Call:
         run: what the client calls the run that the call is part of.
     """
 
-    attempt: Attempt | None
-    made: Made | None
-    run: str | None
+    request: Request
+    services: Services
+    caller: Caller
+    attempt: Attempt | None = None
+    made: Made | None = None
+    run: str | None = None
 
     @cached_property
     def first(self) -> Resolution | None:
-        """What a call that was made before was resolved to, on which it is computed anew.
+        """What a call that was made before was resolved to, on which it is computed again.
 
         Raises:
             AnswerGone: nobody knows.
@@ -117,23 +125,28 @@ def replay(answer: StoredAnswer) -> Response:
     )
 
 
-def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., AsyncIterator[Call]]:
-    """A dependency that tells how a call is to be booked.
+def call_of(
+    scope: Scope, *, repeatable: bool, least: Units | None = None
+) -> Callable[..., AsyncIterator[Call]]:
+    """A dependency on a call by a key that has the scope.
 
     The body is not read of a key whose budgets do not even cover the least.
 
     Args:
+        scope: that the key must have.
         repeatable: whether the call could be done twice without harm, so that its answer's bytes
             need not be kept for good.
         least: what any such call is charged, whatever its body says; None where that may be
             nothing, or another key's to pay.
     """
+    with_scope = Depends(caller_with(scope))
 
+    @refuses(*REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
     async def read(
         request: Request,
         services: WithServices,
-        caller: WithCaller,
         admission: WithAdmission,
+        caller: Caller = with_scope,
         _key: _IdempotencyKey = None,
         _run: _Run = None,
     ) -> AsyncIterator[Call]:
@@ -152,7 +165,7 @@ def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., As
                 await asyncio.sleep(_REFUSAL_SECONDS)
                 raise
         if key is None:
-            yield Call(None, None, run)
+            yield Call(request, services, caller, run=run)
             return
         attempt = Attempt(key, await _fingerprint(request), repeatable)
         made = None
@@ -164,7 +177,7 @@ def call_of(*, repeatable: bool, least: Units | None = None) -> Callable[..., As
                 await services.database.read(recall, admission.record, attempt.fingerprint),
             )
         try:
-            yield Call(attempt, made, run)
+            yield Call(request, services, caller, attempt, made, run)
         except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:

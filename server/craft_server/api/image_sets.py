@@ -1,31 +1,31 @@
-"""`/v1/image-sets`: upload pictures once, score them often."""
+"""`/v1/image-sets`: upload images once, score them often."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from craft_server import image_sets
-from craft_server.api import documents
-from craft_server.api.answer_body import json_response
+from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import check_model
 from craft_server.api.idempotency import Call, call_of
+from craft_server.api.images import check_files, check_same_model, decode_images, digests_of
 from craft_server.api.metering import booking, free_of_charge
-from craft_server.api.pictures import check_files, check_same_model, decode_pictures
+from craft_server.api.openapi import refusals, safetensors_body
 from craft_server.api.services import Services, WithServices
 from craft_server.image_sets import Features, WrongFirstRow
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 from craft_shared.problems import (
+    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
@@ -36,58 +36,53 @@ from craft_shared.wire import ImageSet, ImageSetCreate, ImageUpload, ImageUpload
 
 router = APIRouter(prefix="/v1/image-sets", tags=["image sets"])
 
+ImageSetId = Annotated[str, Path(examples=["is_NdWOtiHJAymCqPRMv8BSWA"])]
 WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
 
 
 @router.post(
     "",
     status_code=201,
-    operation_id="create_image_set",
     summary="Make an image set",
     response_model=ImageSet,
-    openapi_extra=documents.body(ImageSetCreate, "none"),
-    responses=documents.problems(*documents.ONCE, MODEL_NOT_FOUND),
+    openapi_extra=safetensors_body(ImageSetCreate, "none"),
+    responses=refusals(MODEL_NOT_FOUND),
 )
-async def create(
-    services: WithServices,
-    caller: WithPredictKey,
-    call: Annotated[Call, Depends(call_of(repeatable=False))],
+async def create_image_set(
+    call: Annotated[Call, Depends(call_of("predict", repeatable=False))],
     body: Annotated[Body[ImageSetCreate], Depends(body_of(ImageSetCreate))],
 ) -> Response:
     """Makes an empty image set of a model. Free."""
+    services = call.services
     check_model(services, body.message.model)
     return await free_of_charge(
-        services,
-        caller,
         call,
         lambda made: json_response(made, status=201),
         image_sets.create_image_set,
-        caller.owner,
+        call.caller.owner,
         model=services.engine.name,
         revision=services.revision,
     )
 
 
-@router.get(
-    "/{image_set_id}",
-    operation_id="get_image_set",
-    summary="An image set",
-    responses=documents.problems(*documents.SCOPED, IMAGE_SET_NOT_FOUND),
-)
-async def get(services: WithServices, caller: WithPredictKey, image_set_id: str) -> ImageSet:
-    """An image set of the key's owner, and how many pictures it holds. Free."""
+@router.get("/{image_set_id}", summary="An image set", responses=refusals(IMAGE_SET_NOT_FOUND))
+async def get_image_set(
+    services: WithServices, caller: WithPredictKey, image_set_id: ImageSetId
+) -> ImageSet:
+    """An image set of the key's owner, and how many images it holds. Free."""
     return await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
 
 
 @router.delete(
     "/{image_set_id}",
     status_code=204,
-    operation_id="delete_image_set",
     summary="Delete an image set",
-    responses=documents.problems(*documents.SCOPED, IMAGE_SET_NOT_FOUND),
+    responses=refusals(IMAGE_SET_NOT_FOUND),
 )
-async def delete(services: WithServices, caller: WithPredictKey, image_set_id: str) -> None:
-    """Deletes an image set, and what the server knows of pictures that no other one holds. Free."""
+async def delete_image_set(
+    services: WithServices, caller: WithPredictKey, image_set_id: ImageSetId
+) -> None:
+    """Deletes an image set, and the features of images that no other one holds. Free."""
     await services.database.write(image_sets.delete_image_set, caller.owner, image_set_id)
     services.features.discard(lambda key: key[0] == image_set_id)
 
@@ -95,43 +90,36 @@ async def delete(services: WithServices, caller: WithPredictKey, image_set_id: s
 @router.post(
     "/{image_set_id}/images",
     response_model=ImageUploadAnswer,
-    operation_id="upload_images",
-    summary="Upload pictures",
-    openapi_extra=documents.body(
-        ImageUpload, "`files` uint8 [bytes of all pictures] and `file_sizes` int64 [pictures]"
-    ),
-    responses=documents.problems(
-        *documents.CHARGED, IMAGE_SET_NOT_FOUND, REVISION_MISMATCH, INVALID_IMAGE
-    ),
+    summary="Upload images",
+    responses=refusals(BUDGET_EXHAUSTED, IMAGE_SET_NOT_FOUND, REVISION_MISMATCH, INVALID_IMAGE),
 )
-async def upload(
-    services: WithServices,
-    caller: WithPredictKey,
-    image_set_id: str,
-    call: Annotated[Call, Depends(call_of(repeatable=False, least=Units(requests=1)))],
+async def upload_images(
+    image_set_id: ImageSetId,
+    call: Annotated[Call, Depends(call_of("predict", repeatable=False, least=Units(requests=1)))],
     body: Annotated[Body[ImageUpload], Depends(body_of(ImageUpload))],
 ) -> Response:
-    """Appends pictures to an image set; all of them, or none if one cannot be used.
+    """Appends images to an image set; all of them, or none if one cannot be used.
 
-    Charged: one of `images` for each picture that the owner has not had encoded before, and one of
-    `requests`. Of uploads of one picture at once one is charged for it.
+    Charged: one of `images` for each image that the owner has not had encoded before, and one of
+    `requests`. Of simultaneous uploads of one image one is charged.
     """
+    services, caller = call.services, call.caller
     image_set = await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
     check_same_model(services, image_set)
     files = body.files or []
     _check_chunk(services, image_set, body.message.first_row, files)
-    digests = await asyncio.to_thread(_digests, files)
+    digests = await asyncio.to_thread(digests_of, files)
     known = await services.database.read(
         image_sets.known_features, caller.owner, image_set, digests
     )
     new = _first_positions(digests, known)
     units = Units(images=len(new), requests=1)
     work = Work("images", image_set.model, image_set.revision, units, call.run)
-    async with booking(services, caller, call, work) as booked:
-        pictures = await decode_pictures(
-            services, caller, [files[position] for position in new.values()], list(new.values())
+    async with booking(call, work) as booked:
+        images = await decode_images(
+            call, [files[position] for position in new.values()], list(new.values())
         )
-        encoded = await services.engine.encode_images(pictures, tenant=caller.tenant)
+        encoded = await services.engine.encode_images(images, tenant=caller.tenant)
 
         def add(connection: Connection) -> tuple[ImageSet, Units]:
             grown, added = image_sets.add_rows(
@@ -166,12 +154,8 @@ def _check_chunk(
         )
 
 
-def _digests(files: Sequence[bytes]) -> list[str]:
-    return [hashlib.sha256(file).hexdigest() for file in files]
-
-
 def _first_positions(digests: Sequence[str], known: Mapping[str, Features]) -> dict[str, int]:
-    """Where each picture that is not known stands first, in the body's order."""
+    """The first position in the body of each image that is not known yet."""
     positions: dict[str, int] = {}
     for position, digest in enumerate(digests):
         if digest not in known:

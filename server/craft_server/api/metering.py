@@ -1,4 +1,4 @@
-"""Charging: units are reserved before the work, settled with its answer, given back if it fails.
+"""Charging: units are reserved before the work, settled with its answer, refunded if it fails.
 
 Which side wins when an answer was computed but the connection is lost: the answer. It is stored in
 the same transaction that charges it, before its first byte is sent, so that the client is charged
@@ -38,8 +38,6 @@ from craft_shared.wire import Cost
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-RETRY_AFTER_SECONDS = "10"
 
 _SETTLED = Counter(
     "craft_charges_settled_total", "Charged calls that were answered.", registry=REGISTRY
@@ -146,8 +144,8 @@ class Booking:
         self._services.provider.worked()
         return response
 
-    async def give_back(self, *, given_up: bool = False) -> None:
-        """Gives everything back, unless the call was settled.
+    async def refund(self, *, given_up: bool = False) -> None:
+        """Refunds what is reserved, unless the call was settled.
 
         Args:
             given_up: by its client, so that it may not be worked on again as if it were nothing.
@@ -165,64 +163,54 @@ class Booking:
             self.owe()
 
     def owe(self) -> None:
-        """Leaves what may be reserved for the lease to give back, once the database lets it."""
+        """Leaves what may be reserved to the lease, which refunds it once the database lets it."""
         self._services.lease.give_back_later(self._reserved.charge_id)
 
 
 @asynccontextmanager
 async def booking(
-    services: Services,
-    caller: Caller,
     call: Call,
     work: Work,
     resolution: Resolution | None = None,
     payer_key_id: int | None = None,
 ) -> AsyncIterator[Booking]:
-    """Reserves the work for the block, which must settle; gives it back if the block raises.
+    """Reserves the work for the block, which must settle; refunds it if the block raises.
 
     Whatever costs the server something belongs into the block: images are decoded and texts are
     read once they are paid for. A call that was made and charged before, and whose answer is gone,
     is worked on free of charge: on what it was resolved to then, and as often as one call may be.
     It counts as running like any other.
 
-    Args:
-        services: of the server.
-        caller: who calls.
-        call: which.
-        work: what for.
-        resolution: of the call; None where it cannot be repeated.
-        payer_key_id: of the key that is charged in the caller's place.
+    A call without a resolution cannot be repeated. `payer_key_id` names the key that is charged in
+    the caller's place.
 
     Raises:
         ProblemError: the engine's worker is dead; nothing was reserved.
         BudgetExhausted: the key's budgets do not cover the call; nothing was reserved.
         PublisherCannotPay: those of the payer in its place do not; nothing was reserved.
         TooManyRunning: the key has as many calls running as it may; nothing was reserved.
-        AnswerGone: it was made before and cannot be computed anew; nothing was reserved.
+        AnswerGone: it was made before and cannot be computed again; nothing was reserved.
         Struck: a simulated fault; nothing is reserved any more, or the answer waits for the client.
     """
+    services = call.services
     if not services.engine.alive:
-        raise ProblemError(
-            OVERLOADED, "the model is not running", headers={"Retry-After": RETRY_AFTER_SECONDS}
-        )
+        raise ProblemError(OVERLOADED, "the model is not running", retry_after=10)
     if call.made is not None:
         if call.first is None or resolution is None:
             raise AnswerGone("it cannot be made twice")
         call.first.check_again(resolution)
     with services.in_flight.one():
-        booked = await _book(services, caller, call, work, resolution, payer_key_id)
+        booked = await _book(call, work, resolution, payer_key_id)
         try:
             await services.provider.reserved(work.units.predictions + work.units.images)
             yield booked
         except BaseException as error:
             given_up = isinstance(error, asyncio.CancelledError)
-            await to_the_end(booked.give_back(given_up=given_up))
+            await to_the_end(booked.refund(given_up=given_up))
             raise
 
 
 async def free_of_charge(
-    services: Services,
-    caller: Caller,
     call: Call,
     build: Callable[[T], Response],
     function: Callable[Concatenate[Connection, P], T],
@@ -233,23 +221,21 @@ async def free_of_charge(
 
     def all_of_it(connection: Connection) -> Response:
         response = build(function(connection, *args, **kwargs))
-        remember(connection, services, caller, call, response)
+        remember(connection, call, response)
         return response
 
-    return await services.database.write(all_of_it)
+    return await call.services.database.write(all_of_it)
 
 
-def remember(
-    connection: Connection, services: Services, caller: Caller, call: Call, response: Response
-) -> None:
+def remember(connection: Connection, call: Call, response: Response) -> None:
     """Stores the answer of a call that cost nothing, if it has an idempotency key."""
     if call.attempt is None or call.made is not None:
         return
     call_id = calls.begin(
         connection,
-        caller.key_id,
+        call.caller.key_id,
         call.attempt,
-        holder=services.lease.holder,
+        holder=call.services.lease.holder,
         charge_id=None,
         at=now_ms(),
     )
@@ -259,7 +245,7 @@ def remember(
 def _refund(
     connection: Connection, charge_id: int, call_id: int | None, repeated: bool, given_up: bool
 ) -> bool:
-    """Gives the reservation back and forgets the call; whether it had been neither yet.
+    """Refunds the reservation and forgets the call; whether neither had been done yet.
 
     In the order in which both are made: another attempt at the call, which holds the budgets and
     finds the record being deleted, would wait for this transaction, and this one for the budgets.
@@ -287,33 +273,27 @@ def _stored(response: Response) -> StoredAnswer:
 
 
 async def _book(
-    services: Services,
-    caller: Caller,
-    call: Call,
-    work: Work,
-    resolution: Resolution | None,
-    payer_key_id: int | None,
+    call: Call, work: Work, resolution: Resolution | None, payer_key_id: int | None
 ) -> Booking:
-    booking_it = asyncio.ensure_future(
-        _reserved(services, caller, call, work, resolution, payer_key_id)
-    )
+    """`_reserve` in a transaction of its own, whose reservation is refunded if nobody waits."""
+    booking_it = asyncio.ensure_future(_reserved(call, work, resolution, payer_key_id))
     try:
         return await asyncio.shield(booking_it)
     except asyncio.CancelledError:
         # The transaction runs on its thread to the end, whatever becomes of the call.
-        await to_the_end(_give_back_once_booked(booking_it))
+        await to_the_end(_refund_once_booked(booking_it))
         raise
 
 
-async def _reserved(services: Services, *args: Any) -> Booking:
+async def _reserved(call: Call, *args: Any) -> Booking:
     made: list[Booking] = []
 
     def reserve(connection: Connection) -> Booking:
-        made.append(_reserve(connection, services, *args))
+        made.append(_reserve(connection, call, *args))
         return made[-1]
 
     try:
-        return await services.database.write_deferred(reserve)
+        return await call.services.database.write_deferred(reserve)
     except Unavailable as error:
         # Its transaction may have ended before the connection did.
         if error.disconnected and made:
@@ -321,23 +301,22 @@ async def _reserved(services: Services, *args: Any) -> Booking:
         raise
 
 
-async def _give_back_once_booked(booking_it: asyncio.Future[Booking]) -> None:
+async def _refund_once_booked(booking_it: asyncio.Future[Booking]) -> None:
     try:
         booked = await booking_it
     except Exception:
-        return  # it was refused, which nobody waits to hear any more
-    await booked.give_back(given_up=True)
+        return  # it was refused, and nobody waits for that
+    await booked.refund(given_up=True)
 
 
 def _reserve(
     connection: Connection,
-    services: Services,
-    caller: Caller,
     call: Call,
     work: Work,
     resolution: Resolution | None,
     payer_key_id: int | None,
 ) -> Booking:
+    services, caller = call.services, call.caller
     at, holder = now_ms(), services.lease.holder
     charges.check_concurrency(connection, caller)
     if call.made is not None:
@@ -369,7 +348,7 @@ def _reserve(
 def _reserve_of_payer(
     connection: Connection, caller: Caller, payer_key_id: int, work: Work, holder: str, at: int
 ) -> Reservation:
-    """Like `charges.reserve`, but tells the caller nothing of the payer's budgets."""
+    """Like `charges.reserve`, but shows the caller nothing of the payer's budgets."""
     payer = keys.payer(connection, payer_key_id, at)
     if payer is None:
         raise PublisherCannotPay

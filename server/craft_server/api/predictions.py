@@ -1,72 +1,68 @@
-"""`POST /v1/predictions`: prompts x images x classes."""
+"""`GET /v1/models`: what the server hosts. `POST /v1/predictions`: prompts x images x classes."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from numpy.typing import NDArray
 
-from craft_server.api import documents
-from craft_server.api.answer_body import encode_tensors
-from craft_server.api.auth import caller_with
+from craft_server.api.answers import (
+    answer_of_parts,
+    check_answer_size,
+    checked_output,
+    noise_of,
+    tensor_response,
+)
+from craft_server.api.auth import WithCaller, policy_for, use_rate
 from craft_server.api.body import Body, body_of
 from craft_server.api.checks import (
-    check_answer_size,
     check_model,
     check_prompts,
     counted_prompts,
 )
 from craft_server.api.idempotency import Call, call_of
+from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
-from craft_server.api.outputs import (
-    Question,
-    answer_of_parts,
-    checked_output,
-    policy_for,
-    question,
-)
-from craft_server.api.pictures import load_pictures, select_pictures
-from craft_server.api.rate_limits import use_predictions
+from craft_server.api.openapi import refusals, tensor_answer
 from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
-from craft_server.image_sets import Features, NoSuchImageSet
+from craft_server.image_sets import NoSuchImageSet
 from craft_server.ledger.charges import Work
-from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
-from craft_shared.codec import Tensors
 from craft_shared.counting import prediction_units
 from craft_shared.problems import (
     ANSWER_GONE,
+    BUDGET_EXHAUSTED,
     IMAGE_SET_NOT_FOUND,
     INVALID_IMAGE,
     MODEL_NOT_FOUND,
     PROMPT_LIMIT_REACHED,
     REVISION_MISMATCH,
 )
-from craft_shared.wire import PredictionAnswer, PredictionRequest
+from craft_shared.wire import (
+    ModelCard,
+    ModelList,
+    PredictionAnswer,
+    PredictionRequest,
+    ProviderProfile,
+)
 
-router = APIRouter(tags=["predictions"])
+router = APIRouter()
 
-# One prompt's prediction of one picture and one class.
+# One prompt's prediction of one image and one class.
 _LEAST = prediction_units(1, 1, texts=1)
 
 
 @router.post(
     "/v1/predictions",
-    operation_id="create_prediction",
+    tags=["predictions"],
     summary="Score prompts",
     response_class=Response,
-    openapi_extra=documents.body(
-        PredictionRequest,
-        "`codes` float32 [prompts, dim]; `files` uint8 [bytes] and `file_sizes` int64 [pictures]",
-    ),
     responses={
-        **documents.tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
-        **documents.problems(
-            *documents.CHARGED,
+        **tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
+        **refusals(
+            BUDGET_EXHAUSTED,
             MODEL_NOT_FOUND,
             IMAGE_SET_NOT_FOUND,
             REVISION_MISMATCH,
@@ -76,26 +72,23 @@ _LEAST = prediction_units(1, 1, texts=1)
         ),
     },
 )
-async def predict(
-    request: Request,
-    services: WithServices,
-    caller: Annotated[Caller, Depends(caller_with("predict"))],
-    call: Annotated[Call, Depends(call_of(repeatable=True, least=_LEAST))],
+async def create_prediction(
+    call: Annotated[Call, Depends(call_of("predict", repeatable=True, least=_LEAST))],
     body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
 ) -> Response:
-    """Scores P prompts on N pictures over C classes.
+    """Scores P prompts on N images over C classes.
 
     The answer shows what the key's policy allows, and says so in `output`. With `top_k` it holds of
-    each picture, under each prompt, that many classes at most: the most probable ones, their
+    each image, under each prompt, that many classes at most: the most probable ones, their
     numbers the same as in the whole answer.
 
     Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
-    picture in the body, one of `requests`; with `top_k` as without.
+    image in the body, one of `requests`; with `top_k` as without.
     """
-    message = body.message
+    message, services, caller = body.message, call.services, call.caller
     check_model(services, message.model)
     policy = policy_for(services, caller)
-    output = checked_output(policy, message.top_k, len(message.classes), call.first)
+    output = checked_output(call, policy, message.top_k, len(message.classes))
     prompts = counted_prompts(
         services,
         classes=message.classes,
@@ -105,10 +98,9 @@ async def predict(
     )
     engine, revision, count = services.engine, services.revision, prompts.count
     try:
-        selection = await select_pictures(services, caller, message, body.files, call.first)
+        selection = await select_images(call, message, body.files)
         check_answer_size(
-            request,
-            services,
+            call,
             rows=count * selection.count,
             classes=len(message.classes),
             output=output,
@@ -121,13 +113,13 @@ async def predict(
         # Prompts are named first, whatever else is wrong; to read them a budget must cover them.
         units = prediction_units(count, 0, texts=len(message.classes))
         work = Work("predictions", engine.name, revision, units, call.run)
-        async with booking(services, caller, call, work):
-            await check_prompts(services, caller, prompts, message.classes)
+        async with booking(call, work):
+            await check_prompts(call, prompts, message.classes)
             raise
     units = prediction_units(
         count, selection.count, texts=len(message.classes), sent=len(selection.files)
     )
-    await use_predictions(request, services, caller, units.predictions)
+    await use_rate(call.request, services, caller, "predictions", units.predictions)
     resolution = Resolution(
         model=engine.name,
         revision=revision,
@@ -137,44 +129,59 @@ async def predict(
         rows=selection.resolved,
     )
     work = Work("predictions", engine.name, revision, units, call.run)
-    async with booking(services, caller, call, work, resolution) as booked:
-        await check_prompts(services, caller, prompts, message.classes)
-        pictures = await load_pictures(services, caller, selection)
-        asked = await question(
-            services,
-            caller,
+    async with booking(call, work, resolution) as booked:
+        await check_prompts(call, prompts, message.classes)
+        images = await load_images(call, selection)
+        noise = await noise_of(
+            call,
             policy,
             output,
             prompts=prompts,
             classes=message.classes,
             selection=selection,
         )
-        image_features = await pictures.features(services, caller)
+        image_features = await images.features(call)
         text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
-        tensors = await _scores(services, caller, message, asked, image_features, text_features)
-        answer = await encode_tensors(request, tensors)
-        response = await answer.with_document(
-            PredictionAnswer(model=engine.name, revision=revision, cost=booked.cost, output=output)
+        if output.whole and noise is None:
+            tensors = {
+                "log_probs": await engine.score(
+                    image_features, text_features, message.dtype, tenant=caller.tenant
+                )
+            }
+        else:
+            tensors = await answer_of_parts(
+                engine.score_parts(image_features, text_features, tenant=caller.tenant),
+                output,
+                noise,
+                prompts=len(text_features),
+                images=len(image_features),
+                dtype=message.dtype,
+            )
+        document = PredictionAnswer(
+            model=engine.name, revision=revision, cost=booked.cost, output=output
         )
-        return await booked.settle(response)
+        return await booked.settle(await tensor_response(call.request, document, tensors))
 
 
-async def _scores(
-    services: Services,
-    caller: Caller,
-    message: PredictionRequest,
-    asked: Question,
-    image_features: Features,
-    text_features: NDArray[np.float32],
-) -> Tensors:
-    engine, tenant = services.engine, caller.tenant
-    if asked.output.whole and asked.noise is None:
-        log_probs = await engine.score(image_features, text_features, message.dtype, tenant=tenant)
-        return {"log_probs": log_probs}
-    return await answer_of_parts(
-        engine.score_parts(image_features, text_features, tenant=tenant),
-        asked,
-        prompts=len(text_features),
-        images=len(image_features),
-        dtype=message.dtype,
+@router.get("/v1/models", tags=["models"], summary="The hosted models")
+async def list_models(services: WithServices, caller: WithCaller) -> ModelList:
+    """The models, their limits, and what this key may receive. Free."""
+    engine, policy = services.engine, policy_for(services, caller)
+    card = ModelCard(
+        name=engine.name,
+        revision=services.revision,
+        image_size=engine.image_size,
+        limits=services.settings.limits,
+        outputs=[policy.output.level],
+        output=policy.output,
+        prompts_per_image_set=policy.prompts_per_image_set,
+        profile=_profile_of(services),
     )
+    return ModelList(models=[card])
+
+
+def _profile_of(services: Services) -> ProviderProfile | None:
+    profile = services.provider.profile
+    if profile is None:
+        return None
+    return ProviderProfile(name=profile.name, version=profile.version, digest=profile.digest)

@@ -9,19 +9,26 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from craft_server.api import documents
 from craft_server.api.auth import WithCaller
+from craft_server.api.openapi import answer, refusals
 from craft_server.api.services import WithServices
 from craft_server.problems import ProblemError, invalid_field
-from craft_server.receipts import NothingCharged, Selection, StillReserved
-from craft_shared.problems import INVALID_REQUEST, NOT_FOUND, RUN_IN_PROGRESS
+from craft_server.receipts import NothingCharged, Selection
+from craft_shared.problems import NOT_FOUND, RUN_IN_PROGRESS
 from craft_shared.receipt import KEYS_MEDIA_TYPE, MEDIA_TYPE
 from craft_shared.wire.messages import Time
 
 router = APIRouter(tags=["receipts"])
 
-RETRY_AFTER_SECONDS = "5"
 _KEYS_MAX_AGE_SECONDS = 300
+_KEY_EXAMPLE = {
+    "crv": "Ed25519",
+    "x": "tJTihVaAEqnrizKjOKA5Euv7Ec4H_8VZYSqkqsgdOyY",
+    "kty": "OKP",
+    "kid": "kB0ELXGndcAP21NLLwaWtAA5vEg1292khzvHG8aVPx0",
+    "use": "sig",
+    "alg": "EdDSA",
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END = datetime(9999, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -32,12 +39,13 @@ _MILLISECOND = timedelta(milliseconds=1)
     summary="A signed receipt",
     response_class=Response,
     responses={
-        200: {
-            "description": "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
-            "headers": documents.headers("Cache-Control"),
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
-        },
-        **documents.problems(*documents.KEYED, NOT_FOUND, RUN_IN_PROGRESS, INVALID_REQUEST),
+        **answer(
+            "A compact JWS (RFC 7515); docs/receipts.md describes its payload",
+            # Shortened: a whole one has about 2,000 characters.
+            {MEDIA_TYPE: "eyJhbGciOiJFZERTQSJ9.eyJ2ZXJzaW9uIjoxfQ.mnsvQSwqTkvBHzyrcVFXsQ"},
+            "Cache-Control",
+        ),
+        **refusals(NOT_FOUND, RUN_IN_PROGRESS),
     },
 )
 async def get_receipt(
@@ -68,12 +76,6 @@ async def get_receipt(
     selection = Selection(run, _milliseconds("since", since), _milliseconds("until", until))
     try:
         text = await services.receipts.issue(caller, selection)
-    except StillReserved as error:
-        raise ProblemError(
-            RUN_IN_PROGRESS,
-            f"{error.calls} calls that the receipt would cover have not been answered yet",
-            headers={"Retry-After": RETRY_AFTER_SECONDS},
-        ) from error
     except NothingCharged as error:
         of_run = "" if run is None else f" in the run '{run}'"
         raise ProblemError(NOT_FOUND, f"the key was charged nothing{of_run}") from error
@@ -84,13 +86,11 @@ async def get_receipt(
     "/v1/receipts/keys",
     summary="The keys that verify receipts",
     response_class=Response,
-    responses={
-        200: {
-            "description": "A JWK set (RFC 7517); each key's id is its thumbprint (RFC 7638)",
-            "headers": documents.headers("Cache-Control"),
-            "content": {KEYS_MEDIA_TYPE: {"schema": {"type": "object"}}},
-        }
-    },
+    responses=answer(
+        "A JWK set (RFC 7517); each key's id is its thumbprint (RFC 7638)",
+        {KEYS_MEDIA_TYPE: {"keys": [_KEY_EXAMPLE]}},
+        "Cache-Control",
+    ),
 )
 async def get_receipt_keys(services: WithServices) -> Response:
     """The server's public keys, the one that signs now first. Free, and without a key."""

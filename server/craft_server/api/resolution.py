@@ -1,8 +1,8 @@
 """What a charged call was resolved to: all that its answer depends on beside its own bytes.
 
 Names, aliases and image sets mean other things as time goes by, and keys' policies change. A call
-that was charged and must be computed anew is computed on what it was charged for, and shows no more
-than the key's policy does by then. It knows what was resolved; it does not know how, nor records.
+that was charged and must be computed again is computed on what it was charged for, and shows no
+more than the key's policy does by then.
 """
 
 from __future__ import annotations
@@ -22,14 +22,9 @@ class Resolution(BaseModel):
     """What one call was resolved to.
 
     Attributes:
-        model: the model's name.
-        revision: the model's.
         units: that the answer takes, whoever pays for them.
-        output: the level of the answer.
-        prompts_per_image_set: as the key's policy had it.
-        rows: of the image set, as many as it had.
-        adapter: the published version's row.
-        abstain_below: the adapter's threshold.
+        rows: number of rows of the image set.
+        adapter: id of the published version.
     """
 
     model_config = ConfigDict(frozen=True)

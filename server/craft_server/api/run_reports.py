@@ -11,14 +11,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path
 
 from craft_server import run_reports
-from craft_server.api import documents
 from craft_server.api.auth import WithCallerAtAnyRate
 from craft_server.api.body import Body, body_of
+from craft_server.api.openapi import refusals, refuses
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
-from craft_shared.problems import FORBIDDEN, INVALID_REQUEST, NOT_FOUND
+from craft_shared.problems import FORBIDDEN, NOT_FOUND, RATE_LIMITED
 from craft_shared.run_reports import (
     POINTS_PER_MINUTE,
     RunCard,
@@ -36,6 +36,7 @@ CALLS_PER_MINUTE = 600
 Run = Annotated[RunName, Path(description="What the client calls the run, as in `Craft-Run`.")]
 
 
+@refuses(RATE_LIMITED, FORBIDDEN)
 async def _reporter(services: WithServices, caller: WithCallerAtAnyRate) -> Caller:
     await services.rate_limits.use("run-reports", caller.key_id, 1, CALLS_PER_MINUTE)
     if "predict" not in caller.scopes:
@@ -46,12 +47,7 @@ async def _reporter(services: WithServices, caller: WithCallerAtAnyRate) -> Call
 WithReporter = Annotated[Caller, Depends(_reporter)]
 
 
-@router.put(
-    "/{run}",
-    summary="Report a run",
-    openapi_extra=documents.json_body(RunReport),
-    responses=documents.problems(*documents.WITH_BODY),
-)
+@router.put("/{run}", summary="Report a run")
 async def report_run(
     services: WithServices,
     caller: WithReporter,
@@ -62,12 +58,7 @@ async def report_run(
     return await services.database.write(run_reports.put, caller.owner, run, body.message, now_ms())
 
 
-@router.put(
-    "/{run}/points",
-    summary="Report points of a run",
-    openapi_extra=documents.json_body(RunPoints),
-    responses=documents.problems(*documents.WITH_BODY, NOT_FOUND),
-)
+@router.put("/{run}/points", summary="Report points of a run", responses=refusals(NOT_FOUND))
 async def report_points(
     services: WithServices,
     caller: WithReporter,
@@ -77,7 +68,7 @@ async def report_points(
     """Adds points to the run's curve. A point that is there already changes nothing.
 
     A key reports 6,000 points a minute at most. Of an owner 100,000 are kept: past that, the runs
-    that were heard of longest ago go.
+    that reported least recently are deleted.
     """
     points = len(body.message.points)
     await services.rate_limits.use("run-points", caller.key_id, points, POINTS_PER_MINUTE)
@@ -86,17 +77,13 @@ async def report_points(
     )
 
 
-@router.get("", summary="Reported runs", responses=documents.problems(*documents.SCOPED))
+@router.get("", summary="Reported runs")
 async def list_runs(services: WithServices, caller: WithReporter) -> RunList:
-    """The owner's runs, the one that was heard of last first."""
+    """The owner's runs, the one that reported last first."""
     return RunList(runs=await services.database.read(run_reports.list_runs, caller.owner))
 
 
-@router.get(
-    "/{run}",
-    summary="A reported run",
-    responses=documents.problems(*documents.SCOPED, NOT_FOUND, INVALID_REQUEST),
-)
+@router.get("/{run}", summary="A reported run", responses=refusals(NOT_FOUND))
 async def get_run(services: WithServices, caller: WithReporter, run: Run) -> RunCurve:
     """A run with its whole curve."""
     return await services.database.read(run_reports.read_curve, caller.owner, run)
@@ -106,7 +93,7 @@ async def get_run(services: WithServices, caller: WithReporter, run: Run) -> Run
     "/{run}",
     status_code=204,
     summary="Forget a reported run",
-    responses=documents.problems(*documents.SCOPED, NOT_FOUND, INVALID_REQUEST),
+    responses=refusals(NOT_FOUND),
 )
 async def delete_run(services: WithServices, caller: WithReporter, run: Run) -> None:
     """Deletes the report and its points; what the run was charged stays in the ledger."""

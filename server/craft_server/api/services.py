@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from craft_server.adapters import ServableAdapter
-from craft_server.api.drain import Drain
-from craft_server.api.in_flight import InFlight
 from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
 from craft_server.engine import HostedModel
@@ -21,23 +22,51 @@ from craft_server.settings import Settings
 from craft_server.simulate import Provider
 
 
+class Drain:
+    """Whether the server is about to stop: it still serves, but says that it is not ready."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def begin(self) -> None:
+        """Begins it for good. A signal's handler may call this."""
+        self.begun = True
+
+
+class InFlight:
+    """Counts calls on the event loop and lets one wait until there is none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Counts a call for the length of the block."""
+        self._count += 1
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if self._count == 0:
+                self._none.set()
+
+    async def none(self) -> None:
+        """Waits until no call is in flight."""
+        await self._none.wait()
+
+
 @dataclass(frozen=True)
 class Services:
     """The parts of one server.
 
     Attributes:
-        settings: of the operator.
-        engine: the hosted model.
-        database: of ledger, image sets and adapters.
-        lease: of this process, in the ledger.
-        rate_limits: of all keys.
-        receipts: signed with this server's key.
-        in_flight: calls whose reservation is open.
-        drain: whether the server is about to stop.
-        features: image sets' features by id and count, bounded in bytes; used on the event loop.
+        features: image sets' features by id and count; used on the event loop.
         noise_secret: from which noise in answers is drawn.
-        adapters: parsed adapters by their row's id, bounded in bytes; used on the event loop.
-        provider: whose behaviour is simulated; one that does nothing as a rule.
+        adapters: parsed adapters by their row's id; used on the event loop.
+        provider: that is simulated, or one that does nothing.
     """
 
     settings: Settings
@@ -55,7 +84,7 @@ class Services:
 
     @property
     def revision(self) -> str:
-        """The hosted model's revision, as clients are told."""
+        """The hosted model's revision, as clients see it."""
         return self.provider.revision(self.engine.revision)
 
 

@@ -153,7 +153,7 @@ def settings_of(**options: Any) -> Settings:
     from pydantic import ValidationError
 
     from craft_server.settings import Settings, SettingsFileError, readable_by_others
-    from craft_shared.validation import first_error
+    from craft_shared.problems import first_error
 
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})

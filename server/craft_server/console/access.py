@@ -1,4 +1,10 @@
-"""Who looks at a page: the session behind the browser's cookie, and what its key may see."""
+"""Who looks at a page: the session behind the browser's cookie, and what its key may see.
+
+Scripts cannot read the cookie, other sites' pages cannot send it, and over TLS a page that was not
+encrypted can neither set nor read it (`__Host-`).
+
+Source: RFC 6265bis, sections 4.1.3.2 (`__Host-`) and 5.6.7 (`SameSite`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +12,17 @@ from typing import Annotated
 
 import structlog
 from fastapi import Depends, Request
+from fastapi.responses import Response
 
-from craft_server.api.body_gate import KEY_ID
+from craft_server.api.middleware import KEY_ID
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
-from craft_server.console import cookies, sessions
+from craft_server.console import sessions
 from craft_server.console.sessions import Session
 from craft_server.problems import ProblemError
 from craft_shared.problems import FORBIDDEN, NOT_FOUND
+
+_COOKIE = "craft_session"
 
 
 class SignedOut(Exception):  # noqa: N818 - reads as what it is where it is caught
@@ -26,7 +35,7 @@ class SignedOut(Exception):  # noqa: N818 - reads as what it is where it is caug
 
 async def current_session(request: Request, services: WithServices) -> Session | None:
     """The session of who asks, if there is one."""
-    token = cookies.read_token(request)
+    token = read_token(request)
     if token is None:
         return None
     session = await services.database.read(sessions.find, token, now_ms())
@@ -66,3 +75,40 @@ async def _admin(session: WithSession) -> Session:
 
 
 WithAdmin = Annotated[Session, Depends(_admin)]
+
+
+def read_token(request: Request) -> str | None:
+    """The token that the browser shows."""
+    return request.cookies.get(_cookie_name(request))
+
+
+def set_token(request: Request, response: Response, token: str, *, seconds: int) -> None:
+    """Hands the browser a token to keep for so long."""
+    response.set_cookie(
+        _cookie_name(request),
+        token,
+        max_age=seconds,
+        path="/",
+        secure=_is_encrypted(request),
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def forget_token(request: Request, response: Response) -> None:
+    """Makes the browser forget its token."""
+    response.delete_cookie(
+        _cookie_name(request),
+        path="/",
+        secure=_is_encrypted(request),
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def _cookie_name(request: Request) -> str:
+    return f"__Host-{_COOKIE}" if _is_encrypted(request) else _COOKIE
+
+
+def _is_encrypted(request: Request) -> bool:
+    return request.url.scheme == "https"

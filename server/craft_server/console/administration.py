@@ -5,8 +5,7 @@ It does what `/v1/admin` does, from forms. A new key's secret is on one page, on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,7 +14,7 @@ from fastapi.responses import Response
 from sqlalchemy import Connection
 from starlette.datastructures import FormData
 
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import WithServices
 from craft_server.clock import WINDOWS, now_ms
 from craft_server.console.access import WithAdmin
 from craft_server.console.forms import (
@@ -30,10 +29,7 @@ from craft_server.console.forms import (
 from craft_server.console.rendering import measure, page, redirect, render, unit_name
 from craft_server.console.sessions import Session, set_notice
 from craft_server.ledger import administration, keys
-from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget, list_budgets
-from craft_server.ledger.keys import UnknownKey
-from craft_server.problems import ProblemError, invalid_field
-from craft_shared.problems import NOT_FOUND
+from craft_server.ledger.budgets import list_budgets
 from craft_shared.units import MEASURES
 from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCard, KeyCreate, KeySecret, Scope
 
@@ -95,7 +91,7 @@ async def create(
         made.append(administration.create(connection, wanted, now_ms()))
 
     try:
-        await services.database.write(do_once, services, session, form, make)
+        await services.database.write(do_once, request, session, form, make)
     except DoneBefore:
         notice = "This key was made already. Its secret was shown then; revoke it if it is lost."
         await services.database.write(set_notice, session, notice)
@@ -108,8 +104,7 @@ async def show(
     request: Request, services: WithServices, _session: WithAdmin, prefix: str
 ) -> Response:
     """A key: its policy, its budgets, and forms to change them."""
-    with _refusals():
-        view = await services.database.read(_read, prefix)
+    view = await services.database.read(_read, prefix)
     return await page(
         request,
         "key.html.jinja",
@@ -121,9 +116,7 @@ async def show(
 
 
 @router.post("/{prefix}/top-up")
-async def top_up(
-    request: Request, services: WithServices, session: WithAdmin, form: WithForm, prefix: str
-) -> Response:
+async def top_up(request: Request, session: WithAdmin, form: WithForm, prefix: str) -> Response:
     """Adds to a budget's limit."""
     request.state.back = f"{_LIST}/{prefix}"
     wanted = message_of(BudgetTopUp, _budget_fields(form) | {"amount": amount_of(form, "amount")})
@@ -132,13 +125,11 @@ async def top_up(
         administration.top_up(connection, administration.key_holder(connection, prefix), [wanted])
 
     amount = f"{measure(wanted.amount, wanted.unit)} {unit_name(wanted.unit)}"
-    return await _done(services, session, form, prefix, action, f"Added {amount} to the budget.")
+    return await _done(request, session, form, prefix, action, f"Added {amount} to the budget.")
 
 
 @router.post("/{prefix}/budgets")
-async def set_budget(
-    request: Request, services: WithServices, session: WithAdmin, form: WithForm, prefix: str
-) -> Response:
+async def set_budget(request: Request, session: WithAdmin, form: WithForm, prefix: str) -> Response:
     """Sets a budget, new or known."""
     request.state.back = f"{_LIST}/{prefix}"
     wanted = message_of(BudgetLimit, _budget_fields(form) | {"limit": amount_of(form, "limit")})
@@ -150,41 +141,39 @@ async def set_budget(
 
     amount = f"{measure(wanted.limit, wanted.unit)} {unit_name(wanted.unit)}"
     notice = f"The budget is {amount} ({wanted.window}) now."
-    return await _done(services, session, form, prefix, action, notice)
+    return await _done(request, session, form, prefix, action, notice)
 
 
 @router.post("/{prefix}/revoke")
-async def revoke(
-    services: WithServices, session: WithAdmin, form: WithForm, prefix: str
-) -> Response:
+async def revoke(request: Request, session: WithAdmin, form: WithForm, prefix: str) -> Response:
     """Makes a key useless, all its secrets and sessions."""
 
     def action(connection: Connection) -> None:
         keys.revoke_key(connection, prefix, now_ms())
 
     notice = f"The key {prefix} is revoked."
-    return await _done(services, session, form, prefix, action, notice)
+    return await _done(request, session, form, prefix, action, notice)
 
 
 async def _done(
-    services: Services,
+    request: Request,
     session: Session,
     form: FormData,
     prefix: str,
     action: Callable[[Connection], None],
     notice: str,
 ) -> Response:
-    """Runs an action once, and sends the browser to the key's page, which tells it."""
+    """Runs an action once, and sends the browser to the key's page, which shows the notice."""
 
     def all_of_it(connection: Connection) -> None:
-        do_once(connection, services, session, form, action)
+        do_once(connection, request, session, form, action)
         set_notice(connection, session, notice)
 
-    with _refusals():
-        try:
-            await services.database.write(all_of_it)
-        except DoneBefore:
-            await services.database.write(set_notice, session, "This was done already, once.")
+    database = request.app.state.services.database
+    try:
+        await database.write(all_of_it)
+    except DoneBefore:
+        await database.write(set_notice, session, "This was done already, once.")
     return redirect(f"{_LIST}/{prefix}")
 
 
@@ -206,24 +195,3 @@ def _budget_fields(form: FormData) -> dict[str, object]:
     """Unit and window, as one field holds both: `queries lifetime`."""
     unit, _, window = text_of(form, "budget").partition(" ")
     return {"unit": unit or text_of(form, "unit"), "window": window or text_of(form, "window")}
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns the ledger's refusals into problems."""
-    try:
-        yield
-    except UnknownKey as error:
-        raise ProblemError(NOT_FOUND, "there is no key with this prefix") from error
-    except NoSuchBudget as error:
-        raise invalid_field(
-            "budget", f"there is no budget on {error.unit} ({error.window})", "Set one first."
-        ) from error
-    except LimitTooLarge as error:
-        raise invalid_field("amount", str(error), "Add less.") from error
-    except LimitBelowUse as error:
-        raise invalid_field(
-            "limit",
-            f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
-            "Set a limit of at least that.",
-        ) from error

@@ -1,7 +1,6 @@
 """Charts as geometry: numbers in, positions in percent of the drawing out.
 
 Templates draw them as SVG that stretches to its place, with the texts outside of what is stretched.
-It knows axes and scales; it does not know what is drawn, nor in which colours.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A form must hold its session's token, which no other site can read, and must not say that another
 site sent it. Fields and files are bounded in number and, before they are read, in bytes.
-It does not know what a form is for.
 
 Sources: OWASP, "Cross-Site Request Forgery Prevention"; W3C Fetch Metadata (`Sec-Fetch-Site`).
 """
@@ -23,10 +22,10 @@ from sqlalchemy import Connection
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
-from craft_server.api.body_gate import FILE_BYTES
 from craft_server.api.idempotency import Call
 from craft_server.api.metering import remember
-from craft_server.api.services import Services, WithServices
+from craft_server.api.middleware import FILE_BYTES
+from craft_server.api.services import WithServices
 from craft_server.console.access import WithSession
 from craft_server.console.rendering import redirect
 from craft_server.console.sessions import Session
@@ -74,7 +73,7 @@ async def read_form(request: Request) -> AsyncIterator[FormData]:
 
 
 def _form(*, file: bool) -> Callable[..., AsyncIterator[FormData]]:
-    """A dependency on a form of the session's own pages, with room for a picture or without."""
+    """A dependency on a form of the session's own pages, with room for an image or without."""
 
     async def read(
         request: Request, session: WithSession, services: WithServices
@@ -139,7 +138,7 @@ def new_once() -> str:
 
 def do_once(
     connection: Connection,
-    services: Services,
+    request: Request,
     session: Session,
     form: FormData,
     action: Callable[[Connection], None],
@@ -158,8 +157,8 @@ def do_once(
     if calls.look_up(connection, session.caller.key_id, key, attempt.fingerprint) is not None:
         raise DoneBefore
     action(connection)
-    call = Call(attempt, None, None)
-    remember(connection, services, session.caller, call, redirect("/"))
+    call = Call(request, request.app.state.services, session.caller, attempt)
+    remember(connection, call, redirect("/"))
 
 
 def _check_origin(request: Request) -> None:

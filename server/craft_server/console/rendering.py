@@ -1,8 +1,4 @@
-"""Pages: templates filled with values, all of which are escaped.
-
-It knows what all pages share (the frame, the menu, numbers and times in words); it does not know
-what any page is about.
-"""
+"""What all pages share: templates, whose values are escaped; the menu; numbers and times."""
 
 from __future__ import annotations
 
@@ -47,7 +43,7 @@ MENU = (
 
 
 async def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """A page of who is signed in; what the last form did is told on it, once."""
+    """A page of who is signed in; it shows, once, what the last form did."""
     services: Services = request.app.state.services
     session = _session_of(request)
     if session is not None and session.notice:
@@ -145,16 +141,8 @@ def _environment() -> Environment:
         assets={name: asset.address for name, asset in ASSETS.items()},
         version=version("craftbox"),
     )
-    made.filters.update(
-        number=number,
-        money=money,
-        measure=measure,
-        unit_name=unit_name,
-        percent=percent,
-        loss=loss,
-        short=short,
-        moment=moment,
-    )
+    filters = (number, money, measure, unit_name, percent, loss, short, moment)
+    made.filters.update({function.__name__: function for function in filters})
     return made
 
 

@@ -33,16 +33,10 @@ _SILENT_AFTER_MS = 120_000
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as its page shows it.
+    """A run as its page shows it: curves over queries, and a table, the newest point first.
 
-    Attributes:
-        card: of the run.
-        status: its state, or `silent` where it says that it runs and has said nothing for long.
-        live: whether more may come.
-        accuracy: over queries; None where none was measured.
-        loss: the same.
-        rows: points for the table, the newest first.
-        left_out: points that the table does not hold.
+    Its status is its state, or `silent` if it says that it runs and has not reported for long.
+    `left_out` is the number of points that the table does not hold.
     """
 
     card: RunCard

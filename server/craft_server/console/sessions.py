@@ -3,7 +3,7 @@
 The browser holds a random token in a cookie; only the token's SHA-256 is kept here, so that whoever
 reads the database can use no session. A session is as good as the secret that was shown: it ends
 when the key is revoked, when the key or that secret expires, at sign-out, and after some hours.
-Every function is one transaction of its caller. This module does not know cookies or pages.
+Every function is one transaction of its caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONSOLE_SESSIONS = sa.Table(
     sa.Column("token_hash", sa.Text, primary_key=True),
     sa.Column("prefix", sa.Text, sa.ForeignKey("key_secrets.prefix"), nullable=False),
     sa.Column("form_token", sa.Text, nullable=False),
-    # Told on the next page, once: what the last form did.
+    # What the last form did; the next page shows it, once.
     sa.Column("notice", sa.Text, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
@@ -38,7 +38,7 @@ class Session:
         id: names it in the database; not the token.
         caller: whose key was shown.
         form_token: what each form of the session's pages must hold.
-        notice: to be told on the next page; may be empty.
+        notice: for the next page; may be empty.
     """
 
     id: str
@@ -92,7 +92,7 @@ def sign_out(connection: sa.Connection, session: Session) -> None:
 
 
 def set_notice(connection: sa.Connection, session: Session, notice: str) -> None:
-    """Keeps what the session's next page is to tell; an empty one forgets it."""
+    """Stores the notice that the session's next page shows; an empty one removes it."""
     connection.execute(
         sa.update(CONSOLE_SESSIONS)
         .where(CONSOLE_SESSIONS.c.token_hash == session.id)

@@ -10,8 +10,13 @@ from fastapi.responses import Response
 
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
-from craft_server.console import cookies, sessions
-from craft_server.console.access import WithSession, WithSessionIfAny
+from craft_server.console import sessions
+from craft_server.console.access import (
+    WithSession,
+    WithSessionIfAny,
+    forget_token,
+    set_token,
+)
 from craft_server.console.forms import WithForm, read_form, text_of
 from craft_server.console.rendering import page, redirect, render
 
@@ -49,7 +54,7 @@ async def sign_in(request: Request, services: WithServices) -> Response:
     if token is None:
         return render(request, "sign_in.html.jinja", status=401, wanted=wanted, refused=True)
     response = redirect(wanted or "/")
-    cookies.set_token(request, response, token, seconds=seconds)
+    set_token(request, response, token, seconds=seconds)
     return response
 
 
@@ -60,7 +65,7 @@ async def sign_out(
     """Ends the session."""
     await services.database.write(sessions.sign_out, session)
     response = redirect(ADDRESS)
-    cookies.forget_token(request, response)
+    forget_token(request, response)
     return response
 
 

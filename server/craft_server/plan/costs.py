@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from craft_server.engine.models import POCKET
 from craft_server.pocket import read_config
+from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.validation import first_error
 
 SHIPPED = Path(__file__).parent / "constants.json"
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from craft_server.api.hang_up import HangUpMiddleware
+from craft_server.api.middleware import HangUpMiddleware
 from craft_server.engine import HostedModel, Prompts
 from craft_server.engine.hosted import Answering
 from craft_server.engine.prompts import Array

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from craft_server.api.negotiation import names
+from craft_server.api.middleware import accepts
 from craft_shared import codec
 from craft_shared.strict_json import JsonError, parse_object
 
@@ -44,7 +44,7 @@ class CallContent:
             method=scope["method"],
             path=scope["path"],
             query=urlencode(parameters),
-            tensors=names(headers.get("accept", ""), codec.MEDIA_TYPE),
+            tensors=accepts(headers.get("accept", ""), codec.MEDIA_TYPE),
             content=_content(headers.get("content-type", ""), body),
         )
 

@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from craft_server.api.access_log import AccessLogMiddleware
-from craft_server.api.body_gate import BodyGate, BodyGateMiddleware
-from craft_server.api.compression import CompressionMiddleware
-from craft_server.api.request_id import RequestIdMiddleware
+from craft_server.api.middleware import (
+    BodyGate,
+    BodyGateMiddleware,
+    CallMiddleware,
+    CompressionMiddleware,
+)
 from craft_server.problems import ProblemError
 from craft_server.recording.content import CallContent
 from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
@@ -115,10 +117,8 @@ class Player:
 def player_app(player: Player, settings: Settings) -> ASGIApp:
     """The player as a server: with names of calls, log lines and a bound on bodies."""
     gate = BodyGate(settings.most_bodies_bytes)
-    app: ASGIApp = BodyGateMiddleware(player, limits=settings.limits, gate=gate)
-    for middleware in (CompressionMiddleware, AccessLogMiddleware, RequestIdMiddleware):
-        app = middleware(app)
-    return app
+    app = BodyGateMiddleware(player, limits=settings.limits, gate=gate)
+    return CallMiddleware(CompressionMiddleware(app))
 
 
 def _next(numbers: Sequence[int], had: dict[str, int], digest: str) -> int:

@@ -19,8 +19,8 @@ from pydantic import (
 )
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit
+from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.validation import first_error
 from craft_shared.wire import EVERYTHING, Output, Window
 from craft_shared.wire.messages import Name
 

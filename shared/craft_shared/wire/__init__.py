@@ -1,22 +1,19 @@
 """The wire models of API v1: what travels as JSON, or as the document of a safetensors body.
 
 A field marked as a tensor travels as nested lists in JSON and as the safetensors tensor of the same
-name otherwise; pictures travel as base64 strings in JSON and as the tensors `files` and
+name otherwise; images travel as base64 strings in JSON and as the tensors `files` and
 `file_sizes` otherwise (`craft_shared.codec.pack_files`).
 
 One module a resource, and what each makes public is here:
 
     messages       how strictly messages are read; names, labels, times
-    levels         output levels
-    models         /v1/models
+    models         /v1/models, and output levels
     account        /v1/budget, /v1/usage, and what a call cost
-    image_sets     /v1/image-sets
-    predictions    /v1/predictions, and the space of codes
+    predictions    /v1/image-sets, /v1/predictions, and the space of codes
     adapters       /v1/adapters
     admin          /v1/admin
 
-They know shapes and bounds that hold on every server. They do not know a server's own limits (`GET
-/v1/models` states those), nor how anything is computed.
+Bounds here hold on every server; `GET /v1/models` states a server's own limits.
 """
 
 from __future__ import annotations
@@ -52,13 +49,23 @@ from craft_shared.wire.admin import (
     Scope,
     UsageLine,
 )
-from craft_shared.wire.image_sets import ImageSet, ImageSetCreate, ImageUpload, ImageUploadAnswer
-from craft_shared.wire.levels import EVERYTHING, Level, Output
 from craft_shared.wire.messages import Answer, Message
-from craft_shared.wire.models import Limits, ModelCard, ModelList, ProviderProfile
+from craft_shared.wire.models import (
+    EVERYTHING,
+    Level,
+    Limits,
+    ModelCard,
+    ModelList,
+    Output,
+    ProviderProfile,
+)
 from craft_shared.wire.predictions import (
     AbsoluteScale,
     Context,
+    ImageSet,
+    ImageSetCreate,
+    ImageUpload,
+    ImageUploadAnswer,
     PredictionAnswer,
     PredictionRequest,
     Scale,

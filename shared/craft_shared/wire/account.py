@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from craft_shared.amounts import UNITS, Measure, Window
 from craft_shared.display import Displayed, View
 from craft_shared.units import Units
-from craft_shared.wire.messages import Answer, Many
+from craft_shared.wire.messages import Answer, Many, ModelName, Moment, Revision
 
 
 class Budget(Displayed, Answer):
     """One bound on a key, its own or its team's; all of them must cover a call.
 
     Attributes:
-        unit: what it bounds.
-        window: the calendar window (UTC) after which it begins anew; `lifetime` never does.
+        window: the calendar window (UTC) after which it is reset; `lifetime` never is.
         of: whether all keys of a team share it.
         limit: of the unit, in one window.
         spent: charged in this window.
@@ -27,10 +28,10 @@ class Budget(Displayed, Answer):
     unit: Measure
     window: Window = "lifetime"
     of: Literal["key", "team"] = "key"
-    limit: int
-    spent: int
-    reserved: int
-    remaining: int
+    limit: int = Field(examples=[8000])
+    spent: int = Field(examples=[32])
+    reserved: int = Field(examples=[0])
+    remaining: int = Field(examples=[7968])
     resets_at: str | None = None
 
     def _view(self) -> View:
@@ -48,7 +49,6 @@ class Cost(Answer):
     """What a call cost and what is left, in every charged answer.
 
     Attributes:
-        charged: units of the call.
         cost_micros: their price, in millionths of the provider's currency.
         budgets: after the call.
     """
@@ -67,13 +67,13 @@ class Charge(Answer):
     called the run that the call was part of.
     """
 
-    id: int
-    at: str
-    call: str
-    run: str | None = None
-    model: str
-    revision: str = ""
-    state: Literal["reserved", "settled"]
+    id: int = Field(examples=[2])
+    at: Moment
+    call: str = Field(examples=["predictions"])
+    run: str | None = Field(default=None, examples=["digits-16-shots"])
+    model: ModelName
+    revision: Revision = ""
+    state: Literal["reserved", "settled"] = Field(examples=["settled"])
     units: Units
     cost_micros: int = 0
 
@@ -87,7 +87,7 @@ class Usage(Displayed, Answer):
     total: Units
     cost_micros: int = 0
     charges: Many[Charge]
-    next_after: int | None
+    next_after: int | None = Field(examples=[2])
 
     def _view(self) -> View:
         kinds: dict[str, list[Charge]] = {}

@@ -1,4 +1,4 @@
-"""`/v1/adapters`: published adapters, who may use them, and what they say of pictures."""
+"""`/v1/adapters`: published adapters, who may use them, and what they say of images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from pydantic import Field, StringConstraints
 from craft_shared.display import Displayed, View, names
 from craft_shared.units import Units
 from craft_shared.wire.account import Cost
-from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, Many, Message, NonEmptyLabel, Rows, TopK
+from craft_shared.wire.messages import (
+    Answer,
+    Images,
+    Many,
+    Message,
+    ModelName,
+    Moment,
+    NonEmptyLabel,
+    Owner,
+    Revision,
+    Rows,
+    TopK,
+)
+from craft_shared.wire.models import EVERYTHING, Output
 
 LATEST = "latest"
 
 Alias = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", min_length=1, max_length=32)
 ]
+AdapterName = Annotated[str, Field(examples=["digits"])]
+VersionNumber = Annotated[int, Field(examples=[1])]
+ClassNames = Annotated[Many[str], Field(examples=[["one", "two", "zero"]])]
 Version = Annotated[int, Field(ge=1, lt=10**9)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -28,21 +43,23 @@ class Provenance(Message):
     """How an adapter came to be, for its card; nothing is computed from it.
 
     Attributes:
-        recipe: by which it was tuned.
         data: what the tuner calls the data set.
-        shots: training pictures a class.
-        seed: of the run.
-        accuracy_before: of the plain prompt on the training pictures, percent.
-        accuracy_after: of the adapter, percent, each picture by a head fitted without it.
+        shots: training images a class.
+        accuracy_before: of the plain prompt on the training images, percent.
+        accuracy_after: of the adapter, percent, each image by a head fitted without it.
         units: charged by the run.
     """
 
-    recipe: Annotated[str, StringConstraints(max_length=64)] | None = None
-    data: Annotated[str, StringConstraints(max_length=200)] | None = None
-    shots: int | None = None
-    seed: int | None = None
-    accuracy_before: Finite | None = None
-    accuracy_after: Finite | None = None
+    recipe: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None, examples=["craftbox"]
+    )
+    data: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        default=None, examples=["digits"]
+    )
+    shots: int | None = Field(default=None, examples=[4])
+    seed: int | None = Field(default=None, examples=[1])
+    accuracy_before: Finite | None = Field(default=None, examples=[12.5])
+    accuracy_after: Finite | None = Field(default=None, examples=[85.0])
     units: Units = Units()
 
 
@@ -53,34 +70,31 @@ class AdapterCard(Displayed, Answer):
     with the same endings.
 
     Attributes:
-        owner: whose it is.
-        name: under its owner.
         version: counts from 1; what it means never changes.
         aliases: that mean this version now; `latest` is the newest.
         digest: SHA-256 of its content.
         model: that it was tuned on, and by which alone it is served.
-        revision: of the model.
         access_mode: `strict`, or `open-text` where the head reads texts beside the class names.
-        classes: C names.
         prompts: P; a prediction is charged as that many queries.
         published_at: RFC 3339.
         retired_at: from when on it is not served, RFC 3339; null while it is.
         pays: who is charged for predictions.
         abstain_below: where a caller names no threshold of its own; null is never.
-        provenance: how it came to be.
     """
 
-    owner: str = ""
-    name: str
-    version: int
-    aliases: Many[str] = Field(default=[])
-    digest: str
-    model: str
-    revision: str
+    owner: Owner = ""
+    name: AdapterName
+    version: VersionNumber
+    aliases: Many[str] = Field(default=[], examples=[["latest", "stable"]])
+    digest: str = Field(
+        examples=["946d571deec378b1e262a568d789e37508e6a92cf4d3730307317f3d3ad08fea"]
+    )
+    model: ModelName
+    revision: Revision
     access_mode: Literal["strict", "open-text"]
-    classes: Many[str]
-    prompts: int
-    published_at: str
+    classes: ClassNames
+    prompts: int = Field(examples=[32])
+    published_at: Moment
     retired_at: str | None = None
     pays: Payer = "caller"
     abstain_below: float | None = None
@@ -124,8 +138,6 @@ class AdapterSettings(Answer):
     """What the owner of an adapter's name has decided, for all its versions.
 
     Attributes:
-        owner: of the name.
-        name: the adapter's.
         public: whether every key may use it.
         keys: prefixes of other owners' keys that may use it.
         teams: whose keys may use it.
@@ -134,14 +146,14 @@ class AdapterSettings(Answer):
         aliases: of which version each is the name.
     """
 
-    owner: str
-    name: str
-    public: bool
-    keys: Many[str]
-    teams: Many[str]
+    owner: Owner
+    name: AdapterName
+    public: bool = Field(examples=[False])
+    keys: Many[str] = Field(examples=[["k3v9x2ma"]])
+    teams: Many[str] = Field(examples=[["research"]])
     pays: Payer
-    abstain_below: float | None
-    aliases: dict[str, int]
+    abstain_below: float | None = Field(examples=[0.5])
+    aliases: dict[str, int] = Field(examples=[{"stable": 1}])
 
 
 class AdapterChange(Message):
@@ -154,54 +166,50 @@ class AdapterChange(Message):
 
     public: bool = False
     keys: list[KeyPrefix] = Field(default=[], max_length=1000)
-    teams: list[NonEmptyLabel] = Field(default=[], max_length=1000)
+    teams: list[NonEmptyLabel] = Field(default=[], max_length=1000, examples=[["research"]])
     pays: Payer = "caller"
-    abstain_below: Probability | None = None
+    abstain_below: Probability | None = Field(default=None, examples=[0.5])
     aliases: dict[Alias, Version | None] = Field(
-        default={}, max_length=100, json_schema_extra={"additionalProperties": False}
+        default={},
+        max_length=100,
+        json_schema_extra={"additionalProperties": False},
+        examples=[{"stable": 1}],
     )
 
 
 class AdapterUse(Answer):
-    """What was classified with one version, by everybody.
+    """What was classified with one version, by everybody: charged calls, and their units."""
 
-    Attributes:
-        version: which.
-        calls: that were charged.
-        units: that they took.
-    """
-
-    version: int
-    calls: int
+    version: VersionNumber
+    calls: int = Field(examples=[40])
     units: Units
 
 
 class AdapterUsage(Answer):
     """Answer of `GET /v1/adapters/{name}/usage`."""
 
-    owner: str
-    name: str
+    owner: Owner
+    name: AdapterName
     versions: Many[AdapterUse]
 
 
 class AdapterPredictionRequest(Message):
-    """Body of `POST /v1/adapters/{name}/predictions`; pictures or an image set, as above.
+    """Body of `POST /v1/adapters/{name}/predictions`; images or an image set, as above.
 
     Attributes:
-        image_set: an image set's id.
         rows: rows of the image set to classify; all when null.
-        images: pictures as base64 strings (JSON only).
-        top_k: of each picture only the so many most probable classes are answered, at most as many
+        images: images as base64 strings (JSON only).
+        top_k: of each image only the so many most probable classes are answered, at most as many
             as the adapter has; as many as the key may see when null, and never more. The charge is
             the same.
-        abstain_below: say of each picture whether its most probable class is less probable than
+        abstain_below: say of each image whether its most probable class is less probable than
             this; null means the adapter's own threshold.
     """
 
     image_set: str | None = None
     rows: Rows | None = None
-    images: list[str] | None = None
-    top_k: TopK | None = None
+    images: Images = None
+    top_k: TopK | None = Field(default=None, examples=[2])
     abstain_below: Probability | None = None
 
 
@@ -209,9 +217,7 @@ class AdapterPredictionAnswer(Answer):
     """Refined predictions.
 
     Attributes:
-        adapter: its name.
-        version: that was asked, the same for all pictures.
-        classes: C names.
+        version: that was asked, the same for all images.
         cost: of the call; nothing where the adapter's publisher pays.
         output: what the tensors show.
         log_probs: tensor, float32 [images, classes]. With k, [images, k]: the largest of these same
@@ -224,12 +230,12 @@ class AdapterPredictionAnswer(Answer):
             by the numbers of this answer, is less probable than that. Not with level `label`.
     """
 
-    adapter: str
-    version: int
-    classes: Many[str]
+    adapter: AdapterName
+    version: VersionNumber
+    classes: ClassNames
     cost: Cost
-    output: Output = EVERYTHING
-    log_probs: Many[Many[float]] | None = None
+    output: Output = Field(default=EVERYTHING, examples=[{"level": "top_k", "k": 2}])
+    log_probs: Many[Many[float]] | None = Field(default=None, examples=[[[-0.0671, -3.9855]]])
     probs: Many[Many[float]] | None = None
-    top_classes: Many[Many[int]] | None = None
+    top_classes: Many[Many[int]] | None = Field(default=None, examples=[[[2, 0]]])
     abstained: Many[int] | None = None

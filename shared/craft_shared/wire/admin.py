@@ -7,8 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from craft_shared.amounts import MAX_AMOUNT, MAX_PRICE_MICROS, Measure, Unit, Window
-from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, Many, Message, NewLabel, NewName, NonEmptyLabel, Time
+from craft_shared.wire.messages import (
+    Answer,
+    Many,
+    Message,
+    ModelName,
+    Moment,
+    NewLabel,
+    NewName,
+    NonEmptyLabel,
+    Owner,
+    Revision,
+    Time,
+)
+from craft_shared.wire.models import EVERYTHING, Output
 
 Scope = Literal["predict", "publish", "admin"]
 
@@ -17,6 +29,7 @@ MAX_OVERLAP_SECONDS = 90 * 86_400
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 PriceMicros = Annotated[int, Field(ge=0, le=MAX_PRICE_MICROS)]
 PerMinute = Annotated[int, Field(ge=1, le=MAX_AMOUNT)]
+Prefix = Annotated[str, Field(examples=["k3v9x2ma"])]
 
 
 class BudgetLimit(Message):
@@ -24,7 +37,7 @@ class BudgetLimit(Message):
 
     unit: Measure
     window: Window = "lifetime"
-    limit: Amount
+    limit: Amount = Field(examples=[8000])
 
 
 class BudgetLimits(Message):
@@ -41,7 +54,7 @@ class BudgetTopUp(Message):
 
     unit: Measure
     window: Window = "lifetime"
-    amount: Amount
+    amount: Amount = Field(examples=[1000])
 
 
 class BudgetTopUps(Message):
@@ -57,12 +70,16 @@ class KeyPolicy(Message):
         model: whose answers; null means every model without a policy of its own.
         output: the most that an answer shows.
         prompts_per_image_set: how many different prompts the key's owner may ask about one image
-            set, or one picture that is sent along; null is not bounded.
+            set, or one image that is sent along; null is not bounded.
     """
 
     model: NonEmptyLabel | None = None
-    output: Output = EVERYTHING
-    prompts_per_image_set: Annotated[int, Field(ge=1, le=MAX_AMOUNT)] | None = None
+    output: Output = Field(
+        default=EVERYTHING, examples=[{"level": "probs", "decimals": 2, "noise": 0.5}]
+    )
+    prompts_per_image_set: Annotated[int, Field(ge=1, le=MAX_AMOUNT)] | None = Field(
+        default=None, examples=[512]
+    )
 
 
 class KeyPolicies(Answer):
@@ -87,15 +104,17 @@ class KeyCreate(Message):
         policies: what its answers may show; everything when there is none.
     """
 
-    owner: NewName
-    name: NewLabel = ""
-    team: NewName | None = None
+    owner: NewName = Field(examples=["digits-app"])
+    name: NewLabel = Field(default="", examples=["phones"])
+    team: NewName | None = Field(default=None, examples=["research"])
     scopes: list[Scope] = Field(default=["predict", "publish"], min_length=1)
     expires_at: Time | None = None
-    requests_per_minute: PerMinute | None = None
+    requests_per_minute: PerMinute | None = Field(default=None, examples=[600])
     predictions_per_minute: PerMinute | None = None
-    concurrency: PerMinute | None = None
-    budgets: list[BudgetLimit] = Field(default_factory=list, max_length=100)
+    concurrency: PerMinute | None = Field(default=None, examples=[4])
+    budgets: list[BudgetLimit] = Field(
+        default_factory=list, max_length=100, examples=[[{"unit": "queries", "limit": 8000}]]
+    )
     policies: list[KeyPolicy] = Field(default_factory=list, max_length=100)
 
 
@@ -114,19 +133,19 @@ class KeyCard(Answer):
         prefixes: of all its secrets, the newest first.
     """
 
-    id: int
-    prefix: str
-    prefixes: Many[str]
-    owner: str
-    name: str
-    team: str | None
+    id: int = Field(examples=[3])
+    prefix: Prefix
+    prefixes: Many[Prefix]
+    owner: Owner
+    name: str = Field(examples=["phones"])
+    team: str | None = Field(examples=["research"])
     scopes: Many[Scope]
-    requests_per_minute: int | None
-    predictions_per_minute: int | None
-    concurrency: int | None
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
+    requests_per_minute: int | None = Field(examples=[600])
+    predictions_per_minute: int | None = Field(examples=[None])
+    concurrency: int | None = Field(examples=[4])
+    created_at: Moment
+    expires_at: str | None = Field(examples=[None])
+    revoked_at: str | None = Field(examples=[None])
 
 
 class KeyList(Answer):
@@ -144,8 +163,8 @@ class KeySecret(Answer):
         card: the key.
     """
 
-    key: str | None
-    prefix: str
+    key: str | None = Field(examples=["craft_k3v9x2ma_shown-once"])
+    prefix: Prefix
     card: KeyCard
 
 
@@ -155,13 +174,13 @@ class PriceList(Message):
     A unit that it does not name stays as it is.
     """
 
-    micros: dict[Unit, PriceMicros]
+    micros: dict[Unit, PriceMicros] = Field(examples=[{"queries": 500, "images": 20}])
 
 
 class PriceLists(Answer):
     """Answer of `GET /v1/admin/prices`: every model's prices; a unit without one is free."""
 
-    models: dict[str, dict[Unit, int]]
+    models: dict[str, dict[Unit, int]] = Field(examples=[{"pocket": {"queries": 500}}])
 
 
 class UsageLine(Answer):
@@ -171,22 +190,22 @@ class UsageLine(Answer):
     `closed_at` is when the call was settled, RFC 3339; null while it runs.
     """
 
-    id: int
-    line: int
-    at: str
-    closed_at: str | None
-    key_id: int
-    key: str
-    owner: str
-    team: str | None
-    call: str
-    run: str | None
-    model: str
-    revision: str
-    state: Literal["reserved", "settled"]
-    queries: int
-    predictions: int
-    images: int
-    texts: int
-    requests: int
-    cost_micros: int
+    id: int = Field(examples=[7])
+    line: int = Field(examples=[2])
+    at: Moment
+    closed_at: str | None = Field(examples=["2026-11-26T12:08:44.012Z"])
+    key_id: int = Field(examples=[3])
+    key: Prefix
+    owner: Owner
+    team: str | None = Field(examples=["research"])
+    call: str = Field(examples=["predictions"])
+    run: str | None = Field(examples=["digits-16-shots"])
+    model: ModelName
+    revision: Revision
+    state: Literal["reserved", "settled"] = Field(examples=["settled"])
+    queries: int = Field(examples=[32])
+    predictions: int = Field(examples=[1280])
+    images: int = Field(examples=[0])
+    texts: int = Field(examples=[320])
+    requests: int = Field(examples=[1])
+    cost_micros: int = Field(examples=[0])

@@ -26,6 +26,11 @@ LONGEST_TEMPLATE = 300
 
 T = TypeVar("T")
 
+# A handwritten zero of 8 x 8 pixels (scikit-learn's digits), as PNG.
+_ZERO = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAARUlEQVR42gXBQRGAIAAAsB3nHxpoA2lCBCMZgQwm0AbQ"
+    "wCMBRnBDaWcEbdZZLPYtj5SvIPWhE6SHRPBlMX9Y31JvcLSKH6APEesy1LcOAAAAAElFTkSuQmCC"
+)
 _RFC_3339 = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
@@ -61,11 +66,16 @@ ClassName = Annotated[
 Template = Annotated[
     str,
     StringConstraints(min_length=2, max_length=LONGEST_TEMPLATE),
-    Field(json_schema_extra={"pattern": r"\{\}"}),
+    Field(json_schema_extra={"pattern": r"\{\}"}, examples=["a photo of the number {}."]),
 ]
-Row = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Count = Annotated[int, Field(ge=0)]
+Images = Annotated[list[str] | None, Field(examples=[[_ZERO]])]
+Row = Annotated[int, Field(ge=0, le=MAX_INTEGER, examples=[0])]
+Count = Annotated[int, Field(ge=0, examples=[1])]
 Positive = Annotated[int, Field(ge=1)]
+ModelName = Annotated[str, Field(examples=["pocket"])]
+Revision = Annotated[str, Field(examples=["cffb53dbadc7e4fb"])]
+Owner = Annotated[str, Field(examples=["digits-app"])]
+Moment = Annotated[str, Field(examples=["2026-11-26T12:08:43.138Z"])]
 
 
 class _FirstFault(FailFast):
@@ -98,7 +108,7 @@ NewName = Annotated[NonEmptyLabel, _Sound]
 
 
 class Message(BaseModel):
-    """A JSON object on the wire. Unknown fields are errors, so that a typing slip is told."""
+    """A JSON object on the wire. Unknown fields are errors, so that a typing slip is noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

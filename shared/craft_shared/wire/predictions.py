@@ -1,4 +1,4 @@
-"""`/v1/predictions`: prompts x images x classes, and the space that codes are points in."""
+"""`/v1/image-sets` and `/v1/predictions`: images uploaded once, prompts, and the space of codes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from craft_shared.wire.account import Cost
-from craft_shared.wire.levels import EVERYTHING, Output
-from craft_shared.wire.messages import Answer, ClassName, Many, Message, Rows, Template, TopK
+from craft_shared.wire.messages import (
+    Answer,
+    ClassName,
+    Count,
+    Images,
+    Many,
+    Message,
+    ModelName,
+    Revision,
+    Row,
+    Rows,
+    Template,
+    TopK,
+)
+from craft_shared.wire.models import EVERYTHING, Output
 
 # Standard deviations of the released code's projections, by name; see `Context`.
 AbsoluteScale = Literal["paper", "paper-wide", "paper-imagenet"]
@@ -42,32 +55,36 @@ class PredictionRequest(Message):
     """Body of `POST /v1/predictions`: prompts x images x classes.
 
     The prompts are the templates, in order, and after them the codes: at least one. Either
-    `image_set` (with optional `rows`) or pictures must be given. No text holds the tokenizer's
+    `image_set` (with optional `rows`) or images must be given. No text holds the tokenizer's
     words for a text's start and end, and every prompt is short enough for the model with every
     class name.
 
     Attributes:
-        model: the model's name.
         classes: C class names, no two alike and none blank.
         templates: plain prompts with one `{}` for the class name.
         context: the codes' search space; required with codes.
         codes: tensor, float32 [prompts, dim].
-        image_set: an image set's id.
         rows: rows of the image set to score; all when null.
-        images: pictures as base64 strings (JSON only).
+        images: images as base64 strings (JSON only).
         dtype: precision of the answer's log-probabilities.
-        top_k: of each prompt and picture only the so many most probable classes are answered, at
+        top_k: of each prompt and image only the so many most probable classes are answered, at
             most C; as many as the key may see when null, and never more. The charge is the same.
     """
 
-    model: str
-    classes: list[ClassName] = Field(min_length=1, json_schema_extra={"uniqueItems": True})
-    templates: list[Template] = Field(default_factory=list)
+    model: ModelName
+    classes: list[ClassName] = Field(
+        min_length=1,
+        json_schema_extra={"uniqueItems": True},
+        examples=[["zero", "one", "two"]],
+    )
+    templates: list[Template] = Field(
+        default_factory=list, examples=[["a photo of the number {}."]]
+    )
     context: Context | None = None
     codes: list[list[Annotated[float, Field(ge=-MAX_CODE, le=MAX_CODE)]]] | None = None
     image_set: str | None = None
     rows: Rows | None = None
-    images: list[str] | None = None
+    images: Images = None
     dtype: Literal["float32", "float16"] = "float32"
     top_k: TopK | None = None
 
@@ -86,10 +103,50 @@ class PredictionAnswer(Answer):
             numbers the lower index comes first.
     """
 
-    model: str
-    revision: str
+    model: ModelName
+    revision: Revision
     cost: Cost
     output: Output = EVERYTHING
-    log_probs: Many[Many[Many[float]]] | None = None
+    log_probs: Many[Many[Many[float]]] | None = Field(
+        default=None, examples=[[[[-1.3409, -0.544, -1.8451]]]]
+    )
     probs: Many[Many[Many[float]]] | None = None
     top_classes: Many[Many[Many[int]]] | None = None
+
+
+ImageSetId = Annotated[str, Field(examples=["is_NdWOtiHJAymCqPRMv8BSWA"])]
+
+
+class ImageSetCreate(Message):
+    """Body of `POST /v1/image-sets`."""
+
+    model: ModelName
+
+
+class ImageSet(Answer):
+    """An image set: a handle on images that the server has seen. `count` is its rows."""
+
+    id: ImageSetId
+    model: ModelName
+    revision: Revision
+    count: Count
+
+
+class ImageUpload(Message):
+    """Body of `POST /v1/image-sets/{id}/images`.
+
+    Attributes:
+        first_row: the row that the first image gets; must equal the set's present count, so that
+            a chunk is never added twice.
+        images: images as base64 strings (JSON only).
+    """
+
+    first_row: Row
+    images: Images = None
+
+
+class ImageUploadAnswer(Answer):
+    """What an upload did. Images that the owner has had encoded before are not charged again."""
+
+    image_set: ImageSet
+    cost: Cost

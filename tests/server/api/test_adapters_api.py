@@ -129,7 +129,7 @@ def test_large_sets_are_refined_in_parts(
     images = [base64.b64encode(picture(seed)).decode() for seed in range(5)]
     body = {"images": images, "top_k": top_k}
     whole = client.post("/v1/adapters/pets/predictions", json=body).json()
-    monkeypatch.setattr("craft_server.api.classification._SCORES_AT_ONCE", 18)
+    monkeypatch.setattr("craft_server.api.adapter_predictions._SCORES_AT_ONCE", 18)
     parts = client.post("/v1/adapters/pets/predictions", json=body).json()
     np.testing.assert_allclose(parts["log_probs"], whole["log_probs"], atol=1e-5)
     assert parts.get("top_classes") == whole.get("top_classes")

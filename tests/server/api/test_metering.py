@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from craft_server.api.idempotency import Call
-from craft_server.api.in_flight import InFlight
 from craft_server.api.metering import Booking, booking
+from craft_server.api.services import InFlight
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls
@@ -55,7 +55,7 @@ def test_a_call_is_given_back_while_another_attempt_at_it_begins(
     def attempt_again(threads: ThreadPoolExecutor) -> None:
         with store.writing() as connection:
             reserve(connection, caller, WORK, holder="me", at=now_ms())
-            giving_back.append(threads.submit(asyncio.run, booking.give_back()))
+            giving_back.append(threads.submit(asyncio.run, booking.refund()))
             _wait_until_one_waits(store)
             # The first attempt's record is still there, and not being deleted.
             calls.begin(
@@ -83,7 +83,7 @@ def test_what_cannot_be_given_back_is_left_to_the_lease(store: Database, caller:
     services: Any = SimpleNamespace(
         database=Broken(), lease=SimpleNamespace(give_back_later=later.append)
     )
-    asyncio.run(booked(services, reserved, call_id).give_back())
+    asyncio.run(booked(services, reserved, call_id).refund())
     assert later == [reserved.charge_id]
 
 
@@ -99,7 +99,7 @@ def test_what_another_process_has_given_back_is_not_counted_again(
     services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
     booking = booked(services, reserved, call_id)
     for _ in range(2):
-        asyncio.run(booking.give_back())
+        asyncio.run(booking.refund())
     assert refunds() == before + 1
 
 
@@ -130,8 +130,10 @@ def test_a_call_that_is_cancelled_while_it_is_booked_is_cancelled(
             database=SimpleNamespace(write_deferred=slowly, write=write),
         )
 
+        request: Any = None
+
         async def call() -> None:
-            async with booking(services, caller, Call(ATTEMPT, None, None), work):
+            async with booking(Call(request, services, caller, ATTEMPT), work):
                 raise AssertionError("it was cancelled before")
 
         calling = asyncio.create_task(call())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -289,6 +290,28 @@ def test_a_trial_is_charged_as_the_api_charges_it(browse: NewBrowser, server: An
         "requests": 1,
     }
     assert usage["charges"][0]["call"] == "adapter-predictions"
+
+
+def test_a_trial_is_refused_where_the_api_refuses_it(
+    browse: NewBrowser, serve: Any, tmp_path: Path
+) -> None:
+    profile = tmp_path / "changing.toml"
+    change = "[revision_change]\nafter_calls = 1\n"
+    profile.write_text(f'name = "own"\nversion = 1\ndescription = "A test."\n{change}')
+    with serve(profile=str(profile)) as changing:
+        published(changing, "trier", "before")
+        published(changing, "trier", "after")
+        browser = browse("trier", at=changing)
+        tried = [try_it(browser, name).status_code for name in ("before", "after")]
+        body = {"images": [base64.b64encode(png()).decode()]}
+        with changing.client("trier") as client:
+            asked = [
+                client.post(f"/v1/adapters/{name}/predictions", json=body).status_code
+                for name in ("before", "after")
+            ]
+        listed = browser.get("/console/try").text
+    assert tried == asked == [409, 200]
+    assert re.findall(r'<option value="(\w+)"[^>]*disabled', listed) == ["before"]
 
 
 @pytest.mark.parametrize("picture", [b"", b"not a picture"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from craft_server.console.security import CONTENT_SECURITY_POLICY
+from craft_server.console.install import CONTENT_SECURITY_POLICY
 from server.console.conftest import Browser, NewBrowser
 
 XSS = "<script>alert(1)</script>'\"&"

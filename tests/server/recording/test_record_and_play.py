@@ -14,7 +14,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from craft_server.api.request_id import RequestIdMiddleware
+from craft_server.api.middleware import CallMiddleware
 from craft_server.recording import Tape, TapeError
 from craft_server.recording.player import Player, player_app
 from craft_server.recording.recorder import RecorderMiddleware
@@ -233,7 +233,7 @@ def test_what_cannot_be_recorded_is_not_answered(
         raise TapeError("the disk is full")
 
     with closing(Tape.record(file)) as tape:
-        call = calling(RequestIdMiddleware(RecorderMiddleware(Counting(), tape=tape)))
+        call = calling(CallMiddleware(RecorderMiddleware(Counting(), tape=tape)))
         with monkeypatch.context() as full:
             full.setattr(tape, "append", fail)
             refused = call("GET", "/v1/models")

@@ -1,24 +1,21 @@
-"""The pictures of a call: rows of an image set, or pictures in the body.
-
-`decode_pictures` tells every bad picture of a body at once. This module does not know what the
-pictures are scored against.
-"""
+"""The images of a call: rows of an image set, or images in the body."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from craft_server.api.resolution import Resolution
+from craft_server.api.checks import check_revision
+from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import ImageError
 from craft_server.image_sets import Features, get_image_set, read_features
-from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError, invalid_field, invalid_request
-from craft_shared.problems import INVALID_IMAGE, REVISION_MISMATCH, FieldError
+from craft_shared.problems import INVALID_IMAGE, FieldError
 from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
 
 if TYPE_CHECKING:
@@ -26,13 +23,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which pictures a call is about, checked, not yet loaded.
+class ImageSelection:
+    """Which images a call is about, checked, not yet loaded: rows of an image set, or files.
 
-    Attributes:
-        image_set: whose rows, or None where the body holds the pictures.
-        rows: of the image set; None means all.
-        files: pictures in the body.
+    All rows if `rows` is None.
     """
 
     image_set: ImageSet | None
@@ -41,7 +35,7 @@ class Selection:
 
     @property
     def count(self) -> int:
-        """N, the number of pictures."""
+        """N, the number of images."""
         if self.image_set is None:
             return len(self.files)
         return self.image_set.count if self.rows is None else len(self.rows)
@@ -53,95 +47,89 @@ class Selection:
 
     @property
     def field(self) -> str:
-        """The request's field that says how many pictures there are."""
+        """The request's field that says how many images there are."""
         if self.image_set is None:
             return "images"
         return "image_set" if self.rows is None else "rows"
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Loaded pictures: features that are known, or tensors that are still to be encoded."""
+class Images:
+    """Loaded images: features that are known, or tensors that are still to be encoded."""
 
     known: Features | None
     decoded: Sequence[torch.Tensor]
 
-    async def features(self, services: Services, caller: Caller) -> Features:
+    async def features(self, call: Call) -> Features:
         """[N, width], unit norm."""
         if self.known is not None:
             return self.known
-        return await services.engine.encode_images(self.decoded, tenant=caller.tenant)
+        return await call.services.engine.encode_images(self.decoded, tenant=call.caller.tenant)
 
 
-async def select_pictures(
-    services: Services,
-    caller: Caller,
+async def select_images(
+    call: Call,
     message: PredictionRequest | AdapterPredictionRequest,
     files: Sequence[bytes] | None,
-    first: Resolution | None = None,
-) -> Selection:
-    """Which pictures the call is about: of an image set, if it is sent again, those of its `first`.
+) -> ImageSelection:
+    """Which images the call is about: of an image set, if it is sent again, those of then.
 
     Raises:
         ProblemError: not exactly one source, an empty one, too many, or rows out of range.
         NoSuchImageSet: the owner has no such image set.
     """
+    services, limits = call.services, call.services.settings.limits
     if message.image_set is None:
-        return _select_files(services.settings.limits, message.rows, files)
+        return _select_files(limits, message.rows, files)
     if files is not None:
         raise invalid_field(
             "image_set",
             "the call names an image set and has pictures in its body",
             "Send exactly one of the two.",
         )
-    image_set = await services.database.read(get_image_set, caller.owner, message.image_set)
+    image_set = await services.database.read(get_image_set, call.caller.owner, message.image_set)
     check_same_model(services, image_set)
-    if first is not None and first.rows is not None:
+    if call.first is not None and call.first.rows is not None:
         # Rows are only ever added.
-        image_set = image_set.model_copy(update={"count": first.rows})
+        image_set = image_set.model_copy(update={"count": call.first.rows})
     if image_set.count == 0:
         raise invalid_field("image_set", "the image set is empty", "Upload pictures to it first.")
     if message.rows is not None:
-        _check_rows(services.settings.limits, message.rows, image_set.count)
-    return Selection(image_set, message.rows, ())
+        _check_rows(limits, message.rows, image_set.count)
+    return ImageSelection(image_set, message.rows, ())
 
 
-async def load_pictures(services: Services, caller: Caller, selection: Selection) -> Pictures:
-    """Reads the features of an image set, or decodes the pictures of the body.
+async def load_images(call: Call, selection: ImageSelection) -> Images:
+    """Reads the features of an image set, or decodes the images of the body.
 
     Raises:
-        ProblemError: `invalid-image`, naming every picture that cannot be used.
+        ProblemError: `invalid-image`, naming every image that cannot be used.
     """
     if selection.image_set is None:
-        return Pictures(None, await decode_pictures(services, caller, selection.files))
-    features = await _all_features(services, selection.image_set)
+        return Images(None, await decode_images(call, selection.files))
+    features = await _all_features(call.services, selection.image_set)
     if selection.rows is None:
-        return Pictures(features, ())
-    return Pictures(features[np.asarray(selection.rows, dtype=np.intp)], ())
+        return Images(features, ())
+    return Images(features[np.asarray(selection.rows, dtype=np.intp)], ())
 
 
-async def decode_pictures(
-    services: Services,
-    caller: Caller,
+async def decode_images(
+    call: Call,
     files: Sequence[bytes],
     positions: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
-    """The pictures as tensors [3, S, S].
+    """The images as tensors [3, S, S].
 
-    Args:
-        services: of the server.
-        caller: who asks, and takes turns with others.
-        files: the pictures' bytes.
-        positions: where each stands in the body's `images`; None means in this order.
+    `positions` says where each file stands in the body's `images`; None means in this order.
 
     Raises:
-        ProblemError: `invalid-image`, naming every picture that cannot be used.
+        ProblemError: `invalid-image`, naming every image that cannot be used.
     """
-    limits = services.settings.limits
+    services, limits = call.services, call.services.settings.limits
     fitting = [file for file in files if len(file) <= limits.image_bytes]
     decoded = iter(
         await services.engine.decode_images(
-            fitting, max_pixels=limits.image_pixels, tenant=caller.tenant
+            fitting, max_pixels=limits.image_pixels, tenant=call.caller.tenant
         )
     )
     results = [
@@ -161,8 +149,13 @@ async def decode_pictures(
     return [result for result in results if not isinstance(result, ImageError)]
 
 
+def digests_of(files: Sequence[bytes]) -> list[str]:
+    """The SHA-256 of each file, in hexadecimal digits."""
+    return [hashlib.sha256(file).hexdigest() for file in files]
+
+
 def check_files(limits: Limits, files: Sequence[bytes]) -> None:
-    """Raises ProblemError unless the body's pictures are some, but not too many."""
+    """Raises ProblemError if the body has no image, or too many."""
     if not files:
         raise invalid_field("images", "the call has no picture", "Send at least one.")
     if len(files) > limits.images_per_call:
@@ -175,25 +168,24 @@ def check_files(limits: Limits, files: Sequence[bytes]) -> None:
 
 def check_same_model(services: Services, image_set: ImageSet) -> None:
     """Raises ProblemError unless the image set was made under the hosted model and revision."""
-    hosted, current = services.engine.name, services.revision
-    if (image_set.model, image_set.revision) != (hosted, current):
-        raise ProblemError(
-            REVISION_MISMATCH,
-            f"the image set belongs to model '{image_set.model}' revision {image_set.revision}; "
-            f"the server hosts '{hosted}' revision {current}",
-            [
-                FieldError(
-                    field="image_set",
-                    message="made under another model or revision",
-                    remedy="Make a new image set and upload the pictures again.",
-                )
-            ],
-        )
+    check_revision(
+        services,
+        image_set.model,
+        image_set.revision,
+        made="the image set belongs to model",
+        errors=[
+            FieldError(
+                field="image_set",
+                message="made under another model or revision",
+                remedy="Make a new image set and upload the pictures again.",
+            )
+        ],
+    )
 
 
 def _select_files(
     limits: Limits, rows: Sequence[int] | None, files: Sequence[bytes] | None
-) -> Selection:
+) -> ImageSelection:
     if files is None:
         raise invalid_field(
             "image_set",
@@ -205,7 +197,7 @@ def _select_files(
             "rows", "rows without an image set", "Leave rows out, or name an image set."
         )
     check_files(limits, files)
-    return Selection(None, None, files)
+    return ImageSelection(None, None, files)
 
 
 def _too_large(limits: Limits, file: bytes) -> ImageError:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_server.api.outputs import Question, answer_of_parts
+from craft_server.api.answers import answer_of_parts
 from craft_server.noise import Noise
 from craft_server.policy import answerable
 from craft_shared.head import log_softmax
@@ -50,7 +50,7 @@ def test_parts_give_what_the_whole_gives(output: Output, dtype: Any) -> None:
         noise = Noise.of(b"secret", "ann", output.noise, pictures=pictures, texts=texts)
     whole = answerable(scores, output, None if noise is None else noise.at(EVERY, EVERY), dtype)
     parts = asyncio.run(
-        answer_of_parts(parts_of(scores), Question(output, noise), prompts=3, images=5, dtype=dtype)
+        answer_of_parts(parts_of(scores), output, noise, prompts=3, images=5, dtype=dtype)
     )
     assert parts.keys() == whole.keys()
     for name, tensor in whole.items():
