@@ -22,9 +22,11 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from craft_client.data import Split
 from craft_client.exceptions import InUse
 from craft_client.journal import Journal, JournalError
-from craft_client.run_files import EVALUATION_FILE
+from craft_client.run_files import ADAPTER_FOLDER, EVALUATION_FILE
+from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.amounts import MAX_INTEGER
 from craft_shared.files import write_whole
+from craft_shared.model_card import CARD_FILE, model_card
 from craft_shared.printing import json_text, percent, printable
 from craft_shared.problems import first_error
 from craft_shared.units import Units
@@ -260,7 +262,8 @@ def keep_evaluation(folder: Path, evaluation: Evaluation) -> str | None:
     """Writes the evaluation into the run directory, whole or not at all; why not, where not.
 
     One of the training split is not kept, because tuning has seen its images; nor one that says
-    less of the run than what is kept: the test split of the run's own data says most.
+    less of the run than what is kept: the test split of the run's own data says most. The adapter's
+    card leads with it.
     """
     if evaluation.split == "train":
         return "tuning has seen pictures of the train split"
@@ -275,8 +278,13 @@ def keep_evaluation(folder: Path, evaluation: Evaluation) -> str | None:
                 return f"what it holds, of the {kept.subject}, says more of the run"
             text = json_text(evaluation.document, indent=2)
             write_whole(folder / EVALUATION_FILE, f"{text}\n".encode())
+            tested = evaluation.subject, str(evaluation.before), str(evaluation)
+            config = Adapter.load(folder / ADAPTER_FOLDER).config
+            write_whole(folder / ADAPTER_FOLDER / CARD_FILE, model_card(config, tested).encode())
     except (JournalError, InUse) as error:
         return error.message.removesuffix(".")
+    except AdapterError as error:
+        return str(error)
     except OSError as error:
         return f"cannot write '{folder / EVALUATION_FILE}': {error.strerror or error}"
     return None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 RECEIPT_FILE = "receipt.jws"
 _MOST_CLASSES = 50
+_BEFORE, _AFTER = "before: the plain prompt", "after: this adapter"
 
 _ACCESS = {
     "strict": "strict: the model scored the class names alone",
@@ -30,8 +31,13 @@ _HEADS = {
 }
 
 
-def model_card(config: AdapterConfig) -> str:
-    """The card, a Markdown document that ends with a line feed."""
+def model_card(config: AdapterConfig, tested: tuple[str, str, str] | None = None) -> str:
+    """The card, a Markdown document that ends with a line feed.
+
+    Args:
+        config: the adapter's.
+        tested: on which images it was evaluated, and the accuracy on them before and after.
+    """
     provenance = config.provenance
     rows = [
         ("model", f"`{config.model}`, revision `{config.revision}`"),
@@ -45,9 +51,14 @@ def model_card(config: AdapterConfig) -> str:
         ("output level of the answers it was fitted on", _plain(level_words(config.output))),
     ]
     accuracies = [
-        ("before: the plain prompt", _percent(provenance.accuracy_before)),
-        ("after: this adapter, each picture held out", _percent(provenance.accuracy_after)),
+        (_BEFORE, _percent(provenance.accuracy_before)),
+        (f"{_AFTER}, each picture held out", _percent(provenance.accuracy_after)),
     ]
+    evaluation = ""
+    if tested:
+        subject, before, after = map(_plain, tested)
+        table = _table(("prediction", "accuracy"), [(_BEFORE, before), (_AFTER, after)])
+        evaluation = f"## Accuracy on the {subject}\n\n{table}\n\n"
     shown = [json.dumps(name, ensure_ascii=False) for name in config.classes[:_MOST_CLASSES]]
     more = len(config.classes) - len(shown)
     rest = f", and {more:,} more" if more else ""
@@ -65,7 +76,7 @@ the model and revision below can use it.
 
 {_table(("", "this adapter"), rows)}
 
-## Accuracy on the training pictures
+{evaluation}## Accuracy on the training pictures
 
 {_table(("prediction", "accuracy"), accuracies)}
 

@@ -99,6 +99,13 @@ def test_what_is_kept_is_read_and_has_all_its_numbers(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert keep_evaluation(run, EVALUATION) is None
     assert read_evaluation(run, ADAPTER_DIGEST) == EVALUATION
+    card = (run / "adapter" / "README.md").read_text()
+    tested, training = (
+        card.index(f"## Accuracy on the {images}\n")
+        for images in ("test split of animals, 10 pictures", "training pictures")
+    )
+    assert "| after: this adapter | 80.0 %" in card[tested:training]
+    assert "| before: the plain prompt | 50.0 %" in card[tested:training]
     told = json.loads((run / "evaluation.json").read_bytes())
     assert (told["schema_version"], told["data"], told["split"]) == (1, "animals", "test")
     assert (told["n"], told["accuracy"], told["before"]["accuracy"]) == (10, 80.0, 50.0)
