@@ -43,7 +43,7 @@ from craft_client.predictions import (
 )
 from craft_shared.adapter import Adapter
 from craft_shared.display import Listed
-from craft_shared.run_reports import RunPoint, RunPoints, RunReport
+from craft_shared.run_reports import RunEvaluation, RunPoint, RunPoints, RunReport
 from craft_shared.wire import (
     AdapterCard,
     AdapterChange,
@@ -339,6 +339,15 @@ class AsyncClient:
         """Adds points to a reported run's curve, unless they are there. Free; tried once."""
         body = message(RunPoints, points=list(points)).model_dump_json().encode()
         await self._send(Call("PUT", path("runs", run, "points"), json=body, again=False))
+
+    async def report_evaluation(self, run: str, evaluation: RunEvaluation) -> None:
+        """Sets what a reported run's adapter is worth. Free; tried once.
+
+        Raises:
+            NotFound: the run was not reported.
+        """
+        body = evaluation.model_dump_json().encode()
+        await self._send(Call("PUT", path("runs", run, "evaluation"), json=body, again=False))
 
     # --- adapters -----------------------------------------------------------------------------
 

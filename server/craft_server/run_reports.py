@@ -19,6 +19,7 @@ from craft_shared.run_reports import (
     RUNS_PER_OWNER,
     RunCard,
     RunCurve,
+    RunEvaluation,
     RunPoint,
     RunReport,
 )
@@ -38,6 +39,7 @@ RUN_REPORTS = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("started_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("evaluation", sa.Text),  # a `RunEvaluation`, as JSON
     sa.UniqueConstraint("owner", "run"),
 )
 
@@ -127,6 +129,23 @@ def add_points(
     )
     _make_room(connection, owner, row.id)
     return card.model_copy(update={"updated_at": rfc3339(at)})
+
+
+def put_evaluation(
+    connection: sa.Connection, owner: str, run: str, evaluation: RunEvaluation, at: int
+) -> RunCard:
+    """Keeps what the run's adapter is worth, in the place of what was kept.
+
+    Raises:
+        NoSuchRun: the run was not reported, or was deleted.
+    """
+    row = _find(connection, owner, run)
+    connection.execute(
+        sa.update(RUN_REPORTS)
+        .where(RUN_REPORTS.c.id == row.id)
+        .values(evaluation=evaluation.model_dump_json(), updated_at=at)
+    )
+    return _card(connection, _find(connection, owner, run))
 
 
 def list_runs(connection: sa.Connection, owner: str) -> list[RunCard]:
@@ -266,6 +285,7 @@ def _as_card(row: sa.Row[tuple[object, ...]], points: int, latest: RunPoint | No
         updated_at=rfc3339(row.updated_at),
         points=points,
         latest=latest,
+        evaluation=row.evaluation and RunEvaluation.model_validate_json(row.evaluation),
     )
 
 

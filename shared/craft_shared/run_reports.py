@@ -80,6 +80,26 @@ class RunPoints(Message):
     points: list[RunPoint] = Field(min_length=1, max_length=POINTS_PER_CALL)
 
 
+class RunEvaluation(Message):
+    """Body of `PUT /v1/runs/{run}/evaluation`: what the run's adapter is worth on labelled images.
+
+    Attributes:
+        subject: which images, in words.
+        n: how many images.
+        before: accuracy of the plain prompt, percent.
+        accuracy: of the adapter, percent.
+        low: Wilson's 95 % interval of `accuracy`.
+        high: see `low`.
+    """
+
+    subject: NewLabel = Field(examples=["test split of digits, 899 pictures"])
+    n: _Count = Field(examples=[899])
+    before: _Percent = Field(examples=[62.5])
+    accuracy: _Percent = Field(examples=[96.2])
+    low: _Percent = Field(examples=[94.7])
+    high: _Percent = Field(examples=[97.3])
+
+
 class RunCard(Answer):
     """A reported run. Times are RFC 3339.
 
@@ -87,6 +107,7 @@ class RunCard(Answer):
         run: its name; the ledger's lines of its calls hold the same.
         points: how many it has reported.
         latest: the one with the highest sequence number; null before the first.
+        evaluation: of its adapter; null before one was reported.
     """
 
     run: str = Field(examples=["digits-16-shots"])
@@ -100,6 +121,7 @@ class RunCard(Answer):
     updated_at: Moment
     points: int = Field(examples=[1])
     latest: RunPoint | None
+    evaluation: RunEvaluation | None = None
 
 
 class RunList(Answer):

@@ -132,6 +132,7 @@ def test_request_examples_can_be_sent_as_they_are(
         send("change_adapter", f"adapters/{digits_adapter.rpartition('/')[2]}", "PATCH")
         send("report_run", "runs/one", "PUT")
         send("report_points", "runs/one/points", "PUT")
+        send("report_evaluation", "runs/one/evaluation", "PUT")
         made = send("create_key", "admin/keys")["card"]
         named = {"key": f"admin/keys/{made['prefix']}", "team": f"admin/teams/{made['team']}"}
         for holder, path in named.items():

@@ -1,7 +1,9 @@
 """Tune over HTTP, publish, and let another client predict: real processes, real sockets."""
 
+import json
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -59,6 +61,20 @@ def test_ledger_agrees_with_the_client_to_the_last_unit(
     for unit, amount in ledger.items():
         assert amount == sum(command["charged"][unit] for command in spent), unit
     assert ledger["queries"] == 1000 - server.craft_json(key, "budget")["budgets"][0]["remaining"]
+
+
+@pytest.mark.parametrize("options", [(), ("--report",)], ids=["silent", "reported"])
+def test_an_evaluation_is_reported_where_its_run_was(
+    server: Server, digits: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    key = server.key(owner="reporter" if options else "silent")
+    folder = tmp_path / "run"
+    server.craft_json(key, "tune", "--data", digits, "--shots", "2", "--run", folder, *options)
+    measured = server.craft(key, "evaluate", folder, "--data", digits, "--json")
+    assert "console" not in measured.stderr
+    answer = httpx.get(f"{server.url}/v1/runs", headers={"Authorization": f"Bearer {key}"})
+    found = [run["evaluation"]["accuracy"] for run in answer.json()["runs"]]
+    assert found == [json.loads(measured.stdout)["accuracy_after"]][: len(options)]
 
 
 def test_one_query_is_all_that_tuning_asks_and_all_that_a_prediction_costs(

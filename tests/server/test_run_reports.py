@@ -7,7 +7,7 @@ import pytest
 from craft_server import run_reports
 from craft_server.database import Database
 from craft_server.run_reports import NoSuchRun, TooManyPoints
-from craft_shared.run_reports import RunCard, RunPoint, RunReport
+from craft_shared.run_reports import RunCard, RunEvaluation, RunPoint, RunReport
 from craft_shared.units import Units
 
 REPORT = RunReport(title="digits", model="pocket", dataset="digits", recipe="craftbox", budget=72)
@@ -79,6 +79,25 @@ def test_a_report_again_keeps_the_curve_and_the_start(store: Database) -> None:
     assert again.updated_at == "1970-01-01T00:00:00.099Z"
 
 
+def evaluate(store: Database, accuracy: float = 80) -> RunCard:
+    found = RunEvaluation(
+        subject="test split", n=9, before=50, accuracy=accuracy, low=accuracy - 9, high=accuracy + 9
+    )
+    with store.writing() as connection:
+        return run_reports.put_evaluation(connection, "owner", "run", found, 7)
+
+
+def test_the_last_evaluation_is_kept_whatever_the_run_reports_later(store: Database) -> None:
+    put(store)
+    assert evaluate(store).evaluation != evaluate(store, 85).evaluation
+    add(store, 0)
+    card = put(store, at=99)
+    assert card.evaluation
+    assert (card.evaluation.accuracy, card.evaluation.before) == (85, 50)
+    with store.writing() as connection:
+        assert run_reports.list_runs(connection, "owner") == [card]
+
+
 def test_owners_do_not_see_each_others_runs(store: Database) -> None:
     put(store)
     put(store, owner="other")
@@ -140,6 +159,8 @@ def test_a_long_curve_is_read_in_parts_whatever_its_numbers(store: Database) -> 
 def test_nothing_can_be_added_to_what_is_not_there(store: Database) -> None:
     with pytest.raises(NoSuchRun):
         add(store, 0)
+    with pytest.raises(NoSuchRun):
+        evaluate(store)
 
 
 def test_a_deleted_run_leaves_nothing(store: Database) -> None:

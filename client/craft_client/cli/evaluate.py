@@ -190,18 +190,50 @@ def evaluate(
         raise typer.BadParameter("name either a run directory or --adapter NAME.")
     if run is not None:
         measured = measure_run(run, data, split, url, key)
-        keep(run, measured.evaluation)
+        if (evaluation := measured.evaluation) and keep(run, evaluation):
+            _report_evaluation(run, evaluation, url, key)
     else:
         measured = _measure_published(str(adapter), data, split, url, key)
     _report(measured, as_json=as_json)
 
 
-def keep(run: Path, evaluation: Evaluation | None) -> None:
+def keep(run: Path, evaluation: Evaluation | None) -> bool:
     """Writes an evaluation into its run, or says why not: it has been paid for, and is shown."""
     from craft_client.evaluation import keep_evaluation
 
-    if evaluation is not None and (reason := keep_evaluation(run, evaluation)):
+    if evaluation is None:
+        return False
+    reason = keep_evaluation(run, evaluation)
+    if reason:
         say(f"Not kept in '{run}': {reason}.")
+    return reason is None
+
+
+def _report_evaluation(run: Path, evaluation: Evaluation, url: str | None, key: str | None) -> None:
+    """Sends it to the server where the run had reported itself; what goes wrong is said."""
+    from craft_client.calls import message
+    from craft_client.exceptions import CraftError, NotFound
+    from craft_client.journal import Journal
+    from craft_shared.names import made_sound
+    from craft_shared.run_reports import RunEvaluation
+
+    low, high = evaluation.interval
+    worth = message(
+        RunEvaluation,
+        subject=made_sound(evaluation.subject)[:200],
+        n=evaluation.n,
+        before=evaluation.before.accuracy,
+        accuracy=evaluation.accuracy,
+        low=low,
+        high=high,
+    )
+    try:
+        with connect(url, key) as client:
+            client.report_evaluation(Journal.open(run).document["run"], worth)
+    except NotFound:  # it had not reported itself, or the report was deleted
+        pass
+    except CraftError as error:
+        say(f"The server's console does not show it: {error.message}")
 
 
 def measure_run(

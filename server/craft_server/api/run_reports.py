@@ -23,6 +23,7 @@ from craft_shared.run_reports import (
     POINTS_PER_MINUTE,
     RunCard,
     RunCurve,
+    RunEvaluation,
     RunList,
     RunName,
     RunPoints,
@@ -74,6 +75,19 @@ async def report_points(
     await services.rate_limits.use("run-points", caller.key_id, points, POINTS_PER_MINUTE)
     return await services.database.write(
         run_reports.add_points, caller.owner, run, body.message.points, now_ms()
+    )
+
+
+@router.put("/{run}/evaluation", summary="Report an evaluation", responses=refusals(NOT_FOUND))
+async def report_evaluation(
+    services: WithServices,
+    caller: WithReporter,
+    run: Run,
+    body: Annotated[Body[RunEvaluation], Depends(body_of(RunEvaluation))],
+) -> RunCard:
+    """Sets what the run's adapter is worth on labelled images; the console leads with it."""
+    return await services.database.write(
+        run_reports.put_evaluation, caller.owner, run, body.message, now_ms()
     )
 
 

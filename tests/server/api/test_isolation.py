@@ -44,6 +44,9 @@ WITHOUT_IDS = {
 
 
 REPORT = {"title": "a run"}
+EVALUATION = {
+    "subject": "test", "n": 9, "before": 50, "accuracy": 80, "low": 70, "high": 90
+}  # fmt: skip
 POINTS = {"points": [{"sequence": 0, "generation": 0, "queries": 1}]}
 
 
@@ -237,6 +240,11 @@ CASES: list[tuple[str, Callable[[Tenant], list[tuple[str, str]]], Send]] = [
     ("get_receipt", run, _call("GET", "/v1/receipts?run={}")),
     ("get_run", report, _call("GET", "/v1/runs/{}")),
     ("report_points", report, _call("PUT", "/v1/runs/{}/points", json=POINTS)),
+    (
+        "report_evaluation",
+        report,
+        _call("PUT", "/v1/runs/{}/evaluation", json=EVALUATION),
+    ),
     ("delete_run", report, _call("DELETE", "/v1/runs/{}")),
     ("report_run", report, _call("PUT", "/v1/runs/{}", json=REPORT)),
 ]

@@ -82,7 +82,10 @@ def _run(path: str) -> set[str]:
     latest = f"{path}.latest".lstrip(".")
     return {
         *_fields(path, "run", "title", "model", "dataset", "recipe", "budget", "state"),
-        *_fields(path, "started_at", "updated_at", "points", "latest"),
+        *_fields(path, "started_at", "updated_at", "points", "latest", "evaluation"),
+        *_fields(
+            f"{path}.evaluation".lstrip("."), "subject", "n", "before", "accuracy", "low", "high"
+        ),
         *_point(latest),
     }
 
@@ -137,6 +140,7 @@ FIELDS: dict[str, set[str]] = {
     },
     "report_run": _run(""),
     "report_points": _run(""),
+    "report_evaluation": _run(""),
     "list_runs": {"runs", *_run("runs[]")},
     "get_run": {"card", *_run("card"), "points", *_point("points[]")},
     "create_image_set": IMAGE_SET,

@@ -132,6 +132,22 @@ def test_a_running_run_is_drawn_and_refreshes_itself(browse: NewBrowser, server:
     assert "82.0 %" in words(fragment)
 
 
+def test_a_run_that_was_evaluated_leads_with_that(browse: NewBrowser, server: Any) -> None:
+    report(server, "tester", state="finished")
+    found = {
+        "subject": "test split of digits, 9 pictures",
+        "n": 9, "before": 50, "accuracy": 77.7, "low": 45.3, "high": 93.6,
+    }  # fmt: skip
+    with server.client("tester") as client:
+        client.put("/v1/runs/run-1/evaluation", json=found).raise_for_status()
+    browser = browse("tester")
+    assert "77.7 % tested" in words(browser.get("/console/runs").text)
+    shown = words(browser.get("/console/runs/run-1").text)
+    assert (
+        "Accuracy, test split of digits, 9 pictures 77.7 % 45.3 % to 93.6 %, before 50.0 %" in shown
+    )
+
+
 def test_a_finished_run_rests(browse: NewBrowser, server: Any) -> None:
     report(server, "finisher", state="finished")
     text = browse("finisher").get("/console/runs/run-1").text
