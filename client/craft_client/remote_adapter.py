@@ -153,6 +153,7 @@ def classify_files(
     *,
     top: int,
     abstain_below: float | None = None,
+    calls: Sequence[Sequence[Path]] = (),
     on_progress: Callable[[BatchProgress], None] = lambda progress: None,
 ) -> BatchProgress:
     """Classifies the images that have no row yet.
@@ -165,6 +166,7 @@ def classify_files(
         rows: gets a row for each.
         top: how many classes a row names, at most C.
         abstain_below: as in `Client.adapter_predict`.
+        calls: what `file_calls` made of images, where it was asked before.
         on_progress: called after each call.
 
     Raises:
@@ -197,16 +199,24 @@ def classify_files(
             progress = replace(progress, changed=progress.changed + len(missing))
         elif missing and same is not None:
             ask(same, [], call.abstain_below)
-    left = [image for image in images if str(image) not in rows.images]
-    for chunk in _chunks(left, adapter, top):
+    planned = {str(image) for call in calls for image in call} | rows.images
+    further = [image for image in images if str(image) not in planned]
+    for chunk in [*calls, *file_calls(adapter, further, top)]:
         contents, failed = _read_files(chunk, adapter)
         ask(contents, failed, abstain_below)
     return progress
 
 
-def calls_of(adapter: RemoteAdapter, images: Sequence[Path], top: int) -> int:
-    """How many calls these files take."""
-    return sum(1 for _ in _chunks(images, adapter, top))
+def file_calls(adapter: RemoteAdapter, images: Sequence[Path], top: int) -> list[list[Path]]:
+    """Which files each call sends, so that it and its answer keep within the limits."""
+    allowed = adapter.limits.image_bytes
+
+    def size_of(image: Path) -> int:
+        size = image.stat().st_size if image.is_file() else 0
+        # What is not there, or too large, is not sent.
+        return 0 if size > allowed else size
+
+    return list(adapter.image_calls(images, size_of, top))
 
 
 def _classified(
@@ -263,18 +273,6 @@ def _unchanged(call: Call) -> dict[str, bytes] | None:
         if hashlib.sha256(contents[path]).hexdigest() != digest:
             return None
     return contents
-
-
-def _chunks(images: Sequence[Path], adapter: RemoteAdapter, top: int) -> Iterator[list[Path]]:
-    """Groups files by count and size, so that a call and its answer keep within the limits."""
-    allowed = adapter.limits.image_bytes
-
-    def size_of(image: Path) -> int:
-        size = image.stat().st_size if image.is_file() else 0
-        # What is not there, or too large, is not sent.
-        return 0 if size > allowed else size
-
-    return adapter.image_calls(images, size_of, top)
 
 
 def _read_files(

@@ -82,19 +82,25 @@ def predict(
             restored = restore(remote, files, rows, abstain_below)
             left = to_ask(remote, files, rows)
             rows.check_room(left, remote.card.classes)
-            _check_need(remote, left, top)
+            calls = _calls_covered(remote, left, top)
             rows.add_left_out(left_out, remote.reference)
             on_classified = stack.enter_context(counting("Classifying pictures", len(files)))
         else:
             check_files(files, remote.limits)
-            _check_need(remote, files, top)
+            calls = _calls_covered(remote, files, top)
             on_classified = stack.enter_context(counting("", 0))
 
         def on_progress(progress: BatchProgress) -> None:
             on_classified(progress.done)
 
         done = classify_files(
-            remote, files, rows, top=top, abstain_below=abstain_below, on_progress=on_progress
+            remote,
+            files,
+            rows,
+            top=top,
+            abstain_below=abstain_below,
+            calls=calls,
+            on_progress=on_progress,
         )
     if done.changed:
         say(
@@ -211,15 +217,18 @@ def _adapter_of(rows: Rows, client: Client, adapter: str) -> RemoteAdapter:
     return remote
 
 
-def _check_need(remote: RemoteAdapter, files: Sequence[Path], top: int) -> None:
-    from craft_client.remote_adapter import calls_of
+def _calls_covered(remote: RemoteAdapter, files: Sequence[Path], top: int) -> list[list[Path]]:
+    """The files of each call; raises BudgetTooSmall where no budget covers them all."""
+    from craft_client.remote_adapter import file_calls
 
+    calls = file_calls(remote, files, top)
     if remote.card.pays != "publisher":
         check_budgets(
             remote.client.budgets(),
-            remote.units(calls_of(remote, files, top), len(files), sent=len(files)),
+            remote.units(len(calls), len(files), sent=len(files)),
             remedy="Ask for fewer pictures, or ask the provider for a top-up.",
         )
+    return calls
 
 
 def _image_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
