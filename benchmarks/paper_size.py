@@ -9,7 +9,7 @@ Weights are random, for time and memory do not depend on them. Each line is a pr
 The number of classes beyond those measured is extrapolated by a straight line; its error is the
 line's at the largest number, fitted on the smaller ones.
 
-    python benchmarks/paper_size.py --json docs/paper_size.json
+    python benchmarks/paper_size.py --json benchmarks/results/paper_size.json
 """
 
 from __future__ import annotations
