@@ -81,8 +81,7 @@ class _Kind:
 
 
 _READ = _Kind("BEGIN")
-_QUERY = _Kind("", deferred=True, at_once=True)
-_QUERY_WAITING = _Kind("")
+_QUERY = _Kind("")
 _WRITE = _Kind("BEGIN IMMEDIATE")
 _DEFER = _Kind("BEGIN IMMEDIATE", deferred=True, at_once=True)
 _DEFER_WAITING = _Kind("BEGIN IMMEDIATE", deferred=True)
@@ -193,11 +192,11 @@ class Database:
             return function(connection, *args, **kwargs)
 
         try:
-            return await self._soon(_QUERY, _QUERY_WAITING, work)
+            return await self._soon(_QUERY, _QUERY, work)
         except Unavailable as error:
             if not error.disconnected:
                 raise
-            return await self._on_thread(_QUERY_WAITING, work)
+            return await self._on_thread(_QUERY, work)
 
     async def write_deferred(
         self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs
@@ -474,7 +473,8 @@ def _use_wal(connection: Any) -> None:
 def _on_sqlite_begin(file: _SqliteFile, connection: sa.Connection) -> None:
     file.check()
     kind: _Kind = connection.get_execution_options()["craft_kind"]
-    if connection.info.get("pragmas") != kind.pragmas:
+    # A single statement only reads, which in WAL mode waits for nobody and writes nothing.
+    if kind.begin and connection.info.get("pragmas") != kind.pragmas:
         driver: Any = connection.connection.driver_connection
         for name, value in kind.pragmas.items():
             driver.execute(f"PRAGMA {name} = {value}")
