@@ -43,7 +43,7 @@ FREE_CALLS = 7
 HIDDEN_UNITS = 256  # of the paper's head
 # craftbox's closed form: what one fit tries, of how many held-out images at most, and how often it
 # is fitted anew to measure accuracy.
-REGULARISATIONS = 12
+REGULARISATIONS = 9
 MEASURED = 2000
 FOLDS = 5
 ENOUGH_IMAGES = 1000

@@ -50,6 +50,7 @@ GUARDED = [
     ("PUT", "/v1/admin/teams/x/budgets"),
     ("POST", "/v1/admin/keys/x/budgets/top-up"),
     ("POST", "/v1/admin/teams/x/budgets/top-up"),
+    ("PUT", "/v1/runs/x/evaluation"),
     ("GET", "/v1/admin/prices"),
     ("PUT", "/v1/admin/prices/x"),
     ("GET", "/v1/admin/usage"),

@@ -84,7 +84,7 @@ def test_nothing_is_calibrated_on_one_picture_a_class() -> None:
 
 
 def test_the_closed_form_that_is_planned_is_the_clients() -> None:
-    assert len(craftbox.REGULARISATIONS) == runs.REGULARISATIONS
+    assert len(craftbox.DECADES) == runs.REGULARISATIONS
     assert craftbox.MEASURED == runs.MEASURED
     assert (held_out.FOLDS, held_out.ENOUGH_IMAGES) == (runs.FOLDS, runs.ENOUGH_IMAGES)
 
