@@ -1,6 +1,8 @@
 """Tune over HTTP, publish, and let another client predict: real processes, real sockets."""
 
 import json
+import shutil
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -75,6 +77,21 @@ def test_an_evaluation_is_reported_where_its_run_was(
     answer = httpx.get(f"{server.url}/v1/runs", headers={"Authorization": f"Bearer {key}"})
     found = [run["evaluation"]["accuracy"] for run in answer.json()["runs"]]
     assert found == [json.loads(measured.stdout)["accuracy_after"]][: len(options)]
+
+
+def test_of_two_classes_both_are_named(server: Server, digits: Path, tmp_path: Path) -> None:
+    """Fewer than `--top` names where nobody asks for a number."""
+    key = server.key(owner="two")
+    for split, name in product(("train", "test"), ("zero", "one")):
+        shutil.copytree(digits / split / name, tmp_path / "data" / split / name)
+    data, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "out.csv"
+    server.craft_json(key, "tune", "--data", data, "--shots", "4", "--run", run)
+    server.craft_json(key, "publish", run, "--name", "two")
+    folder = data / "test" / "one"
+    shown = server.craft_json(key, "predict", folder, "--adapter", "two")["images"]
+    assert {len(image["classes"]) for image in shown} == {2}
+    server.craft_json(key, "predict", folder, "--adapter", "two", "--out", out)
+    assert out.read_text().splitlines()[0].endswith("class_2,probability_2")
 
 
 def test_one_query_is_all_that_tuning_asks_and_all_that_a_prediction_costs(

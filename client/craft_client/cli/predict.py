@@ -17,7 +17,6 @@ from craft_client.cli.session import check_budgets, check_files, connect
 from craft_client.cli.show import document, percent, say, table, units_line
 
 if TYPE_CHECKING:
-    from craft_client.api import Client
     from craft_client.folders import LeftOut
     from craft_client.remote_adapter import RemoteAdapter
     from craft_client.results import Results, Rows
@@ -44,7 +43,15 @@ Reference = Annotated[
 def predict(
     images: Annotated[list[Path], argument("IMAGE...", "Picture files, or folders of them.")],
     adapter: Reference,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 3,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top",
+            min=1,
+            show_default="3, or as many as there are",
+            help="How many classes to name.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -68,14 +75,23 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    from craft_client.remote_adapter import BatchProgress, classify_files, restore, to_ask
+    from craft_client.remote_adapter import (
+        BatchProgress,
+        RemoteAdapter,
+        classify_files,
+        restore,
+        to_ask,
+    )
     from craft_client.results import Results, Rows
 
     files, left_out = _image_files(images)
     with ExitStack() as stack:
-        rows = Rows() if out is None else stack.enter_context(Results.opened(out, top))
         client = stack.enter_context(connect(url, key))
-        remote = _adapter_of(rows, client, adapter)
+        remote = RemoteAdapter(client, client.adapter(adapter))
+        top = top or min(3, len(remote.card.classes))
+        rows = Rows() if out is None else stack.enter_context(Results.opened(out, top))
+        if isinstance(rows, Results):
+            remote = _continued(rows, remote)
         before = sum(str(path) in rows.images for path in files)
         restored = 0
         if isinstance(rows, Results):
@@ -192,18 +208,14 @@ def _show_file(
     say(f"Charged: {units_line(charged)}.")
 
 
-def _adapter_of(rows: Rows, client: Client, adapter: str) -> RemoteAdapter:
+def _continued(rows: Results, remote: RemoteAdapter) -> RemoteAdapter:
     """The version that a file began with, or the one that is asked for now."""
     from craft_client.exceptions import CraftError
     from craft_client.remote_adapter import RemoteAdapter
-    from craft_client.results import Results
 
-    remote = RemoteAdapter(client, client.adapter(adapter))
-    if not isinstance(rows, Results):
-        return remote
     if rows.adapter not in (None, remote.reference):
         card = remote.card
-        remote = RemoteAdapter(client, client.adapter(rows.adapter or adapter))
+        remote = RemoteAdapter(remote.client, remote.client.adapter(rows.adapter or ""))
         if (remote.card.owner, remote.card.name) != (card.owner, card.name):
             raise CraftError(
                 f"'{rows.file}' holds predictions of {rows.adapter}.",
