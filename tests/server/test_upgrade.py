@@ -155,7 +155,7 @@ def test_a_migration_does_not_queue_readers_behind_a_long_transaction(
     monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 200)
     with engine.connect() as long:
         # Which the newest migration changes.
-        long.execute(sa.text("SELECT * FROM charges"))
+        long.execute(sa.text("SELECT * FROM run_reports"))
         with pytest.raises(DatabaseError, match="lock timeout"):
             Database.open(url, tmp_path)
     Database.open(url, tmp_path).close()
