@@ -380,11 +380,11 @@ def work(tenant: Tenant, pictures: list[bytes], mark: str) -> str:
     tenant("PUT", f"{name}/restore")
     run = f"/v1/runs/run-{mark}"
     tenant("PUT", run, json={"title": "a run", "model": card["name"]})
+    worth = {"subject": "test", "n": 9, "before": 50, "accuracy": 80, "low": 70, "high": 90}
+    tenant("PUT", f"{run}/evaluation", json=worth)
     point = {"sequence": 1, "generation": 1, "queries": 2, "loss": 1.5}
     tenant("PUT", f"{run}/points", json={"points": [point]})
     tenant("PUT", run, json={"title": "a run", "model": card["name"], "state": "finished"})
-    worth = {"subject": "test", "n": 9, "before": 50, "accuracy": 80, "low": 70, "high": 90}
-    tenant("PUT", f"{run}/evaluation", json=worth)
     for path in ("/v1/runs", run):
         tenant("GET", path)
     tenant("PUT", "/v1/runs/short", json={"title": "another"})
