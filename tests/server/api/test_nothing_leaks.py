@@ -384,6 +384,7 @@ def work(tenant: Tenant, pictures: list[bytes], mark: str) -> str:
     tenant("PUT", f"{run}/evaluation", json=worth)
     point = {"sequence": 1, "generation": 1, "queries": 2, "loss": 1.5}
     tenant("PUT", f"{run}/points", json={"points": [point]})
+    tenant("PUT", f"{run}/evaluation", json=worth)
     tenant("PUT", run, json={"title": "a run", "model": card["name"], "state": "finished"})
     for path in ("/v1/runs", run):
         tenant("GET", path)
