@@ -205,9 +205,10 @@ def discriminant(means: Double, share: float) -> tuple[Double, Double]:
     Returns:
         Matrix, float64 [C, C], and offsets, float64 [C].
     """
-    centre = means.mean(axis=0)
-    matrix = np.linalg.inv(np.eye(len(means)) - share * (means - centre))
-    offsets = centre - centre @ matrix - share / 2 * np.diagonal((means - centre) @ matrix)
+    centre, same = means.mean(axis=0), np.eye(len(means))
+    matrix = np.linalg.inv(same - share * (means - centre)) if share else same
+    # Half of what each class's own mean scores: share * (means - centre) @ matrix = matrix - same.
+    offsets = centre - centre @ matrix - np.diagonal(matrix - same) / 2
     return matrix, offsets
 
 
