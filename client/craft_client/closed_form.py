@@ -103,7 +103,7 @@ class Ridge:
         shares: Sequence[float],
         folds: Sequence[Labels],
     ) -> Iterator[tuple[Double, Double]]:
-        """What the fit without each fold says of it, for each regularisation.
+        """What the fit without each fold says of it, and misses, for each regularisation.
 
         Residuals of left-out images solve the equation of the fitted residuals with their block of
         the hat matrix (Allen's PRESS, for several images at once). With these predictions for
@@ -118,12 +118,13 @@ class Ridge:
                 all classes.
 
         Yields:
-            Scores of the classes, float64 [S, F, C], and of the further targets, [F, T].
+            Scores of the classes, float64 [S, F, C], and residuals of the further targets, [F, T].
         """
         classes = indicators.shape[1]
         targets = np.hstack([indicators, others])
         mean, counts = targets.mean(axis=0), indicators.sum(axis=0)
-        rotated, of_classes = self._vectors.T @ (targets - mean), indicators.T @ self._vectors
+        rotated = self._vectors.T @ (targets - mean)
+        of_classes = rotated[:, :classes].T  # of indicators too: the inputs' mean is zero
         for regularisation in regularisations:
             shrinkage = self.shrinkage(regularisation)
             slopes = shrinkage[:, None] * rotated
@@ -134,14 +135,14 @@ class Ridge:
                 unhatted = np.eye(len(fold)) - 1 / len(targets) - (vectors * shrinkage) @ vectors.T
                 residuals = targets[fold] - mean - vectors @ slopes
                 residuals = np.linalg.solve(unhatted, residuals)
-                predictions = targets[fold] - residuals
-                fitted, change = predictions[:, :classes], residuals[:, :classes]
+                change = residuals[:, :classes]
+                fitted = own - change
                 rest = sums - (of_classes * shrinkage) @ (vectors.T @ change) - own.T @ fitted
                 rest -= np.outer(counts, change.sum(axis=0) / len(targets))
                 means = rest / (counts - own.sum(axis=0))[:, None]
                 maps = (discriminant(means, share) for share in shares)
                 scores.append(np.stack([fitted @ matrix + offsets for matrix, offsets in maps]))
-                further.append(predictions[:, classes:])
+                further.append(residuals[:, classes:])
             yield np.concatenate(scores, axis=1), np.concatenate(further)
 
     def surprise(self, targets: Double, regularisation: float) -> float:
@@ -159,10 +160,7 @@ class Ridge:
     def solution(self, targets: Double, regularisation: float) -> tuple[Double, Double]:
         """Slopes, float64 [D, T], and intercepts, float64 [T]."""
         mean = targets.mean(axis=0)
-        inverse = 1 / (self._values + regularisation * self._variance)
-        rotated = inverse[:, None] * (self._vectors.T @ (targets - mean))
-        slopes = self._loadings @ rotated
-        return slopes, mean - self._mean @ slopes
+        return self._solved(self._vectors.T @ (targets - mean), mean, regularisation)
 
     def discriminants(
         self, indicators: Double, regularisation: float, parts: Mapping[float, float]
@@ -174,15 +172,22 @@ class Ridge:
             regularisation: > 0.
             parts: weights of the discriminants, by their shares.
         """
-        slopes, intercepts = self.solution(indicators, regularisation)
-        mean, of_classes = indicators.mean(axis=0), indicators.T @ self._vectors
-        fitted = self._vectors.T @ (indicators - mean)
-        fitted *= self.shrinkage(regularisation)[:, None]
-        means = mean + of_classes @ fitted / indicators.sum(axis=0)[:, None]
+        mean = indicators.mean(axis=0)
+        rotated = self._vectors.T @ (indicators - mean)
+        slopes, intercepts = self._solved(rotated, mean, regularisation)
+        fitted = self.shrinkage(regularisation)[:, None] * rotated
+        means = mean + rotated.T @ fitted / indicators.sum(axis=0)[:, None]
         maps = [(part, *discriminant(means, share)) for share, part in parts.items()]
         matrix = sum(part * each for part, each, _ in maps)
         offsets = sum(part * each for part, _, each in maps)
         return slopes @ matrix, intercepts @ matrix + offsets
+
+    def _solved(
+        self, rotated: Double, mean: Double, regularisation: float
+    ) -> tuple[Double, Double]:
+        inverse = 1 / (self._values + regularisation * self._variance)
+        slopes = self._loadings @ (inverse[:, None] * rotated)
+        return slopes, mean - self._mean @ slopes
 
     def alignment(self, other: Ridge, regularisation: float) -> float:
         """Of both hat matrices, 0 to 1: 1 where both fits say the same whatever the targets."""

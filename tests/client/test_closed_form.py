@@ -43,8 +43,8 @@ def held_out(ridge: Ridge, targets: np.ndarray, regularisation: float, folds: An
     """Of targets, where all images are of one class."""
     one_class = np.ones((len(targets), 1))
     rows = [np.array(fold) for fold in folds]
-    ((_, found),) = ridge.held_out(one_class, targets, [regularisation], [0], rows)
-    return found
+    ((_, residuals),) = ridge.held_out(one_class, targets, [regularisation], [0], rows)
+    return targets[np.concatenate(rows)] - residuals
 
 
 def by_hand(

@@ -170,9 +170,9 @@ def fit(answers: Array, labels: Labels, groups: Labels) -> Fit:
     scales, losses = np.full_like(scores, scale), np.zeros((*scores.shape, len(rows)), np.float32)
     if left_out:
         unseen = ridge.held_out(targets, plain, strengths, shares, left_out)
-        for i, (learnt, explained) in enumerate(unseen):
+        for i, (learnt, unexplained) in enumerate(unseen):
             for j, k in np.ndindex(scores.shape[1:]):
-                logits = learnt[j] + PLAIN_WEIGHTS[k] * (plain[rows] - explained)
+                logits = learnt[j] + PLAIN_WEIGHTS[k] * unexplained
                 scales[i, j, k], losses[i, j, k] = calibrated(logits, labels[rows], scale)
                 scale = scales[i, j, k]
         scores[:] = images * losses.mean(axis=-1)
