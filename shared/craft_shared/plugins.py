@@ -1,8 +1,7 @@
 """Plug-ins: what other installed packages add, found by their entry points.
 
-It knows names, packages and how a plug-in is loaded, and tells in one line what is wrong with one;
-it does not know what a plug-in does. Loading one runs its package's code with all rights of the
-process: installing a package is the decision to trust it.
+What is wrong with one is said in one line. Loading one runs its package's code with all rights of
+the process: installing a package is the decision to trust it.
 
 Source: Python Packaging User Guide, "Entry points specification".
 """
@@ -28,13 +27,11 @@ class Group:
         name: of the entry points' group.
         kind: what messages call one of them.
         own: names that craftbox has itself; no plug-in can take one.
-        needs: attributes that a plug-in has, each callable; none where it is called itself.
     """
 
     name: str
     kind: str
     own: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,14 @@ class Plugin:
         """Imports it.
 
         Raises:
-            PluginError: that fails, or what is there is not a plug-in of this kind.
+            PluginError: that fails, or what is there cannot be called.
         """
         try:
             found = self.entry.load()
         except Exception as error:
             raise PluginError(f"{self} cannot be loaded: {_words(error)}") from error
-        missing = [
-            f"'{name}'" for name in self.group.needs if not callable(getattr(found, name, None))
-        ]
-        if missing or not (self.group.needs or callable(found)):
-            lack = f"has no {' and no '.join(missing)}" if missing else "cannot be called"
-            raise PluginError(f"{self} {lack}")
+        if not callable(found):
+            raise PluginError(f"{self} cannot be called")
         return found
 
     def problem(self) -> str:
@@ -115,8 +108,8 @@ def find(group: Group, name: str) -> Plugin:
     return _only(installed(group), group, name)
 
 
-def listed(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """All plug-ins of some kinds as JSON-able rows; each is loaded, to tell whether it can be."""
+def listed(group: Group) -> list[dict[str, str]]:
+    """All plug-ins of a kind as JSON-able rows; each is loaded, to tell whether it can be."""
     return [
         {
             "group": group.name,
@@ -125,7 +118,6 @@ def listed(groups: Sequence[Group]) -> list[dict[str, str]]:
             "entry_point": plugin.entry.value,
             "problem": plugin.problem(),
         }
-        for group in groups
         for plugin in installed(group)
     ]
 

@@ -61,7 +61,7 @@ def plugins(as_json: AsJson = False) -> None:
     from craft_client.plugins import RECIPES
     from craft_shared.plugins import listed
 
-    found = listed([RECIPES])
+    found = listed(RECIPES)
     if as_json:
         document({"plugins": found})
     elif found:
