@@ -24,7 +24,7 @@ from craft_client.cli.options import (
     argument,
 )
 from craft_client.cli.root import command
-from craft_client.cli.session import check_budgets, check_files, connect, upload
+from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, say, table, units_line
 
 if TYPE_CHECKING:
@@ -188,25 +188,29 @@ def evaluate(
     """
     if (run is None) == (adapter is None):
         raise typer.BadParameter("name either a run directory or --adapter NAME.")
+    kept = None
     if run is not None:
         measured = measure_run(run, data, split, url, key)
-        if (evaluation := measured.evaluation) and keep(run, evaluation):
-            _report_evaluation(run, evaluation, url, key)
+        kept = keep(run, measured.evaluation)
     else:
         measured = _measure_published(str(adapter), data, split, url, key)
     _report(measured, as_json=as_json)
+    if run is not None and kept:
+        _report_evaluation(run, kept, url, key)
 
 
-def keep(run: Path, evaluation: Evaluation | None) -> bool:
-    """Writes an evaluation into its run, or says why not: it has been paid for, and is shown."""
+def keep(run: Path, evaluation: Evaluation | None) -> Evaluation | None:
+    """Writes an evaluation into its run, or says why not: it has been paid for, and is shown.
+
+    Returns:
+        What was written.
+    """
     from craft_client.evaluation import keep_evaluation
 
-    if evaluation is None:
-        return False
-    reason = keep_evaluation(run, evaluation)
-    if reason:
+    if evaluation is not None and (reason := keep_evaluation(run, evaluation)):
         say(f"Not kept in '{run}': {reason}.")
-    return reason is None
+        return None
+    return evaluation
 
 
 def _report_evaluation(run: Path, evaluation: Evaluation, url: str | None, key: str | None) -> None:
@@ -228,7 +232,7 @@ def _report_evaluation(run: Path, evaluation: Evaluation, url: str | None, key: 
         high=high,
     )
     try:
-        with connect(url, key) as client:
+        with reporting_client(url, key) as client:
             client.report_evaluation(Journal.open(run).document["run"], worth)
     except NotFound:  # it had not reported itself, or the report was deleted
         pass

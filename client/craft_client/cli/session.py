@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stamina.instrumentation import RetryDetails
 
     from craft_client.api import Client
+    from craft_client.cli.configuration import Setting
     from craft_client.data import Sample
     from craft_shared.units import Units
     from craft_shared.wire import Budget, ImageSet, ImageUploadAnswer, Limits
@@ -21,28 +22,33 @@ if TYPE_CHECKING:
 
 # Seconds; shorter waits are worth a line with --verbose alone.
 _LONG_WAIT = 1.0
+_REPORT_SECONDS = 5.0
 
 
 @contextmanager
 def connect(url: str | None, key: str | None, *, run: str | None = None) -> Iterator[Client]:
     """A client that says on stderr when it waits for the server; `run` is as in `Client`."""
-    with _saying_waits(), client_of(url, key, run=run) as client:
-        yield client
-
-
-def client_of(url: str | None, key: str | None, **options: Any) -> Client:
-    """A client as the command line is configured; `options` are of `Client`."""
-    from craft_client.api import Client
     from craft_client.cli import configuration
 
     settings = configuration.load(url, key)
     for warning in configuration.warnings(settings):
         say(warning)
-    return Client(
-        settings["url"].value,
-        configuration.api_key(settings),
-        **options,
-    )
+    with _saying_waits(), _client_of(settings, run=run) as client:
+        yield client
+
+
+def reporting_client(url: str | None, key: str | None) -> Client:
+    """A client beside the command's own, for reports: none is waited for long."""
+    from craft_client.cli import configuration
+
+    return _client_of(configuration.load(url, key), timeout=_REPORT_SECONDS)
+
+
+def _client_of(settings: dict[str, Setting], **options: Any) -> Client:
+    from craft_client.api import Client
+    from craft_client.cli import configuration
+
+    return Client(settings["url"].value, configuration.api_key(settings), **options)
 
 
 def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft_client.cli.session import check_budgets, check_files, client_of, connect, upload
+from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
 from craft_client.cli.show import say, size
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ _EXPECT: dict[Level, str] = {
     "log_probs": "Expect about what tuning gains from whole answers; less, the more noise.",
 }
 _TRAFFIC = ("answer_bytes", "picture_bytes")
-_REPORT_TIMEOUT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _reporter(
         budget=task.settings.budget,
     )
     # Beside the run's own calls, and never in their way.
-    with client_of(url, key, timeout=_REPORT_TIMEOUT) as client:
+    with reporting_client(url, key) as client:
         say(f"Watch it: {client.base_url}/console/runs/{run}")
         yield RunReporter(
             client, run, report, lambda why: say(f"The run continues unreported: {why}")
