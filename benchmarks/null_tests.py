@@ -28,8 +28,8 @@ from craft_client.settings import TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.head import log_softmax
 from craft_shared.output import scores_of, shown
-from craft_shared.units import Units
-from craft_shared.wire import EVERYTHING, Budget, Context, Output
+from craft_shared.wire import EVERYTHING, Context, Output
+from in_process import InProcess
 from options import save
 
 Kind = Literal["noise", "copies", "clusters"]
@@ -64,23 +64,13 @@ TASK = (3, 8)
 
 
 @dataclass
-class NoiseBox:
-    """A model that scores random pictures by random texts; implements `BlackBox`.
+class NoiseBox(InProcess):
+    """A model that scores random pictures, features [N, WIDTH], by random texts."""
 
-    Attributes:
-        features: of N pictures, [N, WIDTH].
-        classes: their names.
-        seed: of the texts.
-        output: what is shown.
-    """
-
-    features: NDArray[np.float64]
+    images: NDArray[Any]
     classes: Sequence[str]
-    seed: int
+    seed: int  # of the texts
     output: Output = EVERYTHING
-    model: str = "noise"
-    revision: str = "0" * 16
-    prompt_limit: int | None = None
 
     def score(
         self,
@@ -100,24 +90,12 @@ class NoiseBox:
             prompts.append(plain + STEP * moves)
         features = np.stack(prompts)
         features /= np.linalg.norm(features, axis=-1, keepdims=True)
-        scores = SCALE * np.einsum("nw,ptw->pnt", self.features, features)
+        scores = SCALE * np.einsum("nw,ptw->pnt", self.images, features)
         log_probs = log_softmax(scores.astype(np.float32))
         if self.output.whole:
             log_probs = log_probs.astype(np.float16).astype(np.float32)
         seen = scores_of(shown(log_probs, self.output), self.output, len(scored))
         return Scores(seen, self.units(len(prompts), len(texts)))
-
-    def acknowledge(self, scores: Scores) -> None:
-        """See `BlackBox`."""
-
-    def units(self, prompts: int, texts: int = 0) -> Units:
-        """See `BlackBox`."""
-        predictions = prompts * len(self.features)
-        return Units(queries=prompts, predictions=predictions, requests=1)
-
-    def budgets(self) -> Sequence[Budget]:
-        """See `BlackBox`."""
-        return ()
 
     def _direction(self, text: str, rows: int) -> NDArray[np.float64]:
         generator = np.random.default_rng([self.seed, rows, zlib.crc32(text.encode())])
