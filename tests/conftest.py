@@ -28,7 +28,7 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from craft_server.engine import Engine, ModelSpec
 
     open_clip.add_model_config(_tiny_config(tmp_path_factory.mktemp("model_configs")))
-    engine = Engine.load(ModelSpec(name=TINY, device="cpu"))
+    engine = Engine.load(ModelSpec(name=TINY, device="cpu", precision="float32"))
     yield engine
     engine.close()
 

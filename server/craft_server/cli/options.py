@@ -96,7 +96,8 @@ Device = Annotated[
 Precision = Annotated[
     Literal["auto", "fastest", "float32", "float16", "bfloat16"] | None,
     _model(
-        show_default="auto", help="Of the model's arithmetic; fastest measures it at the start."
+        show_default="auto",
+        help="Of the model's arithmetic; auto checks half precision against float32 first.",
     ),
 ]
 Profile = Annotated[

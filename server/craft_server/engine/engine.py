@@ -14,13 +14,12 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from itertools import accumulate
+from typing import Self
 
 import numpy as np
-import structlog
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from craft_server.byte_cache import ByteCache
 from craft_server.engine.context import ContextSpace
@@ -37,28 +36,21 @@ from craft_server.engine.models import (
     device_of,
     load_model,
 )
+from craft_server.engine.precision import Precision
 from craft_server.engine.prompts import Array, Prompts
-from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
+from craft_server.engine.text import Moved, Pack, UnsupportedTowerError, packs
 from craft_server.engine.tokens import Ids, in_steps
-from craft_server.engine.uncut_text import UncutTextTower
+from craft_server.engine.towers import towers_of
 from craft_server.engine.worker import Task, Worker, WorkerDied
 from craft_shared.wire import Context
 
-# On a CPU few pictures at a time are faster: what they become stays in its caches.
-IMAGES_PER_TASK = {"cpu": 8, "cuda": 32}
 # A task should not keep others from their turn for long. More tokens at a time are not faster.
 TOKENS_PER_TASK = {"cpu": 2048, "cuda": 65536}
 # As many tasks run at a time as there are cores, each on one, but for memory's sake no more than
 # these. A single pack of a text tower that is at least so wide is shared between the cores.
 MOST_THREADS = 8
 LEAST_WIDTH_TO_SHARE = 512
-# A GPU is filled by several calls together. A CPU gains nothing by it, and then the last bits of an
-# answer would depend on who else asks.
-TURNS_TOGETHER = {"cpu": 0.0, "cuda": 1.0}
-
 TEXT_FEATURES_CACHE_BYTES = 256 * 2**20
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,9 +87,15 @@ class Engine(HostedModel):
     """
 
     def __init__(
-        self, model: LoadedModel, worker: Worker, cores: int, *, text_features_bytes: int
+        self,
+        model: LoadedModel,
+        precision: Precision,
+        worker: Worker,
+        cores: int,
+        *,
+        text_features_bytes: int,
     ) -> None:
-        self._tower = _text_tower(model.name, model.module)
+        self._vision, self._tower = towers_of(model, precision, cores)
         super().__init__(
             ModelFacts(
                 name=model.name,
@@ -108,13 +106,12 @@ class Engine(HostedModel):
                 preprocess_cfg=model.preprocess_cfg,
             )
         )
-        self._model = model
+        self._device, self._logit_scale = model.device, model.logit_scale
         self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
-        self._contexts = ContextSpace(self._tower, self._tokenizer)
-        self._images_per_task = IMAGES_PER_TASK[model.device.type]
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
         self._cores = cores
+        self._contexts = ContextSpace(self._tower, self._tokenizer)
         # One thread alone would do what is shared first, and all else would wait for it.
         self._shares_packs = cores > 1 and self._tower.width >= LEAST_WIDTH_TO_SHARE
         self._features = self._warm_up()
@@ -131,11 +128,13 @@ class Engine(HostedModel):
         """
         device = device_of(spec.device)
         cores = min(torch.get_num_threads(), MOST_THREADS) if device.type == "cpu" else 1
-        worker = Worker(f"engine-{spec.name}", threads=cores, together=TURNS_TOGETHER[device.type])
+        worker = Worker(f"engine-{spec.name}", threads=cores)
 
         def make(_: Sequence[None]) -> list[Self]:
             model = load_model(spec)
-            return [cls(model, worker, cores, text_features_bytes=text_features_bytes)]
+            return [
+                cls(model, spec.precision, worker, cores, text_features_bytes=text_features_bytes)
+            ]
 
         try:
             with ExitStack() as on_failure:
@@ -180,9 +179,9 @@ class Engine(HostedModel):
 
     async def encode_images(self, images: Sequence[Tensor], *, tenant: str = "") -> Array:
         """See `HostedModel`."""
-        step = self._images_per_task
+        step, merges = self._vision.images_per_task, self._vision.merges
         parts = [images[i : i + step] for i in range(0, len(images), step)]
-        tasks = [Task(part, len(part) / step) for part in parts]
+        tasks = [Task(part, len(part) / step, merges=merges) for part in parts]
         features = await self._worker.run(self._image_features, tasks, tenant=tenant)
         return np.concatenate(features) if features else np.zeros((0, self._features), np.float32)
 
@@ -265,17 +264,11 @@ class Engine(HostedModel):
         codes = texts.moved.codes[prompts.start : prompts.stop]
         return self._contexts.embeddings(texts.moved.context, codes, tenant=texts.tenant)
 
-    @torch.inference_mode()
     def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[Array]:
         """For each its features, [N, width]."""
-        torch.set_num_threads(1)
-        # Attributes of modules that share no type.
-        module: Any = self._model.module
-        pixels = torch.stack([image for images in batch for image in images]).to(
-            self._model.device, self._model.dtype, memory_format=torch.channels_last
-        )
-        features = functional.normalize(module.encode_image(pixels).float(), dim=-1).cpu()
-        return [part.numpy() for part in torch.split(features, [len(images) for images in batch])]
+        features = self._vision.encode([image for images in batch for image in images])
+        ends = list(accumulate(len(images) for images in batch))
+        return np.split(features, ends[:-1])
 
     @torch.inference_mode()
     def _log_probs(self, batch: Sequence[_Pairs]) -> list[Array]:
@@ -283,9 +276,9 @@ class Engine(HostedModel):
         torch.set_num_threads(1)
         found = []
         for pairs in batch:
-            x = torch.from_numpy(pairs.images).to(self._model.device)
-            t = torch.from_numpy(pairs.texts).to(self._model.device)
-            logits = self._model.logit_scale * (x @ t.mT)
+            x = torch.from_numpy(pairs.images).to(self._device)
+            t = torch.from_numpy(pairs.texts).to(self._device)
+            logits = self._logit_scale * (x @ t.mT)
             found.append(logits.log_softmax(dim=-1).cpu().numpy())
         return found
 
@@ -308,16 +301,3 @@ def _digest(*parts: str | bytes) -> bytes:
         every.update(len(data).to_bytes(8, "little"))
         every.update(data)
     return every.digest()
-
-
-def _text_tower(name: str, module: nn.Module) -> TextTower | UncutTextTower:
-    try:
-        return TextTower(module)
-    except UnsupportedTowerError as error:
-        log.warning(
-            "SLOW TEXTS: every text is read whole, by itself; choose a model with a causal text "
-            "tower, such as RN50 or ViT-B-32, if queries should be fast",
-            model=name,
-            reason=str(error),
-        )
-        return UncutTextTower(module)

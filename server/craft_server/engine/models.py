@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import time
 import urllib.error
 import urllib.request
 import warnings
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import open_clip
@@ -21,19 +20,11 @@ import structlog
 import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import nn
-from torch.nn import functional
 
 from craft_server.engine import checkpoints
+from craft_server.engine.precision import Precision
 
 POCKET = "pocket"
-
-Precision = Literal["auto", "fastest", "float32", "float16", "bfloat16"]
-
-# Of the product that decides: tokens, width and hidden units of a layer, as in most text towers.
-_PRODUCT = (512, 512, 2048)
-_REPETITIONS = 5
-# What is faster by less is not worth its rounding.
-_WORTH = 1.2
 
 log = structlog.get_logger(__name__)
 
@@ -51,14 +42,13 @@ class ModelSpec:
     # open_clip model has random weights, which only tests can use.
     pretrained: str | None = None
     device: str = "auto"  # `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one
-    # Of the weights; `auto` is float16 on a GPU and float32 on a CPU; `fastest` measures what the
-    # device multiplies fastest.
+    # Of the towers' arithmetic; see `craft_server.engine.precision`.
     precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device."""
+    """A model in evaluation mode on its device, in single precision."""
 
     name: str  # as the operator names it
     module: nn.Module  # an `open_clip.model.CLIP` or `CustomTextCLIP`, or alike
@@ -67,7 +57,6 @@ class LoadedModel:
     image_size: int  # side in pixels
     logit_scale: float  # the factor on the cosine similarities (exponentiated)
     device: torch.device  # where the weights are
-    dtype: torch.dtype  # the weights' precision
     random_weights: bool  # whether the predictions are meaningless
 
 
@@ -78,7 +67,6 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         ModelLoadError: there is no such model, or its weights or device are not available.
     """
     device = device_of(spec.device)
-    dtype = _dtype(spec.precision, device)
     random_weights = False
     quick_gelu = False
     if spec.name == POCKET:
@@ -99,10 +87,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         image_size=_side(visual.image_size),
         logit_scale=float(logit_scale.exp()),
         device=device,
-        dtype=dtype,
         random_weights=random_weights,
     )
-    module.to(device=device, dtype=dtype)
+    module.to(device=device)
     # Convolutions are faster with a pixel's channels side by side.
     module.to(memory_format=torch.channels_last)
     if device.type == "cpu":
@@ -150,43 +137,6 @@ def device_of(name: str) -> torch.device:
             "use auto or cpu"
         )
     return device
-
-
-def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if precision == "fastest":
-        return _fastest(device)
-    return {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-    }[precision]
-
-
-def _fastest(device: torch.device) -> torch.dtype:
-    """The precision in which a layer's product takes least time; single where it is close."""
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    seconds = {dtype: _seconds_of_product(device, dtype) for dtype in (torch.float32, half)}
-    chosen = half if _WORTH * seconds[half] < seconds[torch.float32] else torch.float32
-    log.info(
-        "precision chosen",
-        chosen=str(chosen),
-        times_as_fast=round(seconds[torch.float32] / seconds[half], 1),
-    )
-    return chosen
-
-
-def _seconds_of_product(device: torch.device, dtype: torch.dtype) -> float:
-    rows, width, hidden = _PRODUCT
-    x = torch.randn(rows, width).to(device, dtype)
-    weight = torch.randn(hidden, width).to(device, dtype)
-    took = []
-    for _ in range(1 + _REPETITIONS):  # the first one makes ready
-        began = time.perf_counter()
-        functional.linear(x, weight).sum().item()  # which waits for a GPU
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
 
 
 def _side(size: int | tuple[int, int]) -> int:

@@ -13,6 +13,7 @@ texts, W the tower's width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,6 +119,21 @@ class TextTower:
         self.width: int = tower.transformer.width
         self.context_length: int = tower.positional_embedding.shape[0]
 
+    def in_precision(self, dtype: torch.dtype) -> TextTower:
+        """The same tower with its layers' products in `dtype`; itself for float32.
+
+        What they are added to, and what is normalised, stays in single precision.
+        """
+        if dtype == torch.float32:
+            return self
+        tower = copy.copy(self._tower)
+        tower._modules = dict(tower._modules) | {"visual": None}
+        tower.transformer = copy.deepcopy(tower.transformer)
+        for layer in tower.transformer.modules():
+            if isinstance(layer, nn.Linear | nn.MultiheadAttention):
+                layer.to(dtype)
+        return TextTower(tower)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -125,7 +141,7 @@ class TextTower:
         return device
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The token embeddings of ids [...], without positions: [..., W] in the tower's dtype."""
+        """The token embeddings of ids [...], without positions: float32 [..., W]."""
         embeddings: Tensor = self._tower.token_embedding(ids.to(self.device))
         return embeddings
 
@@ -288,13 +304,13 @@ def _with_own(prefix: Tensor, own: Tensor) -> Tensor:
 
 def _joint(block: Any, x: Tensor) -> Tensor:
     """A layer's queries, keys and values of x [..., W], side by side: [..., 3 W]."""
-    attention = block.attn
-    return functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    weight = block.attn.in_proj_weight
+    return functional.linear(block.ln_1(x).to(weight.dtype), weight, block.attn.in_proj_bias)
 
 
 def _block_output(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
     x = x + block.ls_1(block.attn.out_proj(mixed))
-    output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x).to(mixed.dtype)))
     return output
 
 

@@ -10,6 +10,7 @@ Shapes: P prompts, C texts a prompt, W the tower's width.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,14 @@ class UncutTextTower:
         self._lock = threading.Lock()
         self.width = embedding.embedding_dim
         self.context_length: int = model.context_length  # type: ignore[assignment] # of nn.Module
+
+    def in_precision(self, dtype: torch.dtype) -> UncutTextTower:
+        """The same tower in another precision, as a whole; itself for float32."""
+        if dtype == torch.float32:
+            return self
+        model = copy.copy(self._model)
+        model._modules = dict(model._modules) | {"visual": None}
+        return UncutTextTower(copy.deepcopy(model).to(dtype))
 
     @property
     def device(self) -> torch.device:

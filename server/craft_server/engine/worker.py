@@ -3,8 +3,8 @@
 Work is counted in turns: a task of one turn is about as much as should run at once. Among tenants
 the one that has had the least work goes next, and among a tenant's calls alike (a form of
 start-time fair queueing, Goyal et al., SIGCOMM 1996), so that neither a tenant with many calls nor
-a call with many tasks makes others wait for more than a turn of each. Tasks of several calls that
-wait at the same time may be done together; none waits for others to come.
+a call with many tasks makes others wait for more than a turn of each. Tasks that merge, of several
+calls that wait at the same time, are done together, a turn of them; none waits for others to come.
 
 Work whose length nobody knows before is a generator that yields whenever its turn is over. It is
 paid for in the seconds that it took, goes on at once while no other's turn has come, and else is
@@ -65,6 +65,7 @@ class Task(Generic[P]):
     payload: P  # what its kind is given
     turns: float  # how much work it is, as a share of what should run at once
     wide: bool = False  # whether it uses all cores
+    merges: bool = False  # whether it may be done together with others of its kind
 
 
 class _Promise(Future[R]):
@@ -191,7 +192,6 @@ class Worker:
         name: of the threads.
         threads: how many tasks run at a time; as many as there are cores, or one.
         capacity: turns that may wait, more than which are only accepted by an empty queue.
-        together: turns of one kind that may be done together; 0 does every task by itself.
         aside: how many tasks in steps may be set aside before their end, since what they hold is
             held on to; with more, those that run go on.
     """
@@ -202,11 +202,9 @@ class Worker:
         *,
         threads: int = 1,
         capacity: float = 256,
-        together: float = 0,
         aside: int = 0,
     ) -> None:
         self._capacity = capacity
-        self._together = together
         self._queue, self._wide_queue = _FairQueue(), _FairQueue()
         self._busy: dict[Kind[Any, Any], float] = {}
         self._aside = aside
@@ -322,7 +320,7 @@ class Worker:
     def _take(self, queue: _FairQueue) -> Iterator[_Waiting]:
         kind, turns = None, 0.0
         while (head := queue.head()) is not None:
-            full = kind is _step or turns + head.task.turns > self._together
+            full = not head.task.merges or turns + head.task.turns > 1.0
             if kind is not None and (full or head.kind != kind):
                 return
             item = queue.take()

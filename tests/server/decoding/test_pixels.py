@@ -286,3 +286,53 @@ def test_a_file_that_asks_for_far_more_than_its_pixels_is_refused_at_once(name: 
 
 def test_a_jpeg_with_as_many_scans_as_may_be_is_decoded() -> None:
     assert decoded(jpeg_with_scans(80, side=64)).shape == (3, 64, 64)
+
+
+# --- scaled down on the way -----------------------------------------------------------------------
+
+
+def smooth(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("size", "left"),
+    [
+        ((1342, 1342), (1342, 1342)),
+        ((1345, 1344), (1345, 1344)),
+        ((1346, 1344), (673, 672)),
+        ((4000, 3000), (1000, 750)),
+    ],
+)
+def test_large_jpeg_is_scaled_down_as_it_is_decoded(
+    size: tuple[int, int], left: tuple[int, int]
+) -> None:
+    file = encoded(smooth(*size), "JPEG")
+    assert decode(file, max_pixels=MAX_PIXELS, view=View(224, 224)).size == left
+    assert decode(file, max_pixels=MAX_PIXELS).size == size
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(1304, 1000), (704, 2104), (3000, 32)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_model_sees_the_same_of_a_jpeg_that_was_scaled_down(
+    resize_mode: Any, mode: str, size: tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encoded(smooth(*size, mode), "JPEG", quality=92, exif=exif)
+    view = View(64, 64, resize_mode)
+    whole, scaled = (
+        np.asarray(view.of(decode(file, max_pixels=MAX_PIXELS, view=given)), np.float32)
+        for given in (None, view)
+    )
+    assert whole.shape == scaled.shape
+    assert np.abs(whole - scaled).mean() < 1.5
+
+
+@pytest.mark.parametrize("file_format", sorted(set(FORMATS) - {"JPEG", "MPO"}))
+def test_no_other_format_is_scaled_down(file_format: str) -> None:
+    file = encoded(smooth(800, 600), file_format)
+    assert decode(file, max_pixels=MAX_PIXELS, view=View(32, 32)).size == (800, 600)

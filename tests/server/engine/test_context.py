@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,9 @@ def test_generator_is_standard_normal_and_depends_on_the_seed() -> None:
 
 
 def test_sigma_is_the_spread_of_the_token_embeddings(
-    tiny_engine: Engine, space: ContextSpace
+    tiny_engine: Engine, space: ContextSpace, module_of: Callable[[str], Any]
 ) -> None:
-    table = tiny_engine._model.module.token_embedding.weight
+    table = module_of(tiny_engine.name).token_embedding.weight
     assert space.sigma == pytest.approx(float(table.std()), rel=1e-5)
 
 

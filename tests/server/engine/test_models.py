@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from craft_server.engine import Engine, ModelLoadError, ModelSpec
 from craft_server.engine.hosted import preprocessing_of
-from craft_server.engine.models import _needs_quick_gelu, _seconds_of_product, load_model, revision
+from craft_server.engine.models import _needs_quick_gelu, load_model, revision
 
 pytestmark = pytest.mark.usefixtures("tiny_engine")  # registers the tiny architecture
 TINY = ModelSpec("craft-tiny", device="cpu")
@@ -136,12 +136,6 @@ def test_revision_tells_architectures_apart_that_have_no_weights_of_their_own() 
     assert revision(module, "a") != revision(module, "b")
 
 
-def test_revision_does_not_depend_on_the_precision() -> None:
-    half = load_model(ModelSpec(TINY.name, device="cpu", precision="bfloat16"))
-    assert next(half.module.parameters()).dtype == torch.bfloat16
-    assert half.revision == load_model(TINY).revision
-
-
 def test_checkpoint_of_another_model(checkpoint: Callable[[float], str]) -> None:
     assert "not a checkpoint of 'RN50'" in message(ModelSpec("RN50", checkpoint(1.0)))
 
@@ -178,20 +172,3 @@ def test_preprocessing_is_the_models_own() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     assert torch.equal(to_tensor(np.array(view.of(image))), reference(image))
-
-
-@pytest.mark.parametrize(
-    ("half_takes", "chosen"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2.0, torch.float32)]
-)
-def test_fastest_precision_is_measured(
-    monkeypatch: pytest.MonkeyPatch, half_takes: float, chosen: torch.dtype
-) -> None:
-    def seconds(_device: torch.device, dtype: torch.dtype) -> float:
-        return 1.0 if dtype == torch.float32 else half_takes
-
-    monkeypatch.setattr("craft_server.engine.models._seconds_of_product", seconds)
-    assert load_model(ModelSpec("ViT-B-32", device="cpu", precision="fastest")).dtype == chosen
-
-
-def test_products_are_timed() -> None:
-    assert 0 < _seconds_of_product(torch.device("cpu"), torch.float32) < 10

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import open_clip
 import pytest
 import torch
@@ -72,9 +75,11 @@ def custom_text(**text: object) -> nn.Module:
 
 
 @torch.inference_mode()
-def test_where_the_prefix_ends_does_not_matter(tiny_engine: Engine) -> None:
+def test_where_the_prefix_ends_does_not_matter(
+    tiny_engine: Engine, module_of: Callable[[str], Any]
+) -> None:
     sentence = "a photo of a golden retriever."
-    reference = tiny_engine._model.module.encode_text(open_clip.tokenize([sentence]), True)[0]
+    reference = module_of(tiny_engine.name).encode_text(open_clip.tokenize([sentence]), True)[0]
     for cut in range(1, 8):
         assert relative_error(features(tiny_engine._tower, sentence, cut), reference) < 1e-5
 
@@ -103,20 +108,24 @@ def test_each_prompt_and_text_meet_where_they_should(tiny_engine: Engine) -> Non
 
 
 @torch.inference_mode()
-def test_what_is_remembered_of_the_first_layer_is_of_these_texts(tiny_engine: Engine) -> None:
-    tower = TextTower(tiny_engine._model.module)
+def test_what_is_remembered_of_the_first_layer_is_of_these_texts(
+    tiny_engine: Engine, module_of: Callable[[str], Any]
+) -> None:
+    tower = TextTower(module_of(tiny_engine.name))
     for names in (["cat"], ["dog"], ["cat"]):
         one = moved(tower, 1, names, 1)
-        (again,), (new,) = tower.encode([one]), TextTower(tiny_engine._model.module).encode([one])
+        (again,), (new,) = tower.encode([one]), TextTower(module_of(tiny_engine.name)).encode([one])
         assert torch.equal(again, new)
 
 
 @torch.inference_mode()
-def test_uncut_tower_moves_the_same_words(tiny_engine: Engine) -> None:
+def test_uncut_tower_moves_the_same_words(
+    tiny_engine: Engine, module_of: Callable[[str], Any]
+) -> None:
     one = moved(tiny_engine._tower, 3, NAMES, 1)
     (cut,), (uncut,) = (
         tower.encode([one])
-        for tower in (tiny_engine._tower, UncutTextTower(tiny_engine._model.module))
+        for tower in (tiny_engine._tower, UncutTextTower(module_of(tiny_engine.name)))
     )
     assert relative_error(uncut, cut) < 1e-5
 

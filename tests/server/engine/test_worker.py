@@ -264,7 +264,9 @@ def test_who_was_idle_has_saved_nothing_up(roomy: Worker) -> None:
     assert order(roomy, [("a", "x", [1] * 3), ("b", "y", [1] * 3)]) == "ababab"
 
 
-def batches_of(worker: Worker, tasks: Sequence[tuple[str, float]]) -> list[list[str]]:
+def batches_of(
+    worker: Worker, tasks: Sequence[tuple[str, float]], *, merges: bool
+) -> list[list[str]]:
     """Which payloads, each of a call of its own, are done together."""
     seen: list[list[str]] = []
 
@@ -276,7 +278,8 @@ def batches_of(worker: Worker, tasks: Sequence[tuple[str, float]]) -> list[list[
 
     with held_back(worker) as gate:
         futures = [
-            (payload, worker.submit(note, [Task(payload, turns)])[0]) for payload, turns in tasks
+            (payload, worker.submit(note, [Task(payload, turns, merges=merges)])[0])
+            for payload, turns in tasks
         ]
         gate.set()
         for payload, future in futures:
@@ -289,17 +292,17 @@ def batches_of(worker: Worker, tasks: Sequence[tuple[str, float]]) -> list[list[
 
 
 @pytest.mark.parametrize(
-    ("together", "expected"), [(0.0, [["a"], ["b"], ["c"]]), (1.0, [["a", "b"], ["c"]])]
+    ("merges", "expected"), [(False, [["a"], ["b"], ["c"]]), (True, [["a", "b"], ["c"]])]
 )
-def test_calls_are_done_together_up_to_a_bound(together: float, expected: list[list[str]]) -> None:
-    worker = Worker("test", together=together)
-    assert batches_of(worker, [("a", 0.5), ("b", 0.5), ("c", 0.5)]) == expected
+def test_calls_are_done_together_up_to_a_turn(merges: bool, expected: list[list[str]]) -> None:
+    worker = Worker("test")
+    assert batches_of(worker, [("a", 0.5), ("b", 0.5), ("c", 0.5)], merges=merges) == expected
     worker.close()
 
 
 def test_poisoned_task_among_others_fails_alone() -> None:
-    worker = Worker("test", together=1)
-    seen = batches_of(worker, [("a", 0.25), ("poison", 0.25), ("b", 0.25)])
+    worker = Worker("test")
+    seen = batches_of(worker, [("a", 0.25), ("poison", 0.25), ("b", 0.25)], merges=True)
     assert seen == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
     worker.close()
 

@@ -1,0 +1,111 @@
+"""Which precision a tower computes in: half where the processor has units for it and it agrees.
+
+Both ways read the same probe images and texts, and their log-probabilities are compared. Nothing is
+timed: what the clock chose could differ between two starts, or between two replicas, and with it
+the last bits of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Precision = Literal["auto", "fastest", "float32", "float16", "bfloat16"]
+
+# Of the mean difference of log-probabilities, as a share of their spread over the classes; of its
+# greatest, ten times as much.
+MOST_DEVIATION = 0.01
+# A compiled tower of single precision rounds in another order, and does nothing else.
+MOST_ROUNDING = 1e-4
+_GREATEST_TO_MEAN = 10.0
+# Where log-probabilities hardly differ between classes, as with random weights, a natural unit.
+_LEAST_SPREAD = 1.0
+
+PROBE_TEMPLATE = "a photo of a {}."
+# fmt: off
+PROBE_NOUNS = (
+    "cat", "dog", "car", "house", "tree", "flower", "boat", "person", "bird", "fish", "loaf",
+    "chair", "cup", "shoe", "clock", "bridge", "train", "hat", "horse", "mountain", "river", "book",
+    "bottle", "guitar", "leaf", "stone", "cloud", "road", "bicycle", "apple", "lamp", "knife",
+)
+# fmt: on
+PROBE_IMAGES = 8
+# Smooth noise: so many values a side, between which it is interpolated.
+_PROBE_SIDE = 14
+
+
+def dtypes_to_try(precision: Precision, device: torch.device) -> Sequence[torch.dtype]:
+    """In this order; the first one that agrees is taken, and single precision always does."""
+    if precision not in ("auto", "fastest"):
+        return [getattr(torch, precision)]
+    if device.type == "cuda":
+        return [torch.float16, torch.bfloat16, torch.float32]
+    # float16 is eight times closer to single precision than bfloat16. Where both have matrix units
+    # they are as fast as each other, otherwise bfloat16 is faster.
+    units = cpu_units()
+    order = [torch.float16] if "amx_fp16" in units else []
+    if units & {"amx_bf16", "avx512_bf16"}:
+        order.append(torch.bfloat16)
+    if "avx512_fp16" in units and torch.float16 not in order:
+        order.append(torch.float16)
+    return [*order, torch.float32]
+
+
+@cache
+def cpu_units() -> frozenset[str]:
+    """The processor's units by the kernel's names, such as `amx_bf16`; empty if not told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def probe_images(height: int, width: int) -> list[Tensor]:
+    """Smooth noise as if preprocessed, each float32 [3, height, width]."""
+    noise = np.random.default_rng(0).standard_normal((PROBE_IMAGES, 3, _PROBE_SIDE, _PROBE_SIDE))
+    smooth = functional.interpolate(
+        torch.from_numpy(noise.astype(np.float32)), (height, width), mode="bicubic"
+    )
+    return list(smooth)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The probes' unit features in single precision."""
+
+    images: Tensor  # [N, width]
+    texts: Tensor  # [C, width]
+    logit_scale: float
+
+    def agrees(
+        self,
+        *,
+        images: Tensor | None = None,
+        texts: Tensor | None = None,
+        most: float = MOST_DEVIATION,
+    ) -> bool:
+        """Whether log-probabilities with these features in place of the reference's are close.
+
+        So close that any two classes keep their order if they are further apart than twice the
+        greatest difference. False for features that are not finite.
+        """
+        expected = self._log_probs(self.images, self.texts)
+        found = self._log_probs(
+            self.images if images is None else images, self.texts if texts is None else texts
+        )
+        spread = max(_LEAST_SPREAD, float(expected.std(dim=-1).mean()))
+        difference = (found - expected).abs() / spread
+        return bool(difference.mean() <= most and difference.max() <= _GREATEST_TO_MEAN * most)
+
+    def _log_probs(self, images: Tensor, texts: Tensor) -> Tensor:
+        return (self.logit_scale * images @ texts.T).log_softmax(dim=-1)

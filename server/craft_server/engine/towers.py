@@ -1,0 +1,168 @@
+"""A model's two towers in the fastest way that agrees with its own code in single precision."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+import torch
+from open_clip.utils import to_2tuple
+from torch import Tensor, nn
+
+from craft_server.engine.hosted import tokenizer_of
+from craft_server.engine.models import LoadedModel
+from craft_server.engine.precision import (
+    MOST_ROUNDING,
+    PROBE_NOUNS,
+    PROBE_TEMPLATE,
+    Precision,
+    Reference,
+    dtypes_to_try,
+    probe_images,
+)
+from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError, packs
+from craft_server.engine.tokens import Tokenizer
+from craft_server.engine.uncut_text import UncutTextTower
+from craft_server.engine.vision import (
+    CompiledVision,
+    EagerVision,
+    VisionTower,
+    converted_graph,
+    keep_graph,
+    kept_graph,
+)
+
+AnyTextTower = TextTower | UncutTextTower
+
+log = structlog.get_logger(__name__)
+
+
+class Towers(NamedTuple):
+    """Both towers of a model, ready."""
+
+    vision: VisionTower
+    texts: AnyTextTower
+
+
+@torch.inference_mode()
+def towers_of(model: LoadedModel, precision: Precision, cores: int) -> Towers:
+    """The towers of a model, whose own module must not be used any more.
+
+    Args:
+        model: whose they are.
+        precision: `auto` takes half precision where the device has units for it and it agrees,
+            `fastest` wherever it has them.
+        cores: how many tasks at a time may use the vision tower.
+
+    Raises:
+        UnsupportedTowerError: the text tower has no table of token embeddings.
+    """
+    texts = _text_tower(model.name, model.module)
+    probe = _Probe(model, texts)
+    vision = _single_precision(model, probe, cores)
+    reference = probe.reference(vision)
+    if isinstance(vision, CompiledVision):
+        del model.module.visual  # it takes as much memory again
+    order = dtypes_to_try(precision, model.device)
+    checked = precision == "auto"
+    return Towers(
+        vision=_first(
+            "images",
+            vision,
+            order,
+            lambda found: not checked or reference.agrees(images=probe.images(found)),
+        ),
+        texts=_first(
+            "texts",
+            texts,
+            order,
+            lambda found: not checked or reference.agrees(texts=probe.texts(found)),
+        ),
+    )
+
+
+class _Probe:
+    """Features of the probes, read by one tower or another."""
+
+    def __init__(self, model: LoadedModel, texts: AnyTextTower) -> None:
+        visual: Any = model.module.visual
+        self._images = probe_images(*to_2tuple(visual.image_size))
+        tokens = Tokenizer(tokenizer_of(model.name), texts.context_length).of()
+        sequences = list(map(tokens.template(PROBE_TEMPLATE), PROBE_NOUNS))
+        (pack,) = packs(sequences, prompts=1, max_tokens=sum(map(len, sequences)))
+        self._texts = Moved(pack, None)
+        self._expected_texts = self.texts(texts)
+        self._logit_scale = model.logit_scale
+
+    def images(self, tower: VisionTower) -> Tensor:
+        """[N, width]."""
+        return torch.from_numpy(tower.encode(self._images))
+
+    def texts(self, tower: AnyTextTower) -> Tensor:
+        """[C, width]."""
+        (features,) = tower.encode([self._texts])
+        return features[0].cpu()
+
+    def reference(self, vision: VisionTower) -> Reference:
+        """What single precision makes of the probes."""
+        return Reference(self.images(vision), self._expected_texts, self._logit_scale)
+
+
+def _single_precision(model: LoadedModel, probe: _Probe, cores: int) -> VisionTower:
+    """Compiled on a CPU, where that can be done."""
+    eager = EagerVision(model)
+    if model.device.type != "cpu" or importlib.util.find_spec("openvino") is None:
+        return eager
+    graph = kept_graph(model)
+    if graph is not None:
+        return CompiledVision(graph, cores)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            compiled = CompiledVision(converted_graph(model, folder), cores)
+            if not probe.reference(eager).agrees(images=probe.images(compiled), most=MOST_ROUNDING):
+                raise ValueError("its features differ from PyTorch's")
+        except Exception as error:  # whatever a converter raises on a layer that it does not know
+            log.warning(
+                "SLOW IMAGES: OpenVINO cannot compile the vision tower, PyTorch runs it instead",
+                model=model.name,
+                reason=str(error).partition("\n")[0],
+            )
+            return eager
+        keep_graph(model, folder)
+    return compiled
+
+
+A = TypeVar("A", VisionTower, AnyTextTower)
+
+
+def _first(what: str, tower: A, order: Sequence[torch.dtype], fits: Callable[[A], bool]) -> A:
+    """The tower in the first precision in which it fits."""
+    for dtype in order:
+        found = tower.in_precision(dtype)
+        if dtype == torch.float32 or fits(found):
+            break
+        log.info(
+            "precision refused: it is too far from float32",
+            of=what,
+            precision=str(dtype).removeprefix("torch."),
+        )
+    log.info("precision chosen", of=what, precision=str(dtype).removeprefix("torch."))
+    return found
+
+
+def _text_tower(name: str, module: nn.Module) -> AnyTextTower:
+    try:
+        return TextTower(module)
+    except UnsupportedTowerError as error:
+        log.warning(
+            "SLOW TEXTS: every text is read whole, by itself; choose a model with a causal text "
+            "tower, such as RN50 or ViT-B-32, if queries should be fast",
+            model=name,
+            reason=str(error),
+        )
+        return UncutTextTower(module)
