@@ -1,0 +1,160 @@
+"""Images through a server of this commit beside one of another, by turns.
+
+Two craft-server processes from two checkouts, whose clients' images no server has seen: added to an
+image set, or classified with an adapter of 32 prompts and 102 classes. What is compared is the
+processor time of a server and its decoders for an image, since the machine may have other work; the
+ratio is the median of the pairs' ratios.
+
+    git worktree add ../before COMMIT
+    python benchmarks/image_speed.py --against ../before --json benchmarks/results/image_speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter_serving import Pictures, adapter_of
+from craft_client.api import Client
+from few_shot_accuracy import free_port, wait_until_ready
+from options import save
+
+HERE = Path(__file__).parent.parent
+ROUNDS, WARM_UP = 6, 1
+IMAGES = 32
+PROMPTS, CLASSES = 32, 102
+SERVE = "from craft_server.cli import app; app()"
+
+
+@dataclass
+class Server:
+    """A running server and a client of it."""
+
+    pid: int
+    client: Client
+
+    def cpu_seconds(self) -> float:
+        """Of it and its decoders, which end with it."""
+        return sum(map(_cpu_seconds, [self.pid, *_children(self.pid)]))
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in file.read_text().split()]
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def serving(checkout: Path, model: str, *options: str) -> Iterator[Server]:
+    """A server of that checkout, which has the libraries of this environment."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        port = free_port()
+        paths = [str(checkout / part) for part in ("server", "shared", "client")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CRAFT_DATA_DIR": folder}
+        python = [sys.executable, "-c", SERVE]
+        made = subprocess.run(
+            [*python, "keys", "create", "--owner", "benchmark", "--json"],
+            env=env,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        key = json.loads(made.stdout)["key"]
+        log = stack.enter_context(Path(folder, "server.log").open("wb"))
+        server = subprocess.Popen(
+            [*python, "serve", "--model", model, "--port", str(port), *options],
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        stack.callback(server.wait)
+        stack.callback(server.terminate)
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, server)
+        client = stack.enter_context(Client(url, key))
+        (card,) = client.models()
+        client.publish("random", adapter_of(card.name, card.revision, PROMPTS, CLASSES))
+        yield Server(server.pid, client)
+
+
+def milliseconds(server: Server, way: str, files: list[bytes]) -> tuple[float, float]:
+    """Of a core, and of the clock, for an image."""
+    client = server.client
+    (card,) = client.models()
+    cpu, began = server.cpu_seconds(), time.perf_counter()
+    if way == "image set":
+        image_set = client.create_image_set(card.name)
+        client.upload_images(image_set, files)
+    else:
+        client.adapter_predict("random", images=files)
+    took, cpu = time.perf_counter() - began, server.cpu_seconds() - cpu
+    return 1000 * cpu / len(files), 1000 * took / len(files)
+
+
+def measure(model: str, against: Path, options: list[str]) -> Iterator[dict[str, Any]]:
+    """A line for each way of asking."""
+    pictures = Pictures()
+    with serving(HERE, model, *options) as after, serving(against, model) as before:
+        for way in ("image set", "adapter"):
+            pairs = []
+            for number in range(WARM_UP + ROUNDS):
+                files = pictures.take(IMAGES)
+                order = (before, after) if number % 2 else (after, before)
+                found = {id(server): milliseconds(server, way, files) for server in order}
+                if number >= WARM_UP:
+                    pairs.append((found[id(before)], found[id(after)]))
+            yield {
+                "model": model,
+                "way": way,
+                "options": options,
+                "before_cpu_ms": statistics.median(b[0] for b, _ in pairs),
+                "after_cpu_ms": statistics.median(a[0] for _, a in pairs),
+                "cpu_ratio": statistics.median(b[0] / a[0] for b, a in pairs),
+                "before_ms": statistics.median(b[1] for b, _ in pairs),
+                "after_ms": statistics.median(a[1] for _, a in pairs),
+                "ratio": statistics.median(b[1] / a[1] for b, a in pairs),
+            }
+
+
+def main() -> None:
+    """Measures each model in the default precision, and in float32."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--against", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["pocket", "RN50", "ViT-B-32"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    lines = []
+    print("| model | precision | way | before, core ms | after, core ms | ratio | by the clock |")
+    print("|" + "---|" * 7)
+    for model in arguments.models:
+        for options in ([], ["--precision", "float32"]):
+            for line in measure(model, arguments.against.resolve(), options):
+                lines.append(line)
+                print(
+                    f"| {model} | {options[-1] if options else 'auto'} | {line['way']} "
+                    f"| {line['before_cpu_ms']:.1f} | {line['after_cpu_ms']:.1f} "
+                    f"| {line['cpu_ratio']:.2f} | {line['ratio']:.2f} |",
+                    flush=True,
+                )
+    save(lines, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
