@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from craft_client.answers import check_content_type, read_json
 from craft_client.async_transport import read, transport_to
-from craft_client.calls import JSON_TYPE, MOST_KEYS_BYTES, MOST_LIST_BYTES, Call, message, path
+from craft_client.calls import (
+    JSON_TYPE,
+    MOST_KEYS_BYTES,
+    MOST_LIST_BYTES,
+    Call,
+    check_content_type,
+    message,
+    path,
+    read_json,
+)
 from craft_client.exceptions import InvalidImage, ProtocolError
 from craft_client.exchange import Exchange, Server
 from craft_client.limits import (

@@ -18,8 +18,8 @@ from craft_client.api import Client
 from craft_client.data import digest_of
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
-from craft_client.paper_presets import recipe_settings
 from craft_client.pictures import Picture, files
+from craft_client.presets import recipe_settings
 from craft_client.remote import RemoteBlackBox, classify_here
 from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
@@ -47,7 +47,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             that are fitted, as in cross-validation, each need their own: leave it None there.
 
     All other arguments are those of `craft_client.settings.TuneSettings`; None stands for the
-    recipe's own value (see `craft_client.paper_presets.recipe_settings`).
+    recipe's own value (see `craft_client.presets.recipe_settings`).
 
     Attributes:
         classes_: the labels in the order of the columns of `predict_proba`.

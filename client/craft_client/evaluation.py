@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from craft_client.data import Split
 from craft_client.exceptions import InUse
 from craft_client.journal import Journal, JournalError
-from craft_client.run_files import ADAPTER_FOLDER, EVALUATION_FILE
+from craft_client.run_folder import ADAPTER_FOLDER, EVALUATION_FILE
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.amounts import MAX_INTEGER
 from craft_shared.files import write_whole

@@ -31,8 +31,7 @@ from dataclasses import dataclass
 import httpx
 import stamina
 
-from craft_client.answers import error_of
-from craft_client.calls import IDEMPOTENCY_HEADER, Call, request_id
+from craft_client.calls import IDEMPOTENCY_HEADER, Call, error_of, request_id
 from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
@@ -147,7 +146,7 @@ class Exchange:
         """The answer, if it is a success.
 
         Raises:
-            CraftError: it is none; see `craft_client.answers.error_of`.
+            CraftError: it is none; see `craft_client.calls.error_of`.
         """
         if response.is_success:
             return response

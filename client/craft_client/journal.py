@@ -9,7 +9,7 @@
     evaluation.json what its adapter came to on a split (`craft_client.evaluation`)
 
 A line is on disk, and so is every tensor file it names, before `append` returns. All other files
-appear whole or not at all. While a process writes, it holds the file `lock` (`craft_client.locks`).
+appear whole or not at all. While a process writes, it holds the file `lock`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from tempfile import TemporaryFile
 from typing import Any, Self
 
 from craft_client.exceptions import CraftError
-from craft_client.locks import alone, holder
-from craft_client.run_files import (
+from craft_client.run_folder import (
     ADAPTER_FOLDER,
     CHECKPOINT,
     LINES_FILE,
@@ -32,6 +31,8 @@ from craft_client.run_files import (
     RUN_FILE,
     SUMMARY_FILE,
     TENSOR_FOLDER,
+    alone,
+    holder,
 )
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError

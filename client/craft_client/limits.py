@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from craft_client.answers import read_json
-from craft_client.calls import JSON_TYPE, Call, message, path
+from craft_client.calls import JSON_TYPE, Call, message, path, read_json
 from craft_client.exceptions import InvalidImage, LimitExceeded, ProtocolError, problem_error
 from craft_client.network import most_body_bytes
 from craft_shared import codec, problems

@@ -21,7 +21,6 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
-from craft_client.calls import RUN_HEADER, checked_run
 from craft_client.exceptions import CraftError, MissingKey, MissingPackage
 from craft_shared.text_files import NotTextError, read_text
 
@@ -45,6 +44,7 @@ _LABEL = r"[\w~-]{1,63}"
 _HOST = re.compile(
     rf"(?!.{{254}})({_LABEL}(\.{_LABEL})*\.?)?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?".encode()
 )
+_RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 _SOCKS = ("socks5", "socks5h")
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def http_options(
         "Accept-Encoding": ", ".join(ACCEPTED_CODINGS),
     }
     if run is not None:
-        headers[RUN_HEADER] = checked_run(run)
+        headers["Craft-Run"] = checked_header("run", run, _RUN)
     url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     return HttpOptions(
         base_url=address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
@@ -176,6 +176,20 @@ class Route:
     def proxy_name(self) -> str | None:
         """The proxy's address, for messages."""
         return None if self.proxy is None else without_credentials(str(self.proxy.url))
+
+
+def checked_header(name: str, value: str, form: re.Pattern[str]) -> str:
+    """A header's value that somebody has named.
+
+    Raises:
+        CraftError: it cannot be sent.
+    """
+    if form.fullmatch(value) is None:
+        raise CraftError(
+            f"{name}: {value!r} cannot be sent to a server.",
+            remedy="Give a short name of ASCII characters that begins with a letter or digit.",
+        )
+    return value
 
 
 def _checked_key(api_key: str | None) -> str:

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from craft_client.budgets import currency
+from craft_client.blackbox import currency
 from craft_client.evaluation import ClassAccuracy, Evaluation, Interval
 from craft_client.exceptions import CraftError
 from craft_client.runs import Run

@@ -10,8 +10,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answers import read_tensors
-from craft_client.calls import IDEMPOTENCY_HEADER, Call, message, path
+from craft_client.calls import IDEMPOTENCY_HEADER, Call, message, path, read_tensors
 from craft_client.exceptions import CraftError, ProtocolError
 from craft_client.pictures import Picture, files
 from craft_shared import codec

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,14 @@ from craft_client.api import Client
 from craft_client.blackbox import Scores
 from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
-from craft_client.limits import rows_per_call
-from craft_client.predictions import Prediction
+from craft_client.limits import bodies, rows_per_call
+from craft_client.predictions import AdapterPrediction, Prediction
 from craft_shared.adapter import Adapter
-from craft_shared.counting import calls, units_of_calls
+from craft_shared.counting import blocks, calls, prediction_units, units_of_calls
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
 from craft_shared.wire import (
+    AdapterCard,
     Budget,
     Context,
     Cost,
@@ -30,6 +32,8 @@ from craft_shared.wire import (
     Output,
     PredictionRequest,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -281,3 +285,80 @@ def classify_here(
         name="adapter",
     )
     return scores, adapter.refined(scores.log_probs, seen)
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Refined predictions of a published adapter."""
+
+    log_probs: NDArray[np.float32]  # [N, C], by `craft_shared.output.scores_of`
+    charged: Units  # what they cost
+    output: Output  # what the answers show
+
+
+@dataclass(frozen=True)
+class RemoteAdapter:
+    """A published adapter that classifies images, in as few calls as the limits allow."""
+
+    client: Client
+    card: AdapterCard  # the adapter's, its version included: a later version is not used
+
+    @cached_property
+    def _model(self) -> ModelCard:
+        return self.client.model(self.card.model)
+
+    @property
+    def limits(self) -> Limits:
+        """The model's."""
+        return self._model.limits
+
+    def row_calls(self, rows: int) -> list[range]:
+        """Which rows of an image set each call classifies. Each call is `prompts` queries."""
+        row_bytes = shown_bytes(self._model.output, len(self.card.classes))
+        return blocks(rows, rows_per_call(self.limits, row_bytes, rows))
+
+    def image_calls(
+        self, images: Iterable[T], size_of: Callable[[T], int], top: int
+    ) -> Iterator[list[T]]:
+        """Which images each call sends and classifies, `top` classes of each.
+
+        Each call is `prompts` queries. `size_of` gives the bytes of what stands for an image.
+        """
+        seen, count = self._model.output, self.limits.images_per_call
+        shown = seen.model_copy(update={"k": min(top, seen.k or top)})
+        most = rows_per_call(self.limits, shown_bytes(shown, len(self.card.classes)), count)
+        return bodies(images, size_of, self.limits, most)
+
+    def units(self, calls: int, rows: int, *, sent: int = 0) -> Units:
+        """What so many calls that classify so many rows are charged, images sent among them."""
+        return prediction_units(self.card.prompts, rows, sent=sent, calls=calls)
+
+    def classify_image_set(self, image_set: ImageSet) -> Classified:
+        """Classifies all N images of an image set."""
+        return _joined(
+            self.client.adapter_predict(
+                self.reference,
+                image_set=image_set.id,
+                rows=None if len(rows) == image_set.count else rows,
+                classes=self.card.classes,
+                count=image_set.count,
+            )
+            for rows in self.row_calls(image_set.count)
+        )
+
+    @property
+    def reference(self) -> str:
+        """What calls name the version by, whoever makes them."""
+        owner = f"{self.card.owner}/" if self.card.owner else ""
+        return f"{owner}{self.card.name}@{self.card.version}"
+
+
+def _joined(answers: Iterable[AdapterPrediction]) -> Classified:
+    every = list(answers)
+    return Classified(
+        np.concatenate(
+            [scores_of(answer.tensors, answer.output, len(answer.classes)) for answer in every]
+        ),
+        sum((answer.cost.charged for answer in every), Units()),
+        every[0].output,
+    )

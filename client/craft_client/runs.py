@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, Validat
 
 from craft_client.evaluation import Evaluation, read_evaluation
 from craft_client.journal import Journal, JournalError
-from craft_client.run_files import (
+from craft_client.run_folder import (
     ADAPTER_FOLDER,
     LINES_FILE,
     RUN_FILE,

@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.budgets import name, shortfall
+from craft_client.blackbox import name, shortfall
 from craft_client.exceptions import BudgetTooSmall, CraftError
-from craft_client.plugins import RECIPES
-from craft_client.recipes import OWN, Recipe, counted_as
+from craft_client.recipes import OWN, RECIPES, Recipe, counted_as
 from craft_shared import plugins
 from craft_shared.names import REMEDY, fault, same_text, twins
-from craft_shared.plugins import Group, PluginError
+from craft_shared.plugins import PluginError
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
@@ -164,7 +163,7 @@ class TuneSettings:
             _number("keep_texts", self.keep_texts, 1, math.inf)
             if self.keep_texts is not None
             else None,
-            _plugin("recipe", self.recipe, RECIPES),
+            _recipe(self.recipe),
             *self._part_errors(),
             _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
@@ -374,13 +373,13 @@ def _choice(field: str, value: str, choices: Sequence[str]) -> FieldError | None
     )
 
 
-def _plugin(field: str, name: str, group: Group) -> FieldError | None:
-    if name in group.own:
+def _recipe(name: str) -> FieldError | None:
+    if name in OWN:
         return None
     try:
-        plugins.find(group, name)
+        plugins.find(RECIPES, name)
     except PluginError as error:
-        return FieldError(field=field, message=f"{error}.", remedy="See 'craft plugins'.")
+        return FieldError(field="recipe", message=f"{error}.", remedy="See 'craft plugins'.")
     return None
 
 

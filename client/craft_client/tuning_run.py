@@ -2,27 +2,340 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.blackbox import BlackBox
-from craft_client.budgets import shortfall, times_covered
-from craft_client.copies import groups_of, with_equal_answers
-from craft_client.exceptions import BudgetExhausted
-from craft_client.journal import Journal
-from craft_client.paid_answers import Checkpoint, PaidAnswers, Reading
+from craft_client.blackbox import BlackBox, Scores, shortfall, times_covered
+from craft_client.data import groups_of, with_equal_answers
+from craft_client.exceptions import BudgetExhausted, CraftError
+from craft_client.journal import Journal, JournalError
 from craft_client.settings import Question, TuneSettings
 from craft_shared.codec import Tensors
 from craft_shared.head import Head
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Context
 
+_log = logging.getLogger(__name__)
+
 Array = NDArray[np.float32]
+
+# Servers remember a call's name for 24 hours at least; what is asked then is charged anew.
+REMEMBERED = timedelta(hours=23)
+
+
+class AnswerError(CraftError):
+    """The model's answer cannot be learnt from. It was paid for, and the journal says so."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is used of an answer."""
+
+    losses: Array  # float32 [P], of the templates and, after them, the codes
+    kept: Tensors  # tensors that heads read, by name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was learnt from the first answers, of which the kept tensors are gone."""
+
+    asked: int  # how many answers
+    document: dict[str, Any]  # JSON-able
+    tensors: Tensors  # by name
+
+
+class PaidAnswers:
+    """Asks the black box and keeps the books.
+
+    Args:
+        black_box: answers for N images.
+        images: N.
+        journal: of the run; lines that it has already are the answers to the first questions.
+        budgets: all that bound the key now.
+
+    Attributes:
+        units: everything charged by the run so far.
+        budgets: as of the last answer.
+    """
+
+    def __init__(
+        self, black_box: BlackBox, images: int, journal: Journal, budgets: Sequence[Budget]
+    ) -> None:
+        self._black_box = black_box
+        self._images = images
+        self._journal = journal
+        self._past = journal.resume()
+        self._asked = 0
+        self._prices: dict[Question, int] = {}
+        self._kept_bytes: dict[str, int] = {}
+        self.units = Units()
+        self.budgets = budgets
+        self._checkpoint: Checkpoint | None = None
+        self._checkpoint = self._last_checkpoint() if self._past else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What kept tensors take on disk that a checkpoint would free."""
+        return sum(self._kept_bytes.values())
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the checkpoint stands for the last answer, of which nothing else is kept."""
+        return self._checkpoint is not None and self._asked <= self._checkpoint.asked
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint, once all answers that it stands for were given again."""
+        at = self._checkpoint
+        return at if at is not None and at.asked == self._asked else None
+
+    def save_checkpoint(self, document: Mapping[str, Any], tensors: Tensors) -> None:
+        """Saves what was learnt from all answers until now, and forgets what was kept of them.
+
+        Of the first answer everything stays, since runs are measured by it.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        self._journal.save_checkpoint({**document, "asked": self._asked}, tensors)
+        for name in self._kept_bytes:
+            reduced = self._journal.tensors(name)
+            self._journal.replace(name, {part: reduced[part] for part in ("codes", "losses")})
+        self._kept_bytes.clear()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the journal has the answer to the next question."""
+        return self._asked < len(self._past)
+
+    def price(self, question: Question) -> int | None:
+        """What such a question cost when it was asked last, in micros; None if never."""
+        return self._prices.get(question)
+
+    def ask(
+        self,
+        about: Mapping[str, Any],
+        read: Callable[[Array], Reading],
+        *,
+        context: Context,
+        codes: Array,
+        templates: Sequence[str] = (),
+        texts: Sequence[str] = (),
+    ) -> Reading:
+        """What is to be used of the answer to one question: the scores of templates and codes.
+
+        Args:
+            about: what the journal's line says of it, for people and reports.
+            read: is given the answer, log-probabilities [P, N, C + M], unless the journal has what
+                it made of it.
+            context: of the codes.
+            codes: float32 [K, dim].
+            templates: scored before them.
+            texts: M of them, scored beside the class names.
+
+        Raises:
+            AnswerError: the answer was not finite or had the wrong shape.
+            JournalError: the journal cannot be written, or it answers other questions.
+            CraftError: the black box refused or failed.
+        """
+        question = Question(len(templates) + len(codes), len(texts))
+
+        def send() -> Scores:
+            return self._black_box.score(
+                templates=templates,
+                context=context if len(codes) else None,
+                codes=codes if len(codes) else None,
+                texts=texts,
+                name=_name(self._asked),
+            )
+
+        if self.replaying:
+            return self._recall(question, codes, read, send)
+        self._journal.check_room(self._most_kept(question, codes))
+        scores = send()
+        self._count(question, scores.charged, scores.cost_micros)
+        self.budgets = scores.budgets
+        line = {
+            **about,
+            "charged": scores.charged.model_dump(),
+            "cost_micros": scores.cost_micros,
+        }
+        self._check(question, scores, line, codes)
+        reading = read(scores.log_probs)
+        losses = reading.losses
+        line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
+        kept = _halved_where_exact(reading.kept)
+        line |= {"kept": sorted(kept), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._count_kept(kept)
+        self._write(line, {"codes": codes, "losses": losses, **kept})
+        self._black_box.acknowledge(scores)
+        return reading
+
+    def _most_kept(self, question: Question, codes: Array) -> int:
+        """Bytes that the answer takes on disk at most: all its scores."""
+        texts = len(self._black_box.classes) + question.texts
+        return codes.nbytes + question.prompts * self._images * texts * codes.itemsize
+
+    def _recall(
+        self,
+        question: Question,
+        codes: Array,
+        read: Callable[[Array], Reading],
+        send: Callable[[], Scores],
+    ) -> Reading:
+        line = self._past[self._asked]
+        tensors = self._tensors(self._asked)
+        if tensors is None and "error" not in line:
+            tensors = self._fetch(question, codes, line, read, send)
+        if tensors is not None and not np.array_equal(tensors.pop("codes"), codes):
+            raise JournalError(
+                f"The run in '{self._journal.folder}' was searched by other codes from request "
+                f"{self._asked} on, so that it cannot be resumed here.",
+                remedy="Resume it with the versions of craftbox, cma and numpy that began it.",
+            )
+        if tensors is None or "error" in line:
+            raise _unusable(line["error"])
+        losses = tensors.pop("losses")
+        self._count_kept(tensors)
+        kept = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        self._count(question, Units(**line["charged"]), line["cost_micros"])
+        self._asked += 1
+        return Reading(losses, kept)
+
+    def _tensors(self, asked: int) -> Tensors | None:
+        """What the journal has of an answer; None where that is damaged or not all that is needed.
+
+        Of answers that a checkpoint stands for, codes and losses are.
+        """
+        try:
+            tensors = self._journal.tensors(_name(asked))
+        except JournalError:
+            return None
+        covered = self._checkpoint is not None and 0 < asked < self._checkpoint.asked
+        kept = () if covered else self._past[asked].get("kept", ())
+        wanted = {"codes"} if "error" in self._past[asked] else {"codes", "losses", *kept}
+        return tensors if wanted <= tensors.keys() else None
+
+    def _fetch(
+        self,
+        question: Question,
+        codes: Array,
+        line: Mapping[str, Any],
+        read: Callable[[Array], Reading],
+        send: Callable[[], Scores],
+    ) -> Tensors:
+        """An answer's tensors from the server, which was paid for it, and in the journal again."""
+        name, charged = _name(self._asked), Units(**line["charged"])
+        lost = (
+            f"The run in '{self._journal.folder}' has lost what request {self._asked} brought "
+            f"({charged.queries:,} queries): its file '{name}' is damaged or missing"
+        )
+        if not self._remembered(line):
+            raise JournalError(
+                f"{lost}, and it was asked for too long ago for the server to give it again for "
+                "free. Nothing was charged.",
+                remedy="Restore the directory from a copy, or tune anew into another one.",
+            )
+        _log.info("%s: asked for again under the same name", lost)
+        try:
+            scores = send()
+        except CraftError as error:
+            raise JournalError(
+                f"{lost}, and the server does not give it again: {error.message}",
+                remedy="Restore the directory from a copy, or tune anew into another one.",
+            ) from error
+        self._check(question, scores, dict(line), codes)
+        reading = read(scores.log_probs)
+        if not np.isclose(reading.losses.min(), line["best_loss"], rtol=1e-4, atol=1e-6):
+            raise JournalError(
+                f"{lost}, and the server now gives another answer.",
+                remedy="Restore the directory from a copy, or tune anew into another one.",
+            )
+        tensors = {"codes": codes, "losses": reading.losses, **_halved_where_exact(reading.kept)}
+        self._journal.replace(name, tensors)
+        self._black_box.acknowledge(scores)
+        return dict(tensors)
+
+    def _remembered(self, line: Mapping[str, Any]) -> bool:
+        """Whether the server is sure to know the answer still."""
+        at = line.get("at", self._journal.document.get("started_at"))
+        return at is not None and datetime.now(UTC) - datetime.fromisoformat(at) < REMEMBERED
+
+    def _count(self, question: Question, charged: Units, cost_micros: int) -> None:
+        self.units += charged
+        self._prices[question] = cost_micros
+
+    def _check(
+        self, question: Question, scores: Scores, line: dict[str, Any], codes: Array
+    ) -> None:
+        texts = len(self._black_box.classes) + question.texts
+        expected = (question.prompts, self._images, texts)
+        found = scores.log_probs
+        if found.shape != expected:
+            self._refuse(line, codes, f"has shape {found.shape}; {expected} was asked for")
+        if not np.isfinite(found).all():
+            bad = np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))
+            self._refuse(line, codes, f"holds NaN or infinity for prompts {bad.tolist()}")
+
+    def _refuse(self, line: dict[str, Any], codes: Array, problem: str) -> NoReturn:
+        error = f"the answer {problem}"
+        if not self.replaying:
+            self._write({**line, "error": error}, {"codes": codes})
+        raise _unusable(error)
+
+    def _count_kept(self, kept: Tensors) -> None:
+        if kept and self._asked:
+            self._kept_bytes[_name(self._asked)] = sum(tensor.nbytes for tensor in kept.values())
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint, unless it or an answer that it stands for is damaged.
+
+        Without it all these answers are fetched, since what had been learnt when a damaged one was
+        read is in none of them.
+        """
+        try:
+            found = self._journal.checkpoint()
+        except JournalError:
+            return None
+        if found is None:
+            return None
+        document, tensors = found
+        checkpoint = self._checkpoint = Checkpoint(document.pop("asked"), document, tensors)
+        whole = all(self._tensors(asked) is not None for asked in range(checkpoint.asked))
+        return checkpoint if whole else None
+
+    def _write(self, line: dict[str, Any], tensors: Tensors) -> None:
+        self._journal.append(line, {_name(self._asked): tensors})
+        self._asked += 1
+
+
+def _name(question: int) -> str:
+    return f"{question:06d}"
+
+
+def _unusable(error: str) -> AnswerError:
+    return AnswerError(
+        f"The model's answer cannot be used: {error}.",
+        remedy="Report it to the provider. A smaller scale keeps prompts nearer to the plain one.",
+    )
+
+
+def _halved_where_exact(tensors: Tensors) -> Tensors:
+    """Half precision for what travelled in half precision: the same numbers in half the bytes."""
+    halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    return {
+        name: halves[name] if np.array_equal(halves[name], tensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 Labels = NDArray[np.int64]
 Stage = Literal["start", "search", "deploy"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_client.recipes import OWN
 from craft_client.settings import (
     FEW_DECIMALS,

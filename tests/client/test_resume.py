@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_client import paid_answers
+from craft_client import tuning_run
 from craft_client.blackbox import Scores
 from craft_client.exceptions import CraftError
 from craft_client.journal import LINES_FILE, Journal, JournalError
@@ -318,7 +318,7 @@ def test_an_answer_that_the_server_may_have_forgotten_is_not_paid_for_again(
     interrupted(tmp_path / "run", BBT, 6)
     _empty(tmp_path / "run/tensors/000003.safetensors")
     black_box = Mortal(1000)
-    monkeypatch.setattr(paid_answers, "REMEMBERED", timedelta(0))
+    monkeypatch.setattr(tuning_run, "REMEMBERED", timedelta(0))
     with pytest.raises(JournalError) as refused:
         resume(tmp_path / "run", BBT, black_box)
     message = str(refused.value)

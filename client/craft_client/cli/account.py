@@ -9,7 +9,7 @@ import typer
 from craft_client.cli.options import AsJson, Key, Url, argument, examples
 from craft_client.cli.root import app, command
 from craft_client.cli.session import connect
-from craft_client.cli.show import free_document, report_done, say, table
+from craft_client.cli.show import document, free_document, report_done, say, table
 from craft_shared.amounts import UNITS
 
 ImageSetId = Annotated[str, argument("ID", "As tune and evaluate show it.")]
@@ -45,7 +45,7 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
     Costs, where there are any, are in the provider's currency.
     """
-    from craft_client.budgets import currency
+    from craft_client.blackbox import currency
     from craft_shared.units import Units
 
     with connect(url, key) as client:
@@ -83,7 +83,7 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 @command("Server and account", "craft budget", "craft budget --json")
 def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show what is left of the key's budgets and its team's; costs in the provider's currency."""
-    from craft_client.budgets import shown
+    from craft_client.blackbox import shown
 
     with connect(url, key) as client:
         budgets = client.budgets()
@@ -150,3 +150,65 @@ def delete_image_set(
     with connect(url, key) as client:
         client.delete_image_set(image_set)
     report_done({"deleted": image_set}, f"Deleted image set {image_set}.", as_json)
+
+
+_config = typer.Typer(
+    no_args_is_help=True,
+    help="What the commands are configured with.",
+    epilog=examples("craft config show"),
+)
+app.add_typer(_config, name="config", rich_help_panel="Settings")
+
+
+@_config.callback()
+def config() -> None:
+    """Makes `show` a command of its own, although it is the only one."""
+
+
+@_config.command(epilog=examples("craft config show", "craft config show --json"))
+def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show each setting and where it comes from; the API key is masked.
+
+    An option comes before the environment, that before your own file.
+    Nothing is taken from ./craft.toml.
+    """
+    from craft_client.cli import configuration
+
+    settings = configuration.load(url, key)
+    files = {
+        "project": str(configuration.PROJECT_FILE.resolve()),
+        "user": str(configuration.user_file()),
+    }
+    if as_json:
+        document(
+            {
+                "settings": {
+                    name: {"value": found.shown, "source": found.source}
+                    for name, found in settings.items()
+                },
+                "files": files,
+            }
+        )
+        return
+    table(
+        ["setting", "value", "from"],
+        [[n, settings[n].shown, settings[n].source] for n in configuration.NAMES if n in settings],
+    )
+    say(f"Your own file, where it exists: '{files['user']}'.")
+    for warning in configuration.warnings(settings):
+        say(warning)
+
+
+@app.command(epilog=examples("craft plugins", "craft plugins --json"))
+def plugins(as_json: AsJson = False) -> None:
+    """List the recipes that other packages add. Each is loaded to try it."""
+    from craft_client.recipes import RECIPES
+    from craft_shared.plugins import listed
+
+    found = listed(RECIPES)
+    if as_json:
+        document({"plugins": found})
+    elif found:
+        table(list(found[0]), [list(row.values()) for row in found])
+    else:
+        say("No plug-ins are installed (docs/plugins.md).")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.completion import adapter_names, remember
-from craft_client.cli.options import AsJson, Key, RunFolder, Url, argument
+from craft_client.cli.options import AsJson, Key, RunFolder, Url, adapter_names, argument, remember
 from craft_client.cli.root import command
 from craft_client.cli.session import connect
 from craft_client.cli.show import (
@@ -57,7 +56,7 @@ def publish(
     The run's receipt is put beside the adapter, in RUN/adapter.
     """
     from craft_client.journal import Journal
-    from craft_client.run_files import ADAPTER_FOLDER
+    from craft_client.run_folder import ADAPTER_FOLDER
     from craft_shared.model_card import RECEIPT_FILE
 
     journal = Journal.open(run)

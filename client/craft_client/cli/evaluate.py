@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from craft_client.cli.completion import adapter_names, run_folders
 from craft_client.cli.options import (
     PLAIN_TEMPLATE,
     AsJson,
@@ -21,7 +20,9 @@ from craft_client.cli.options import (
     Split,
     Template,
     Url,
+    adapter_names,
     argument,
+    run_folders,
 )
 from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
@@ -129,7 +130,7 @@ def measure_zero_shot(
     That is the score of the mean of a class's text embeddings, which is how CLIP's own ensemble
     (Radford et al., ICML 2021, section 3.1.4) is made where embeddings are at hand.
     """
-    from craft_client.copies import notes
+    from craft_client.data import notes
     from craft_client.evaluation import metrics_of
     from craft_client.remote import check_prompts
 
@@ -259,7 +260,7 @@ def measure_run(
     """
     import numpy as np
 
-    from craft_client.copies import notes
+    from craft_client.data import notes
     from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
@@ -349,7 +350,7 @@ def _tuned_on(
     journal: Journal, samples: Sequence[Sample], digests: Sequence[str]
 ) -> tuple[str, ...]:
     """A line on images that the run was tuned on, if there are any among these."""
-    from craft_client.copies import in_common
+    from craft_client.data import in_common
 
     about = journal.document
     # A run that an earlier version began has no word of them.
@@ -361,9 +362,9 @@ def _measure_published(
     name: str, data: Path, split: str, url: str | None, key: str | None
 ) -> Measured:
     """Lets the server classify with a published adapter."""
-    from craft_client.copies import notes
+    from craft_client.data import notes
     from craft_client.evaluation import metrics_of
-    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.remote import RemoteAdapter
     from craft_shared.units import Units
 
     dataset, samples = _pictures(data, split)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.completion import run_folders
-from craft_client.cli.options import AsJson, Key, Url, argument
+from craft_client.cli.options import AsJson, Key, Url, argument, run_folders
 from craft_client.cli.root import command
 from craft_client.cli.session import connect
 from craft_client.cli.show import free_document, say, table
@@ -119,7 +118,7 @@ def _run_name(run: str) -> str:
     """What the server calls a run that is given as its directory or by its name."""
     from craft_client.exceptions import CraftError
     from craft_client.journal import Journal
-    from craft_client.run_files import RUN_FILE
+    from craft_client.run_folder import RUN_FILE
 
     folder = Path(run)
     if not (folder / RUN_FILE).exists():

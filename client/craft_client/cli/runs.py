@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.completion import run_folders
-from craft_client.cli.options import AsJson, RunFolder, argument
+from craft_client.cli.options import AsJson, RunFolder, argument, run_folders
 from craft_client.cli.root import command
 from craft_client.cli.show import complain, document, percent, say, table
 from craft_shared.amounts import UNITS
@@ -209,7 +208,7 @@ def _rows(columns: _Columns, found: Sequence[Run]) -> tuple[list[str], list[list
 
 
 def _cost(run: Run) -> object:
-    from craft_client.budgets import currency
+    from craft_client.blackbox import currency
 
     return "unknown" if run.cost_micros is None else currency(run.cost_micros)
 

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft_client.cli.progress import counting
-from craft_client.cli.show import Verbosity, say, verbosity
+from craft_client.cli.show import Verbosity, counting, say, verbosity
 
 if TYPE_CHECKING:
     from stamina.instrumentation import RetryDetails
@@ -56,7 +55,7 @@ def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> Non
 
     Images that the server has seen cost nothing, so that `need` should not count them.
     """
-    from craft_client.budgets import name, shortfall
+    from craft_client.blackbox import name, shortfall
     from craft_client.exceptions import BudgetTooSmall
 
     short = shortfall(budgets, need)

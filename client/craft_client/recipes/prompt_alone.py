@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 
 from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy
-from craft_client.paid_answers import Reading
 from craft_client.recipes.paper import search_and_refine
 from craft_client.search import CodeSearch, CorrectedSPSA, search_for
-from craft_client.tuning_run import Outcome, TuningRun
+from craft_client.tuning_run import Outcome, Reading, TuningRun
 from craft_shared.head import Unrefined
 
 Array = NDArray[np.float32]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from craft_client.budgets import currency, name, shortfall, times_covered
+from craft_client.blackbox import currency, name, shortfall, times_covered
 from craft_shared.units import MEASURES, Measure, Units
 
 from .fake_clip import budget
