@@ -16,23 +16,14 @@ from craft_shared.wire import Budget, Context, Output
 
 @dataclass(frozen=True)
 class Scores:
-    """The answer to one request.
+    """The answer to one request."""
 
-    Attributes:
-        log_probs: natural-log probabilities of P prompts on N images, C classes and M further
-            texts: float32 [P, N, C + M]. Of answers that do not show them all, what
-            `craft_shared.output.scores_of` makes of them.
-        charged: what the request cost.
-        cost_micros: its price, in millionths of the provider's currency.
-        budgets: all that bound further requests, as they stand after this one.
-        answers: opaque names of what was answered, for `BlackBox.acknowledge`.
-    """
-
+    # float32 [P, N, C + M], of answers that show less by `output.scores_of`
     log_probs: NDArray[np.float32]
     charged: Units
-    cost_micros: int = 0
-    budgets: Sequence[Budget] = ()
-    answers: Sequence[str] = ()
+    cost_micros: int = 0  # millionths of the provider's currency
+    budgets: Sequence[Budget] = ()  # that bound further requests, after this one
+    answers: Sequence[str] = ()  # opaque names, for `BlackBox.acknowledge`
 
 
 class BlackBox(Protocol):
@@ -72,30 +63,24 @@ class BlackBox(Protocol):
         texts: Sequence[str] = (),
         name: str | None = None,
     ) -> Scores:
-        """Scores the templates and, after them, the codes [K, dim] on all images, in one request.
+        """Scores the templates and, after them, the codes [K, dim] on all N images, in one request.
 
-        Every prompt is scored on the class names and, after them, the further `texts`. The same
+        Every prompt is scored on the C class names and, after them, the M further `texts`. The same
         request under the same `name` is answered as it was, and is not charged again.
 
         Raises:
-            BudgetExhausted: a budget does not cover the request. If the request is
-                several calls, as `units` says, some of them may have been charged.
+            BudgetExhausted: a budget does not cover the request, of which some calls may have been
+                charged where it is several (`units`).
             CraftError: the request was refused or could not be made.
         """
         ...
 
     def acknowledge(self, scores: Scores) -> None:
-        """Reports that the answer is stored safely here: nobody has to keep it any more.
-
-        It never fails; an answer that is not acknowledged is merely kept for longer.
-        """
+        """Reports that the answer is stored here, so that nobody has to keep it. It never fails."""
         ...
 
     def units(self, prompts: int, texts: int = 0) -> Units:
-        """What scoring that many prompts in one request is charged: one query each, as a rule.
-
-        `texts` are those beside the class names.
-        """
+        """What scoring that many prompts, with `texts` beside the class names, is charged."""
         ...
 
     def budgets(self) -> Sequence[Budget]:
@@ -105,10 +90,7 @@ class BlackBox(Protocol):
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A budget that does not cover something, and what that needs of the budget's unit.
-
-    `str()` of it is a clause of a message.
-    """
+    """A budget, and the amount of its unit that it does not cover; `str()` is a clause."""
 
     budget: Budget
     needed: int
@@ -125,10 +107,7 @@ def shortfall(
 ) -> Shortfall | None:
     """The first budget that does not cover the need; None if all do.
 
-    Args:
-        budgets: as they stand.
-        need: what is to be charged.
-        cost_micros: its price; None where it is not known, so that no price bounds it.
+    A cost of None is not known, so that no budget of money is looked at.
     """
     for budget in budgets:
         needed = _needed(budget, need, cost_micros)

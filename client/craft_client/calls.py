@@ -1,4 +1,4 @@
-"""A call of API v1 as a request, and the headers that all calls carry."""
+"""A call of API v1: its request, and its answer within a bound, typed, or as a typed error."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Call:
     most_bytes: int = MOST_JSON_BYTES  # that its answer may come to, however it travels
 
     def request(self) -> dict[str, Any]:
-        """Arguments of httpx's `build_request`; each time for a new request of a name of its own.
+        """Arguments of httpx's `build_request`, under a request id of its own.
 
         Raises:
             CraftError: the idempotency key or a parameter cannot be sent.
@@ -81,7 +81,7 @@ class Call:
 
 
 def message(model: type[M], /, **fields: Any) -> M:
-    """A wire message of what somebody has asked for: the one place that makes them.
+    """A wire message of what somebody has asked for.
 
     Raises:
         InvalidRequest: the server would refuse it; nothing was sent.

@@ -1,8 +1,10 @@
-"""Labelled images: a data set as classes and splits, the draw of few shots, the check of files.
+"""Labelled images: a data set's classes and splits, the few-shot draw, the check of files, copies.
 
 Every error is a `DataError` that names a file or a class and the remedy, before anything is sent.
 
-How a data set lies in its folder is for `craft_client.layouts`.
+A copy gives a fit the label of its twin, so that copies are held out together, and what is in two
+classes or two splits is named. Images are the same where their files are, byte for byte, or where
+whole answers about them are, number for number (another file of the same pixels).
 """
 
 from __future__ import annotations
@@ -57,11 +59,7 @@ class Dataset:
     test: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
 
     def split(self, name: Split) -> tuple[Sample, ...]:
-        """The images of a split.
-
-        Raises:
-            DataError: the split has none.
-        """
+        """The images of a split; raises DataError where it has none."""
         samples: dict[Split, tuple[Sample, ...]] = {
             "train": self.train,
             "validation": self.validation,
@@ -105,12 +103,8 @@ def few_shot(
         classes: class names, in label order.
         strict: refuses classes with fewer images than shots.
 
-    Returns:
-        At most len(classes) * shots samples, class by class.
-
     Raises:
-        DataError: a class has no image, or with `strict` fewer than shots; all such classes are
-            named.
+        DataError: a class has no image, or with `strict` fewer than shots.
     """
     by_class: list[list[Sample]] = [[] for _ in classes]
     for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
@@ -161,18 +155,14 @@ def check_images(
     *,
     on_checked: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Opens every image, so that a bad one is reported before anything is sent or charged.
+    """The digest of each image's file, once all were opened: before anything is sent or charged.
 
     A JPEG is decoded at an eighth of its size, which finds a truncated file all the same.
-
     `on_checked` is called now and then with the number of images checked so far.
 
-    Returns:
-        The digest of each file, as `digest_of`.
-
     Raises:
-        DataError: files that are missing, no image, truncated, or larger than the limits; all
-            are counted and the first ones named.
+        DataError: files are missing, no image, truncated, or larger than the limits; all are
+            counted and the first ones named.
     """
 
     def check(file: Path) -> FieldError | str:
@@ -324,11 +314,8 @@ def notes(
 ) -> tuple[str, ...]:
     """What is said of copies, a line each: in one class, in two classes, and in other splits.
 
-    Args:
-        samples: images of one split.
-        digests: of their files.
-        others: further images of the data and their digests, each with the name of its split, or
-            None where that is the samples' own.
+    `others` are further images of the data, each with the name of its split, or None where that is
+    the samples' own.
     """
     known: dict[str, dict[int, Sample]] = {}  # the first of each class, by digest
     pairs: dict[str, list[tuple[str, str]]] = {}
@@ -367,10 +354,7 @@ def in_common(
 def twins_of(
     samples: Sequence[Sample], others: Sequence[tuple[Split | None, Sample]]
 ) -> Iterator[tuple[Split | None, Sample, str]]:
-    """Those others that may be copies of the samples, with their digests: files of their sizes.
-
-    Of more than can be looked at in no time, none.
-    """
+    """Others, with digests, that may be copies of the samples: of their sizes, if not too many."""
     sizes = {sample.path.stat().st_size for sample in samples}
     for split, other in others if len(others) <= _COMPARED_AT_MOST else ():
         with suppress(OSError):

@@ -68,21 +68,17 @@ LONG_PATIENCE = 180.0
 
 @dataclass
 class Server:
-    """What a client knows of its server: addresses, and whether it has ever been reached.
-
-    `proxy` is the address of what stands in between; None where nothing does.
-    """
+    """A server's addresses, and whether it has ever been reached."""
 
     url: str
-    proxy: str | None = None
+    proxy: str | None = None  # of what stands in between
     reached: bool = False
 
 
 class Exchange:
-    """One call's attempts.
+    """One call's attempts, as `attempts` gives them.
 
-    Each attempt is made within `attempt`, which gives failures their names; what it brings goes
-    through `accepted`. Whether another one follows is for `attempts` to say.
+    Each is made within `attempt`, which gives failures their names, and ends in `accepted`.
     """
 
     def __init__(self, server: Server, call: Call, request: httpx.Request) -> None:
@@ -143,11 +139,7 @@ class Exchange:
         return response
 
     def accepted(self, response: httpx.Response) -> httpx.Response:
-        """The answer, if it is a success.
-
-        Raises:
-            CraftError: it is none; see `craft_client.calls.error_of`.
-        """
+        """The answer, if it is a success; otherwise raises `craft_client.calls.error_of` it."""
         if response.is_success:
             return response
         refusal = error_of(response)
@@ -204,9 +196,9 @@ class Exchange:
 
 
 class _Patience:
-    """How long one call is sent again: stamina's hook, which gets each failure.
+    """How long one call is sent again: stamina's hook, which is given each failure.
 
-    It answers whether to try again after stamina's wait, or how many seconds to wait instead.
+    It says whether to try again after stamina's wait, or how many seconds to wait instead.
     """
 
     def __init__(self, server: Server) -> None:

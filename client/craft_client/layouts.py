@@ -180,8 +180,7 @@ def left_beside(folders: Path) -> list[LeftOut]:
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder but for junk, sorted by name; asks the disk for the listing alone.
 
-    A data set has a million files, and most listings tell which entries are folders: a question
-    about each would take minutes.
+    A data set has a million files: a question about each would take minutes.
 
     Raises:
         DataError: it cannot be listed.
@@ -337,10 +336,7 @@ def load_dataset(folder: Path) -> Dataset:
 def _load_folders(
     name: str, class_folders: Mapping[Split, Mapping[str, Path]], beside: Found
 ) -> Dataset:
-    """Lists each split's class folders, given by class name; the training split's classes count.
-
-    `beside` is what was left out beside them.
-    """
+    """Lists each split's class folders, given by class name; the training split's classes count."""
     first: Split = "train" if "train" in class_folders else "test"
     classes = tuple(class_folders[first])
     everything = beside
@@ -577,10 +573,7 @@ def _imagenet_splits(folder: Path) -> dict[Split, Path]:
 
 
 def _load_imagenet(name: str, folder: Path, splits: Mapping[Split, Path]) -> Dataset:
-    """Reads class folders that are called by WordNet's numbers, or counted in the order of these.
-
-    The second is ImageNetV2's way. Labels are in that order too.
-    """
+    """Reads class folders called by WordNet's numbers, or counted in their order (ImageNetV2)."""
     names = _imagenet_names(folder / _IMAGENET_NAMES)
     counted = {str(count): class_name for count, class_name in enumerate(names.values())}
     return _load_folders(

@@ -97,10 +97,7 @@ def bodies(
     limits: Limits,
     most: int | None = None,
 ) -> Iterator[list[T]]:
-    """Groups what stands for images of a size in bytes, lazily, as `image_chunks` does.
-
-    `most` further bounds how many there are in a body.
-    """
+    """Groups what stands for images of a size in bytes into bodies, lazily, of `most` at most."""
     most = min(limits.images_per_call, most or limits.images_per_call)
     chunk: list[T] = []
     size = 0

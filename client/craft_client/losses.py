@@ -1,10 +1,12 @@
-"""Which images are left out together, and how good predictions are of images that none has seen.
+"""What predictions are worth: their losses, and how good they are of images that none has seen.
+
+Shapes: P predictions (one a prompt), N images, C classes. Losses are in nats an image.
 
 What a fit says of images that are left out is too good once anything was chosen by it: the
 regularisation, or one candidate of several. So the accuracy that is reported comes from doing all
 of it again, the choices included, without a part of the images, and asking about these. Each part
 has as many of every class as of the others, because a class of which more is left out is predicted
-less often. Copies of an image are never in two parts.
+less often. Copies of an image, which have one number in `groups` [N], are never in two parts.
 
 Source: Cawley and Talbot, JMLR 2010 (nested cross-validation).
 """
@@ -30,11 +32,8 @@ def accuracy_on_unseen(
 ) -> float | None:
     """Percent of images that are predicted rightly by what was made without them.
 
-    Args:
-        labels: int64 [N].
-        groups: copies of one image have one number, int64 [N].
-        predicted: is given which images may be learnt from [N] and which are asked about [N], K of
-            them; gives log-probabilities [K, C].
+    `predicted` is given which images may be learnt from [N] and which are asked about [N], K of
+    them, and gives log-probabilities [K, C].
 
     Returns:
         None where fewer than half of the images can be left out.
@@ -58,15 +57,8 @@ def accuracy_on_unseen(
 def folds(labels: Labels, groups: Labels, *, most: int) -> list[Labels]:
     """The numbers of images that are left out together: one of each class that has several.
 
-    Its copies go with it. What would leave a class without an image is no fold.
-
-    Args:
-        labels: int64 [N].
-        groups: copies of one image have one number, int64 [N].
-        most: after so many images there are no further folds.
-
-    Returns:
-        An empty list where fewer than half of the images can be left out.
+    Its copies go with it. What would leave a class without an image is no fold. After `most` images
+    there are no further folds; there is none where fewer than half of the images can be left out.
     """
     rows, turns = _measurable(labels, groups), _turns(labels, groups)
     found: list[Labels] = []
@@ -83,10 +75,9 @@ def folds(labels: Labels, groups: Labels, *, most: int) -> list[Labels]:
 
 
 def _measurable(labels: Labels, groups: Labels) -> Rows:
-    """Images [N] whose class has another image, so that leaving them out leaves the class in.
+    """Images [N] whose class has another image, no copy: leaving them out leaves the class in.
 
-    Copies of an image are no other one. Nothing is measurable where fewer than half of the images
-    are: the rest would say little of the whole.
+    None where fewer than half of the images are: the rest would say little of the whole.
     """
     different = np.unique(np.stack([labels, groups]), axis=1)[0]
     rows: Rows = np.bincount(different)[labels] > 1
@@ -105,32 +96,18 @@ def _turns(labels: Labels, groups: Labels) -> Labels:
 
 
 def cross_entropy(log_probs: Array, labels: NDArray[np.int64]) -> Array:
-    """Mean cross-entropy of each prediction.
-
-    Args:
-        log_probs: float32 [P, N, C].
-        labels: int64 [N].
-
-    Returns:
-        float32 [P].
-    """
+    """Mean cross-entropy [P] of log-probabilities [P, N, C]."""
     chosen = log_probs[:, np.arange(len(labels)), labels]
     losses: Array = -chosen.mean(axis=1, dtype=np.float64).astype(np.float32)
     return losses
 
 
 def divergence(targets: Array, log_probs: Array) -> Array:
-    """Mean Kullback-Leibler divergence KL(target || prediction) over pictures.
+    """Mean Kullback-Leibler divergence KL(target || prediction) over images, [P], >= 0.
 
     Prediction consistency (CraFT, section 3.3) is this in one direction for the search, where the
     target is the refined prediction, and in the other for the head, where it is the unrefined one.
-
-    Args:
-        targets: log-probabilities, float32 [N, C] for all predictions alike, or [P, N, C].
-        log_probs: float32 [P, N, C].
-
-    Returns:
-        float32 [P], >= 0.
+    Targets are log-probabilities [N, C], for all predictions alike, or [P, N, C].
     """
     pictures = log_probs.shape[1]
     probs = np.exp(targets)
@@ -151,10 +128,7 @@ def accuracy(log_probs: Array, labels: NDArray[np.int64]) -> float:
 
 
 def clearly_less(losses: Array, others: Array, groups: NDArray[np.int64]) -> bool:
-    """Whether losses [N] of images are less than others, by more than a standard error.
-
-    Copies of an image, which have one number in `groups` [N], count as one.
-    """
+    """Whether losses [N] of images, copies as one, are less than others by a standard error."""
     _, copy, count = np.unique(groups, return_inverse=True, return_counts=True)
     gains = np.bincount(copy, others - losses) / count
     return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))

@@ -109,10 +109,7 @@ def most_body_bytes() -> int | None:
 def address_of(text: str, source: str, example: str) -> str:
     """A server's address: what stands before `/v1` in those of its calls.
 
-    Args:
-        text: as somebody has written it.
-        source: what names it, for messages.
-        example: of an address.
+    `source` is what names it and `example` an address, for messages.
 
     Raises:
         CraftError: it is none, or holds a user's name, a query or a fragment.
@@ -149,7 +146,7 @@ def without_credentials(address: str) -> str:
 
 @dataclass(frozen=True)
 class Route:
-    """How a server is reached. Use `to`."""
+    """How a server is reached."""
 
     proxy: httpx.Proxy | None  # in between; None where there is none
     context: ssl.SSLContext = field(repr=False)  # which certificates are trusted

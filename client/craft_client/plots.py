@@ -1,6 +1,5 @@
 """Pictures of runs, as PNG: what one came to and its course, or several beside each other.
 
-It knows runs and how they are drawn, on light or dark ground; it does not know files or pages.
 Importing it imports matplotlib, which takes a while.
 """
 

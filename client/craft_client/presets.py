@@ -1,4 +1,4 @@
-"""The paper's settings: of its recipe and those like it in general, by shots, and by data set.
+"""Settings of recipes: the paper's, by shots and data set; craftbox's, with its vocabulary.
 
 Source: CraFT (arXiv 2402.04050), section 4.1, and the configurations of its released code.
 """
@@ -80,12 +80,9 @@ def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
     """Settings of the paper's recipe, as arguments of `TuneSettings`.
 
     The budget covers what the paper's budget covers, and the queries that the paper does not count:
-    the plain prompt's and one of each generation's mean.
-
-    Args:
-        data: the data set's name; one that the paper does not have gets the settings of most.
-        shots: images a class, None where classes differ; between the paper's, the next larger
-            one's budget.
+    the plain prompt's and one of each generation's mean. Shots between the paper's, or None where
+    classes differ, get the next larger one's. A data set that it does not have gets most's
+    settings.
     """
     most = max(BUDGETS)
     counted = BUDGETS[min((known for known in BUDGETS if known >= (shots or most)), default=most)]

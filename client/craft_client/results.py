@@ -1,4 +1,6 @@
-"""What becomes of classified pictures: rows for the screen, or a file that can be gone on with.
+"""Files that a published adapter classifies: the calls, and what becomes of their answers.
+
+Rows are for the screen, or for a file that can be gone on with:
 
     FILE         CSV, a row a picture; people may cut, sort and edit it
     FILE.calls   each call before it is sent (its key and its pictures), and the rows that its
@@ -6,8 +8,8 @@
     FILE.lock    while a process writes (`craft_client.run_folder`)
 
 So an answer that was paid for is asked for again under its own key, and a row that FILE has lost
-is written anew, whatever was done to FILE or to the folder in between. This module knows files and
-rows; it does not know how a call is made.
+is written anew, whatever was done to FILE or to the folder in between. An image that the server
+refuses is left out of its call, which costs nothing then, and the others are sent again.
 """
 
 from __future__ import annotations
@@ -41,21 +43,13 @@ _ROW_BYTES = 300
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to say of one picture.
+    """What there is to say of one picture."""
 
-    Attributes:
-        image: its path.
-        adapter: by which, `OWNER/NAME@VERSION`.
-        error: why it cannot be used.
-        abstained: whether its best class is less probable than the threshold; None without one.
-        best: the most probable classes, the first one first; None for a number that is not shown.
-    """
-
-    image: str
-    adapter: str
-    error: str = ""
-    abstained: bool | None = None
-    best: tuple[tuple[str, float | None], ...] = ()
+    image: str  # its path
+    adapter: str  # `OWNER/NAME@VERSION`
+    error: str = ""  # why it cannot be used
+    abstained: bool | None = None  # whether its best class is below the threshold, if there is one
+    best: tuple[tuple[str, float | None], ...] = ()  # classes, likeliest first; None: not shown
 
     @property
     def cells(self) -> list[str]:
@@ -69,30 +63,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Call:
-    """A call that is charged.
-
-    Attributes:
-        key: its idempotency key; the same call has the same one.
-        adapter: the version that is asked.
-        top: how many classes it names.
-        abstain_below: as in `Client.adapter_predict`.
-        images: paths and SHA-256 of the pictures, in order.
-    """
+    """A call that is charged; the same call has the same key."""
 
     key: str
     adapter: str
-    top: int
+    top: int  # how many classes it names
     abstain_below: float | None
-    images: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]  # paths and SHA-256, in order
 
 
 class Rows:
-    """Rows for the screen: one picture that cannot be used ends it, before it is charged.
-
-    Attributes:
-        images: that have a row.
-        rows: in the order of classification.
-    """
+    """Rows for the screen: one picture that cannot be used ends it, before it is charged."""
 
     # Whether the same call another time is the same call, or is charged anew.
     goes_on: ClassVar[bool] = False
@@ -129,15 +110,11 @@ class Rows:
 
 
 class Results(Rows):
-    """Rows in a file. Use `opened`.
+    """Rows in a file, `top` classes each. Use `opened`.
 
     Columns: `image`, `adapter`, `error`, `abstained` (1 or 0; empty without a threshold), then
-    `class_1`, `probability_1` and so on, the most probable class first.
-
-    Attributes:
-        file: the CSV file.
-        top: how many classes a row names.
-        adapter: that its rows are by, or, before the first one, its calls; None where it is new.
+    `class_1`, `probability_1` and so on, the most probable class first. `adapter` is the one that
+    the rows are by, or, before the first one, the calls; None where the file is new.
     """
 
     goes_on = True
@@ -156,11 +133,7 @@ class Results(Rows):
     @classmethod
     @contextmanager
     def opened(cls, file: Path, top: int) -> Iterator[Self]:
-        """A file that no other process writes to meanwhile, and that can be written to.
-
-        Args:
-            file: new, or one that an earlier call wrote.
-            top: how many classes a row names.
+        """A new file or one that an earlier call wrote, which no other process writes to meanwhile.
 
         Raises:
             InUse: another process is at it.
@@ -358,11 +331,7 @@ class BatchProgress:
 def restore(
     adapter: RemoteAdapter, images: Sequence[Path], results: Results, abstain_below: float | None
 ) -> int:
-    """Writes the rows that were paid for and that the file has lost. Free.
-
-    Returns:
-        How many.
-    """
+    """Writes the rows that were paid for and that the file has lost. Free; gives their number."""
     return sum(
         results.restore(str(image), digest, adapter.reference, abstain_below)
         for image in images
@@ -388,7 +357,7 @@ def classify_files(
     calls: Sequence[Sequence[Path]] = (),
     on_progress: Callable[[BatchProgress], None] = lambda progress: None,
 ) -> BatchProgress:
-    """Classifies the images that have no row yet.
+    """Classifies the images that have no row yet, naming `top` classes of each, at most C.
 
     Calls that may have been charged, and whose answers were not stored, are made again first.
 
@@ -396,7 +365,7 @@ def classify_files(
         adapter: by which; a file's own, where it has rows.
         images: files; their paths are what rows call them.
         rows: gets a row for each.
-        top: how many classes a row names, at most C.
+        top: how many classes a row names.
         abstain_below: as in `Client.adapter_predict`.
         calls: what `file_calls` made of images, where it was asked before.
         on_progress: called after each call.

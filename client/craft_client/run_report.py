@@ -1,9 +1,8 @@
 """A run that reports itself: what it has reached goes to the server's console as it tunes.
 
 Points are handed over and sent by a thread of its own, over a connection of its own with a short
-timeout, so that reporting can neither fail, slow nor change a run. What goes wrong is told once. A
-server that is away is tried again now and then, one that refuses a report is not. This module knows
-progress and the wire; it does not know how a run tunes.
+timeout, so that reporting can neither fail, slow nor change a run. What goes wrong is said once. A
+server that is away is tried again now and then, one that refuses a report is not.
 """
 
 from __future__ import annotations
@@ -42,11 +41,7 @@ class Reporting(Protocol):
 class RunReporter:
     """Reports one run from a thread.
 
-    Args:
-        server: where reports go; used by the thread alone.
-        run: the run's name, as the ledger has it.
-        report: what the run is.
-        on_failure: told, once and from the thread, what went wrong first.
+    `on_failure` is called once, from the thread, with what went wrong first.
     """
 
     def __init__(
@@ -131,10 +126,7 @@ class RunReporter:
 
 @contextmanager
 def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[OnProgress]:
-    """Gives what to call with each progress: `on_progress`, and the reporter where there is one.
-
-    The block's end is the run's.
-    """
+    """Gives what to call with each progress: `on_progress`, and the reporter where there is one."""
     if reporter is None:
         yield on_progress
         return
@@ -152,10 +144,7 @@ def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[
 
 
 def point_of(progress: TuneProgress) -> RunPoint:
-    """A progress as a point of the curve.
-
-    A run that is resumed goes through the same generations again, and gives the same points.
-    """
+    """A progress as a point of the curve; a resumed run gives the same points again."""
     return RunPoint(
         sequence=progress.generation + (progress.stage == "deploy"),
         generation=progress.generation,

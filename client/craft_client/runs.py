@@ -60,10 +60,7 @@ class Profile(BaseModel):
 
 
 class About(BaseModel):
-    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images.
-
-    `profile` is None where no provider was simulated.
-    """
+    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images."""
 
     craftbox: str
     started_at: str
@@ -146,11 +143,7 @@ class Run(Displayed):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads the directory.
-
-        Raises:
-            JournalError: there is no run, or it is damaged.
-        """
+        """Reads the directory; raises JournalError where there is no run, or it is damaged."""
         journal = Journal.open(folder)
         about = _checked(About, journal.document, f"'{folder / RUN_FILE}'")
         # Before the lines, which a run that is still going on may add to.
@@ -258,11 +251,7 @@ class Damaged:
 
 
 def compared(folders: Iterable[Path]) -> list[Run]:
-    """Runs to be shown beside each other, a row each.
-
-    Raises:
-        JournalError: there is no run in one of the directories, or it is damaged.
-    """
+    """Runs to be shown beside each other, a row each; raises JournalError as `Run.load`."""
     return Listed(Run.load(folder) for folder in folders)
 
 

@@ -41,10 +41,7 @@ PricedQuestion = Callable[[int, int], Units]
 
 
 class SettingsError(CraftError):
-    """The settings contradict each other, the labels or the budget. Nothing was asked or charged.
-
-    `errors` names each option with its remedy.
-    """
+    """The settings contradict each other, the labels or the budget. Nothing was charged."""
 
 
 class KeyBudgetError(SettingsError, BudgetTooSmall):
@@ -73,9 +70,7 @@ def shows_texts(output: Output) -> bool:
 def random_codes_for(output: Output, prompt_limit: int | None) -> int:
     """How many random codes may be asked for in strict access, unless somebody says otherwise.
 
-    Args:
-        output: what the answers show.
-        prompt_limit: how many prompts may be asked, the plain one included; None is not bounded.
+    `prompt_limit` is how many prompts may be asked, the plain one too; None is not bounded.
     """
     codes = RANDOM_CODES_OF_RANKS if output.level in ("label", "top_k") else RANDOM_CODES
     return codes if prompt_limit is None else min(codes, prompt_limit - 1)
@@ -176,10 +171,7 @@ class TuneSettings:
         )
 
     def stream(self, purpose: Literal["random codes", "search", "mlp"]) -> list[int]:
-        """Seed of the random numbers for one purpose.
-
-        Each has its own, so that switching a part off leaves the others as they were.
-        """
+        """Seed of the random numbers for one purpose, whatever other parts are switched off."""
         return [self.seed, ("random codes", "search", "mlp").index(purpose)]
 
     @property
@@ -191,10 +183,7 @@ class TuneSettings:
         return Question(1 if self._row.like_paper else 1 + self.random_codes)
 
     def generation_questions(self, number: int = 1) -> tuple[Question, ...]:
-        """What is asked in a generation, from 1; none after the last.
-
-        craftbox's generations double the prompts, up to all random codes.
-        """
+        """What is asked in a generation, from 1; craftbox's double the prompts while it can."""
         if self.recipe != "craftbox":
             prompts = self._row.generation(self.population) if self.search else ()
             return tuple(Question(count) for count in prompts)
@@ -217,12 +206,9 @@ class TuneSettings:
     def generations(
         self, units: PricedQuestion = one_each, *, done: int = 0, spent: int | None = None
     ) -> int:
-        """How many whole generations the run's own budget covers.
+        """How many whole generations after `done` the run's own budget covers.
 
-        Args:
-            units: what a question is charged.
-            done: generations that are not counted.
-            spent: queries until then; None before the first generation.
+        `units` is what a question is charged, `spent` the queries until then (None: nothing yet).
         """
         left = self.budget - (units(*self.opening_question).queries if spent is None else spent)
         if self.recipe != "craftbox":

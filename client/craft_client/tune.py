@@ -45,27 +45,14 @@ RUN_SCHEMA = 4
 
 @dataclass(frozen=True, repr=False)
 class TuneResult(Displayed):
-    """What a run came to.
-
-    Attributes:
-        adapter: prompts and head.
-        accuracy_before: of the plain prompt on the training images, percent.
-        accuracy_after: of the adapter, percent, each image by what was fitted and chosen without
-            it (`craft_client.losses`); None where nothing was held out (one image a class, a
-            prompt that was searched with all labels, or a recipe that holds nothing out).
-        units: everything charged by the run.
-        stopped_by: the budget of the key that ended the search before the run's own budget was
-            used up, in words; None where none did.
-        history: one entry for the first request and each generation: `generation`, `queries`,
-            `loss`, `best_loss`, `accuracy`.
-    """
+    """What a run came to."""
 
     adapter: Adapter
-    accuracy_before: float
-    accuracy_after: float | None
+    accuracy_before: float  # of the plain prompt on the training images, percent
+    accuracy_after: float | None  # held out, percent (`craft_client.losses`); None: nothing was
     units: Units
-    stopped_by: str | None
-    history: list[dict[str, Any]]
+    stopped_by: str | None  # the budget that ended the search before the run's own, in words
+    history: list[dict[str, Any]]  # as in `TuningRun`
 
     def _view(self) -> View:
         return View(

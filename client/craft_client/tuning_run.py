@@ -1,4 +1,14 @@
-"""What all recipes share: a task, its settings, the answers that it pays for, and its progress."""
+"""What all recipes share: a task, its settings, its progress, and the answers that it pays for.
+
+Every answer is asked for once, on disk before it is used, and read from there later. A run that is
+resumed asks the same questions in the same order. Those that the journal has answers to are not
+sent: what was read from the answer then, is given again. The first one that it has no answer to is
+sent under the name that it had before, so that one that was in flight when the run ended is not
+paid for twice. So is one whose tensors are damaged, as after a power failure, as long as the server
+is sure to know its name: the answer comes again, free of charge.
+
+Kept answers may be many. Once something has been learnt from them, it can be saved in their place.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +62,10 @@ class Checkpoint:
 
 
 class PaidAnswers:
-    """Asks the black box and keeps the books.
+    """Asks the black box about N images, and keeps the books.
 
-    Args:
-        black_box: answers for N images.
-        images: N.
-        journal: of the run; lines that it has already are the answers to the first questions.
-        budgets: all that bound the key now.
-
-    Attributes:
-        units: everything charged by the run so far.
-        budgets: as of the last answer.
+    The journal's lines are the answers to the first questions. `units` is all that the run was
+    charged so far, and `budgets` what bounds the key as of the last answer.
     """
 
     def __init__(
@@ -100,9 +103,6 @@ class PaidAnswers:
         """Saves what was learnt from all answers until now, and forgets what was kept of them.
 
         Of the first answer everything stays, since runs are measured by it.
-
-        Raises:
-            JournalError: it cannot be written.
         """
         self._journal.save_checkpoint({**document, "asked": self._asked}, tensors)
         for name in self._kept_bytes:
@@ -210,10 +210,7 @@ class PaidAnswers:
         return Reading(losses, kept)
 
     def _tensors(self, asked: int) -> Tensors | None:
-        """What the journal has of an answer; None where that is damaged or not all that is needed.
-
-        Of answers that a checkpoint stands for, codes and losses are.
-        """
+        """What the journal has of an answer; None where it is damaged or lacks what is needed."""
         try:
             tensors = self._journal.tensors(_name(asked))
         except JournalError:
@@ -342,32 +339,18 @@ Stage = Literal["start", "search", "deploy"]
 
 @dataclass(frozen=True)
 class TuneProgress:
-    """Where a run is, after each request.
+    """Where a run is, after each request."""
 
-    Attributes:
-        stage: `start` after the first request, `search` after each generation, `deploy` at the end.
-        generation: generations done.
-        generations: generations that the budgets, the run's and the key's, cover as they stand.
-        queries: spent by this run.
-        budget: queries that the run takes at most: what its settings say, or other budgets leave.
-        loss: mean loss of the latest request's codes (of the plain prompt where it had none).
-        best_loss: least loss of a single prompt so far.
-        accuracy: percent of the training images, of the recipe's best prediction so far, which
-            may have been chosen or fitted by them; at the end, held out. None where not measured.
-        units: everything charged by this run.
-        elapsed_s: seconds since the run began, or was resumed.
-    """
-
-    stage: Stage
-    generation: int
-    generations: int
-    queries: int
-    budget: int
-    loss: float
-    best_loss: float
-    accuracy: float | None
-    units: Units
-    elapsed_s: float
+    stage: Stage  # after the first request, after each generation, at the end
+    generation: int  # done
+    generations: int  # that the budgets, the run's and the key's, cover as they stand
+    queries: int  # spent by this run
+    budget: int  # queries that the run takes at most, by its settings and other budgets
+    loss: float  # mean of the latest request's codes, or of the plain prompt, nats
+    best_loss: float  # of a single prompt so far
+    accuracy: float | None  # percent of the training images; held out at the end
+    units: Units  # charged by this run
+    elapsed_s: float  # since the run began, or was resumed
 
 
 @dataclass(frozen=True)
@@ -398,17 +381,11 @@ class Outcome:
 
 
 class TuningRun:
-    """One run of a recipe.
+    """One run of a recipe: `labels` are the images' classes, int64 [N].
 
-    Attributes:
-        settings: what to do.
-        labels: the images' classes, int64 [N].
-        context: of all codes.
-        answers: the books.
-        generation: generations begun.
-        stopped_by: the budget of the key that ended the search before the run's own did, in words.
-        history: one entry for the first request and each generation: `generation`, `queries`,
-            `loss`, `best_loss`, `accuracy`.
+    `stopped_by` is the budget that ended the search before the run's own did, in words. `history`
+    has an entry for the first request and each generation: `generation`, `queries`, `loss`,
+    `best_loss`, `accuracy`.
     """
 
     def __init__(
@@ -470,8 +447,7 @@ class TuningRun:
         """Notes that a request was refused, since others have spent what was left.
 
         Raises:
-            BudgetExhausted: some calls of the request may have been charged before, so that the
-                books would be wrong.
+            BudgetExhausted: some calls of the request may have been charged: the books are wrong.
         """
         if any(
             self._black_box.units(*question).requests > 1

@@ -42,7 +42,7 @@ def test_run_directories_are_completed_and_other_folders_are_not() -> None:
 
 
 def test_craftboxs_own_recipes_are_completed() -> None:
-    assert tuple(recipes("")) == OWN
+    assert recipes("") == [*OWN]
     for line in ("craft tune --recipe pa", "craft bench --recipe pa"):
         assert completed(line) == ["paper"]
 

@@ -504,7 +504,7 @@ def test_a_label_of_a_coop_split_has_one_name_however_it_is_written(tmp_path: Pa
 def touch_all(*files: Path) -> None:
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch_all()
+        file.touch()
 
 
 def names(root: Path, found: Found) -> list[str]:

@@ -1,4 +1,4 @@
-"""`craft models`, `craft usage`, `craft budget` and `craft image-sets`: all free of charge."""
+"""`craft models`, `usage`, `budget`, `image-sets`, `config` and `plugins`: all free of charge."""
 
 from __future__ import annotations
 

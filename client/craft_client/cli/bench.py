@@ -349,17 +349,10 @@ def cells(
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds, a line for each data set, shots and recipe.
+    """Mean and standard deviation over seeds, a line for each data set, shift, shots and recipe.
 
-    Args:
-        results: a document for each run: `data`, `recipe`, `shots`, `seed`, `zero_shot`, `accuracy`
-            (percent on the test split), `tuning` and `evaluation` (units); where there are shifts,
-            `shifts` has `zero_shot`, `accuracy` and `evaluation` for each by name.
-
-    Returns:
-        Documents with `data`, `shift` (None: the data set's own test split), `recipe`, `shots`,
-        `seeds`, `zero_shot`, `mean`, `spread` (None for one seed) and the mean of each unit of
-        tuning, which are none for a shift: what was tuned was tuned on the data set.
+    `spread` is None for one seed. What a shift's lines say of tuning is nothing: what was tuned was
+    tuned on the data set.
     """
     groups: dict[tuple[str, str | None, int, str], list[dict[str, Any]]] = {}
     for result in results:

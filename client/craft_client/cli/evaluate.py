@@ -84,20 +84,15 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics by name; what was measured; on which images; what it cost.
-
-    `notes` are what there is to say of the data, a line each.
-    `charged` is by this process alone; `run` is what the ledger calls all calls, where they are of
-    one run. `evaluation` is what a run directory may keep of it.
-    """
+    """Metrics by name; what was measured; on which images; what it cost."""
 
     metrics: dict[str, Metrics]
     about: dict[str, Any]
     image_set: ImageSet
-    charged: Units
-    notes: Sequence[str]
-    run: str | None = None
-    evaluation: Evaluation | None = None
+    charged: Units  # by this process alone
+    notes: Sequence[str]  # on the data
+    run: str | None = None  # what the ledger calls all calls, where they are of one run
+    evaluation: Evaluation | None = None  # what a run directory may keep
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -201,11 +196,7 @@ def evaluate(
 
 
 def keep(run: Path, evaluation: Evaluation | None) -> Evaluation | None:
-    """Writes an evaluation into its run, or says why not: it has been paid for, and is shown.
-
-    Returns:
-        What was written.
-    """
+    """Writes an evaluation into its run, or says why not; gives what was written."""
     from craft_client.evaluation import keep_evaluation
 
     if evaluation is not None and (reason := keep_evaluation(run, evaluation)):
@@ -255,8 +246,7 @@ def measure_run(
 
     The adapter may know more classes than the data have. Every class is scored and charged, but
     with `among_its_classes` a prediction is the likeliest of the data's. With `once` the same
-    evaluation under way or done before is continued, for as long as the server remembers its calls,
-    and is not paid for again.
+    evaluation, under way or done, is continued for as long as the server remembers its calls.
     """
     import numpy as np
 
@@ -434,11 +424,7 @@ def _labels(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
-    """The data's C classes as indices into the adapter's classes [C], matched by name.
-
-    Raises:
-        DataError: the adapter does not know them all.
-    """
+    """The data's C classes as indices into the adapter's [C]; DataError where it lacks one."""
     import numpy as np
 
     from craft_client.exceptions import DataError

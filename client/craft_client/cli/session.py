@@ -83,12 +83,9 @@ def upload(
     *,
     name: str | None = None,
 ) -> tuple[ImageSet, Units]:
-    """Uploads the samples' images in order, with a progress bar.
+    """Uploads the samples' images in order; gives the filled image set, and what that cost.
 
     An upload that has a name, unlike any other, is continued under it wherever it was cut off.
-
-    Returns:
-        The image set with its new count, and what the upload cost.
     """
     from craft_shared.units import Units
 

@@ -1,4 +1,7 @@
-"""What commands print: results on stdout, everything else on stderr, as loud as is wanted."""
+"""What commands print: results on stdout, everything else on stderr, as loud as is wanted.
+
+How far something is, is redrawn in place on a terminal; elsewhere it is a line now and then.
+"""
 
 from __future__ import annotations
 

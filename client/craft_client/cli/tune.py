@@ -1,4 +1,7 @@
-"""`craft tune`: few-shot images in, a run directory with an adapter out."""
+"""`craft tune`: few-shot images in, a run directory with an adapter out.
+
+What can be checked for free is checked before anything is paid for.
+"""
 
 from __future__ import annotations
 
@@ -327,8 +330,7 @@ _TRAFFIC = ("answer_bytes", "picture_bytes")
 class Task:
     """Settings, class names, and images of the folder `data`; what it has beside is in `others`.
 
-    `settings_of` makes the settings anew for what a key may see (`output`, `prompt_limit` and
-    `name_limit`), while the run has not begun.
+    `settings_of` makes the settings anew for what a key may see, while the run has not begun.
     """
 
     settings: TuneSettings
@@ -372,9 +374,7 @@ def new_task(
     shots_strict: bool,
     **options: Any,
 ) -> Task:
-    """The task of a few shots of a data set in the folder `data`.
-
-    `options` are those of `craft_client.presets.recipe_settings`.
+    """The task of a few shots of a data set in `data`; `options` are those of `recipe_settings`.
 
     Raises:
         DataError: images are missing.

@@ -12,7 +12,7 @@ The last mean code and the head are deployed, whatever they are worth. docs/repr
 where this follows the released code rather than the paper, and where it can follow neither. Without
 refinement it is black-box tuning (`craft_client.recipes.prompt_alone`).
 
-It knows the method; it does not know HTTP, nor what a picture is.
+Shapes: N images, C classes, H hidden units.
 
 Source: CraFT (arXiv 2402.04050), sections 3.1 to 3.4 and 4.1, and the released code.
 """
@@ -39,20 +39,12 @@ HELD_BYTES = 16 * 2**20
 
 
 def run_paper(run: TuningRun) -> Outcome:
-    """Runs the recipe.
-
-    Raises:
-        CraftError: see `craft_client.tune.tune`.
-    """
+    """Runs the recipe; raises as `craft_client.tune.tune` does."""
     return search_and_refine(run, refinement=run.settings.refinement)
 
 
 def search_and_refine(run: TuningRun, *, refinement: bool) -> Outcome:
-    """The recipe, with or without the head.
-
-    Raises:
-        CraftError: see `craft_client.tune.tune`.
-    """
+    """The recipe, with or without the head."""
     settings, labels = run.settings, run.labels
     no_codes = np.zeros((0, settings.dim), np.float32)
 
@@ -129,15 +121,9 @@ RATE = 1e-3
 
 
 class ResidualMLP:
-    """The paper's head while it is trained: s + MLP(s), C-256-C with ReLU, on one prompt's scores.
+    """The paper's head while it is trained: s + MLP(s), C-H-C with ReLU, on one prompt's scores.
 
-    Adam with rate 1e-3, and PyTorch's default start of both layers, as in the
-    released code.
-
-    Args:
-        classes: C.
-        hidden: H.
-        seed: any integers.
+    Adam with rate 1e-3, and PyTorch's default start of both layers, as in the released code.
     """
 
     def __init__(self, classes: int, *, hidden: int = 256, seed: Sequence[int]) -> None:
@@ -217,16 +203,9 @@ class ResidualMLP:
 def mlp_loss(
     parameters: Sequence[Floats], scores: Floats, labels: Labels, consistency_weight: float
 ) -> tuple[float, list[Floats]]:
-    """The loss of `ResidualMLP` on log-probabilities, and its gradients.
+    """The loss in nats of `ResidualMLP` on centred log-probabilities [N, C], and its gradients.
 
-    Args:
-        parameters: hidden weight [C, H], hidden bias [H], weight [H, C], bias [C].
-        scores: centred, [N, C].
-        labels: int64 [N].
-        consistency_weight: >= 0.
-
-    Returns:
-        The loss in nats, and gradients of the parameters' shapes and dtype.
+    Parameters are the hidden weight [C, H] and bias [H], the weight [H, C] and bias [C].
     """
     hidden_weight, hidden_bias, weight, bias = parameters
     truth = np.arange(len(labels)), labels

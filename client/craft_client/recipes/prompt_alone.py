@@ -82,11 +82,8 @@ class Searched:
 def search_prompt(run: TuningRun, search: CodeSearch) -> Searched:
     """Asks for the plain prompt, then for one generation of the search after another.
 
-    A code's loss is its cross-entropy. What is reported as accuracy is that of the prompt of least
+    A code's loss is its cross-entropy. The accuracy that is reported is that of the prompt of least
     loss so far, on the images that chose it.
-
-    Raises:
-        CraftError: see `craft_client.tune.tune`.
     """
     settings, labels = run.settings, run.labels
 
