@@ -99,7 +99,7 @@ class Shortfall:
         unit, resets_at = self.budget.unit, self.budget.resets_at
         left, needed = (shown(unit, amount) for amount in (self.budget.remaining, self.needed))
         again = f" until {resets_at}" if resets_at else ""
-        return f"{name(self.budget)} has {left:,} left{again} where {needed:,} are needed"
+        return f"{budget_name(self.budget)} has {left:,} left{again} where {needed:,} are needed"
 
 
 def shortfall(
@@ -124,7 +124,7 @@ def times_covered(
     return min([most, *(max(0, left) // needed for left, needed in needs if needed)])
 
 
-def name(budget: Budget) -> str:
+def budget_name(budget: Budget) -> str:
     """What messages call a budget, such as "the team's queries budget of this month"."""
     unit = "cost" if budget.unit == "cost_micros" else budget.unit
     window = "" if budget.window == "lifetime" else f" of this {budget.window}"

@@ -194,77 +194,54 @@ def digest_of(file: Path | bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def image_bytes_of(samples: Sequence[Sample]) -> int:
-    """How many bytes the images' files have together."""
-    return sum(sample.path.stat().st_size for sample in samples)
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """The samples' classes [N]."""
+    return np.array([sample.label for sample in samples], np.int64)
 
 
 def _image_error(path: Path, limits: Limits) -> FieldError | None:
     """What is wrong with an image, or None."""
-    where = f"'{path}'"
+
+    def wrong(message: str, remedy: str) -> FieldError:
+        return FieldError(field=f"'{path}'", message=message, remedy=remedy)
+
     try:
         size = path.stat().st_size
         if size > limits.image_bytes:
-            return FieldError(
-                field=where,
-                message=f"has {size} bytes; the server accepts {limits.image_bytes}.",
-                remedy="Save it smaller.",
-            )
+            message = f"has {size} bytes; the server accepts {limits.image_bytes}."
+            return wrong(message, "Save it smaller.")
         # As the server reads it: no text or profile beside the pixels, however long.
         data = path.read_bytes()
         with Image.open(io.BytesIO(without_extras(data)), formats=FORMATS) as picture:
-            pixels = picture.width * picture.height
-            if pixels > limits.image_pixels:
-                return FieldError(
-                    field=where,
-                    message=f"has {picture.width} x {picture.height} pixels; the server accepts "
-                    f"{limits.image_pixels} in all.",
-                    remedy="Save it smaller.",
-                )
+            sides = f"{picture.width} x {picture.height} pixels"
+            if picture.width * picture.height > limits.image_pixels:
+                message = f"has {sides}; the server accepts {limits.image_pixels} in all."
+                return wrong(message, "Save it smaller.")
             if max(picture.size) > MAX_ASPECT * max(1, min(picture.size)):
-                return FieldError(
-                    field=where,
-                    message=f"is {picture.width} x {picture.height} pixels; a side may be "
-                    f"{MAX_ASPECT} times the other at most.",
-                    remedy="Crop it; the model sees a square from its middle.",
+                return wrong(
+                    f"is {sides}; a side may be {MAX_ASPECT} times the other at most.",
+                    "Crop it; the model sees a square from its middle.",
                 )
             picture.draft("L", (1, 1))
             picture.load()
     except TooManyPartsError as error:
-        return FieldError(
-            field=where,
-            message=f"cannot be used: {error}, far more than a picture needs.",
-            remedy="Save it again as a plain JPEG.",
-        )
+        message = f"cannot be used: {error}, far more than a picture needs."
+        return wrong(message, "Save it again as a plain JPEG.")
     except Image.DecompressionBombError:
-        return FieldError(
-            field=where, message="is absurdly large.", remedy="Replace it by a real picture."
-        )
+        return wrong("is absurdly large.", "Replace it by a real picture.")
     except UnidentifiedImageError:
-        other = other_format(data)
-        if other:
-            return FieldError(
-                field=where, message=f"is {other}, which no server reads.", remedy=CONVERT
-            )
-        return FieldError(
-            field=where,
-            message="is not a picture that a server reads.",
-            remedy=f"Remove it, or convert it to one of {IN_WORDS}.",
-        )
+        if other := other_format(data):
+            return wrong(f"is {other}, which no server reads.", CONVERT)
+        remedy = f"Remove it, or convert it to one of {IN_WORDS}."
+        return wrong("is not a picture that a server reads.", remedy)
     # Pillow's decoders raise a different exception for each format's kind of damage, OSError among
     # them; what the system raises has a number.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            return FieldError(
-                field=where,
-                message=f"cannot be opened: {error.strerror}.",
-                remedy="Name a file that is there and that you may read.",
-            )
-        return FieldError(
-            field=where,
-            message=f"cannot be read as a picture: {error}.",
-            remedy="It is truncated or damaged: replace or remove it.",
-        )
+            remedy = "Name a file that is there and that you may read."
+            return wrong(f"cannot be opened: {error.strerror}.", remedy)
+        remedy = "It is truncated or damaged: replace or remove it."
+        return wrong(f"cannot be read as a picture: {error}.", remedy)
     return None
 
 

@@ -25,7 +25,7 @@ from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, Scale
+from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, ModelCard, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -124,13 +124,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
-            settings = self._settings(
-                labels,
-                names,
-                output=card.output,
-                prompt_limit=card.prompts_per_image_set,
-                name_limit=card.limits.classes,
-            )
+            settings = self._settings(labels, names, card)
             with (
                 Journal.claimed(folder, new=True) as journal,
                 _image_set(client, card.name) as empty,
@@ -191,7 +185,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self,
         labels: NDArray[np.int64],
         names: Sequence[str],
-        **of_key: Any,
+        card: ModelCard | None = None,
     ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
         given = self.get_params(deep=False)
@@ -201,7 +195,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             given.pop("recipe"),
             "",
             int(counts[0]) if len(counts) == 1 else None,
-            **of_key,
+            card=card,
             classes=names,
             vocabulary=given.pop("texts"),
             **given,
@@ -246,24 +240,17 @@ def _encode_labels(
 ) -> tuple[NDArray[Any], list[str], NDArray[np.int64]]:
     """Labels as scikit-learn shows them [C], class names [C], and each image's row [N]."""
     given = column_or_1d(np.asarray(y))
+    rows = "Labels are row numbers of `classes`."
     if np.issubdtype(given.dtype, np.integer):
         if classes is None:
-            raise _wrong(
-                "classes", "labels are numbers.", "Give the classes' names, in their order."
-            )
+            remedy = "Give the classes' names, in their order."
+            raise _wrong("classes", "labels are numbers.", remedy)
         if given.size and not 0 <= given.min() <= given.max() < len(classes):
-            raise _wrong(
-                "y",
-                f"holds labels outside 0 to {len(classes) - 1}.",
-                "Labels are row numbers of `classes`.",
-            )
+            raise _wrong("y", f"holds labels outside 0 to {len(classes) - 1}.", rows)
         return np.arange(len(classes)), list(classes), given.astype(np.int64)
     if not all(isinstance(label, str) for label in given.tolist()):
-        raise _wrong(
-            "y",
-            f"holds labels of type {given.dtype}.",
-            "Labels are class names, or row numbers of `classes`.",
-        )
+        remedy = "Labels are class names, or row numbers of `classes`."
+        raise _wrong("y", f"holds labels of type {given.dtype}.", remedy)
     labels = np.unique(given if classes is None else np.asarray(classes, dtype=str)).astype(str)
     unknown = sorted(set(given.tolist()) - set(labels.tolist()))
     if unknown:
@@ -271,20 +258,14 @@ def _encode_labels(
     return labels, labels.tolist(), np.searchsorted(labels, given.astype(str)).astype(np.int64)
 
 
+def _wrong(field: str, message: str, remedy: str) -> SettingsError:
+    error = FieldError(field=field, message=message, remedy=remedy)
+    return SettingsError("The labels cannot be used.", errors=[error])
+
+
 def _files(X: Iterable[Picture]) -> list[bytes]:
     encoded = list(files(X, "X"))
     if not encoded:
-        raise DataError(
-            "The pictures cannot be used.",
-            errors=[
-                FieldError(field="X", message="holds no picture.", remedy="Give at least one.")
-            ],
-        )
+        error = FieldError(field="X", message="holds no picture.", remedy="Give at least one.")
+        raise DataError("The pictures cannot be used.", errors=[error])
     return encoded
-
-
-def _wrong(field: str, message: str, remedy: str) -> SettingsError:
-    return SettingsError(
-        "The labels cannot be used.",
-        errors=[FieldError(field=field, message=message, remedy=remedy)],
-    )

@@ -121,16 +121,19 @@ class Exchange:
         """
         self._began = time.perf_counter()
         try:
-            with self._logged(), self._named():
-                yield
-        except AnswerLost as error:
-            self._lost = error
+            yield
+        except CraftError as error:
+            self._log(error.message)
             raise
-        except ConnectionFailed as error:
-            if self._lost is None:
-                raise
-            # The server has not seen this attempt, but perhaps the one before.
-            raise self._lost from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            failure = self._named(error)
+            self._log(failure.message)
+            if isinstance(failure, AnswerLost):
+                self._lost = failure
+            elif isinstance(failure, ConnectionFailed) and self._lost is not None:
+                # The server has not seen this attempt, but perhaps the one before.
+                raise self._lost from error
+            raise failure from error
 
     def arrived(self, response: httpx.Response) -> httpx.Response:
         """Notes an answer that was read whole, and gives it."""
@@ -149,15 +152,6 @@ class Exchange:
             return response  # The attempt whose answer was lost has deleted it.
         raise refusal
 
-    @contextmanager
-    def _logged(self) -> Iterator[None]:
-        """Logs why there is no answer."""
-        try:
-            yield
-        except CraftError as error:
-            self._log(error.message)
-            raise
-
     def _log(self, outcome: str) -> None:
         """A line on an attempt, for whoever debugs: neither keys nor bodies."""
         _log.debug(
@@ -169,30 +163,24 @@ class Exchange:
             request_id(self._request),
         )
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Names what httpx raises."""
+    def _named(self, error: httpx.TransportError | httpx.DecodingError) -> CraftError:
+        """What httpx raises, in the client's terms."""
         url = self._server.url
-        try:
-            yield
-        except _UNREACHED as error:
-            raise _unreachable(self._server, error) from error
-        except httpx.TransportError as error:
-            self._server.reached = True
-            call = f"{self._request.method} {self._request.url.path}"
-            names = [f"request {request_id(self._request)}"]
-            if key := self._request.headers.get(IDEMPOTENCY_HEADER):
-                names.append(f"idempotency key {key}")
-            raise AnswerLost(
-                f"The connection to the craftbox server at {url} broke before {call} "
-                f"was answered: {_words(error)}.",
-                remedy="The server may have done the call: 'craft usage' shows what was charged. "
-                f"({', '.join(names)})",
-            ) from error
-        except httpx.DecodingError as error:
-            raise ProtocolError(
-                f"{url} sent an answer that cannot be decoded: {_words(error)}."
-            ) from error
+        if isinstance(error, _UNREACHED):
+            return _unreachable(self._server, error)
+        if isinstance(error, httpx.DecodingError):
+            return ProtocolError(f"{url} sent an answer that cannot be decoded: {_words(error)}.")
+        self._server.reached = True
+        call = f"{self._request.method} {self._request.url.path}"
+        names = [f"request {request_id(self._request)}"]
+        if key := self._request.headers.get(IDEMPOTENCY_HEADER):
+            names.append(f"idempotency key {key}")
+        return AnswerLost(
+            f"The connection to the craftbox server at {url} broke before {call} "
+            f"was answered: {_words(error)}.",
+            remedy="The server may have done the call: 'craft usage' shows what was charged. "
+            f"({', '.join(names)})",
+        )
 
 
 class _Patience:

@@ -17,7 +17,7 @@ from craft_client.settings import SettingsError, TuneSettings, random_codes_for,
 from craft_shared.names import REMEDY, fault, same_text, twins
 from craft_shared.problems import FieldError
 from craft_shared.text_files import NotTextError, lines_of, read_text
-from craft_shared.wire import EVERYTHING, Output
+from craft_shared.wire import EVERYTHING, ModelCard
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 POPULATION = 40
@@ -107,9 +107,7 @@ def recipe_settings(
     classes: Sequence[str],
     vocabulary: Sequence[str] | None = None,
     strict: bool = False,
-    output: Output = EVERYTHING,
-    prompt_limit: int | None = None,
-    name_limit: int | None = None,
+    card: ModelCard | None = None,
     **given: Any,
 ) -> TuneSettings:
     """Settings of a recipe for a data set, in which what is `given` and not None comes first.
@@ -125,14 +123,14 @@ def recipe_settings(
         classes: their names, which are left out of the vocabulary.
         vocabulary: None for common nouns.
         strict: whether to ask about nothing but the classes.
-        output: what the key's answers show.
-        prompt_limit: how many prompts the key may ask.
-        name_limit: how many class names and nouns a call may score.
+        card: the model's, with what the key may see and ask; None is not bounded.
         given: arguments of `TuneSettings`.
 
     Raises:
         SettingsError: an option's value is impossible.
     """
+    output = EVERYTHING if card is None else card.output
+    prompt_limit = None if card is None else card.prompts_per_image_set
     chosen = {name: value for name, value in given.items() if value is not None}
     if vocabulary is not None:
         chosen["texts"] = beside(classes, vocabulary)
@@ -153,7 +151,7 @@ def recipe_settings(
         settings["budget"] = min(settings["budget"], prompt_limit)
     if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
         nouns = beside(classes, common_nouns())
-        room = len(nouns) if name_limit is None else max(0, name_limit - len(classes))
+        room = len(nouns) if card is None else max(0, card.limits.classes - len(classes))
         # They are in the order of the alphabet: as many of each letter.
         settings["texts"] = nouns[:: -(-len(nouns) // room)] if room else ()
     return TuneSettings(**settings, recipe=recipe, shots=shots)

@@ -62,8 +62,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call that is charged; the same call has the same key."""
+class Batch:
+    """The images of a call that is charged; the same call has the same key."""
 
     key: str
     adapter: str
@@ -82,14 +82,14 @@ class Rows:
         self.images: set[str] = set()
         self.rows: list[Row] = []
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: Batch) -> None:
         """Before a call is sent."""
 
-    def refuse(self, call: Call, errors: Sequence[Row]) -> None:
+    def refuse(self, call: Batch, errors: Sequence[Row]) -> None:
         """After a call was refused, uncharged, for some of its pictures."""
         self.add(errors)
 
-    def end(self, call: Call, rows: Sequence[Row]) -> None:
+    def end(self, call: Batch, rows: Sequence[Row]) -> None:
         """After a call was answered. The rows are yet to be added."""
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -124,7 +124,7 @@ class Results(Rows):
         self.file, self.top = file, top
         self.adapter: str | None = None
         self._record = _beside(file, ".calls")
-        self._unanswered: dict[str, Call] = {}
+        self._unanswered: dict[str, Batch] = {}
         self._paid: dict[tuple[str, str, str, int, float | None], list[str]] = {}
         self._paid_images: set[str] = set()
         ranks = (f"{column}_{rank}" for rank in range(1, top + 1) for column in _RANKED)
@@ -161,7 +161,7 @@ class Results(Rows):
         names = sum(len(os.fsencode(image)) for image in images)
         check_room(_beside(self.file, "").parent, 2 * (names + len(images) * row))
 
-    def unanswered(self, adapter: str) -> list[Call]:
+    def unanswered(self, adapter: str) -> list[Batch]:
         """Calls to an adapter that may have been charged and whose answer is not here."""
         calls = self._unanswered.values()
         return [call for call in calls if (call.adapter, call.top) == (adapter, self.top)]
@@ -178,7 +178,7 @@ class Results(Rows):
         """Whether any row was paid for of a picture of that path."""
         return image in self._paid_images
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: Batch) -> None:
         """Notes what is about to be sent."""
         if call.key not in self._unanswered:
             line = {
@@ -191,12 +191,12 @@ class Results(Rows):
             self._note(line)
             self._unanswered[call.key] = call
 
-    def refuse(self, call: Call, errors: Sequence[Row]) -> None:
+    def refuse(self, call: Batch, errors: Sequence[Row]) -> None:
         """Notes that the call cost nothing."""
         self._note({"refused": call.key})
         self._unanswered.pop(call.key, None)
 
-    def end(self, call: Call, rows: Sequence[Row]) -> None:
+    def end(self, call: Batch, rows: Sequence[Row]) -> None:
         """Notes the rows, so that they are kept before the file gets them."""
         self._note({"answered": call.key, "rows": [row.cells for row in rows]})
         self._answer(call.key, [row.cells for row in rows])
@@ -286,7 +286,7 @@ class Results(Rows):
     def _read_call(self, line: dict[str, Any], *, begun: bool) -> None:
         if "call" in line:
             images = tuple((str(path), str(digest)) for path, digest in line["images"])
-            call = Call(line["call"], line["adapter"], line["top"], line["abstain_below"], images)
+            call = Batch(line["call"], line["adapter"], line["top"], line["abstain_below"], images)
             self._unanswered[call.key] = call
             self.adapter = call.adapter if begun else None
         elif "refused" in line:
@@ -432,7 +432,7 @@ def _classified(
     while contents:
         digests = {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}
         key = _key(adapter.reference, top, abstain_below, list(digests.values()))
-        call = Call(key, adapter.reference, top, abstain_below, tuple(digests.items()))
+        call = Batch(key, adapter.reference, top, abstain_below, tuple(digests.items()))
         rows.begin(call)
         try:
             answer = adapter.client.adapter_predict(
@@ -463,16 +463,13 @@ def _classified(
     return failed, Units()
 
 
-def _unchanged(call: Call) -> dict[str, bytes] | None:
+def _unchanged(call: Batch) -> dict[str, bytes] | None:
     """A call's images, if all are what they were."""
     contents: dict[str, bytes] = {}
     for path, digest in call.images:
-        try:
-            contents[path] = Path(path).read_bytes()
-        except OSError:
+        if _digest(Path(path)) != digest:
             return None
-        if hashlib.sha256(contents[path]).hexdigest() != digest:
-            return None
+        contents[path] = Path(path).read_bytes()
     return contents
 
 

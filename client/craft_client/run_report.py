@@ -11,12 +11,13 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from craft_client.exceptions import BudgetExhausted, ConnectionFailed, Overloaded, RateLimited
 from craft_shared.run_reports import POINTS_PER_CALL, RunPoint, RunReport, RunState
 
 if TYPE_CHECKING:
+    from craft_client.api import Client
     from craft_client.tuning_run import TuneProgress
 
 # Seconds: between two calls while a run goes on; before another try where the server did not take
@@ -28,16 +29,6 @@ LAST_WORDS_SECONDS = 5.0
 OnProgress = Callable[["TuneProgress"], None]
 
 
-class Reporting(Protocol):
-    """What takes reports: `craft_client.api.Client`, with a short timeout."""
-
-    def report_run(self, run: str, report: RunReport) -> None:
-        """Makes or changes a run's report."""
-
-    def report_points(self, run: str, points: list[RunPoint]) -> None:
-        """Adds points that are not there yet."""
-
-
 class RunReporter:
     """Reports one run from a thread.
 
@@ -46,12 +37,12 @@ class RunReporter:
 
     def __init__(
         self,
-        server: Reporting,
+        client: Client,
         run: str,
         report: RunReport,
         on_failure: Callable[[str], None],
     ) -> None:
-        self._server = server
+        self._client = client
         self._run = run
         self._report = report
         self._on_failure = on_failure
@@ -70,7 +61,7 @@ class RunReporter:
             self._changed.notify()
 
     def end(self, state: RunState, *, wait: float = LAST_WORDS_SECONDS) -> None:
-        """Tells how the run ended, and waits so many seconds at most until it is told."""
+        """Reports how the run ended, and waits so many seconds at most until the server knows."""
         with self._changed:
             self._end = state
             self._changed.notify()
@@ -86,32 +77,32 @@ class RunReporter:
             self._fail(error)
 
     def _try_to_send(self) -> bool:
-        """Sends what there is, and keeps what the server does not take now; whether all is told."""
+        """Sends what there is, and keeps what the server does not take now; whether that was all."""
         try:
-            told = self._send()
+            is_over = self._send()
         except (ConnectionFailed, Overloaded, RateLimited) as error:
             self._fail(error)
             self._pause(SECONDS_AFTER_FAILURE)
             return False
         self._pause(SECONDS_BETWEEN_CALLS)
-        return told
+        return is_over
 
     def _send(self) -> bool:
         """Waits for something to send, and sends it; whether that was the end."""
         if not self._introduced:
-            self._server.report_run(self._run, self._report)
+            self._client.report_run(self._run, self._report)
             self._introduced = True
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._end is not None)
             points = [point_of(progress) for progress in self._waiting]
             end = self._end
         for start in range(0, len(points), POINTS_PER_CALL):
-            self._server.report_points(self._run, points[start : start + POINTS_PER_CALL])
+            self._client.report_points(self._run, points[start : start + POINTS_PER_CALL])
         with self._changed:
             del self._waiting[: len(points)]
         if end is not None:
             last = self._report.model_copy(update={"state": end})
-            self._server.report_run(self._run, last)
+            self._client.report_run(self._run, last)
         return end is not None
 
     def _pause(self, seconds: float) -> None:
@@ -138,7 +129,9 @@ def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[
     try:
         yield on_both
     except BaseException as error:
-        reporter.end("failed" if _is_failure(error) else "stopped")
+        # Stopped by hand or by its budget, nothing went wrong.
+        failed = isinstance(error, Exception) and not isinstance(error, BudgetExhausted)
+        reporter.end("failed" if failed else "stopped")
         raise
     reporter.end("finished")
 
@@ -154,11 +147,6 @@ def point_of(progress: TuneProgress) -> RunPoint:
         accuracy=progress.accuracy,
         units=progress.units,
     )
-
-
-def _is_failure(error: BaseException) -> bool:
-    """Whether the run went wrong, and was not merely stopped by hand or by its budget."""
-    return isinstance(error, Exception) and not isinstance(error, BudgetExhausted)
 
 
 def _finite(value: float) -> float | None:

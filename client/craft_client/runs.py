@@ -24,12 +24,14 @@ from craft_client.run_folder import (
     SUMMARY_FILE,
     TENSOR_FOLDER,
 )
+from craft_client.tuning_run import Candidate
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
 from craft_shared.printing import percent
 from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import Units
+from craft_shared.wire import ProviderProfile
 
 # Of a long run, in a notebook.
 POINTS_SHOWN = 8
@@ -48,17 +50,6 @@ class RunSettings(BaseModel):
     budget: int | None = None
 
 
-class Profile(BaseModel):
-    """The profile of a provider that was simulated."""
-
-    name: str
-    version: int
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, version {self.version}, {self.digest}"
-
-
 class About(BaseModel):
     """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images."""
 
@@ -66,21 +57,11 @@ class About(BaseModel):
     started_at: str
     model: str
     revision: str
-    profile: Profile | None = None
+    profile: ProviderProfile | None = None  # that was simulated
     settings: RunSettings
     classes: list[str]
     labels: list[int]
     data: Path | None = None
-
-
-class Candidate(BaseModel):
-    """What might have been deployed; see `craft_client.tuning_run.Candidate`."""
-
-    name: str
-    prompts: int
-    texts: int = 0
-    loss: FiniteFloat | None = None
-    regularisation: FiniteFloat | None = None
 
 
 class Moment(BaseModel):

@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat
 
 from craft_client.blackbox import BlackBox, Scores, shortfall, times_covered
 from craft_client.data import groups_of, with_equal_answers
@@ -359,10 +360,10 @@ class Candidate:
 
     name: str  # for the run's summary
     prompts: int  # that its head reads
-    texts: int  # that it reads beside the class names
-    # Held-out cross-entropy by which it was chosen, nats; None where none was measured.
-    loss: float | None
-    regularisation: float | None = None  # of a linear head, relative to its inputs' variance
+    texts: int = 0  # that it reads beside the class names
+    loss: FiniteFloat | None = None  # held-out cross-entropy by which it was chosen, nats
+    # Of a linear head, relative to its inputs' variance.
+    regularisation: FiniteFloat | None = None
 
 
 @dataclass(frozen=True)

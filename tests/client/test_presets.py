@@ -15,6 +15,8 @@ from craft_client.presets import (
 from craft_client.settings import Question, TuneSettings
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
+from .fake_clip import model_card
+
 
 @pytest.mark.parametrize(
     ("data", "expected"),
@@ -97,10 +99,11 @@ def test_what_is_given_comes_first() -> None:
 
 def test_the_default_vocabulary_leaves_a_call_no_more_names_than_it_may_have() -> None:
     classes = [f"class {number}" for number in range(1500)]
-    settings = recipe_settings("craftbox", "dtd", 16, classes=classes, name_limit=2000)
+    card = model_card(classes=2000)
+    settings = recipe_settings("craftbox", "dtd", 16, classes=classes, card=card)
     assert 400 <= len(settings.texts) <= 500
     assert settings.texts[-1][0] > "v"  # of the whole alphabet
-    full = recipe_settings("craftbox", "dtd", 16, classes=classes, name_limit=1500)
+    full = recipe_settings("craftbox", "dtd", 16, classes=classes, card=model_card(classes=1500))
     assert full.texts == ()
 
 

@@ -59,16 +59,11 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
             }
         )
         return
-    calls = sorted({charge.call for charge in found.charges})
-    by_call = {call: [charge for charge in found.charges if charge.call == call] for call in calls}
-    sums = [
-        (
-            call,
-            sum((line.units for line in lines), Units()),
-            sum(line.cost_micros for line in lines),
-        )
-        for call, lines in by_call.items()
-    ]
+    sums = []
+    for call in sorted({charge.call for charge in found.charges}):
+        lines = [charge for charge in found.charges if charge.call == call]
+        units = sum((line.units for line in lines), Units())
+        sums.append((call, units, sum(line.cost_micros for line in lines)))
     sums.append(("total", found.total, found.cost_micros))
     priced = any(micros for _, _, micros in sums)
     table(
@@ -88,11 +83,7 @@ def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     with connect(url, key) as client:
         budgets = client.budgets()
     if as_json:
-        free_document(
-            {
-                "budgets": [bound.model_dump() for bound in budgets],
-            }
-        )
+        free_document({"budgets": [bound.model_dump() for bound in budgets]})
         return
     table(
         ["unit", "window", "whose", "limit", "spent", "reserved", "remaining", "resets at"],

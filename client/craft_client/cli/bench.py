@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from craft_client.cli.options import (
     PLAIN_TEMPLATE,
     AsJson,
@@ -19,6 +17,7 @@ from craft_client.cli.options import (
     ShotsStrict,
     Strict,
     Url,
+    option,
     recipes,
 )
 from craft_client.cli.root import command
@@ -77,41 +76,28 @@ PAPER_NOTE = "The paper's means over its eleven data sets (RN50, 16 shots): {}."
     "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
 )
 def bench(
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data",
-            show_default=False,
-            help="Holds a folder a data set, named as CoOp names them.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Results; what is there already is kept.")] = Path(
-        "bench"
-    ),
+    data: Annotated[Path, option("Holds a folder a data set, named as CoOp names them.")],
+    out: Annotated[Path, option("Results; what is there already is kept.", True)] = Path("bench"),
     dataset: Annotated[
-        list[str] | None,
-        typer.Option(show_default="the paper's eleven", help="Folder of a data set; repeatable."),
+        list[str] | None, option("Folder of a data set; repeatable.", "the paper's eleven")
     ] = None,
     shots: Annotated[
-        list[int] | None,
-        typer.Option(show_default="16", help="Training pictures a class; repeatable."),
+        list[int] | None, option("Training pictures a class; repeatable.", "16")
     ] = None,
     shots_strict: ShotsStrict = False,
     seed: Annotated[
-        list[int] | None,
-        typer.Option(show_default="1 2 3", help="Of the few-shot draw and the search; repeatable."),
+        list[int] | None, option("Of the few-shot draw and the search; repeatable.", "1 2 3")
     ] = None,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(
-            show_default="craftbox",
-            help=f"{', '.join(OWN)} or a plug-in's, as of tune; repeatable.",
+        option(
+            f"{', '.join(OWN)} or a plug-in's, as of tune; repeatable.",
+            "craftbox",
             autocompletion=recipes,
         ),
     ] = None,
     budget: Annotated[
-        int | None,
-        typer.Option(min=1, show_default="the recipe's", help="Queries that each run may spend."),
+        int | None, option("Queries that each run may spend.", "the recipe's", min=1)
     ] = None,
     strict: Strict = False,
     model: Model = None,

@@ -22,6 +22,8 @@ from craft_client.cli.options import (
     Url,
     adapter_names,
     argument,
+    flag,
+    option,
     run_folders,
 )
 from craft_client.cli.root import command
@@ -69,8 +71,7 @@ def zero_shot(
     split: Split = "test",
     template: Template = PLAIN_TEMPLATE,
     ensemble: Annotated[
-        bool,
-        typer.Option("--ensemble", help="CLIP's seven templates together, in place of one."),
+        bool, flag("--ensemble", "CLIP's seven templates together, in place of one.")
     ] = False,
     model: Model = None,
     url: Url = None,
@@ -125,7 +126,7 @@ def measure_zero_shot(
     That is the score of the mean of a class's text embeddings, which is how CLIP's own ensemble
     (Radford et al., ICML 2021, section 3.1.4) is made where embeddings are at hand.
     """
-    from craft_client.data import notes
+    from craft_client.data import labels_of, notes
     from craft_client.evaluation import metrics_of
     from craft_client.remote import check_prompts
 
@@ -142,7 +143,7 @@ def measure_zero_shot(
         scores = replace(black_box, image_set=image_set).score(templates=templates)
     mean = scores.log_probs.mean(axis=0)
     return Measured(
-        {"accuracy": metrics_of(mean, _labels(samples), dataset.classes)},
+        {"accuracy": metrics_of(mean, labels_of(samples), dataset.classes)},
         {
             "data": str(data),
             "split": split,
@@ -166,12 +167,7 @@ def evaluate(
     run: Annotated[Path | None, argument("[RUN]", "A run directory.", run_folders)] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(
-            "--adapter",
-            show_default=False,
-            help="A published adapter instead of a run.",
-            autocompletion=adapter_names,
-        ),
+        option("A published adapter instead of a run.", autocompletion=adapter_names),
     ] = None,
     split: Split = "test",
     url: Url = None,
@@ -250,7 +246,7 @@ def measure_run(
     """
     import numpy as np
 
-    from craft_client.data import notes
+    from craft_client.data import labels_of, notes
     from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
@@ -262,9 +258,9 @@ def measure_run(
     adapter = journal.adapter()
     config = adapter.config
     columns = _columns(dataset.classes, config.classes)
-    labels, asked = columns[_labels(samples)], np.arange(len(config.classes))
+    labels, asked = columns[labels_of(samples)], np.arange(len(config.classes))
     if among_its_classes:
-        labels, asked = _labels(samples), columns
+        labels, asked = labels_of(samples), columns
     classes = [config.classes[column] for column in asked]
     digest = _digest(journal, adapter, samples) if once else uuid.uuid4().hex
     name = f"evaluation-{digest}"
@@ -352,7 +348,7 @@ def _measure_published(
     name: str, data: Path, split: str, url: str | None, key: str | None
 ) -> Measured:
     """Lets the server classify with a published adapter."""
-    from craft_client.data import notes
+    from craft_client.data import labels_of, notes
     from craft_client.evaluation import metrics_of
     from craft_client.remote import RemoteAdapter
     from craft_shared.units import Units
@@ -360,7 +356,7 @@ def _measure_published(
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.adapter(name)
-        labels = _columns(dataset.classes, card.classes)[_labels(samples)]
+        labels = _columns(dataset.classes, card.classes)[labels_of(samples)]
         remote = RemoteAdapter(client, card)
         digests = check_files([sample.path for sample in samples], remote.limits)
         calls = len(remote.row_calls(len(samples)))
@@ -414,13 +410,6 @@ def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:
 
     dataset = load_dataset(data)
     return dataset, dataset.split(cast(pictures.Split, split))
-
-
-def _labels(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """The samples' labels [N]."""
-    import numpy as np
-
-    return np.array([sample.label for sample in samples], np.int64)
 
 
 def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:

@@ -42,9 +42,8 @@ def recipes(incomplete: str) -> list[str]:
 
 def adapter_names(incomplete: str) -> list[str]:
     """Adapters that `craft adapters` or `craft publish` has shown."""
-    return [
-        name for name in known_names() if name.startswith(incomplete) and _PLAIN.fullmatch(name)
-    ]
+    known = {name for names in _read().values() for name in names}
+    return sorted(one for one in known if one.startswith(incomplete) and _PLAIN.fullmatch(one))
 
 
 def remember(url: str, names: Iterable[str], *, all_of_them: bool = False) -> None:
@@ -58,11 +57,6 @@ def remember(url: str, names: Iterable[str], *, all_of_them: bool = False) -> No
         _file().write_text(json.dumps(known, indent=1))
 
 
-def known_names() -> list[str]:
-    """The names on all servers, without duplicates."""
-    return sorted({name for names in _read().values() for name in names})
-
-
 def _read() -> dict[str, list[str]]:
     try:
         known = json.loads(_file().read_bytes())
@@ -73,10 +67,6 @@ def _read() -> dict[str, list[str]]:
 
 def _file() -> Path:
     return Path(typer.get_app_dir("craft")) / "known-adapters.json"
-
-
-_SERVER = "Server"
-_OUTPUT = "Output"
 
 
 def examples(*commands: str) -> str:
@@ -93,6 +83,21 @@ def argument(
     )
 
 
+def option(
+    help_text: str, default: str | bool = False, *, panel: str | None = None, **more: Any
+) -> Any:
+    """An option that is called as its parameter is.
+
+    `default` is what help says of its default: words, nothing, or its value.
+    """
+    return typer.Option(help=help_text, show_default=default, rich_help_panel=panel, **more)
+
+
+def flag(name: str, help_text: str, *, panel: str | None = None) -> Any:
+    """An option without a value and without an opposite."""
+    return typer.Option(name, help=help_text, rich_help_panel=panel)
+
+
 def _with_one_gap(template: str) -> str:
     if template.count("{}") != 1:
         raise typer.BadParameter(f"'{template}' needs exactly one {{}} for the class name.")
@@ -101,69 +106,43 @@ def _with_one_gap(template: str) -> str:
 
 Url = Annotated[
     str | None,
-    typer.Option(
-        "--url",
-        envvar="CRAFT_URL",
-        show_default="http://127.0.0.1:8000",
-        help="The server's address.",
-        rich_help_panel=_SERVER,
-    ),
+    option("The server's address.", "http://127.0.0.1:8000", panel="Server", envvar="CRAFT_URL"),
 ]
 Key = Annotated[
     str | None,
-    typer.Option(
-        "--key",
+    option(
+        "The API key. Better set in the environment: arguments show in process lists.",
+        panel="Server",
         envvar="CRAFT_API_KEY",
-        show_default=False,
-        help="The API key. Better set in the environment: arguments show in process lists.",
-        rich_help_panel=_SERVER,
     ),
 ]
 AsJson = Annotated[
     bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document on stdout; all else goes to stderr.",
-        rich_help_panel=_OUTPUT,
-    ),
+    flag("--json", "Print one JSON document on stdout; all else goes to stderr.", panel="Output"),
 ]
-DATA = typer.Option(
-    "--data",
-    show_default=False,
-    help="Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.",
-)
+DATA = option("Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.")
 Data = Annotated[Path, DATA]
-Split = Annotated[
-    Literal["train", "validation", "test"], typer.Option("--split", help="Which pictures.")
-]
+Split = Annotated[Literal["train", "validation", "test"], option("Which pictures.", True)]
 ShotsStrict = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--shots-strict",
-        help="Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
+        "Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
     ),
 ]
 Strict = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--strict",
-        help="craftbox: ask about the class names alone, as the paper does, with random codes in "
+        "craftbox: ask about the class names alone, as the paper does, with random codes in "
         "the place of a vocabulary.",
     ),
 ]
 RunFolder = Annotated[Path, argument("RUN", "A run directory.", run_folders)]
 Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        show_default="the server's first",
-        help="The model's name, as craft models lists it.",
-    ),
+    str | None, option("The model's name, as craft models lists it.", "the server's first")
 ]
 Template = Annotated[
-    str,
-    typer.Option(
-        "--template", callback=_with_one_gap, help="The plain prompt; {} is the class name."
-    ),
+    str, option("The plain prompt; {} is the class name.", True, callback=_with_one_gap)
 ]
 PLAIN_TEMPLATE = "a photo of a {}."

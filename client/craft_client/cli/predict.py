@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.options import AsJson, Key, Url, adapter_names, argument
+from craft_client.cli.options import AsJson, Key, Url, adapter_names, argument, option
 from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect
 from craft_client.cli.show import counting, document, percent, say, table, units_line
@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from craft_client.results import Results, Rows
     from craft_shared.units import Units
 
-Reference = Annotated[
-    str,
-    typer.Option(
-        "--adapter",
-        metavar="ADAPTER",
-        show_default=False,
-        help="NAME or OWNER/NAME, its newest version; or with @VERSION or @ALIAS.",
-        autocompletion=adapter_names,
-    ),
-]
-
 
 @command(
     "Adapters",
@@ -40,33 +29,28 @@ Reference = Annotated[
 )
 def predict(
     images: Annotated[list[Path], argument("IMAGE...", "Picture files, or folders of them.")],
-    adapter: Reference,
-    top: Annotated[
-        int | None,
+    adapter: Annotated[
+        str,
         typer.Option(
-            "--top",
-            min=1,
-            show_default="3, or as many as there are",
-            help="How many classes to name.",
+            "--adapter",
+            metavar="ADAPTER",
+            show_default=False,
+            help="NAME or OWNER/NAME, its newest version; or with @VERSION or @ALIAS.",
+            autocompletion=adapter_names,
         ),
+    ],
+    top: Annotated[
+        int | None, option("How many classes to name.", "3, or as many as there are", min=1)
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            dir_okay=False,
-            show_default=False,
-            help="A CSV file for the predictions; one that was cut off is continued.",
+        option(
+            "A CSV file for the predictions; one that was cut off is continued.", dir_okay=False
         ),
     ] = None,
     abstain_below: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            show_default="the adapter's own",
-            help="Least probability of a picture's best class.",
-        ),
+        option("Least probability of a picture's best class.", "the adapter's own", min=0, max=1),
     ] = None,
     url: Url = None,
     key: Key = None,

@@ -55,13 +55,13 @@ def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> Non
 
     Images that the server has seen cost nothing, so that `need` should not count them.
     """
-    from craft_client.blackbox import name, shortfall
+    from craft_client.blackbox import budget_name, shortfall
     from craft_client.exceptions import BudgetTooSmall
 
     short = shortfall(budgets, need)
     if short:
         raise BudgetTooSmall(
-            f"This needs {short.needed:,} {short.budget.unit}; {name(short.budget)} has "
+            f"This needs {short.needed:,} {short.budget.unit}; {budget_name(short.budget)} has "
             f"{short.budget.remaining:,} left. Nothing was charged.",
             remedy=remedy,
         )

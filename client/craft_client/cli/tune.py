@@ -27,12 +27,14 @@ from craft_client.cli.options import (
     Strict,
     Template,
     Url,
+    flag,
+    option,
     recipes,
     run_folders,
 )
 from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
-from craft_client.cli.show import document, percent, say, size, table
+from craft_client.cli.show import document, percent, say, size, table, watch
 from craft_client.recipes import OWN, described
 from craft_shared.amounts import UNITS
 
@@ -45,11 +47,10 @@ if TYPE_CHECKING:
     from craft_client.api import Client
     from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
-    from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet, Level, Limits, ModelCard
+    from craft_shared.wire import ImageSet, Level, ModelCard
 
 
 _RUN = "The run"
@@ -71,14 +72,6 @@ def _scale(text: str | None) -> str | None:
     return text
 
 
-def _tuning(help_text: str, default: str | bool = True, **more: Any) -> Any:
-    return typer.Option(help=help_text, show_default=default, rich_help_panel=_TUNING, **more)
-
-
-def _part(option: str, part: str) -> Any:
-    return typer.Option(option, help=f"Do without {part}.", rich_help_panel=_PARTS)
-
-
 @command(
     "Tune and measure",
     "craft tune --data digits --shots 16 --seed 1",
@@ -88,103 +81,105 @@ def _part(option: str, part: str) -> Any:
 def tune(
     context: typer.Context,
     data: Annotated[Path | None, DATA] = None,
-    shots: Annotated[int, typer.Option(min=1, help="Training pictures a class.")] = 16,
+    shots: Annotated[int, option("Training pictures a class.", True, min=1)] = 16,
     shots_strict: ShotsStrict = False,
     recipe: Annotated[
-        str,
-        typer.Option(
-            autocompletion=recipes,
-            help=f"{described()}; or a plug-in's.",
-        ),
+        str, option(f"{described()}; or a plug-in's.", True, autocompletion=recipes)
     ] = "craftbox",
     budget: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            show_default=f"128, of ranks 256; {_LIKE_PAPER}: the paper's, by shots",
-            help="Queries that the run may spend. craftbox takes one; in strict access, as many as "
+        option(
+            "Queries that the run may spend. craftbox takes one; in strict access, as many as "
             "it needs.",
+            f"128, of ranks 256; {_LIKE_PAPER}: the paper's, by shots",
+            min=1,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the search.")] = 1,
+    seed: Annotated[int, option("Of the few-shot draw and of the search.", True, min=0)] = 1,
     run: Annotated[
         Path | None,
-        typer.Option(
-            show_default="runs/NAME-SHOTSshots-seedSEED",
-            help="A new or empty run directory.",
-            rich_help_panel=_RUN,
-        ),
+        option("A new or empty run directory.", "runs/NAME-SHOTSshots-seedSEED", panel=_RUN),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            show_default=False,
-            help="Continues a run that was interrupted; nothing is paid for twice.",
+        option(
+            "Continues a run that was interrupted; nothing is paid for twice.",
+            panel=_RUN,
             autocompletion=run_folders,
-            rich_help_panel=_RUN,
         ),
     ] = None,
     report: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--report",
-            help="Post the run's curve to the server's console while it lasts. Free.",
-            rich_help_panel=_RUN,
+            "Post the run's curve to the server's console while it lasts. Free.",
+            panel=_RUN,
         ),
     ] = False,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
-    population: Annotated[int | None, _tuning("Codes a generation of the search.", "40")] = None,
-    dim: Annotated[int | None, _tuning("Length of a code.", "512")] = None,
+    population: Annotated[
+        int | None, option("Codes a generation of the search.", "40", panel=_TUNING)
+    ] = None,
+    dim: Annotated[int | None, option("Length of a code.", "512", panel=_TUNING)] = None,
     random_codes: Annotated[
         int | None,
-        _tuning("Of craftbox in strict access: random codes at most.", "127, of ranks 255"),
+        option(
+            "Of craftbox in strict access: random codes at most.",
+            "127, of ranks 255",
+            panel=_TUNING,
+        ),
     ] = None,
     scale: Annotated[
         str | None,
-        _tuning(
+        option(
             "How far codes move the prompt, in standard deviations of the model's token "
             "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
             f"3.0; {_LIKE_PAPER}: the paper's, by data set",
+            panel=_TUNING,
             callback=_scale,
         ),
     ] = None,
     sigma: Annotated[
         float | None,
-        _tuning(
+        option(
             "The search's first standard deviation.",
             f"1.0; {_LIKE_PAPER}: the paper's, by data set",
+            panel=_TUNING,
         ),
     ] = None,
     consistency_weight: Annotated[
         float | None,
-        _tuning("Of the consistency loss.", "0.1; paper: its own, by data set"),
+        option("Of the consistency loss.", "0.1; paper: its own, by data set", panel=_TUNING),
     ] = None,
     strategy: Annotated[
-        Literal["cma-es", "random", "spsa"], _tuning("Of the paper's search.")
+        Literal["cma-es", "random", "spsa"], option("Of the paper's search.", True, panel=_TUNING)
     ] = "cma-es",
     strict: Strict = False,
     texts: Annotated[
         Path | None,
-        typer.Option(
-            show_default="about a thousand common nouns",
-            help="The vocabulary that is scored beside the class names: a file, one text a line.",
-            rich_help_panel=_TEXTS,
+        option(
+            "The vocabulary that is scored beside the class names: a file, one text a line.",
+            "about a thousand common nouns",
+            panel=_TEXTS,
         ),
     ] = None,
     keep_texts: Annotated[
         int | None,
-        typer.Option(
-            show_default="as many as are needed",
-            help="Texts of it that the head reads at most.",
-            rich_help_panel=_TEXTS,
-        ),
+        option("Texts of it that the head reads at most.", "as many as are needed", panel=_TEXTS),
     ] = None,
-    no_search: Annotated[bool, _part("--no-search", "the search")] = False,
+    no_search: Annotated[bool, flag("--no-search", "Do without the search.", panel=_PARTS)] = False,
     no_refinement: Annotated[
-        bool, _part("--no-refinement", "the head that refines predictions")
+        bool,
+        flag(
+            "--no-refinement",
+            "Do without the head that refines predictions.",
+            panel=_PARTS,
+        ),
     ] = False,
-    no_consistency: Annotated[bool, _part("--no-consistency", "the consistency loss")] = False,
+    no_consistency: Annotated[
+        bool, flag("--no-consistency", "Do without the consistency loss.", panel=_PARTS)
+    ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -230,9 +225,9 @@ def tune(
             keep_texts=keep_texts,
         )
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
-    with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
+    with Journal.claimed(folder, new=resume is None) as journal, _saying_how_to_continue(journal):
         tuned = tune_task(task, journal, model, url, key, report=report)
-    _report(tuned, folder, time.monotonic() - started, as_json=as_json)
+    _report(journal, *tuned, time.monotonic() - started, as_json=as_json)
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -252,7 +247,7 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 
 @contextmanager
-def _early_end_told(journal: Journal) -> Iterator[None]:
+def _saying_how_to_continue(journal: Journal) -> Iterator[None]:
     """Says how to go on with a run that ends early."""
     try:
         yield
@@ -262,10 +257,18 @@ def _early_end_told(journal: Journal) -> Iterator[None]:
         raise
 
 
-def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> None:
+def _report(
+    journal: Journal,
+    result: TuneResult,
+    image_set: ImageSet,
+    uploaded: Units,
+    seconds: float,
+    *,
+    as_json: bool,
+) -> None:
     from craft_shared.units import Units
 
-    result, image_set, uploaded = tuned.result, tuned.image_set, tuned.uploaded
+    folder, begun = journal.folder, journal.document
     charged = uploaded + result.units
     unseen = charged + Units(images=image_set.count - uploaded.images)
     if as_json:
@@ -274,7 +277,7 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "run": str(folder),
                 "model": image_set.model,
                 "revision": image_set.revision,
-                "profile": tuned.profile,
+                "profile": begun.get("profile"),
                 "image_set": image_set.id,
                 "pictures": image_set.count,
                 "accuracy_before": result.accuracy_before,
@@ -286,7 +289,8 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),
                 "charged_of_unseen": unseen.model_dump(),
-                **tuned.traffic,
+                # A run that an earlier version began has no word of its traffic.
+                **{name: begun[name] for name in _TRAFFIC if name in begun},
                 "history": result.history,
             }
         )
@@ -344,24 +348,7 @@ class Task:
         """The task as it is for a key that the model's card is for."""
         if self.settings_of is None:
             return self
-        settings = self.settings_of(
-            output=card.output,
-            prompt_limit=card.prompts_per_image_set,
-            name_limit=card.limits.classes,
-        )
-        return replace(self, settings=settings)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a run came to."""
-
-    result: TuneResult
-    image_set: ImageSet  # its images on the server
-    uploaded: Units  # what they were charged
-    traffic: dict[str, int]  # of the whole run, see `_traffic`
-    # Of the provider that was simulated when it began; None where none was.
-    profile: dict[str, Any] | None
+        return replace(self, settings=self.settings_of(card=card))
 
 
 def new_task(
@@ -429,20 +416,21 @@ def tune_task(
     key: str | None,
     *,
     report: bool = False,
-) -> Tuned:
+) -> tuple[TuneResult, ImageSet, Units]:
     """Checks everything that can be checked for free, then uploads, then tunes.
 
     `journal` is claimed; a run that it has is continued, otherwise one is begun. With `report`
     the run reports itself to the server's console; the run continues where that fails.
-    """
-    import numpy as np
 
-    from craft_client.cli.show import watch
+    Returns:
+        What it came to, its images on the server, and what uploading them cost.
+    """
+    from craft_client.data import labels_of
     from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import reported
     from craft_client.tune import tune
 
-    labels = np.array([sample.label for sample in task.samples], np.int64)
+    labels = labels_of(task.samples)
     folder, begun = journal.folder, journal.document
     run: str = begun["run"] if begun else _run_name(folder)
     with connect(url, key, run=run) as client:
@@ -463,9 +451,7 @@ def tune_task(
             reported(reporter, show) as on_progress,
         ):
             result = tune(black_box, labels, task.settings, journal, on_progress)
-    # A run that an earlier version began has no word of it.
-    traffic = {name: journal.document[name] for name in _TRAFFIC if name in journal.document}
-    return Tuned(result, image_set, uploaded, traffic, journal.document.get("profile"))
+    return result, image_set, uploaded
 
 
 @contextmanager
@@ -516,6 +502,7 @@ def _begin(
     from craft_client.data import notes, twins_of
     from craft_client.remote import RemoteBlackBox, check_prompts
     from craft_client.tune import run_document
+    from craft_shared.units import Units
     from craft_shared.wire import Context
 
     settings, samples = task.settings, task.samples
@@ -526,7 +513,12 @@ def _begin(
     black_box = RemoteBlackBox(client, image_set, task.classes, card=card)
     expected = black_box.with_count(len(samples))
     budgets = client.budgets()
-    traffic = _traffic(task, expected)
+    questions = settings.questions(expected.units)
+    uploads = -(-len(samples) // card.limits.images_per_call)
+    need = sum((expected.units(*question) for question in questions), Units(requests=uploads))
+    answer_bytes = sum(expected.answer_bytes(*question) for question in questions)
+    # Images that the server knows already are uploaded too.
+    picture_bytes = sum(sample.path.stat().st_size for sample in samples)
     about = run_document(
         expected,
         labels,
@@ -538,18 +530,17 @@ def _begin(
         pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
         digests=digests,
         image_set=image_set.id,
-        **traffic,
+        answer_bytes=answer_bytes,
+        picture_bytes=picture_bytes,
     )
-    need = _need(settings, expected, card.limits)
     check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
     scored = [*task.classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)
     _say_level(card)
-    answers, pictures = (size(traffic[name]) for name in _TRAFFIC)
     say(
-        f"This run takes at most {need.queries:,} queries, receives at most {answers} of answers, "
-        f"and uploads {pictures} of pictures."
+        f"This run takes at most {need.queries:,} queries, receives at most {size(answer_bytes)} "
+        f"of answers, and uploads {size(picture_bytes)} of pictures."
     )
     journal.begin(about)
     return image_set
@@ -571,24 +562,3 @@ def _run_name(folder: Path) -> str:
     """What the server's ledger calls the run: after its directory, and like no other."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("-")[:100]
     return f"{readable}-{uuid.uuid4().hex}"
-
-
-def _need(settings: TuneSettings, black_box: RemoteBlackBox, limits: Limits) -> Units:
-    """What the run charges if no image has to be encoded anew."""
-    from craft_shared.units import Units
-
-    uploads = -(-black_box.image_set.count // limits.images_per_call)
-    scores = (black_box.units(*question) for question in settings.questions(black_box.units))
-    return sum(scores, Units(requests=uploads))
-
-
-def _traffic(task: Task, black_box: RemoteBlackBox) -> dict[str, int]:
-    """Bytes of log-probabilities that the run receives at most, and of images that it uploads.
-
-    Images that the server knows already are uploaded too.
-    """
-    from craft_client.data import image_bytes_of
-
-    questions = task.settings.questions(black_box.units)
-    answers = sum(black_box.answer_bytes(*question) for question in questions)
-    return dict(zip(_TRAFFIC, (answers, image_bytes_of(task.samples)), strict=True))

@@ -81,7 +81,7 @@ _ALL = (
     Recipe(
         "bbt",
         "the prompt alone by CMA-ES",
-        "craft_client.recipes.prompt_alone:run_bbt",
+        "craft_client.recipes.paper:run_paper",
         lambda population: (population, 1),
     ),
     Recipe(

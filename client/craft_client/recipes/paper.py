@@ -39,13 +39,9 @@ HELD_BYTES = 16 * 2**20
 
 
 def run_paper(run: TuningRun) -> Outcome:
-    """Runs the recipe; raises as `craft_client.tune.tune` does."""
-    return search_and_refine(run, refinement=run.settings.refinement)
-
-
-def search_and_refine(run: TuningRun, *, refinement: bool) -> Outcome:
-    """The recipe, with or without the head."""
+    """Runs the recipe, or without refinement `bbt`; raises as `craft_client.tune.tune` does."""
     settings, labels = run.settings, run.labels
+    refinement = settings.refinement and settings.recipe != "bbt"
     no_codes = np.zeros((0, settings.dim), np.float32)
 
     def with_scores(log_probs: Array) -> Reading:
