@@ -467,9 +467,12 @@ def _unchanged(call: Batch) -> dict[str, bytes] | None:
     """A call's images, if all are what they were."""
     contents: dict[str, bytes] = {}
     for path, digest in call.images:
-        if _digest(Path(path)) != digest:
+        try:
+            contents[path] = Path(path).read_bytes()
+        except OSError:
             return None
-        contents[path] = Path(path).read_bytes()
+        if hashlib.sha256(contents[path]).hexdigest() != digest:
+            return None
     return contents
 
 

@@ -77,7 +77,7 @@ class RunReporter:
             self._fail(error)
 
     def _try_to_send(self) -> bool:
-        """Sends what there is, and keeps what the server does not take now; whether that was all."""
+        """Sends what there is and keeps what the server refuses now; whether that was all."""
         try:
             is_over = self._send()
         except (ConnectionFailed, Overloaded, RateLimited) as error:
