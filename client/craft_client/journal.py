@@ -155,11 +155,12 @@ class Journal:
         `line` is JSON-able, without NaN or infinity, and gets a field `tensors`: the files' names.
         """
         files = dict(tensors or {})
-        text = _line({**line, "tensors": sorted(files)})
+        document = {**line, "tensors": sorted(files)}
+        text = json.dumps(document, allow_nan=False, separators=(",", ":"))
         for name, content in files.items():
             self._write_tensors(name, {}, content)
         with _using(self.folder, "write"):
-            append(self.folder / LINES_FILE, text)
+            append(self.folder / LINES_FILE, f"{text}\n".encode())
 
     def resume(self) -> list[dict[str, Any]]:
         """The lines, after which `append` adds more; a line that a crash cut short is removed."""
@@ -257,10 +258,6 @@ class Journal:
 
     def _tensor_path(self, name: str) -> Path:
         return self.folder / TENSOR_FOLDER / f"{name}.safetensors"
-
-
-def _line(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _pretty(document: Mapping[str, Any]) -> bytes:

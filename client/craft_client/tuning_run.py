@@ -13,11 +13,12 @@ Kept answers may be many. Once something has been learnt from them, it can be sa
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,8 @@ class PaidAnswers:
     """Asks the black box about N images, and keeps the books.
 
     The journal's lines are the answers to the first questions. `units` is all that the run was
-    charged so far, and `budgets` what bounds the key as of the last answer.
+    charged so far, `budgets` what bounds the key as of the last answer, and `prices` what such a
+    question cost when it was asked last, in micros.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class PaidAnswers:
         self._journal = journal
         self._past = journal.resume()
         self._asked = 0
-        self._prices: dict[Question, int] = {}
+        self.prices: dict[Question, int] = {}
         self._kept_bytes: dict[str, int] = {}
         self.units = Units()
         self.budgets = budgets
@@ -115,10 +117,6 @@ class PaidAnswers:
     def replaying(self) -> bool:
         """Whether the journal has the answer to the next question."""
         return self._asked < len(self._past)
-
-    def price(self, question: Question) -> int | None:
-        """What such a question cost when it was asked last, in micros; None if never."""
-        return self._prices.get(question)
 
     def ask(
         self,
@@ -159,7 +157,7 @@ class PaidAnswers:
 
         if self.replaying:
             return self._recall(question, codes, read, send)
-        self._journal.check_room(self._most_kept(question, codes))
+        self._journal.check_room(codes.nbytes + math.prod(self._shape(question)) * codes.itemsize)
         scores = send()
         self._count(question, scores.charged, scores.cost_micros)
         self.budgets = scores.budgets
@@ -168,7 +166,9 @@ class PaidAnswers:
             "charged": scores.charged.model_dump(),
             "cost_micros": scores.cost_micros,
         }
-        self._check(question, scores, line, codes)
+        if fault := self._fault(question, scores.log_probs):
+            self._write({**line, "error": fault}, {"codes": codes})
+            raise _unusable(fault)
         reading = read(scores.log_probs)
         losses = reading.losses
         line |= {"best_loss": float(losses.min()), "mean_loss": float(losses.mean())}
@@ -179,10 +179,9 @@ class PaidAnswers:
         self._black_box.acknowledge(scores)
         return reading
 
-    def _most_kept(self, question: Question, codes: Array) -> int:
-        """Bytes that the answer takes on disk at most: all its scores."""
-        texts = len(self._black_box.classes) + question.texts
-        return codes.nbytes + question.prompts * self._images * texts * codes.itemsize
+    def _shape(self, question: Question) -> tuple[int, int, int]:
+        """Of the answer, [P, N, C + M]."""
+        return question.prompts, self._images, len(self._black_box.classes) + question.texts
 
     def _recall(
         self,
@@ -235,58 +234,43 @@ class PaidAnswers:
             f"The run in '{self._journal.folder}' has lost what request {self._asked} brought "
             f"({charged.queries:,} queries): its file '{name}' is damaged or missing"
         )
-        if not self._remembered(line):
-            raise JournalError(
-                f"{lost}, and it was asked for too long ago for the server to give it again for "
-                "free. Nothing was charged.",
-                remedy="Restore the directory from a copy, or tune anew into another one.",
+
+        def gone(why: str) -> JournalError:
+            remedy = "Restore the directory from a copy, or tune anew into another one."
+            return JournalError(f"{lost}, and {why}", remedy=remedy)
+
+        at = line.get("at", self._journal.document.get("started_at"))
+        if at is None or datetime.now(UTC) - datetime.fromisoformat(at) >= REMEMBERED:
+            raise gone(
+                "it was asked for too long ago for the server to give it again for free. Nothing "
+                "was charged."
             )
         _log.info("%s: asked for again under the same name", lost)
         try:
             scores = send()
         except CraftError as error:
-            raise JournalError(
-                f"{lost}, and the server does not give it again: {error.message}",
-                remedy="Restore the directory from a copy, or tune anew into another one.",
-            ) from error
-        self._check(question, scores, dict(line), codes)
+            raise gone(f"the server does not give it again: {error.message}") from error
+        if fault := self._fault(question, scores.log_probs):
+            raise _unusable(fault)
         reading = read(scores.log_probs)
         if not np.isclose(reading.losses.min(), line["best_loss"], rtol=1e-4, atol=1e-6):
-            raise JournalError(
-                f"{lost}, and the server now gives another answer.",
-                remedy="Restore the directory from a copy, or tune anew into another one.",
-            )
+            raise gone("the server now gives another answer.")
         tensors = {"codes": codes, "losses": reading.losses, **_halved_where_exact(reading.kept)}
         self._journal.replace(name, tensors)
         self._black_box.acknowledge(scores)
         return dict(tensors)
 
-    def _remembered(self, line: Mapping[str, Any]) -> bool:
-        """Whether the server is sure to know the answer still."""
-        at = line.get("at", self._journal.document.get("started_at"))
-        return at is not None and datetime.now(UTC) - datetime.fromisoformat(at) < REMEMBERED
-
     def _count(self, question: Question, charged: Units, cost_micros: int) -> None:
         self.units += charged
-        self._prices[question] = cost_micros
+        self.prices[question] = cost_micros
 
-    def _check(
-        self, question: Question, scores: Scores, line: dict[str, Any], codes: Array
-    ) -> None:
-        texts = len(self._black_box.classes) + question.texts
-        expected = (question.prompts, self._images, texts)
-        found = scores.log_probs
-        if found.shape != expected:
-            self._refuse(line, codes, f"has shape {found.shape}; {expected} was asked for")
-        if not np.isfinite(found).all():
-            bad = np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))
-            self._refuse(line, codes, f"holds NaN or infinity for prompts {bad.tolist()}")
-
-    def _refuse(self, line: dict[str, Any], codes: Array, problem: str) -> NoReturn:
-        error = f"the answer {problem}"
-        if not self.replaying:
-            self._write({**line, "error": error}, {"codes": codes})
-        raise _unusable(error)
+    def _fault(self, question: Question, log_probs: Array) -> str | None:
+        """Why an answer cannot be used, if it cannot."""
+        expected = self._shape(question)
+        if log_probs.shape != expected:
+            return f"the answer has shape {log_probs.shape}; {expected} was asked for"
+        bad = np.flatnonzero(~np.isfinite(log_probs).all(axis=(1, 2)))
+        return f"the answer holds NaN or infinity for prompts {bad.tolist()}" if bad.size else None
 
     def _count_kept(self, kept: Tensors) -> None:
         if kept and self._asked:
@@ -461,10 +445,6 @@ class TuningRun:
         """Saves what was learnt until now; see `PaidAnswers.save_checkpoint`."""
         self.answers.save_checkpoint({**document, "history": self.history}, tensors)
 
-    def recall(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint, as it had been reported until then."""
-        self.history[:] = checkpoint.document["history"]
-
     def report(self, stage: Stage, loss: float, best_loss: float, accuracy: float | None) -> None:
         """Reports where the run is, and adds to the history what a request brought."""
         queries = self.answers.units.queries
@@ -499,14 +479,12 @@ class TuningRun:
             )
         )
 
-    def _next_questions(self) -> Sequence[Question]:
-        return self.settings.generation_questions(self.generation + 1)
-
     def _need(self) -> Units:
         return self.settings.generation_units(self.generation + 1, self._black_box.units)
 
     def _price(self) -> int | None:
-        prices = [self.answers.price(question) for question in self._next_questions()]
+        questions = self.settings.generation_questions(self.generation + 1)
+        prices = [self.answers.prices.get(question) for question in questions]
         return None if None in prices else sum(price for price in prices if price is not None)
 
     def _own_generations_left(self) -> int:

@@ -22,6 +22,7 @@ from craft_client.cli.options import (
 )
 from craft_client.cli.root import command
 from craft_client.cli.show import document, say, table
+from craft_client.cli.tune import new_task, tune_task
 from craft_client.recipes import OWN
 from craft_client.run_folder import LOCK_FILE, RUN_FILE
 from craft_shared.amounts import UNITS
@@ -112,6 +113,7 @@ def bench(
     out. A benchmark that was interrupted continues where it stopped: nothing is paid for twice.
     """
     from craft_client.exceptions import DataError
+    from craft_client.journal import Journal
     from craft_client.run_folder import alone
     from craft_shared.files import write_whole
 
@@ -156,19 +158,22 @@ def bench(
             say(what)
             folder, pictures = cell.folder(out), data / cell.data
             if cell not in results:
-                result = _measure(
-                    cell,
-                    sets[cell.data],
-                    pictures,
-                    folder,
-                    budget,
-                    model,
-                    url,
-                    key,
-                    shots_strict=shots_strict,
-                    strict=strict,
-                )
-                store(cell, result)
+                run = folder / "run"
+                if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
+                    task = new_task(
+                        sets[cell.data],
+                        pictures,
+                        cell.recipe,
+                        cell.shots,
+                        cell.seed,
+                        shots_strict=shots_strict,
+                        strict=strict,
+                        budget=budget,
+                        template=PLAIN_TEMPLATE,
+                    )
+                    with Journal.claimed(run) as journal:
+                        tune_task(task, journal, model, url, key)
+                store(cell, _measure(cell, pictures, folder, url, key))
             for shift in shifts[cell.data]:
                 measured = results[cell].get("shifts", {})
                 if shift not in measured:
@@ -193,39 +198,15 @@ def _result_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _measure(
-    cell: Cell,
-    dataset: Dataset,
-    data: Path,
-    folder: Path,
-    budget: int | None,
-    model: str | None,
-    url: str | None,
-    key: str | None,
-    *,
-    shots_strict: bool,
-    strict: bool,
+    cell: Cell, data: Path, folder: Path, url: str | None, key: str | None
 ) -> dict[str, Any]:
+    """What the cell's run came to, with its receipt in the folder."""
     from craft_client.cli.evaluate import keep, measure_run
     from craft_client.cli.receipts import fetch_receipt
-    from craft_client.cli.tune import new_task, tune_task
     from craft_client.journal import Journal
     from craft_shared.files import write_whole
 
     run = folder / "run"
-    if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
-        task = new_task(
-            dataset,
-            data,
-            cell.recipe,
-            cell.shots,
-            cell.seed,
-            shots_strict=shots_strict,
-            strict=strict,
-            budget=budget,
-            template=PLAIN_TEMPLATE,
-        )
-        with Journal.claimed(run) as journal:
-            tune_task(task, journal, model, url, key)
     summary = Journal.open(run).summary()
     text, receipt = fetch_receipt(str(run), url, key)
     write_whole(folder / "receipt.jws", f"{text}\n".encode())
@@ -352,6 +333,9 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for (data, shift, shots, recipe), runs in groups.items():
         accuracies = [run["accuracy"] for run in runs]
+        tuning: dict[str, float] = {
+            unit: statistics.mean(run["tuning"][unit] for run in runs) for unit in UNITS
+        }
         lines.append(
             {
                 "data": data,
@@ -362,14 +346,10 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "zero_shot": statistics.mean(run["zero_shot"] for run in runs),
                 "mean": statistics.mean(accuracies),
                 "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                **_mean_units([run["tuning"] for run in runs]),
+                **tuning,
             }
         )
     return lines
-
-
-def _mean_units(units: Sequence[dict[str, int]]) -> dict[str, float]:
-    return {unit: statistics.mean(one[unit] for one in units) for unit in UNITS}
 
 
 def rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:

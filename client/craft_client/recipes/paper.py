@@ -93,7 +93,7 @@ def run_paper(run: TuningRun) -> Outcome:
                 run.save_checkpoint(*mlp.state())
         elif (checkpoint := run.answers.checkpoint) is not None:
             mlp.restore(checkpoint.document, checkpoint.tensors)
-            run.recall(checkpoint)
+            run.history[:] = checkpoint.document["history"]
 
     if not settings.search and refinement:
         for _ in range(settings.budget // settings.population):
