@@ -20,12 +20,11 @@ from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
 from craft_client.presets import recipe_settings
-from craft_client.remote import RemoteBlackBox, classify_here
+from craft_client.remote import RemoteBlackBox, classify_here, filled
 from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
-from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, ModelCard, Scale
+from craft_shared.wire import ImageSet, ModelCard, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -139,9 +138,9 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     digests=[digest_of(file) for file in encoded],
                 )
                 journal.begin(about)
-                image_set, uploaded = _upload(client, empty, encoded, card.limits)
-                filled = replace(black_box, image_set=image_set)
-                self.result_ = tune(filled, labels, settings, journal)
+                image_set, uploaded = filled(client, empty, encoded, card.limits)
+                black_box = replace(black_box, image_set=image_set)
+                self.result_ = tune(black_box, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
         return self
@@ -158,7 +157,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     remedy="Fit it anew.",
                 )
             card = client.model(config.model)
-            image_set, _ = _upload(client, empty, encoded, card.limits)
+            image_set, _ = filled(client, empty, encoded, card.limits)
             black_box = RemoteBlackBox(client, image_set, config.scored, card=card)
             return classify_here(self.adapter_, black_box)[1]
 
@@ -220,19 +219,6 @@ def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
         # An image set left behind costs nothing; it must not hide why its use failed.
         with suppress(CraftError):
             client.delete_image_set(image_set.id)
-
-
-def _upload(
-    client: Client, image_set: ImageSet, files: Sequence[bytes], limits: Limits
-) -> tuple[ImageSet, Units]:
-    """The image set with these images, and what uploading them cost."""
-    charged: list[Units] = []
-
-    def count(answer: ImageUploadAnswer) -> None:
-        charged.append(answer.cost.charged)
-
-    filled = client.upload_images(image_set, files, limits=limits, on_chunk=count)
-    return filled, sum(charged, Units())
 
 
 def _encode_labels(

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
@@ -50,23 +50,10 @@ _SOCKS = ("socks5", "socks5h")
 _log = logging.getLogger(__name__)
 
 
-class HttpOptions(TypedDict):
-    """What `httpx.Client` and `httpx.AsyncClient` are given alike."""
-
-    base_url: str
-    headers: dict[str, str]
-    timeout: httpx.Timeout
-    trust_env: bool
-
-
 def http_options(
-    base_url: str | None,
-    api_key: str | None,
-    *,
-    run: str | None,
-    timeout: float,
-) -> HttpOptions:
-    """The options of a connection; `craft_client.api.Client` describes the arguments.
+    base_url: str | None, api_key: str | None, *, run: str | None, timeout: float
+) -> dict[str, Any]:
+    """What httpx's clients are given; `craft_client.api.Client` describes the arguments.
 
     Raises:
         MissingKey: there is no key, or its file cannot be read.
@@ -80,12 +67,12 @@ def http_options(
     if run is not None:
         headers["Craft-Run"] = checked_header("run", run, _RUN)
     url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
-    return HttpOptions(
-        base_url=address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
-        headers=headers,
-        timeout=httpx.Timeout(timeout, connect=10.0),
-        trust_env=False,  # `Route` does
-    )
+    return {
+        "base_url": address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
+        "headers": headers,
+        "timeout": httpx.Timeout(timeout, connect=10.0),
+        "trust_env": False,  # `Route` does
+    }
 
 
 def most_body_bytes() -> int | None:

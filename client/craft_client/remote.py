@@ -27,6 +27,7 @@ from craft_shared.wire import (
     Context,
     Cost,
     ImageSet,
+    ImageUploadAnswer,
     Limits,
     ModelCard,
     Output,
@@ -183,6 +184,27 @@ class RemoteBlackBox:
                 remedy="The key's policy has changed: tune anew.",
             )
         return scores_of(answer.tensors, self.output, scored)
+
+
+def filled(
+    client: Client,
+    image_set: ImageSet,
+    images: Iterable[bytes],
+    limits: Limits,
+    on_chunk: Callable[[ImageUploadAnswer], None] = lambda answer: None,
+    idempotency_key: str | None = None,
+) -> tuple[ImageSet, Units]:
+    """The image set with these images too, and what uploading them cost."""
+    charged: list[Units] = []
+
+    def count(answer: ImageUploadAnswer) -> None:
+        charged.append(answer.cost.charged)
+        on_chunk(answer)
+
+    image_set = client.upload_images(
+        image_set, images, limits=limits, on_chunk=count, idempotency_key=idempotency_key
+    )
+    return image_set, sum(charged, Units())
 
 
 def check_prompts(

@@ -1,6 +1,6 @@
 """Files that a published adapter classifies: the calls, and what becomes of their answers.
 
-Rows are for the screen, or for a file that can be gone on with:
+Rows are for the screen, or for a file that a later call continues:
 
     FILE         CSV, a row a picture; people may cut, sort and edit it
     FILE.calls   each call before it is sent (its key and its pictures), and the rows that its
@@ -76,7 +76,7 @@ class Rows:
     """Rows for the screen: one picture that cannot be used ends it, before it is charged."""
 
     # Whether the same call another time is the same call, or is charged anew.
-    goes_on: ClassVar[bool] = False
+    is_resumable: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.images: set[str] = set()
@@ -117,7 +117,7 @@ class Results(Rows):
     the rows are by, or, before the first one, the calls; None where the file is new.
     """
 
-    goes_on = True
+    is_resumable = True
 
     def __init__(self, file: Path, top: int) -> None:
         super().__init__()
@@ -441,7 +441,7 @@ def _classified(
                 top_k=top,
                 abstain_below=abstain_below,
                 classes=adapter.card.classes,
-                idempotency_key=key if rows.goes_on else None,
+                idempotency_key=key if rows.is_resumable else None,
             )
         except InvalidImage as error:
             refused = _refused(error, list(contents), adapter.reference)

@@ -87,24 +87,16 @@ def upload(
 
     An upload that has a name, unlike any other, is continued under it wherever it was cut off.
     """
-    from craft_shared.units import Units
+    from craft_client.remote import filled
 
-    charged, before = Units(), image_set.count
-    with counting("Uploading pictures", len(samples)) as on_uploaded:
+    paths, before = [sample.path for sample in samples], image_set.count
+    with counting("Uploading pictures", len(paths)) as on_uploaded, naming_files(paths):
 
         def on_chunk(answer: ImageUploadAnswer) -> None:
-            nonlocal charged
-            charged += answer.cost.charged
             on_uploaded(answer.image_set.count - before)
 
-        with naming_files([sample.path for sample in samples]):
-            image_set = client.upload_images(
-                image_set,
-                (sample.path.read_bytes() for sample in samples),
-                limits=limits,
-                on_chunk=on_chunk,
-                idempotency_key=name,
-            )
+        images = (path.read_bytes() for path in paths)
+        image_set, charged = filled(client, image_set, images, limits, on_chunk, name)
     say(
         f"Image set {image_set.id}: {image_set.count:,} pictures, {charged.images:,} of them newly "
         "encoded."

@@ -248,7 +248,7 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 @contextmanager
 def _saying_how_to_continue(journal: Journal) -> Iterator[None]:
-    """Says how to go on with a run that ends early."""
+    """Says how to continue a run that ends early."""
     try:
         yield
     except BaseException:
