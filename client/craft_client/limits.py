@@ -27,16 +27,11 @@ def with_body_bound(cards: Sequence[ModelCard]) -> list[ModelCard]:
     most = most_body_bytes()
     if most is None:
         return list(cards)
-    return [
-        card.model_copy(
-            update={
-                "limits": card.limits.model_copy(
-                    update={"body_bytes": min(most, card.limits.body_bytes)}
-                )
-            }
-        )
-        for card in cards
-    ]
+    bounded = []
+    for card in cards:
+        body = {"body_bytes": min(most, card.limits.body_bytes)}
+        bounded.append(card.model_copy(update={"limits": card.limits.model_copy(update=body)}))
+    return bounded
 
 
 def model_named(name: str | None, cards: Sequence[ModelCard]) -> ModelCard:
@@ -172,14 +167,9 @@ def upload_answer(
 
 def renumbered(error: InvalidImage, first: int) -> InvalidImage:
     """The error of a chunk whose first image is `images[first]` of all."""
-    errors = [
-        field.model_copy(
-            update={
-                "field": re.sub(
-                    r"^images\[(\d+)\]", lambda m: f"images[{int(m[1]) + first}]", field.field
-                )
-            }
-        )
-        for field in error.problem.errors
-    ]
+
+    def of_all(field: str) -> str:
+        return re.sub(r"^images\[(\d+)\]", lambda m: f"images[{int(m[1]) + first}]", field)
+
+    errors = [one.model_copy(update={"field": of_all(one.field)}) for one in error.problem.errors]
     return InvalidImage(error.problem.model_copy(update={"errors": errors}))

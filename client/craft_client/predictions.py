@@ -32,9 +32,41 @@ MOST_TENSOR_BYTES = 2**30
 DOCUMENT_BYTES = 8 * 2**20
 
 
+class _Shown(Displayed):
+    """What the answers to both kinds of predictions show."""
+
+    output: Output
+    tensors: codec.Tensors
+
+    @property
+    def log_probs(self) -> NDArray[np.float32]:
+        """Log-probabilities over the classes; with k the largest of them, descending.
+
+        Raises:
+            CraftError: the key may not see any.
+        """
+        if "log_probs" not in self.tensors:
+            raise CraftError(
+                f"The answer has no log_probs: the key sees the level '{self.output.level}' alone.",
+                remedy="Read its other tensors, or ask the provider for another level.",
+            )
+        return self.tensors["log_probs"]
+
+    @property
+    def top_classes(self) -> NDArray[np.int32] | None:
+        """Which class each number belongs to; None where all are there.
+
+        With the level `label` the most probable class alone, [.., 1].
+        """
+        return self.tensors.get("top_classes")
+
+
 @dataclass(frozen=True, repr=False)
-class Prediction(Displayed):
-    """Answer of `Client.predict`; `tensors` are as `craft_shared.output.shown` describes them."""
+class Prediction(_Shown):
+    """Answer of `Client.predict`: tensors [prompts, images, classes], or [prompts, images, k].
+
+    `craft_shared.output.shown` describes them.
+    """
 
     model: str
     revision: str
@@ -43,23 +75,6 @@ class Prediction(Displayed):
     cost: Cost  # of the call, and the budgets after it
     idempotency_key: str  # for `Client.acknowledge`
 
-    @property
-    def log_probs(self) -> NDArray[np.float32]:
-        """Log-probabilities [prompts, images, classes]; with k the largest, descending, [.., k].
-
-        Raises:
-            CraftError: the key may not see any.
-        """
-        return _numbers(self.tensors, "log_probs", self.output)
-
-    @property
-    def top_classes(self) -> NDArray[np.int32] | None:
-        """Which of the request's classes each number belongs to; None where all are there.
-
-        With the level `label` the most probable class alone, [prompts, images, 1].
-        """
-        return self.tensors.get("top_classes")
-
     def _view(self) -> View:
         shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         facts = {"level": self.output.level, **shapes, **_charged(self.cost)}
@@ -67,8 +82,8 @@ class Prediction(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class AdapterPrediction(Displayed):
-    """Answer of `Client.adapter_predict`; `tensors` are as in `Prediction`."""
+class AdapterPrediction(_Shown):
+    """Answer of `Client.adapter_predict`: tensors [images, classes], or [images, k]."""
 
     adapter: str
     version: int
@@ -77,22 +92,8 @@ class AdapterPrediction(Displayed):
     tensors: codec.Tensors
     cost: Cost  # of the call, and the budgets after it
     idempotency_key: str
-    # [images]: the best class is below the threshold; None without one
+    # [images]: whether the best class is below the threshold; None without one
     abstained: NDArray[np.bool_] | None = None
-
-    @property
-    def log_probs(self) -> NDArray[np.float32]:
-        """Log-probabilities [images, classes]; with k the largest, descending, [images, k].
-
-        Raises:
-            CraftError: the key may not see any.
-        """
-        return _numbers(self.tensors, "log_probs", self.output)
-
-    @property
-    def top_classes(self) -> NDArray[np.int32] | None:
-        """Which of `classes` each number belongs to; None where all are there. See `Prediction`."""
-        return self.tensors.get("top_classes")
 
     @property
     def probabilities(self) -> NDArray[np.float64] | None:
@@ -274,15 +275,6 @@ def _most_bytes(numbers: int | None) -> int:
 def _shown_output(said: Output, top_k: int | None) -> Output:
     """What an answer shows; a server that knew no levels answers all, or the `top_k` asked for."""
     return Output(level="top_k", k=top_k) if said == EVERYTHING and top_k is not None else said
-
-
-def _numbers(tensors: codec.Tensors, name: str, output: Output) -> NDArray[np.float32]:
-    if name not in tensors:
-        raise CraftError(
-            f"The answer has no {name}: the key sees the level '{output.level}' alone.",
-            remedy="Read its other tensors, or ask the provider for another level.",
-        )
-    return tensors[name]
 
 
 def _checked_tensors(
