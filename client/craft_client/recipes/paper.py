@@ -9,8 +9,11 @@ Each generation,
    plus, in the first part of the run, the divergence of the unrefined prediction from it.
 
 The last mean code and the head are deployed, whatever they are worth. docs/reproduction.md says
-where this follows the released code rather than the paper, and where it can follow neither. Without
-refinement it is black-box tuning (`craft_client.recipes.prompt_alone`).
+where this follows the released code rather than the paper, and where it can follow neither.
+
+Without refinement it is black-box tuning (`bbt`), request for request, so that the two differ in
+nothing else. Source: BBT (Sun et al., ICML 2022, arXiv 2201.03514), which itself searches for
+continuous prompt tokens of a language model.
 
 Shapes: N images, C classes, H hidden units.
 

@@ -1,10 +1,4 @@
-"""The prompt alone, without a head: black-box tuning (`bbt`), and baselines `random` and `spsa`.
-
-`bbt`: each generation asks for a population of codes and gives CMA-ES their cross-entropies, then
-asks for the mean code of a second draw. The last mean is deployed. It is CraFT without its
-refinement, request for request, so that the two differ in nothing else. Source: BBT (Sun et al.,
-ICML 2022, arXiv 2201.03514), which itself searches for continuous prompt tokens of a language
-model, on the codes of CraFT (arXiv 2402.04050).
+"""The prompt alone, without a head: the baselines `random` and `spsa`.
 
 `random`: all codes are drawn from one normal distribution, whatever the losses. The one of least
 cross-entropy on the training images is deployed, or the plain prompt where none has less. As the
