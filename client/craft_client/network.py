@@ -177,7 +177,9 @@ def checked_header(name: str, value: str, form: re.Pattern[str]) -> str:
 
 
 def _checked_key(api_key: str | None) -> str:
-    key = (api_key or os.environ.get(KEY_VARIABLE) or _key_of_file()).strip()
+    file = os.environ.get(KEY_FILE_VARIABLE)
+    given = api_key or os.environ.get(KEY_VARIABLE)
+    key = (given or (key_in(file, KEY_FILE_VARIABLE) if file else "")).strip()
     if not key:
         raise MissingKey(
             "There is no API key.",
@@ -192,16 +194,14 @@ def _checked_key(api_key: str | None) -> str:
     return key
 
 
-def _key_of_file() -> str:
-    file = os.environ.get(KEY_FILE_VARIABLE)
-    if not file:
-        return ""
+def key_in(file: str, source: str) -> str:
+    """The API key in a file that `source` names; raises MissingKey where it cannot be read."""
     try:
         return read_text(Path(file))
     except (OSError, NotTextError) as error:
         raise MissingKey(
             f"The API key cannot be read from '{file}'.",
-            remedy=f"{KEY_FILE_VARIABLE} names a file that holds nothing but the key.",
+            remedy=f"{source} names a file that holds nothing but the key.",
         ) from error
 
 
