@@ -1,6 +1,10 @@
-"""Data sets on disk: finds the classes and the splits below a folder, whichever layout it has.
+"""Data sets on disk: which files are images, which classes and splits they are in.
 
-These layouts are understood:
+A class folder is read as torchvision's `ImageFolder` does: whatever lies below it, at any depth and
+through links, by the suffixes of its files, in the order of paths. Each folder is read once, so
+that links which lead in a circle, or twice to one place, double nothing. What operating systems,
+archives and tools leave behind is passed over in silence; what somebody may have meant as an image
+is left out with a reason. These layouts are understood:
 
 - split folders: `train/CLASS/*`, optionally `validation/CLASS/*` (or `val`) and `test/CLASS/*`;
 - flat: `CLASS/*`, all of it training images;
