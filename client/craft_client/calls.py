@@ -39,6 +39,17 @@ _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 M = TypeVar("M", bound=BaseModel)
 
+# What proxies answer in a server's place, and services that are overloaded (529) for themselves.
+# 520 to 530 are Cloudflare's.
+GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, *range(520, 531)})
+PROXY_AUTHENTICATION_REQUIRED = 407
+# A value of JSON takes memory of many times the one byte that it may be sent as. Of an answer of
+# the largest size one has at least so many bytes.
+BYTES_A_VALUE = 64
+
+# Of why there is no answer: a problem names each image of a call at most.
+MOST_PROBLEM_BYTES = 4 * 2**20
+
 
 @dataclass(frozen=True)
 class Call:
@@ -122,18 +133,6 @@ def _check_text(name: str, text: str) -> None:
             f"{name}: {text!r} cannot be sent to a server, because it is not UTF-8.",
             remedy="Rename it.",
         ) from error
-
-
-# What proxies answer in a server's place, and services that are overloaded (529) for themselves.
-# 520 to 530 are Cloudflare's.
-GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, *range(520, 531)})
-PROXY_AUTHENTICATION_REQUIRED = 407
-# A value of JSON takes memory of many times the one byte that it may be sent as. Of an answer of
-# the largest size one has at least so many bytes.
-BYTES_A_VALUE = 64
-
-# Of why there is no answer: a problem names each image of a call at most.
-MOST_PROBLEM_BYTES = 4 * 2**20
 
 
 class GrowingAnswer:

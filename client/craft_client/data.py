@@ -38,6 +38,16 @@ Split = Literal["train", "validation", "test"]
 
 _LISTED_AT_MOST = 5
 
+Array = NDArray[np.float32]
+Groups = NDArray[np.int64]  # [N], the same number for copies of one image, from 0 without a gap
+
+# Of fewer numbers an image, two images may have the same by chance.
+_LEAST_NUMBERS = 16
+_NAMED_AT_MOST = 3
+_COMPARED_AT_MOST = 100_000
+_WITHIN = "in one class, which are held out together"
+_ACROSS = "in two classes"
+
 
 class Sample(NamedTuple):
     """An image's file and its class, an index into the dataset's `classes`."""
@@ -251,17 +261,6 @@ def first_errors(errors: Iterable[FieldError]) -> list[FieldError]:
     more = len(every) - _LISTED_AT_MOST
     rest = [FieldError(field="...", message=f"and {more} more.")] if more > 0 else []
     return every[:_LISTED_AT_MOST] + rest
-
-
-Array = NDArray[np.float32]
-Groups = NDArray[np.int64]  # [N], the same number for copies of one image, from 0 without a gap
-
-# Of fewer numbers an image, two images may have the same by chance.
-_LEAST_NUMBERS = 16
-_NAMED_AT_MOST = 3
-_COMPARED_AT_MOST = 100_000
-_WITHIN = "in one class, which are held out together"
-_ACROSS = "in two classes"
 
 
 def groups_of(digests: Sequence[str] | None, count: int) -> Groups:

@@ -75,6 +75,8 @@ _OTHER_NAMES = {
     "caltech": "caltech101",
 }
 
+COMMON_NOUNS = "common_nouns.txt"
+
 
 def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
     """Settings of the paper's recipe, as arguments of `TuneSettings`.
@@ -160,9 +162,6 @@ def recipe_settings(
 def _key(data: str) -> str:
     key = re.sub(r"[^a-z0-9]", "", data.lower())
     return _OTHER_NAMES.get(key, key)
-
-
-COMMON_NOUNS = "common_nouns.txt"
 
 
 def common_nouns() -> tuple[str, ...]:

@@ -40,6 +40,8 @@ _NUMBER = re.compile(r"(\d+(\.\d*)?([eE][-+]?\d+)?)?")  # spreadsheets write the
 # Of a row and its picture's entry in the record, beside names.
 _ROW_BYTES = 300
 
+_RANKED = ("class", "probability")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -293,9 +295,6 @@ class Results(Rows):
             self._unanswered.pop(line["refused"], None)
         else:
             self._answer(line["answered"], line["rows"])
-
-
-_RANKED = ("class", "probability")
 
 
 def _beside(file: Path, suffix: str) -> Path:

@@ -22,6 +22,16 @@ _log = logging.getLogger(__name__)
 _HELD = (errno.EAGAIN, errno.EACCES)
 _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
+RUN_FILE = "run.json"
+LINES_FILE = "journal.jsonl"
+SUMMARY_FILE = "summary.json"
+EVALUATION_FILE = "evaluation.json"
+TENSOR_FOLDER = "tensors"
+CHECKPOINT = "checkpoint"
+ADAPTER_FOLDER = "adapter"
+# Held by the process that writes the others; not there when none does.
+LOCK_FILE = "lock"
+
 
 @contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
@@ -100,14 +110,3 @@ def _in_words(descriptor: int) -> str:
     if host != socket.gethostname():
         return f"Another process (pid {pid} on {host})"
     return "This process" if int(pid) == os.getpid() else f"Another process (pid {pid})"
-
-
-RUN_FILE = "run.json"
-LINES_FILE = "journal.jsonl"
-SUMMARY_FILE = "summary.json"
-EVALUATION_FILE = "evaluation.json"
-TENSOR_FOLDER = "tensors"
-CHECKPOINT = "checkpoint"
-ADAPTER_FOLDER = "adapter"
-# Held by the process that writes the others; not there when none does.
-LOCK_FILE = "lock"

@@ -41,6 +41,9 @@ Array = NDArray[np.float32]
 # Servers remember a call's name for 24 hours at least; what is asked then is charged anew.
 REMEMBERED = timedelta(hours=23)
 
+Labels = NDArray[np.int64]
+Stage = Literal["start", "search", "deploy"]
+
 
 class AnswerError(CraftError):
     """The model's answer cannot be learnt from. It was paid for, and the journal says so."""
@@ -316,10 +319,6 @@ def _halved_where_exact(tensors: Tensors) -> Tensors:
         name: halves[name] if np.array_equal(halves[name], tensor) else tensor
         for name, tensor in tensors.items()
     }
-
-
-Labels = NDArray[np.int64]
-Stage = Literal["start", "search", "deploy"]
 
 
 @dataclass(frozen=True)

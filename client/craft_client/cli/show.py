@@ -34,6 +34,8 @@ __all__ = [
     "report_done", "say", "size", "speaking", "stderr", "table", "units_line", "verbosity",
 ]  # fmt: skip
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 class Verbosity(IntEnum):
     """How much is said."""
@@ -123,9 +125,6 @@ def units_line(units: Units) -> str:
 def size(count: int) -> str:
     """Bytes in the unit that fits, of 1,000 of the next smaller one."""
     return decimal(count)
-
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager

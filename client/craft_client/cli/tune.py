@@ -59,6 +59,15 @@ _TEXTS = "craftbox's questions"
 _PARTS = "Parts of the method, to do without"
 _LIKE_PAPER = ", ".join(name for name, recipe in OWN.items() if recipe.like_paper)
 
+# Measured on photographs: docs/output-levels.md.
+_EXPECT: dict[Level, str] = {
+    "label": "Expect four to seven tenths of what tuning gains from whole answers, for more cost.",
+    "top_k": "Expect six to nine tenths of what tuning gains from whole answers, by k.",
+    "probs": "Expect eight tenths of what tuning gains from whole answers, or more, by decimals.",
+    "log_probs": "Expect about what tuning gains from whole answers; less, the more noise.",
+}
+_TRAFFIC = ("answer_bytes", "picture_bytes")
+
 
 def _scale(text: str | None) -> str | None:
     from craft_shared.wire import AbsoluteScale
@@ -318,16 +327,6 @@ def _report(
         say(f"Stopped before the run's own budget was used up: {result.stopped_by}.")
     say(f"Tuned in {seconds:,.0f} s. The run is in '{folder}'.")
     say(f"Next: craft publish {folder} --name NAME")
-
-
-# Measured on photographs: docs/output-levels.md.
-_EXPECT: dict[Level, str] = {
-    "label": "Expect four to seven tenths of what tuning gains from whole answers, for more cost.",
-    "top_k": "Expect six to nine tenths of what tuning gains from whole answers, by k.",
-    "probs": "Expect eight tenths of what tuning gains from whole answers, or more, by decimals.",
-    "log_probs": "Expect about what tuning gains from whole answers; less, the more noise.",
-}
-_TRAFFIC = ("answer_bytes", "picture_bytes")
 
 
 @dataclass(frozen=True)

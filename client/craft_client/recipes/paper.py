@@ -40,6 +40,11 @@ Array = NDArray[np.float32]
 # What the scores of means may take in the journal before the head's state is saved in their place.
 HELD_BYTES = 16 * 2**20
 
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
+
+RATE = 1e-3
+
 
 def run_paper(run: TuningRun) -> Outcome:
     """Runs the recipe, or without refinement `bbt`; raises as `craft_client.tune.tune` does."""
@@ -111,12 +116,6 @@ def run_paper(run: TuningRun) -> Outcome:
         best_loss=best_loss,
         candidates=[],
     )
-
-
-Floats = NDArray[np.floating[Any]]
-Labels = NDArray[np.int64]
-
-RATE = 1e-3
 
 
 class ResidualMLP:
