@@ -22,7 +22,7 @@ import zstandard
 
 from craft_client.data import few_shot
 from craft_client.layouts import load_dataset
-from craft_client.open_text import beside, common_nouns
+from craft_client.presets import beside, common_nouns
 from craft_client.settings import TuneSettings
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_shared import codec

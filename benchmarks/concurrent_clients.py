@@ -29,7 +29,7 @@ import numpy as np
 from craft_client.api import Client
 from craft_client.blackbox import Scores
 from craft_client.journal import Journal
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune
 from few_shot_accuracy import command, serving

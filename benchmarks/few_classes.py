@@ -28,7 +28,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from codes_by_level import features, scored
 from craft_client.blackbox import Scores
 from craft_client.layouts import load_dataset
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_shared.adapter import Adapter
 from craft_shared.wire import Context

@@ -32,7 +32,7 @@ def coop_step(model: str, classes: int) -> dict[str, Any]:
     """Processor time of one step, after one that is not counted, and the process's peak."""
     import torch  # the client's process is the same module's, and has none of this
 
-    from craft_client.open_text import common_nouns
+    from craft_client.presets import common_nouns
     from craft_server.engine.models import ModelSpec, load_model
     from white_box import COOP_BATCH, ClassTexts, Training, learn_words
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from craft_client.open_text import beside, common_nouns
+from craft_client.presets import beside, common_nouns
 from craft_client.settings import RANDOM_CODES
 from craft_server.plan.costs import Architecture, Constants
 from craft_server.plan.measure import measure_machine, measure_model, memory, picture

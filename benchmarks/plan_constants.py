@@ -32,8 +32,7 @@ from craft_client.cli.session import check_files
 from craft_client.data import Sample
 from craft_client.journal import Journal
 from craft_client.losses import cross_entropy, divergence
-from craft_client.open_text import common_nouns
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import common_nouns, recipe_settings
 from craft_client.recipes.craftbox import fit
 from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 
 from craft_client.blackbox import Scores
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_shared.head import log_softmax
 from craft_shared.wire import EVERYTHING, Context
 from in_process import InProcess, tuned

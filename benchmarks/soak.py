@@ -44,11 +44,11 @@ from rich.console import Console
 from rich.table import Table
 
 from craft_client.api import Client
-from craft_client.cli.task import Task, task_of, tune_task
+from craft_client.cli.tune import Task, task_of, tune_task
 from craft_client.data import few_shot
 from craft_client.journal import RUN_FILE, Journal
 from craft_client.layouts import load_dataset
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_shared.adapter import Adapter
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

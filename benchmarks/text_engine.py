@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from craft_client.open_text import common_nouns
+from craft_client.presets import common_nouns
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_server.engine.tokens import Ids, shared_length
 from craft_server.engine.worker import Task

@@ -32,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from craft_client.blackbox import Scores
 from craft_client.journal import Journal
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_client.settings import TuneSettings
 from craft_client.tune import run_document, tune
 from craft_server.engine.engine import MOST_THREADS

@@ -53,7 +53,7 @@ from torch.nn import functional
 
 from craft_client.data import Dataset, Sample, few_shot
 from craft_client.layouts import load_dataset
-from craft_client.open_text import common_nouns
+from craft_client.presets import common_nouns
 from craft_server.decoding.pixels import decode
 from craft_server.engine.hosted import preprocessing_of, tokenizer_of
 from craft_server.engine.models import LoadedModel, ModelSpec, load_model

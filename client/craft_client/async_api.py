@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from craft_client.answers import check_content_type, read_json
 from craft_client.async_transport import read, transport_to
-from craft_client.calls import JSON_TYPE, MOST_KEYS_BYTES, MOST_LIST_BYTES, Call, message, path
+from craft_client.calls import (
+    JSON_TYPE,
+    MOST_KEYS_BYTES,
+    MOST_LIST_BYTES,
+    Call,
+    check_content_type,
+    message,
+    path,
+    read_json,
+)
 from craft_client.exceptions import InvalidImage, ProtocolError
 from craft_client.exchange import Exchange, Server
 from craft_client.limits import (
@@ -71,23 +79,21 @@ class AsyncClient:
     """A connection to a craftbox server under one API key.
 
     `Client` and `AsyncClient` have the same methods; those of `AsyncClient` are awaited. Use either
-    as a context manager, or call `close`. Many calls may be under way at a time: of `Client` from
-    several threads, of `AsyncClient` from several tasks. `copy.deepcopy` gives the client itself,
-    so that scikit-learn can clone estimators that hold one.
+    as a context manager, or call `close`. Threads may share a `Client`, and tasks an `AsyncClient`.
+    `copy.deepcopy` gives the client itself, for scikit-learn, which clones what holds one.
 
     Args:
         base_url: the server's address; the environment's CRAFT_URL, or port 8000 of this machine,
             when None.
-        api_key: the key; the environment's CRAFT_API_KEY when None, or else what the file that
-            CRAFT_API_KEY_FILE names holds.
+        api_key: the environment's CRAFT_API_KEY when None, or what CRAFT_API_KEY_FILE holds.
         run: what the ledger calls the run that the calls are part of, printable ASCII.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
     Raises:
         MissingKey: there is no key, or its file cannot be read.
-        CraftError: the address is not an HTTP URL, the run's name cannot be sent, or what the
-            environment says of proxies or certificates cannot be used.
+        CraftError: the address, the run's name, or the environment's proxies or certificates
+            cannot be used.
     """
 
     def __init__(
@@ -201,12 +207,8 @@ class AsyncClient:
             images: see `craft_client.pictures`; read and encoded lazily, a chunk at a time.
             limits: of the image set's model; the server is asked for them when None.
             on_chunk: called after each call with its answer.
-            idempotency_key: of the whole upload. The same upload again under the same key, from
-                the same `count` on, adds and charges only what had not arrived; so does the rest of
-                it from a later `count` on.
-
-        Returns:
-            The image set with its new count.
+            idempotency_key: of the whole upload. The same upload under the same key, from the same
+                `count` or a later one on, adds and charges only what had not arrived.
 
         Raises:
             DataError: an image cannot be used; nothing of its chunk was sent.
@@ -262,11 +264,9 @@ class AsyncClient:
         return prediction_of(await self._send(call), request, asked)
 
     async def acknowledge(self, idempotency_key: str) -> None:
-        """Reports to the server that a prediction's answer is stored safely here. Free.
+        """Lets the server delete the bytes of a prediction's answer, which is stored here. Free.
 
-        The server deletes the answer's bytes; the same call under the same key is computed anew
-        from then on, still without charge. It is tried once, since an answer that is not
-        acknowledged is only stored for longer.
+        The same call under the same key is then computed anew, without charge. It is tried once.
         """
         await self._send(Call("DELETE", path("answers", idempotency_key), again=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 import numpy as np
@@ -15,23 +16,14 @@ from craft_shared.wire import Budget, Context, Output
 
 @dataclass(frozen=True)
 class Scores:
-    """The answer to one request.
+    """The answer to one request."""
 
-    Attributes:
-        log_probs: natural-log probabilities of P prompts on N images, C classes and M further
-            texts: float32 [P, N, C + M]. Of answers that do not show them all, what
-            `craft_shared.output.scores_of` makes of them.
-        charged: what the request cost.
-        cost_micros: its price, in millionths of the provider's currency.
-        budgets: all that bound further requests, as they stand after this one.
-        answers: opaque names of what was answered, for `BlackBox.acknowledge`.
-    """
-
+    # float32 [P, N, C + M], of answers that show less by `output.scores_of`
     log_probs: NDArray[np.float32]
     charged: Units
-    cost_micros: int = 0
-    budgets: Sequence[Budget] = ()
-    answers: Sequence[str] = ()
+    cost_micros: int = 0  # millionths of the provider's currency
+    budgets: Sequence[Budget] = ()  # that bound further requests, after this one
+    answers: Sequence[str] = ()  # opaque names, for `BlackBox.acknowledge`
 
 
 class BlackBox(Protocol):
@@ -71,32 +63,83 @@ class BlackBox(Protocol):
         texts: Sequence[str] = (),
         name: str | None = None,
     ) -> Scores:
-        """Scores the templates and, after them, the codes [K, dim] on all images, in one request.
+        """Scores the templates and, after them, the codes [K, dim] on all N images, in one request.
 
-        Every prompt is scored on the class names and, after them, the further `texts`. The same
+        Every prompt is scored on the C class names and, after them, the M further `texts`. The same
         request under the same `name` is answered as it was, and is not charged again.
 
         Raises:
-            BudgetExhausted: a budget does not cover the request. If the request is
-                several calls, as `units` says, some of them may have been charged.
+            BudgetExhausted: a budget does not cover the request, of which some calls may have been
+                charged where it is several (`units`).
             CraftError: the request was refused or could not be made.
         """
         ...
 
     def acknowledge(self, scores: Scores) -> None:
-        """Reports that the answer is stored safely here: nobody has to keep it any more.
-
-        It never fails; an answer that is not acknowledged is merely kept for longer.
-        """
+        """Reports that the answer is stored here, so that nobody has to keep it. It never fails."""
         ...
 
     def units(self, prompts: int, texts: int = 0) -> Units:
-        """What scoring that many prompts in one request is charged: one query each, as a rule.
-
-        `texts` are those beside the class names.
-        """
+        """What scoring that many prompts, with `texts` beside the class names, is charged."""
         ...
 
     def budgets(self) -> Sequence[Budget]:
         """All budgets that bound requests now; a unit without one is not bounded."""
         ...
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """A budget, and the amount of its unit that it does not cover; `str()` is a clause."""
+
+    budget: Budget
+    needed: int
+
+    def __str__(self) -> str:
+        unit, resets_at = self.budget.unit, self.budget.resets_at
+        left, needed = (shown(unit, amount) for amount in (self.budget.remaining, self.needed))
+        again = f" until {resets_at}" if resets_at else ""
+        return f"{budget_name(self.budget)} has {left:,} left{again} where {needed:,} are needed"
+
+
+def shortfall(
+    budgets: Sequence[Budget], need: Units, cost_micros: int | None = None
+) -> Shortfall | None:
+    """The first budget that does not cover the need; None if all do.
+
+    A cost of None is not known, so that no budget of money is looked at.
+    """
+    for budget in budgets:
+        needed = _needed(budget, need, cost_micros)
+        if needed > budget.remaining:
+            return Shortfall(budget, needed)
+    return None
+
+
+def times_covered(
+    budgets: Sequence[Budget], need: Units, cost_micros: int | None, *, most: int
+) -> int:
+    """How many times over the budgets cover the need, `most` at most."""
+    needs = [(budget.remaining, _needed(budget, need, cost_micros)) for budget in budgets]
+    return min([most, *(max(0, left) // needed for left, needed in needs if needed)])
+
+
+def budget_name(budget: Budget) -> str:
+    """What messages call a budget, such as "the team's queries budget of this month"."""
+    unit = "cost" if budget.unit == "cost_micros" else budget.unit
+    window = "" if budget.window == "lifetime" else f" of this {budget.window}"
+    return f"the {budget.of}'s {unit} budget{window}"
+
+
+def shown(unit: str, amount: int) -> int | Decimal:
+    """An amount of a unit as people read it: a cost in the provider's currency."""
+    return currency(amount) if unit == "cost_micros" else amount
+
+
+def currency(micros: int) -> Decimal:
+    """An amount of money in the provider's currency, exactly, with six decimals."""
+    return Decimal(micros).scaleb(-6)
+
+
+def _needed(budget: Budget, need: Units, cost_micros: int | None) -> int:
+    return (cost_micros or 0) if budget.unit == "cost_micros" else need[budget.unit]

@@ -63,14 +63,11 @@ def unit_of(plain: Floats, targets: Floats, *, least: float) -> float:
 
 
 class Ridge:
-    """Ridge regression with an unpenalised intercept.
+    """Ridge regression on inputs [N, D] with an unpenalised intercept.
 
     With the left singular vectors Q of the centred inputs X, their squared singular values s and
     f = s / (s + λ), fitted values are mean + Q f Q'Y. Q and s come from the smaller of X X' and
     X'X.
-
-    Args:
-        inputs: X, float [N, D].
     """
 
     def __init__(self, inputs: Floats) -> None:
@@ -167,10 +164,7 @@ class Ridge:
     ) -> tuple[Double, Double]:
         """A weighted sum of discriminants: slopes, float64 [D, C], and intercepts, float64 [C].
 
-        Args:
-            indicators: of the images' classes, float64 [N, C].
-            regularisation: > 0.
-            parts: weights of the discriminants, by their shares.
+        `indicators` are of the images' classes [N, C]; `parts` are weights by share.
         """
         mean = indicators.mean(axis=0)
         rotated = self._vectors.T @ (indicators - mean)
@@ -197,7 +191,7 @@ class Ridge:
 
 
 def discriminant(means: Double, share: float) -> tuple[Double, Double]:
-    """What turns fitted indicators into scores of a linear discriminant: a matrix and offsets.
+    """A matrix [C, C] and offsets [C]: they make fitted indicators a linear discriminant's scores.
 
     Ridge regression measures distances by the total scatter, the linear discriminant by what is
     left without the scatter between classes. With indicators for targets one follows from the
@@ -206,9 +200,6 @@ def discriminant(means: Double, share: float) -> tuple[Double, Double]:
     Args:
         means: of the fitted indicators, by class: float64 [C, C].
         share: of the scatter between classes that is taken out, from 0 (ridge) to 1.
-
-    Returns:
-        Matrix, float64 [C, C], and offsets, float64 [C].
     """
     centre, same = means.mean(axis=0), np.eye(len(means))
     matrix = np.linalg.inv(same - share * (means - centre)) if share else same
@@ -218,15 +209,11 @@ def discriminant(means: Double, share: float) -> tuple[Double, Double]:
 
 
 def calibrated(logits: Double, labels: Labels, scale: float) -> tuple[float, Array]:
-    """The scale of logits [N, C] of least cross-entropy, by Newton's method, and each image's loss.
+    """The scale of logits [N, C] of least cross-entropy, and each image's loss [N].
 
-    Labels are smoothed by one part in N + 1, as if one image more could be anything; otherwise
-    predictions without an error would call for an infinite scale (Platt, 1999, smooths likewise).
-
-    Args:
-        logits: float64 [N, C].
-        labels: int64 [N].
-        scale: to begin with, > 0.
+    By Newton's method, from the scale given. Labels are smoothed by one part in N + 1, as if one
+    image more could be anything; otherwise predictions without an error would call for an infinite
+    scale (Platt, 1999, smooths likewise).
     """
     truth = np.arange(len(labels)), labels
     smoothing = 1 / (len(labels) + 1)

@@ -1,8 +1,10 @@
-"""Labelled images: a data set as classes and splits, the draw of few shots, the check of files.
+"""Labelled images: a data set's classes and splits, the few-shot draw, the check of files, copies.
 
 Every error is a `DataError` that names a file or a class and the remedy, before anything is sent.
 
-How a data set lies in its folder is for `craft_client.layouts`.
+A copy gives a fit the label of its twin, so that copies are held out together, and what is in two
+classes or two splits is named. Images are the same where their files are, byte for byte, or where
+whole answers about them are, number for number (another file of the same pixels).
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from craft_client.exceptions import DataError
 from craft_shared.image_formats import CONVERT, FORMATS, IN_WORDS, MAX_ASPECT, other_format
@@ -30,6 +37,16 @@ from craft_shared.wire import Limits
 Split = Literal["train", "validation", "test"]
 
 _LISTED_AT_MOST = 5
+
+Array = NDArray[np.float32]
+Groups = NDArray[np.int64]  # [N], the same number for copies of one image, from 0 without a gap
+
+# Of fewer numbers an image, two images may have the same by chance.
+_LEAST_NUMBERS = 16
+_NAMED_AT_MOST = 3
+_COMPARED_AT_MOST = 100_000
+_WITHIN = "in one class, which are held out together"
+_ACROSS = "in two classes"
 
 
 class Sample(NamedTuple):
@@ -52,11 +69,7 @@ class Dataset:
     test: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
 
     def split(self, name: Split) -> tuple[Sample, ...]:
-        """The images of a split.
-
-        Raises:
-            DataError: the split has none.
-        """
+        """The images of a split; raises DataError where it has none."""
         samples: dict[Split, tuple[Sample, ...]] = {
             "train": self.train,
             "validation": self.validation,
@@ -100,12 +113,8 @@ def few_shot(
         classes: class names, in label order.
         strict: refuses classes with fewer images than shots.
 
-    Returns:
-        At most len(classes) * shots samples, class by class.
-
     Raises:
-        DataError: a class has no image, or with `strict` fewer than shots; all such classes are
-            named.
+        DataError: a class has no image, or with `strict` fewer than shots.
     """
     by_class: list[list[Sample]] = [[] for _ in classes]
     for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
@@ -156,18 +165,14 @@ def check_images(
     *,
     on_checked: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Opens every image, so that a bad one is reported before anything is sent or charged.
+    """The digest of each image's file, once all were opened: before anything is sent or charged.
 
     A JPEG is decoded at an eighth of its size, which finds a truncated file all the same.
-
     `on_checked` is called now and then with the number of images checked so far.
 
-    Returns:
-        The digest of each file, as `digest_of`.
-
     Raises:
-        DataError: files that are missing, no image, truncated, or larger than the limits; all
-            are counted and the first ones named.
+        DataError: files are missing, no image, truncated, or larger than the limits; all are
+            counted and the first ones named.
     """
 
     def check(file: Path) -> FieldError | str:
@@ -199,77 +204,54 @@ def digest_of(file: Path | bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def image_bytes_of(samples: Sequence[Sample]) -> int:
-    """How many bytes the images' files have together."""
-    return sum(sample.path.stat().st_size for sample in samples)
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """The samples' classes [N]."""
+    return np.array([sample.label for sample in samples], np.int64)
 
 
 def _image_error(path: Path, limits: Limits) -> FieldError | None:
     """What is wrong with an image, or None."""
-    where = f"'{path}'"
+
+    def wrong(message: str, remedy: str) -> FieldError:
+        return FieldError(field=f"'{path}'", message=message, remedy=remedy)
+
     try:
         size = path.stat().st_size
         if size > limits.image_bytes:
-            return FieldError(
-                field=where,
-                message=f"has {size} bytes; the server accepts {limits.image_bytes}.",
-                remedy="Save it smaller.",
-            )
+            message = f"has {size} bytes; the server accepts {limits.image_bytes}."
+            return wrong(message, "Save it smaller.")
         # As the server reads it: no text or profile beside the pixels, however long.
         data = path.read_bytes()
         with Image.open(io.BytesIO(without_extras(data)), formats=FORMATS) as picture:
-            pixels = picture.width * picture.height
-            if pixels > limits.image_pixels:
-                return FieldError(
-                    field=where,
-                    message=f"has {picture.width} x {picture.height} pixels; the server accepts "
-                    f"{limits.image_pixels} in all.",
-                    remedy="Save it smaller.",
-                )
+            sides = f"{picture.width} x {picture.height} pixels"
+            if picture.width * picture.height > limits.image_pixels:
+                message = f"has {sides}; the server accepts {limits.image_pixels} in all."
+                return wrong(message, "Save it smaller.")
             if max(picture.size) > MAX_ASPECT * max(1, min(picture.size)):
-                return FieldError(
-                    field=where,
-                    message=f"is {picture.width} x {picture.height} pixels; a side may be "
-                    f"{MAX_ASPECT} times the other at most.",
-                    remedy="Crop it; the model sees a square from its middle.",
+                return wrong(
+                    f"is {sides}; a side may be {MAX_ASPECT} times the other at most.",
+                    "Crop it; the model sees a square from its middle.",
                 )
             picture.draft("L", (1, 1))
             picture.load()
     except TooManyPartsError as error:
-        return FieldError(
-            field=where,
-            message=f"cannot be used: {error}, far more than a picture needs.",
-            remedy="Save it again as a plain JPEG.",
-        )
+        message = f"cannot be used: {error}, far more than a picture needs."
+        return wrong(message, "Save it again as a plain JPEG.")
     except Image.DecompressionBombError:
-        return FieldError(
-            field=where, message="is absurdly large.", remedy="Replace it by a real picture."
-        )
+        return wrong("is absurdly large.", "Replace it by a real picture.")
     except UnidentifiedImageError:
-        other = other_format(data)
-        if other:
-            return FieldError(
-                field=where, message=f"is {other}, which no server reads.", remedy=CONVERT
-            )
-        return FieldError(
-            field=where,
-            message="is not a picture that a server reads.",
-            remedy=f"Remove it, or convert it to one of {IN_WORDS}.",
-        )
+        if other := other_format(data):
+            return wrong(f"is {other}, which no server reads.", CONVERT)
+        remedy = f"Remove it, or convert it to one of {IN_WORDS}."
+        return wrong("is not a picture that a server reads.", remedy)
     # Pillow's decoders raise a different exception for each format's kind of damage, OSError among
     # them; what the system raises has a number.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            return FieldError(
-                field=where,
-                message=f"cannot be opened: {error.strerror}.",
-                remedy="Name a file that is there and that you may read.",
-            )
-        return FieldError(
-            field=where,
-            message=f"cannot be read as a picture: {error}.",
-            remedy="It is truncated or damaged: replace or remove it.",
-        )
+            remedy = "Name a file that is there and that you may read."
+            return wrong(f"cannot be opened: {error.strerror}.", remedy)
+        remedy = "It is truncated or damaged: replace or remove it."
+        return wrong(f"cannot be read as a picture: {error}.", remedy)
     return None
 
 
@@ -279,3 +261,93 @@ def first_errors(errors: Iterable[FieldError]) -> list[FieldError]:
     more = len(every) - _LISTED_AT_MOST
     rest = [FieldError(field="...", message=f"and {more} more.")] if more > 0 else []
     return every[:_LISTED_AT_MOST] + rest
+
+
+def groups_of(digests: Sequence[str] | None, count: int) -> Groups:
+    """Which of so many images are copies of one, by their files' digests, where they are known."""
+    if digests is None:
+        return np.arange(count)
+    return _dense(np.unique(np.asarray(digests, dtype=str), return_inverse=True)[1])
+
+
+def with_equal_answers(groups: Groups, log_probs: Array) -> Groups:
+    """The groups, joined where all the log-probabilities [P, N, C + M] of images are equal."""
+    answers = log_probs.transpose(1, 0, 2).reshape(len(groups), -1)
+    if answers.shape[1] < _LEAST_NUMBERS:
+        return groups
+    _, same = np.unique(answers, axis=0, return_inverse=True)
+    # Images are joined with their groups, and these with all that answer alike.
+    alike = groups.max(initial=-1) + 1 + same.reshape(-1)
+    nodes = int(alike.max(initial=-1)) + 1
+    joined = coo_array((np.ones(len(groups)), (groups, alike)), shape=(nodes, nodes))
+    return _dense(connected_components(joined, directed=False)[1][groups])
+
+
+def notes(
+    samples: Sequence[Sample],
+    digests: Sequence[str],
+    others: Iterable[tuple[Split | None, Sample, str]] = (),
+) -> tuple[str, ...]:
+    """What is said of copies, a line each: in one class, in two classes, and in other splits.
+
+    `others` are further images of the data, each with the name of its split, or None where that is
+    the samples' own.
+    """
+    known: dict[str, dict[int, Sample]] = {}  # the first of each class, by digest
+    pairs: dict[str, list[tuple[str, str]]] = {}
+
+    def add(where: str, twin: Sample, sample: Sample) -> None:
+        pairs.setdefault(where, []).append((str(twin.path), str(sample.path)))
+
+    for sample, digest in zip(samples, digests, strict=True):
+        twins = known.setdefault(digest, {})
+        if sample.label in twins:
+            add(_WITHIN, twins[sample.label], sample)
+        elif twins:
+            add(_ACROSS, next(iter(twins.values())), sample)
+        twins.setdefault(sample.label, sample)
+    for split, other, digest in others:
+        twins = known.get(digest, {})
+        if twins and split is not None:
+            add(f"in the {split} split too", next(iter(twins.values())), other)
+        elif twins and other.label not in twins:
+            add(_ACROSS, next(iter(twins.values())), other)
+    return tuple(_line(found, where) for where, found in pairs.items())
+
+
+def in_common(
+    tuned: Mapping[str, str], samples: Sequence[Sample], digests: Sequence[str]
+) -> tuple[str, ...]:
+    """A line on images that were tuned on (names by digest), if any is among the samples."""
+    pairs = [
+        (tuned[digest], str(sample.path))
+        for sample, digest in zip(samples, digests, strict=True)
+        if digest in tuned
+    ]
+    return (_line(pairs, "that were tuned on too"),) if pairs else ()
+
+
+def twins_of(
+    samples: Sequence[Sample], others: Sequence[tuple[Split | None, Sample]]
+) -> Iterator[tuple[Split | None, Sample, str]]:
+    """Others, with digests, that may be copies of the samples: of their sizes, if not too many."""
+    sizes = {sample.path.stat().st_size for sample in samples}
+    for split, other in others if len(others) <= _COMPARED_AT_MOST else ():
+        with suppress(OSError):
+            if other.path.stat().st_size in sizes:
+                yield split, other, digest_of(other.path)
+
+
+def _line(pairs: Sequence[tuple[str, str]], where: str) -> str:
+    named = [f"'{one}' and '{other}'" for one, other in pairs[:_NAMED_AT_MOST]]
+    more = ["..."] if len(pairs) > _NAMED_AT_MOST else []
+    return f"Copies of one picture {where} ({len(pairs):,}): {', '.join([*named, *more])}."
+
+
+def _dense(groups: NDArray[np.integer[Any]]) -> Groups:
+    """The same groups, numbered from 0 in the order in which they come."""
+    _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    dense: Groups = rank[numbers.reshape(-1)]
+    return dense

@@ -18,14 +18,13 @@ from craft_client.api import Client
 from craft_client.data import digest_of
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
-from craft_client.paper_presets import recipe_settings
 from craft_client.pictures import Picture, files
-from craft_client.remote import RemoteBlackBox, classify_here
+from craft_client.presets import recipe_settings
+from craft_client.remote import RemoteBlackBox, classify_here, filled
 from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
-from craft_shared.units import Units
-from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits, Scale
+from craft_shared.wire import ImageSet, ModelCard, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -47,7 +46,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             that are fitted, as in cross-validation, each need their own: leave it None there.
 
     All other arguments are those of `craft_client.settings.TuneSettings`; None stands for the
-    recipe's own value (see `craft_client.paper_presets.recipe_settings`).
+    recipe's own value (see `craft_client.presets.recipe_settings`).
 
     Attributes:
         classes_: the labels in the order of the columns of `predict_proba`.
@@ -124,13 +123,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
-            settings = self._settings(
-                labels,
-                names,
-                output=card.output,
-                prompt_limit=card.prompts_per_image_set,
-                name_limit=card.limits.classes,
-            )
+            settings = self._settings(labels, names, card)
             with (
                 Journal.claimed(folder, new=True) as journal,
                 _image_set(client, card.name) as empty,
@@ -145,9 +138,9 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     digests=[digest_of(file) for file in encoded],
                 )
                 journal.begin(about)
-                image_set, uploaded = _upload(client, empty, encoded, card.limits)
-                filled = replace(black_box, image_set=image_set)
-                self.result_ = tune(filled, labels, settings, journal)
+                image_set, uploaded = filled(client, empty, encoded, card.limits)
+                black_box = replace(black_box, image_set=image_set)
+                self.result_ = tune(black_box, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
         return self
@@ -164,7 +157,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     remedy="Fit it anew.",
                 )
             card = client.model(config.model)
-            image_set, _ = _upload(client, empty, encoded, card.limits)
+            image_set, _ = filled(client, empty, encoded, card.limits)
             black_box = RemoteBlackBox(client, image_set, config.scored, card=card)
             return classify_here(self.adapter_, black_box)[1]
 
@@ -191,7 +184,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self,
         labels: NDArray[np.int64],
         names: Sequence[str],
-        **of_key: Any,
+        card: ModelCard | None = None,
     ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
         given = self.get_params(deep=False)
@@ -201,7 +194,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             given.pop("recipe"),
             "",
             int(counts[0]) if len(counts) == 1 else None,
-            **of_key,
+            card=card,
             classes=names,
             vocabulary=given.pop("texts"),
             **given,
@@ -228,42 +221,22 @@ def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
             client.delete_image_set(image_set.id)
 
 
-def _upload(
-    client: Client, image_set: ImageSet, files: Sequence[bytes], limits: Limits
-) -> tuple[ImageSet, Units]:
-    """The image set with these images, and what uploading them cost."""
-    charged: list[Units] = []
-
-    def count(answer: ImageUploadAnswer) -> None:
-        charged.append(answer.cost.charged)
-
-    filled = client.upload_images(image_set, files, limits=limits, on_chunk=count)
-    return filled, sum(charged, Units())
-
-
 def _encode_labels(
     y: ArrayLike, classes: Sequence[str] | None
 ) -> tuple[NDArray[Any], list[str], NDArray[np.int64]]:
     """Labels as scikit-learn shows them [C], class names [C], and each image's row [N]."""
     given = column_or_1d(np.asarray(y))
+    rows = "Labels are row numbers of `classes`."
     if np.issubdtype(given.dtype, np.integer):
         if classes is None:
-            raise _wrong(
-                "classes", "labels are numbers.", "Give the classes' names, in their order."
-            )
+            remedy = "Give the classes' names, in their order."
+            raise _wrong("classes", "labels are numbers.", remedy)
         if given.size and not 0 <= given.min() <= given.max() < len(classes):
-            raise _wrong(
-                "y",
-                f"holds labels outside 0 to {len(classes) - 1}.",
-                "Labels are row numbers of `classes`.",
-            )
+            raise _wrong("y", f"holds labels outside 0 to {len(classes) - 1}.", rows)
         return np.arange(len(classes)), list(classes), given.astype(np.int64)
     if not all(isinstance(label, str) for label in given.tolist()):
-        raise _wrong(
-            "y",
-            f"holds labels of type {given.dtype}.",
-            "Labels are class names, or row numbers of `classes`.",
-        )
+        remedy = "Labels are class names, or row numbers of `classes`."
+        raise _wrong("y", f"holds labels of type {given.dtype}.", remedy)
     labels = np.unique(given if classes is None else np.asarray(classes, dtype=str)).astype(str)
     unknown = sorted(set(given.tolist()) - set(labels.tolist()))
     if unknown:
@@ -271,20 +244,14 @@ def _encode_labels(
     return labels, labels.tolist(), np.searchsorted(labels, given.astype(str)).astype(np.int64)
 
 
+def _wrong(field: str, message: str, remedy: str) -> SettingsError:
+    error = FieldError(field=field, message=message, remedy=remedy)
+    return SettingsError("The labels cannot be used.", errors=[error])
+
+
 def _files(X: Iterable[Picture]) -> list[bytes]:
     encoded = list(files(X, "X"))
     if not encoded:
-        raise DataError(
-            "The pictures cannot be used.",
-            errors=[
-                FieldError(field="X", message="holds no picture.", remedy="Give at least one.")
-            ],
-        )
+        error = FieldError(field="X", message="holds no picture.", remedy="Give at least one.")
+        raise DataError("The pictures cannot be used.", errors=[error])
     return encoded
-
-
-def _wrong(field: str, message: str, remedy: str) -> SettingsError:
-    return SettingsError(
-        "The labels cannot be used.",
-        errors=[FieldError(field=field, message=message, remedy=remedy)],
-    )

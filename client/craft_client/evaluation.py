@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from craft_client.data import Split
 from craft_client.exceptions import InUse
 from craft_client.journal import Journal, JournalError
-from craft_client.run_files import ADAPTER_FOLDER, EVALUATION_FILE
+from craft_client.run_folder import ADAPTER_FOLDER, EVALUATION_FILE
 from craft_shared.adapter import Adapter, AdapterError
 from craft_shared.amounts import MAX_INTEGER
 from craft_shared.files import write_whole
@@ -67,15 +67,11 @@ class ClassAccuracy(BaseModel):
 
 
 class Metrics(BaseModel):
-    """What predictions of labelled images were worth. Use `metrics_of`.
+    """What predictions of labelled images were worth. Use `metrics_of`."""
 
-    Attributes:
-        confusion: images by true class, then by predicted class, those that there are.
-        calibration_error: expected calibration error in percent, over `BINS` bins; None where the
-            predictions are no probabilities.
-    """
-
+    # images by true, then predicted class
     confusion: dict[StoredClassName, dict[StoredClassName, _Count]]
+    # expected, percent, over `BINS` bins; None: no probabilities
     calibration_error: Annotated[float, Field(ge=0, le=100)] | None
 
     @property
@@ -120,20 +116,7 @@ class Metrics(BaseModel):
 
 
 class Evaluation(Metrics):
-    """What a run's adapter is worth on a split, and what the plain prompt was worth before.
-
-    Attributes:
-        schema_version: of the file.
-        evaluated_at: RFC 3339.
-        data: the data set's name, as the run has it.
-        split: of the data.
-        model: the model's name.
-        revision: of the model.
-        adapter: the adapter's digest.
-        before: of the plain prompt, on the same images.
-        calibration_bins: how many bins the calibration errors have.
-        charged: for the evaluation, the upload included.
-    """
+    """What a run's adapter is worth on a split, and what the plain prompt was worth before."""
 
     schema_version: Literal[1] = 1
     evaluated_at: _Text = Field(
@@ -143,10 +126,10 @@ class Evaluation(Metrics):
     split: Split
     model: _Text
     revision: _Text
-    adapter: _Text
-    before: Metrics
+    adapter: _Text  # its digest
+    before: Metrics  # the plain prompt, on the same images
     calibration_bins: Literal[15] = BINS
-    charged: Units
+    charged: Units  # the upload included
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
@@ -203,13 +186,9 @@ def metrics_of(
     *,
     calibrated: bool = True,
 ) -> Metrics:
-    """What predictions are worth.
+    """What log-probabilities [N, C], which may lack a constant an image, are worth; N at least 1.
 
-    Args:
-        log_probs: of N images and C classes [N, C]; may lack a constant an image.
-        labels: the true classes [N], N at least 1.
-        classes: C names.
-        calibrated: whether the numbers stand for probabilities, not for an order alone.
+    With `calibrated` they stand for probabilities, not for an order alone.
     """
     predicted = log_probs.argmax(axis=-1)
     confusion: dict[str, dict[str, int]] = {}
@@ -232,9 +211,7 @@ def wilson(right: int, n: int) -> Interval:
 def read_evaluation(folder: Path, adapter: str) -> Evaluation | None:
     """The evaluation that a run directory keeps of its adapter; None where there is none.
 
-    Args:
-        folder: the run directory.
-        adapter: the digest of the run's adapter.
+    `adapter` is the digest of the run's.
 
     Raises:
         JournalError: the file is damaged, of another adapter or another version, or cannot be read.

@@ -13,7 +13,7 @@ message fit for a user: what happened, then fields and remedies on lines of thei
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from craft_shared import problems
@@ -28,10 +28,8 @@ LONGEST_LINE = 4_000
 class CraftError(Exception):
     """Base of all errors that the client raises on purpose.
 
-    Attributes:
-        message: what happened.
-        errors: the fields, files or classes that are wrong, with a remedy each.
-        remedy: what to do about it as a whole.
+    `message` says what happened, `errors` which fields, files or classes are wrong, with a remedy
+    each, and `remedy` what to do about it as a whole.
     """
 
     def __init__(
@@ -97,9 +95,7 @@ class AnswerLost(ConnectionFailed):
 class GatewayFailed(CraftError):
     """A gateway answered in the server's place; the server may have done and charged the call.
 
-    Attributes:
-        status: the HTTP status.
-        retry_after: seconds that the gateway asks to wait before another try, if it does.
+    `retry_after` is how many seconds it asks to wait before another try, if it does.
     """
 
     def __init__(
@@ -118,11 +114,7 @@ class GatewayFailed(CraftError):
 
 
 class BodyRefused(CraftError):
-    """A gateway before the server lets no body of this size through; the server has not seen it.
-
-    Attributes:
-        size: of the body, in bytes.
-    """
+    """A gateway before the server refuses a body of `size` bytes; the server has not seen it."""
 
     def __init__(self, host: str, size: int) -> None:
         super().__init__(
@@ -139,15 +131,21 @@ class ProtocolError(CraftError):
     """The answer is not one that a craftbox server of this version gives."""
 
 
-class ProblemError(CraftError):
-    """The server refused the call and said why (RFC 9457).
+_BY_TYPE: dict[str, type[ProblemError]] = {}
 
-    Attributes:
-        problem: the whole document.
-        retry_after: seconds that the server asks to wait before another try, if it does.
+
+class ProblemError(CraftError):
+    """The server refused the call and said why (RFC 9457): `problem` is the whole document.
+
+    `retry_after` is how many seconds it asks to wait before another try, if it does.
     """
 
     kind: ClassVar[ProblemType | None] = None
+
+    def __init_subclass__(cls, kind: ProblemType | None = None) -> None:
+        if kind is not None:
+            cls.kind = kind
+            _BY_TYPE[kind.uri] = cls
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
         listed = [f"{error.field}: {error.message}" for error in problem.errors]
@@ -169,154 +167,104 @@ class ProblemError(CraftError):
         return [*super().lines, *([printable(f"(request {request})")] if request else [])]
 
 
-class MalformedBody(ProblemError):
+class MalformedBody(ProblemError, kind=problems.MALFORMED_BODY):
     """The server cannot read the request's body."""
 
-    kind = problems.MALFORMED_BODY
 
-
-class Unauthenticated(ProblemError):
+class Unauthenticated(ProblemError, kind=problems.UNAUTHENTICATED):
     """The API key is missing or not valid."""
 
-    kind = problems.UNAUTHENTICATED
 
-
-class BudgetExhausted(ProblemError):
+class BudgetExhausted(ProblemError, kind=problems.BUDGET_EXHAUSTED):
     """The key's budget does not cover the call; a retry cannot succeed."""
 
-    kind = problems.BUDGET_EXHAUSTED
 
-
-class Forbidden(ProblemError):
+class Forbidden(ProblemError, kind=problems.FORBIDDEN):
     """The API key's scopes do not cover the call."""
 
-    kind = problems.FORBIDDEN
 
-
-class PromptLimitReached(ProblemError):
+class PromptLimitReached(ProblemError, kind=problems.PROMPT_LIMIT_REACHED):
     """The key may not ask so many different prompts about the images; a retry cannot succeed."""
 
-    kind = problems.PROMPT_LIMIT_REACHED
 
-
-class NotFound(ProblemError):
+class NotFound(ProblemError, kind=problems.NOT_FOUND):
     """There is no such resource."""
 
-    kind = problems.NOT_FOUND
 
-
-class ModelNotFound(NotFound):
+class ModelNotFound(NotFound, kind=problems.MODEL_NOT_FOUND):
     """The server hosts no such model."""
 
-    kind = problems.MODEL_NOT_FOUND
 
-
-class ImageSetNotFound(NotFound):
+class ImageSetNotFound(NotFound, kind=problems.IMAGE_SET_NOT_FOUND):
     """There is no such image set, or it is another owner's."""
 
-    kind = problems.IMAGE_SET_NOT_FOUND
 
-
-class AdapterNotFound(NotFound):
+class AdapterNotFound(NotFound, kind=problems.ADAPTER_NOT_FOUND):
     """There is no such adapter, or it is another owner's."""
 
-    kind = problems.ADAPTER_NOT_FOUND
 
-
-class NotRecorded(ProblemError):
+class NotRecorded(ProblemError, kind=problems.NOT_RECORDED):
     """The server replays a recording, which has no answer to this call."""
 
-    kind = problems.NOT_RECORDED
 
-
-class MethodNotAllowed(ProblemError):
+class MethodNotAllowed(ProblemError, kind=problems.METHOD_NOT_ALLOWED):
     """The resource has no such method."""
 
-    kind = problems.METHOD_NOT_ALLOWED
 
-
-class RevisionMismatch(ProblemError):
+class RevisionMismatch(ProblemError, kind=problems.REVISION_MISMATCH):
     """The adapter was tuned on another model or revision."""
 
-    kind = problems.REVISION_MISMATCH
 
-
-class RunInProgress(ProblemError):
+class RunInProgress(ProblemError, kind=problems.RUN_IN_PROGRESS):
     """Calls that the receipt would cover are still running."""
 
-    kind = problems.RUN_IN_PROGRESS
 
-
-class CallInProgress(ProblemError):
+class CallInProgress(ProblemError, kind=problems.CALL_IN_PROGRESS):
     """The same call, sent before under the same idempotency key, is still running."""
 
-    kind = problems.CALL_IN_PROGRESS
 
-
-class RequestTimeout(ProblemError):
+class RequestTimeout(ProblemError, kind=problems.REQUEST_TIMEOUT):
     """The request did not arrive in time."""
 
-    kind = problems.REQUEST_TIMEOUT
 
-
-class HeadTooLarge(ProblemError):
+class HeadTooLarge(ProblemError, kind=problems.HEAD_TOO_LARGE):
     """The request's header fields or its address are larger than the server accepts."""
 
-    kind = problems.HEAD_TOO_LARGE
 
-
-class AnswerGone(ProblemError):
+class AnswerGone(ProblemError, kind=problems.ANSWER_GONE):
     """The call was answered before, and its answer cannot be computed anew."""
 
-    kind = problems.ANSWER_GONE
 
-
-class BodyTooLarge(ProblemError):
+class BodyTooLarge(ProblemError, kind=problems.BODY_TOO_LARGE):
     """The request's body is larger than the server accepts."""
 
-    kind = problems.BODY_TOO_LARGE
 
-
-class UnsupportedMediaType(ProblemError):
+class UnsupportedMediaType(ProblemError, kind=problems.UNSUPPORTED_MEDIA_TYPE):
     """The server does not read this content type."""
 
-    kind = problems.UNSUPPORTED_MEDIA_TYPE
 
-
-class InvalidRequest(ProblemError):
+class InvalidRequest(ProblemError, kind=problems.INVALID_REQUEST):
     """A field of the request is not valid; `errors` names it."""
 
-    kind = problems.INVALID_REQUEST
 
-
-class InvalidImage(ProblemError):
+class InvalidImage(ProblemError, kind=problems.INVALID_IMAGE):
     """An image cannot be used; `errors` names it."""
 
-    kind = problems.INVALID_IMAGE
 
-
-class IdempotencyKeyReused(ProblemError):
+class IdempotencyKeyReused(ProblemError, kind=problems.IDEMPOTENCY_KEY_REUSED):
     """Another call was made under the same idempotency key."""
 
-    kind = problems.IDEMPOTENCY_KEY_REUSED
 
-
-class RateLimited(ProblemError):
+class RateLimited(ProblemError, kind=problems.RATE_LIMITED):
     """The key has done as much as it may for now; without `retry_after`, no wait helps."""
 
-    kind = problems.RATE_LIMITED
 
-
-class InternalError(ProblemError):
+class InternalError(ProblemError, kind=problems.INTERNAL_ERROR):
     """The server failed; nothing was charged."""
 
-    kind = problems.INTERNAL_ERROR
 
-
-class Overloaded(ProblemError):
+class Overloaded(ProblemError, kind=problems.OVERLOADED):
     """The server cannot do this now: it has too much to do, or its database has failed."""
-
-    kind = problems.OVERLOADED
 
 
 def problem_error(problem: Problem, retry_after: float | None = None) -> ProblemError:
@@ -328,12 +276,3 @@ def picture_position(field: str) -> int | None:
     """Which image of a call a field such as `images[3]` names; None where it names none."""
     match = re.match(r"images\[(\d+)\]", field)
     return int(match[1]) if match else None
-
-
-def _descendants(parent: type[ProblemError]) -> Iterator[type[ProblemError]]:
-    for child in parent.__subclasses__():
-        yield child
-        yield from _descendants(child)
-
-
-_BY_TYPE = {kind.kind.uri: kind for kind in _descendants(ProblemError) if kind.kind}

@@ -31,8 +31,7 @@ from dataclasses import dataclass
 import httpx
 import stamina
 
-from craft_client.answers import error_of
-from craft_client.calls import IDEMPOTENCY_HEADER, Call, request_id
+from craft_client.calls import IDEMPOTENCY_HEADER, Call, error_of, request_id
 from craft_client.exceptions import (
     AnswerLost,
     CallInProgress,
@@ -69,21 +68,17 @@ LONG_PATIENCE = 180.0
 
 @dataclass
 class Server:
-    """What a client knows of its server: addresses, and whether it has ever been reached.
-
-    `proxy` is the address of what stands in between; None where nothing does.
-    """
+    """A server's addresses, and whether it has ever been reached."""
 
     url: str
-    proxy: str | None = None
+    proxy: str | None = None  # of what stands in between
     reached: bool = False
 
 
 class Exchange:
-    """One call's attempts.
+    """One call's attempts, as `attempts` gives them.
 
-    Each attempt is made within `attempt`, which gives failures their names; what it brings goes
-    through `accepted`. Whether another one follows is for `attempts` to say.
+    Each is made within `attempt`, which gives failures their names, and ends in `accepted`.
     """
 
     def __init__(self, server: Server, call: Call, request: httpx.Request) -> None:
@@ -126,16 +121,19 @@ class Exchange:
         """
         self._began = time.perf_counter()
         try:
-            with self._logged(), self._named():
-                yield
-        except AnswerLost as error:
-            self._lost = error
+            yield
+        except CraftError as error:
+            self._log(error.message)
             raise
-        except ConnectionFailed as error:
-            if self._lost is None:
-                raise
-            # The server has not seen this attempt, but perhaps the one before.
-            raise self._lost from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            failure = self._named(error)
+            self._log(failure.message)
+            if isinstance(failure, AnswerLost):
+                self._lost = failure
+            elif isinstance(failure, ConnectionFailed) and self._lost is not None:
+                # The server has not seen this attempt, but perhaps the one before.
+                raise self._lost from error
+            raise failure from error
 
     def arrived(self, response: httpx.Response) -> httpx.Response:
         """Notes an answer that was read whole, and gives it."""
@@ -144,11 +142,7 @@ class Exchange:
         return response
 
     def accepted(self, response: httpx.Response) -> httpx.Response:
-        """The answer, if it is a success.
-
-        Raises:
-            CraftError: it is none; see `craft_client.answers.error_of`.
-        """
+        """The answer, if it is a success; otherwise raises `craft_client.calls.error_of` it."""
         if response.is_success:
             return response
         refusal = error_of(response)
@@ -157,15 +151,6 @@ class Exchange:
         if self._request.method == "DELETE" and self._lost and isinstance(refusal, NotFound):
             return response  # The attempt whose answer was lost has deleted it.
         raise refusal
-
-    @contextmanager
-    def _logged(self) -> Iterator[None]:
-        """Logs why there is no answer."""
-        try:
-            yield
-        except CraftError as error:
-            self._log(error.message)
-            raise
 
     def _log(self, outcome: str) -> None:
         """A line on an attempt, for whoever debugs: neither keys nor bodies."""
@@ -178,36 +163,30 @@ class Exchange:
             request_id(self._request),
         )
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Names what httpx raises."""
+    def _named(self, error: httpx.TransportError | httpx.DecodingError) -> CraftError:
+        """What httpx raises, in the client's terms."""
         url = self._server.url
-        try:
-            yield
-        except _UNREACHED as error:
-            raise _unreachable(self._server, error) from error
-        except httpx.TransportError as error:
-            self._server.reached = True
-            call = f"{self._request.method} {self._request.url.path}"
-            names = [f"request {request_id(self._request)}"]
-            if key := self._request.headers.get(IDEMPOTENCY_HEADER):
-                names.append(f"idempotency key {key}")
-            raise AnswerLost(
-                f"The connection to the craftbox server at {url} broke before {call} "
-                f"was answered: {_words(error)}.",
-                remedy="The server may have done the call: 'craft usage' shows what was charged. "
-                f"({', '.join(names)})",
-            ) from error
-        except httpx.DecodingError as error:
-            raise ProtocolError(
-                f"{url} sent an answer that cannot be decoded: {_words(error)}."
-            ) from error
+        if isinstance(error, _UNREACHED):
+            return _unreachable(self._server, error)
+        if isinstance(error, httpx.DecodingError):
+            return ProtocolError(f"{url} sent an answer that cannot be decoded: {_words(error)}.")
+        self._server.reached = True
+        call = f"{self._request.method} {self._request.url.path}"
+        names = [f"request {request_id(self._request)}"]
+        if key := self._request.headers.get(IDEMPOTENCY_HEADER):
+            names.append(f"idempotency key {key}")
+        return AnswerLost(
+            f"The connection to the craftbox server at {url} broke before {call} "
+            f"was answered: {_words(error)}.",
+            remedy="The server may have done the call: 'craft usage' shows what was charged. "
+            f"({', '.join(names)})",
+        )
 
 
 class _Patience:
-    """How long one call is sent again: stamina's hook, which gets each failure.
+    """How long one call is sent again: stamina's hook, which is given each failure.
 
-    It answers whether to try again after stamina's wait, or how many seconds to wait instead.
+    It says whether to try again after stamina's wait, or how many seconds to wait instead.
     """
 
     def __init__(self, server: Server) -> None:

@@ -1,9 +1,9 @@
 """Usage and runs as tables for pandas and Arrow: columns with types, and with units in their names.
 
-It knows columns; it does not know where their values come from, nor files. pandas and pyarrow are
-optional (the extras `pandas` and `arrow`), and are imported when a table is turned into theirs.
-Columns named after a unit (`queries`, `predictions`, `images`, `texts`, `requests`) count it;
-`cost_micros` is in millionths of the provider's currency. What is not known is null.
+pandas and pyarrow are optional (the extras `pandas` and `arrow`), and are imported when a table is
+turned into theirs. Columns named after a unit (`queries`, `predictions`, `images`, `texts`,
+`requests`) count it; `cost_micros` is in millionths of the provider's currency. What is not known
+is null.
 """
 
 from __future__ import annotations
@@ -31,16 +31,12 @@ _PANDAS = {"text": "string", "integer": "Int64", "number": "float64"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column: `integer` is of 64 bits, `number` in double precision, `time` in UTC.
 
-    Attributes:
-        name: with the values' unit.
-        kind: `integer` is of 64 bits, `number` in double precision, `time` in UTC to the
-            microsecond.
-        values: None where one is not known.
+    Times are to the microsecond. A value of None is not known.
     """
 
-    name: str
+    name: str  # with the values' unit
     kind: Kind
     values: Sequence[Any]
 

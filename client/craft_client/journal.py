@@ -9,7 +9,7 @@
     evaluation.json what its adapter came to on a split (`craft_client.evaluation`)
 
 A line is on disk, and so is every tensor file it names, before `append` returns. All other files
-appear whole or not at all. While a process writes, it holds the file `lock` (`craft_client.locks`).
+appear whole or not at all. While a process writes, it holds the file `lock`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from tempfile import TemporaryFile
 from typing import Any, Self
 
 from craft_client.exceptions import CraftError
-from craft_client.locks import alone, holder
-from craft_client.run_files import (
+from craft_client.run_folder import (
     ADAPTER_FOLDER,
     CHECKPOINT,
     LINES_FILE,
@@ -32,6 +31,8 @@ from craft_client.run_files import (
     RUN_FILE,
     SUMMARY_FILE,
     TENSOR_FOLDER,
+    alone,
+    holder,
 )
 from craft_shared import codec
 from craft_shared.adapter import Adapter, AdapterError
@@ -47,9 +48,11 @@ class JournalError(CraftError):
 class Journal:
     """One run's directory. Use `create`, `claimed` or `open`.
 
-    Attributes:
-        folder: the directory.
-        document: what `run.json` holds; empty where the run has not begun.
+    `document` is what `run.json` holds; empty where the run has not begun.
+
+    Raises:
+        JournalError: from every method: the directory cannot be written or read, or is damaged.
+        InUse: from `create`, `claimed` and `alone`: another process is at it.
     """
 
     def __init__(self, folder: Path, document: Mapping[str, Any]) -> None:
@@ -59,12 +62,7 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, document: Mapping[str, Any]) -> Self:
-        """Starts a run in a directory that is new or empty.
-
-        Raises:
-            JournalError: it holds something already, or cannot be written.
-            InUse: another process is at it.
-        """
+        """Starts a run in a directory that is new or empty."""
         journal = cls(folder, {})
         with journal.alone():
             journal.begin(document)
@@ -75,16 +73,8 @@ class Journal:
     def claimed(cls, folder: Path, *, new: bool = False) -> Iterator[Self]:
         """A directory that no other process writes to meanwhile: a run's, or one that is empty.
 
-        An empty one is removed again where the block fails and nothing was written.
-
-        Args:
-            folder: made where there is none.
-            new: whether it must be empty.
-
-        Raises:
-            JournalError: it holds a run that may not be there, or other files; or it cannot be
-                written or read.
-            InUse: another process is at it.
+        With `new` it must be empty. An empty one is removed again where the block fails and nothing
+        was written.
         """
         journal = cls(folder, {})
         try:
@@ -102,14 +92,7 @@ class Journal:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes, and other journals of this one, from writing.
-
-        Within a block of the same journal's it does nothing.
-
-        Raises:
-            JournalError: the directory cannot be written.
-            InUse: another process is at it.
-        """
+        """Keeps other processes, and other journals of this one, from writing."""
         if self._alone:
             yield
             return
@@ -124,11 +107,7 @@ class Journal:
                 self._alone = False
 
     def begin(self, document: Mapping[str, Any]) -> None:
-        """Starts a run in the directory, which is empty but for the lock.
-
-        Raises:
-            JournalError: it holds something already, or cannot be written.
-        """
+        """Starts a run in the directory, which is empty but for the lock."""
         self._check_empty()
         with _using(self.folder, "write"):
             (self.folder / TENSOR_FOLDER).mkdir(exist_ok=True)
@@ -167,36 +146,24 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Reads a run that `create` started, finished or not.
-
-        Raises:
-            JournalError: there is no run, or its document is damaged.
-        """
+        """Reads a run that `create` started, finished or not."""
         return cls(folder, _read_object(folder / RUN_FILE, "There is no run here"))
 
     def append(self, line: Mapping[str, Any], tensors: Mapping[str, Tensors] | None = None) -> None:
-        """Adds one line and the tensor files that belong to it.
+        """Adds one line and the tensor files that belong to it; where it fails, neither is there.
 
-        Args:
-            line: JSON-able, without NaN or infinity. Gets a field `tensors`: the files' names.
-            tensors: tensors by file name (without suffix).
-
-        Raises:
-            JournalError: it cannot be written; the journal is as it was before.
+        `line` is JSON-able, without NaN or infinity, and gets a field `tensors`: the files' names.
         """
         files = dict(tensors or {})
-        text = _line({**line, "tensors": sorted(files)})
+        document = {**line, "tensors": sorted(files)}
+        text = json.dumps(document, allow_nan=False, separators=(",", ":"))
         for name, content in files.items():
             self._write_tensors(name, {}, content)
         with _using(self.folder, "write"):
-            append(self.folder / LINES_FILE, text)
+            append(self.folder / LINES_FILE, f"{text}\n".encode())
 
     def resume(self) -> list[dict[str, Any]]:
-        """The lines, after which `append` adds more; a line that a crash cut short is removed.
-
-        Raises:
-            JournalError: a line is damaged, or the file cannot be written.
-        """
+        """The lines, after which `append` adds more; a line that a crash cut short is removed."""
         lines = list(self.lines())
         path = self.folder / LINES_FILE
         with _using(path, "write"):
@@ -206,11 +173,7 @@ class Journal:
         return lines
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines in order. One that a crash cut short at the very end is left out.
-
-        Raises:
-            JournalError: the file is missing, or a line before the last is damaged.
-        """
+        """The lines in order. One that a crash cut short at the very end is left out."""
         path = self.folder / LINES_FILE
         with _using(self.folder, "read"):
             texts = path.read_bytes().split(b"\n")
@@ -221,45 +184,25 @@ class Journal:
                 raise JournalError(f"'{path}', line {number}, is damaged.") from error
 
     def tensors(self, name: str) -> Tensors:
-        """The tensors of the file `name`, as a line's `tensors` names it.
-
-        Raises:
-            JournalError: it is missing or damaged.
-        """
+        """The tensors of the file `name`, as a line's `tensors` names it."""
         return self._read_tensors(name)[1]
 
     def replace(self, name: str, tensors: Tensors) -> None:
-        """Writes the tensor file of an earlier line anew.
-
-        Raises:
-            JournalError: it cannot be written; it is as it was before.
-        """
+        """Writes the tensor file of an earlier line anew, whole or not at all."""
         self._write_tensors(name, {}, tensors)
 
     def save_checkpoint(self, document: Mapping[str, Any], tensors: Tensors) -> None:
-        """Writes a checkpoint in the place of the one before.
-
-        Raises:
-            JournalError: it cannot be written; the one before is still there.
-        """
+        """Writes a checkpoint in the place of the one before, whole or not at all."""
         self._write_tensors(CHECKPOINT, document, tensors)
 
     def checkpoint(self) -> tuple[dict[str, Any], Tensors] | None:
-        """The last checkpoint; None where there is none.
-
-        Raises:
-            JournalError: it is damaged.
-        """
+        """The last checkpoint; None where there is none."""
         if not self._tensor_path(CHECKPOINT).exists():
             return None
         return self._read_tensors(CHECKPOINT)
 
     def finish(self, adapter: Adapter, summary: Mapping[str, Any]) -> None:
-        """Writes the adapter and, last, the summary.
-
-        Raises:
-            JournalError: they cannot be written.
-        """
+        """Writes the adapter and, last, the summary."""
         with _using(self.folder, "write"):
             adapter.save(self.folder / ADAPTER_FOLDER)
             write_whole(self.folder / SUMMARY_FILE, _pretty(summary))
@@ -271,21 +214,14 @@ class Journal:
 
     @property
     def whole(self) -> bool:
-        """Whether it came to its end and what it ended in can be read.
-
-        Otherwise it can be resumed, which costs nothing where all answers are there.
-        """
+        """Whether it came to its end and that can be read; otherwise it can be resumed."""
         try:
             return self.finished and bool(self.adapter() and self.summary())
         except JournalError:
             return False
 
     def adapter(self) -> Adapter:
-        """The tuned adapter.
-
-        Raises:
-            JournalError: the run has none, or it is damaged.
-        """
+        """The tuned adapter."""
         try:
             return Adapter.load(self.folder / ADAPTER_FOLDER)
         except AdapterError as error:
@@ -304,11 +240,7 @@ class Journal:
         return f"The run did not come to its end: craft tune --resume {self.folder}"
 
     def summary(self) -> dict[str, Any]:
-        """How the run ended.
-
-        Raises:
-            JournalError: it has not ended, or the file is damaged.
-        """
+        """How the run ended."""
         return _read_object(self.folder / SUMMARY_FILE, "The run did not come to its end")
 
     def _write_tensors(self, name: str, document: Mapping[str, Any], tensors: Tensors) -> None:
@@ -326,10 +258,6 @@ class Journal:
 
     def _tensor_path(self, name: str) -> Path:
         return self.folder / TENSOR_FOLDER / f"{name}.safetensors"
-
-
-def _line(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _pretty(document: Mapping[str, Any]) -> bytes:

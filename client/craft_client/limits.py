@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from craft_client.answers import read_json
-from craft_client.calls import JSON_TYPE, Call, message, path
+from craft_client.calls import JSON_TYPE, Call, message, path, read_json
 from craft_client.exceptions import InvalidImage, LimitExceeded, ProtocolError, problem_error
 from craft_client.network import most_body_bytes
 from craft_shared import codec, problems
@@ -28,16 +27,11 @@ def with_body_bound(cards: Sequence[ModelCard]) -> list[ModelCard]:
     most = most_body_bytes()
     if most is None:
         return list(cards)
-    return [
-        card.model_copy(
-            update={
-                "limits": card.limits.model_copy(
-                    update={"body_bytes": min(most, card.limits.body_bytes)}
-                )
-            }
-        )
-        for card in cards
-    ]
+    bounded = []
+    for card in cards:
+        body = {"body_bytes": min(most, card.limits.body_bytes)}
+        bounded.append(card.model_copy(update={"limits": card.limits.model_copy(update=body)}))
+    return bounded
 
 
 def model_named(name: str | None, cards: Sequence[ModelCard]) -> ModelCard:
@@ -98,10 +92,7 @@ def bodies(
     limits: Limits,
     most: int | None = None,
 ) -> Iterator[list[T]]:
-    """Groups what stands for images of a size in bytes, lazily, as `image_chunks` does.
-
-    `most` further bounds how many there are in a body.
-    """
+    """Groups what stands for images of a size in bytes into bodies, lazily, of `most` at most."""
     most = min(limits.images_per_call, most or limits.images_per_call)
     chunk: list[T] = []
     size = 0
@@ -176,14 +167,9 @@ def upload_answer(
 
 def renumbered(error: InvalidImage, first: int) -> InvalidImage:
     """The error of a chunk whose first image is `images[first]` of all."""
-    errors = [
-        field.model_copy(
-            update={
-                "field": re.sub(
-                    r"^images\[(\d+)\]", lambda m: f"images[{int(m[1]) + first}]", field.field
-                )
-            }
-        )
-        for field in error.problem.errors
-    ]
+
+    def of_all(field: str) -> str:
+        return re.sub(r"^images\[(\d+)\]", lambda m: f"images[{int(m[1]) + first}]", field)
+
+    errors = [one.model_copy(update={"field": of_all(one.field)}) for one in error.problem.errors]
     return InvalidImage(error.problem.model_copy(update={"errors": errors}))

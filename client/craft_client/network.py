@@ -15,13 +15,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
 
-from craft_client.calls import RUN_HEADER, checked_run
 from craft_client.exceptions import CraftError, MissingKey, MissingPackage
 from craft_shared.text_files import NotTextError, read_text
 
@@ -45,28 +44,16 @@ _LABEL = r"[\w~-]{1,63}"
 _HOST = re.compile(
     rf"(?!.{{254}})({_LABEL}(\.{_LABEL})*\.?)?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?".encode()
 )
+_RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
 _SOCKS = ("socks5", "socks5h")
 
 _log = logging.getLogger(__name__)
 
 
-class HttpOptions(TypedDict):
-    """What `httpx.Client` and `httpx.AsyncClient` are given alike."""
-
-    base_url: str
-    headers: dict[str, str]
-    timeout: httpx.Timeout
-    trust_env: bool
-
-
 def http_options(
-    base_url: str | None,
-    api_key: str | None,
-    *,
-    run: str | None,
-    timeout: float,
-) -> HttpOptions:
-    """The options of a connection; `craft_client.api.Client` describes the arguments.
+    base_url: str | None, api_key: str | None, *, run: str | None, timeout: float
+) -> dict[str, Any]:
+    """What httpx's clients are given; `craft_client.api.Client` describes the arguments.
 
     Raises:
         MissingKey: there is no key, or its file cannot be read.
@@ -78,14 +65,14 @@ def http_options(
         "Accept-Encoding": ", ".join(ACCEPTED_CODINGS),
     }
     if run is not None:
-        headers[RUN_HEADER] = checked_run(run)
+        headers["Craft-Run"] = checked_header("run", run, _RUN)
     url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
-    return HttpOptions(
-        base_url=address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
-        headers=headers,
-        timeout=httpx.Timeout(timeout, connect=10.0),
-        trust_env=False,  # `Route` does
-    )
+    return {
+        "base_url": address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),
+        "headers": headers,
+        "timeout": httpx.Timeout(timeout, connect=10.0),
+        "trust_env": False,  # `Route` does
+    }
 
 
 def most_body_bytes() -> int | None:
@@ -109,10 +96,7 @@ def most_body_bytes() -> int | None:
 def address_of(text: str, source: str, example: str) -> str:
     """A server's address: what stands before `/v1` in those of its calls.
 
-    Args:
-        text: as somebody has written it.
-        source: what names it, for messages.
-        example: of an address.
+    `source` is what names it and `example` an address, for messages.
 
     Raises:
         CraftError: it is none, or holds a user's name, a query or a fragment.
@@ -149,7 +133,7 @@ def without_credentials(address: str) -> str:
 
 @dataclass(frozen=True)
 class Route:
-    """How a server is reached. Use `to`."""
+    """How a server is reached."""
 
     proxy: httpx.Proxy | None  # in between; None where there is none
     context: ssl.SSLContext = field(repr=False)  # which certificates are trusted
@@ -178,8 +162,24 @@ class Route:
         return None if self.proxy is None else without_credentials(str(self.proxy.url))
 
 
+def checked_header(name: str, value: str, form: re.Pattern[str]) -> str:
+    """A header's value that somebody has named.
+
+    Raises:
+        CraftError: it cannot be sent.
+    """
+    if form.fullmatch(value) is None:
+        raise CraftError(
+            f"{name}: {value!r} cannot be sent to a server.",
+            remedy="Give a short name of ASCII characters that begins with a letter or digit.",
+        )
+    return value
+
+
 def _checked_key(api_key: str | None) -> str:
-    key = (api_key or os.environ.get(KEY_VARIABLE) or _key_of_file()).strip()
+    file = os.environ.get(KEY_FILE_VARIABLE)
+    given = api_key or os.environ.get(KEY_VARIABLE)
+    key = (given or (key_in(file, KEY_FILE_VARIABLE) if file else "")).strip()
     if not key:
         raise MissingKey(
             "There is no API key.",
@@ -194,16 +194,14 @@ def _checked_key(api_key: str | None) -> str:
     return key
 
 
-def _key_of_file() -> str:
-    file = os.environ.get(KEY_FILE_VARIABLE)
-    if not file:
-        return ""
+def key_in(file: str, source: str) -> str:
+    """The API key in a file that `source` names; raises MissingKey where it cannot be read."""
     try:
         return read_text(Path(file))
     except (OSError, NotTextError) as error:
         raise MissingKey(
             f"The API key cannot be read from '{file}'.",
-            remedy=f"{KEY_FILE_VARIABLE} names a file that holds nothing but the key.",
+            remedy=f"{source} names a file that holds nothing but the key.",
         ) from error
 
 

@@ -70,11 +70,7 @@ def files(pictures: Iterable[Picture], field: str = "images") -> Iterator[bytes]
 
 
 def file(picture: Picture, field: str = "image") -> bytes:
-    """The encoded file of one picture, as the module describes it.
-
-    Args:
-        picture: in any of the forms above.
-        field: what messages call it.
+    """The encoded file of one picture, in any of the module's forms; messages call it `field`.
 
     Raises:
         DataError: it cannot be used; the message names the field and what would do.

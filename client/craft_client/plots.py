@@ -1,6 +1,5 @@
 """Pictures of runs, as PNG: what one came to and its course, or several beside each other.
 
-It knows runs and how they are drawn, on light or dark ground; it does not know files or pages.
 Importing it imports matplotlib, which takes a while.
 """
 
@@ -20,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from craft_client.budgets import currency
+from craft_client.blackbox import currency
 from craft_client.evaluation import ClassAccuracy, Evaluation, Interval
 from craft_client.exceptions import CraftError
 from craft_client.runs import Run

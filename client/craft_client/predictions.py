@@ -1,4 +1,4 @@
-"""Predictions: what a call asks, and the check that its answer is one to that question."""
+"""Predictions: what a call asks, and the check that its answer answers that."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.answers import read_tensors
-from craft_client.calls import IDEMPOTENCY_HEADER, Call, message, path
+from craft_client.calls import IDEMPOTENCY_HEADER, Call, message, path, read_tensors
 from craft_client.exceptions import CraftError, ProtocolError
 from craft_client.pictures import Picture, files
 from craft_shared import codec
@@ -33,44 +32,48 @@ MOST_TENSOR_BYTES = 2**30
 DOCUMENT_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, repr=False)
-class Prediction(Displayed):
-    """Answer of `Client.predict`.
+class _Shown(Displayed):
+    """What the answers to both kinds of predictions show."""
 
-    Attributes:
-        model: the model's name.
-        revision: the model's revision.
-        output: what the answer shows, as far as the key may see it.
-        tensors: that it shows, as `craft_shared.output.shown` describes them.
-        cost: what the call cost, and the budgets after it.
-        idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
-    """
-
-    model: str
-    revision: str
     output: Output
     tensors: codec.Tensors
-    cost: Cost
-    idempotency_key: str
 
     @property
     def log_probs(self) -> NDArray[np.float32]:
-        """Log-probabilities [prompts, images, classes], float32.
-
-        With k the largest of them, in descending order, [prompts, images, k].
+        """Log-probabilities over the classes; with k the largest of them, descending.
 
         Raises:
             CraftError: the key may not see any.
         """
-        return _numbers(self.tensors, "log_probs", self.output)
+        if "log_probs" not in self.tensors:
+            raise CraftError(
+                f"The answer has no log_probs: the key sees the level '{self.output.level}' alone.",
+                remedy="Read its other tensors, or ask the provider for another level.",
+            )
+        return self.tensors["log_probs"]
 
     @property
     def top_classes(self) -> NDArray[np.int32] | None:
-        """Which of the request's classes each number belongs to, int32; None where all are there.
+        """Which class each number belongs to; None where all are there.
 
-        With the level `label` the most probable class alone, [prompts, images, 1].
+        With the level `label` the most probable class alone, [.., 1].
         """
         return self.tensors.get("top_classes")
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction(_Shown):
+    """Answer of `Client.predict`: tensors [prompts, images, classes], or [prompts, images, k].
+
+    `craft_shared.output.shown` describes them.
+    """
+
+    model: str
+    revision: str
+    output: Output  # what the answer shows, as far as the key may see it
+    tensors: codec.Tensors
+    cost: Cost  # of the call, and the budgets after it
+    idempotency_key: str  # for `Client.acknowledge`
 
     def _view(self) -> View:
         shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
@@ -79,46 +82,18 @@ class Prediction(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class AdapterPrediction(Displayed):
-    """Answer of `Client.adapter_predict`.
-
-    Attributes:
-        adapter: the adapter's name.
-        version: the version that answered.
-        classes: the C class names.
-        output: what the answer shows, as far as the key may see it.
-        tensors: that it shows, as `craft_shared.output.shown` describes them.
-        cost: what the call cost, and the budgets after it.
-        idempotency_key: what the server knows the answer by; see `Client.acknowledge`.
-        abstained: bool [images], whether the most probable class is less probable than the
-            threshold; None where there is none.
-    """
+class AdapterPrediction(_Shown):
+    """Answer of `Client.adapter_predict`: tensors [images, classes], or [images, k]."""
 
     adapter: str
     version: int
     classes: list[str]
-    output: Output
+    output: Output  # what the answer shows, as far as the key may see it
     tensors: codec.Tensors
-    cost: Cost
+    cost: Cost  # of the call, and the budgets after it
     idempotency_key: str
+    # [images]: whether the best class is below the threshold; None without one
     abstained: NDArray[np.bool_] | None = None
-
-    @property
-    def log_probs(self) -> NDArray[np.float32]:
-        """Log-probabilities [images, C], float32; with k the largest, descending, [images, k].
-
-        Raises:
-            CraftError: the key may not see any.
-        """
-        return _numbers(self.tensors, "log_probs", self.output)
-
-    @property
-    def top_classes(self) -> NDArray[np.int32] | None:
-        """Which of `classes` each number belongs to, int32; None where all are there.
-
-        With the level `label` the most probable class alone, [images, 1].
-        """
-        return self.tensors.get("top_classes")
 
     @property
     def probabilities(self) -> NDArray[np.float64] | None:
@@ -130,10 +105,9 @@ class AdapterPrediction(Displayed):
         return None
 
     def best(self, most: int) -> list[tuple[tuple[str, float | None], ...]]:
-        """Of each image the most probable classes that are answered, the first one first.
+        """Of each image the most probable classes, and their probabilities to six decimals.
 
-        Each has its probability, to six decimals; None where the answer has no numbers. Command
-        line, files and notebooks show these.
+        A probability is None where the answer has no numbers.
         """
         numbers, top = self.probabilities, self.top_classes
         if numbers is None:
@@ -203,10 +177,10 @@ def prediction_call(
 def prediction_of(
     response: httpx.Response, request: PredictionRequest, asked: tuple[int, int | None]
 ) -> Prediction:
-    """The answer to a call that asked of so many prompts and images.
+    """The answer to a call that asked about so many prompts and images.
 
     Raises:
-        ProtocolError: it is none to that.
+        ProtocolError: it does not answer that.
     """
     answer, tensors = read_tensors(PredictionAnswer, response)
     output = _shown_output(answer.output, request.top_k)
@@ -259,15 +233,17 @@ def adapter_call(
 def adapter_prediction_of(
     response: httpx.Response, classes: Sequence[str] | None, top_k: int | None, count: int | None
 ) -> AdapterPrediction:
-    """The answer to a call that asked of so many images.
+    """The answer to a call that asked about so many images.
 
     Raises:
-        ProtocolError: it is none to that, or has other classes than these.
+        ProtocolError: it does not answer that, or has other classes than these.
     """
     answer, tensors = read_tensors(AdapterPredictionAnswer, response)
     if classes is not None and answer.classes != list(classes):
         raise ProtocolError("The server answered with other classes than the adapter has.")
-    abstained = _checked_flags(tensors.pop("abstained", None), count)
+    abstained = tensors.pop("abstained", None)
+    if abstained is not None and not (abstained.dtype == np.uint8 and _fits(abstained, (count,))):
+        raise ProtocolError("The server answered with flags of another shape or type than asked.")
     output = _shown_output(answer.output, top_k)
     return AdapterPrediction(
         answer.adapter,
@@ -301,22 +277,13 @@ def _shown_output(said: Output, top_k: int | None) -> Output:
     return Output(level="top_k", k=top_k) if said == EVERYTHING and top_k is not None else said
 
 
-def _numbers(tensors: codec.Tensors, name: str, output: Output) -> NDArray[np.float32]:
-    if name not in tensors:
-        raise CraftError(
-            f"The answer has no {name}: the key sees the level '{output.level}' alone.",
-            remedy="Read its other tensors, or ask the provider for another level.",
-        )
-    return tensors[name]
-
-
 def _checked_tensors(
     tensors: codec.Tensors, rows: tuple[int | None, ...], classes: int, output: Output
 ) -> codec.Tensors:
-    """What an answer shows, numbers in single precision.
+    """What an answer shows of so many rows (None: any number), numbers in single precision.
 
     Raises:
-        ProtocolError: it is not that of so many rows (None: any number) over the classes.
+        ProtocolError: it shows something else.
     """
     numbers = {"label": [], "probs": ["probs"]}.get(output.level, ["log_probs"])
     named = output.level == "label" or output.k is not None
@@ -341,17 +308,6 @@ def _checked_tensors(
     if ((top_classes < 0) | (top_classes >= classes)).any():
         raise ProtocolError(f"The server answered with a class that is none of the {classes}.")
     return {**checked, "top_classes": top_classes}
-
-
-def _checked_flags(flags: NDArray[Any] | None, count: int | None) -> NDArray[Any] | None:
-    """Flags of so many images (None: any number), if there are any.
-
-    Raises:
-        ProtocolError: they are something else.
-    """
-    if flags is not None and not (flags.dtype == np.uint8 and _fits(flags, (count,))):
-        raise ProtocolError("The server answered with flags of another shape or type than asked.")
-    return flags
 
 
 def _check_numbers(numbers: NDArray[Any], shape: tuple[int | None, ...]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,49 +15,44 @@ from craft_client.api import Client
 from craft_client.blackbox import Scores
 from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
-from craft_client.limits import rows_per_call
+from craft_client.limits import bodies, rows_per_call
 from craft_client.predictions import Prediction
 from craft_shared.adapter import Adapter
-from craft_shared.counting import calls, units_of_calls
+from craft_shared.counting import blocks, calls, prediction_units, units_of_calls
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
 from craft_shared.wire import (
+    AdapterCard,
     Budget,
     Context,
     Cost,
     ImageSet,
+    ImageUploadAnswer,
     Limits,
     ModelCard,
     Output,
     PredictionRequest,
 )
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class RemoteBlackBox:
-    """A model on a server, some images that it has seen, and class names.
+    """A model on a server, N images that it has seen, and C class names: a `BlackBox`.
 
-    Implements `craft_client.blackbox.BlackBox`. Answers travel in half precision unless asked
-    otherwise: a log-probability keeps eleven significant bits, and half the bytes are sent, which
-    is enough to learn from. Answers that the key's policy makes coarse travel in single precision:
-    a rounded number is then the one that it was rounded to.
-
-    Attributes:
-        client: the connection.
-        image_set: the N images.
-        classes: the C class names.
-        dtype: precision in which answers travel.
-        run: unlike any other run of the key's, 1 to 200 visible ASCII characters; with it, requests
-            that have a name are idempotent.
-        card: the model's; the server is asked for it when None.
+    Answers travel in half precision unless asked otherwise: a log-probability keeps eleven
+    significant bits, which is enough to learn from, in half the bytes. Answers that the key's
+    policy makes coarse travel in single precision: a rounded number is then the one it was rounded
+    to.
     """
 
     client: Client
     image_set: ImageSet
     classes: Sequence[str]
-    dtype: DType = "float16"
+    dtype: DType = "float16"  # in which answers travel
     run: str | None = None
-    card: ModelCard | None = None
+    card: ModelCard | None = None  # the model's; asked for when None
 
     def with_count(self, count: int) -> RemoteBlackBox:
         """As it will be once the image set has so many images: for what is counted beforehand."""
@@ -75,10 +71,6 @@ class RemoteBlackBox:
     @cached_property
     def _card(self) -> ModelCard:
         return self.card or self.client.model(self.model)
-
-    @property
-    def _limits(self) -> Limits:
-        return self._card.limits
 
     @property
     def output(self) -> Output:
@@ -105,12 +97,8 @@ class RemoteBlackBox:
     ) -> Scores:
         """Scores the templates and after them the codes, [P, N, C + M], in the fewest calls.
 
-        Of answers that do not show all log-probabilities the scores are what
-        `craft_shared.output.scores_of` makes of them.
-
-        A prompt is one query however many calls the prompts are spread over. Only where one
-        prompt's answer is larger than the server sends at once is it asked for in several calls,
-        and is then as many queries; `units` has the number beforehand.
+        A prompt is one query however many calls the prompts are spread over, unless its answer
+        alone is larger than the server sends at once; `units` has the number beforehand.
 
         Raises:
             ProblemError: the server refused a call.
@@ -125,14 +113,20 @@ class RemoteBlackBox:
         costs: list[Cost] = []
         answers: list[str] = []
         named = self.run is not None and name is not None
-        for number, (prompts, rows) in enumerate(self._calls(len(scores), len(scored))):
+        row_bytes = self._row_bytes(len(scored))
+        cut = calls(len(scores), self.image_set.count, row_bytes, self._card.limits)
+        for number, (prompts, rows) in enumerate(cut):
             code = slice(*(max(0, end - len(templates)) for end in (prompts.start, prompts.stop)))
             some_codes = found[code]
-            request = self._request(
-                scored,
+            request = message(
+                PredictionRequest,
+                model=self.model,
+                classes=scored,
                 templates=list(templates[prompts.start : prompts.stop]),
                 context=context if len(some_codes) else None,
+                image_set=self.image_set.id,
                 rows=None if len(rows) == self.image_set.count else list(rows),
+                dtype=self._dtype,
             )
             answer = self.client.predict(
                 request,
@@ -140,9 +134,8 @@ class RemoteBlackBox:
                 count=self.image_set.count,
                 idempotency_key=f"{self.run}/{name}/{number}" if named else None,
             )
-            scores[prompts.start : prompts.stop, rows.start : rows.stop] = self._read(
-                answer, len(scored)
-            )
+            read = self._read(answer, len(scored))
+            scores[prompts.start : prompts.stop, rows.start : rows.stop] = read
             costs.append(answer.cost)
             answers.append(answer.idempotency_key)
         return Scores(
@@ -154,35 +147,24 @@ class RemoteBlackBox:
         )
 
     def acknowledge(self, scores: Scores) -> None:
-        """Reports that the answers are stored here: the server may delete their bytes. Free.
-
-        It never fails: what is not acknowledged goes from the server in its own time.
-        """
+        """Lets the server delete the answers' bytes. Free; it never fails."""
         for answer in scores.answers:
             with suppress(CraftError):
                 self.client.acknowledge(answer)
 
     def units(self, prompts: int, texts: int = 0) -> Units:
         """What scoring that many prompts is charged."""
-        scored = len(self.classes) + texts
-        row_bytes = self._row_bytes(scored)
-        return units_of_calls(prompts, self.image_set.count, scored, row_bytes, self._limits)
+        scored, count = len(self.classes) + texts, self.image_set.count
+        return units_of_calls(prompts, count, scored, self._row_bytes(scored), self._card.limits)
 
     def answer_bytes(self, prompts: int, texts: int = 0) -> int:
-        """How many bytes of numbers and class indices scoring that many prompts brings.
-
-        Beside them each call has a document of a kilobyte or so. Compressed answers are smaller.
-        """
+        """Bytes of numbers and class indices in the answers, without each call's document."""
         scored = len(self.classes) + texts
         return prompts * self.image_set.count * self._row_bytes(scored)
 
     def budgets(self) -> Sequence[Budget]:
         """All budgets that bound the key now. Asks the server; `Scores` has them too."""
         return self.client.budgets()
-
-    def _calls(self, prompts: int, scored: int) -> Iterator[tuple[range, range]]:
-        """Cuts [P, N] into the (prompts, rows) of each call, which scores so many texts."""
-        return calls(prompts, self.image_set.count, self._row_bytes(scored), self._limits)
 
     def _row_bytes(self, scored: int) -> int:
         """Of one prompt's answer for one image.
@@ -191,7 +173,7 @@ class RemoteBlackBox:
             LimitExceeded: the server does not send as much.
         """
         row_bytes = shown_bytes(self.output, scored, np.dtype(self._dtype).itemsize)
-        rows_per_call(self._limits, row_bytes, 1)
+        rows_per_call(self._card.limits, row_bytes, 1)
         return row_bytes
 
     def _read(self, answer: Prediction, scored: int) -> NDArray[np.float32]:
@@ -203,24 +185,26 @@ class RemoteBlackBox:
             )
         return scores_of(answer.tensors, self.output, scored)
 
-    def _request(
-        self,
-        scored: list[str],
-        *,
-        templates: list[str],
-        context: Context | None,
-        rows: list[int] | None,
-    ) -> PredictionRequest:
-        return message(
-            PredictionRequest,
-            model=self.model,
-            classes=scored,
-            templates=templates,
-            context=context,
-            image_set=self.image_set.id,
-            rows=rows,
-            dtype=self._dtype,
-        )
+
+def filled(
+    client: Client,
+    image_set: ImageSet,
+    images: Iterable[bytes],
+    limits: Limits,
+    on_chunk: Callable[[ImageUploadAnswer], None] = lambda answer: None,
+    idempotency_key: str | None = None,
+) -> tuple[ImageSet, Units]:
+    """The image set with these images too, and what uploading them cost."""
+    charged: list[Units] = []
+
+    def count(answer: ImageUploadAnswer) -> None:
+        charged.append(answer.cost.charged)
+        on_chunk(answer)
+
+    image_set = client.upload_images(
+        image_set, images, limits=limits, on_chunk=count, idempotency_key=idempotency_key
+    )
+    return image_set, sum(charged, Units())
 
 
 def check_prompts(
@@ -259,10 +243,7 @@ def check_prompts(
 def classify_here(
     adapter: Adapter, black_box: RemoteBlackBox
 ) -> tuple[Scores, NDArray[np.float32]]:
-    """Scores an adapter's prompts on a black box's images and applies its head to them here.
-
-    Returns:
-        The scores [P, N, C + M], and log-probabilities [N, C].
+    """Scores an adapter's prompts [P, N, C + M] and applies its head here [N, C].
 
     Raises:
         CraftError: the head reads answers that the key may not see; nothing was charged.
@@ -281,3 +262,73 @@ def classify_here(
         name="adapter",
     )
     return scores, adapter.refined(scores.log_probs, seen)
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Refined predictions of a published adapter."""
+
+    log_probs: NDArray[np.float32]  # [N, C], by `craft_shared.output.scores_of`
+    charged: Units  # what they cost
+    output: Output  # what the answers show
+
+
+@dataclass(frozen=True)
+class RemoteAdapter:
+    """A published adapter that classifies images, in as few calls as the limits allow."""
+
+    client: Client
+    card: AdapterCard  # the adapter's, its version included: a later version is not used
+
+    @cached_property
+    def _model(self) -> ModelCard:
+        return self.client.model(self.card.model)
+
+    @property
+    def limits(self) -> Limits:
+        """The model's."""
+        return self._model.limits
+
+    def row_calls(self, rows: int) -> list[range]:
+        """Which rows of an image set each call classifies. Each call is `prompts` queries."""
+        row_bytes = shown_bytes(self._model.output, len(self.card.classes))
+        return blocks(rows, rows_per_call(self.limits, row_bytes, rows))
+
+    def image_calls(
+        self, images: Iterable[T], size_of: Callable[[T], int], top: int
+    ) -> Iterator[list[T]]:
+        """Which images each call sends and classifies, `top` classes of each.
+
+        Each call is `prompts` queries. `size_of` gives the bytes of what stands for an image.
+        """
+        seen, count = self._model.output, self.limits.images_per_call
+        shown = seen.model_copy(update={"k": min(top, seen.k or top)})
+        most = rows_per_call(self.limits, shown_bytes(shown, len(self.card.classes)), count)
+        return bodies(images, size_of, self.limits, most)
+
+    def units(self, calls: int, rows: int, *, sent: int = 0) -> Units:
+        """What so many calls that classify so many rows are charged, images sent among them."""
+        return prediction_units(self.card.prompts, rows, sent=sent, calls=calls)
+
+    def classify_image_set(self, image_set: ImageSet) -> Classified:
+        """Classifies all N images of an image set."""
+        answers = [
+            self.client.adapter_predict(
+                self.reference,
+                image_set=image_set.id,
+                rows=None if len(rows) == image_set.count else rows,
+                classes=self.card.classes,
+                count=image_set.count,
+            )
+            for rows in self.row_calls(image_set.count)
+        ]
+        classes = len(self.card.classes)
+        scores = [scores_of(answer.tensors, answer.output, classes) for answer in answers]
+        charged = sum((answer.cost.charged for answer in answers), Units())
+        return Classified(np.concatenate(scores), charged, answers[0].output)
+
+    @property
+    def reference(self) -> str:
+        """What calls name the version by, whoever makes them."""
+        owner = f"{self.card.owner}/" if self.card.owner else ""
+        return f"{owner}{self.card.name}@{self.card.version}"

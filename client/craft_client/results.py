@@ -1,58 +1,57 @@
-"""What becomes of classified pictures: rows for the screen, or a file that can be gone on with.
+"""Files that a published adapter classifies: the calls, and what becomes of their answers.
+
+Rows are for the screen, or for a file that a later call continues:
 
     FILE         CSV, a row a picture; people may cut, sort and edit it
     FILE.calls   each call before it is sent (its key and its pictures), and the rows that its
                  answer brought, before FILE gets them; only ever appended to
-    FILE.lock    while a process writes (`craft_client.locks`)
+    FILE.lock    while a process writes (`craft_client.run_folder`)
 
 So an answer that was paid for is asked for again under its own key, and a row that FILE has lost
-is written anew, whatever was done to FILE or to the folder in between. This module knows files and
-rows; it does not know how a call is made.
+is written anew, whatever was done to FILE or to the folder in between. An image that the server
+refuses is left out of its call, which costs nothing then, and the others are sent again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from craft_client.exceptions import DataError
-from craft_client.folders import LeftOut
-from craft_client.locks import alone
+from craft_client.exceptions import DataError, InvalidImage, picture_position
+from craft_client.layouts import LeftOut
+from craft_client.remote import RemoteAdapter
+from craft_client.run_folder import alone
 from craft_shared.files import append, check_room, write_whole
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.text_files import NotTextError, line_of, rows_of
+from craft_shared.units import Units
 
 _FIXED = ("image", "adapter", "error", "abstained")
 _NUMBER = re.compile(r"(\d+(\.\d*)?([eE][-+]?\d+)?)?")  # spreadsheets write their own way
 # Of a row and its picture's entry in the record, beside names.
 _ROW_BYTES = 300
 
+_RANKED = ("class", "probability")
+
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to say of one picture.
+    """What there is to say of one picture."""
 
-    Attributes:
-        image: its path.
-        adapter: by which, `OWNER/NAME@VERSION`.
-        error: why it cannot be used.
-        abstained: whether its best class is less probable than the threshold; None without one.
-        best: the most probable classes, the first one first; None for a number that is not shown.
-    """
-
-    image: str
-    adapter: str
-    error: str = ""
-    abstained: bool | None = None
-    best: tuple[tuple[str, float | None], ...] = ()
+    image: str  # its path
+    adapter: str  # `OWNER/NAME@VERSION`
+    error: str = ""  # why it cannot be used
+    abstained: bool | None = None  # whether its best class is below the threshold, if there is one
+    best: tuple[tuple[str, float | None], ...] = ()  # classes, likeliest first; None: not shown
 
     @property
     def cells(self) -> list[str]:
@@ -65,47 +64,34 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call that is charged.
-
-    Attributes:
-        key: its idempotency key; the same call has the same one.
-        adapter: the version that is asked.
-        top: how many classes it names.
-        abstain_below: as in `Client.adapter_predict`.
-        images: paths and SHA-256 of the pictures, in order.
-    """
+class Batch:
+    """The images of a call that is charged; the same call has the same key."""
 
     key: str
     adapter: str
-    top: int
+    top: int  # how many classes it names
     abstain_below: float | None
-    images: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]  # paths and SHA-256, in order
 
 
 class Rows:
-    """Rows for the screen: one picture that cannot be used ends it, before it is charged.
-
-    Attributes:
-        images: that have a row.
-        rows: in the order of classification.
-    """
+    """Rows for the screen: one picture that cannot be used ends it, before it is charged."""
 
     # Whether the same call another time is the same call, or is charged anew.
-    goes_on: ClassVar[bool] = False
+    is_resumable: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.images: set[str] = set()
         self.rows: list[Row] = []
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: Batch) -> None:
         """Before a call is sent."""
 
-    def refuse(self, call: Call, errors: Sequence[Row]) -> None:
+    def refuse(self, call: Batch, errors: Sequence[Row]) -> None:
         """After a call was refused, uncharged, for some of its pictures."""
         self.add(errors)
 
-    def end(self, call: Call, rows: Sequence[Row]) -> None:
+    def end(self, call: Batch, rows: Sequence[Row]) -> None:
         """After a call was answered. The rows are yet to be added."""
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -126,25 +112,21 @@ class Rows:
 
 
 class Results(Rows):
-    """Rows in a file. Use `opened`.
+    """Rows in a file, `top` classes each. Use `opened`.
 
     Columns: `image`, `adapter`, `error`, `abstained` (1 or 0; empty without a threshold), then
-    `class_1`, `probability_1` and so on, the most probable class first.
-
-    Attributes:
-        file: the CSV file.
-        top: how many classes a row names.
-        adapter: that its rows are by, or, before the first one, its calls; None where it is new.
+    `class_1`, `probability_1` and so on, the most probable class first. `adapter` is the one that
+    the rows are by, or, before the first one, the calls; None where the file is new.
     """
 
-    goes_on = True
+    is_resumable = True
 
     def __init__(self, file: Path, top: int) -> None:
         super().__init__()
         self.file, self.top = file, top
         self.adapter: str | None = None
         self._record = _beside(file, ".calls")
-        self._unanswered: dict[str, Call] = {}
+        self._unanswered: dict[str, Batch] = {}
         self._paid: dict[tuple[str, str, str, int, float | None], list[str]] = {}
         self._paid_images: set[str] = set()
         ranks = (f"{column}_{rank}" for rank in range(1, top + 1) for column in _RANKED)
@@ -153,11 +135,7 @@ class Results(Rows):
     @classmethod
     @contextmanager
     def opened(cls, file: Path, top: int) -> Iterator[Self]:
-        """A file that no other process writes to meanwhile, and that can be written to.
-
-        Args:
-            file: new, or one that an earlier call wrote.
-            top: how many classes a row names.
+        """A new file or one that an earlier call wrote, which no other process writes to meanwhile.
 
         Raises:
             InUse: another process is at it.
@@ -185,7 +163,7 @@ class Results(Rows):
         names = sum(len(os.fsencode(image)) for image in images)
         check_room(_beside(self.file, "").parent, 2 * (names + len(images) * row))
 
-    def unanswered(self, adapter: str) -> list[Call]:
+    def unanswered(self, adapter: str) -> list[Batch]:
         """Calls to an adapter that may have been charged and whose answer is not here."""
         calls = self._unanswered.values()
         return [call for call in calls if (call.adapter, call.top) == (adapter, self.top)]
@@ -202,7 +180,7 @@ class Results(Rows):
         """Whether any row was paid for of a picture of that path."""
         return image in self._paid_images
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: Batch) -> None:
         """Notes what is about to be sent."""
         if call.key not in self._unanswered:
             line = {
@@ -215,12 +193,12 @@ class Results(Rows):
             self._note(line)
             self._unanswered[call.key] = call
 
-    def refuse(self, call: Call, errors: Sequence[Row]) -> None:
+    def refuse(self, call: Batch, errors: Sequence[Row]) -> None:
         """Notes that the call cost nothing."""
         self._note({"refused": call.key})
         self._unanswered.pop(call.key, None)
 
-    def end(self, call: Call, rows: Sequence[Row]) -> None:
+    def end(self, call: Batch, rows: Sequence[Row]) -> None:
         """Notes the rows, so that they are kept before the file gets them."""
         self._note({"answered": call.key, "rows": [row.cells for row in rows]})
         self._answer(call.key, [row.cells for row in rows])
@@ -310,16 +288,13 @@ class Results(Rows):
     def _read_call(self, line: dict[str, Any], *, begun: bool) -> None:
         if "call" in line:
             images = tuple((str(path), str(digest)) for path, digest in line["images"])
-            call = Call(line["call"], line["adapter"], line["top"], line["abstain_below"], images)
+            call = Batch(line["call"], line["adapter"], line["top"], line["abstain_below"], images)
             self._unanswered[call.key] = call
             self.adapter = call.adapter if begun else None
         elif "refused" in line:
             self._unanswered.pop(line["refused"], None)
         else:
             self._answer(line["answered"], line["rows"])
-
-
-_RANKED = ("class", "probability")
 
 
 def _beside(file: Path, suffix: str) -> Path:
@@ -334,3 +309,210 @@ def _whole_rows(data: bytes) -> bytes:
     while data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, end - 1) + 1
     return data[:end]
+
+
+# --- asking -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """How far it has come."""
+
+    done: int  # images that have a row, from earlier runs too
+    total: int
+    failed: int = 0  # images of this run that could not be used
+    charged: Units = field(default_factory=Units)  # by this run
+    # Images of calls that may have been charged, and that cannot be made again, because some of
+    # their images have changed or are gone.
+    changed: int = 0
+
+
+def restore(
+    adapter: RemoteAdapter, images: Sequence[Path], results: Results, abstain_below: float | None
+) -> int:
+    """Writes the rows that were paid for and that the file has lost. Free; gives their number."""
+    return sum(
+        results.restore(str(image), digest, adapter.reference, abstain_below)
+        for image in images
+        if str(image) not in results.images
+        and results.may_restore(str(image))
+        and (digest := _digest(image)) is not None
+    )
+
+
+def to_ask(adapter: RemoteAdapter, images: Sequence[Path], results: Results) -> list[Path]:
+    """The images that have no row and are in no call that may have been charged."""
+    asked = {path for call in results.unanswered(adapter.reference) for path, _ in call.images}
+    return [image for image in images if str(image) not in results.images | asked]
+
+
+def classify_files(
+    adapter: RemoteAdapter,
+    images: Sequence[Path],
+    rows: Rows,
+    *,
+    top: int,
+    abstain_below: float | None = None,
+    calls: Sequence[Sequence[Path]] = (),
+    on_progress: Callable[[BatchProgress], None] = lambda progress: None,
+) -> BatchProgress:
+    """Classifies the images that have no row yet, naming `top` classes of each, at most C.
+
+    Calls that may have been charged, and whose answers were not stored, are made again first.
+
+    Args:
+        adapter: by which; a file's own, where it has rows.
+        images: files; their paths are what rows call them.
+        rows: gets a row for each.
+        top: how many classes a row names.
+        abstain_below: as in `Client.adapter_predict`.
+        calls: what `file_calls` made of images, where it was asked before.
+        on_progress: called after each call.
+
+    Raises:
+        ProblemError: the server refused a call for another reason than an image. What was
+            classified until then is in the rows.
+        DataError: an image cannot be used, and `rows` takes none of these.
+    """
+    wanted = {str(image) for image in images}
+    progress = BatchProgress(len(wanted & rows.images), len(images))
+    on_progress(progress)
+
+    def ask(contents: dict[str, bytes], failed: Sequence[Row], below: float | None) -> None:
+        nonlocal progress
+        found, charged = _classified(adapter, contents, rows, top, below)
+        by_image = {row.image: row for row in (*found, *failed)}
+        rows.add(sorted(by_image.values(), key=lambda row: order.get(row.image, len(order))))
+        progress = replace(
+            progress,
+            done=len(wanted & rows.images),
+            failed=progress.failed + sum(bool(row.error) for row in by_image.values()),
+            charged=progress.charged + charged,
+        )
+        on_progress(progress)
+
+    order = {str(image): number for number, image in enumerate(images)}
+    for call in rows.unanswered(adapter.reference) if isinstance(rows, Results) else ():
+        missing = {path for path, _ in call.images} & wanted - rows.images
+        same = _unchanged(call)
+        if missing and same is None:
+            progress = replace(progress, changed=progress.changed + len(missing))
+        elif missing and same is not None:
+            ask(same, [], call.abstain_below)
+    planned = {str(image) for call in calls for image in call} | rows.images
+    further = [image for image in images if str(image) not in planned]
+    for chunk in [*calls, *file_calls(adapter, further, top)]:
+        contents, failed = _read_files(chunk, adapter)
+        ask(contents, failed, abstain_below)
+    return progress
+
+
+def file_calls(adapter: RemoteAdapter, images: Sequence[Path], top: int) -> list[list[Path]]:
+    """Which files each call sends, so that it and its answer keep within the limits."""
+    allowed = adapter.limits.image_bytes
+
+    def size_of(image: Path) -> int:
+        size = image.stat().st_size if image.is_file() else 0
+        # What is not there, or too large, is not sent.
+        return 0 if size > allowed else size
+
+    return list(adapter.image_calls(images, size_of, top))
+
+
+def _classified(
+    adapter: RemoteAdapter,
+    contents: dict[str, bytes],
+    rows: Rows,
+    top: int,
+    abstain_below: float | None,
+) -> tuple[list[Row], Units]:
+    """The rows of some images, and what they were charged."""
+    failed: list[Row] = []
+    while contents:
+        digests = {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}
+        key = _key(adapter.reference, top, abstain_below, list(digests.values()))
+        call = Batch(key, adapter.reference, top, abstain_below, tuple(digests.items()))
+        rows.begin(call)
+        try:
+            answer = adapter.client.adapter_predict(
+                adapter.reference,
+                images=list(contents.values()),
+                top_k=top,
+                abstain_below=abstain_below,
+                classes=adapter.card.classes,
+                idempotency_key=key if rows.is_resumable else None,
+            )
+        except InvalidImage as error:
+            refused = _refused(error, list(contents), adapter.reference)
+            rows.refuse(call, refused)
+            failed += refused
+            contents = {
+                path: data
+                for path, data in contents.items()
+                if path not in {row.image for row in refused}
+            }
+            continue
+        flags = [None] * len(contents) if answer.abstained is None else answer.abstained.tolist()
+        found = [
+            Row(path, adapter.reference, "", abstained, best)
+            for path, abstained, best in zip(contents, flags, answer.best(top), strict=True)
+        ]
+        rows.end(call, found)
+        return found + failed, answer.cost.charged
+    return failed, Units()
+
+
+def _unchanged(call: Batch) -> dict[str, bytes] | None:
+    """A call's images, if all are what they were."""
+    contents: dict[str, bytes] = {}
+    for path, digest in call.images:
+        try:
+            contents[path] = Path(path).read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(contents[path]).hexdigest() != digest:
+            return None
+    return contents
+
+
+def _read_files(
+    chunk: Sequence[Path], adapter: RemoteAdapter
+) -> tuple[dict[str, bytes], list[Row]]:
+    """The files' bytes, and rows of those that cannot be used."""
+    contents: dict[str, bytes] = {}
+    failed: list[Row] = []
+    for image in chunk:
+        try:
+            data = image.read_bytes()
+        except OSError as error:
+            failed.append(Row(str(image), adapter.reference, error.strerror or str(error)))
+            continue
+        if len(data) > adapter.limits.image_bytes:
+            reason = f"{len(data)} bytes; the server accepts {adapter.limits.image_bytes}"
+            failed.append(Row(str(image), adapter.reference, reason))
+        else:
+            contents[str(image)] = data
+    return contents, failed
+
+
+def _refused(error: InvalidImage, sent: Sequence[str], adapter: str) -> list[Row]:
+    positions = ((picture_position(one.field), one.message) for one in error.errors)
+    refused = {sent[index]: message for index, message in positions if index is not None}
+    if not refused:
+        raise error
+    return [Row(path, adapter, message) for path, message in refused.items()]
+
+
+def _digest(image: Path) -> str | None:
+    try:
+        return hashlib.sha256(image.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _key(adapter: str, top: int, abstain_below: float | None, digests: Sequence[str]) -> str:
+    """The same for the same call, whenever it is made."""
+    digest = hashlib.sha256(repr((adapter, top, abstain_below)).encode())
+    for one in digests:
+        digest.update(bytes.fromhex(one))
+    return f"batch/{digest.hexdigest()}"

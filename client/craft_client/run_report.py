@@ -1,9 +1,8 @@
 """A run that reports itself: what it has reached goes to the server's console as it tunes.
 
 Points are handed over and sent by a thread of its own, over a connection of its own with a short
-timeout, so that reporting can neither fail, slow nor change a run. What goes wrong is told once. A
-server that is away is tried again now and then, one that refuses a report is not. This module knows
-progress and the wire; it does not know how a run tunes.
+timeout, so that reporting can neither fail, slow nor change a run. What goes wrong is said once. A
+server that is away is tried again now and then, one that refuses a report is not.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from craft_client.exceptions import BudgetExhausted, ConnectionFailed, Overloaded, RateLimited
 from craft_shared.run_reports import POINTS_PER_CALL, RunPoint, RunReport, RunState
 
 if TYPE_CHECKING:
+    from craft_client.api import Client
     from craft_client.tuning_run import TuneProgress
 
 # Seconds: between two calls while a run goes on; before another try where the server did not take
@@ -29,34 +29,20 @@ LAST_WORDS_SECONDS = 5.0
 OnProgress = Callable[["TuneProgress"], None]
 
 
-class Reporting(Protocol):
-    """What takes reports: `craft_client.api.Client`, with a short timeout."""
-
-    def report_run(self, run: str, report: RunReport) -> None:
-        """Makes or changes a run's report."""
-
-    def report_points(self, run: str, points: list[RunPoint]) -> None:
-        """Adds points that are not there yet."""
-
-
 class RunReporter:
     """Reports one run from a thread.
 
-    Args:
-        server: where reports go; used by the thread alone.
-        run: the run's name, as the ledger has it.
-        report: what the run is.
-        on_failure: told, once and from the thread, what went wrong first.
+    `on_failure` is called once, from the thread, with what went wrong first.
     """
 
     def __init__(
         self,
-        server: Reporting,
+        client: Client,
         run: str,
         report: RunReport,
         on_failure: Callable[[str], None],
     ) -> None:
-        self._server = server
+        self._client = client
         self._run = run
         self._report = report
         self._on_failure = on_failure
@@ -75,7 +61,7 @@ class RunReporter:
             self._changed.notify()
 
     def end(self, state: RunState, *, wait: float = LAST_WORDS_SECONDS) -> None:
-        """Tells how the run ended, and waits so many seconds at most until it is told."""
+        """Reports how the run ended, and waits so many seconds at most until the server knows."""
         with self._changed:
             self._end = state
             self._changed.notify()
@@ -91,32 +77,32 @@ class RunReporter:
             self._fail(error)
 
     def _try_to_send(self) -> bool:
-        """Sends what there is, and keeps what the server does not take now; whether all is told."""
+        """Sends what there is and keeps what the server refuses now; whether that was all."""
         try:
-            told = self._send()
+            is_over = self._send()
         except (ConnectionFailed, Overloaded, RateLimited) as error:
             self._fail(error)
             self._pause(SECONDS_AFTER_FAILURE)
             return False
         self._pause(SECONDS_BETWEEN_CALLS)
-        return told
+        return is_over
 
     def _send(self) -> bool:
         """Waits for something to send, and sends it; whether that was the end."""
         if not self._introduced:
-            self._server.report_run(self._run, self._report)
+            self._client.report_run(self._run, self._report)
             self._introduced = True
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._end is not None)
             points = [point_of(progress) for progress in self._waiting]
             end = self._end
         for start in range(0, len(points), POINTS_PER_CALL):
-            self._server.report_points(self._run, points[start : start + POINTS_PER_CALL])
+            self._client.report_points(self._run, points[start : start + POINTS_PER_CALL])
         with self._changed:
             del self._waiting[: len(points)]
         if end is not None:
             last = self._report.model_copy(update={"state": end})
-            self._server.report_run(self._run, last)
+            self._client.report_run(self._run, last)
         return end is not None
 
     def _pause(self, seconds: float) -> None:
@@ -131,10 +117,7 @@ class RunReporter:
 
 @contextmanager
 def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[OnProgress]:
-    """Gives what to call with each progress: `on_progress`, and the reporter where there is one.
-
-    The block's end is the run's.
-    """
+    """Gives what to call with each progress: `on_progress`, and the reporter where there is one."""
     if reporter is None:
         yield on_progress
         return
@@ -146,16 +129,15 @@ def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[
     try:
         yield on_both
     except BaseException as error:
-        reporter.end("failed" if _is_failure(error) else "stopped")
+        # Stopped by hand or by its budget, nothing went wrong.
+        failed = isinstance(error, Exception) and not isinstance(error, BudgetExhausted)
+        reporter.end("failed" if failed else "stopped")
         raise
     reporter.end("finished")
 
 
 def point_of(progress: TuneProgress) -> RunPoint:
-    """A progress as a point of the curve.
-
-    A run that is resumed goes through the same generations again, and gives the same points.
-    """
+    """A progress as a point of the curve; a resumed run gives the same points again."""
     return RunPoint(
         sequence=progress.generation + (progress.stage == "deploy"),
         generation=progress.generation,
@@ -165,11 +147,6 @@ def point_of(progress: TuneProgress) -> RunPoint:
         accuracy=progress.accuracy,
         units=progress.units,
     )
-
-
-def _is_failure(error: BaseException) -> bool:
-    """Whether the run went wrong, and was not merely stopped by hand or by its budget."""
-    return isinstance(error, Exception) and not isinstance(error, BudgetExhausted)
 
 
 def _finite(value: float) -> float | None:

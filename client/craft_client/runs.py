@@ -17,19 +17,21 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, Validat
 
 from craft_client.evaluation import Evaluation, read_evaluation
 from craft_client.journal import Journal, JournalError
-from craft_client.run_files import (
+from craft_client.run_folder import (
     ADAPTER_FOLDER,
     LINES_FILE,
     RUN_FILE,
     SUMMARY_FILE,
     TENSOR_FOLDER,
 )
+from craft_client.tuning_run import Candidate
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
 from craft_shared.printing import percent
 from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import Units
+from craft_shared.wire import ProviderProfile
 
 # Of a long run, in a notebook.
 POINTS_SHOWN = 8
@@ -48,42 +50,18 @@ class RunSettings(BaseModel):
     budget: int | None = None
 
 
-class Profile(BaseModel):
-    """The profile of a provider that was simulated."""
-
-    name: str
-    version: int
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, version {self.version}, {self.digest}"
-
-
 class About(BaseModel):
-    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images.
-
-    `profile` is None where no provider was simulated.
-    """
+    """What `run.json` says. Runs of `CraFTClassifier` have no `data`: a folder of images."""
 
     craftbox: str
     started_at: str
     model: str
     revision: str
-    profile: Profile | None = None
+    profile: ProviderProfile | None = None  # that was simulated
     settings: RunSettings
     classes: list[str]
     labels: list[int]
     data: Path | None = None
-
-
-class Candidate(BaseModel):
-    """What might have been deployed; see `craft_client.tuning_run.Candidate`."""
-
-    name: str
-    prompts: int
-    texts: int = 0
-    loss: FiniteFloat | None = None
-    regularisation: FiniteFloat | None = None
 
 
 class Moment(BaseModel):
@@ -146,11 +124,7 @@ class Run(Displayed):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads the directory.
-
-        Raises:
-            JournalError: there is no run, or it is damaged.
-        """
+        """Reads the directory; raises JournalError where there is no run, or it is damaged."""
         journal = Journal.open(folder)
         about = _checked(About, journal.document, f"'{folder / RUN_FILE}'")
         # Before the lines, which a run that is still going on may add to.
@@ -258,11 +232,7 @@ class Damaged:
 
 
 def compared(folders: Iterable[Path]) -> list[Run]:
-    """Runs to be shown beside each other, a row each.
-
-    Raises:
-        JournalError: there is no run in one of the directories, or it is damaged.
-    """
+    """Runs to be shown beside each other, a row each; raises JournalError as `Run.load`."""
     return Listed(Run.load(folder) for folder in folders)
 
 

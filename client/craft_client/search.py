@@ -28,10 +28,9 @@ Codes = NDArray[np.float32]
 
 
 class CodeSearch(Protocol):
-    """Looks for the code of least loss.
+    """Looks for the code of least loss: each generation is one `ask` and one `tell`.
 
-    Each generation is one `ask` and one `tell`. Two searches of equal arguments and equal losses
-    ask for equal codes, whatever else draws random numbers meanwhile.
+    Two searches of equal arguments and losses ask for equal codes, whatever else draws numbers.
     """
 
     def ask(self) -> Codes:
@@ -42,44 +41,13 @@ class CodeSearch(Protocol):
         """Reports the losses [population] of the codes that `ask` gave last.
 
         Raises:
-            ValueError: these are not those codes, a loss is not finite, or there is not one for
-                each code.
+            ValueError: these are not those codes, or there is not one finite loss for each.
         """
         ...
 
     def current(self) -> Codes:
         """The code that the search stands for after a generation, float32 [dim]."""
         ...
-
-
-def search_by(
-    strategy: Strategy,
-    dim: int,
-    *,
-    population: int,
-    sigma: float,
-    bound: float,
-    seed: Sequence[int],
-) -> CodeSearch:
-    """The search of that name; for the arguments see `CMAES`."""
-    kinds: dict[Strategy, Callable[..., CodeSearch]] = {
-        "cma-es": CMAES,
-        "random": RandomSearch,
-        "spsa": SPSA,
-    }
-    return kinds[strategy](dim, population=population, sigma=sigma, bound=bound, seed=seed)
-
-
-def search_for(settings: TuneSettings, strategy: Strategy | None = None) -> CodeSearch:
-    """The search of a run with these settings; by another strategy, where one is given."""
-    return search_by(
-        strategy or settings.strategy,
-        settings.dim,
-        population=settings.population,
-        sigma=settings.sigma,
-        bound=settings.bound,
-        seed=settings.stream("search"),
-    )
 
 
 def _check(asked: Codes, codes: Codes, losses: Codes) -> None:
@@ -90,14 +58,10 @@ def _check(asked: Codes, codes: Codes, losses: Codes) -> None:
 
 
 class CMAES:
-    """Covariance matrix adaptation.
+    """Covariance matrix adaptation, from zero.
 
-    Args:
-        dim: length of a code.
-        population: codes a generation, >= 4.
-        sigma: initial standard deviation of each coordinate, > 0; the start is zero.
-        bound: that no coordinate passes; 0 for none.
-        seed: any integers.
+    `sigma` is the initial standard deviation of each coordinate, `bound` what none passes (0: no
+    bound), `population` at least 4, and `seed` any integers.
     """
 
     def __init__(
@@ -263,8 +227,6 @@ class CorrectedSPSA(SPSA):
     Several pairs about the start choose the gain before the first step, as Spall advises: the slope
     that one pair measures may be next to none. Directions are of Spall's signs, where BlackVIP's
     released code draws lengths too.
-
-    Args: see `CMAES`.
     """
 
     FIRST_PAIRS = 5
@@ -287,3 +249,21 @@ class CorrectedSPSA(SPSA):
             return
         self._velocity = self.MOMENTUM * self._velocity + gradient
         self._move(gradient + self.MOMENTUM * self._velocity)
+
+
+SEARCHES: dict[Strategy, Callable[..., CodeSearch]] = {
+    "cma-es": CMAES,
+    "random": RandomSearch,
+    "spsa": SPSA,
+}
+
+
+def search_for(settings: TuneSettings, strategy: Strategy | None = None) -> CodeSearch:
+    """The search of a run with these settings; by another strategy, where one is given."""
+    return SEARCHES[strategy or settings.strategy](
+        settings.dim,
+        population=settings.population,
+        sigma=settings.sigma,
+        bound=settings.bound,
+        seed=settings.stream("search"),
+    )

@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.budgets import name, shortfall
+from craft_client.blackbox import budget_name, shortfall
 from craft_client.exceptions import BudgetTooSmall, CraftError
-from craft_client.plugins import RECIPES
-from craft_client.recipes import OWN, Recipe, counted_as
+from craft_client.recipes import OWN, RECIPES, Recipe, counted_as
 from craft_shared import plugins
 from craft_shared.names import REMEDY, fault, same_text, twins
-from craft_shared.plugins import Group, PluginError
+from craft_shared.plugins import PluginError
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError
 from craft_shared.units import Unit, Units
@@ -42,10 +41,7 @@ PricedQuestion = Callable[[int, int], Units]
 
 
 class SettingsError(CraftError):
-    """The settings contradict each other, the labels or the budget. Nothing was asked or charged.
-
-    `errors` names each option with its remedy.
-    """
+    """The settings contradict each other, the labels or the budget. Nothing was charged."""
 
 
 class KeyBudgetError(SettingsError, BudgetTooSmall):
@@ -74,9 +70,7 @@ def shows_texts(output: Output) -> bool:
 def random_codes_for(output: Output, prompt_limit: int | None) -> int:
     """How many random codes may be asked for in strict access, unless somebody says otherwise.
 
-    Args:
-        output: what the answers show.
-        prompt_limit: how many prompts may be asked, the plain one included; None is not bounded.
+    `prompt_limit` is how many prompts may be asked, the plain one too; None is not bounded.
     """
     codes = RANDOM_CODES_OF_RANKS if output.level in ("label", "top_k") else RANDOM_CODES
     return codes if prompt_limit is None else min(codes, prompt_limit - 1)
@@ -145,42 +139,38 @@ class TuneSettings:
     shots: int | None = None
 
     def __post_init__(self) -> None:
-        bounds = [
-            _number("budget", self.budget, 1, math.inf),
+        scale = self.scale
+        errors = [
+            _number("budget", self.budget, 1),
             _number("seed", self.seed, 0, 2**63 - 1),
-            _number("population", self.population, LEAST_POPULATION, math.inf),
+            _number("population", self.population, LEAST_POPULATION),
             _number("dim", self.dim, 2, MOST_DIM),
-            _number("random_codes", self.random_codes, 0, math.inf),
-            _number("scale", self.scale, 0, MOST_SCALE, open_below=True)
-            if not isinstance(self.scale, str)
-            else _choice("scale", self.scale, get_args(AbsoluteScale)),
-            _number("sigma", self.sigma, 0, math.inf, open_below=True),
-            _number("consistency_weight", self.consistency_weight, 0, math.inf),
-            _number("shots", self.shots, 1, math.inf) if self.shots is not None else None,
-            _number("bound", self.bound, 0, math.inf),
+            _number("random_codes", self.random_codes, 0),
+            _choice("scale", scale, get_args(AbsoluteScale))
+            if isinstance(scale, str)
+            else _number("scale", scale, 0, MOST_SCALE, open_below=True),
+            _number("sigma", self.sigma, 0, open_below=True),
+            _number("consistency_weight", self.consistency_weight, 0),
+            _number("shots", self.shots, 1),
+            _number("bound", self.bound, 0),
             _number("hidden", self.hidden, 1, MOST_HIDDEN),
-            _number("batch_size", self.batch_size, 1, math.inf),
+            _number("batch_size", self.batch_size, 1),
             _number("consistency_share", self.consistency_share, 0, 1),
-            _number("keep_texts", self.keep_texts, 1, math.inf)
-            if self.keep_texts is not None
-            else None,
-            _plugin("recipe", self.recipe, RECIPES),
+            _number("keep_texts", self.keep_texts, 1),
+            _recipe(self.recipe),
             *self._part_errors(),
             _choice("strategy", self.strategy, get_args(Strategy)),
             _template(self.template),
             *self._text_errors(),
         ]
+        wrong = [error for error in errors if error]
         _raise_if(
             "The settings cannot be used.",
-            [error for error in bounds if error]
-            or self._budget_errors("budget", "queries", self.budget, one_each),
+            wrong or self._budget_errors("budget", "queries", self.budget, one_each),
         )
 
     def stream(self, purpose: Literal["random codes", "search", "mlp"]) -> list[int]:
-        """Seed of the random numbers for one purpose.
-
-        Each has its own, so that switching a part off leaves the others as they were.
-        """
+        """Seed of the random numbers for one purpose, whatever other parts are switched off."""
         return [self.seed, ("random codes", "search", "mlp").index(purpose)]
 
     @property
@@ -192,10 +182,7 @@ class TuneSettings:
         return Question(1 if self._row.like_paper else 1 + self.random_codes)
 
     def generation_questions(self, number: int = 1) -> tuple[Question, ...]:
-        """What is asked in a generation, from 1; none after the last.
-
-        craftbox's generations double the prompts, up to all random codes.
-        """
+        """What is asked in a generation, from 1; craftbox's double the prompts while it can."""
         if self.recipe != "craftbox":
             prompts = self._row.generation(self.population) if self.search else ()
             return tuple(Question(count) for count in prompts)
@@ -218,12 +205,9 @@ class TuneSettings:
     def generations(
         self, units: PricedQuestion = one_each, *, done: int = 0, spent: int | None = None
     ) -> int:
-        """How many whole generations the run's own budget covers.
+        """How many whole generations after `done` the run's own budget covers.
 
-        Args:
-            units: what a question is charged.
-            done: generations that are not counted.
-            spent: queries until then; None before the first generation.
+        `units` is what a question is charged, `spent` the queries until then (None: nothing yet).
         """
         left = self.budget - (units(*self.opening_question).queries if spent is None else spent)
         if self.recipe != "craftbox":
@@ -265,7 +249,9 @@ class TuneSettings:
         # What the steps cost is known only once the server has answered.
         if not errors and short and short.budget.unit != "cost_micros":
             left = short.budget.remaining
-            short_errors = self._budget_errors(name(short.budget), short.budget.unit, left, units)
+            short_errors = self._budget_errors(
+                budget_name(short.budget), short.budget.unit, left, units
+            )
             if short_errors:
                 raise KeyBudgetError("The budget does not cover this run.", errors=short_errors)
         _raise_if("The budget does not cover this run.", errors)
@@ -282,27 +268,22 @@ class TuneSettings:
             "refinement": not self.refinement,
             "consistency": not self.consistency,
         }
-        return [
-            FieldError(
-                field=part,
-                message=f"is a setting of {_having(part)}; '{self.recipe}' has no such part.",
-                remedy="Leave it as it is by default.",
-            )
-            for part, changed in parts.items()
-            if changed and part not in self._row.settings
-        ]
+        errors = []
+        for part, changed in parts.items():
+            if changed and part not in self._row.settings:
+                having = " and ".join(
+                    f"'{one.name}'" for one in OWN.values() if part in one.settings
+                )
+                message = f"is a setting of {having}; '{self.recipe}' has no such part."
+                errors.append(_error(part, message, "Leave it as it is by default."))
+        return errors
 
     def _text_errors(self) -> list[FieldError]:
         if not self.texts:
             return []
         if self.recipe != "craftbox":
-            return [
-                FieldError(
-                    field="texts",
-                    message=f"are a setting of 'craftbox'; '{self.recipe}' reads none.",
-                    remedy="Leave them out.",
-                )
-            ]
+            message = f"are a setting of 'craftbox'; '{self.recipe}' reads none."
+            return [_error("texts", message, "Leave them out.")]
         return _name_errors("texts", self.texts)[:1]
 
     def _budget_errors(
@@ -323,7 +304,7 @@ class TuneSettings:
             remedy += ", give fewer texts, or tune in strict access"
         elif self.generation_questions() and self.recipe != "craftbox":
             needs += f" and one generation takes {needed - opening}"
-        return [FieldError(field=field, message=f"is {budget}, but {needs}.", remedy=f"{remedy}.")]
+        return [_error(field, f"is {budget}, but {needs}.", f"{remedy}.")]
 
     def _first_steps(self, units: PricedQuestion) -> Units:
         """What must be covered for a run to begin: of craftbox's, the first question."""
@@ -333,21 +314,8 @@ class TuneSettings:
         )
 
 
-def _having(part: str) -> str:
-    return " and ".join(f"'{recipe.name}'" for recipe in OWN.values() if part in recipe.settings)
-
-
-def _shared_errors(texts: Sequence[str], classes: Sequence[str]) -> list[FieldError]:
-    names = {same_text(name) for name in classes}
-    return [
-        FieldError(
-            field="texts",
-            message=f"'{text}' is a class name.",
-            remedy="Leave it out: class names are scored anyway.",
-        )
-        for text in texts
-        if same_text(text) in names
-    ][:1]
+def _error(field: str, message: str, remedy: str) -> FieldError:
+    return FieldError(field=field, message=message, remedy=remedy)
 
 
 def _raise_if(message: str, errors: Sequence[FieldError]) -> None:
@@ -356,108 +324,92 @@ def _raise_if(message: str, errors: Sequence[FieldError]) -> None:
 
 
 def _number(
-    field: str, value: float, least: float, most: float, *, open_below: bool = False
+    field: str,
+    value: float | None,
+    least: float,
+    most: float = math.inf,
+    *,
+    open_below: bool = False,
 ) -> FieldError | None:
+    if value is None:
+        return None
     # NaN fails every comparison, so it is refused too.
     if (least < value if open_below else least <= value) and value <= most and value < math.inf:
         return None
     lower = f"greater than {least}" if open_below else f"at least {least}"
     upper = f" and at most {most:g}" if most < math.inf else ""
-    return FieldError(field=field, message=f"is {value}.", remedy=f"Give a number {lower}{upper}.")
+    return _error(field, f"is {value}.", f"Give a number {lower}{upper}.")
 
 
 def _choice(field: str, value: str, choices: Sequence[str]) -> FieldError | None:
     if value in choices:
         return None
-    return FieldError(
-        field=field, message=f"is '{value}'.", remedy=f"Give one of: {', '.join(choices)}."
-    )
+    return _error(field, f"is '{value}'.", f"Give one of: {', '.join(choices)}.")
 
 
-def _plugin(field: str, name: str, group: Group) -> FieldError | None:
-    if name in group.own:
-        return None
-    try:
-        plugins.find(group, name)
-    except PluginError as error:
-        return FieldError(field=field, message=f"{error}.", remedy="See 'craft plugins'.")
+def _recipe(name: str) -> FieldError | None:
+    if name not in OWN:
+        try:
+            plugins.find(RECIPES, name)
+        except PluginError as error:
+            return _error("recipe", f"{error}.", "See 'craft plugins'.")
     return None
 
 
 def _template(template: str) -> FieldError | None:
     if len(template) > LONGEST_TEMPLATE:
-        return FieldError(
-            field="template",
-            message=f"has {len(template)} characters; {LONGEST_TEMPLATE} are allowed.",
-            remedy="Shorten it.",
-        )
+        message = f"has {len(template)} characters; {LONGEST_TEMPLATE} are allowed."
+        return _error("template", message, "Shorten it.")
     try:
         template.encode()
     except UnicodeEncodeError:
-        return FieldError(field="template", message="is not UTF-8.", remedy="Write it anew.")
+        return _error("template", "is not UTF-8.", "Write it anew.")
     if template.count("{}") == 1 and template.count("{") == template.count("}") == 1:
         return None
-    return FieldError(
-        field="template",
-        message=f"is '{template}'.",
-        remedy="Write {} exactly once, where the class name goes, as in 'a photo of a {}.'",
-    )
+    remedy = "Write {} exactly once, where the class name goes, as in 'a photo of a {}.'"
+    return _error("template", f"is '{template}'.", remedy)
 
 
 def _name_errors(field: str, names: Sequence[str]) -> list[FieldError]:
     """Names that a server takes for none, and names that it takes for one."""
-    faults = [
-        FieldError(field=f"{field}[{place}]", message=f"'{printable(name)}' {found}", remedy=REMEDY)
+    errors = [
+        _error(f"{field}[{place}]", f"'{printable(name)}' {found}", REMEDY)
         for place, name in enumerate(names)
         if (found := fault(name))
     ]
-    lengths = [
-        FieldError(
-            field=f"{field}[{place}]",
-            message=f"has {len(name)} characters.",
-            remedy=f"Use 1 to {LONGEST_CLASS_NAME}.",
-        )
-        for place, name in enumerate(names)
-        if not 1 <= len(name) <= LONGEST_CLASS_NAME
-    ]
-    return [*faults, *lengths] or [
-        FieldError(
-            field=f"{field}[{place}]",
-            message=f"'{name}' is there twice."
-            if names[place] == names[first]
-            else f"a model reads '{name}' as it reads '{printable(names[first])}', "
-            f"{field}[{first}].",
-            remedy="Give each a name of its own.",
-        )
-        for place, first in twins(names)
-        for name in [printable(names[place])]
-    ]
+    for place, name in enumerate(names):
+        if not 1 <= len(name) <= LONGEST_CLASS_NAME:
+            remedy = f"Use 1 to {LONGEST_CLASS_NAME}."
+            errors.append(_error(f"{field}[{place}]", f"has {len(name)} characters.", remedy))
+    for place, first in () if errors else twins(names):
+        name, before = printable(names[place]), printable(names[first])
+        message = f"a model reads '{name}' as it reads '{before}', {field}[{first}]."
+        if names[place] == names[first]:
+            message = f"'{name}' is there twice."
+        errors.append(_error(f"{field}[{place}]", message, "Give each a name of its own."))
+    return errors
+
+
+def _shared_errors(texts: Sequence[str], classes: Sequence[str]) -> list[FieldError]:
+    names = {same_text(name) for name in classes}
+    remedy = "Leave it out: class names are scored anyway."
+    shared = (text for text in texts if same_text(text) in names)
+    return [_error("texts", f"'{text}' is a class name.", remedy) for text in shared][:1]
 
 
 def _label_errors(labels: NDArray[np.int64], classes: Sequence[str]) -> list[FieldError]:
     if len(classes) < 2:
-        return [
-            FieldError(
-                field="classes",
-                message=f"there are {len(classes)}.",
-                remedy="Give at least two.",
-            )
-        ]
+        return [_error("classes", f"there are {len(classes)}.", "Give at least two.")]
     wrong = labels[(labels < 0) | (labels >= len(classes))]
     if wrong.size:
-        return [
-            FieldError(
-                field="labels",
-                message=f"{wrong[0]} names no class.",
-                remedy=f"Labels are row numbers of the {len(classes)} classes, from 0.",
-            )
-        ]
+        remedy = f"Labels are row numbers of the {len(classes)} classes, from 0."
+        return [_error("labels", f"{wrong[0]} names no class.", remedy)]
     missing = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     return [
-        FieldError(
-            field=f"classes[{index}]",
-            message=f"'{classes[index]}' has no picture.",
-            remedy="Add one, or leave the class out.",
+        _error(
+            f"classes[{index}]",
+            f"'{classes[index]}' has no picture.",
+            "Add one, or leave the class out.",
         )
         for index in missing.tolist()
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from craft_client.answers import GrowingAnswer
+from craft_client.calls import GrowingAnswer
 from craft_client.network import Pace, Route
 
 # Servers close idle connections (uvicorn after 5 s). A request on a connection that is being closed

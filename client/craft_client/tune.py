@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from craft_client import plugins, recipes
+from craft_client import recipes
 from craft_client.blackbox import BlackBox
+from craft_client.exceptions import CraftError
 from craft_client.journal import Journal, JournalError
-from craft_client.paid_answers import AnswerError
 from craft_client.settings import SettingsError, TuneSettings
-from craft_client.tuning_run import Outcome, TuneProgress, TuningRun
+from craft_client.tuning_run import AnswerError, Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.display import Displayed, View
 from craft_shared.head import HEAD_KINDS
 from craft_shared.names import made_sound
-from craft_shared.plugins import Plugin, PluginError
+from craft_shared.plugins import PluginError
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Output, Provenance, ProviderProfile
 
@@ -45,27 +45,14 @@ RUN_SCHEMA = 4
 
 @dataclass(frozen=True, repr=False)
 class TuneResult(Displayed):
-    """What a run came to.
-
-    Attributes:
-        adapter: prompts and head.
-        accuracy_before: of the plain prompt on the training images, percent.
-        accuracy_after: of the adapter, percent, each image by what was fitted and chosen without
-            it (`craft_client.held_out`); None where nothing was held out (one image a class, a
-            prompt that was searched with all labels, or a recipe that holds nothing out).
-        units: everything charged by the run.
-        stopped_by: the budget of the key that ended the search before the run's own budget was
-            used up, in words; None where none did.
-        history: one entry for the first request and each generation: `generation`, `queries`,
-            `loss`, `best_loss`, `accuracy`.
-    """
+    """What a run came to."""
 
     adapter: Adapter
-    accuracy_before: float
-    accuracy_after: float | None
+    accuracy_before: float  # of the plain prompt on the training images, percent
+    accuracy_after: float | None  # held out, percent (`craft_client.losses`); None: nothing was
     units: Units
-    stopped_by: str | None
-    history: list[dict[str, Any]]
+    stopped_by: str | None  # the budget that ended the search before the run's own, in words
+    history: list[dict[str, Any]]  # as in `TuningRun`
 
     def _view(self) -> View:
         return View(
@@ -105,6 +92,7 @@ def run_document(
     if budgets is None:
         budgets = black_box.budgets()
     settings.check_task(labels, black_box.classes, budgets, black_box.units)
+    plugin = recipes.plugin_of(settings.recipe)
     return {
         "schema_version": RUN_SCHEMA,
         "craftbox": version("craftbox"),
@@ -113,7 +101,7 @@ def run_document(
         "revision": black_box.revision,
         "profile": None if profile is None else profile.model_dump(),
         "settings": asdict(settings),
-        "plugin": None if (plugin := _plugin_of(settings)) is None else str(plugin),
+        "plugin": None if plugin is None else str(plugin),
         "output": black_box.output.model_dump(mode="json"),
         "prompts_per_image_set": black_box.prompt_limit,
         "classes": list(black_box.classes),
@@ -184,11 +172,11 @@ def tune(
 
 
 def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneResult, Outcome]:
-    plugin = _plugin_of(run.settings)
+    plugin = recipes.plugin_of(run.settings.recipe)
     if plugin is None:
         outcome = recipes.OWN[run.settings.recipe].run(run)
         return _result(outcome, run, black_box, journal), outcome
-    with plugins.running(plugin):
+    with recipes.usable_plugins(), plugin.running(CraftError):
         tunes: recipes.Run = plugin.load()
         outcome = tunes(run)
         if not isinstance(outcome, Outcome):
@@ -199,12 +187,6 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
                 f"{', '.join(HEAD_KINDS)}"
             )
         return _result(outcome, run, black_box, journal), outcome
-
-
-def _plugin_of(settings: TuneSettings) -> Plugin | None:
-    if settings.recipe not in plugins.OWN_RECIPES:
-        return plugins.find(settings.recipe)
-    return None
 
 
 def _check_output(black_box: BlackBox, journal: Journal) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from craft_client.remote_adapter import BatchProgress, RemoteAdapter, classify_files, restore
-from craft_client.results import Results
+from craft_client.remote import RemoteAdapter
+from craft_client.results import BatchProgress, Results, classify_files, restore
 
 CLASSES = ["big cat", "dog", "owl"]
 

@@ -10,7 +10,7 @@ import pytest
 import stamina
 
 from craft_client.api import Client
-from craft_client.remote_adapter import RemoteAdapter
+from craft_client.remote import RemoteAdapter
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
 

@@ -21,7 +21,7 @@ from craft_client.blackbox import Scores
 from craft_shared.head import log_softmax
 from craft_shared.output import scores_of, shown
 from craft_shared.units import Measure, Units
-from craft_shared.wire import EVERYTHING, Budget, Context, Output
+from craft_shared.wire import EVERYTHING, Budget, Context, Limits, ModelCard, Output
 
 SIDE = 8
 WIDTH = 32
@@ -197,3 +197,13 @@ def budget(unit: Measure, limit: int, *, spent: int = 0, **more: Any) -> Budget:
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths: NDArray[np.float64] = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / lengths
+
+
+def model_card(
+    output: Output = EVERYTHING, prompt_limit: int | None = None, classes: int = 10_000
+) -> ModelCard:
+    """A model's card, of which settings read what a key may see and ask."""
+    limits = Limits.model_construct(classes=classes)
+    return ModelCard.model_construct(
+        output=output, prompts_per_image_set=prompt_limit, limits=limits
+    )

@@ -20,8 +20,7 @@ import pytest
 import stamina
 
 from craft_client import Client, exchange
-from craft_client.answers import GATEWAY_STATUSES, read_json
-from craft_client.calls import Call
+from craft_client.calls import GATEWAY_STATUSES, Call, read_json
 from craft_client.exceptions import (
     AdapterNotFound,
     AnswerLost,

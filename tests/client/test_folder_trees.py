@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from craft_client.cli import app, evaluate, predict, task, tune
+from craft_client.cli import app, evaluate, predict, tune
 from craft_client.data import Dataset, Sample
 
 EXAMPLES = 400 if os.environ.get("CRAFT_TEST_FULL") else 10
@@ -83,12 +83,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found.extend((str(path), classes[label]) for path, label in samples)
         raise SystemExit(0)
 
-    def tune_task(made: task.Task, *_: Any, **__: Any) -> NoReturn:
+    def tune_task(made: tune.Task, *_: Any, **__: Any) -> NoReturn:
         end(made.classes, made.samples)
 
     pictures = evaluate._pictures
     monkeypatch.setattr(tune, "tune_task", tune_task)
-    monkeypatch.setattr(task, "tune_task", tune_task)
     monkeypatch.setattr(evaluate, "_pictures", lambda *about: end(*split(*pictures(*about))))
     return found
 

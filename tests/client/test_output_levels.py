@@ -10,7 +10,7 @@ import pytest
 
 from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
-from craft_client.paper_presets import recipe_settings
+from craft_client.presets import recipe_settings
 from craft_client.recipes import OWN
 from craft_client.settings import (
     FEW_DECIMALS,
@@ -22,7 +22,7 @@ from craft_client.settings import (
 from craft_client.tune import TuneResult, run_document, tune
 from craft_shared.wire import EVERYTHING, Output
 
-from .fake_clip import FakeBlackBox, FakeClip
+from .fake_clip import FakeBlackBox, FakeClip, model_card
 
 LABEL = Output(level="label")
 LEVELS = [
@@ -40,7 +40,9 @@ OTHERS, OTHER_LABELS = CLIP.pictures(30, seed=1)
 def tuned(output: Output, folder: Path, **options: Any) -> TuneResult:
     options = {"seed": 1, "dim": 16, "population": 8, **options}
     recipe = options.pop("recipe", "craftbox")
-    settings = recipe_settings(recipe, "", 8, classes=CLIP.names, output=output, **options)
+    settings = recipe_settings(
+        recipe, "", 8, classes=CLIP.names, card=model_card(output), **options
+    )
     black_box = FakeBlackBox(CLIP, PICTURES, output=output)
     journal = Journal.create(folder, run_document(black_box, LABELS, settings))
     return tune(black_box, LABELS, settings, journal)
@@ -118,10 +120,10 @@ def test_a_run_does_not_go_on_with_a_key_of_another_level(tmp_path: Path) -> Non
 def test_of_coarse_answers_no_vocabulary_is_asked_for_unless_it_is_given(
     output: Output, shows: bool
 ) -> None:
-    alone = recipe_settings("craftbox", "", 8, classes=CLIP.names, output=output)
+    alone = recipe_settings("craftbox", "", 8, classes=CLIP.names, card=model_card(output))
     assert bool(alone.texts) == shows
     given = recipe_settings(
-        "craftbox", "", 8, classes=CLIP.names, output=output, vocabulary=["a", "b"]
+        "craftbox", "", 8, classes=CLIP.names, card=model_card(output), vocabulary=["a", "b"]
     )
     assert given.texts == ("a", "b")
 
@@ -132,7 +134,7 @@ def test_coarse_answers_are_asked_for_more_codes() -> None:
     assert codes[2:] == [RANDOM_CODES] * 3
 
     def settings(recipe: str, **more: Any) -> TuneSettings:
-        return recipe_settings(recipe, "", 8, classes=CLIP.names, output=LABEL, **more)
+        return recipe_settings(recipe, "", 8, classes=CLIP.names, card=model_card(LABEL), **more)
 
     assert settings("craftbox").budget == 1 + codes[0]
     assert settings("craftbox", random_codes=3).random_codes == 3
@@ -140,10 +142,11 @@ def test_coarse_answers_are_asked_for_more_codes() -> None:
 
 
 def test_a_bound_on_prompts_bounds_codes_and_budget() -> None:
-    def settings(recipe: str, **more: Any) -> TuneSettings:
-        return recipe_settings(recipe, "", 8, classes=CLIP.names, prompt_limit=100, **more)
+    def settings(recipe: str, output: Output = EVERYTHING, **more: Any) -> TuneSettings:
+        card = model_card(output, prompt_limit=100)
+        return recipe_settings(recipe, "", 8, classes=CLIP.names, card=card, **more)
 
-    strict = settings("craftbox", output=LABEL)
+    strict = settings("craftbox", LABEL)
     assert (strict.random_codes, strict.budget) == (99, 100)
     rich = settings("craftbox", strict=True, budget=8000)
     assert sum(question.prompts for question in rich.questions()) <= 100

@@ -9,8 +9,7 @@ import pytest
 from craft_client.api import Client
 from craft_client.blackbox import BlackBox
 from craft_client.exceptions import CraftError, LimitExceeded
-from craft_client.remote import RemoteBlackBox
-from craft_client.remote_adapter import RemoteAdapter
+from craft_client.remote import RemoteAdapter, RemoteBlackBox
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
 from craft_shared.units import Units

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from craft_client.search import SPSA, CodeSearch, CorrectedSPSA, search_by
+from craft_client.search import SEARCHES, SPSA, CodeSearch, CorrectedSPSA
 from craft_client.settings import Strategy
 
 BOUND = 5.0
@@ -20,7 +20,8 @@ def _search(
     population: int = POPULATION,
     bound: float = BOUND,
 ) -> CodeSearch:
-    return search_by(strategy, dim, population=population, sigma=sigma, bound=bound, seed=[seed])
+    search = SEARCHES[strategy]
+    return search(dim, population=population, sigma=sigma, bound=bound, seed=[seed])
 
 
 def _run(search: CodeSearch, target: float, generations: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from craft_client.answers import MOST_PROBLEM_BYTES
+from craft_client.calls import MOST_PROBLEM_BYTES
 from craft_client.exceptions import ProtocolError
 from craft_client.transport import read
 

@@ -1,6 +1,6 @@
 """Two processes at one run, results file or benchmark: the second is refused, and nothing is lost.
 
-Real processes; `tests/client/test_locks.py` has the lock itself.
+Real processes; `tests/client/test_run_folder.py` has the lock itself.
 """
 
 from __future__ import annotations

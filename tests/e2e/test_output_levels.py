@@ -12,8 +12,7 @@ import pytest
 from craft_client.api import Client
 from craft_client.exceptions import PromptLimitReached
 from craft_client.layouts import load_dataset
-from craft_client.remote import RemoteBlackBox, classify_here
-from craft_client.remote_adapter import RemoteAdapter
+from craft_client.remote import RemoteAdapter, RemoteBlackBox, classify_here
 from craft_shared.adapter import Adapter
 from craft_shared.wire import Output
 from e2e.conftest import Server

@@ -5,10 +5,9 @@
     evaluate        craft zero-shot, craft evaluate
     adapters        craft publish, adapters, share, retire, restore
     predict         craft predict
-    account         craft models, usage, budget, image-sets
+    account         craft models, usage, budget, image-sets, config show, plugins
     receipts        craft receipt, verify-receipt
     runs            craft runs, report, compare
-    config          craft config show, plugins
 
 Whatever is slow to import is imported by the command that needs it, so that `craft --help` is
 quick.
@@ -20,14 +19,13 @@ from craft_client.cli.root import app
 
 # In the order of the help.
 from craft_client.cli import tune, bench, evaluate, adapters, predict  # isort: skip
-from craft_client.cli import account, receipts, runs, config  # isort: skip
+from craft_client.cli import account, receipts, runs  # isort: skip
 
 __all__ = [
     "account",
     "adapters",
     "app",
     "bench",
-    "config",
     "evaluate",
     "predict",
     "receipts",

@@ -1,4 +1,4 @@
-"""`craft models`, `craft usage`, `craft budget` and `craft image-sets`: all free of charge."""
+"""`craft models`, `usage`, `budget`, `image-sets`, `config` and `plugins`: all free of charge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from craft_client.cli.options import AsJson, Key, Url, argument, examples
 from craft_client.cli.root import app, command
 from craft_client.cli.session import connect
-from craft_client.cli.show import free_document, report_done, say, table
+from craft_client.cli.show import document, free_document, report_done, say, table
 from craft_shared.amounts import UNITS
 
 ImageSetId = Annotated[str, argument("ID", "As tune and evaluate show it.")]
@@ -45,7 +45,7 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
     Costs, where there are any, are in the provider's currency.
     """
-    from craft_client.budgets import currency
+    from craft_client.blackbox import currency
     from craft_shared.units import Units
 
     with connect(url, key) as client:
@@ -59,16 +59,11 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
             }
         )
         return
-    calls = sorted({charge.call for charge in found.charges})
-    by_call = {call: [charge for charge in found.charges if charge.call == call] for call in calls}
-    sums = [
-        (
-            call,
-            sum((line.units for line in lines), Units()),
-            sum(line.cost_micros for line in lines),
-        )
-        for call, lines in by_call.items()
-    ]
+    sums = []
+    for call in sorted({charge.call for charge in found.charges}):
+        lines = [charge for charge in found.charges if charge.call == call]
+        units = sum((line.units for line in lines), Units())
+        sums.append((call, units, sum(line.cost_micros for line in lines)))
     sums.append(("total", found.total, found.cost_micros))
     priced = any(micros for _, _, micros in sums)
     table(
@@ -83,16 +78,12 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 @command("Server and account", "craft budget", "craft budget --json")
 def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Show what is left of the key's budgets and its team's; costs in the provider's currency."""
-    from craft_client.budgets import shown
+    from craft_client.blackbox import shown
 
     with connect(url, key) as client:
         budgets = client.budgets()
     if as_json:
-        free_document(
-            {
-                "budgets": [bound.model_dump() for bound in budgets],
-            }
-        )
+        free_document({"budgets": [bound.model_dump() for bound in budgets]})
         return
     table(
         ["unit", "window", "whose", "limit", "spent", "reserved", "remaining", "resets at"],
@@ -150,3 +141,65 @@ def delete_image_set(
     with connect(url, key) as client:
         client.delete_image_set(image_set)
     report_done({"deleted": image_set}, f"Deleted image set {image_set}.", as_json)
+
+
+_config = typer.Typer(
+    no_args_is_help=True,
+    help="What the commands are configured with.",
+    epilog=examples("craft config show"),
+)
+app.add_typer(_config, name="config", rich_help_panel="Settings")
+
+
+@_config.callback()
+def config() -> None:
+    """Makes `show` a command of its own, although it is the only one."""
+
+
+@_config.command(epilog=examples("craft config show", "craft config show --json"))
+def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show each setting and where it comes from; the API key is masked.
+
+    An option comes before the environment, that before your own file.
+    Nothing is taken from ./craft.toml.
+    """
+    from craft_client.cli import configuration
+
+    settings = configuration.load(url, key)
+    files = {
+        "project": str(configuration.PROJECT_FILE.resolve()),
+        "user": str(configuration.user_file()),
+    }
+    if as_json:
+        document(
+            {
+                "settings": {
+                    name: {"value": found.shown, "source": found.source}
+                    for name, found in settings.items()
+                },
+                "files": files,
+            }
+        )
+        return
+    table(
+        ["setting", "value", "from"],
+        [[n, settings[n].shown, settings[n].source] for n in configuration.NAMES if n in settings],
+    )
+    say(f"Your own file, where it exists: '{files['user']}'.")
+    for warning in configuration.warnings(settings):
+        say(warning)
+
+
+@app.command(epilog=examples("craft plugins", "craft plugins --json"))
+def plugins(as_json: AsJson = False) -> None:
+    """List the recipes that other packages add. Each is loaded to try it."""
+    from craft_client.recipes import RECIPES
+    from craft_shared.plugins import listed
+
+    found = listed(RECIPES)
+    if as_json:
+        document({"plugins": found})
+    elif found:
+        table(list(found[0]), [list(row.values()) for row in found])
+    else:
+        say("No plug-ins are installed (docs/plugins.md).")

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.completion import adapter_names, remember
-from craft_client.cli.options import AsJson, Key, RunFolder, Url, argument
+from craft_client.cli.options import (
+    AsJson,
+    Key,
+    RunFolder,
+    Url,
+    adapter_names,
+    argument,
+    option,
+    remember,
+)
 from craft_client.cli.root import command
 from craft_client.cli.session import connect
 from craft_client.cli.show import (
@@ -41,12 +49,9 @@ Versions = Annotated[
 )
 def publish(
     run: RunFolder,
-    name: Annotated[str, typer.Option("--name", show_default=False, help="The adapter's name.")],
+    name: Annotated[str, option("The adapter's name.")],
     alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--alias", show_default=False, help="A name that means this version now; repeatable."
-        ),
+        list[str] | None, option("A name that means this version now; repeatable.")
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -57,7 +62,7 @@ def publish(
     The run's receipt is put beside the adapter, in RUN/adapter.
     """
     from craft_client.journal import Journal
-    from craft_client.run_files import ADAPTER_FOLDER
+    from craft_client.run_folder import ADAPTER_FOLDER
     from craft_shared.model_card import RECEIPT_FILE
 
     journal = Journal.open(run)
@@ -118,16 +123,6 @@ def adapters(
     )
 
 
-def _named(kind: str, help_text: str, *, out: bool = False) -> Any:
-    return typer.Option(
-        f"--{'without' if out else 'with'}-{kind}",
-        metavar={"key": "PREFIX", "team": "TEAM"}[kind],
-        show_default=False,
-        help=f"{help_text}; repeatable.",
-        rich_help_panel=_WHO,
-    )
-
-
 @command(
     "Adapters",
     "craft share digits --with-team vision --pays publisher",
@@ -145,35 +140,32 @@ def share(
             rich_help_panel=_WHO,
         ),
     ] = None,
-    with_key: Annotated[list[str] | None, _named("key", "This key may use it too")] = None,
-    with_team: Annotated[list[str] | None, _named("team", "The team's keys may use it too")] = None,
+    with_key: Annotated[
+        list[str] | None,
+        option("This key may use it too; repeatable.", panel=_WHO, metavar="PREFIX"),
+    ] = None,
+    with_team: Annotated[
+        list[str] | None,
+        option("The team's keys may use it too; repeatable.", panel=_WHO, metavar="TEAM"),
+    ] = None,
     without_key: Annotated[
-        list[str] | None, _named("key", "This key may use it no more", out=True)
+        list[str] | None,
+        option("This key may use it no more; repeatable.", panel=_WHO, metavar="PREFIX"),
     ] = None,
     without_team: Annotated[
-        list[str] | None, _named("team", "The team's keys may use it no more", out=True)
+        list[str] | None,
+        option("The team's keys may use it no more; repeatable.", panel=_WHO, metavar="TEAM"),
     ] = None,
     pays: Annotated[
         str | None,
-        typer.Option(
-            show_default=False,
-            help="Who is charged for predictions: caller, or publisher (the key that says so now).",
-        ),
+        option("Who is charged for predictions: caller, or publisher (the key that says so now)."),
     ] = None,
     abstain_below: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, show_default=False, help="Least probability of an answer; 0 is none."
-        ),
+        float | None, option("Least probability of an answer; 0 is none.", min=0, max=1)
     ] = None,
     alias: Annotated[
         list[str] | None,
-        typer.Option(
-            "--alias",
-            metavar="ALIAS=VERSION",
-            show_default=False,
-            help="Moves an alias; ALIAS= removes it.",
-        ),
+        option("Moves an alias; ALIAS= removes it.", metavar="ALIAS=VERSION"),
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -191,7 +183,7 @@ def share(
     if abstain_below is not None:
         wanted["abstain_below"] = abstain_below or None
     if alias:
-        wanted["aliases"] = dict(map(_moved_alias, alias))
+        wanted["aliases"] = dict(map(_alias_and_version, alias))
     with connect(url, key) as client:
         if with_key or without_key or with_team or without_team:
             present = client.adapter_settings(name)
@@ -294,7 +286,7 @@ def _changed(
     return [name for name in dict.fromkeys([*present, *(more or [])]) if name not in (less or [])]
 
 
-def _moved_alias(text: str) -> tuple[str, int | None]:
+def _alias_and_version(text: str) -> tuple[str, int | None]:
     alias, sign, version = text.partition("=")
     if not sign or (version and not (version.isdecimal() and len(version) < 10)):
         raise typer.BadParameter(f"'{text}' is not ALIAS=VERSION.", param_hint="--alias")

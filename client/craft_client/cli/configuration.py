@@ -26,7 +26,7 @@ from pathlib import Path
 
 import typer
 
-from craft_client.exceptions import CraftError, MissingKey
+from craft_client.exceptions import CraftError
 from craft_shared.text_files import NotTextError, read_text
 
 PROJECT_FILE = Path("craft.toml")
@@ -97,18 +97,14 @@ def api_key(settings: dict[str, Setting]) -> str | None:
     Raises:
         MissingKey: its file cannot be read.
     """
+    from craft_client.network import key_in
+
     if "api_key" in settings:
         return settings["api_key"].value
     file = settings.get("api_key_file")
     if file is None or file.source == ENVIRONMENT:
         return None
-    try:
-        return read_text(Path(file.value))
-    except (OSError, NotTextError) as error:
-        raise MissingKey(
-            f"The API key cannot be read from '{file.value}'.",
-            remedy=f"api_key_file in '{file.source}' names a file that holds nothing but the key.",
-        ) from error
+    return key_in(file.value, f"api_key_file in '{file.source}'")
 
 
 def warnings(settings: dict[str, Setting]) -> list[str]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from craft_client.cli.completion import adapter_names, run_folders
 from craft_client.cli.options import (
     PLAIN_TEMPLATE,
     AsJson,
@@ -21,7 +20,11 @@ from craft_client.cli.options import (
     Split,
     Template,
     Url,
+    adapter_names,
     argument,
+    flag,
+    option,
+    run_folders,
 )
 from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
@@ -68,8 +71,7 @@ def zero_shot(
     split: Split = "test",
     template: Template = PLAIN_TEMPLATE,
     ensemble: Annotated[
-        bool,
-        typer.Option("--ensemble", help="CLIP's seven templates together, in place of one."),
+        bool, flag("--ensemble", "CLIP's seven templates together, in place of one.")
     ] = False,
     model: Model = None,
     url: Url = None,
@@ -83,20 +85,15 @@ def zero_shot(
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics by name; what was measured; on which images; what it cost.
-
-    `notes` are what there is to say of the data, a line each.
-    `charged` is by this process alone; `run` is what the ledger calls all calls, where they are of
-    one run. `evaluation` is what a run directory may keep of it.
-    """
+    """Metrics by name; what was measured; on which images; what it cost."""
 
     metrics: dict[str, Metrics]
     about: dict[str, Any]
     image_set: ImageSet
-    charged: Units
-    notes: Sequence[str]
-    run: str | None = None
-    evaluation: Evaluation | None = None
+    charged: Units  # by this process alone
+    notes: Sequence[str]  # on the data
+    run: str | None = None  # what the ledger calls all calls, where they are of one run
+    evaluation: Evaluation | None = None  # what a run directory may keep
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -129,7 +126,7 @@ def measure_zero_shot(
     That is the score of the mean of a class's text embeddings, which is how CLIP's own ensemble
     (Radford et al., ICML 2021, section 3.1.4) is made where embeddings are at hand.
     """
-    from craft_client.copies import notes
+    from craft_client.data import labels_of, notes
     from craft_client.evaluation import metrics_of
     from craft_client.remote import check_prompts
 
@@ -146,7 +143,7 @@ def measure_zero_shot(
         scores = replace(black_box, image_set=image_set).score(templates=templates)
     mean = scores.log_probs.mean(axis=0)
     return Measured(
-        {"accuracy": metrics_of(mean, _labels(samples), dataset.classes)},
+        {"accuracy": metrics_of(mean, labels_of(samples), dataset.classes)},
         {
             "data": str(data),
             "split": split,
@@ -170,12 +167,7 @@ def evaluate(
     run: Annotated[Path | None, argument("[RUN]", "A run directory.", run_folders)] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(
-            "--adapter",
-            show_default=False,
-            help="A published adapter instead of a run.",
-            autocompletion=adapter_names,
-        ),
+        option("A published adapter instead of a run.", autocompletion=adapter_names),
     ] = None,
     split: Split = "test",
     url: Url = None,
@@ -200,11 +192,7 @@ def evaluate(
 
 
 def keep(run: Path, evaluation: Evaluation | None) -> Evaluation | None:
-    """Writes an evaluation into its run, or says why not: it has been paid for, and is shown.
-
-    Returns:
-        What was written.
-    """
+    """Writes an evaluation into its run, or says why not; gives what was written."""
     from craft_client.evaluation import keep_evaluation
 
     if evaluation is not None and (reason := keep_evaluation(run, evaluation)):
@@ -254,12 +242,11 @@ def measure_run(
 
     The adapter may know more classes than the data have. Every class is scored and charged, but
     with `among_its_classes` a prediction is the likeliest of the data's. With `once` the same
-    evaluation under way or done before is continued, for as long as the server remembers its calls,
-    and is not paid for again.
+    evaluation, under way or done, is continued for as long as the server remembers its calls.
     """
     import numpy as np
 
-    from craft_client.copies import notes
+    from craft_client.data import labels_of, notes
     from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
@@ -271,9 +258,9 @@ def measure_run(
     adapter = journal.adapter()
     config = adapter.config
     columns = _columns(dataset.classes, config.classes)
-    labels, asked = columns[_labels(samples)], np.arange(len(config.classes))
+    labels, asked = columns[labels_of(samples)], np.arange(len(config.classes))
     if among_its_classes:
-        labels, asked = _labels(samples), columns
+        labels, asked = labels_of(samples), columns
     classes = [config.classes[column] for column in asked]
     digest = _digest(journal, adapter, samples) if once else uuid.uuid4().hex
     name = f"evaluation-{digest}"
@@ -349,7 +336,7 @@ def _tuned_on(
     journal: Journal, samples: Sequence[Sample], digests: Sequence[str]
 ) -> tuple[str, ...]:
     """A line on images that the run was tuned on, if there are any among these."""
-    from craft_client.copies import in_common
+    from craft_client.data import in_common
 
     about = journal.document
     # A run that an earlier version began has no word of them.
@@ -361,15 +348,15 @@ def _measure_published(
     name: str, data: Path, split: str, url: str | None, key: str | None
 ) -> Measured:
     """Lets the server classify with a published adapter."""
-    from craft_client.copies import notes
+    from craft_client.data import labels_of, notes
     from craft_client.evaluation import metrics_of
-    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.remote import RemoteAdapter
     from craft_shared.units import Units
 
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.adapter(name)
-        labels = _columns(dataset.classes, card.classes)[_labels(samples)]
+        labels = _columns(dataset.classes, card.classes)[labels_of(samples)]
         remote = RemoteAdapter(client, card)
         digests = check_files([sample.path for sample in samples], remote.limits)
         calls = len(remote.row_calls(len(samples)))
@@ -425,19 +412,8 @@ def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:
     return dataset, dataset.split(cast(pictures.Split, split))
 
 
-def _labels(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """The samples' labels [N]."""
-    import numpy as np
-
-    return np.array([sample.label for sample in samples], np.int64)
-
-
 def _columns(classes: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
-    """The data's C classes as indices into the adapter's classes [C], matched by name.
-
-    Raises:
-        DataError: the adapter does not know them all.
-    """
+    """The data's C classes as indices into the adapter's [C]; DataError where it lacks one."""
     import numpy as np
 
     from craft_client.exceptions import DataError

@@ -1,17 +1,72 @@
-"""Options that several commands share, and how examples are written below their help."""
+"""Options that several commands share, what a shell completes for them, and examples below help.
+
+Completion asks no server and imports nothing slow: it runs at every press of a key. Shells evaluate
+what they complete, so that only plain names are given to them: others, from a server or in a folder
+that somebody gave, are to be typed. Adapters' names are those that commands have seen. They are in
+a file beside the user's configuration, a list for each server. No command fails where that cannot
+be read or written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from craft_client.cli.completion import run_folders
+from craft_client.recipes import OWN
+from craft_client.run_folder import RUN_FILE
+from craft_shared.files import make_private
 
-_SERVER = "Server"
-_OUTPUT = "Output"
+_MOST = 1000  # names of a server
+_PLAIN = re.compile(r"[\w./@+=,~-][\w ./@+=,~-]*")
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Run directories at what is written so far, and up to two folders below it."""
+    written = Path(incomplete)
+    base = written if incomplete.endswith("/") else written.parent
+    depths = (f"*/{RUN_FILE}", f"*/*/{RUN_FILE}")
+    found = {str(file.parent) for depth in depths for file in base.glob(depth)}
+    return sorted(one for one in found if one.startswith(incomplete) and _PLAIN.fullmatch(one))
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Craftbox's own recipes; those of plug-ins are not looked for."""
+    return [name for name in OWN if name.startswith(incomplete)]
+
+
+def adapter_names(incomplete: str) -> list[str]:
+    """Adapters that `craft adapters` or `craft publish` has shown."""
+    known = {name for names in _read().values() for name in names}
+    return sorted(one for one in known if one.startswith(incomplete) and _PLAIN.fullmatch(one))
+
+
+def remember(url: str, names: Iterable[str], *, all_of_them: bool = False) -> None:
+    """Adds names of adapters on a server, or puts them in the place of those known before."""
+    known = _read()
+    before = [] if all_of_them else known.get(url, [])
+    known[url] = sorted({*before, *names})[:_MOST]
+    with suppress(OSError):
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        make_private(_file())
+        _file().write_text(json.dumps(known, indent=1))
+
+
+def _read() -> dict[str, list[str]]:
+    try:
+        known = json.loads(_file().read_bytes())
+        return {str(url): [str(name) for name in names] for url, names in known.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _file() -> Path:
+    return Path(typer.get_app_dir("craft")) / "known-adapters.json"
 
 
 def examples(*commands: str) -> str:
@@ -28,6 +83,21 @@ def argument(
     )
 
 
+def option(
+    help_text: str, default: str | bool = False, *, panel: str | None = None, **more: Any
+) -> Any:
+    """An option that is called as its parameter is.
+
+    `default` is what help says of its default: words, nothing, or its value.
+    """
+    return typer.Option(help=help_text, show_default=default, rich_help_panel=panel, **more)
+
+
+def flag(name: str, help_text: str, *, panel: str | None = None) -> Any:
+    """An option without a value and without an opposite."""
+    return typer.Option(name, help=help_text, rich_help_panel=panel)
+
+
 def _with_one_gap(template: str) -> str:
     if template.count("{}") != 1:
         raise typer.BadParameter(f"'{template}' needs exactly one {{}} for the class name.")
@@ -36,69 +106,43 @@ def _with_one_gap(template: str) -> str:
 
 Url = Annotated[
     str | None,
-    typer.Option(
-        "--url",
-        envvar="CRAFT_URL",
-        show_default="http://127.0.0.1:8000",
-        help="The server's address.",
-        rich_help_panel=_SERVER,
-    ),
+    option("The server's address.", "http://127.0.0.1:8000", panel="Server", envvar="CRAFT_URL"),
 ]
 Key = Annotated[
     str | None,
-    typer.Option(
-        "--key",
+    option(
+        "The API key. Better set in the environment: arguments show in process lists.",
+        panel="Server",
         envvar="CRAFT_API_KEY",
-        show_default=False,
-        help="The API key. Better set in the environment: arguments show in process lists.",
-        rich_help_panel=_SERVER,
     ),
 ]
 AsJson = Annotated[
     bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document on stdout; all else goes to stderr.",
-        rich_help_panel=_OUTPUT,
-    ),
+    flag("--json", "Print one JSON document on stdout; all else goes to stderr.", panel="Output"),
 ]
-DATA = typer.Option(
-    "--data",
-    show_default=False,
-    help="Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.",
-)
+DATA = option("Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.")
 Data = Annotated[Path, DATA]
-Split = Annotated[
-    Literal["train", "validation", "test"], typer.Option("--split", help="Which pictures.")
-]
+Split = Annotated[Literal["train", "validation", "test"], option("Which pictures.", True)]
 ShotsStrict = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--shots-strict",
-        help="Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
+        "Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
     ),
 ]
 Strict = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--strict",
-        help="craftbox: ask about the class names alone, as the paper does, with random codes in "
+        "craftbox: ask about the class names alone, as the paper does, with random codes in "
         "the place of a vocabulary.",
     ),
 ]
 RunFolder = Annotated[Path, argument("RUN", "A run directory.", run_folders)]
 Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        show_default="the server's first",
-        help="The model's name, as craft models lists it.",
-    ),
+    str | None, option("The model's name, as craft models lists it.", "the server's first")
 ]
 Template = Annotated[
-    str,
-    typer.Option(
-        "--template", callback=_with_one_gap, help="The plain prompt; {} is the class name."
-    ),
+    str, option("The plain prompt; {} is the class name.", True, callback=_with_one_gap)
 ]
 PLAIN_TEMPLATE = "a photo of a {}."

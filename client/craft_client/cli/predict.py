@@ -9,29 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.completion import adapter_names
-from craft_client.cli.options import AsJson, Key, Url, argument
-from craft_client.cli.progress import counting
+from craft_client.cli.options import AsJson, Key, Url, adapter_names, argument, option
 from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect
-from craft_client.cli.show import document, percent, say, table, units_line
+from craft_client.cli.show import counting, document, percent, say, table, units_line
 
 if TYPE_CHECKING:
-    from craft_client.folders import LeftOut
-    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.layouts import LeftOut
+    from craft_client.remote import RemoteAdapter
     from craft_client.results import Results, Rows
     from craft_shared.units import Units
-
-Reference = Annotated[
-    str,
-    typer.Option(
-        "--adapter",
-        metavar="ADAPTER",
-        show_default=False,
-        help="NAME or OWNER/NAME, its newest version; or with @VERSION or @ALIAS.",
-        autocompletion=adapter_names,
-    ),
-]
 
 
 @command(
@@ -42,47 +29,36 @@ Reference = Annotated[
 )
 def predict(
     images: Annotated[list[Path], argument("IMAGE...", "Picture files, or folders of them.")],
-    adapter: Reference,
-    top: Annotated[
-        int | None,
+    adapter: Annotated[
+        str,
         typer.Option(
-            "--top",
-            min=1,
-            show_default="3, or as many as there are",
-            help="How many classes to name.",
+            "--adapter",
+            metavar="ADAPTER",
+            show_default=False,
+            help="NAME or OWNER/NAME, its newest version; or with @VERSION or @ALIAS.",
+            autocompletion=adapter_names,
         ),
+    ],
+    top: Annotated[
+        int | None, option("How many classes to name.", "3, or as many as there are", min=1)
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            dir_okay=False,
-            show_default=False,
-            help="A CSV file for the predictions; one that was cut off is continued.",
+        option(
+            "A CSV file for the predictions; one that was cut off is continued.", dir_okay=False
         ),
     ] = None,
     abstain_below: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            show_default="the adapter's own",
-            help="Least probability of a picture's best class.",
-        ),
+        option("Least probability of a picture's best class.", "the adapter's own", min=0, max=1),
     ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a published adapter."""
-    from craft_client.remote_adapter import (
-        BatchProgress,
-        RemoteAdapter,
-        classify_files,
-        restore,
-        to_ask,
-    )
-    from craft_client.results import Results, Rows
+    from craft_client.remote import RemoteAdapter
+    from craft_client.results import BatchProgress, Results, Rows, classify_files, restore, to_ask
 
     files, left_out = _image_files(images)
     with ExitStack() as stack:
@@ -211,7 +187,7 @@ def _show_file(
 def _continued(rows: Results, remote: RemoteAdapter) -> RemoteAdapter:
     """The version that a file began with, or the one that is asked for now."""
     from craft_client.exceptions import CraftError
-    from craft_client.remote_adapter import RemoteAdapter
+    from craft_client.remote import RemoteAdapter
 
     if rows.adapter not in (None, remote.reference):
         card = remote.card
@@ -231,7 +207,7 @@ def _continued(rows: Results, remote: RemoteAdapter) -> RemoteAdapter:
 
 def _calls_covered(remote: RemoteAdapter, files: Sequence[Path], top: int) -> list[list[Path]]:
     """The files of each call; raises BudgetTooSmall where no budget covers them all."""
-    from craft_client.remote_adapter import file_calls
+    from craft_client.results import file_calls
 
     calls = file_calls(remote, files, top)
     if remote.card.pays != "publisher":
@@ -245,7 +221,7 @@ def _calls_covered(remote: RemoteAdapter, files: Sequence[Path], top: int) -> li
 
 def _image_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
     """The images that are named, by themselves or by their folder, and what is left out."""
-    from craft_client.folders import Found, images_below, no_images
+    from craft_client.layouts import Found, images_below, no_images
 
     everything = Found()
     for image in images:

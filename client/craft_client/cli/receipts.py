@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from craft_client.cli.completion import run_folders
-from craft_client.cli.options import AsJson, Key, Url, argument
+from craft_client.cli.options import AsJson, Key, Url, argument, option, run_folders
 from craft_client.cli.root import command
 from craft_client.cli.session import connect
 from craft_client.cli.show import free_document, say, table
@@ -22,29 +19,6 @@ if TYPE_CHECKING:
 # Verifying needs no API key, and one that the environment holds is not for every server to see.
 _NO_KEY = "none"
 
-Run = Annotated[
-    str | None,
-    argument(
-        "[RUN]",
-        "The run's directory or name; without it, all that the key was charged.",
-        run_folders,
-    ),
-]
-Since = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Only calls from then on, RFC 3339.")
-]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only calls before, RFC 3339.")]
-Out = Annotated[Path, typer.Option("--out", dir_okay=False, help="Where to write the receipt.")]
-ReceiptFile = Annotated[Path, argument("FILE", "A receipt.")]
-Keys = Annotated[
-    Path | None,
-    typer.Option(
-        "--keys",
-        show_default="the server's",
-        help="A JWK set that was saved from the server's /v1/receipts/keys.",
-    ),
-]
-
 
 @command(
     "Runs and receipts",
@@ -52,10 +26,21 @@ Keys = Annotated[
     "craft receipt --since 2026-11-01T00:00:00Z --out november.jws",
 )
 def receipt(
-    out: Out,
-    run: Run = None,
-    since: Since = None,
-    until: Until = None,
+    out: Annotated[Path, option("Where to write the receipt.", True, dir_okay=False)],
+    run: Annotated[
+        str | None,
+        argument(
+            "[RUN]",
+            "The run's directory or name; without it, all that the key was charged.",
+            run_folders,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, option("Only calls from then on, RFC 3339.", True, metavar="TIME")
+    ] = None,
+    until: Annotated[
+        str | None, option("Only calls before, RFC 3339.", True, metavar="TIME")
+    ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -95,7 +80,13 @@ def fetch_receipt(
     name="verify-receipt",
 )
 def verify_receipt(
-    file: ReceiptFile, keys: Keys = None, url: Url = None, as_json: AsJson = False
+    file: Annotated[Path, argument("FILE", "A receipt.")],
+    keys: Annotated[
+        Path | None,
+        option("A JWK set that was saved from the server's /v1/receipts/keys.", "the server's"),
+    ] = None,
+    url: Url = None,
+    as_json: AsJson = False,
 ) -> None:
     """Verify a receipt and show what it says; needs no API key."""
     from craft_shared.receipt import read_keys, verify
@@ -119,7 +110,7 @@ def _run_name(run: str) -> str:
     """What the server calls a run that is given as its directory or by its name."""
     from craft_client.exceptions import CraftError
     from craft_client.journal import Journal
-    from craft_client.run_files import RUN_FILE
+    from craft_client.run_folder import RUN_FILE
 
     folder = Path(run)
     if not (folder / RUN_FILE).exists():

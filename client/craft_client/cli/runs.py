@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from craft_client.cli.completion import run_folders
-from craft_client.cli.options import AsJson, RunFolder, argument
+from craft_client.cli.options import AsJson, RunFolder, argument, option, run_folders
 from craft_client.cli.root import command
 from craft_client.cli.show import complain, document, percent, say, table
 from craft_shared.amounts import UNITS
@@ -66,9 +65,7 @@ def report(
     run: RunFolder,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", file_okay=False, show_default="RUN", help="The folder to write into."
-        ),
+        option("The folder to write into.", "RUN", file_okay=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -109,12 +106,10 @@ def compare(
     run: Annotated[list[Path], argument("RUN...", "Run directories.", run_folders)],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
+        option(
+            "Draw accuracies over predictions into this .png or .html file.",
             dir_okay=False,
             callback=_picture_or_page,
-            show_default=False,
-            help="Draw accuracies over predictions into this .png or .html file.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -209,7 +204,7 @@ def _rows(columns: _Columns, found: Sequence[Run]) -> tuple[list[str], list[list
 
 
 def _cost(run: Run) -> object:
-    from craft_client.budgets import currency
+    from craft_client.blackbox import currency
 
     return "unknown" if run.cost_micros is None else currency(run.cost_micros)
 
@@ -297,7 +292,8 @@ def _sections(run: Run) -> list[_Section]:
         "craftbox": about.craftbox,
     }
     if about.profile:
-        facts["simulated provider"] = about.profile
+        profile = about.profile
+        facts["simulated provider"] = f"{profile.name}, version {profile.version}, {profile.digest}"
     if summary:
         facts |= {
             "deployed": summary.deployed,

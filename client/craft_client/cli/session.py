@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft_client.cli.progress import counting
-from craft_client.cli.show import Verbosity, say, verbosity
+from craft_client.cli.show import Verbosity, counting, say, verbosity
 
 if TYPE_CHECKING:
     from stamina.instrumentation import RetryDetails
@@ -56,13 +55,13 @@ def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> Non
 
     Images that the server has seen cost nothing, so that `need` should not count them.
     """
-    from craft_client.budgets import name, shortfall
+    from craft_client.blackbox import budget_name, shortfall
     from craft_client.exceptions import BudgetTooSmall
 
     short = shortfall(budgets, need)
     if short:
         raise BudgetTooSmall(
-            f"This needs {short.needed:,} {short.budget.unit}; {name(short.budget)} has "
+            f"This needs {short.needed:,} {short.budget.unit}; {budget_name(short.budget)} has "
             f"{short.budget.remaining:,} left. Nothing was charged.",
             remedy=remedy,
         )
@@ -84,31 +83,20 @@ def upload(
     *,
     name: str | None = None,
 ) -> tuple[ImageSet, Units]:
-    """Uploads the samples' images in order, with a progress bar.
+    """Uploads the samples' images in order; gives the filled image set, and what that cost.
 
     An upload that has a name, unlike any other, is continued under it wherever it was cut off.
-
-    Returns:
-        The image set with its new count, and what the upload cost.
     """
-    from craft_shared.units import Units
+    from craft_client.remote import filled
 
-    charged, before = Units(), image_set.count
-    with counting("Uploading pictures", len(samples)) as on_uploaded:
+    paths, before = [sample.path for sample in samples], image_set.count
+    with counting("Uploading pictures", len(paths)) as on_uploaded, naming_files(paths):
 
         def on_chunk(answer: ImageUploadAnswer) -> None:
-            nonlocal charged
-            charged += answer.cost.charged
             on_uploaded(answer.image_set.count - before)
 
-        with naming_files([sample.path for sample in samples]):
-            image_set = client.upload_images(
-                image_set,
-                (sample.path.read_bytes() for sample in samples),
-                limits=limits,
-                on_chunk=on_chunk,
-                idempotency_key=name,
-            )
+        images = (path.read_bytes() for path in paths)
+        image_set, charged = filled(client, image_set, images, limits, on_chunk, name)
     say(
         f"Image set {image_set.id}: {image_set.count:,} pictures, {charged.images:,} of them newly "
         "encoded."

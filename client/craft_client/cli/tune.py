@@ -1,16 +1,22 @@
-"""`craft tune`: few-shot images in, a run directory with an adapter out."""
+"""`craft tune`: few-shot images in, a run directory with an adapter out.
+
+What can be checked for free is checked before anything is paid for.
+"""
 
 from __future__ import annotations
 
+import re
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from craft_client.cli.completion import recipes, run_folders
 from craft_client.cli.options import (
     DATA,
     PLAIN_TEMPLATE,
@@ -21,21 +27,46 @@ from craft_client.cli.options import (
     Strict,
     Template,
     Url,
+    flag,
+    option,
+    recipes,
+    run_folders,
 )
 from craft_client.cli.root import command
-from craft_client.cli.show import document, percent, say, table
-from craft_client.cli.task import Tuned, new_task, task_of, tune_task
+from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
+from craft_client.cli.show import document, percent, say, size, table, watch
 from craft_client.recipes import OWN, described
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from craft_client.api import Client
+    from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
+    from craft_client.run_report import RunReporter
+    from craft_client.tune import TuneResult, TuneSettings
+    from craft_shared.units import Units
+    from craft_shared.wire import ImageSet, Level, ModelCard
+
 
 _RUN = "The run"
 _TUNING = "Tuning"
 _TEXTS = "craftbox's questions"
 _PARTS = "Parts of the method, to do without"
 _LIKE_PAPER = ", ".join(name for name, recipe in OWN.items() if recipe.like_paper)
+
+# Measured on photographs: docs/output-levels.md.
+_EXPECT: dict[Level, str] = {
+    "label": "Expect four to seven tenths of what tuning gains from whole answers, for more cost.",
+    "top_k": "Expect six to nine tenths of what tuning gains from whole answers, by k.",
+    "probs": "Expect eight tenths of what tuning gains from whole answers, or more, by decimals.",
+    "log_probs": "Expect about what tuning gains from whole answers; less, the more noise.",
+}
+_TRAFFIC = ("answer_bytes", "picture_bytes")
 
 
 def _scale(text: str | None) -> str | None:
@@ -50,14 +81,6 @@ def _scale(text: str | None) -> str | None:
     return text
 
 
-def _tuning(help_text: str, default: str | bool = True, **more: Any) -> Any:
-    return typer.Option(help=help_text, show_default=default, rich_help_panel=_TUNING, **more)
-
-
-def _part(option: str, part: str) -> Any:
-    return typer.Option(option, help=f"Do without {part}.", rich_help_panel=_PARTS)
-
-
 @command(
     "Tune and measure",
     "craft tune --data digits --shots 16 --seed 1",
@@ -67,103 +90,105 @@ def _part(option: str, part: str) -> Any:
 def tune(
     context: typer.Context,
     data: Annotated[Path | None, DATA] = None,
-    shots: Annotated[int, typer.Option(min=1, help="Training pictures a class.")] = 16,
+    shots: Annotated[int, option("Training pictures a class.", True, min=1)] = 16,
     shots_strict: ShotsStrict = False,
     recipe: Annotated[
-        str,
-        typer.Option(
-            autocompletion=recipes,
-            help=f"{described()}; or a plug-in's.",
-        ),
+        str, option(f"{described()}; or a plug-in's.", True, autocompletion=recipes)
     ] = "craftbox",
     budget: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            show_default=f"128, of ranks 256; {_LIKE_PAPER}: the paper's, by shots",
-            help="Queries that the run may spend. craftbox takes one; in strict access, as many as "
+        option(
+            "Queries that the run may spend. craftbox takes one; in strict access, as many as "
             "it needs.",
+            f"128, of ranks 256; {_LIKE_PAPER}: the paper's, by shots",
+            min=1,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the search.")] = 1,
+    seed: Annotated[int, option("Of the few-shot draw and of the search.", True, min=0)] = 1,
     run: Annotated[
         Path | None,
-        typer.Option(
-            show_default="runs/NAME-SHOTSshots-seedSEED",
-            help="A new or empty run directory.",
-            rich_help_panel=_RUN,
-        ),
+        option("A new or empty run directory.", "runs/NAME-SHOTSshots-seedSEED", panel=_RUN),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            show_default=False,
-            help="Continues a run that was interrupted; nothing is paid for twice.",
+        option(
+            "Continues a run that was interrupted; nothing is paid for twice.",
+            panel=_RUN,
             autocompletion=run_folders,
-            rich_help_panel=_RUN,
         ),
     ] = None,
     report: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--report",
-            help="Post the run's curve to the server's console while it lasts. Free.",
-            rich_help_panel=_RUN,
+            "Post the run's curve to the server's console while it lasts. Free.",
+            panel=_RUN,
         ),
     ] = False,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
-    population: Annotated[int | None, _tuning("Codes a generation of the search.", "40")] = None,
-    dim: Annotated[int | None, _tuning("Length of a code.", "512")] = None,
+    population: Annotated[
+        int | None, option("Codes a generation of the search.", "40", panel=_TUNING)
+    ] = None,
+    dim: Annotated[int | None, option("Length of a code.", "512", panel=_TUNING)] = None,
     random_codes: Annotated[
         int | None,
-        _tuning("Of craftbox in strict access: random codes at most.", "127, of ranks 255"),
+        option(
+            "Of craftbox in strict access: random codes at most.",
+            "127, of ranks 255",
+            panel=_TUNING,
+        ),
     ] = None,
     scale: Annotated[
         str | None,
-        _tuning(
+        option(
             "How far codes move the prompt, in standard deviations of the model's token "
             "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
             f"3.0; {_LIKE_PAPER}: the paper's, by data set",
+            panel=_TUNING,
             callback=_scale,
         ),
     ] = None,
     sigma: Annotated[
         float | None,
-        _tuning(
+        option(
             "The search's first standard deviation.",
             f"1.0; {_LIKE_PAPER}: the paper's, by data set",
+            panel=_TUNING,
         ),
     ] = None,
     consistency_weight: Annotated[
         float | None,
-        _tuning("Of the consistency loss.", "0.1; paper: its own, by data set"),
+        option("Of the consistency loss.", "0.1; paper: its own, by data set", panel=_TUNING),
     ] = None,
     strategy: Annotated[
-        Literal["cma-es", "random", "spsa"], _tuning("Of the paper's search.")
+        Literal["cma-es", "random", "spsa"], option("Of the paper's search.", True, panel=_TUNING)
     ] = "cma-es",
     strict: Strict = False,
     texts: Annotated[
         Path | None,
-        typer.Option(
-            show_default="about a thousand common nouns",
-            help="The vocabulary that is scored beside the class names: a file, one text a line.",
-            rich_help_panel=_TEXTS,
+        option(
+            "The vocabulary that is scored beside the class names: a file, one text a line.",
+            "about a thousand common nouns",
+            panel=_TEXTS,
         ),
     ] = None,
     keep_texts: Annotated[
         int | None,
-        typer.Option(
-            show_default="as many as are needed",
-            help="Texts of it that the head reads at most.",
-            rich_help_panel=_TEXTS,
-        ),
+        option("Texts of it that the head reads at most.", "as many as are needed", panel=_TEXTS),
     ] = None,
-    no_search: Annotated[bool, _part("--no-search", "the search")] = False,
+    no_search: Annotated[bool, flag("--no-search", "Do without the search.", panel=_PARTS)] = False,
     no_refinement: Annotated[
-        bool, _part("--no-refinement", "the head that refines predictions")
+        bool,
+        flag(
+            "--no-refinement",
+            "Do without the head that refines predictions.",
+            panel=_PARTS,
+        ),
     ] = False,
-    no_consistency: Annotated[bool, _part("--no-consistency", "the consistency loss")] = False,
+    no_consistency: Annotated[
+        bool, flag("--no-consistency", "Do without the consistency loss.", panel=_PARTS)
+    ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -171,7 +196,7 @@ def tune(
     """Tune the model on a few pictures a class, within a budget of queries."""
     from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
-    from craft_client.open_text import read_vocabulary
+    from craft_client.presets import read_vocabulary
 
     started = time.monotonic()
     if resume is not None:
@@ -209,9 +234,9 @@ def tune(
             keep_texts=keep_texts,
         )
         folder = run or Path("runs") / f"{dataset.name}-{shots}shots-seed{seed}"
-    with Journal.claimed(folder, new=resume is None) as journal, _early_end_told(journal):
+    with Journal.claimed(folder, new=resume is None) as journal, _saying_how_to_continue(journal):
         tuned = tune_task(task, journal, model, url, key, report=report)
-    _report(tuned, folder, time.monotonic() - started, as_json=as_json)
+    _report(journal, *tuned, time.monotonic() - started, as_json=as_json)
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -231,8 +256,8 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 
 @contextmanager
-def _early_end_told(journal: Journal) -> Iterator[None]:
-    """Says how to go on with a run that ends early."""
+def _saying_how_to_continue(journal: Journal) -> Iterator[None]:
+    """Says how to continue a run that ends early."""
     try:
         yield
     except BaseException:
@@ -241,10 +266,18 @@ def _early_end_told(journal: Journal) -> Iterator[None]:
         raise
 
 
-def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> None:
+def _report(
+    journal: Journal,
+    result: TuneResult,
+    image_set: ImageSet,
+    uploaded: Units,
+    seconds: float,
+    *,
+    as_json: bool,
+) -> None:
     from craft_shared.units import Units
 
-    result, image_set, uploaded = tuned.result, tuned.image_set, tuned.uploaded
+    folder, begun = journal.folder, journal.document
     charged = uploaded + result.units
     unseen = charged + Units(images=image_set.count - uploaded.images)
     if as_json:
@@ -253,7 +286,7 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "run": str(folder),
                 "model": image_set.model,
                 "revision": image_set.revision,
-                "profile": tuned.profile,
+                "profile": begun.get("profile"),
                 "image_set": image_set.id,
                 "pictures": image_set.count,
                 "accuracy_before": result.accuracy_before,
@@ -265,7 +298,8 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
                 "stopped_by": result.stopped_by,
                 "charged": charged.model_dump(),
                 "charged_of_unseen": unseen.model_dump(),
-                **tuned.traffic,
+                # A run that an earlier version began has no word of its traffic.
+                **{name: begun[name] for name in _TRAFFIC if name in begun},
                 "history": result.history,
             }
         )
@@ -293,3 +327,237 @@ def _report(tuned: Tuned, folder: Path, seconds: float, *, as_json: bool) -> Non
         say(f"Stopped before the run's own budget was used up: {result.stopped_by}.")
     say(f"Tuned in {seconds:,.0f} s. The run is in '{folder}'.")
     say(f"Next: craft publish {folder} --name NAME")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Settings, class names, and images of the folder `data`; what it has beside is in `others`.
+
+    `settings_of` makes the settings anew for what a key may see, while the run has not begun.
+    """
+
+    settings: TuneSettings
+    classes: Sequence[str]
+    data: Path
+    samples: Sequence[Sample]
+    settings_of: Callable[..., TuneSettings] | None = None
+    others: Sequence[tuple[Split | None, Sample]] = ()
+
+    def of_key(self, card: ModelCard) -> Task:
+        """The task as it is for a key that the model's card is for."""
+        if self.settings_of is None:
+            return self
+        return replace(self, settings=self.settings_of(card=card))
+
+
+def new_task(
+    dataset: Dataset,
+    data: Path,
+    recipe: str,
+    shots: int,
+    seed: int,
+    *,
+    shots_strict: bool,
+    **options: Any,
+) -> Task:
+    """The task of a few shots of a data set in `data`; `options` are those of `recipe_settings`.
+
+    Raises:
+        DataError: images are missing.
+        SettingsError: an option's value is impossible.
+    """
+    from craft_client.data import few_shot, fewer_note
+    from craft_client.presets import recipe_settings
+
+    settings_of = partial(
+        recipe_settings,
+        recipe,
+        dataset.name,
+        shots,
+        classes=dataset.classes,
+        seed=seed,
+        **options,
+    )
+    samples = few_shot(dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict)
+    if note := fewer_note(samples, shots, dataset.classes):
+        say(note)
+    others = dataset.beside(samples)
+    return Task(settings_of(), dataset.classes, data, samples, settings_of, others)
+
+
+def task_of(folder: Path) -> Task:
+    """The task of a run that was begun."""
+    from craft_client.data import Sample
+    from craft_client.exceptions import DataError
+    from craft_client.journal import Journal
+    from craft_client.tune import run_settings
+
+    journal = Journal.open(folder)
+    if journal.whole:
+        raise DataError(
+            f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
+        )
+    settings = run_settings(journal)
+    document = journal.document
+    data = Path(document["data"])
+    samples = [
+        Sample(data / picture, label)
+        for picture, label in zip(document["pictures"], document["labels"], strict=True)
+    ]
+    return Task(settings, document["classes"], data, samples)
+
+
+def tune_task(
+    task: Task,
+    journal: Journal,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+    *,
+    report: bool = False,
+) -> tuple[TuneResult, ImageSet, Units]:
+    """Checks everything that can be checked for free, then uploads, then tunes.
+
+    `journal` is claimed; a run that it has is continued, otherwise one is begun. With `report`
+    the run reports itself to the server's console; the run continues where that fails.
+
+    Returns:
+        What it came to, its images on the server, and what uploading them cost.
+    """
+    from craft_client.data import labels_of
+    from craft_client.remote import RemoteBlackBox
+    from craft_client.run_report import reported
+    from craft_client.tune import tune
+
+    labels = labels_of(task.samples)
+    folder, begun = journal.folder, journal.document
+    run: str = begun["run"] if begun else _run_name(folder)
+    with connect(url, key, run=run) as client:
+        if begun:
+            image_set = client.image_set(begun["image_set"])
+            card = client.model(image_set.model)
+        else:
+            card = client.model(model)
+            task = task.of_key(card)
+            image_set = _begin(task, journal, labels, client, run, card)
+        image_set, uploaded = upload(
+            client, image_set, task.samples[image_set.count :], card.limits, name=f"{run}/upload"
+        )
+        black_box = RemoteBlackBox(client, image_set, task.classes, run=run, card=card)
+        with (
+            watch() as show,
+            _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
+            reported(reporter, show) as on_progress,
+        ):
+            result = tune(black_box, labels, task.settings, journal, on_progress)
+    return result, image_set, uploaded
+
+
+@contextmanager
+def _reporter(
+    task: Task,
+    folder: Path,
+    model: str,
+    run: str,
+    url: str | None,
+    key: str | None,
+    *,
+    wanted: bool,
+) -> Iterator[RunReporter | None]:
+    """What reports the run, if it is to be; it says where the run is shown."""
+    from craft_client.calls import message
+    from craft_client.run_report import RunReporter
+    from craft_shared.names import made_sound
+    from craft_shared.run_reports import RunReport
+
+    if not wanted:
+        yield None
+        return
+    report = message(
+        RunReport,
+        title=made_sound(folder.resolve().name)[:200],
+        model=made_sound(model)[:200],
+        dataset=made_sound(task.data.resolve().name)[:200],
+        recipe=task.settings.recipe,
+        budget=task.settings.budget,
+    )
+    # Beside the run's own calls, and never in their way.
+    with reporting_client(url, key) as client:
+        say(f"Watch it: {client.base_url}/console/runs/{run}")
+        yield RunReporter(
+            client, run, report, lambda why: say(f"The run continues unreported: {why}")
+        )
+
+
+def _begin(
+    task: Task,
+    journal: Journal,
+    labels: NDArray[np.int64],
+    client: Client,
+    run: str,
+    card: ModelCard,
+) -> ImageSet:
+    """Checks what can be checked for free, and begins the run's journal."""
+    from craft_client.data import notes, twins_of
+    from craft_client.remote import RemoteBlackBox, check_prompts
+    from craft_client.tune import run_document
+    from craft_shared.units import Units
+    from craft_shared.wire import Context
+
+    settings, samples = task.settings, task.samples
+    digests = check_files([sample.path for sample in samples], card.limits)
+    for note in notes(samples, digests, twins_of(samples, task.others)):
+        say(note)
+    image_set = client.create_image_set(card.name)
+    black_box = RemoteBlackBox(client, image_set, task.classes, card=card)
+    expected = black_box.with_count(len(samples))
+    budgets = client.budgets()
+    questions = settings.questions(expected.units)
+    uploads = -(-len(samples) // card.limits.images_per_call)
+    need = sum((expected.units(*question) for question in questions), Units(requests=uploads))
+    answer_bytes = sum(expected.answer_bytes(*question) for question in questions)
+    # Images that the server knows already are uploaded too.
+    picture_bytes = sum(sample.path.stat().st_size for sample in samples)
+    about = run_document(
+        expected,
+        labels,
+        settings,
+        budgets=budgets,
+        profile=card.profile,
+        run=run,
+        data=str(task.data.resolve()),
+        pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
+        digests=digests,
+        image_set=image_set.id,
+        answer_bytes=answer_bytes,
+        picture_bytes=picture_bytes,
+    )
+    check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
+    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
+    scored = [*task.classes, *settings.texts]
+    check_prompts(client, image_set, scored, templates=[settings.template], context=context)
+    _say_level(card)
+    say(
+        f"This run takes at most {need.queries:,} queries, receives at most {size(answer_bytes)} "
+        f"of answers, and uploads {size(picture_bytes)} of pictures."
+    )
+    journal.begin(about)
+    return image_set
+
+
+def _say_level(card: ModelCard) -> None:
+    """Says what the key's answers show, if that is not everything."""
+    from craft_shared.model_card import level_words
+    from craft_shared.wire import EVERYTHING
+
+    if card.output != EVERYTHING:
+        expect = _EXPECT[card.output.level]
+        say(f"The key sees {level_words(card.output)}. {expect} (docs/output-levels.md)")
+    if card.prompts_per_image_set is not None:
+        say(f"It may ask {card.prompts_per_image_set:,} different prompts about an image set.")
+
+
+def _run_name(folder: Path) -> str:
+    """What the server's ledger calls the run: after its directory, and like no other."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("-")[:100]
+    return f"{readable}-{uuid.uuid4().hex}"

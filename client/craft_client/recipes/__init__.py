@@ -1,16 +1,21 @@
 """The recipes: ways of tuning, one a module, and the one table of them.
 
-A recipe is called with a `TuningRun` and returns its `Outcome`; so is a plug-in's. Each of
-craftbox's own has a row in `OWN`, which says what must be known of it before it runs. A further one
-is a module and a row. Names are needed where nothing slow may be imported, so that a recipe's
-module is imported when it runs.
+A recipe is called with a `craft_client.tuning_run.TuningRun` and returns its `Outcome`; so is a
+plug-in's, which is found by its entry point. Each of craftbox's own has a row in `OWN`: a further
+one is a module and a row. A recipe's module is imported when it runs, since the names are needed
+where nothing slow may be imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Protocol
+
+from craft_shared import plugins
+from craft_shared.plugins import Group, Plugin, PluginError
 
 if TYPE_CHECKING:
     from craft_client.tuning_run import Outcome, TuningRun
@@ -34,7 +39,7 @@ class Recipe:
 
     name: str  # what `--recipe` calls it
     about: str  # what it does, in a few words
-    run: Run
+    where: str  # what runs it, as entry points name it
     # Prompts of each request of a generation, by the population; craftbox's own are counted by
     # `TuneSettings`.
     generation: Callable[[int], tuple[int, ...]]
@@ -45,35 +50,10 @@ class Recipe:
     # it refuses the others of them.
     settings: frozenset[str] = frozenset()
 
-
-def _craftbox(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.craftbox import run_craftbox
-
-    return run_craftbox(run)
-
-
-def _paper(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.paper import run_paper
-
-    return run_paper(run)
-
-
-def _bbt(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.prompt_alone import run_bbt
-
-    return run_bbt(run)
-
-
-def _random(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.prompt_alone import run_random
-
-    return run_random(run)
-
-
-def _spsa(run: TuningRun, /) -> Outcome:
-    from craft_client.recipes.prompt_alone import run_spsa
-
-    return run_spsa(run)
+    def run(self, run: TuningRun) -> Outcome:
+        """Imports the recipe and runs it."""
+        tunes: Run = resolve_name(self.where)
+        return tunes(run)
 
 
 _SEARCH_AND_HEAD = frozenset({"strategy", "search", "refinement", "consistency"})
@@ -81,7 +61,7 @@ _SEARCH_AND_HEAD = frozenset({"strategy", "search", "refinement", "consistency"}
 _CRAFTBOX = Recipe(
     "craftbox",
     "one query and a closed form",
-    _craftbox,
+    "craft_client.recipes.craftbox:run_craftbox",
     lambda population: (),
     like_paper=False,
 )
@@ -94,30 +74,31 @@ _ALL = (
     Recipe(
         "paper",
         "CraFT as published, with its settings for the data set",
-        _paper,
+        "craft_client.recipes.paper:run_paper",
         lambda population: (population, 1),
         settings=_SEARCH_AND_HEAD,
     ),
     Recipe(
         "bbt",
         "the prompt alone by CMA-ES",
-        _bbt,
+        "craft_client.recipes.paper:run_paper",
         lambda population: (population, 1),
     ),
     Recipe(
         "random",
         "the best of random prompts, a baseline",
-        _random,
+        "craft_client.recipes.prompt_alone:run_random",
         lambda population: (population,),
     ),
     Recipe(
         "spsa",
         "the prompt alone by SPSA, a baseline",
-        _spsa,
+        "craft_client.recipes.prompt_alone:run_spsa",
         lambda population: (2,),
     ),
 )
 OWN = {recipe.name: recipe for recipe in _ALL}
+RECIPES = Group("craftbox.recipes", "recipe", tuple(OWN))
 
 
 def described() -> str:
@@ -128,3 +109,29 @@ def described() -> str:
 def counted_as(name: str) -> Recipe:
     """The row that counts for a recipe."""
     return OWN.get(name, _PLUGIN)
+
+
+def plugin_of(name: str) -> Plugin | None:
+    """The plug-in whose recipe has that name, not yet imported; None for craftbox's own.
+
+    Raises:
+        UnusablePlugin: there is none, or more than one.
+    """
+    if name in OWN:
+        return None
+    with usable_plugins():
+        return plugins.find(RECIPES, name)
+
+
+@contextmanager
+def usable_plugins() -> Iterator[None]:
+    """Raises UnusablePlugin where a plug-in is not installed, cannot be loaded or failed."""
+    from craft_client.exceptions import UnusablePlugin
+
+    try:
+        yield
+    except PluginError as error:
+        message = str(error)
+        raise UnusablePlugin(
+            f"{message[0].upper()}{message[1:]}.", remedy="'craft plugins' lists what is installed."
+        ) from error

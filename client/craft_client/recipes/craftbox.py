@@ -23,10 +23,8 @@ from scipy.special import log_softmax, softmax
 
 from craft_client.closed_form import Ridge, calibrated, spanning_texts, unit_of, usual_ridge
 from craft_client.exceptions import BudgetExhausted
-from craft_client.held_out import accuracy_on_unseen, folds
-from craft_client.losses import accuracy, clearly_less, cross_entropy
-from craft_client.paid_answers import Reading
-from craft_client.tuning_run import Candidate, Outcome, TuningRun
+from craft_client.losses import accuracy, accuracy_on_unseen, clearly_less, cross_entropy, folds
+from craft_client.tuning_run import Candidate, Outcome, Reading, TuningRun
 from craft_shared.head import LinearHead, Unrefined, centred, centred_inputs
 
 Array = NDArray[np.float32]

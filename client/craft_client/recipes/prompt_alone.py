@@ -1,10 +1,4 @@
-"""The prompt alone, without a head: black-box tuning (`bbt`), and baselines `random` and `spsa`.
-
-`bbt`: each generation asks for a population of codes and gives CMA-ES their cross-entropies, then
-asks for the mean code of a second draw. The last mean is deployed. It is CraFT without its
-refinement, request for request, so that the two differ in nothing else. Source: BBT (Sun et al.,
-ICML 2022, arXiv 2201.03514), which itself searches for continuous prompt tokens of a language
-model, on the codes of CraFT (arXiv 2402.04050).
+"""The prompt alone, without a head: the baselines `random` and `spsa`.
 
 `random`: all codes are drawn from one normal distribution, whatever the losses. The one of least
 cross-entropy on the training images is deployed, or the plain prompt where none has less. As the
@@ -19,31 +13,23 @@ optimizer, SPSA-GC, this is, on the codes of CraFT in place of a coordinator's w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy
-from craft_client.paid_answers import Reading
-from craft_client.recipes.paper import search_and_refine
 from craft_client.search import CodeSearch, CorrectedSPSA, search_for
-from craft_client.tuning_run import Outcome, TuningRun
+from craft_client.tuning_run import Outcome, Reading, TuningRun
 from craft_shared.head import Unrefined
 
 Array = NDArray[np.float32]
 
 
-def run_bbt(run: TuningRun) -> Outcome:
-    """Runs `bbt`; raises as `craft_client.tune.tune` does."""
-    return search_and_refine(run, refinement=False)
-
-
 def run_random(run: TuningRun) -> Outcome:
     """Runs `random`; raises as `craft_client.tune.tune` does."""
-    searched = search_prompt(run, search_for(run.settings, "random"))
-    return searched.deploying(searched.best, "the random code of least training loss")
+    return search_prompt(run, search_for(run.settings, "random"))
 
 
 def run_spsa(run: TuningRun) -> Outcome:
@@ -52,42 +38,19 @@ def run_spsa(run: TuningRun) -> Outcome:
     search = CorrectedSPSA(
         settings.dim, sigma=settings.sigma, bound=settings.bound, seed=settings.stream("search")
     )
-    searched = search_prompt(run, search)
+    outcome = search_prompt(run, search)
     codes = search.current()[None]
     # Not moved by a budget that ended before the first step.
-    return searched.deploying(codes if codes.any() else codes[:0], "the last code")
+    if not codes.any():
+        return replace(outcome, deployed="the plain prompt", codes=codes[:0])
+    return replace(outcome, deployed="the last code", codes=codes)
 
 
-@dataclass(frozen=True)
-class Searched:
-    """What a search came to on the training images."""
-
-    accuracy_before: float  # of the plain prompt, percent
-    best: Array  # the code of least loss, [1, dim]; [0, dim] where the plain prompt's is least
-    best_loss: float  # of that prompt
-
-    def deploying(self, codes: Array, name: str) -> Outcome:
-        """The outcome of which a code [1, dim] is deployed by that name; [0, dim]: none is."""
-        return Outcome(
-            deployed=name if len(codes) else "the plain prompt",
-            codes=codes,
-            texts=(),
-            head=Unrefined(),
-            accuracy_before=self.accuracy_before,
-            accuracy_after=None,  # the code depends on all labels: nothing was held out
-            best_loss=self.best_loss,
-            candidates=[],
-        )
-
-
-def search_prompt(run: TuningRun, search: CodeSearch) -> Searched:
+def search_prompt(run: TuningRun, search: CodeSearch) -> Outcome:
     """Asks for the plain prompt, then for one generation of the search after another.
 
-    A code's loss is its cross-entropy. What is reported as accuracy is that of the prompt of least
-    loss so far, on the images that chose it.
-
-    Raises:
-        CraftError: see `craft_client.tune.tune`.
+    A code's loss is its cross-entropy; the code of least loss is deployed. The accuracy that is
+    reported is that of the prompt of least loss so far, on the images that chose it.
     """
     settings, labels = run.settings, run.labels
 
@@ -119,4 +82,13 @@ def search_prompt(run: TuningRun, search: CodeSearch) -> Searched:
             best = codes[reading.losses.argmin()][None].copy()
             best_accuracy = 100.0 * int(reading.kept["right"][0]) / len(labels)
         run.report("search", float(reading.losses.mean()), best_loss, best_accuracy)
-    return Searched(before, best, best_loss)
+    return Outcome(
+        deployed="the random code of least training loss" if len(best) else "the plain prompt",
+        codes=best,
+        texts=(),
+        head=Unrefined(),
+        accuracy_before=before,
+        accuracy_after=None,  # the code depends on all labels: nothing was held out
+        best_loss=best_loss,
+        candidates=[],
+    )

@@ -8,8 +8,7 @@ import numpy as np
 
 from craft_client.exceptions import BudgetExhausted
 from craft_client.losses import accuracy, cross_entropy
-from craft_client.paid_answers import Reading
-from craft_client.tuning_run import Outcome, TuningRun
+from craft_client.tuning_run import Outcome, Reading, TuningRun
 from craft_shared.head import Unrefined
 
 SHRINK = 0.8

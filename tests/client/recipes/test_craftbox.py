@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from craft_client.blackbox import Scores
 from craft_client.closed_form import calibrated, discriminant
-from craft_client.held_out import folds
 from craft_client.journal import Journal
-from craft_client.losses import accuracy, cross_entropy
+from craft_client.losses import accuracy, cross_entropy, folds
 from craft_client.recipes import craftbox
 from craft_client.recipes.craftbox import (
     DECADES,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from craft_client import held_out
-from craft_client.paper_presets import recipe_settings
+from craft_client import losses
+from craft_client.presets import recipe_settings
 from craft_client.recipes import craftbox
 from craft_client.remote import RemoteBlackBox
 from craft_server.engine.text import Pack
@@ -86,7 +86,7 @@ def test_nothing_is_calibrated_on_one_picture_a_class() -> None:
 def test_the_closed_form_that_is_planned_is_the_clients() -> None:
     assert len(craftbox.DECADES) == runs.REGULARISATIONS
     assert craftbox.MEASURED == runs.MEASURED
-    assert (held_out.FOLDS, held_out.ENOUGH_IMAGES) == (runs.FOLDS, runs.ENOUGH_IMAGES)
+    assert (losses.FOLDS, losses.ENOUGH_IMAGES) == (runs.FOLDS, runs.ENOUGH_IMAGES)
 
 
 def test_tenants_share_the_servers_cores() -> None:

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which ends with its process however that ends.
+"""What a run directory's files are called, and the lock that keeps them to one process at a time.
 
 It is flock(2) on a file of its own, which is removed when the lock is given up and holds the
 process's id meanwhile. (The filelock package locks likewise, but cannot name the holder.) Over NFS
@@ -17,12 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from craft_client.exceptions import InUse
-
 _log = logging.getLogger(__name__)
 
 _HELD = (errno.EAGAIN, errno.EACCES)
 _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+RUN_FILE = "run.json"
+LINES_FILE = "journal.jsonl"
+SUMMARY_FILE = "summary.json"
+EVALUATION_FILE = "evaluation.json"
+TENSOR_FOLDER = "tensors"
+CHECKPOINT = "checkpoint"
+ADAPTER_FOLDER = "adapter"
+# Held by the process that writes the others; not there when none does.
+LOCK_FILE = "lock"
 
 
 @contextmanager
@@ -61,6 +69,9 @@ def _locked(path: Path, what: str) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not _flock(descriptor):
+                # Not above: completion needs the names alone.
+                from craft_client.exceptions import InUse
+
                 raise InUse(
                     f"{_in_words(descriptor)} is at {what}.",
                     remedy="Wait until it ends, or stop it.",

@@ -1,4 +1,4 @@
-"""The paper's settings: of its recipe and those like it in general, by shots, and by data set.
+"""Settings of recipes: the paper's, by shots and data set; craftbox's, with its vocabulary.
 
 Source: CraFT (arXiv 2402.04050), section 4.1, and the configurations of its released code.
 """
@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from craft_client import recipes
-from craft_client.open_text import beside, common_nouns
+from craft_client.exceptions import DataError
 from craft_client.settings import SettingsError, TuneSettings, random_codes_for, shows_texts
+from craft_shared.names import REMEDY, fault, same_text, twins
 from craft_shared.problems import FieldError
-from craft_shared.wire import EVERYTHING, Output
+from craft_shared.text_files import NotTextError, lines_of, read_text
+from craft_shared.wire import EVERYTHING, ModelCard
+from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 POPULATION = 40
 # Queries that the paper counts, one for each code of each population, by shots.
@@ -70,17 +75,16 @@ _OTHER_NAMES = {
     "caltech": "caltech101",
 }
 
+COMMON_NOUNS = "common_nouns.txt"
+
 
 def paper_settings(data: str, shots: int | None) -> dict[str, Any]:
     """Settings of the paper's recipe, as arguments of `TuneSettings`.
 
     The budget covers what the paper's budget covers, and the queries that the paper does not count:
-    the plain prompt's and one of each generation's mean.
-
-    Args:
-        data: the data set's name; one that the paper does not have gets the settings of most.
-        shots: images a class, None where classes differ; between the paper's, the next larger
-            one's budget.
+    the plain prompt's and one of each generation's mean. Shots between the paper's, or None where
+    classes differ, get the next larger one's. A data set that it does not have gets most's
+    settings.
     """
     most = max(BUDGETS)
     counted = BUDGETS[min((known for known in BUDGETS if known >= (shots or most)), default=most)]
@@ -105,9 +109,7 @@ def recipe_settings(
     classes: Sequence[str],
     vocabulary: Sequence[str] | None = None,
     strict: bool = False,
-    output: Output = EVERYTHING,
-    prompt_limit: int | None = None,
-    name_limit: int | None = None,
+    card: ModelCard | None = None,
     **given: Any,
 ) -> TuneSettings:
     """Settings of a recipe for a data set, in which what is `given` and not None comes first.
@@ -123,14 +125,14 @@ def recipe_settings(
         classes: their names, which are left out of the vocabulary.
         vocabulary: None for common nouns.
         strict: whether to ask about nothing but the classes.
-        output: what the key's answers show.
-        prompt_limit: how many prompts the key may ask.
-        name_limit: how many class names and nouns a call may score.
+        card: the model's, with what the key may see and ask; None is not bounded.
         given: arguments of `TuneSettings`.
 
     Raises:
         SettingsError: an option's value is impossible.
     """
+    output = EVERYTHING if card is None else card.output
+    prompt_limit = None if card is None else card.prompts_per_image_set
     chosen = {name: value for name, value in given.items() if value is not None}
     if vocabulary is not None:
         chosen["texts"] = beside(classes, vocabulary)
@@ -151,7 +153,7 @@ def recipe_settings(
         settings["budget"] = min(settings["budget"], prompt_limit)
     if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
         nouns = beside(classes, common_nouns())
-        room = len(nouns) if name_limit is None else max(0, name_limit - len(classes))
+        room = len(nouns) if card is None else max(0, card.limits.classes - len(classes))
         # They are in the order of the alphabet: as many of each letter.
         settings["texts"] = nouns[:: -(-len(nouns) // room)] if room else ()
     return TuneSettings(**settings, recipe=recipe, shots=shots)
@@ -160,3 +162,48 @@ def recipe_settings(
 def _key(data: str) -> str:
     key = re.sub(r"[^a-z0-9]", "", data.lower())
     return _OTHER_NAMES.get(key, key)
+
+
+def common_nouns() -> tuple[str, ...]:
+    """About a thousand names of things that can be seen, from WordNet (see NOTICE)."""
+    return _texts(files("craft_client").joinpath(COMMON_NOUNS).read_text(encoding="utf-8"))
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """The texts of a file, one a line; repeated and empty lines are left out.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, holds no text, or what is no name.
+    """
+    remedy = "Give a text file in UTF-8, one text a line."
+    try:
+        texts = _texts(read_text(path))
+    except OSError as error:
+        raise DataError(f"'{path}': {error.strerror}.", remedy=remedy) from error
+    except NotTextError as error:
+        raise DataError(f"'{path}' cannot be read: {error}.", remedy=remedy) from error
+    if not texts:
+        raise DataError(f"'{path}' holds no text.", remedy=remedy)
+    longest = max(texts, key=len)
+    if len(longest) > LONGEST_CLASS_NAME:
+        raise DataError(
+            f"'{path}' holds a text of {len(longest)} characters; {LONGEST_CLASS_NAME} are "
+            "allowed.",
+            remedy="Shorten it: texts are scored as class names are.",
+        )
+    for text in texts:
+        if found := fault(text):
+            raise DataError(f"'{path}': the text '{text}' {found}.", remedy=REMEDY)
+    return texts
+
+
+def beside(classes: Sequence[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """The vocabulary without class names, which are scored anyway."""
+    names = {same_text(name) for name in classes}
+    return tuple(text for text in vocabulary if same_text(text) not in names)
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    lines = [line for _, line in lines_of(text)]
+    repeated = {place for place, _ in twins(lines)}
+    return tuple(line for place, line in enumerate(lines) if place not in repeated)

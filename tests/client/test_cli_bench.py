@@ -1,9 +1,11 @@
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from craft_client.bench import (
+from craft_client.cli.bench import (
     PAPER_SETS,
     Cell,
     cells,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from craft_client.cli import app, completion
-from craft_client.cli.completion import adapter_names, recipes, run_folders
-from craft_client.plugins import OWN_RECIPES
+from craft_client.cli import app, options
+from craft_client.cli.options import adapter_names, recipes, run_folders
+from craft_client.recipes import OWN
 
 from .run_folders import write_run
 from .wire_server import WireServer
@@ -42,31 +42,31 @@ def test_run_directories_are_completed_and_other_folders_are_not() -> None:
 
 
 def test_craftboxs_own_recipes_are_completed() -> None:
-    assert tuple(recipes("")) == OWN_RECIPES
+    assert recipes("") == [*OWN]
     for line in ("craft tune --recipe pa", "craft bench --recipe pa"):
         assert completed(line) == ["paper"]
 
 
 def test_adapters_that_were_listed_are_completed_without_a_call(connected: WireServer) -> None:
     assert CliRunner().invoke(app, ["adapters"]).exit_code == 0
-    completion.remember("http://elsewhere", ["alice/flowers"])
+    options.remember("http://elsewhere", ["alice/flowers"])
     calls = len(connected.calls)
     assert completed("craft predict one.jpg --adapter al") == ["alice/flowers"]
     assert len(connected.calls) == calls
 
 
 def test_a_new_list_takes_the_place_of_the_old_one_of_its_server_alone() -> None:
-    completion.remember("http://one", ["a", "b"])
-    completion.remember("http://two", ["c"])
-    completion.remember("http://one", ["d"])
-    completion.remember("http://two", ["e"], all_of_them=True)
+    options.remember("http://one", ["a", "b"])
+    options.remember("http://two", ["c"])
+    options.remember("http://one", ["d"])
+    options.remember("http://two", ["e"], all_of_them=True)
     assert adapter_names("") == ["a", "b", "d", "e"]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"http://one": 3}'])
 def test_a_damaged_list_is_none(content: str) -> None:
-    completion.remember("http://one", ["a"])
-    completion._file().write_text(content)
+    options.remember("http://one", ["a"])
+    options._file().write_text(content)
     assert adapter_names("") == []
-    completion.remember("http://one", ["b"])
+    options.remember("http://one", ["b"])
     assert adapter_names("") == ["b"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from craft_client.budgets import currency, name, shortfall, times_covered
+from craft_client.blackbox import budget_name, currency, shortfall, times_covered
 from craft_shared.units import MEASURES, Measure, Units
 
 from .fake_clip import budget
@@ -51,7 +51,7 @@ def test_the_scarcest_budget_counts() -> None:
 def test_a_budget_is_named_by_whose_it_is_and_its_window(
     fields: dict[str, Any], words: str
 ) -> None:
-    assert name(budget("queries", 1, **fields)) == words
+    assert budget_name(budget("queries", 1, **fields)) == words
 
 
 def test_money_is_exact_to_the_micro() -> None:

@@ -16,12 +16,12 @@ import pytest
 
 from craft_client.exceptions import InUse
 from craft_client.journal import Journal
-from craft_client.locks import alone, holder
+from craft_client.run_folder import alone, holder
 
 HOLD = """
 import sys
 from pathlib import Path
-from craft_client.locks import alone
+from craft_client.run_folder import alone
 with alone(Path(sys.argv[1]), "the run"):
     print("locked", flush=True)
     sys.stdin.read()
