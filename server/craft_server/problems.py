@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from craft_shared import names
 from craft_shared.problems import (
     INVALID_REQUEST,
-    MODEL_NOT_FOUND,
     FieldError,
     Problem,
     ProblemType,
@@ -57,15 +56,6 @@ def invalid_request(errors: Sequence[FieldError]) -> ProblemError:
 def invalid_field(field: str, message: str, remedy: str) -> ProblemError:
     """One field is not valid."""
     return invalid_request([FieldError(field=field, message=message, remedy=remedy)])
-
-
-def model_not_found(name: str, hosted: str) -> ProblemError:
-    """The call names a model that is not the hosted one."""
-    return ProblemError(
-        MODEL_NOT_FOUND,
-        f"this server hosts no model '{name}'",
-        [FieldError(field="model", message="unknown model", remedy=f"Name '{hosted}'.")],
-    )
 
 
 def field_errors(errors: Sequence[Any], model: type[BaseModel]) -> list[FieldError]:

@@ -29,7 +29,7 @@ from craft_server.ledger.keys import Caller, Rates, admit
 from craft_server.policy import Policy, policy_of
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import WINDOW_SECONDS, Quota, RateLimited
-from craft_server.simulate import Profile
+from craft_server.simulate.profile import Profile
 from craft_shared import wire
 from craft_shared.problems import (
     FORBIDDEN,

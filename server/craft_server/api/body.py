@@ -135,7 +135,7 @@ def _parse_safetensors(data: bytes, model: type[M], limits: Limits) -> Body[M]:
             raise invalid_field(
                 field,
                 "in a safetensors body this field is a tensor, not a part of the document",
-                "Send codes as the tensor 'codes', pictures as 'files' and 'file_sizes'.",
+                "Send codes as the tensor 'codes', images as 'files' and 'file_sizes'.",
             )
     codes = tensors.pop("codes", None) if "codes" in model.model_fields else None
     files = None
@@ -229,11 +229,11 @@ def _files_from_base64(value: Any, limits: Limits) -> list[bytes]:
                 FieldError(
                     field=f"images[{index}]",
                     message="this is not base64",
-                    remedy="Send the picture file's bytes as a base64 string.",
+                    remedy="Send the image file's bytes as a base64 string.",
                 )
             )
     if errors:
-        raise ProblemError(INVALID_IMAGE, f"{len(errors)} pictures are not base64", errors)
+        raise ProblemError(INVALID_IMAGE, f"{len(errors)} images are not base64", errors)
     return files
 
 
@@ -244,7 +244,7 @@ def _unpacked(tensors: codec.Tensors, limits: Limits) -> list[bytes]:
         return codec.unpack_files(tensors)
     except codec.CodecError as error:
         raise invalid_field(
-            "file_sizes", str(error), "Pack pictures as the API description says."
+            "file_sizes", str(error), "Pack images as the API description says."
         ) from error
 
 
@@ -253,6 +253,6 @@ def _check_count(count: int, limits: Limits) -> None:
     if count > limits.images_per_call:
         raise invalid_field(
             "images",
-            f"{count} pictures; {limits.images_per_call} are allowed",
+            f"{count} images; {limits.images_per_call} are allowed",
             "Send fewer in one call.",
         )

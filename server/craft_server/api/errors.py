@@ -14,12 +14,12 @@ from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from craft_server.adapters import NoSuchAdapter, NoSuchVersion
+from craft_server.adapters.sharing import NoSuchVersion
+from craft_server.adapters.tables import NoSuchAdapter
 from craft_server.api.addresses import allowed_methods
 from craft_server.api.idempotency import Replayed, replay
 from craft_server.api.middleware import Middleware
 from craft_server.api.services import Services
-from craft_server.asked_prompts import PromptLimitReached
 from craft_server.database import Unavailable
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
@@ -34,11 +34,12 @@ from craft_server.ledger.charges import (
 )
 from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
 from craft_server.measurements import REGISTRY
+from craft_server.policy import PromptLimitReached
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.receipts import StillReserved
 from craft_server.run_reports import NoSuchRun, TooManyPoints
-from craft_server.simulate import Struck
+from craft_server.simulate.provider import Struck
 from craft_shared.problems import (
     ADAPTER_NOT_FOUND,
     ANSWER_GONE,
@@ -129,7 +130,7 @@ _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     ),
     PromptLimitReached: lambda error: ProblemError(
         PROMPT_LIMIT_REACHED,
-        f"{error.used} of {error.limit} different prompts have been asked about these pictures, "
+        f"{error.used} of {error.limit} different prompts have been asked about these images, "
         f"and this call asks {error.new} more",
     ),
     TooManyRunning: lambda error: ProblemError(
@@ -155,7 +156,7 @@ _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     ),
     WrongFirstRow: lambda error: invalid_field(
         "first_row",
-        f"the image set holds {error.count} pictures, so that the next row is {error.count}",
+        f"the image set holds {error.count} images, so that the next row is {error.count}",
         "GET the image set for its count, and go on from there.",
     ),
     NoSuchAdapter: lambda _: ProblemError(

@@ -1,9 +1,11 @@
 """`Idempotency-Key`: a call that was made before is answered as it was then, and not charged again.
 
-Source: draft-ietf-httpapi-idempotency-key-header-07. The same key with another body is refused with
-422, while the first call runs with 409. An answer that is given again says so in the header
-`Idempotency-Replayed: true`. One whose bytes are gone, or show more than the key's policy does by
-now, is computed again, free of charge, and says `Idempotency-Recomputed: true`.
+The same key with another body is refused with 422, while the first call runs with 409. An answer
+that is given again says so in the header `Idempotency-Replayed: true`. One whose bytes are gone, or
+show more than the key's policy does by now, is computed again, free of charge, on what the call was
+resolved to then, and says `Idempotency-Recomputed: true`.
+
+Source: draft-ietf-httpapi-idempotency-key-header-07.
 """
 
 from __future__ import annotations
@@ -11,19 +13,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, caller_with, policy_for
 from craft_server.api.body import REFUSALS, read_bytes
 from craft_server.api.openapi import refuses
-from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
 from craft_server.image_sets import WrongFirstRow
@@ -39,11 +41,67 @@ from craft_server.ledger.calls import (
 )
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_covered
 from craft_server.ledger.keys import Caller
-from craft_server.policy import Policy
+from craft_server.policy import Policy, within
 from craft_server.problems import invalid_field
 from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
 from craft_shared.units import Units
-from craft_shared.wire import Scope
+from craft_shared.wire import Output, Scope
+
+
+class Resolution(BaseModel):
+    """What one call was resolved to.
+
+    Attributes:
+        units: that the answer takes, whoever pays for them.
+        rows: number of rows of the image set.
+        adapter: id of the published version.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    revision: str
+    units: Units
+    output: Output
+    prompts_per_image_set: int | None
+    rows: int | None = None
+    adapter: int | None = None
+    abstain_below: float | None = None
+
+    def shown_by(self, policy: Policy) -> bool:
+        """Whether the policy shows an answer to the call as it was answered."""
+        return Policy(self.output, self.prompts_per_image_set).within(policy)
+
+    def check_again(self, again: Resolution) -> None:
+        """Raises AnswerGone if the call is resolved to other things now, or would show more."""
+        before, now = self._work(), again._work()
+        if changed := [name for name in before if before[name] != now[name]]:
+            raise AnswerGone(f"it was computed with another {changed[0]} than there is now")
+        if not within(again.output, self.output):
+            raise _other_policy()
+
+    def _work(self) -> Mapping[str, Any]:
+        return self.model_dump(exclude={"output", "prompts_per_image_set"})
+
+
+def output_again(first: Resolution | None, now: Output) -> Output:
+    """The level at which a call is answered: that of its `first` answer, if it had one.
+
+    Unless the key's policy shows less of it `now`.
+
+    Raises:
+        AnswerGone: it shows other things now, neither less nor more.
+    """
+    if first is None or within(now, first.output):
+        return now
+    if within(first.output, now):
+        return first.output
+    raise _other_policy()
+
+
+def _other_policy() -> AnswerGone:
+    return AnswerGone("the key's policy shows other things by now than it did show")
+
 
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"

@@ -14,9 +14,14 @@ from craft_server import image_sets
 from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
-from craft_server.api.checks import check_model
 from craft_server.api.idempotency import Call, call_of
-from craft_server.api.images import check_files, check_same_model, decode_images, digests_of
+from craft_server.api.inputs import (
+    check_files,
+    check_model,
+    check_same_model,
+    decode_images,
+    digests_of,
+)
 from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.openapi import refusals, safetensors_body
 from craft_server.api.services import Services, WithServices
@@ -144,11 +149,11 @@ def _check_chunk(
     if first_row != image_set.count:
         raise WrongFirstRow(image_set.count)
     limits = services.settings.limits
-    check_files(limits, files)
+    check_files(files)
     if image_set.count + len(files) > limits.images_per_set:
         raise invalid_field(
             "images",
-            f"the image set would hold {image_set.count + len(files)} pictures; "
+            f"the image set would hold {image_set.count + len(files)} images; "
             f"{limits.images_per_set} are allowed",
             "Go on in another image set.",
         )

@@ -20,8 +20,7 @@ from fastapi.responses import Response
 from prometheus_client import Counter
 from sqlalchemy import Connection
 
-from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
-from craft_server.api.resolution import Resolution
+from craft_server.api.idempotency import RECOMPUTED_HEADER, Call, Resolution
 from craft_server.api.services import Services
 from craft_server.clock import now_ms
 from craft_server.database import Unavailable

@@ -102,7 +102,7 @@ _PROBLEM_EXAMPLES = {
     "unauthenticated": "the key is unknown, expired or revoked",
     "forbidden": "the call needs a key with the scope 'publish'",
     "budget-exhausted": "this call needs 40 queries and 12 are left",
-    "prompt-limit-reached": "510 of 512 different prompts have been asked about these pictures, "
+    "prompt-limit-reached": "510 of 512 different prompts have been asked about these images, "
     "and this call asks 32 more",
     "not-found": "there is no key with this prefix",
     "model-not-found": "this server hosts no model 'RN50'",
@@ -119,7 +119,7 @@ _PROBLEM_EXAMPLES = {
     "unsupported-media-type": "the content type is 'text/plain'; this call takes application/json "
     "or application/x-safetensors",
     "invalid-request": "top_k: 12; there are 10 classes",
-    "invalid-image": "1 pictures are not base64",
+    "invalid-image": "1 images are not base64",
     "answer-gone": "the answer to this call cannot be had any more: it has been computed anew 8 "
     "times already",
     "idempotency-key-reused": "a call with another address or body was made under this "
@@ -137,7 +137,7 @@ _FIELD_ERRORS = {
     problems.INVALID_IMAGE: FieldError(
         field="images[3]",
         message="this is not base64",
-        remedy="Send the picture file's bytes as a base64 string.",
+        remedy="Send the image file's bytes as a base64 string.",
     ),
 }
 _TENSORS = {

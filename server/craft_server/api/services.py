@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from craft_server.adapters import ServableAdapter
+from craft_server.adapters.registry import ServableAdapter
 from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
 from craft_server.engine import HostedModel
@@ -19,7 +19,7 @@ from craft_server.lease import Lease
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import Receipts
 from craft_server.settings import Settings
-from craft_server.simulate import Provider
+from craft_server.simulate.provider import Provider
 
 
 class Drain:

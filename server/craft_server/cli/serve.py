@@ -38,9 +38,9 @@ from craft_server.serving.listening import (
 
 if TYPE_CHECKING:
     from craft_server.database import Database
-    from craft_server.recording import Tape
+    from craft_server.recording.tape import Tape
     from craft_server.settings import Settings
-    from craft_server.simulate import Profile as ProviderProfile
+    from craft_server.simulate.profile import Profile as ProviderProfile
 
 
 def serve(
@@ -92,7 +92,7 @@ def record(
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
     settings = settings_of(**{name: value for name, value in locals().items() if name != "out"})
-    from craft_server.recording import Tape, TapeError
+    from craft_server.recording.tape import Tape, TapeError
 
     if settings.workers > 1:
         misuse("--workers: one process makes a recording; leave it out")
@@ -118,8 +118,8 @@ def replay(
     """
     settings = settings_of(host=host, port=port)
     from craft_server.logs import configure_logging
-    from craft_server.recording import Tape, TapeError
     from craft_server.recording.player import Player, player_app
+    from craft_server.recording.tape import Tape, TapeError
 
     configure_logging(settings.log_level)
     with (
@@ -175,7 +175,7 @@ def _host_together(settings: Settings) -> None:
         database_of(settings) as database,
     ):
         from craft_server.logs import configure_logging
-        from craft_server.processes.host import host
+        from craft_server.processes.supervisor import host
 
         configure_logging(settings.log_level)
         if settings.rate_limits_url is None:
@@ -192,7 +192,7 @@ def _host_together(settings: Settings) -> None:
 
 def _profile_of(settings: Settings) -> ProviderProfile | None:
     """Read before the model is loaded, so that a mistake in it is reported at once."""
-    from craft_server.simulate import ProfileError, load_profile
+    from craft_server.simulate.profile import ProfileError, load_profile
 
     try:
         return None if settings.profile is None else load_profile(settings.profile)

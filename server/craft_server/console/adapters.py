@@ -13,12 +13,12 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from PIL import Image
 
-from craft_server import adapters
-from craft_server.adapters import Publication
-from craft_server.api.adapter_predictions import AdapterPrediction, load, predict
+from craft_server.adapters import registry
+from craft_server.adapters.registry import Publication
 from craft_server.api.auth import use_rate
 from craft_server.api.body import Body
 from craft_server.api.idempotency import Call
+from craft_server.api.predictions import AdapterPrediction, load, predict
 from craft_server.api.services import Services, WithServices
 from craft_server.console.access import WithPredictor
 from craft_server.console.forms import WithFileForm, file_of, text_of
@@ -149,7 +149,7 @@ async def run_trial(
 
 async def _list_entries(services: Services, caller: Caller) -> list[AdapterEntry]:
     """The adapters that the caller may use, each once, by name."""
-    cards = await services.database.read(adapters.list_cards, caller)
+    cards = await services.database.read(registry.list_cards, caller)
     by_name: dict[str, list[AdapterCard]] = {}
     for card in cards:
         by_name.setdefault(_reference(caller, card), []).append(card)
@@ -162,8 +162,8 @@ async def _find(services: Services, caller: Caller, reference: str) -> AdapterVi
     Raises:
         NoSuchAdapter: there is none that the caller may use.
     """
-    publication = await services.database.read(adapters.find, caller, reference)
-    cards = await services.database.read(adapters.list_cards, caller)
+    publication = await services.database.read(registry.find, caller, reference)
+    cards = await services.database.read(registry.list_cards, caller)
     name = _reference(caller, publication.card)
     versions = [card for card in cards if _reference(caller, card) == name]
     config = (await load(services, publication)).adapter.config

@@ -1,19 +1,32 @@
-"""The model in another process of the same server, reached over a Unix socket."""
+"""The model in a process of its own, reached over a Unix socket: both sides of it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from craft_server.engine import EngineState, ModelFacts, Overloaded, Prompts, WorkerDied
-from craft_server.engine.hosted import RemoteModel
+from craft_server.api.middleware import HangUpMiddleware
+from craft_server.engine import (
+    EngineState,
+    HostedModel,
+    ModelFacts,
+    Overloaded,
+    Prompts,
+    WorkerDied,
+)
+from craft_server.engine.hosted import Answering, RemoteModel
 from craft_server.engine.prompts import Array
 from craft_shared import codec
+from craft_shared.wire import Context
 
 # After a failure calls are refused at once for so long, instead of each finding out.
 PAUSE_SECONDS = 0.5
@@ -121,3 +134,71 @@ class RemoteEngine(RemoteModel):
             raise REFUSALS[refusal["refusal"]](refusal["detail"])
         response.raise_for_status()
         return response
+
+
+def engine_app(engine: HostedModel) -> Starlette:
+    """Serves the engine's operations."""
+    answering = Answering(engine)
+
+    async def state(_request: Request) -> Response:
+        return JSONResponse((await engine.state()).model_dump())
+
+    async def encode_images(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
+        return await answering.encode_images(tensors["images"], tenant=document["tenant"])
+
+    async def encode_prompts(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
+        context = document["context"]
+        prompts = Prompts(
+            templates=tuple(document["templates"]),
+            context=None if context is None else Context.model_validate(context),
+            codes=tensors["codes"],
+        )
+        return await answering.encode_prompts(
+            prompts, document["classes"], tenant=document["tenant"]
+        )
+
+    async def log_probs(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
+        return await answering.log_probs(
+            tensors["images"], tensors["texts"], tenant=document["tenant"]
+        )
+
+    async def facts(_request: Request) -> Response:
+        return JSONResponse(engine.facts.model_dump())
+
+    app = Starlette(
+        routes=[
+            Route(FACTS, facts),
+            Route(STATE, state),
+            *(
+                _operation(path, function, engine.revision)
+                for path, function in (
+                    (ENCODE_IMAGES, encode_images),
+                    (ENCODE_PROMPTS, encode_prompts),
+                    (LOG_PROBS, log_probs),
+                )
+            ),
+        ],
+        exception_handlers={kind: _refusal(name) for name, kind in REFUSALS.items()},
+    )
+    app.add_middleware(HangUpMiddleware)
+    return app
+
+
+def _operation(
+    path: str,
+    function: Callable[[Mapping[str, Any], codec.Tensors], Awaitable[Array]],
+    revision: str,
+) -> Route:
+    async def endpoint(request: Request) -> Response:
+        document, tensors = codec.decode(await request.body())
+        answer = codec.encode({}, {"answer": await function(document, tensors)})
+        return Response(answer, headers={REVISION_HEADER: revision}, media_type=codec.MEDIA_TYPE)
+
+    return Route(path, endpoint, methods=["POST"])
+
+
+def _refusal(name: str) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def refuse(_request: Request, error: Exception) -> Response:
+        return JSONResponse({"refusal": name, "detail": str(error)}, REFUSED_STATUS)
+
+    return refuse

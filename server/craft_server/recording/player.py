@@ -22,9 +22,8 @@ from craft_server.api.middleware import (
     CompressionMiddleware,
 )
 from craft_server.problems import ProblemError
-from craft_server.recording.content import CallContent
 from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
-from craft_server.recording.tape import Answer, Tape
+from craft_server.recording.tape import Answer, CallContent, Tape
 from craft_server.settings import Settings
 from craft_shared.problems import MEDIA_TYPE, NOT_RECORDED, FieldError
 

@@ -16,8 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.ledger.keys import shows_secret
-from craft_server.recording.content import CallContent
-from craft_server.recording.tape import Answer, Tape, TapeError
+from craft_server.recording.tape import Answer, CallContent, Tape, TapeError
 from craft_shared.problems import OVERLOADED, Problem
 
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
