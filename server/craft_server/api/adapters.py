@@ -104,13 +104,13 @@ async def publish_adapter(
     same = await services.database.read(registry.find_digest, caller.owner, name, digest)
     if same is not None:
 
-        def move(connection: Connection) -> tuple[wire.AdapterCard, wire.Cost]:
+        def move(connection: Connection) -> Response:
             version = same.card.version
             sharing.move_aliases(connection, caller.owner, name, dict.fromkeys(aliases, version))
             card = registry.find(connection, caller, f"{name}@{version}").card
-            return card, cost_of(connection, caller, None, now_ms())
+            return _published(200, card, cost_of(connection, caller, None, now_ms()))
 
-        return await free_of_charge(call, lambda done: _published(200, *done), move)
+        return await free_of_charge(call, move)
     units = Units(texts=config.prompts * len(config.scored), requests=1)
     work = Work("adapters", config.model, config.revision, units, call.run)
     async with booking(call, work) as booked:
@@ -118,17 +118,21 @@ async def publish_adapter(
         text_features = await services.engine.encode_prompts(
             prompts, config.scored, tenant=caller.tenant
         )
-        return await booked.settle_with(
-            lambda card: _published(201, card, booked.cost),
-            registry.add,
-            caller.owner,
-            name,
-            adapter=adapter,
-            digest=digest,
-            body=body,
-            text_features=text_features,
-            aliases=aliases,
-        )
+
+        def add(connection: Connection) -> Response:
+            card = registry.add(
+                connection,
+                caller.owner,
+                name,
+                adapter=adapter,
+                digest=digest,
+                body=body,
+                text_features=text_features,
+                aliases=aliases,
+            )
+            return _published(201, card, booked.cost)
+
+        return await booked.settle_with(add)
 
 
 def _parse(body: bytes) -> tuple[Adapter, str]:

@@ -260,14 +260,11 @@ def _set(connection: Connection, find: FindHolder, wanted: wire.BudgetLimits) ->
     return wire.BudgetList(budgets=administration.show_budgets(connection, holder, at))
 
 
-async def _topped_up(
-    call: Call,
-    find: FindHolder,
-    wanted: wire.BudgetTopUps,
-) -> Response:
-    def top_up(connection: Connection) -> wire.BudgetList:
+async def _topped_up(call: Call, find: FindHolder, wanted: wire.BudgetTopUps) -> Response:
+    def top_up(connection: Connection) -> Response:
         holder = find(connection)
         administration.top_up(connection, holder, wanted.budgets)
-        return wire.BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+        budgets = administration.show_budgets(connection, holder, now_ms())
+        return json_response(wire.BudgetList(budgets=budgets))
 
-    return await free_of_charge(call, json_response, top_up)
+    return await free_of_charge(call, top_up)

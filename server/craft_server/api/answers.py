@@ -114,9 +114,6 @@ async def answer_of_parts(
 
     async for some_prompts, some_images, part in parts:
         shown = await asyncio.to_thread(answer, some_prompts, some_images, part)
-        if part.shape[:2] == (prompts, images):
-            found = shown
-            continue
         for name, tensor in shown.items():
             if name not in found:
                 found[name] = np.empty((prompts, images, tensor.shape[-1]), tensor.dtype)

@@ -30,14 +30,7 @@ from craft_server.policy import Policy, policy_of
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import WINDOW_SECONDS, Quota, RateLimited
 from craft_server.simulate.profile import Profile
-from craft_shared import wire
-from craft_shared.problems import (
-    FORBIDDEN,
-    INTERNAL_ERROR,
-    OVERLOADED,
-    RATE_LIMITED,
-    UNAUTHENTICATED,
-)
+from craft_shared import problems, wire
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
 
@@ -52,7 +45,7 @@ class Admission:
     record: Record | None
 
 
-@refuses(UNAUTHENTICATED, INTERNAL_ERROR, OVERLOADED)
+@refuses(problems.UNAUTHENTICATED, problems.INTERNAL_ERROR, problems.OVERLOADED)
 async def _admitted(
     request: Request,
     services: WithServices,
@@ -83,14 +76,14 @@ async def _caller_at_any_rate(admission: WithAdmission) -> Caller:
 WithCallerAtAnyRate = Annotated[Caller, Depends(_caller_at_any_rate)]
 
 
-@refuses(RATE_LIMITED)
+@refuses(problems.RATE_LIMITED)
 async def _caller(request: Request, services: WithServices, admission: WithAdmission) -> Caller:
     await use_rate(request, services, admission.caller, "requests", 1)
     return admission.caller
 
 
 def _unauthenticated(detail: str) -> ProblemError:
-    return ProblemError(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
+    return ProblemError(problems.UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 WithCaller = Annotated[Caller, Depends(_caller)]
@@ -99,10 +92,10 @@ WithCaller = Annotated[Caller, Depends(_caller)]
 def caller_with(scope: wire.Scope) -> Callable[[Caller], Awaitable[Caller]]:
     """A dependency on a caller whose key has a scope."""
 
-    @refuses(FORBIDDEN)
+    @refuses(problems.FORBIDDEN)
     async def check(caller: WithCaller) -> Caller:
         if scope not in caller.scopes:
-            raise ProblemError(FORBIDDEN, f"the call needs a key with the scope '{scope}'")
+            raise ProblemError(problems.FORBIDDEN, f"the call needs a key with the scope '{scope}'")
         return caller
 
     return check

@@ -30,20 +30,18 @@ from craft_server.problems import (
     invalid_field,
     invalid_request,
 )
-from craft_shared import codec
-from craft_shared.problems import (
-    BODY_TOO_LARGE,
-    INVALID_IMAGE,
-    INVALID_REQUEST,
-    MALFORMED_BODY,
-    UNSUPPORTED_MEDIA_TYPE,
-    FieldError,
-)
+from craft_shared import codec, problems
+from craft_shared.problems import FieldError
 from craft_shared.strict_json import JsonError, TooManyValues, parse_object, with_whole_numbers
 from craft_shared.wire import Limits
 
 # With which a body may be refused, whatever it should hold.
-REFUSALS = (MALFORMED_BODY, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
+REFUSALS = (
+    problems.MALFORMED_BODY,
+    problems.BODY_TOO_LARGE,
+    problems.UNSUPPORTED_MEDIA_TYPE,
+    problems.INVALID_REQUEST,
+)
 _NUMBERS = frozenset((int, float))
 
 M = TypeVar("M", bound=BaseModel)
@@ -89,20 +87,22 @@ async def read_bytes(request: Request) -> bytes:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise ProblemError(
-            UNSUPPORTED_MEDIA_TYPE,
+            problems.UNSUPPORTED_MEDIA_TYPE,
             f"the body's content encoding is '{coding[:100]}'; bodies are taken as they are",
         )
     try:
         return await request.body()
     except ClientDisconnect as error:
-        raise ProblemError(MALFORMED_BODY, "the body ended before it was complete") from error
+        raise ProblemError(
+            problems.MALFORMED_BODY, "the body ended before it was complete"
+        ) from error
 
 
 def unsupported(media_type: str, expected: str) -> ProblemError:
     """The body's media type is not one that the call takes."""
     given = f"'{media_type[:100]}'" if media_type else "missing"
     return ProblemError(
-        UNSUPPORTED_MEDIA_TYPE, f"the content type is {given}; this call takes {expected}"
+        problems.UNSUPPORTED_MEDIA_TYPE, f"the content type is {given}; this call takes {expected}"
     )
 
 
@@ -114,9 +114,11 @@ def _parse_json(data: bytes, model: type[M], limits: Limits) -> Body[M]:
         images = document.pop("images", None) if "images" in model.model_fields else None
         document = with_whole_numbers(document)
     except TooManyValues as error:
-        raise ProblemError(BODY_TOO_LARGE, f"the body may hold {error}") from error
+        raise ProblemError(problems.BODY_TOO_LARGE, f"the body may hold {error}") from error
     except JsonError as error:
-        raise ProblemError(MALFORMED_BODY, f"the body is not valid JSON: {error}") from error
+        raise ProblemError(
+            problems.MALFORMED_BODY, f"the body is not valid JSON: {error}"
+        ) from error
     return Body(
         _validate(document, model),
         None if codes is None else _codes_from_lists(codes),
@@ -128,7 +130,7 @@ def _parse_safetensors(data: bytes, model: type[M], limits: Limits) -> Body[M]:
     try:
         document, tensors = codec.decode(data, max_values=limits.json_values)
     except codec.CodecError as error:
-        raise ProblemError(MALFORMED_BODY, str(error)) from error
+        raise ProblemError(problems.MALFORMED_BODY, str(error)) from error
     message = _validate(document, model)
     for field in ("codes", "images"):
         if getattr(message, field, None) is not None:
@@ -173,7 +175,7 @@ def _refusal(error: ValidationError, document: dict[str, Any], model: type[M]) -
         except ValidationError as first:
             error = first
         else:
-            return ProblemError(INVALID_REQUEST, f"{count} values are not valid")
+            return ProblemError(problems.INVALID_REQUEST, f"{count} values are not valid")
     details = error.errors(include_url=False, include_input=False, include_context=False)
     return invalid_request(field_errors(details, model))
 
@@ -233,7 +235,7 @@ def _files_from_base64(value: Any, limits: Limits) -> list[bytes]:
                 )
             )
     if errors:
-        raise ProblemError(INVALID_IMAGE, f"{len(errors)} images are not base64", errors)
+        raise ProblemError(problems.INVALID_IMAGE, f"{len(errors)} images are not base64", errors)
     return files
 
 

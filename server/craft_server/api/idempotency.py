@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
-from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
@@ -29,16 +28,8 @@ from craft_server.api.openapi import refuses
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
 from craft_server.image_sets import WrongFirstRow
-from craft_server.ledger.calls import (
-    AnswerGone,
-    Attempt,
-    Made,
-    StillRunning,
-    StoredAnswer,
-    find_record,
-    look_up,
-    recall,
-)
+from craft_server.ledger import calls
+from craft_server.ledger.calls import AnswerGone, Attempt, Made, StillRunning
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_covered
 from craft_server.ledger.keys import Caller
 from craft_server.policy import Policy, within
@@ -47,25 +38,58 @@ from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
 from craft_shared.units import Units
 from craft_shared.wire import Output, Scope
 
+RUN_HEADER = "Craft-Run"
+REPLAYED_HEADER = "Idempotency-Replayed"
+RECOMPUTED_HEADER = "Idempotency-Recomputed"
+
+_REFUSAL_SECONDS = 0.05
+_SHORT = 1 << 18  # bytes that are hashed in less time than a thread is called
+
+EXAMPLE_KEY = "0b7f9c1e-6d0a-4c55-9c0e-3f1f6f0a7a52"
+KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+# A first character that no spreadsheet takes for a formula: runs are exported as CSV.
+_RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
+
+# For the API's description. Values are checked below, with messages of the API's own.
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=IDEMPOTENCY_KEY_HEADER,
+        description="Names the call, so that it can be sent again without being done or charged "
+        "again; a UUID, for example. The same key with another call is refused.",
+        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{KEY.pattern}$"},
+        examples=[EXAMPLE_KEY],
+    ),
+]
+_Run = Annotated[
+    str | None,
+    Header(
+        alias=RUN_HEADER,
+        description="What the client calls the run that the call is part of: usage lists it, and "
+        "receipts can be had for it.",
+        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_RUN.pattern}$"},
+        examples=["digits-16-shots"],
+    ),
+]
+
 
 class Resolution(BaseModel):
-    """What one call was resolved to.
+    """What a charged call was resolved to: all that its answer depends on beside its own bytes.
 
-    Attributes:
-        units: that the answer takes, whoever pays for them.
-        rows: number of rows of the image set.
-        adapter: id of the published version.
+    Names, aliases and image sets mean other things as time goes by, and keys' policies change. A
+    call that was charged and must be computed again is computed on what it was charged for, and
+    shows no more than the key's policy does by then.
     """
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     revision: str
-    units: Units
+    units: Units  # that the answer takes, whoever pays for them
     output: Output
     prompts_per_image_set: int | None
-    rows: int | None = None
-    adapter: int | None = None
+    rows: int | None = None  # of the image set
+    adapter: int | None = None  # id of the published version
     abstain_below: float | None = None
 
     def shown_by(self, policy: Policy) -> bool:
@@ -103,57 +127,16 @@ def _other_policy() -> AnswerGone:
     return AnswerGone("the key's policy shows other things by now than it did show")
 
 
-RUN_HEADER = "Craft-Run"
-REPLAYED_HEADER = "Idempotency-Replayed"
-RECOMPUTED_HEADER = "Idempotency-Recomputed"
-
-_REFUSAL_SECONDS = 0.05
-_SHORT = 1 << 18  # bytes that are hashed in less time than a thread is called
-
-EXAMPLE_KEY = "0b7f9c1e-6d0a-4c55-9c0e-3f1f6f0a7a52"
-KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
-# A first character that no spreadsheet takes for a formula: runs are exported as CSV.
-_RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
-
-# For the API's description. Values are checked below, with messages of the API's own.
-_IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias=IDEMPOTENCY_KEY_HEADER,
-        description="Names the call, so that it can be sent again without being done or charged "
-        "again; a UUID, for example. The same key with another call is refused.",
-        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{KEY.pattern}$"},
-        examples=[EXAMPLE_KEY],
-    ),
-]
-_Run = Annotated[
-    str | None,
-    Header(
-        alias=RUN_HEADER,
-        description="What the client calls the run that the call is part of: usage lists it, and "
-        "receipts can be had for it.",
-        json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_RUN.pattern}$"},
-        examples=["digits-16-shots"],
-    ),
-]
-
-
 @dataclass(frozen=True)
 class Call:
-    """A call that does something once, and may be charged.
-
-    Attributes:
-        attempt: under which idempotency key; None where the call has none.
-        made: the call was made and charged before, and its answer cannot be given again as it was.
-        run: what the client calls the run that the call is part of.
-    """
+    """A call that does something once, and may be charged."""
 
     request: Request
     services: Services
     caller: Caller
-    attempt: Attempt | None = None
-    made: Made | None = None
-    run: str | None = None
+    attempt: Attempt | None = None  # under an idempotency key, if the call has one
+    made: Made | None = None  # the call was made before, and cannot be answered as it was then
+    run: str | None = None  # what the client calls the run that the call is part of
 
     @cached_property
     def first(self) -> Resolution | None:
@@ -168,19 +151,9 @@ class Call:
 class Replayed(Exception):  # noqa: N818 - reads as what it is where it is caught
     """The call was made before; `answer` is what was answered."""
 
-    def __init__(self, answer: StoredAnswer) -> None:
+    def __init__(self, answer: calls.StoredAnswer) -> None:
         super().__init__()
         self.answer = answer
-
-
-def replay(answer: StoredAnswer) -> Response:
-    """The stored answer, as a response that says that it is one."""
-    return Response(
-        answer.body,
-        status_code=answer.status,
-        media_type=answer.media_type,
-        headers={REPLAYED_HEADER: "true"},
-    )
 
 
 def call_of(
@@ -208,12 +181,8 @@ def call_of(
         _key: _IdempotencyKey = None,
         _run: _Run = None,
     ) -> AsyncIterator[Call]:
-        run = _checked(
-            request,
-            RUN_HEADER,
-            _RUN,
-            "1 to 255 printable ASCII characters, a letter or digit first",
-        )
+        letters = "1 to 255 printable ASCII characters, a letter or digit first"
+        run = _checked(request, RUN_HEADER, _RUN, letters)
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
         if least is not None and caller.used_up and admission.record is None:
             try:
@@ -228,25 +197,18 @@ def call_of(
         attempt = Attempt(key, await _fingerprint(request), repeatable)
         made = None
         if admission.record is not None:
-            made = await _unless_kept(
-                services,
-                caller,
-                attempt,
-                await services.database.read(recall, admission.record, attempt.fingerprint),
-            )
+            made = await services.database.read(calls.recall, admission.record, attempt.fingerprint)
+            await _replay_if_kept(services, caller, attempt, made)
         try:
             yield Call(request, services, caller, attempt, made, run)
         except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:
-                await _unless_kept(
-                    services,
-                    caller,
-                    attempt,
-                    await services.database.read(
-                        look_up, caller.key_id, attempt.key, attempt.fingerprint
-                    ),
+                by_other = await services.database.read(
+                    calls.look_up, caller.key_id, attempt.key, attempt.fingerprint
                 )
+                if by_other is not None:
+                    await _replay_if_kept(services, caller, attempt, by_other)
             raise
 
     return read
@@ -259,28 +221,27 @@ def _check_budgets(
         check_covered(connection, caller, least, at)
     except BudgetExhausted:
         # Perhaps it is this very call, sent before, that has taken what is missing.
-        if key is None or find_record(connection, caller.key_id, key) is None:
+        if key is None or calls.find_record(connection, caller.key_id, key) is None:
             raise
 
 
-async def _unless_kept(
-    services: Services, caller: Caller, attempt: Attempt, made: Made | None
-) -> Made | None:
-    if made is None or made.answer is None:
-        return made
+async def _replay_if_kept(services: Services, caller: Caller, attempt: Attempt, made: Made) -> None:
+    """Raises Replayed if the call's answer is stored, and the key may still see it as it was."""
+    if made.answer is None:
+        return
     # Answers of calls that cannot be repeated have nothing of the model's.
-    if not attempt.repeatable or _shown(made, policy_for(services, caller)):
-        # Its first call may still wait for the disk, whoever answers first.
-        await services.database.on_disk()
-        raise Replayed(made.answer)
-    return made
-
-
-def _shown(made: Made, policy: Policy) -> bool:
-    """Whether the policy shows the answer as it was given: of what level it is, it may not know."""
-    if made.record.resolution is None:
-        return Policy().within(policy)
-    return _resolution(made).shown_by(policy)
+    if attempt.repeatable:
+        policy = policy_for(services, caller)
+        if made.record.resolution is None:
+            # Of what level the answer is, nobody knows.
+            shown = Policy().within(policy)
+        else:
+            shown = _resolution(made).shown_by(policy)
+        if not shown:
+            return
+    # Its first call may still wait for the disk, whoever answers first.
+    await services.database.on_disk()
+    raise Replayed(made.answer)
 
 
 def _resolution(made: Made) -> Resolution:
@@ -298,20 +259,14 @@ def _checked(request: Request, header: str, form: re.Pattern[str], words: str) -
 
 async def _fingerprint(request: Request) -> str:
     """SHA-256 of what makes two calls the same: method, address, what is sent and wanted."""
-    parts = [
-        request.method,
-        request.url.path,
-        request.url.query,
-        request.headers.get("content-type", ""),
-        request.headers.get("accept", ""),
-    ]
-    head = "\n".join((*parts, "")).encode()
+    url, headers = request.url, request.headers
+    sent, wanted = headers.get("content-type", ""), headers.get("accept", "")
+    digest = hashlib.sha256(
+        "\n".join((request.method, url.path, url.query, sent, wanted, "")).encode()
+    )
     body = await read_bytes(request)
-
-    def digest() -> str:
-        found = hashlib.sha256(head)
-        found.update(body)
-        return found.hexdigest()
-
-    # Of a large body it takes as long as a whole call.
-    return digest() if len(body) < _SHORT else await asyncio.to_thread(digest)
+    if len(body) < _SHORT:
+        digest.update(body)
+    else:  # it takes as long as a whole call
+        await asyncio.to_thread(digest.update, body)
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import Response
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from craft_server.adapters import registry, sharing
 from craft_server.adapters.registry import Publication, ServableAdapter
@@ -148,14 +149,20 @@ async def create_prediction(
         noise = await noise_of(call, policy, output, prompts, classes, selection)
         image_features = await images.features(call)
         text_features = await engine.encode_prompts(prompts, classes, tenant=caller.tenant)
-        tensors = await answer_of_parts(
-            engine.score_parts(image_features, text_features, tenant=caller.tenant),
-            output,
-            noise,
-            prompts=prompts.count,
-            images=selection.count,
-            dtype=message.dtype,
-        )
+        if output.whole and noise is None:
+            scores = await engine.score(
+                image_features, text_features, message.dtype, tenant=caller.tenant
+            )
+            tensors = {"log_probs": scores}
+        else:
+            tensors = await answer_of_parts(
+                engine.score_parts(image_features, text_features, tenant=caller.tenant),
+                output,
+                noise,
+                prompts=prompts.count,
+                images=selection.count,
+                dtype=message.dtype,
+            )
         document = wire.PredictionAnswer(
             model=engine.name, revision=revision, cost=booked.cost, output=output
         )
@@ -312,11 +319,13 @@ async def predict(
             booked.cost,
         )
         response = await respond(prediction)
-        if booked.repeated:
-            return await booked.settle(response)
-        return await booked.settle_with(
-            lambda _: response, sharing.count_use, publication.id, units
-        )
+
+        def answer(connection: Connection) -> Response:
+            if not booked.repeated:
+                sharing.count_use(connection, publication.id, units)
+            return response
+
+        return await booked.settle_with(answer)
 
 
 async def load(services: Services, publication: Publication) -> ServableAdapter:

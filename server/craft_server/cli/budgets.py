@@ -6,24 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import reading, writing
-from craft_server.cli.options import (
-    AnyPrefix,
-    AsJson,
-    BudgetWindow,
-    CostMicros,
-    DatabaseUrl,
-    DataDir,
-    Images,
-    Predictions,
-    Queries,
-    Requests,
-    Team,
-    Texts,
-    amounts_of,
-    checked,
-    examples,
-)
+from craft_server.cli.options import amounts_of, checked, examples
 from craft_server.cli.output import misuse, print_budgets
 from craft_shared.amounts import MAX_AMOUNT, Measure
 
@@ -45,11 +30,11 @@ app = typer.Typer(
     )
 )
 def show(
-    prefix: AnyPrefix = None,
-    team: Team = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Show the budgets that bound a key, its own and its team's, or a team's."""
     from craft_server.clock import now_ms
@@ -71,12 +56,12 @@ def show(
 def set_(
     unit: Annotated[Measure, typer.Option(help="What is bounded.")],
     limit: Annotated[int, typer.Option(min=0, max=MAX_AMOUNT, help="The most in one window.")],
-    prefix: AnyPrefix = None,
-    team: Team = None,
-    window: BudgetWindow = "lifetime",
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    window: options.BudgetWindow = "lifetime",
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Set a budget, or change its limit; it counts from when it is first set."""
     from craft_server.clock import now_ms
@@ -99,18 +84,18 @@ def set_(
     )
 )
 def top_up(
-    prefix: AnyPrefix = None,
-    team: Team = None,
-    window: BudgetWindow = "lifetime",
-    queries: Queries = None,
-    predictions: Predictions = None,
-    images: Images = None,
-    texts: Texts = None,
-    requests: Requests = None,
-    cost_micros: CostMicros = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    window: options.BudgetWindow = "lifetime",
+    queries: options.Queries = None,
+    predictions: options.Predictions = None,
+    images: options.Images = None,
+    texts: options.Texts = None,
+    requests: options.Requests = None,
+    cost_micros: options.CostMicros = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Add to the limits of budgets."""
     from craft_server.clock import now_ms

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import reading
-from craft_server.cli.options import (
-    AsJson,
-    DatabaseUrl,
-    DataDir,
-    complete_models,
-    examples,
-    settings_of,
-)
+from craft_server.cli.options import complete_models, examples, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
 from craft_shared.text_files import NotTextError, lines_of, read_text
@@ -108,9 +102,9 @@ def plan(
     hour_price: Annotated[
         float | None, typer.Option(min=0, help="Of the server's machine, in your currency.")
     ] = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Tell what tuning runs take: time, memory, traffic, storage and money. Nothing is asked."""
     prices = _prices(price, model, data_dir, database_url)

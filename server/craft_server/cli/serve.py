@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import database_of
-from craft_server.cli.options import (
-    DatabaseUrl,
-    DataDir,
-    Device,
-    Host,
-    LogLevel,
-    Model,
-    Port,
-    Precision,
-    Pretrained,
-    Profile,
-    Workers,
-    examples,
-    settings_of,
-)
+from craft_server.cli.options import examples, settings_of
 from craft_server.cli.output import fail, misuse, print_lines, warn
 from craft_server.serving.listening import (
     CannotListen,
@@ -44,17 +31,17 @@ if TYPE_CHECKING:
 
 
 def serve(
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = None,
-    precision: Precision = None,
-    profile: Profile = None,
-    host: Host = None,
-    port: Port = None,
-    workers: Workers = None,
-    log_level: LogLevel = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    profile: options.Profile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    workers: options.Workers = None,
+    log_level: options.LogLevel = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Host a model, until told to stop.
 
@@ -75,17 +62,17 @@ def record(
             "--out", dir_okay=False, help="The recording; what there is already is added to."
         ),
     ],
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = None,
-    precision: Precision = None,
-    profile: Profile = None,
-    host: Host = None,
-    port: Port = None,
-    workers: Workers = None,
-    log_level: LogLevel = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    profile: options.Profile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    workers: options.Workers = None,
+    log_level: options.LogLevel = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Host a model, and keep what clients ask and are answered in a file.
 
@@ -108,8 +95,8 @@ def record(
 
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
-    host: Host = None,
-    port: Port = None,
+    host: options.Host = None,
+    port: options.Port = None,
 ) -> None:
     """Serve what 'craft-server record' has recorded, without a model. Any key is accepted.
 

@@ -8,23 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_server.cli.options import (
-    AsJson,
-    DatabaseUrl,
-    DataDir,
-    Device,
-    Host,
-    LogLevel,
-    Model,
-    Port,
-    Precision,
-    Pretrained,
-    Profile,
-    Workers,
-    complete_models,
-    examples,
-    settings_of,
-)
+from craft_server.cli import options
+from craft_server.cli.options import complete_models, examples, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -51,29 +36,29 @@ def _config() -> None:
     )
 )
 def show(
-    json_output: AsJson = False,
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = None,
-    precision: Precision = None,
-    profile: Profile = None,
-    host: Host = None,
-    port: Port = None,
-    workers: Workers = None,
-    log_level: LogLevel = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    profile: options.Profile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    workers: options.Workers = None,
+    log_level: options.LogLevel = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Show each setting and where it comes from; passwords are masked.
 
     An option comes before the environment, that before files of secrets, those before the file of
     settings: craft-server.toml in the present folder, or the one that CRAFT_CONFIG names.
     """
-    options = {name: value for name, value in locals().items() if name != "json_output"}
+    given = {name: value for name, value in locals().items() if name != "json_output"}
     from craft_server.settings import settings_file, shown, sources
 
-    values = shown(settings_of(**options))
-    places = sources({name: value for name, value in options.items() if value is not None})
+    values = shown(settings_of(**given))
+    places = sources({name: value for name, value in given.items() if value is not None})
     if json_output:
         print_json(
             {
@@ -133,7 +118,7 @@ def ray(
     pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,
     host: Annotated[str, typer.Option(help="Address of the proxies.")] = "0.0.0.0",  # noqa: S104 - a cluster's, said in the help
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the proxies.")] = 8000,
-    database_url: DatabaseUrl = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Write a configuration for Ray Serve.
 

@@ -26,15 +26,10 @@ from craft_server.console.rendering import page, render
 from craft_server.decoding.pixels import ImageError
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
+from craft_shared import wire
 from craft_shared.codec import Tensors
 from craft_shared.units import UNITS
-from craft_shared.wire import (
-    AdapterCard,
-    AdapterPredictionRequest,
-    Cost,
-    Output,
-    Provenance,
-)
+from craft_shared.wire import AdapterCard, Cost, Output
 
 router = APIRouter(include_in_schema=False)
 
@@ -60,7 +55,7 @@ class AdapterView:
 
     entry: AdapterEntry
     publication: Publication
-    provenance: Provenance
+    provenance: wire.Provenance
     texts: int
     templates: list[str]
     codes: int
@@ -141,7 +136,7 @@ async def run_trial(
     return await predict(
         Call(request, services, caller),
         reference,
-        Body(AdapterPredictionRequest(), None, [file]),
+        Body(wire.AdapterPredictionRequest(), None, [file]),
         respond,
         untuned=True,
     )

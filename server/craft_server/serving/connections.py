@@ -26,15 +26,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from craft_server.measurements import REGISTRY
 from craft_server.settings import MEBIBYTE, Settings
-from craft_shared.problems import (
-    HEAD_TOO_LARGE,
-    MALFORMED_BODY,
-    MEDIA_TYPE,
-    OVERLOADED,
-    REQUEST_TIMEOUT,
-    Problem,
-    ProblemType,
-)
+from craft_shared import problems
+from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
@@ -226,7 +219,9 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self.registry.turned_away += 1
         self.loop.call_later(_LINGER_SECONDS, self._turned_away)
-        self._refuse(OVERLOADED, "the server has as many connections as it may", retry_after=5)
+        self._refuse(
+            problems.OVERLOADED, "the server has as many connections as it may", retry_after=5
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -249,7 +244,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._outside += len(piece)
             super().data_received(piece)
         if self._in_body and self._outside > 2 * MAX_HEAD_BYTES + self._received:
-            self._refuse(MALFORMED_BODY, "there is more of the body's framing than of the body")
+            self._refuse(
+                problems.MALFORMED_BODY, "there is more of the body's framing than of the body"
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
@@ -318,12 +315,12 @@ class BoundedProtocol(HttpToolsProtocol):
             if not (self.flow.read_paused or self.cycle.waiting_for_100_continue):
                 self._waited += seconds
             if self._waited > bounds.body_seconds + self._received / BODY_BYTES_A_SECOND:
-                self._refuse(REQUEST_TIMEOUT, "the body was not complete in time")
+                self._refuse(problems.REQUEST_TIMEOUT, "the body was not complete in time")
         elif (
             # Of connections that rest between two calls uvicorn takes care.
             self.cycle is None or (self.cycle.response_complete and self._outside)
         ) and now - self._since > bounds.head_seconds:
-            self._refuse(REQUEST_TIMEOUT, "the request's head was not complete in time")
+            self._refuse(problems.REQUEST_TIMEOUT, "the request's head was not complete in time")
 
     def cut(self, reason: str) -> None:
         """Ends the connection at once, without a word."""
@@ -348,7 +345,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.registry.turned_away -= 1
 
     def _refuse_head(self, detail: str) -> None:
-        self._refuse(HEAD_TOO_LARGE, detail)
+        self._refuse(problems.HEAD_TOO_LARGE, detail)
 
     def _refuse(self, kind: ProblemType, detail: str, *, retry_after: int | None = None) -> None:
         """Answers with a problem, where an answer can be meant for this request, and ends."""

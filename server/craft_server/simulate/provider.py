@@ -27,14 +27,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.simulate.profile import Fault, Place, Profile
-from craft_shared.problems import (
-    INTERNAL_ERROR,
-    MEDIA_TYPE,
-    OVERLOADED,
-    RATE_LIMITED,
-    Problem,
-    ProblemType,
-)
+from craft_shared import problems
+from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
 
 _REVISION_DIGITS = 16
 
@@ -182,9 +176,9 @@ _PIECES_A_SECOND = 20
 _ARRIVAL_SECONDS = 0.02
 _OVERLOADED_STATUS = 529
 _OWN: dict[str, ProblemType] = {
-    "429": RATE_LIMITED,
-    "500": INTERNAL_ERROR,
-    "503": OVERLOADED,
+    "429": problems.RATE_LIMITED,
+    "500": problems.INTERNAL_ERROR,
+    "503": problems.OVERLOADED,
 }
 
 
@@ -197,7 +191,7 @@ def answer_of(fault: Fault, request_id: str) -> Response:
     status = int(fault.kind)
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     kind = _OWN.get(fault.kind)
-    knows = kind is INTERNAL_ERROR or fault.retry_after is not None
+    knows = kind is problems.INTERNAL_ERROR or fault.retry_after is not None
     if kind is not None and knows and fault.at != "after-work":
         problem = Problem.of(kind, f"simulated fault {fault.kind} {fault.at}")
         named = problem.model_copy(update={"request_id": request_id})
