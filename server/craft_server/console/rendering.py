@@ -29,6 +29,10 @@ from craft_shared.problems import NOT_FOUND
 
 router = APIRouter(include_in_schema=False)
 
+_CURRENCY_MICROS = 1_000_000
+_LARGEST_IN_FIGURES = 1e9
+# `craft` ends a run's name with 32 of them.
+_UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
 _MEDIA_TYPES = {
     "console.css": "text/css",
     "console.js": "text/javascript",
@@ -37,6 +41,24 @@ _MEDIA_TYPES = {
     "swagger-ui.css": "text/css",
     "swagger-ui-bundle.js": "text/javascript",
 }
+
+
+@dataclass(frozen=True)
+class MenuEntry:
+    """A link of the menu; `scope` is what a key needs to see it, if anything."""
+
+    title: str
+    address: str
+    scope: str | None = None
+
+
+_MENU = (
+    MenuEntry("Overview", "/"),
+    MenuEntry("Runs", "/console/runs", "predict"),
+    MenuEntry("Adapters", "/console/adapters", "predict"),
+    MenuEntry("Try", "/console/try", "predict"),
+    MenuEntry("Keys", "/console/admin/keys", "admin"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,30 +93,6 @@ async def get_asset(name: str) -> Response:
     )
 
 
-_CURRENCY_MICROS = 1_000_000
-_LARGEST_IN_FIGURES = 1e9
-# `craft` ends a run's name with 32 of them.
-_UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
-
-
-@dataclass(frozen=True)
-class MenuEntry:
-    """A link of the menu; `scope` is what a key needs to see it, if anything."""
-
-    title: str
-    address: str
-    scope: str | None = None
-
-
-MENU = (
-    MenuEntry("Overview", "/"),
-    MenuEntry("Runs", "/console/runs", "predict"),
-    MenuEntry("Adapters", "/console/adapters", "predict"),
-    MenuEntry("Try", "/console/try", "predict"),
-    MenuEntry("Keys", "/console/admin/keys", "admin"),
-)
-
-
 async def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
     """A page of who is signed in; it shows, once, what the last form did."""
     services: Services = request.app.state.services
@@ -107,9 +105,11 @@ async def page(request: Request, template: str, *, status: int = 200, **values: 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
     """A page as it is: nothing is read or written for it."""
     session = _session_of(request)
+    scopes = frozenset[str]() if session is None else session.caller.scopes
+    entries = [] if session is None else _MENU
     text = _ENVIRONMENT.get_template(template).render(
         session=session,
-        menu=[] if session is None else _menu(session),
+        menu=[entry for entry in entries if entry.scope in (None, *scopes)],
         here=request.url.path,
         **values,
     )
@@ -164,11 +164,6 @@ def moment(text: str | None) -> str:
         return "never"
     at = datetime.fromisoformat(text).astimezone(UTC)
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
-
-
-def _menu(session: Session) -> list[MenuEntry]:
-    scopes = session.caller.scopes
-    return [entry for entry in MENU if entry.scope is None or entry.scope in scopes]
 
 
 def _session_of(request: Request) -> Session | None:
