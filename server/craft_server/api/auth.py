@@ -152,29 +152,18 @@ async def _under_terms(services: Services, caller: Caller) -> Caller:
         await services.database.write(_grant, profile, caller.key_id)
         services.provider.known(caller.key_id)
     own, of_all = caller.rates, profile.limits
-    rates = Rates(
-        _least(own.requests_per_minute, of_all.requests_per_minute),
-        _least(own.predictions_per_minute, of_all.predictions_per_minute),
-        _least(own.concurrency, of_all.concurrency),
+    pairs = (
+        (own.requests_per_minute, of_all.requests_per_minute),
+        (own.predictions_per_minute, of_all.predictions_per_minute),
+        (own.concurrency, of_all.concurrency),
     )
-    return replace(caller, rates=rates)
+    least = (min((one for one in pair if one is not None), default=None) for pair in pairs)
+    return replace(caller, rates=Rates(*least))
 
 
 def _grant(connection: Connection, profile: Profile, key_id: int) -> None:
     for quota in profile.quotas:
-        add_budget(
-            connection,
-            key_id=key_id,
-            unit=quota.unit,
-            window=quota.window,
-            limit=quota.limit,
-            at=now_ms(),
-        )
-
-
-def _least(own: int | None, of_all: int | None) -> int | None:
-    bounds = [bound for bound in (own, of_all) if bound is not None]
-    return min(bounds, default=None)
+        add_budget(connection, key_id=key_id, at=now_ms(), **quota.model_dump())
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:

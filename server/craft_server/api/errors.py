@@ -239,12 +239,7 @@ def problem_response(
     as_page: ProblemPage | None = getattr(request.state, PROBLEM_PAGE, None)
     if as_page is not None:
         return as_page(request, named, dict(headers or {}))
-    return Response(
-        named.model_dump_json(),
-        status_code=problem.status,
-        headers=dict(headers or {}),
-        media_type=MEDIA_TYPE,
-    )
+    return Response(named.model_dump_json(), problem.status, dict(headers or {}), MEDIA_TYPE)
 
 
 def _respond(request: Request, error: ProblemError) -> Response:
