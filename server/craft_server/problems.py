@@ -50,7 +50,9 @@ class ProblemError(Exception):
 
 def invalid_request(errors: Sequence[FieldError]) -> ProblemError:
     """The fields that `errors` name are not valid."""
-    return ProblemError(INVALID_REQUEST, _summary(errors), errors)
+    first = f"{errors[0].field}: {errors[0].message}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return ProblemError(INVALID_REQUEST, first + more, errors)
 
 
 def invalid_field(field: str, message: str, remedy: str) -> ProblemError:
@@ -84,17 +86,7 @@ def wire_path(location: Sequence[int | str], model: type[BaseModel]) -> str:
         elif inside is not None:
             path += f".{part[:_MAX_PART]}"
             field = inside.model_fields.get(part)
-            inside = _nested_model(field.annotation) if field else None
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            models = (kind for kind in kinds if isinstance(kind, type))
+            inside = next((kind for kind in models if issubclass(kind, BaseModel)), None)
     return path.removeprefix(".") or "body"
-
-
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _summary(errors: Sequence[FieldError]) -> str:
-    first = f"{errors[0].field}: {errors[0].message}"
-    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)"

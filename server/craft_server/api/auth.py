@@ -104,8 +104,7 @@ def caller_with(scope: wire.Scope) -> Callable[[Caller], Awaitable[Caller]]:
 class RateLimitHeadersMiddleware(Middleware):
     """Says in an answer's headers which quotas `use_rate` has used."""
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         quotas: list[Quota] = scope.setdefault("state", {}).setdefault("quotas", [])
 
         async def send_with_quotas(message: Message) -> None:

@@ -200,8 +200,7 @@ def install(app: FastAPI) -> None:
 class UnhandledErrorsMiddleware(Middleware):
     """Answers what no handler knows with `internal-error`; only the log holds the traceback."""
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def send_noting_start(message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -249,23 +250,22 @@ def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
-def _money(load: Load) -> str:
-    return "no prices" if load.charged_micros is None else f"{load.charged_micros / 1e6:,.2f}"
+def _money(amount: float | None, otherwise: str) -> str:
+    return otherwise if amount is None else f"{amount:,.2f}"
 
 
-def _machine(load: Load) -> str:
-    return "no hour's price" if load.machine_cost is None else f"{load.machine_cost:,.2f}"
-
-
-_ROWS = (
+_ROWS: tuple[tuple[str, Callable[[Load], str]], ...] = (
     ("time", lambda load: _duration(load.seconds)),
     ("server's memory", lambda load: _size(load.server_memory_bytes)),
     ("bytes up", lambda load: _size(load.bytes_up)),
     ("bytes down", lambda load: _size(load.bytes_down)),
     ("database", lambda load: _size(load.database_bytes)),
     ("answers kept for a while", lambda load: _size(load.answers_bytes)),
-    ("charged", _money),
-    ("the server's hours", _machine),
+    (
+        "charged",
+        lambda load: _money(load.charged_micros and load.charged_micros / 1e6, "no prices"),
+    ),
+    ("the server's hours", lambda load: _money(load.machine_cost, "no hour's price")),
 )
 
 

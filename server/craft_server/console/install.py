@@ -166,8 +166,7 @@ async def _on_signed_out(request: Request, error: SignedOut) -> Response:
 class ConsoleMiddleware(Middleware):
     """Adds the headers to the console's answers, errors included; its problems become pages."""
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if not (path in ("/", "/console", "/docs") or path.startswith("/console/")):
             await self._app(scope, receive, send)

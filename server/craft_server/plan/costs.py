@@ -71,9 +71,15 @@ class Architecture:
                 f"model '{name}' does not read texts by a causal CLIP transformer; plan for one "
                 "that does, such as RN50 or ViT-B-32"
             )
-        module = _without_weights(config)
+        parts = {name: value for name, value in config.items() if name != "custom_text"}
+        build: type[nn.Module] = CustomTextCLIP if config.get("custom_text") else CLIP
+        with torch.device("meta"):
+            module: Any = build(**parts).eval()
         size = module.visual.image_size
         side: int = size if isinstance(size, int) else size[0]
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            module.encode_image(torch.empty(1, 3, side, side, device="meta"))
         return cls(
             name=name,
             text_width=text["width"],
@@ -81,7 +87,7 @@ class Architecture:
             features=config["embed_dim"],
             image_size=side,
             vision_kind=_kind(config["vision_cfg"]),
-            vision_multiply_adds=_multiply_adds(module, side),
+            vision_multiply_adds=counter.get_total_flops() / 2,
             parameters=sum(parameter.numel() for parameter in module.parameters()),
         )
 
@@ -96,20 +102,6 @@ def _config(name: str) -> dict[str, Any]:
             f"there is no model '{name}'; use '{POCKET}' or one of open_clip's, such as RN50"
         )
     return config
-
-
-def _without_weights(config: dict[str, Any]) -> Any:
-    parts = {name: value for name, value in config.items() if name != "custom_text"}
-    build: type[nn.Module] = CustomTextCLIP if config.get("custom_text") else CLIP
-    with torch.device("meta"):
-        return build(**parts).eval()
-
-
-def _multiply_adds(module: Any, side: int) -> float:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module.encode_image(torch.empty(1, 3, side, side, device="meta"))
-    return float(counter.get_total_flops()) / 2
 
 
 def _kind(vision: dict[str, Any]) -> VisionKind:

@@ -43,8 +43,7 @@ REVISION_HEADER = "Craft-Revision"
 
 REFUSED_STATUS = 503
 REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
-    "overloaded": Overloaded,
-    "worker-died": WorkerDied,
+    kind.__name__: kind for kind in (Overloaded, WorkerDied)
 }
 
 
@@ -178,7 +177,7 @@ def engine_app(engine: HostedModel) -> Starlette:
                 )
             ),
         ],
-        exception_handlers={kind: _refusal(name) for name, kind in REFUSALS.items()},
+        exception_handlers=dict.fromkeys(REFUSALS.values(), _refuse),
     )
     app.add_middleware(HangUpMiddleware)
     return app
@@ -197,8 +196,6 @@ def _operation(
     return Route(path, endpoint, methods=["POST"])
 
 
-def _refusal(name: str) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def refuse(_request: Request, error: Exception) -> Response:
-        return JSONResponse({"refusal": name, "detail": str(error)}, REFUSED_STATUS)
-
-    return refuse
+async def _refuse(_request: Request, error: Exception) -> Response:
+    refusal = {"refusal": type(error).__name__, "detail": str(error)}
+    return JSONResponse(refusal, REFUSED_STATUS)

@@ -303,12 +303,10 @@ class _Line:
         # What was sent before is to arrive: a reset throws away what is still on its way.
         await asyncio.sleep(_ARRIVAL_SECONDS)
         # ASGI knows no resets. uvicorn's `receive` is a method of what holds the transport.
-        transport: asyncio.Transport = self._cycle().transport
+        cycle: Any = unwrap(self._receive).__self__  # a bound method
+        transport: asyncio.Transport = cycle.transport
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
         while (await self._receive())["type"] != "http.disconnect":
             pass
-
-    def _cycle(self) -> Any:
-        return unwrap(self._receive).__self__  # a bound method of uvicorn
