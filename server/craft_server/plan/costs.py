@@ -53,7 +53,7 @@ class Architecture:
     features: int  # width of the embedding that both towers give
     image_size: int  # side in pixels
     vision_kind: VisionKind  # towers of one kind do about as many multiply-adds a second
-    vision_multiply_adds: float  # of one picture
+    vision_multiply_adds: float  # of one image
     parameters: int  # of both towers
 
     @classmethod
@@ -126,10 +126,10 @@ class ModelCost(_Numbers):
 
     precision: Precision
     texts: TextRates
-    image_core_seconds: PositiveFloat  # of the vision tower, for a picture
-    decode_core_seconds: NonNegativeFloat  # to make a tensor of a picture, whatever its size
+    image_core_seconds: PositiveFloat  # of the vision tower, for an image
+    decode_core_seconds: NonNegativeFloat  # to make a tensor of an image, whatever its size
     decode_pixel_core_seconds: NonNegativeFloat  # and for each of its pixels
-    score_row_seconds: NonNegativeFloat  # for a picture under a prompt, whatever the classes
+    score_row_seconds: NonNegativeFloat  # for an image under a prompt, whatever the classes
     score_seconds: NonNegativeFloat  # and for each class
     loaded_bytes: PositiveFloat  # memory of the process once the model is loaded
     peak_bytes: PositiveFloat  # the most it had until both towers had worked
@@ -140,22 +140,22 @@ class ServiceCost(_Numbers):
 
     request_seconds: NonNegativeFloat  # of a charged call, both sides, with its acknowledgement
     answer_byte_seconds: NonNegativeFloat  # for each byte of log-probabilities, both sides
-    picture_seconds: NonNegativeFloat  # for a picture beside decoding and the model
+    picture_seconds: NonNegativeFloat  # for an image beside decoding and the model
     base_bytes: NonNegativeFloat  # memory beside the model's process
     answer_copies: NonNegativeFloat  # memory of an answer, in times its bytes
-    upload_bytes: NonNegativeFloat  # memory of an uploaded picture beside its tensor and file
-    picture_row_bytes: NonNegativeFloat  # of the database for a picture beside its features
+    upload_bytes: NonNegativeFloat  # memory of an uploaded image beside its tensor and file
+    picture_row_bytes: NonNegativeFloat  # of the database for an image beside its features
     call_row_bytes: NonNegativeFloat  # of the database for an acknowledged, charged call
 
 
 class ClientCost(_Numbers):
-    """The client's own work: N pictures, D = prompts x texts inputs of a closed form, C classes.
+    """The client's own work: N images, D = prompts x texts inputs of a closed form, C classes.
 
-    S is the smaller of N and D, M the number of pictures with held-out predictions.
+    S is the smaller of N and D, M the number of images with held-out predictions.
     """
 
     start_seconds: NonNegativeFloat  # of the command until its first request, and from its last
-    picture_seconds: NonNegativeFloat  # to check a picture before it is sent
+    picture_seconds: NonNegativeFloat  # to check an image before it is sent
     paper_generation_seconds: NonNegativeFloat  # CMA-ES and journal, whatever the answer's size
     score_seconds: NonNegativeFloat  # prompts' losses, for each log-probability
     ridge_product_seconds: NonNegativeFloat  # of a fit, for each of N x D x S
@@ -263,7 +263,7 @@ class Constants(_Numbers):
         )
         note = (
             f"{wanted.name} was not measured: its texts are scaled by multiply-adds from {text}, "
-            f"its pictures and memory from {vision}"
+            f"its images and memory from {vision}"
         )
         if not of_kind:
             note += ", whose vision tower is of another kind, so that they may be far off"
