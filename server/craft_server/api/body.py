@@ -49,17 +49,11 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Body(Generic[M]):
-    """A request's body.
+    """A request's body."""
 
-    Attributes:
-        message: the document; its fields `codes` and `images` are None.
-        codes: float32 [K, dim], or None where the body has none.
-        files: images' bytes, or None where the body has none.
-    """
-
-    message: M
-    codes: NDArray[np.float32] | None
-    files: list[bytes] | None
+    message: M  # the document; its fields `codes` and `images` are None
+    codes: NDArray[np.float32] | None  # [K, dim], if the body has some
+    files: list[bytes] | None  # images' bytes, if the body has some
 
 
 def body_of(model: type[M]) -> Callable[..., Awaitable[Body[M]]]:

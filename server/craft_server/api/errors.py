@@ -25,13 +25,13 @@ from craft_server.engine import Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
 from craft_server.ledger import budgets, calls, charges, keys
-from craft_server.measurements import REGISTRY
 from craft_server.policy import PromptLimitReached
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.receipts import StillReserved
 from craft_server.run_reports import NoSuchRun, TooManyPoints
 from craft_server.simulate.provider import Struck
+from craft_server.telemetry import REGISTRY
 from craft_shared import problems
 from craft_shared.problems import MEDIA_TYPE, FieldError, Problem
 from craft_shared.run_reports import POINTS_PER_RUN

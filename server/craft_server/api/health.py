@@ -1,6 +1,6 @@
 """What operators watch: `/livez`, `/readyz`, and `/metrics` in Prometheus' text format.
 
-Metrics are what the process counts as it works (`craft_server.measurements`) and what can be read
+Metrics are what the process counts as it works (`craft_server.telemetry`) and what can be read
 at the moment of the call; `docs/operations.md` lists them. They show nothing of one owner, but much
 of all of them together, so that they take an admin key (in Prometheus: `authorization` in the
 scrape configuration).
@@ -25,8 +25,8 @@ from craft_server.api.services import Services, WithServices
 from craft_server.engine import EngineState, WorkerDied
 from craft_server.ledger.account import LedgerMeasures, measure
 from craft_server.ledger.keys import Caller
-from craft_server.measurements import counted
 from craft_server.problems import ProblemError
+from craft_server.telemetry import counted
 from craft_shared.problems import OVERLOADED
 from craft_shared.units import UNITS
 

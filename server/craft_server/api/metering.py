@@ -28,8 +28,8 @@ from craft_server.ledger import account, calls, charges, keys
 from craft_server.ledger.calls import AnswerGone, StoredAnswer
 from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
 from craft_server.ledger.keys import Caller
-from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
+from craft_server.telemetry import REGISTRY
 from craft_server.threads import to_the_end
 from craft_shared.problems import OVERLOADED
 from craft_shared.units import Units

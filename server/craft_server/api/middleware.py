@@ -21,8 +21,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
+from craft_server.telemetry import REGISTRY
 from craft_shared import codec
 from craft_shared.problems import BODY_TOO_LARGE, OVERLOADED, RATE_LIMITED
 from craft_shared.wire import Limits

@@ -104,9 +104,9 @@ def replay(
     differs from the one that comes nearest. Another key hears the recording from its beginning.
     """
     settings = settings_of(host=host, port=port)
-    from craft_server.logs import configure_logging
     from craft_server.recording.player import Player, player_app
     from craft_server.recording.tape import Tape, TapeError
+    from craft_server.telemetry import configure_logging
 
     configure_logging(settings.log_level)
     with (
@@ -136,9 +136,9 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         # The model's libraries take seconds to import, which only these commands should wait for.
         from craft_server.app import create_app
         from craft_server.engine import ModelLoadError
-        from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
         from craft_server.serving.listening import engine_of, introduce
+        from craft_server.telemetry import configure_logging
 
         configure_logging(settings.log_level)
         with (
@@ -161,8 +161,8 @@ def _host_together(settings: Settings) -> None:
         listening(settings) as listener,
         database_of(settings) as database,
     ):
-        from craft_server.logs import configure_logging
         from craft_server.processes.supervisor import host
+        from craft_server.telemetry import configure_logging
 
         configure_logging(settings.log_level)
         if settings.rate_limits_url is None:

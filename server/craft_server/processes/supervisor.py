@@ -188,9 +188,9 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
             pass
 
     from craft_server.engine import ModelLoadError
-    from craft_server.logs import configure_logging
     from craft_server.processes.remote_engine import engine_app
     from craft_server.serving.listening import engine_of, introduce, keep_what_is_loaded
+    from craft_server.telemetry import configure_logging
 
     configure_logging(settings.log_level)
     with exit_on(ModelLoadError), closing(engine_of(settings)) as engine:
@@ -209,9 +209,9 @@ def _http_process(
 ) -> None:
     """Serves the API, with the model in the other process."""
     from craft_server.app import create_app
-    from craft_server.logs import configure_logging
     from craft_server.processes.remote_engine import RemoteEngine
     from craft_server.serving.listening import end_on_sigterm, run_draining
+    from craft_server.telemetry import configure_logging
     from craft_shared.tracing import TracingUnavailable, tracing
 
     end_on_sigterm()

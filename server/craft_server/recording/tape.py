@@ -84,11 +84,7 @@ class CallContent:
         yield from _leaves("", self.content)
 
 
-class _Absent:
-    """What is not there; unlike null."""
-
-
-_ABSENT = _Absent()
+_ABSENT = object()  # what is not there; unlike null
 
 
 def _content(content_type: str, body: bytes) -> Any:
@@ -239,24 +235,19 @@ class Tape:
         Raises:
             TapeError: it cannot be written, because the disk is full, for example.
         """
-        attempt = None if idempotency_key is None else _attempt(question, idempotency_key)
-        row = (
-            question.digest,
-            attempt,
-            question.method,
-            question.path,
-            question.json,
-            answer.status,
-            answer.media_type,
-            answer.body,
-        )
+        attempt = None
+        if idempotency_key is not None:
+            named = f"{idempotency_key}\n{question.digest}"
+            attempt = hashlib.sha256(named.encode()).hexdigest()
+        asked = (question.digest, attempt, question.method, question.path, question.json)
+        answered = (answer.status, answer.media_type, answer.body)
         try:
             with self._lock, self._connection as connection:
                 connection.execute(
                     "INSERT INTO answers"
                     " (digest, attempt, method, path, question, status, media_type, body)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (attempt) DO NOTHING",
-                    row,
+                    asked + answered,
                 )
         except sqlite3.Error as error:
             raise TapeError(f"the recording cannot be written: {error}") from error
@@ -304,7 +295,3 @@ def _check(connection: sqlite3.Connection, file: Path, *, new: bool) -> None:
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found != _FORMAT:
         raise TapeError(f"'{file}' is a recording of format {found}; this version reads {_FORMAT}")
-
-
-def _attempt(question: CallContent, idempotency_key: str) -> str:
-    return hashlib.sha256(f"{idempotency_key}\n{question.digest}".encode()).hexdigest()

@@ -24,8 +24,8 @@ from prometheus_client import Counter
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from craft_server.measurements import REGISTRY
 from craft_server.settings import MEBIBYTE, Settings
+from craft_server.telemetry import REGISTRY
 from craft_shared import problems
 from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
 
