@@ -147,9 +147,10 @@ async def _under_terms(services: Services, caller: Caller) -> Caller:
     profile = services.provider.profile
     if profile is None:
         return caller
-    if profile.quotas and services.provider.is_new(caller.key_id):
+    granted = services.provider.granted
+    if profile.quotas and caller.key_id not in granted:
         await services.database.write(_grant, profile, caller.key_id)
-        services.provider.known(caller.key_id)
+        granted.add(caller.key_id)
     own, of_all = caller.rates, profile.limits
     pairs = (
         (own.requests_per_minute, of_all.requests_per_minute),

@@ -95,7 +95,6 @@ class Connections:
     _open: dict[BoundedProtocol, str | None] = field(default_factory=dict)
     _of_address: dict[str, int] = field(default_factory=dict)
     _waiting: dict[BoundedProtocol, None] = field(default_factory=dict)
-    _waiting_of: dict[str, dict[BoundedProtocol, None]] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
@@ -114,9 +113,9 @@ class Connections:
         full = (
             address is not None
             and self._of_address.get(address, 0) >= self.bounds.most_of_address
-            and not self._give_way(self._waiting_of.get(address))
+            and not self._give_way(address)
         )
-        if full or (len(self._open) >= self.bounds.most and not self._give_way(self._waiting)):
+        if full or (len(self._open) >= self.bounds.most and not self._give_way()):
             return False
         self._open[connection] = address
         if address is not None:
@@ -133,23 +132,13 @@ class Connections:
 
     def waits(self, connection: BoundedProtocol) -> None:
         """From now on it waits for its client."""
-        if connection not in self._open:
-            return
-        self.works(connection)
-        self._waiting[connection] = None
-        if (address := self._open[connection]) is not None:
-            self._waiting_of.setdefault(address, {})[connection] = None
+        if connection in self._open:
+            self.works(connection)
+            self._waiting[connection] = None
 
     def works(self, connection: BoundedProtocol) -> None:
         """It has a call, for which it is not ended."""
-        if connection not in self._waiting:
-            return
-        del self._waiting[connection]
-        if (address := self._open[connection]) is not None:
-            of_address = self._waiting_of[address]
-            del of_address[connection]
-            if not of_address:
-                del self._waiting_of[address]
+        self._waiting.pop(connection, None)
 
     def forget(self, connection: BoundedProtocol) -> None:
         """It has ended."""
@@ -161,10 +150,12 @@ class Connections:
             if not self._of_address[address]:
                 del self._of_address[address]
 
-    def _give_way(self, waiting: dict[BoundedProtocol, None] | None) -> bool:
-        if not waiting:
+    def _give_way(self, address: str | None = None) -> bool:
+        """Ends the connection that waits the longest, of one address or of all, if one waits."""
+        of_address = (one for one in self._waiting if address in (None, self._open[one]))
+        longest = next(of_address, None)
+        if longest is None:
             return False
-        longest = next(iter(waiting))
         self.forget(longest)
         longest.cut("gave-way")
         return True
@@ -238,7 +229,8 @@ class BoundedProtocol(HttpToolsProtocol):
                     self._since = self.loop.time()
                 piece = data[: max(0, MAX_HEAD_BYTES - self._outside)]
                 if not piece:
-                    self._refuse_head(f"the request's head has more than {MAX_HEAD_BYTES} bytes")
+                    detail = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
+                    self._refuse(problems.HEAD_TOO_LARGE, detail)
                     return
             data = data[len(piece) :]
             self._outside += len(piece)
@@ -254,7 +246,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
-            self._refuse_head(f"the request has more than {MAX_HEADERS} header fields")
+            detail = f"the request has more than {MAX_HEADERS} header fields"
+            self._refuse(problems.HEAD_TOO_LARGE, detail)
 
     def on_headers_complete(self) -> None:
         """See httptools."""
@@ -343,9 +336,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _turned_away(self) -> None:
         self.registry.turned_away -= 1
-
-    def _refuse_head(self, detail: str) -> None:
-        self._refuse(problems.HEAD_TOO_LARGE, detail)
 
     def _refuse(self, kind: ProblemType, detail: str, *, retry_after: int | None = None) -> None:
         """Answers with a problem, where an answer can be meant for this request, and ends."""

@@ -89,7 +89,8 @@ _passage: ContextVar[Passage | None] = ContextVar("craft_passage", default=None)
 class Provider:
     """What a profile makes of a server.
 
-    Without one it does nothing. `faults` counts those that have happened, by kind and place.
+    Without one it does nothing. `faults` counts those that have happened, by kind and place;
+    `granted` are the ids of keys that have what the profile grants.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
@@ -98,7 +99,7 @@ class Provider:
         self._calls = 0
         self._running = 0
         self._answered = 0
-        self._known: set[int] = set()
+        self.granted: set[int] = set()
 
     @contextmanager
     def passage(self) -> Iterator[Passage]:
@@ -152,14 +153,6 @@ class Provider:
         """
         self._answered += 1
         self.reach("after-work")
-
-    def is_new(self, key_id: int) -> bool:
-        """Whether nobody has called `known` with the key."""
-        return key_id not in self._known
-
-    def known(self, key_id: int) -> None:
-        """Notes that the key has been granted what the profile grants."""
-        self._known.add(key_id)
 
     def revision(self, hosted: str) -> str:
         """The revision that the hosted model is said to have now."""
