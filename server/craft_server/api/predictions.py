@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path
@@ -49,12 +49,25 @@ from craft_shared import problems, wire
 from craft_shared.codec import Tensors
 from craft_shared.counting import prediction_units
 from craft_shared.head import log_softmax
+from craft_shared.problems import ProblemType
 
 # One prompt's prediction of one image and one class.
 _LEAST = prediction_units(1, 1, texts=1)
 _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
 
 router = APIRouter()
+
+
+def _refusals(not_found: ProblemType) -> dict[int | str, dict[str, Any]]:
+    return refusals(
+        problems.BUDGET_EXHAUSTED,
+        not_found,
+        problems.IMAGE_SET_NOT_FOUND,
+        problems.REVISION_MISMATCH,
+        problems.INVALID_IMAGE,
+        problems.PROMPT_LIMIT_REACHED,
+        problems.ANSWER_GONE,
+    )
 
 
 @router.get("/v1/models", tags=["models"], summary="The hosted models")
@@ -85,15 +98,7 @@ async def list_models(services: WithServices, caller: WithCaller) -> wire.ModelL
     response_class=Response,
     responses={
         **tensor_answer(wire.PredictionAnswer, "[prompts, images, {}]"),
-        **refusals(
-            problems.BUDGET_EXHAUSTED,
-            problems.MODEL_NOT_FOUND,
-            problems.IMAGE_SET_NOT_FOUND,
-            problems.REVISION_MISMATCH,
-            problems.INVALID_IMAGE,
-            problems.PROMPT_LIMIT_REACHED,
-            problems.ANSWER_GONE,
-        ),
+        **_refusals(problems.MODEL_NOT_FOUND),
     },
 )
 async def create_prediction(
@@ -176,15 +181,7 @@ async def create_prediction(
     response_class=Response,
     responses={
         **tensor_answer(wire.AdapterPredictionAnswer, "float32 [images, {}]"),
-        **refusals(
-            problems.BUDGET_EXHAUSTED,
-            problems.ADAPTER_NOT_FOUND,
-            problems.IMAGE_SET_NOT_FOUND,
-            problems.REVISION_MISMATCH,
-            problems.INVALID_IMAGE,
-            problems.PROMPT_LIMIT_REACHED,
-            problems.ANSWER_GONE,
-        ),
+        **_refusals(problems.ADAPTER_NOT_FOUND),
     },
 )
 async def create_adapter_prediction(

@@ -140,15 +140,15 @@ def create(
         made = administration.create(connection, wanted, at)
         if key_file is not None and made.key is not None:
             _write_key(key_file, made.key)
+    card = {**made.card.model_dump(), "budgets": limits}
     if key_file is not None:
         if json_output:
-            card = made.card.model_dump()
-            print_json({"key_file": str(key_file), "made": True, **card, "budgets": limits})
+            print_json({"key_file": str(key_file), "made": True, **card})
         else:
             note(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
         return
     if json_output:
-        print_json({"key": made.key, **made.card.model_dump(), "budgets": limits})
+        print_json({"key": made.key, **card})
         return
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     note(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")

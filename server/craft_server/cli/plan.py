@@ -26,7 +26,17 @@ _constants = partial(typer.Option, rich_help_panel="What things take")
 
 _PAPER_BUDGET = 8201  # of sixteen shots
 
+app = typer.Typer()
 
+
+@app.command(
+    epilog=examples(
+        "craft-server plan --classes 100 --images 1600",
+        "craft-server plan --model RN50 --classes 1000 --recipe paper --json",
+        "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
+    ),
+    rich_help_panel="Settings and deployment",
+)
 def plan(
     model: Annotated[
         str, _server(help="pocket, or one of open_clip's.", autocompletion=complete_models)
@@ -267,15 +277,3 @@ _ROWS: tuple[tuple[str, Callable[[Load], str]], ...] = (
     ),
     ("the server's hours", lambda load: _money(load.machine_cost, "no hour's price")),
 )
-
-
-def register(app: typer.Typer, panel: str) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft-server plan --classes 100 --images 1600",
-            "craft-server plan --model RN50 --classes 1000 --recipe paper --json",
-            "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
-        ),
-        rich_help_panel=panel,
-    )(plan)

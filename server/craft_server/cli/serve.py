@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from craft_server.settings import Settings
     from craft_server.simulate.profile import Profile as ProviderProfile
 
+app = typer.Typer()
+_PANEL = "Host a model"
 
+
+@app.command(
+    epilog=examples(
+        "craft-server serve --model pocket",
+        "craft-server serve --model ViT-B-32 --pretrained openai --port 9000",
+        "craft-server serve --profile flaky",
+    ),
+    rich_help_panel=_PANEL,
+)
 def serve(
     model: options.Model = None,
     pretrained: options.Pretrained = None,
@@ -55,6 +66,7 @@ def serve(
         _host(settings, None)
 
 
+@app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=_PANEL)
 def record(
     out: Annotated[
         Path,
@@ -93,6 +105,12 @@ def record(
         _host(settings, tape)
 
 
+@app.command(
+    epilog=examples(
+        "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
+    ),
+    rich_help_panel=_PANEL,
+)
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
     host: options.Host = None,
@@ -205,24 +223,3 @@ def _announce(
     if not has_keys:
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         print_lines([f"There is no key yet. Make one: craft-server keys create --owner me {where}"])
-
-
-def register(app: typer.Typer, panel: str) -> None:
-    """Adds the commands of this module."""
-    app.command(
-        epilog=examples(
-            "craft-server serve --model pocket",
-            "craft-server serve --model ViT-B-32 --pretrained openai --port 9000",
-            "craft-server serve --profile flaky",
-        ),
-        rich_help_panel=panel,
-    )(serve)
-    app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=panel)(
-        record
-    )
-    app.command(
-        epilog=examples(
-            "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
-        ),
-        rich_help_panel=panel,
-    )(replay)
