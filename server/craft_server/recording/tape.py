@@ -22,13 +22,12 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from craft_server.api.middleware import accepts
+from craft_server.api.middleware import JSON_TYPE, accepts
 from craft_shared import codec
 from craft_shared.files import keep_private, make_private
 from craft_shared.strict_json import JsonError, parse_object
 
 _LONGEST_TEXT = 300  # characters: a template's most
-_JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class CallContent:
 
     def _leaves(self) -> Iterator[tuple[str, object]]:
         yield "query", self.query
-        yield "Accept", codec.MEDIA_TYPE if self.tensors else _JSON_TYPE
+        yield "Accept", codec.MEDIA_TYPE if self.tensors else JSON_TYPE
         yield from _leaves("", self.content)
 
 
