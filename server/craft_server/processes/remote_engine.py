@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -164,36 +164,28 @@ def engine_app(engine: HostedModel) -> Starlette:
     async def facts(_request: Request) -> Response:
         return JSONResponse(engine.facts.model_dump())
 
+    operations = {
+        ENCODE_IMAGES: encode_images,
+        ENCODE_PROMPTS: encode_prompts,
+        LOG_PROBS: log_probs,
+    }
+
+    async def operate(request: Request) -> Response:
+        document, tensors = codec.decode(await request.body())
+        found = await operations[request.url.path](document, tensors)
+        headers = {REVISION_HEADER: engine.revision}
+        return Response(codec.encode({}, {"answer": found}), 200, headers, codec.MEDIA_TYPE)
+
     app = Starlette(
         routes=[
             Route(FACTS, facts),
             Route(STATE, state),
-            *(
-                _operation(path, function, engine.revision)
-                for path, function in (
-                    (ENCODE_IMAGES, encode_images),
-                    (ENCODE_PROMPTS, encode_prompts),
-                    (LOG_PROBS, log_probs),
-                )
-            ),
+            *(Route(path, operate, methods=["POST"]) for path in operations),
         ],
         exception_handlers=dict.fromkeys(REFUSALS.values(), _refuse),
     )
     app.add_middleware(HangUpMiddleware)
     return app
-
-
-def _operation(
-    path: str,
-    function: Callable[[Mapping[str, Any], codec.Tensors], Awaitable[Array]],
-    revision: str,
-) -> Route:
-    async def endpoint(request: Request) -> Response:
-        document, tensors = codec.decode(await request.body())
-        answer = codec.encode({}, {"answer": await function(document, tensors)})
-        return Response(answer, headers={REVISION_HEADER: revision}, media_type=codec.MEDIA_TYPE)
-
-    return Route(path, endpoint, methods=["POST"])
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:
