@@ -9,13 +9,14 @@ import typer
 from craft_server.cli import options
 from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import amounts_of, checked, examples
-from craft_server.cli.output import misuse, print_budgets
+from craft_server.cli.output import misuse, note, print_json, print_table
 from craft_shared.amounts import MAX_AMOUNT, Measure
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from craft_server.ledger import administration
+    from craft_shared.wire import Budget
 
 app = typer.Typer(
     help="Show, set and top up keys' and teams' budgets.",
@@ -43,7 +44,7 @@ def show(
     with reading(data_dir, database_url) as connection:
         holder = _holder(connection, prefix, team)
         budgets = administration.show_budgets(connection, holder, now_ms())
-    print_budgets(budgets, json_output)
+    _print(budgets, json_output)
 
 
 @app.command(
@@ -74,7 +75,7 @@ def set_(
         holder = _holder(connection, prefix, team)
         administration.set_budgets(connection, holder, [wanted], at)
         budgets = administration.show_budgets(connection, holder, at)
-    print_budgets(budgets, json_output)
+    _print(budgets, json_output)
 
 
 @app.command(
@@ -113,7 +114,7 @@ def top_up(
         holder = _holder(connection, prefix, team)
         administration.top_up(connection, holder, wanted)
         budgets = administration.show_budgets(connection, holder, now_ms())
-    print_budgets(budgets, json_output)
+    _print(budgets, json_output)
 
 
 def _holder(
@@ -126,3 +127,21 @@ def _holder(
     if team is not None:
         return administration.team_holder(connection, team)
     return administration.key_holder(connection, prefix or "")
+
+
+def _print(budgets: list[Budget], json_output: bool) -> None:
+    if json_output:
+        print_json([budget.model_dump() for budget in budgets])
+        return
+    print_table(
+        ["of", "unit", "window", "limit", "spent", "reserved", "remaining", "resets at"],
+        [
+            [
+                *(budget.of, budget.unit, budget.window, budget.limit, budget.spent),
+                *(budget.reserved, budget.remaining, budget.resets_at or "never"),
+            ]
+            for budget in budgets
+        ],
+    )
+    if not budgets:
+        note("No budget: nothing is bounded.")
