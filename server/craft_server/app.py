@@ -54,17 +54,16 @@ from craft_shared import tracing
 _log = structlog.get_logger()
 
 REFUND_SECONDS = 10
+# In the order in which the API's description lists their calls.
 _ROUTERS = [
-    module.router
-    for module in (
-        health,
-        image_sets,
-        predictions,
-        account,
-        adapters,
-        run_reports,
-        admin,
-    )
+    health.router,
+    image_sets.router,
+    predictions.router,
+    account.router,
+    adapters.router,
+    predictions.adapters_router,
+    run_reports.router,
+    admin.router,
 ]
 
 

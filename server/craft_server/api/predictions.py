@@ -56,6 +56,7 @@ _LEAST = prediction_units(1, 1, texts=1)
 _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
 
 router = APIRouter()
+adapters_router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 
 def _refusals(not_found: ProblemType) -> dict[int | str, dict[str, Any]]:
@@ -174,9 +175,8 @@ async def create_prediction(
         return await booked.settle(await tensor_response(call.request, document, tensors))
 
 
-@router.post(
-    f"/v1/adapters{ADAPTER_OF_CALL}/predictions",
-    tags=["adapters"],
+@adapters_router.post(
+    f"{ADAPTER_OF_CALL}/predictions",
     summary="Predict with an adapter",
     response_class=Response,
     responses={
