@@ -13,8 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.api import (
     account,
-    adapter_predictions,
-    adapter_publishing,
     adapters,
     admin,
     errors,
@@ -22,7 +20,6 @@ from craft_server.api import (
     image_sets,
     openapi,
     predictions,
-    receipts,
     run_reports,
 )
 from craft_server.api.auth import RateLimitHeadersMiddleware
@@ -38,7 +35,8 @@ from craft_server.api.middleware import (
 from craft_server.api.services import Drain, InFlight, Services
 from craft_server.byte_cache import ByteCache
 from craft_server.clock import run_at
-from craft_server.console import install as console
+from craft_server.console.install import ConsoleMiddleware
+from craft_server.console.install import install as install_console
 from craft_server.database import Database
 from craft_server.engine import HostedModel
 from craft_server.lease import Lease
@@ -46,30 +44,26 @@ from craft_server.ledger.prices import set_prices
 from craft_server.noise import read_secret
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import FILE_NAME, Receipts, Signer
-from craft_server.recording import Tape
 from craft_server.recording.recorder import RecorderMiddleware
+from craft_server.recording.tape import Tape
 from craft_server.settings import Settings
-from craft_server.simulate import Provider, load_profile
-from craft_server.simulate.middleware import ProviderMiddleware
+from craft_server.simulate.profile import load_profile
+from craft_server.simulate.provider import Provider, ProviderMiddleware
 from craft_shared import tracing
 
 _log = structlog.get_logger()
 
 REFUND_SECONDS = 10
+# In the order in which the API's description lists their calls.
 _ROUTERS = [
-    module.router
-    for module in (
-        health,
-        image_sets,
-        predictions,
-        account,
-        receipts,
-        adapter_publishing,
-        adapters,
-        adapter_predictions,
-        run_reports,
-        admin,
-    )
+    health.router,
+    image_sets.router,
+    predictions.router,
+    account.router,
+    adapters.router,
+    predictions.adapters_router,
+    run_reports.router,
+    admin.router,
 ]
 
 
@@ -152,7 +146,7 @@ def create_app(
         app.include_router(router)
     errors.install(app)
     openapi.install(app, _ROUTERS)
-    console.install(app)
+    install_console(app)
     # The last one added is the outermost: every log line and answer has the call's id.
     app.add_middleware(HangUpMiddleware)
     app.add_middleware(UnhandledErrorsMiddleware)
@@ -162,7 +156,7 @@ def create_app(
     if tape is not None:
         app.add_middleware(RecorderMiddleware, tape=tape)
     app.add_middleware(CompressionMiddleware)
-    console.add_middleware(app)
+    app.add_middleware(ConsoleMiddleware)
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
     if tracing.wanted():

@@ -1,6 +1,6 @@
-"""Image sets: whose pictures a server has seen, as rows of features; the pictures are not kept.
+"""Image sets: whose images a server has seen, as rows of features; their bytes are not kept.
 
-A picture is known by the SHA-256 of its bytes, for one owner and one model revision: it is encoded
+An image is known by the SHA-256 of its bytes, for one owner and one model revision: it is encoded
 once and its features are shared by all image sets of the owner. Every function is one transaction
 of its caller.
 """
@@ -108,7 +108,7 @@ def get_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> I
 def known_features(
     connection: sa.Connection, owner: str, image_set: ImageSet, digests: Sequence[str]
 ) -> dict[str, Features]:
-    """Features, each [width], of those pictures that the owner has had encoded before."""
+    """Features, each [width], of those images that the owner has had encoded before."""
     rows = connection.execute(
         sa.select(IMAGE_FEATURES.c.sha256, IMAGE_FEATURES.c.features).where(
             *_of_owner(owner, image_set), IMAGE_FEATURES.c.sha256.in_(set(digests))
@@ -126,7 +126,7 @@ def add_rows(
     digests: Sequence[str],
     features: Mapping[str, Features],
 ) -> tuple[ImageSet, list[str]]:
-    """Appends pictures to an image set.
+    """Appends images to an image set.
 
     `digests` are SHA-256, one a row from `first_row` on, which must be the set's present count;
     `features` has [width] for each digest.
@@ -180,7 +180,7 @@ def read_features(connection: sa.Connection, image_set: ImageSet) -> Features:
 def read_digests(
     connection: sa.Connection, image_set: ImageSet, rows: Sequence[int] | None
 ) -> list[str]:
-    """SHA-256 of the pictures in some rows of an image set, or in all, in hexadecimal."""
+    """SHA-256 of the images in some rows of an image set, or in all, in hexadecimal."""
     every = connection.execute(_of_rows(image_set, IMAGE_FEATURES.c.sha256)).scalars()
     digests = list(every)
     return digests if rows is None else [digests[row] for row in rows]

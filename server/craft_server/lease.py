@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from craft_server.clock import ms_in, now_ms
 from craft_server.database import Database, Unavailable
 from craft_server.ledger import calls, leases
-from craft_server.measurements import REGISTRY
+from craft_server.telemetry import REGISTRY
 
 _RENEWALS_A_LEASE = 3
 # Between two tries while something is amiss, and between two steps of a long piece of work.

@@ -1,6 +1,6 @@
 """Noise that stays: what is added to log-probabilities, a fixed function of who asks and what.
 
-The same owner, picture and text have the same noise whatever the call, its order, its classes or
+The same owner, image and text have the same noise whatever the call, its order, its classes or
 its batch, so that asking again shows nothing new. It is drawn by a counter-based generator from
 digests under the server's secret, without which nobody can tell noise from what is beneath it.
 
@@ -44,11 +44,11 @@ def read_secret(connection: sa.Connection) -> bytes:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of one question: P prompts, N pictures, C texts of each prompt."""
+    """The noise of one question: P prompts, N images, C texts of each prompt."""
 
     deviation: float  # standard deviation, in nats
     key: int  # of the owner, 64 bits
-    pictures: Words  # uint64 [N]
+    images: Words  # uint64 [N]
     texts: Words  # uint64 [P, C]
 
     @classmethod
@@ -58,12 +58,12 @@ class Noise:
         owner: str,
         deviation: float,
         *,
-        pictures: Sequence[bytes],
+        images: Sequence[bytes],
         texts: Sequence[Sequence[bytes]],
     ) -> Noise:
         """The noise that an owner gets.
 
-        `secret` has at most 64 bytes; there is a digest of each picture, and of each text of each
+        `secret` has at most 64 bytes; there is a digest of each image, and of each text of each
         prompt.
         """
         own = hashlib.blake2b(owner.encode(), key=secret, digest_size=32).digest()
@@ -75,13 +75,13 @@ class Noise:
         return cls(
             deviation,
             word(b"", b"key"),
-            np.array([word(digest, b"picture") for digest in pictures], np.uint64),
+            np.array([word(digest, b"picture") for digest in images], np.uint64),
             np.array([[word(text, b"text") for text in prompt] for prompt in texts], np.uint64),
         )
 
-    def at(self, prompts: slice, pictures: slice) -> NDArray[np.float32]:
-        """The noise of some prompts and pictures, float32 [p, n, C]."""
-        rows = self.pictures[pictures, None]
+    def at(self, prompts: slice, images: slice) -> NDArray[np.float32]:
+        """The noise of some prompts and images, float32 [p, n, C]."""
+        rows = self.images[images, None]
         return np.stack(
             [
                 np.float32(self.deviation) * _normal(rows, texts[None], self.key)

@@ -1,4 +1,4 @@
-"""Policies: what an answer may reveal.
+"""Policies: what an answer may reveal, and how many prompts may be asked.
 
 A policy belongs to a key and a model. Every answer with numbers of the model goes through
 `answerable`, whether it is a prompt's or an adapter's, before it is encoded or stored.
@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import sqlalchemy as sa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from craft_server.database import METADATA
+from craft_server.image_sets import lock_owner
 from craft_shared.codec import Tensors
 from craft_shared.head import log_softmax
 from craft_shared.output import DType, shown
@@ -114,3 +117,62 @@ def answerable(
 def noisy(log_probs: NDArray[np.float32], noise: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """Log-probabilities with noise added, normalised anew; without noise, as they are."""
     return log_probs if noise is None else log_softmax(log_probs + noise)
+
+
+ASKED_PROMPTS = sa.Table(
+    "asked_prompts",
+    METADATA,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("pictures", sa.Text, primary_key=True),
+    sa.Column("prompt", sa.Text, primary_key=True),
+)
+
+
+class PromptLimitReached(Exception):  # noqa: N818 - the problem type's name
+    """The owner may not ask so many different prompts about some images. None was noted.
+
+    `used` were asked before, the call would ask `new` more, and `limit` may be asked.
+    """
+
+    def __init__(self, used: int, new: int, limit: int) -> None:
+        super().__init__(used, new, limit)
+        self.used = used
+        self.new = new
+        self.limit = limit
+
+
+def note_prompts(
+    connection: sa.Connection,
+    owner: str,
+    about: Sequence[str],
+    prompts: Sequence[str],
+    *,
+    limit: int,
+) -> None:
+    """Counts those of the prompts (identities) that the owner did not ask before.
+
+    They are asked `about` an image set, by its id, or about each image's digest; of each `limit`
+    different ones may be asked. It is part of the caller's transaction.
+
+    Raises:
+        PromptLimitReached: there are too many; the transaction must be undone.
+    """
+    # Two calls at a time would each count without the other's prompts.
+    lock_owner(connection, owner)
+    for images in dict.fromkeys(about):
+        asked = set(
+            connection.execute(
+                sa.select(ASKED_PROMPTS.c.prompt).where(
+                    ASKED_PROMPTS.c.owner == owner, ASKED_PROMPTS.c.pictures == images
+                )
+            ).scalars()
+        )
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in asked]
+        if not new:
+            continue
+        if len(asked) + len(new) > limit:
+            raise PromptLimitReached(len(asked), len(new), limit)
+        connection.execute(
+            sa.insert(ASKED_PROMPTS),
+            [{"owner": owner, "pictures": images, "prompt": prompt} for prompt in new],
+        )

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from craft_shared import names
 from craft_shared.problems import (
     INVALID_REQUEST,
-    MODEL_NOT_FOUND,
     FieldError,
     Problem,
     ProblemType,
@@ -51,21 +50,14 @@ class ProblemError(Exception):
 
 def invalid_request(errors: Sequence[FieldError]) -> ProblemError:
     """The fields that `errors` name are not valid."""
-    return ProblemError(INVALID_REQUEST, _summary(errors), errors)
+    first = f"{errors[0].field}: {errors[0].message}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return ProblemError(INVALID_REQUEST, first + more, errors)
 
 
 def invalid_field(field: str, message: str, remedy: str) -> ProblemError:
     """One field is not valid."""
     return invalid_request([FieldError(field=field, message=message, remedy=remedy)])
-
-
-def model_not_found(name: str, hosted: str) -> ProblemError:
-    """The call names a model that is not the hosted one."""
-    return ProblemError(
-        MODEL_NOT_FOUND,
-        f"this server hosts no model '{name}'",
-        [FieldError(field="model", message="unknown model", remedy=f"Name '{hosted}'.")],
-    )
 
 
 def field_errors(errors: Sequence[Any], model: type[BaseModel]) -> list[FieldError]:
@@ -94,17 +86,7 @@ def wire_path(location: Sequence[int | str], model: type[BaseModel]) -> str:
         elif inside is not None:
             path += f".{part[:_MAX_PART]}"
             field = inside.model_fields.get(part)
-            inside = _nested_model(field.annotation) if field else None
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            models = (kind for kind in kinds if isinstance(kind, type))
+            inside = next((kind for kind in models if issubclass(kind, BaseModel)), None)
     return path.removeprefix(".") or "body"
-
-
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _summary(errors: Sequence[FieldError]) -> str:
-    first = f"{errors[0].field}: {errors[0].message}"
-    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)"

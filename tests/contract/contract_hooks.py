@@ -41,7 +41,7 @@ IN_WORDS_ALONE = {
             r"^templates: there is no prompt|codes are points in a context, and there is none",
             r"^codes: (their shape is|the rows differ in length)",
             r"^top_k: \d+; there are \d+ classes",
-            r": the call (has no picture|names (an|no) image set)|rows without an image set",
+            r": the call (has no image|names (an|no) image set)|rows without an image set",
             # What the tokenizer makes of texts.
             r"it has \d+ places '\{\}' for the class name",
             r"is also the name of classes|: the name is blank|: it holds no word",

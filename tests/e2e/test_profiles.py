@@ -11,8 +11,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from craft_server.simulate import load_profile, shipped_profiles
-from craft_server.simulate.profile import FaultKind, Place
+from craft_server.simulate.profile import FaultKind, Place, load_profile, shipped_profiles
 from craft_shared.units import UNITS, Units
 from e2e.conftest import Server, StartServer
 

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from craft_server import adapters
-from craft_server.adapters import NoSuchAdapter, NoSuchVersion
+from craft_server.adapters import registry, sharing
+from craft_server.adapters.sharing import NoSuchVersion
+from craft_server.adapters.tables import NoSuchAdapter
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.keys import Caller, authenticate, create_key, rotate_key
@@ -32,7 +33,7 @@ def publish(
 ) -> AdapterCard:
     adapter = make(list(classes))
     with store.writing() as connection:
-        return adapters.add(
+        return registry.add(
             connection,
             owner,
             name,
@@ -55,12 +56,12 @@ def key(store: Database, owner: str = "owner", team: str | None = None) -> Calle
 def find(store: Database, reference: str, owner: str | Caller = "owner") -> AdapterCard:
     caller = owner if isinstance(owner, Caller) else key(store, owner)
     with store.reading() as connection:
-        return adapters.find(connection, caller, reference).card
+        return registry.find(connection, caller, reference).card
 
 
 def listed(store: Database, caller: Caller) -> list[tuple[str, str, int]]:
     with store.reading() as connection:
-        cards = adapters.list_cards(connection, caller)
+        cards = registry.list_cards(connection, caller)
     return [(card.owner, card.name, card.version) for card in cards]
 
 
@@ -68,17 +69,17 @@ def change(
     store: Database, caller: Caller, name: str = "pets", **wanted: object
 ) -> AdapterSettings:
     with store.writing() as connection:
-        return adapters.change(connection, caller, name, AdapterChange.model_validate(wanted))
+        return sharing.change(connection, caller, name, AdapterChange.model_validate(wanted))
 
 
 def retire(store: Database, reference: str, owner: str = "owner") -> None:
     with store.writing() as connection:
-        adapters.retire(connection, owner, reference)
+        registry.retire(connection, owner, reference)
 
 
 def restore(store: Database, reference: str, owner: str = "owner") -> None:
     with store.writing() as connection:
-        adapters.restore(connection, owner, reference)
+        registry.restore(connection, owner, reference)
 
 
 def test_each_publication_is_the_next_version(store: Database) -> None:
@@ -121,7 +122,7 @@ def test_retiring_a_name_retires_all_versions(store: Database) -> None:
     assert listed(store, key(store)) == []
     with store.reading() as connection:
         digest = make(["cat"]).digest
-        assert adapters.find_digest(connection, "owner", "pets", digest) is None
+        assert registry.find_digest(connection, "owner", "pets", digest) is None
 
 
 @pytest.mark.parametrize(
@@ -159,8 +160,8 @@ def test_what_is_served_is_what_was_published(store: Database) -> None:
     publish(store, classes=("cat", "dog"))
     caller = key(store)
     with store.reading() as connection:
-        publication = adapters.find(connection, caller, "pets")
-        served = adapters.servable(*adapters.read_content(connection, publication.id))
+        publication = registry.find(connection, caller, "pets")
+        served = registry.servable(*registry.read_content(connection, publication.id))
     assert served.adapter.config == make(["cat", "dog"]).config
     assert served.text_features.tolist() == [[[0, 1, 2], [3, 4, 5]]]
 
@@ -169,7 +170,7 @@ def test_a_retired_version_comes_back_as_it_was(store: Database) -> None:
     card = publish(store)
     retire(store, "pets@1")
     with store.reading() as connection:
-        (retired,) = adapters.versions(connection, "owner", "pets")
+        (retired,) = registry.versions(connection, "owner", "pets")
     assert retired.retired_at is not None
     for _ in range(2):  # as when the first answer was lost
         restore(store, "pets")
@@ -273,11 +274,11 @@ def test_use_is_counted_by_version(store: Database) -> None:
     publish(store)
     units = Units(queries=2, predictions=6, images=3, requests=1)
     with store.writing() as connection:
-        adapter_id = adapters.find(connection, owner, "pets@2").id
+        adapter_id = registry.find(connection, owner, "pets@2").id
         for _ in range(3):
-            adapters.count_use(connection, adapter_id, units)
-        first, second = adapters.usage(connection, "owner", "pets").versions
+            sharing.count_use(connection, adapter_id, units)
+        first, second = sharing.usage(connection, "owner", "pets").versions
         with pytest.raises(NoSuchAdapter):
-            adapters.usage(connection, "other", "pets")
+            sharing.usage(connection, "other", "pets")
     assert (first.version, first.calls, first.units) == (1, 0, Units())
     assert (second.calls, second.units) == (3, units + units + units)

@@ -1,4 +1,4 @@
-"""How many different prompts an owner asks about which pictures, on both stores."""
+"""How many different prompts an owner asks about which images, on both stores."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from craft_server.asked_prompts import ASKED_PROMPTS, Asking, PromptLimitReached
 from craft_server.database import Database
+from craft_server.policy import ASKED_PROMPTS, PromptLimitReached, note_prompts
 
 
-def note(store: Database, *prompts: str, limit: int = 3, **other: object) -> None:
-    fields = {"owner": "ann", "pictures": ["set"], "prompts": prompts, "limit": limit, **other}
+def note(
+    store: Database,
+    *prompts: str,
+    limit: int = 3,
+    owner: str = "ann",
+    about: tuple[str, ...] = ("set",),
+) -> None:
     with store.writing() as connection:
-        Asking(**fields).note(connection)  # type: ignore[arg-type] # fields of several types
+        note_prompts(connection, owner, about, prompts, limit=limit)
 
 
 def noted(store: Database) -> int:
@@ -40,17 +45,17 @@ def test_past_the_limit_nothing_is_noted_and_the_counts_are_told(store: Database
     note(store, "c")
 
 
-def test_of_several_pictures_all_are_noted_or_none(store: Database) -> None:
-    note(store, "a", "b", "c", pictures=["second"])
+def test_of_several_images_all_are_noted_or_none(store: Database) -> None:
+    note(store, "a", "b", "c", about=("second",))
     with pytest.raises(PromptLimitReached):
-        note(store, "d", pictures=["first", "second"])
+        note(store, "d", about=("first", "second"))
     assert noted(store) == 3
 
 
-def test_other_owners_and_pictures_count_for_themselves(store: Database) -> None:
+def test_other_owners_and_images_count_for_themselves(store: Database) -> None:
     note(store, "a", "b", "c")
     note(store, "d", "e", "f", owner="bob")
-    note(store, "d", "e", "f", pictures=["another set"])
+    note(store, "d", "e", "f", about=("another set",))
     assert noted(store) == 9
 
 

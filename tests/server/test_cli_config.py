@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from craft_server.cli import app, serve
-from craft_server.logs import configure_logging
 from craft_server.settings import Settings
+from craft_server.telemetry import configure_logging
 
 
 @pytest.fixture

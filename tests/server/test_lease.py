@@ -18,7 +18,7 @@ from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import ChargeClosed, Reservation, Work, reserve, settle
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import HOLDERS
-from craft_server.measurements import REGISTRY
+from craft_server.telemetry import REGISTRY
 from craft_shared.units import Units
 
 WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))

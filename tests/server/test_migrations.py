@@ -12,7 +12,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import make_url
 
-from craft_server import adapters, migrations
+from craft_server import migrations
+from craft_server.adapters import registry, sharing, tables
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import leases
@@ -199,13 +200,13 @@ def test_adapters_of_0002_stay_private_and_are_counted(store_url: str, tmp_path:
         ann, bob = callers
         assert ann is not None
         assert bob is not None
-        found = adapters.find(connection, ann, "pets")
+        found = registry.find(connection, ann, "pets")
         assert (found.card.version, found.card.aliases, found.payer_key_id) == (2, ["latest"], None)
-        adapters.count_use(connection, found.id, Units(queries=1))
-        uses = adapters.usage(connection, "ann", "pets").versions
+        sharing.count_use(connection, found.id, Units(queries=1))
+        uses = sharing.usage(connection, "ann", "pets").versions
         assert [(use.version, use.calls) for use in uses] == [(1, 0), (2, 1)]
-        with pytest.raises(adapters.NoSuchAdapter):
-            adapters.find(connection, bob, "ann/pets")
+        with pytest.raises(tables.NoSuchAdapter):
+            registry.find(connection, bob, "ann/pets")
     database.close()
 
 

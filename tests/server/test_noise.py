@@ -16,10 +16,10 @@ EVERY = slice(None)
 def drawn(
     owner: str = "ann",
     secret: bytes = b"secret",
-    pictures: list[bytes] = PICTURES,
+    images: list[bytes] = PICTURES,
     texts: list[list[bytes]] = TEXTS,
 ) -> np.ndarray:
-    return Noise.of(secret, owner, 0.5, pictures=pictures, texts=texts).at(EVERY, EVERY)
+    return Noise.of(secret, owner, 0.5, images=images, texts=texts).at(EVERY, EVERY)
 
 
 # Of the authors' Random123 library, kat_vectors.
@@ -56,11 +56,11 @@ def test_it_depends_on_picture_and_text_alone_not_on_their_company() -> None:
     pictures, texts = [5, 3, 17], [2, 0]
     classes = [4, 29, 1]
     some = drawn(
-        pictures=[PICTURES[n] for n in pictures],
+        images=[PICTURES[n] for n in pictures],
         texts=[[TEXTS[p][c] for c in classes] for p in texts],
     )
     np.testing.assert_array_equal(some, whole[np.ix_(texts, pictures, classes)])
-    noise = Noise.of(b"secret", "ann", 0.5, pictures=PICTURES, texts=TEXTS)
+    noise = Noise.of(b"secret", "ann", 0.5, images=PICTURES, texts=TEXTS)
     np.testing.assert_array_equal(noise.at(slice(1, 3), slice(8, 20)), whole[1:3, 8:20])
 
 
@@ -69,7 +69,7 @@ def test_other_owners_secrets_pictures_and_texts_have_other_noise() -> None:
     others = {
         "owner": drawn(owner="bob"),
         "secret": drawn(secret=b"another"),
-        "pictures": drawn(pictures=[b"x" + picture for picture in PICTURES]),
+        "pictures": drawn(images=[b"x" + picture for picture in PICTURES]),
         "texts": drawn(texts=[[b"x" + text for text in prompt] for prompt in TEXTS]),
     }
     for what, other in others.items():

@@ -14,9 +14,7 @@ from craft_server.backup import back_up, restore
 from craft_server.database import Database
 from craft_server.ledger.keys import create_key
 from craft_server.receipts import FILE_NAME, Signer
-from craft_server.recording import Tape
-from craft_server.recording.content import CallContent
-from craft_server.recording.tape import Answer
+from craft_server.recording.tape import Answer, CallContent, Tape
 from craft_shared.files import keep_private
 
 

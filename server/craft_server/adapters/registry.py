@@ -82,13 +82,10 @@ def _resolved(
 ) -> Any:
     wanted = Reference.parse(reference)
     owner = caller.owner if wanted.owner is None else wanted.owner
-    meant = _named(owner, wanted) if adapter_id is None else [ADAPTERS.c.id == adapter_id]
-    conditions = [*meant, _LIVING]
+    conditions = _named(owner, wanted) if adapter_id is None else [ADAPTERS.c.id == adapter_id]
     if owner != caller.owner:
         conditions.append(usable_by(caller))
-    newest = ADAPTERS.c.version.desc()
-    query = _WITH_SETTINGS.where(*conditions).order_by(None).order_by(newest).limit(1)
-    row = connection.execute(query).one_or_none()
+    row = _newest(connection, *conditions)
     if row is None:
         raise NoSuchAdapter(reference)
     return row
@@ -98,18 +95,14 @@ def find_digest(
     connection: sa.Connection, owner: str, name: str, digest: str
 ) -> Publication | None:
     """The newest living version under `name` whose content has this digest; without aliases."""
-    row = connection.execute(
-        _WITH_SETTINGS.where(
-            ADAPTERS.c.owner == owner,
-            ADAPTERS.c.name == name,
-            ADAPTERS.c.digest == digest,
-            _LIVING,
-        )
-        .order_by(None)
-        .order_by(ADAPTERS.c.version.desc())
-        .limit(1)
-    ).one_or_none()
+    named = (ADAPTERS.c.owner == owner, ADAPTERS.c.name == name, ADAPTERS.c.digest == digest)
+    row = _newest(connection, *named)
     return None if row is None else _publication(row, [])
+
+
+def _newest(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Any:
+    query = _WITH_SETTINGS.where(*conditions, _LIVING).order_by(None)
+    return connection.execute(query.order_by(ADAPTERS.c.version.desc()).limit(1)).one_or_none()
 
 
 def list_cards(connection: sa.Connection, caller: Caller) -> list[AdapterCard]:

@@ -24,7 +24,7 @@ from craft_server.api.openapi import answer, example_of, refusals
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
-from craft_server.ledger.administration import Holder
+from craft_server.ledger.administration import Holder, key_holder, team_holder
 from craft_server.ledger.keys import Caller
 from craft_shared import wire
 from craft_shared.problems import (
@@ -43,7 +43,7 @@ Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
 Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
 Limits = Annotated[Body[wire.BudgetLimits], Depends(body_of(wire.BudgetLimits))]
 TopUps = Annotated[Body[wire.BudgetTopUps], Depends(body_of(wire.BudgetTopUps))]
-FindHolder = Callable[[Connection], Holder]
+FindHolder = Callable[[Connection, str], Holder]
 
 _NAMED = refusals(NOT_FOUND)
 _MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
@@ -123,7 +123,7 @@ async def set_key_budgets(
     services: WithServices, _caller: WithAdminKey, prefix: Prefix, body: Limits
 ) -> wire.BudgetList:
     """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
-    return await services.database.write(_set, _of_key(prefix), body.message)
+    return await services.database.write(_set, key_holder, prefix, body.message)
 
 
 @router.put("/teams/{name:text}/budgets", summary="Set a team's budgets", responses=_NAMED)
@@ -131,7 +131,7 @@ async def set_team_budgets(
     services: WithServices, _caller: WithAdminKey, name: Team, body: Limits
 ) -> wire.BudgetList:
     """Sets the budgets that the body names; all keys of the team share them."""
-    return await services.database.write(_set, _of_team(name), body.message)
+    return await services.database.write(_set, team_holder, name, body.message)
 
 
 @router.post(
@@ -142,7 +142,7 @@ async def set_team_budgets(
 )
 async def top_up_key(call: WithCall, prefix: Prefix, body: TopUps) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(call, _of_key(prefix), body.message)
+    return await _topped_up(call, key_holder, prefix, body.message)
 
 
 @router.post(
@@ -153,7 +153,7 @@ async def top_up_key(call: WithCall, prefix: Prefix, body: TopUps) -> Response:
 )
 async def top_up_team(call: WithCall, name: Team, body: TopUps) -> Response:
     """Adds to the limits that the body names, all or none. Send an Idempotency-Key."""
-    return await _topped_up(call, _of_team(name), body.message)
+    return await _topped_up(call, team_holder, name, body.message)
 
 
 @router.get("/prices", summary="All prices")
@@ -246,28 +246,21 @@ async def _shown_once(
     return json_response(await call.services.database.write(all_of_it), status=status)
 
 
-def _of_key(prefix: str) -> FindHolder:
-    return lambda connection: administration.key_holder(connection, prefix)
-
-
-def _of_team(name: str) -> FindHolder:
-    return lambda connection: administration.team_holder(connection, name)
-
-
-def _set(connection: Connection, find: FindHolder, wanted: wire.BudgetLimits) -> wire.BudgetList:
-    at, holder = now_ms(), find(connection)
+def _set(
+    connection: Connection, find: FindHolder, name: str, wanted: wire.BudgetLimits
+) -> wire.BudgetList:
+    at, holder = now_ms(), find(connection, name)
     administration.set_budgets(connection, holder, wanted.budgets, at)
     return wire.BudgetList(budgets=administration.show_budgets(connection, holder, at))
 
 
 async def _topped_up(
-    call: Call,
-    find: FindHolder,
-    wanted: wire.BudgetTopUps,
+    call: Call, find: FindHolder, name: str, wanted: wire.BudgetTopUps
 ) -> Response:
-    def top_up(connection: Connection) -> wire.BudgetList:
-        holder = find(connection)
+    def top_up(connection: Connection) -> Response:
+        holder = find(connection, name)
         administration.top_up(connection, holder, wanted.budgets)
-        return wire.BudgetList(budgets=administration.show_budgets(connection, holder, now_ms()))
+        budgets = administration.show_budgets(connection, holder, now_ms())
+        return json_response(wire.BudgetList(budgets=budgets))
 
-    return await free_of_charge(call, json_response, top_up)
+    return await free_of_charge(call, top_up)

@@ -13,15 +13,13 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from craft_server.api.idempotency import Call
-from craft_server.api.images import ImageSelection, digests_of
+from craft_server.api.idempotency import Call, output_again
+from craft_server.api.inputs import ImageSelection, digests_of
 from craft_server.api.middleware import JSON_TYPE, accepts
-from craft_server.api.resolution import output_again
-from craft_server.asked_prompts import Asking
 from craft_server.engine import Prompts, prompt_identity
 from craft_server.image_sets import read_digests
 from craft_server.noise import Noise
-from craft_server.policy import Policy, answerable, narrowed
+from craft_server.policy import Policy, answerable, narrowed, note_prompts
 from craft_server.problems import invalid_field
 from craft_shared import codec
 from craft_shared.codec import Tensors
@@ -55,10 +53,10 @@ async def noise_of(
     call: Call,
     policy: Policy,
     output: Output,
-    *,
     prompts: Prompts,
     classes: Sequence[str],
     selection: ImageSelection,
+    *,
     counted: bool = True,
 ) -> Noise | None:
     """The noise that is added to the log-probabilities of an answer; None for none.
@@ -71,30 +69,27 @@ async def noise_of(
     limit = policy.prompts_per_image_set if counted else None
     if not output.noise and limit is None:
         return None  # digests take time
-    services, caller = call.services, call.caller
+    services, caller, image_set = call.services, call.caller, selection.image_set
     texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
-    sent = await asyncio.to_thread(digests_of, selection.files)
+    images = await asyncio.to_thread(digests_of, selection.files)
     if limit is not None:
-        of = [f"sha256:{digest}" for digest in sent]
-        if selection.image_set is not None:
-            of = [selection.image_set.id]
+        of = [f"sha256:{digest}" for digest in images] if image_set is None else [image_set.id]
         identities = [prompt_identity(prompt) for prompt in texts]
-        asking = Asking(caller.owner, of, identities, limit)
         # The disk has it with the settlement at the latest.
-        await services.database.write_deferred(asking.note)
+        await services.database.write_deferred(
+            note_prompts, caller.owner, of, identities, limit=limit
+        )
     if not output.noise:
         return None
-    images = sent
-    if selection.image_set is not None:
-        images = await services.database.read(read_digests, selection.image_set, selection.rows)
+    if image_set is not None:
+        images = await services.database.read(read_digests, image_set, selection.rows)
     return await asyncio.to_thread(
-        lambda: Noise.of(
-            services.noise_secret,
-            caller.owner,
-            output.noise,
-            pictures=[bytes.fromhex(digest) for digest in images],
-            texts=texts,
-        )
+        Noise.of,
+        services.noise_secret,
+        caller.owner,
+        output.noise,
+        images=[bytes.fromhex(digest) for digest in images],
+        texts=texts,
     )
 
 
@@ -151,13 +146,7 @@ def wants_safetensors(request: Request) -> bool:
 
 
 def check_answer_size(
-    call: Call,
-    *,
-    rows: int,
-    classes: int,
-    output: Output,
-    dtype: DType,
-    field: str,
+    call: Call, rows: int, classes: int, output: Output, dtype: DType, field: str
 ) -> None:
     """Raises ProblemError, which blames `field`, if an answer's tensors could be too large.
 
@@ -172,7 +161,7 @@ def check_answer_size(
         raise invalid_field(
             field,
             f"the answer would take up to {size} bytes; {allowed} are allowed",
-            "Ask for fewer pictures or prompts in one call, for float16, for safetensors, or for a "
+            "Ask for fewer images or prompts in one call, for float16, for safetensors, or for a "
             "small top_k.",
         )
 

@@ -29,15 +29,8 @@ from craft_server.ledger.keys import Caller, Rates, admit
 from craft_server.policy import Policy, policy_of
 from craft_server.problems import ProblemError
 from craft_server.rate_limits import WINDOW_SECONDS, Quota, RateLimited
-from craft_server.simulate import Profile
-from craft_shared import wire
-from craft_shared.problems import (
-    FORBIDDEN,
-    INTERNAL_ERROR,
-    OVERLOADED,
-    RATE_LIMITED,
-    UNAUTHENTICATED,
-)
+from craft_server.simulate.profile import Profile
+from craft_shared import problems, wire
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
 
@@ -52,7 +45,7 @@ class Admission:
     record: Record | None
 
 
-@refuses(UNAUTHENTICATED, INTERNAL_ERROR, OVERLOADED)
+@refuses(problems.UNAUTHENTICATED, problems.INTERNAL_ERROR, problems.OVERLOADED)
 async def _admitted(
     request: Request,
     services: WithServices,
@@ -83,14 +76,14 @@ async def _caller_at_any_rate(admission: WithAdmission) -> Caller:
 WithCallerAtAnyRate = Annotated[Caller, Depends(_caller_at_any_rate)]
 
 
-@refuses(RATE_LIMITED)
+@refuses(problems.RATE_LIMITED)
 async def _caller(request: Request, services: WithServices, admission: WithAdmission) -> Caller:
     await use_rate(request, services, admission.caller, "requests", 1)
     return admission.caller
 
 
 def _unauthenticated(detail: str) -> ProblemError:
-    return ProblemError(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
+    return ProblemError(problems.UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 WithCaller = Annotated[Caller, Depends(_caller)]
@@ -99,10 +92,10 @@ WithCaller = Annotated[Caller, Depends(_caller)]
 def caller_with(scope: wire.Scope) -> Callable[[Caller], Awaitable[Caller]]:
     """A dependency on a caller whose key has a scope."""
 
-    @refuses(FORBIDDEN)
+    @refuses(problems.FORBIDDEN)
     async def check(caller: WithCaller) -> Caller:
         if scope not in caller.scopes:
-            raise ProblemError(FORBIDDEN, f"the call needs a key with the scope '{scope}'")
+            raise ProblemError(problems.FORBIDDEN, f"the call needs a key with the scope '{scope}'")
         return caller
 
     return check
@@ -111,8 +104,7 @@ def caller_with(scope: wire.Scope) -> Callable[[Caller], Awaitable[Caller]]:
 class RateLimitHeadersMiddleware(Middleware):
     """Says in an answer's headers which quotas `use_rate` has used."""
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         quotas: list[Quota] = scope.setdefault("state", {}).setdefault("quotas", [])
 
         async def send_with_quotas(message: Message) -> None:
@@ -155,33 +147,23 @@ async def _under_terms(services: Services, caller: Caller) -> Caller:
     profile = services.provider.profile
     if profile is None:
         return caller
-    if profile.quotas and services.provider.is_new(caller.key_id):
+    granted = services.provider.granted
+    if profile.quotas and caller.key_id not in granted:
         await services.database.write(_grant, profile, caller.key_id)
-        services.provider.known(caller.key_id)
+        granted.add(caller.key_id)
     own, of_all = caller.rates, profile.limits
-    rates = Rates(
-        _least(own.requests_per_minute, of_all.requests_per_minute),
-        _least(own.predictions_per_minute, of_all.predictions_per_minute),
-        _least(own.concurrency, of_all.concurrency),
+    pairs = (
+        (own.requests_per_minute, of_all.requests_per_minute),
+        (own.predictions_per_minute, of_all.predictions_per_minute),
+        (own.concurrency, of_all.concurrency),
     )
-    return replace(caller, rates=rates)
+    least = (min((one for one in pair if one is not None), default=None) for pair in pairs)
+    return replace(caller, rates=Rates(*least))
 
 
 def _grant(connection: Connection, profile: Profile, key_id: int) -> None:
     for quota in profile.quotas:
-        add_budget(
-            connection,
-            key_id=key_id,
-            unit=quota.unit,
-            window=quota.window,
-            limit=quota.limit,
-            at=now_ms(),
-        )
-
-
-def _least(own: int | None, of_all: int | None) -> int | None:
-    bounds = [bound for bound in (own, of_all) if bound is not None]
-    return min(bounds, default=None)
+        add_budget(connection, key_id=key_id, at=now_ms(), **quota.model_dump())
 
 
 def policy_for(services: Services, caller: Caller) -> Policy:

@@ -30,20 +30,18 @@ from craft_server.problems import (
     invalid_field,
     invalid_request,
 )
-from craft_shared import codec
-from craft_shared.problems import (
-    BODY_TOO_LARGE,
-    INVALID_IMAGE,
-    INVALID_REQUEST,
-    MALFORMED_BODY,
-    UNSUPPORTED_MEDIA_TYPE,
-    FieldError,
-)
+from craft_shared import codec, problems
+from craft_shared.problems import FieldError
 from craft_shared.strict_json import JsonError, TooManyValues, parse_object, with_whole_numbers
 from craft_shared.wire import Limits
 
 # With which a body may be refused, whatever it should hold.
-REFUSALS = (MALFORMED_BODY, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
+REFUSALS = (
+    problems.MALFORMED_BODY,
+    problems.BODY_TOO_LARGE,
+    problems.UNSUPPORTED_MEDIA_TYPE,
+    problems.INVALID_REQUEST,
+)
 _NUMBERS = frozenset((int, float))
 
 M = TypeVar("M", bound=BaseModel)
@@ -51,17 +49,11 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Body(Generic[M]):
-    """A request's body.
+    """A request's body."""
 
-    Attributes:
-        message: the document; its fields `codes` and `images` are None.
-        codes: float32 [K, dim], or None where the body has none.
-        files: images' bytes, or None where the body has none.
-    """
-
-    message: M
-    codes: NDArray[np.float32] | None
-    files: list[bytes] | None
+    message: M  # the document; its fields `codes` and `images` are None
+    codes: NDArray[np.float32] | None  # [K, dim], if the body has some
+    files: list[bytes] | None  # images' bytes, if the body has some
 
 
 def body_of(model: type[M]) -> Callable[..., Awaitable[Body[M]]]:
@@ -89,20 +81,22 @@ async def read_bytes(request: Request) -> bytes:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise ProblemError(
-            UNSUPPORTED_MEDIA_TYPE,
+            problems.UNSUPPORTED_MEDIA_TYPE,
             f"the body's content encoding is '{coding[:100]}'; bodies are taken as they are",
         )
     try:
         return await request.body()
     except ClientDisconnect as error:
-        raise ProblemError(MALFORMED_BODY, "the body ended before it was complete") from error
+        raise ProblemError(
+            problems.MALFORMED_BODY, "the body ended before it was complete"
+        ) from error
 
 
 def unsupported(media_type: str, expected: str) -> ProblemError:
     """The body's media type is not one that the call takes."""
     given = f"'{media_type[:100]}'" if media_type else "missing"
     return ProblemError(
-        UNSUPPORTED_MEDIA_TYPE, f"the content type is {given}; this call takes {expected}"
+        problems.UNSUPPORTED_MEDIA_TYPE, f"the content type is {given}; this call takes {expected}"
     )
 
 
@@ -114,9 +108,11 @@ def _parse_json(data: bytes, model: type[M], limits: Limits) -> Body[M]:
         images = document.pop("images", None) if "images" in model.model_fields else None
         document = with_whole_numbers(document)
     except TooManyValues as error:
-        raise ProblemError(BODY_TOO_LARGE, f"the body may hold {error}") from error
+        raise ProblemError(problems.BODY_TOO_LARGE, f"the body may hold {error}") from error
     except JsonError as error:
-        raise ProblemError(MALFORMED_BODY, f"the body is not valid JSON: {error}") from error
+        raise ProblemError(
+            problems.MALFORMED_BODY, f"the body is not valid JSON: {error}"
+        ) from error
     return Body(
         _validate(document, model),
         None if codes is None else _codes_from_lists(codes),
@@ -128,14 +124,14 @@ def _parse_safetensors(data: bytes, model: type[M], limits: Limits) -> Body[M]:
     try:
         document, tensors = codec.decode(data, max_values=limits.json_values)
     except codec.CodecError as error:
-        raise ProblemError(MALFORMED_BODY, str(error)) from error
+        raise ProblemError(problems.MALFORMED_BODY, str(error)) from error
     message = _validate(document, model)
     for field in ("codes", "images"):
         if getattr(message, field, None) is not None:
             raise invalid_field(
                 field,
                 "in a safetensors body this field is a tensor, not a part of the document",
-                "Send codes as the tensor 'codes', pictures as 'files' and 'file_sizes'.",
+                "Send codes as the tensor 'codes', images as 'files' and 'file_sizes'.",
             )
     codes = tensors.pop("codes", None) if "codes" in model.model_fields else None
     files = None
@@ -173,7 +169,7 @@ def _refusal(error: ValidationError, document: dict[str, Any], model: type[M]) -
         except ValidationError as first:
             error = first
         else:
-            return ProblemError(INVALID_REQUEST, f"{count} values are not valid")
+            return ProblemError(problems.INVALID_REQUEST, f"{count} values are not valid")
     details = error.errors(include_url=False, include_input=False, include_context=False)
     return invalid_request(field_errors(details, model))
 
@@ -229,11 +225,11 @@ def _files_from_base64(value: Any, limits: Limits) -> list[bytes]:
                 FieldError(
                     field=f"images[{index}]",
                     message="this is not base64",
-                    remedy="Send the picture file's bytes as a base64 string.",
+                    remedy="Send the image file's bytes as a base64 string.",
                 )
             )
     if errors:
-        raise ProblemError(INVALID_IMAGE, f"{len(errors)} pictures are not base64", errors)
+        raise ProblemError(problems.INVALID_IMAGE, f"{len(errors)} images are not base64", errors)
     return files
 
 
@@ -244,7 +240,7 @@ def _unpacked(tensors: codec.Tensors, limits: Limits) -> list[bytes]:
         return codec.unpack_files(tensors)
     except codec.CodecError as error:
         raise invalid_field(
-            "file_sizes", str(error), "Pack pictures as the API description says."
+            "file_sizes", str(error), "Pack images as the API description says."
         ) from error
 
 
@@ -253,6 +249,6 @@ def _check_count(count: int, limits: Limits) -> None:
     if count > limits.images_per_call:
         raise invalid_field(
             "images",
-            f"{count} pictures; {limits.images_per_call} are allowed",
+            f"{count} images; {limits.images_per_call} are allowed",
             "Send fewer in one call.",
         )

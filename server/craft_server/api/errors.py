@@ -14,50 +14,26 @@ from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from craft_server.adapters import NoSuchAdapter, NoSuchVersion
+from craft_server.adapters.sharing import NoSuchVersion
+from craft_server.adapters.tables import NoSuchAdapter
 from craft_server.api.addresses import allowed_methods
-from craft_server.api.idempotency import Replayed, replay
+from craft_server.api.idempotency import REPLAYED_HEADER, Replayed
 from craft_server.api.middleware import Middleware
 from craft_server.api.services import Services
-from craft_server.asked_prompts import PromptLimitReached
 from craft_server.database import Unavailable
 from craft_server.engine import Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
-from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
-from craft_server.ledger.calls import AnswerGone, KeyReused, StillRunning
-from craft_server.ledger.charges import (
-    BudgetExhausted,
-    ChargeClosed,
-    PublisherCannotPay,
-    TooManyRunning,
-)
-from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
-from craft_server.measurements import REGISTRY
+from craft_server.ledger import budgets, calls, charges, keys
+from craft_server.policy import PromptLimitReached
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.receipts import StillReserved
 from craft_server.run_reports import NoSuchRun, TooManyPoints
-from craft_server.simulate import Struck
-from craft_shared.problems import (
-    ADAPTER_NOT_FOUND,
-    ANSWER_GONE,
-    BUDGET_EXHAUSTED,
-    CALL_IN_PROGRESS,
-    IDEMPOTENCY_KEY_REUSED,
-    IMAGE_SET_NOT_FOUND,
-    INTERNAL_ERROR,
-    MALFORMED_BODY,
-    MEDIA_TYPE,
-    METHOD_NOT_ALLOWED,
-    NOT_FOUND,
-    OVERLOADED,
-    PROMPT_LIMIT_REACHED,
-    RATE_LIMITED,
-    RUN_IN_PROGRESS,
-    FieldError,
-    Problem,
-)
+from craft_server.simulate.provider import Struck
+from craft_server.telemetry import REGISTRY
+from craft_shared import problems
+from craft_shared.problems import MEDIA_TYPE, FieldError, Problem
 from craft_shared.run_reports import POINTS_PER_RUN
 
 _OF_THE_MACHINE = frozenset(
@@ -84,17 +60,17 @@ _log = structlog.get_logger()
 
 
 _MODEL_IS_BUSY = ProblemError(
-    OVERLOADED, "the model cannot take this call now; nothing was charged", retry_after=5
+    problems.OVERLOADED, "the model cannot take this call now; nothing was charged", retry_after=5
 )
 # A call that is sent again is charged once, whatever became of it.
 _DATABASE_UNAVAILABLE = ProblemError(
-    OVERLOADED,
+    problems.OVERLOADED,
     "the server's database cannot be used now; the call was not answered",
     retry_after=5,
 )
 
 
-def _budget_exhausted(error: BudgetExhausted) -> ProblemError:
+def _budget_exhausted(error: charges.BudgetExhausted) -> ProblemError:
     parts = []
     for short in error.shortfalls:
         budget = short.budget
@@ -104,7 +80,7 @@ def _budget_exhausted(error: BudgetExhausted) -> ProblemError:
             f"this call needs {short.needed} {budget.unit} and {budget.remaining} are left"
             f"{of_team}{until}"
         )
-    return ProblemError(BUDGET_EXHAUSTED, "; ".join(parts))
+    return ProblemError(problems.BUDGET_EXHAUSTED, "; ".join(parts))
 
 
 def _rate_limited(error: RateLimited) -> ProblemError:
@@ -115,51 +91,52 @@ def _rate_limited(error: RateLimited) -> ProblemError:
     )
     if error.needed > quota.limit:
         # Waiting would not help.
-        return ProblemError(RATE_LIMITED, f"{detail}: ask for less in one call")
-    return ProblemError(RATE_LIMITED, detail, retry_after=max(1, quota.reset_seconds))
+        return ProblemError(problems.RATE_LIMITED, f"{detail}: ask for less in one call")
+    return ProblemError(problems.RATE_LIMITED, detail, retry_after=max(1, quota.reset_seconds))
 
 
 # What each error of a lower layer is answered with, by the API and the console alike.
 _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     ProblemError: lambda error: error,
-    BudgetExhausted: lambda error: _budget_exhausted(error),
-    PublisherCannotPay: lambda _: ProblemError(
-        BUDGET_EXHAUSTED,
+    charges.BudgetExhausted: lambda error: _budget_exhausted(error),
+    charges.PublisherCannotPay: lambda _: ProblemError(
+        problems.BUDGET_EXHAUSTED,
         "the adapter's publisher pays for its predictions, and has no budget left for this one",
     ),
     PromptLimitReached: lambda error: ProblemError(
-        PROMPT_LIMIT_REACHED,
-        f"{error.used} of {error.limit} different prompts have been asked about these pictures, "
+        problems.PROMPT_LIMIT_REACHED,
+        f"{error.used} of {error.limit} different prompts have been asked about these images, "
         f"and this call asks {error.new} more",
     ),
-    TooManyRunning: lambda error: ProblemError(
-        RATE_LIMITED,
+    charges.TooManyRunning: lambda error: ProblemError(
+        problems.RATE_LIMITED,
         f"{error.args[0]} calls of the key are running, as many as it may have at a time",
         retry_after=1,
     ),
     RateLimited: lambda error: _rate_limited(error),
-    KeyReused: lambda _: ProblemError(
-        IDEMPOTENCY_KEY_REUSED,
+    calls.KeyReused: lambda _: ProblemError(
+        problems.IDEMPOTENCY_KEY_REUSED,
         "a call with another address or body was made under this Idempotency-Key",
     ),
-    AnswerGone: lambda error: ProblemError(
-        ANSWER_GONE, f"the answer to this call cannot be had any more: {error}"
+    calls.AnswerGone: lambda error: ProblemError(
+        problems.ANSWER_GONE, f"the answer to this call cannot be had any more: {error}"
     ),
     StillReserved: lambda error: ProblemError(
-        RUN_IN_PROGRESS,
+        problems.RUN_IN_PROGRESS,
         f"{error.calls} calls that the receipt would cover have not been answered yet",
         retry_after=5,
     ),
     NoSuchImageSet: lambda _: ProblemError(
-        IMAGE_SET_NOT_FOUND, "there is no image set with this id under the key's owner"
+        problems.IMAGE_SET_NOT_FOUND, "there is no image set with this id under the key's owner"
     ),
     WrongFirstRow: lambda error: invalid_field(
         "first_row",
-        f"the image set holds {error.count} pictures, so that the next row is {error.count}",
+        f"the image set holds {error.count} images, so that the next row is {error.count}",
         "GET the image set for its count, and go on from there.",
     ),
     NoSuchAdapter: lambda _: ProblemError(
-        ADAPTER_NOT_FOUND, "there is no adapter of this name and version that the key may use"
+        problems.ADAPTER_NOT_FOUND,
+        "there is no adapter of this name and version that the key may use",
     ),
     NoSuchVersion: lambda error: invalid_field(
         f"aliases.{error.alias}",
@@ -167,37 +144,37 @@ _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
         "Name a version that GET /v1/adapters/{name}/versions lists and that is not retired.",
     ),
     NoSuchRun: lambda _: ProblemError(
-        NOT_FOUND, "no run of this name was reported under the key's owner"
+        problems.NOT_FOUND, "no run of this name was reported under the key's owner"
     ),
     TooManyPoints: lambda _: invalid_field(
         "points",
         f"of one run at most {POINTS_PER_RUN} points are kept",
         "Report every tenth generation.",
     ),
-    UnknownKey: lambda _: ProblemError(NOT_FOUND, "there is no key with this prefix"),
-    UnknownTeam: lambda _: ProblemError(
-        NOT_FOUND, "there is no team of this name; the first key with it makes one"
+    keys.UnknownKey: lambda _: ProblemError(problems.NOT_FOUND, "there is no key with this prefix"),
+    keys.UnknownTeam: lambda _: ProblemError(
+        problems.NOT_FOUND, "there is no team of this name; the first key with it makes one"
     ),
-    RevokedKey: lambda _: invalid_field("prefix", "the key is revoked", "Make a new key."),
-    NoSuchBudget: lambda error: invalid_field(
+    keys.RevokedKey: lambda _: invalid_field("prefix", "the key is revoked", "Make a new key."),
+    budgets.NoSuchBudget: lambda error: invalid_field(
         "budgets",
         f"there is no budget on {error.unit} ({error.window}): it is not bounded",
         "Set a budget with PUT, or leave the unit out.",
     ),
-    LimitTooLarge: lambda error: invalid_field("budgets", str(error), "Add less."),
-    LimitBelowUse: lambda error: invalid_field(
+    budgets.LimitTooLarge: lambda error: invalid_field("budgets", str(error), "Add less."),
+    budgets.LimitBelowUse: lambda error: invalid_field(
         "budgets",
         f"{error.used} {error.unit} ({error.window}) are spent or reserved already",
         "Set a limit of at least that.",
     ),
     # By the time that these arrive, whatever was reserved has been refunded.
     NotCounted: lambda _: ProblemError(
-        OVERLOADED,
+        problems.OVERLOADED,
         "the server cannot count the key's rate now; nothing was charged",
         retry_after=5,
     ),
-    ChargeClosed: lambda _: ProblemError(
-        OVERLOADED,
+    charges.ChargeClosed: lambda _: ProblemError(
+        problems.OVERLOADED,
         "the call took longer than the server could hold it; nothing was charged",
         retry_after=1,
     ),
@@ -205,7 +182,7 @@ _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     WorkerDied: lambda _: _MODEL_IS_BUSY,
 }
 # Operators are to see these in the log.
-_FAILURES = frozenset((NotCounted, ChargeClosed, Overloaded, WorkerDied))
+_FAILURES = frozenset((NotCounted, charges.ChargeClosed, Overloaded, WorkerDied))
 
 
 def install(app: FastAPI) -> None:
@@ -213,7 +190,7 @@ def install(app: FastAPI) -> None:
     for kind in _REFUSALS:
         app.exception_handler(kind)(_on_refusal)
     app.exception_handler(Replayed)(_on_replayed)
-    app.exception_handler(StillRunning)(_on_still_running)
+    app.exception_handler(calls.StillRunning)(_on_still_running)
     app.exception_handler(Unavailable)(_on_unavailable)
     app.exception_handler(OSError)(_on_os_error)
     app.exception_handler(RequestValidationError)(_on_invalid_parameters)
@@ -223,8 +200,7 @@ def install(app: FastAPI) -> None:
 class UnhandledErrorsMiddleware(Middleware):
     """Answers what no handler knows with `internal-error`; only the log holds the traceback."""
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def send_noting_start(message: Message) -> None:
@@ -247,9 +223,9 @@ def _of_unhandled(request: Request, error: BaseException | None) -> Response:
     while error is not None:
         if is_exhaustion(error):
             detail = "the server has no more memory or files to open now; nothing was charged"
-            return _respond(request, ProblemError(OVERLOADED, detail, retry_after=5))
+            return _respond(request, ProblemError(problems.OVERLOADED, detail, retry_after=5))
         error = error.__cause__ or error.__context__
-    problem = Problem.of(INTERNAL_ERROR, "something went wrong inside the server")
+    problem = Problem.of(problems.INTERNAL_ERROR, "something went wrong inside the server")
     return problem_response(request, problem)
 
 
@@ -262,12 +238,7 @@ def problem_response(
     as_page: ProblemPage | None = getattr(request.state, PROBLEM_PAGE, None)
     if as_page is not None:
         return as_page(request, named, dict(headers or {}))
-    return Response(
-        named.model_dump_json(),
-        status_code=problem.status,
-        headers=dict(headers or {}),
-        media_type=MEDIA_TYPE,
-    )
+    return Response(named.model_dump_json(), problem.status, dict(headers or {}), MEDIA_TYPE)
 
 
 def _respond(request: Request, error: ProblemError) -> Response:
@@ -284,16 +255,17 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 async def _on_replayed(_request: Request, error: Replayed) -> Response:
     _REPLAYS.inc()
-    return replay(error.answer)
+    kept = error.answer
+    return Response(kept.body, kept.status, {REPLAYED_HEADER: "true"}, kept.media_type)
 
 
-async def _on_still_running(request: Request, error: StillRunning) -> Response:
+async def _on_still_running(request: Request, error: calls.StillRunning) -> Response:
     services: Services = request.app.state.services
     if services.lease.owes(error.charge_id) or services.lease.ailment:
         # Nobody works on it: the database would not take its reservation back.
         return _respond(request, _DATABASE_UNAVAILABLE)
     detail = "this call was sent before and has not been answered yet"
-    return _respond(request, ProblemError(CALL_IN_PROGRESS, detail, retry_after=1))
+    return _respond(request, ProblemError(problems.CALL_IN_PROGRESS, detail, retry_after=1))
 
 
 async def _on_unavailable(request: Request, error: Unavailable) -> Response:
@@ -308,7 +280,7 @@ async def _on_os_error(request: Request, error: OSError) -> Response:
         raise error
     _log.error("the machine has run out of something", error=error.strerror)
     detail = "the server's machine has run out of room or files; the call was not answered"
-    return _respond(request, ProblemError(OVERLOADED, detail, retry_after=5))
+    return _respond(request, ProblemError(problems.OVERLOADED, detail, retry_after=5))
 
 
 async def _on_invalid_parameters(request: Request, error: RequestValidationError) -> Response:
@@ -324,10 +296,10 @@ async def _on_invalid_parameters(request: Request, error: RequestValidationError
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
-    kinds = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
-    kind = kinds.get(error.status_code, MALFORMED_BODY)
+    kinds = {404: problems.NOT_FOUND, 405: problems.METHOD_NOT_ALLOWED}
+    kind = kinds.get(error.status_code, problems.MALFORMED_BODY)
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
     headers = dict(error.headers or {})
-    if kind is METHOD_NOT_ALLOWED:
+    if kind is problems.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(allowed_methods(request.app.router.routes, request.scope))
     return problem_response(request, Problem.of(kind, detail), headers)

@@ -1,9 +1,11 @@
 """`Idempotency-Key`: a call that was made before is answered as it was then, and not charged again.
 
-Source: draft-ietf-httpapi-idempotency-key-header-07. The same key with another body is refused with
-422, while the first call runs with 409. An answer that is given again says so in the header
-`Idempotency-Replayed: true`. One whose bytes are gone, or show more than the key's policy does by
-now, is computed again, free of charge, and says `Idempotency-Recomputed: true`.
+The same key with another body is refused with 422, while the first call runs with 409. An answer
+that is given again says so in the header `Idempotency-Replayed: true`. One whose bytes are gone, or
+show more than the key's policy does by now, is computed again, free of charge, on what the call was
+resolved to then, and says `Idempotency-Recomputed: true`.
+
+Source: draft-ietf-httpapi-idempotency-key-header-07.
 """
 
 from __future__ import annotations
@@ -11,39 +13,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
-from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from craft_server.api.auth import IDEMPOTENCY_KEY_HEADER, WithAdmission, caller_with, policy_for
 from craft_server.api.body import REFUSALS, read_bytes
 from craft_server.api.openapi import refuses
-from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
 from craft_server.image_sets import WrongFirstRow
-from craft_server.ledger.calls import (
-    AnswerGone,
-    Attempt,
-    Made,
-    StillRunning,
-    StoredAnswer,
-    find_record,
-    look_up,
-    recall,
-)
+from craft_server.ledger import calls
+from craft_server.ledger.calls import AnswerGone, Attempt, Made, StillRunning
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_covered
 from craft_server.ledger.keys import Caller
-from craft_server.policy import Policy
+from craft_server.policy import Policy, within
 from craft_server.problems import invalid_field
 from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
 from craft_shared.units import Units
-from craft_shared.wire import Scope
+from craft_shared.wire import Output, Scope
 
 RUN_HEADER = "Craft-Run"
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -80,22 +73,70 @@ _Run = Annotated[
 ]
 
 
+class Resolution(BaseModel):
+    """What a charged call was resolved to: all that its answer depends on beside its own bytes.
+
+    Names, aliases and image sets mean other things as time goes by, and keys' policies change. A
+    call that was charged and must be computed again is computed on what it was charged for, and
+    shows no more than the key's policy does by then.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    revision: str
+    units: Units  # that the answer takes, whoever pays for them
+    output: Output
+    prompts_per_image_set: int | None
+    rows: int | None = None  # of the image set
+    adapter: int | None = None  # id of the published version
+    abstain_below: float | None = None
+
+    def shown_by(self, policy: Policy) -> bool:
+        """Whether the policy shows an answer to the call as it was answered."""
+        return Policy(self.output, self.prompts_per_image_set).within(policy)
+
+    def check_again(self, again: Resolution) -> None:
+        """Raises AnswerGone if the call is resolved to other things now, or would show more."""
+        before, now = self._work(), again._work()
+        if changed := [name for name in before if before[name] != now[name]]:
+            raise AnswerGone(f"it was computed with another {changed[0]} than there is now")
+        if not within(again.output, self.output):
+            raise _other_policy()
+
+    def _work(self) -> Mapping[str, Any]:
+        return self.model_dump(exclude={"output", "prompts_per_image_set"})
+
+
+def output_again(first: Resolution | None, now: Output) -> Output:
+    """The level at which a call is answered: that of its `first` answer, if it had one.
+
+    Unless the key's policy shows less of it `now`.
+
+    Raises:
+        AnswerGone: it shows other things now, neither less nor more.
+    """
+    if first is None or within(now, first.output):
+        return now
+    if within(first.output, now):
+        return first.output
+    raise _other_policy()
+
+
+def _other_policy() -> AnswerGone:
+    return AnswerGone("the key's policy shows other things by now than it did show")
+
+
 @dataclass(frozen=True)
 class Call:
-    """A call that does something once, and may be charged.
-
-    Attributes:
-        attempt: under which idempotency key; None where the call has none.
-        made: the call was made and charged before, and its answer cannot be given again as it was.
-        run: what the client calls the run that the call is part of.
-    """
+    """A call that does something once, and may be charged."""
 
     request: Request
     services: Services
     caller: Caller
-    attempt: Attempt | None = None
-    made: Made | None = None
-    run: str | None = None
+    attempt: Attempt | None = None  # under an idempotency key, if the call has one
+    made: Made | None = None  # the call was made before, and cannot be answered as it was then
+    run: str | None = None  # what the client calls the run that the call is part of
 
     @cached_property
     def first(self) -> Resolution | None:
@@ -110,19 +151,9 @@ class Call:
 class Replayed(Exception):  # noqa: N818 - reads as what it is where it is caught
     """The call was made before; `answer` is what was answered."""
 
-    def __init__(self, answer: StoredAnswer) -> None:
+    def __init__(self, answer: calls.StoredAnswer) -> None:
         super().__init__()
         self.answer = answer
-
-
-def replay(answer: StoredAnswer) -> Response:
-    """The stored answer, as a response that says that it is one."""
-    return Response(
-        answer.body,
-        status_code=answer.status,
-        media_type=answer.media_type,
-        headers={REPLAYED_HEADER: "true"},
-    )
 
 
 def call_of(
@@ -150,12 +181,8 @@ def call_of(
         _key: _IdempotencyKey = None,
         _run: _Run = None,
     ) -> AsyncIterator[Call]:
-        run = _checked(
-            request,
-            RUN_HEADER,
-            _RUN,
-            "1 to 255 printable ASCII characters, a letter or digit first",
-        )
+        letters = "1 to 255 printable ASCII characters, a letter or digit first"
+        run = _checked(request, RUN_HEADER, _RUN, letters)
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
         if least is not None and caller.used_up and admission.record is None:
             try:
@@ -170,25 +197,18 @@ def call_of(
         attempt = Attempt(key, await _fingerprint(request), repeatable)
         made = None
         if admission.record is not None:
-            made = await _unless_kept(
-                services,
-                caller,
-                attempt,
-                await services.database.read(recall, admission.record, attempt.fingerprint),
-            )
+            made = await services.database.read(calls.recall, admission.record, attempt.fingerprint)
+            await _replay_if_kept(services, caller, attempt, made)
         try:
             yield Call(request, services, caller, attempt, made, run)
         except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:
-                await _unless_kept(
-                    services,
-                    caller,
-                    attempt,
-                    await services.database.read(
-                        look_up, caller.key_id, attempt.key, attempt.fingerprint
-                    ),
+                by_other = await services.database.read(
+                    calls.look_up, caller.key_id, attempt.key, attempt.fingerprint
                 )
+                if by_other is not None:
+                    await _replay_if_kept(services, caller, attempt, by_other)
             raise
 
     return read
@@ -201,28 +221,27 @@ def _check_budgets(
         check_covered(connection, caller, least, at)
     except BudgetExhausted:
         # Perhaps it is this very call, sent before, that has taken what is missing.
-        if key is None or find_record(connection, caller.key_id, key) is None:
+        if key is None or calls.find_record(connection, caller.key_id, key) is None:
             raise
 
 
-async def _unless_kept(
-    services: Services, caller: Caller, attempt: Attempt, made: Made | None
-) -> Made | None:
-    if made is None or made.answer is None:
-        return made
+async def _replay_if_kept(services: Services, caller: Caller, attempt: Attempt, made: Made) -> None:
+    """Raises Replayed if the call's answer is stored, and the key may still see it as it was."""
+    if made.answer is None:
+        return
     # Answers of calls that cannot be repeated have nothing of the model's.
-    if not attempt.repeatable or _shown(made, policy_for(services, caller)):
-        # Its first call may still wait for the disk, whoever answers first.
-        await services.database.on_disk()
-        raise Replayed(made.answer)
-    return made
-
-
-def _shown(made: Made, policy: Policy) -> bool:
-    """Whether the policy shows the answer as it was given: of what level it is, it may not know."""
-    if made.record.resolution is None:
-        return Policy().within(policy)
-    return _resolution(made).shown_by(policy)
+    if attempt.repeatable:
+        policy = policy_for(services, caller)
+        if made.record.resolution is None:
+            # Of what level the answer is, nobody knows.
+            shown = Policy().within(policy)
+        else:
+            shown = _resolution(made).shown_by(policy)
+        if not shown:
+            return
+    # Its first call may still wait for the disk, whoever answers first.
+    await services.database.on_disk()
+    raise Replayed(made.answer)
 
 
 def _resolution(made: Made) -> Resolution:
@@ -240,20 +259,14 @@ def _checked(request: Request, header: str, form: re.Pattern[str], words: str) -
 
 async def _fingerprint(request: Request) -> str:
     """SHA-256 of what makes two calls the same: method, address, what is sent and wanted."""
-    parts = [
-        request.method,
-        request.url.path,
-        request.url.query,
-        request.headers.get("content-type", ""),
-        request.headers.get("accept", ""),
-    ]
-    head = "\n".join((*parts, "")).encode()
+    url, headers = request.url, request.headers
+    sent, wanted = headers.get("content-type", ""), headers.get("accept", "")
+    digest = hashlib.sha256(
+        "\n".join((request.method, url.path, url.query, sent, wanted, "")).encode()
+    )
     body = await read_bytes(request)
-
-    def digest() -> str:
-        found = hashlib.sha256(head)
-        found.update(body)
-        return found.hexdigest()
-
-    # Of a large body it takes as long as a whole call.
-    return digest() if len(body) < _SHORT else await asyncio.to_thread(digest)
+    if len(body) < _SHORT:
+        digest.update(body)
+    else:  # it takes as long as a whole call
+        await asyncio.to_thread(digest.update, body)
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
@@ -14,23 +13,22 @@ from craft_server import image_sets
 from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
-from craft_server.api.checks import check_model
 from craft_server.api.idempotency import Call, call_of
-from craft_server.api.images import check_files, check_same_model, decode_images, digests_of
+from craft_server.api.inputs import (
+    check_files,
+    check_model,
+    check_same_model,
+    decode_images,
+    digests_of,
+)
 from craft_server.api.metering import booking, free_of_charge
 from craft_server.api.openapi import refusals, safetensors_body
-from craft_server.api.services import Services, WithServices
-from craft_server.image_sets import Features, WrongFirstRow
+from craft_server.api.services import WithServices
+from craft_server.image_sets import WrongFirstRow
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
-from craft_shared.problems import (
-    BUDGET_EXHAUSTED,
-    IMAGE_SET_NOT_FOUND,
-    INVALID_IMAGE,
-    MODEL_NOT_FOUND,
-    REVISION_MISMATCH,
-)
+from craft_shared import problems
 from craft_shared.units import Units
 from craft_shared.wire import ImageSet, ImageSetCreate, ImageUpload, ImageUploadAnswer
 
@@ -46,7 +44,7 @@ WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
     summary="Make an image set",
     response_model=ImageSet,
     openapi_extra=safetensors_body(ImageSetCreate, "none"),
-    responses=refusals(MODEL_NOT_FOUND),
+    responses=refusals(problems.MODEL_NOT_FOUND),
 )
 async def create_image_set(
     call: Annotated[Call, Depends(call_of("predict", repeatable=False))],
@@ -55,17 +53,22 @@ async def create_image_set(
     """Makes an empty image set of a model. Free."""
     services = call.services
     check_model(services, body.message.model)
-    return await free_of_charge(
-        call,
-        lambda made: json_response(made, status=201),
-        image_sets.create_image_set,
-        call.caller.owner,
-        model=services.engine.name,
-        revision=services.revision,
-    )
+
+    def create(connection: Connection) -> Response:
+        made = image_sets.create_image_set(
+            connection,
+            call.caller.owner,
+            model=services.engine.name,
+            revision=services.revision,
+        )
+        return json_response(made, status=201)
+
+    return await free_of_charge(call, create)
 
 
-@router.get("/{image_set_id}", summary="An image set", responses=refusals(IMAGE_SET_NOT_FOUND))
+@router.get(
+    "/{image_set_id}", summary="An image set", responses=refusals(problems.IMAGE_SET_NOT_FOUND)
+)
 async def get_image_set(
     services: WithServices, caller: WithPredictKey, image_set_id: ImageSetId
 ) -> ImageSet:
@@ -77,7 +80,7 @@ async def get_image_set(
     "/{image_set_id}",
     status_code=204,
     summary="Delete an image set",
-    responses=refusals(IMAGE_SET_NOT_FOUND),
+    responses=refusals(problems.IMAGE_SET_NOT_FOUND),
 )
 async def delete_image_set(
     services: WithServices, caller: WithPredictKey, image_set_id: ImageSetId
@@ -91,7 +94,12 @@ async def delete_image_set(
     "/{image_set_id}/images",
     response_model=ImageUploadAnswer,
     summary="Upload images",
-    responses=refusals(BUDGET_EXHAUSTED, IMAGE_SET_NOT_FOUND, REVISION_MISMATCH, INVALID_IMAGE),
+    responses=refusals(
+        problems.BUDGET_EXHAUSTED,
+        problems.IMAGE_SET_NOT_FOUND,
+        problems.REVISION_MISMATCH,
+        problems.INVALID_IMAGE,
+    ),
 )
 async def upload_images(
     image_set_id: ImageSetId,
@@ -106,13 +114,27 @@ async def upload_images(
     services, caller = call.services, call.caller
     image_set = await services.database.read(image_sets.get_image_set, caller.owner, image_set_id)
     check_same_model(services, image_set)
-    files = body.files or []
-    _check_chunk(services, image_set, body.message.first_row, files)
+    files, first_row = body.files or [], body.message.first_row
+    if first_row != image_set.count:
+        raise WrongFirstRow(image_set.count)
+    check_files(files)
+    allowed = services.settings.limits.images_per_set
+    if image_set.count + len(files) > allowed:
+        raise invalid_field(
+            "images",
+            f"the image set would hold {image_set.count + len(files)} images; {allowed} are "
+            "allowed",
+            "Go on in another image set.",
+        )
     digests = await asyncio.to_thread(digests_of, files)
     known = await services.database.read(
         image_sets.known_features, caller.owner, image_set, digests
     )
-    new = _first_positions(digests, known)
+    # The first position in the body of each image that is not known yet.
+    new: dict[str, int] = {}
+    for position, digest in enumerate(digests):
+        if digest not in known:
+            new.setdefault(digest, position)
     units = Units(images=len(new), requests=1)
     work = Work("images", image_set.model, image_set.revision, units, call.run)
     async with booking(call, work) as booked:
@@ -121,43 +143,18 @@ async def upload_images(
         )
         encoded = await services.engine.encode_images(images, tenant=caller.tenant)
 
-        def add(connection: Connection) -> tuple[ImageSet, Units]:
+        def add(connection: Connection) -> Response:
             grown, added = image_sets.add_rows(
                 connection,
                 caller.owner,
                 image_set_id,
-                first_row=body.message.first_row,
+                first_row=first_row,
                 digests=digests,
                 features={**known, **dict(zip(new, encoded, strict=True))},
             )
             # Another upload may have added some of them meanwhile.
-            return grown, Units(images=sum(digest in new for digest in added), requests=1)
+            spent = Units(images=sum(digest in new for digest in added), requests=1)
+            cost = booked.charge_less(connection, spent)
+            return json_response(ImageUploadAnswer(image_set=grown, cost=cost))
 
-        return await booked.settle_what_was_done(
-            lambda grown, cost: json_response(ImageUploadAnswer(image_set=grown, cost=cost)), add
-        )
-
-
-def _check_chunk(
-    services: Services, image_set: ImageSet, first_row: int, files: Sequence[bytes]
-) -> None:
-    if first_row != image_set.count:
-        raise WrongFirstRow(image_set.count)
-    limits = services.settings.limits
-    check_files(limits, files)
-    if image_set.count + len(files) > limits.images_per_set:
-        raise invalid_field(
-            "images",
-            f"the image set would hold {image_set.count + len(files)} pictures; "
-            f"{limits.images_per_set} are allowed",
-            "Go on in another image set.",
-        )
-
-
-def _first_positions(digests: Sequence[str], known: Mapping[str, Features]) -> dict[str, int]:
-    """The first position in the body of each image that is not known yet."""
-    positions: dict[str, int] = {}
-    for position, digest in enumerate(digests):
-        if digest not in known:
-            positions.setdefault(digest, position)
-    return positions
+        return await booked.settle_with(add)

@@ -13,15 +13,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import structlog
 from fastapi.responses import Response
 from prometheus_client import Counter
 from sqlalchemy import Connection
 
-from craft_server.api.idempotency import RECOMPUTED_HEADER, Call
-from craft_server.api.resolution import Resolution
+from craft_server.api.idempotency import RECOMPUTED_HEADER, Call, Resolution
 from craft_server.api.services import Services
 from craft_server.clock import now_ms
 from craft_server.database import Unavailable
@@ -29,15 +28,12 @@ from craft_server.ledger import account, calls, charges, keys
 from craft_server.ledger.calls import AnswerGone, StoredAnswer
 from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
 from craft_server.ledger.keys import Caller
-from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
+from craft_server.telemetry import REGISTRY
 from craft_server.threads import to_the_end
 from craft_shared.problems import OVERLOADED
 from craft_shared.units import Units
 from craft_shared.wire import Cost
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _SETTLED = Counter(
     "craft_charges_settled_total", "Charged calls that were answered.", registry=REGISTRY
@@ -56,70 +52,51 @@ _RECOMPUTED = Counter(
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Booking:
-    """A call that is being worked on.
+    """A call that is being worked on."""
 
-    Attributes:
-        cost: what it will have cost its caller.
-        repeated: whether the call was made and charged before: it holds a reservation of nothing.
-    """
-
-    cost: Cost
-    repeated: bool
+    cost: Cost  # what it will have cost its caller
+    repeated: bool  # it was made and charged before: it holds a reservation of nothing
     _services: Services
     _work: Work
     _reserved: Reservation
     _call_id: int | None
     _resolution: Resolution | None
+    _less: Cost | None = None
 
     async def settle(self, response: Response) -> Response:
         """Charges the call and stores its answer, both or neither."""
-        return await self.settle_with(lambda _: response, _nothing)
+        return await self.settle_with(lambda _connection: response)
 
-    async def settle_with(
-        self,
-        build: Callable[[T], Response],
-        function: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Response:
-        """Runs `function(connection, ...)`, charges the call, and stores what `build` answers.
-
-        All of it or nothing.
-        """
+    async def settle_with(self, answer: Callable[[Connection], Response]) -> Response:
+        """Charges the call and stores what `answer(connection)` did and answers: all or nothing."""
 
         def all_of_it(connection: Connection) -> Response:
-            response = build(function(connection, *args, **kwargs))
+            self._less = None
+            response = answer(connection)
             self._close(connection, response)
             return response
 
-        return await self._settled(all_of_it)
+        response = await self._services.database.write(all_of_it)
+        if self.repeated:
+            _RECOMPUTED.inc()
+            response.headers[RECOMPUTED_HEADER] = "true"
+        else:
+            _SETTLED.inc()
+        self._services.provider.worked()
+        return response
 
-    async def settle_what_was_done(
-        self,
-        build: Callable[[T, Cost], Response],
-        function: Callable[Concatenate[Connection, P], tuple[T, Units]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Response:
-        """Like `settle_with`, for units that `function` returns beside its result.
+    def charge_less(self, connection: Connection, units: Units) -> Cost:
+        """What the call costs for these units, no more than are reserved, which it then takes.
 
-        They are those that are reserved, or fewer.
+        For the `answer` of `settle_with`.
         """
+        if units != self._work.units:
+            self._less = charges.cost_of_less(connection, self._reserved, self._work.model, units)
+        return self._less or self.cost
 
-        def all_of_it(connection: Connection) -> Response:
-            result, units = function(connection, *args, **kwargs)
-            cost = None
-            if units != self._work.units:
-                cost = charges.cost_of_less(connection, self._reserved, self._work.model, units)
-            response = build(result, cost or self.cost)
-            self._close(connection, response, cost)
-            return response
-
-        return await self._settled(all_of_it)
-
-    def _close(self, connection: Connection, response: Response, cost: Cost | None = None) -> None:
+    def _close(self, connection: Connection, response: Response) -> None:
         resolution = None if self._resolution is None else self._resolution.model_dump_json()
         answer = _stored(response)
         if self.repeated:
@@ -130,19 +107,9 @@ class Booking:
         finishing = (
             [] if self._call_id is None else calls.finishing(self._call_id, answer, resolution)
         )
-        finished = charges.settle(connection, self._reserved, now_ms(), *finishing, cost=cost)
+        finished = charges.settle(connection, self._reserved, now_ms(), *finishing, cost=self._less)
         if finishing:
             calls.check_finished(finished)
-
-    async def _settled(self, all_of_it: Callable[[Connection], Response]) -> Response:
-        response = await self._services.database.write(all_of_it)
-        if self.repeated:
-            _RECOMPUTED.inc()
-            response.headers[RECOMPUTED_HEADER] = "true"
-        else:
-            _SETTLED.inc()
-        self._services.provider.worked()
-        return response
 
     async def refund(self, *, given_up: bool = False) -> None:
         """Refunds what is reserved, unless the call was settled.
@@ -210,17 +177,11 @@ async def booking(
             raise
 
 
-async def free_of_charge(
-    call: Call,
-    build: Callable[[T], Response],
-    function: Callable[Concatenate[Connection, P], T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> Response:
-    """Runs `function(connection, ...)` for a call that costs nothing, and stores its answer."""
+async def free_of_charge(call: Call, answer: Callable[[Connection], Response]) -> Response:
+    """Runs `answer(connection)` for a call that costs nothing, and stores what it answers."""
 
     def all_of_it(connection: Connection) -> Response:
-        response = build(function(connection, *args, **kwargs))
+        response = answer(connection)
         remember(connection, call, response)
         return response
 
@@ -262,10 +223,6 @@ def _refund(
     elif not given_up:
         calls.abandon_anew(connection, call_id)
     return True
-
-
-def _nothing(_connection: Connection) -> None:
-    pass
 
 
 def _stored(response: Response) -> StoredAnswer:

@@ -21,8 +21,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from craft_server.measurements import REGISTRY
 from craft_server.problems import ProblemError
+from craft_server.telemetry import REGISTRY
 from craft_shared import codec
 from craft_shared.problems import BODY_TOO_LARGE, OVERLOADED, RATE_LIMITED
 from craft_shared.wire import Limits
@@ -68,7 +68,7 @@ _log = structlog.get_logger()
 
 
 class Middleware:
-    """Passes on what is not HTTP; `call` is a call's way."""
+    """Passes on what is not HTTP; `_call` is a call's way."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -76,12 +76,11 @@ class Middleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
         if scope["type"] == "http":
-            await self.call(scope, receive, send)
+            await self._call(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One HTTP call."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
 
 
@@ -100,8 +99,7 @@ class CallMiddleware(Middleware):
         super().__init__(app)
         self._closing = closing
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -150,8 +148,7 @@ class CompressionMiddleware(Middleware):
     Sources: RFC 8878 (zstd), RFC 9110, sections 8.4 and 12.5.3 (codings and who accepts them).
     """
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         wanted = accepts(", ".join(Headers(scope=scope).getlist("accept-encoding")), ZSTD)
         start: Message | None = None
 
@@ -231,8 +228,7 @@ class BodyGateMiddleware(Middleware):
         self._limits = limits
         self._gate = gate
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         most: int | None = None
         key_id: int | None = None
         received = 0
@@ -242,7 +238,8 @@ class BodyGateMiddleware(Middleware):
             if most is None:
                 headers, state = Headers(scope=scope), scope.get("state", {})
                 most, key_id = self._most(headers, state), state.get(KEY_ID)
-                announced = _announced(headers)
+                length = headers.get("content-length", "")
+                announced = int(length[:20]) if length.isascii() and length.isdecimal() else 0
                 _check_size(announced, most)
                 self._gate.check(key_id, announced)
             message = await receive()
@@ -275,8 +272,7 @@ class HangUpMiddleware(Middleware):
     answer.
     """
 
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch: asyncio.Task[Message] | None = None
         answering = hung_up = False
 
@@ -332,13 +328,9 @@ def accepts(header: str, choice: str) -> bool:
     for item in header.split(","):
         value, *parameters = (part.strip().lower() for part in item.split(";"))
         if value == choice:
-            return not any(_is_zero_weight(parameter) for parameter in parameters)
+            weights = (parameter.partition("=") for parameter in parameters)
+            return not any(name.strip() == "q" and not w.strip(" 0.") for name, _, w in weights)
     return False
-
-
-def _is_zero_weight(parameter: str) -> bool:
-    name, _, value = parameter.partition("=")
-    return name.strip() == "q" and value.strip(" 0.") == ""
 
 
 def _is_large(start: Message, message: Message) -> bool:
@@ -361,11 +353,6 @@ async def _compressed(start: Message, message: Message) -> Message:
     headers["Content-Encoding"] = ZSTD
     headers["Content-Length"] = str(len(body))
     return {**message, "body": body}
-
-
-def _announced(headers: Headers) -> int:
-    length = headers.get("content-length", "")
-    return int(length[:20]) if length.isascii() and length.isdecimal() else 0
 
 
 def _check_size(size: int, most: int) -> None:

@@ -53,41 +53,36 @@ _TAGS = {
     "administration": "Keys, budgets, prices and usage, for keys with the scope `admin`.",
     "health": "For operators and load balancers.",
 }
-# Name, description, example.
-_HEADERS = (
-    (
-        "X-Request-Id",
+# Description and example.
+_HEADERS = {
+    "X-Request-Id": (
         "Names the call in the provider's log: the client's own id, if it sent one in this header "
         "(1 to 64 letters, digits and `._-`), or a new one.",
         "6aed9acb32c74bc1956c48b2c9453bd8",
     ),
-    (
-        "RateLimit-Policy",
+    "RateLimit-Policy": (
         "The key's limits a minute, if it has any (draft-ietf-httpapi-ratelimit-headers).",
         '"requests";q=600;w=60',
     ),
-    ("RateLimit", "What is left of them, and for how many seconds.", '"requests";r=599;t=60'),
-    ("Retry-After", "Seconds to wait; missing where waiting would not help.", "5"),
-    ("WWW-Authenticate", "The authentication scheme.", "Bearer"),
-    (
-        "Idempotency-Replayed",
+    "RateLimit": ("What is left of them, and for how many seconds.", '"requests";r=599;t=60'),
+    "Retry-After": ("Seconds to wait; missing where waiting would not help.", "5"),
+    "WWW-Authenticate": ("The authentication scheme.", "Bearer"),
+    "Idempotency-Replayed": (
         "`true` if an earlier call under the same Idempotency-Key made the answer. It is not "
         "charged again.",
         "true",
     ),
-    (
-        "Idempotency-Recomputed",
+    "Idempotency-Recomputed": (
         "`true` if that answer's bytes were gone, so that it was computed again, free of charge.",
         "true",
     ),
-    (
-        "Content-Encoding",
+    "Content-Encoding": (
         "`zstd` if the answer is over 64 KiB and `Accept-Encoding` names that.",
         "zstd",
     ),
-    ("Vary", "Request headers that the answer's bytes depend on.", "Accept-Encoding"),
-    ("Cache-Control", "How long the answer may be cached.", "no-store"),
-)
+    "Vary": ("Request headers that the answer's bytes depend on.", "Accept-Encoding"),
+    "Cache-Control": ("How long the answer may be cached.", "no-store"),
+}
 _HEADER_OF = {
     problems.UNAUTHENTICATED: "WWW-Authenticate",
     problems.RATE_LIMITED: "Retry-After",
@@ -102,7 +97,7 @@ _PROBLEM_EXAMPLES = {
     "unauthenticated": "the key is unknown, expired or revoked",
     "forbidden": "the call needs a key with the scope 'publish'",
     "budget-exhausted": "this call needs 40 queries and 12 are left",
-    "prompt-limit-reached": "510 of 512 different prompts have been asked about these pictures, "
+    "prompt-limit-reached": "510 of 512 different prompts have been asked about these images, "
     "and this call asks 32 more",
     "not-found": "there is no key with this prefix",
     "model-not-found": "this server hosts no model 'RN50'",
@@ -119,7 +114,7 @@ _PROBLEM_EXAMPLES = {
     "unsupported-media-type": "the content type is 'text/plain'; this call takes application/json "
     "or application/x-safetensors",
     "invalid-request": "top_k: 12; there are 10 classes",
-    "invalid-image": "1 pictures are not base64",
+    "invalid-image": "1 images are not base64",
     "answer-gone": "the answer to this call cannot be had any more: it has been computed anew 8 "
     "times already",
     "idempotency-key-reused": "a call with another address or body was made under this "
@@ -137,7 +132,7 @@ _FIELD_ERRORS = {
     problems.INVALID_IMAGE: FieldError(
         field="images[3]",
         message="this is not base64",
-        remedy="Send the picture file's bytes as a base64 string.",
+        remedy="Send the image file's bytes as a base64 string.",
     ),
 }
 _TENSORS = {
@@ -259,10 +254,10 @@ def _document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
         for path in document["paths"].values()
         for operation in path.values()
     }
+    routes = (route for router in routers for route in router.routes)
     operations = [
         (described[route.name], list(_marks(route.dependant)))
-        for router in routers
-        for route in router.routes
+        for route in routes
         if isinstance(route, APIRoute)
     ]
     bodies = {mark["takes"] for _, marks in operations for mark in marks if "takes" in mark}
@@ -279,12 +274,11 @@ def _document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
         ],
         ref_template=_REF,
     )
-    for name, schema in definitions["$defs"].items():
-        schemas.setdefault(name, schema)
+    components["schemas"] = schemas = {**definitions["$defs"], **schemas}
     schemas["AdapterConfig"]["examples"] = [_example(schemas["AdapterConfig"], schemas)]
     components["headers"] = {
         name: {"description": words, "schema": {"type": "string"}, "example": example}
-        for name, words, example in _HEADERS
+        for name, (words, example) in _HEADERS.items()
     }
     components["examples"] = {
         kind.slug: {"summary": kind.title, "value": _problem(kind)}

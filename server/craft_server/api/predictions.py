@@ -1,12 +1,24 @@
-"""`GET /v1/models`: what the server hosts. `POST /v1/predictions`: prompts x images x classes."""
+"""Predictions: prompts x images x classes, or an adapter's of images; and what the server hosts.
+
+The console tries adapters by the same function, `predict`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+import numpy as np
+from fastapi import APIRouter, Depends, Path
 from fastapi.responses import Response
+from numpy.typing import NDArray
+from sqlalchemy import Connection
 
+from craft_server.adapters import registry, sharing
+from craft_server.adapters.registry import Publication, ServableAdapter
+from craft_server.api.addresses import ADAPTER_OF_CALL
 from craft_server.api.answers import (
     answer_of_parts,
     check_answer_size,
@@ -16,42 +28,68 @@ from craft_server.api.answers import (
 )
 from craft_server.api.auth import WithCaller, policy_for, use_rate
 from craft_server.api.body import Body, body_of
-from craft_server.api.checks import (
+from craft_server.api.idempotency import Call, Resolution, call_of
+from craft_server.api.inputs import (
     check_model,
     check_prompts,
+    check_revision,
     counted_prompts,
+    load_images,
+    select_images,
 )
-from craft_server.api.idempotency import Call, call_of
-from craft_server.api.images import load_images, select_images
 from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
-from craft_server.api.resolution import Resolution
 from craft_server.api.services import Services, WithServices
-from craft_server.image_sets import NoSuchImageSet
+from craft_server.engine import Prompts
+from craft_server.image_sets import Features, NoSuchImageSet
 from craft_server.ledger.charges import Work
-from craft_server.problems import ProblemError
+from craft_server.policy import answerable, noisy
+from craft_server.problems import ProblemError, invalid_field
+from craft_shared import problems, wire
+from craft_shared.codec import Tensors
 from craft_shared.counting import prediction_units
-from craft_shared.problems import (
-    ANSWER_GONE,
-    BUDGET_EXHAUSTED,
-    IMAGE_SET_NOT_FOUND,
-    INVALID_IMAGE,
-    MODEL_NOT_FOUND,
-    PROMPT_LIMIT_REACHED,
-    REVISION_MISMATCH,
-)
-from craft_shared.wire import (
-    ModelCard,
-    ModelList,
-    PredictionAnswer,
-    PredictionRequest,
-    ProviderProfile,
-)
-
-router = APIRouter()
+from craft_shared.head import log_softmax
+from craft_shared.problems import ProblemType
 
 # One prompt's prediction of one image and one class.
 _LEAST = prediction_units(1, 1, texts=1)
+_SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
+
+router = APIRouter()
+adapters_router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+
+def _refusals(not_found: ProblemType) -> dict[int | str, dict[str, Any]]:
+    return refusals(
+        problems.BUDGET_EXHAUSTED,
+        not_found,
+        problems.IMAGE_SET_NOT_FOUND,
+        problems.REVISION_MISMATCH,
+        problems.INVALID_IMAGE,
+        problems.PROMPT_LIMIT_REACHED,
+        problems.ANSWER_GONE,
+    )
+
+
+@router.get("/v1/models", tags=["models"], summary="The hosted models")
+async def list_models(services: WithServices, caller: WithCaller) -> wire.ModelList:
+    """The models, their limits, and what this key may receive. Free."""
+    engine, policy, profile = services.engine, policy_for(services, caller), None
+    if (simulated := services.provider.profile) is not None:
+        profile = wire.ProviderProfile(
+            name=simulated.name, version=simulated.version, digest=simulated.digest
+        )
+    card = wire.ModelCard(
+        name=engine.name,
+        revision=services.revision,
+        image_size=engine.image_size,
+        limits=services.settings.limits,
+        outputs=[policy.output.level],
+        output=policy.output,
+        prompts_per_image_set=policy.prompts_per_image_set,
+        profile=profile,
+    )
+    return wire.ModelList(models=[card])
 
 
 @router.post(
@@ -60,21 +98,13 @@ _LEAST = prediction_units(1, 1, texts=1)
     summary="Score prompts",
     response_class=Response,
     responses={
-        **tensor_answer(PredictionAnswer, "[prompts, images, {}]"),
-        **refusals(
-            BUDGET_EXHAUSTED,
-            MODEL_NOT_FOUND,
-            IMAGE_SET_NOT_FOUND,
-            REVISION_MISMATCH,
-            INVALID_IMAGE,
-            PROMPT_LIMIT_REACHED,
-            ANSWER_GONE,
-        ),
+        **tensor_answer(wire.PredictionAnswer, "[prompts, images, {}]"),
+        **_refusals(problems.MODEL_NOT_FOUND),
     },
 )
 async def create_prediction(
     call: Annotated[Call, Depends(call_of("predict", repeatable=True, least=_LEAST))],
-    body: Annotated[Body[PredictionRequest], Depends(body_of(PredictionRequest))],
+    body: Annotated[Body[wire.PredictionRequest], Depends(body_of(wire.PredictionRequest))],
 ) -> Response:
     """Scores P prompts on N images over C classes.
 
@@ -86,38 +116,28 @@ async def create_prediction(
     image in the body, one of `requests`; with `top_k` as without.
     """
     message, services, caller = body.message, call.services, call.caller
+    classes, engine, revision = message.classes, services.engine, services.revision
     check_model(services, message.model)
     policy = policy_for(services, caller)
-    output = checked_output(call, policy, message.top_k, len(message.classes))
+    output = checked_output(call, policy, message.top_k, len(classes))
     prompts = counted_prompts(
-        services,
-        classes=message.classes,
-        templates=message.templates,
-        context=message.context,
-        codes=body.codes,
+        services.settings.limits, classes, message.templates, message.context, body.codes
     )
-    engine, revision, count = services.engine, services.revision, prompts.count
     try:
         selection = await select_images(call, message, body.files)
-        check_answer_size(
-            call,
-            rows=count * selection.count,
-            classes=len(message.classes),
-            output=output,
-            dtype=message.dtype,
-            field=selection.field,
-        )
+        rows = prompts.count * selection.count
+        check_answer_size(call, rows, len(classes), output, message.dtype, selection.field)
     except (ProblemError, NoSuchImageSet):
         if call.made is not None:
             raise
         # Prompts are named first, whatever else is wrong; to read them a budget must cover them.
-        units = prediction_units(count, 0, texts=len(message.classes))
+        units = prediction_units(prompts.count, 0, texts=len(classes))
         work = Work("predictions", engine.name, revision, units, call.run)
         async with booking(call, work):
-            await check_prompts(call, prompts, message.classes)
+            await check_prompts(call, prompts, classes)
             raise
     units = prediction_units(
-        count, selection.count, texts=len(message.classes), sent=len(selection.files)
+        prompts.count, selection.count, texts=len(classes), sent=len(selection.files)
     )
     await use_rate(call.request, services, caller, "predictions", units.predictions)
     resolution = Resolution(
@@ -130,58 +150,208 @@ async def create_prediction(
     )
     work = Work("predictions", engine.name, revision, units, call.run)
     async with booking(call, work, resolution) as booked:
-        await check_prompts(call, prompts, message.classes)
+        await check_prompts(call, prompts, classes)
         images = await load_images(call, selection)
-        noise = await noise_of(
-            call,
-            policy,
-            output,
-            prompts=prompts,
-            classes=message.classes,
-            selection=selection,
-        )
+        noise = await noise_of(call, policy, output, prompts, classes, selection)
         image_features = await images.features(call)
-        text_features = await engine.encode_prompts(prompts, message.classes, tenant=caller.tenant)
+        text_features = await engine.encode_prompts(prompts, classes, tenant=caller.tenant)
         if output.whole and noise is None:
-            tensors = {
-                "log_probs": await engine.score(
-                    image_features, text_features, message.dtype, tenant=caller.tenant
-                )
-            }
+            scores = await engine.score(
+                image_features, text_features, message.dtype, tenant=caller.tenant
+            )
+            tensors = {"log_probs": scores}
         else:
             tensors = await answer_of_parts(
                 engine.score_parts(image_features, text_features, tenant=caller.tenant),
                 output,
                 noise,
-                prompts=len(text_features),
-                images=len(image_features),
+                prompts=prompts.count,
+                images=selection.count,
                 dtype=message.dtype,
             )
-        document = PredictionAnswer(
+        document = wire.PredictionAnswer(
             model=engine.name, revision=revision, cost=booked.cost, output=output
         )
         return await booked.settle(await tensor_response(call.request, document, tensors))
 
 
-@router.get("/v1/models", tags=["models"], summary="The hosted models")
-async def list_models(services: WithServices, caller: WithCaller) -> ModelList:
-    """The models, their limits, and what this key may receive. Free."""
-    engine, policy = services.engine, policy_for(services, caller)
-    card = ModelCard(
-        name=engine.name,
-        revision=services.revision,
-        image_size=engine.image_size,
-        limits=services.settings.limits,
-        outputs=[policy.output.level],
-        output=policy.output,
-        prompts_per_image_set=policy.prompts_per_image_set,
-        profile=_profile_of(services),
+@adapters_router.post(
+    f"{ADAPTER_OF_CALL}/predictions",
+    summary="Predict with an adapter",
+    response_class=Response,
+    responses={
+        **tensor_answer(wire.AdapterPredictionAnswer, "float32 [images, {}]"),
+        **_refusals(problems.ADAPTER_NOT_FOUND),
+    },
+)
+async def create_adapter_prediction(
+    call: Annotated[Call, Depends(call_of("predict", repeatable=True))],
+    name: Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")],
+    body: Annotated[
+        Body[wire.AdapterPredictionRequest], Depends(body_of(wire.AdapterPredictionRequest))
+    ],
+) -> Response:
+    """Classifies images with an adapter of P prompts.
+
+    The answer shows what the caller's policy allows, and says so in `output`. With `top_k` it holds
+    of each image that many classes at most: the most probable ones, their numbers the same as in
+    the whole answer. With a threshold it says of which images the adapter does not know what they
+    are, unless the answer has no numbers.
+
+    Charged, to the caller unless the adapter's publisher pays: P of `queries`, P x N of
+    `predictions`, one of `images` for each image in the body, one of `requests`; with `top_k` as
+    without. The adapter's texts were charged when it was published.
+    """
+
+    async def respond(prediction: AdapterPrediction) -> Response:
+        card = prediction.card
+        document = wire.AdapterPredictionAnswer(
+            adapter=card.name,
+            version=card.version,
+            classes=card.classes,
+            cost=prediction.cost,
+            output=prediction.output,
+        )
+        return await tensor_response(call.request, document, prediction.tuned)
+
+    return await predict(call, name, body, respond)
+
+
+@dataclass(frozen=True)
+class AdapterPrediction:
+    """What an adapter says of N images, as far as the caller may see it.
+
+    `untuned` is what the plain prompt says over the class names alone, if that was wanted.
+    """
+
+    card: wire.AdapterCard
+    output: wire.Output
+    tuned: Tensors
+    untuned: Tensors
+    cost: wire.Cost
+
+
+async def predict(
+    call: Call,
+    name: str,
+    body: Body[wire.AdapterPredictionRequest],
+    respond: Callable[[AdapterPrediction], Awaitable[Response]],
+    *,
+    untuned: bool = False,
+) -> Response:
+    """Classifies images with the adapter, charges it, and answers what `respond` makes of it.
+
+    With `untuned` it shows what the plain prompt, the adapter's first, says too. If `respond`
+    raises, the call is refunded.
+
+    Raises:
+        NoSuchAdapter: there is none that the caller may use.
+        ProblemError: its model is not hosted, or the message or an image cannot be used.
+        BudgetExhausted: the payer's budgets do not cover it; nothing was charged.
+    """
+    services, caller, first, message = call.services, call.caller, call.first, body.message
+    publication = await services.database.read(
+        registry.resolve, caller, name, None if first is None else first.adapter
     )
-    return ModelList(models=[card])
+    card = publication.card
+    check_revision(services, card.model, card.revision)
+    policy = policy_for(services, caller)
+    output = checked_output(call, policy, message.top_k, len(card.classes))
+    if output.level == "label" and message.abstain_below is not None:
+        raise invalid_field(
+            "abstain_below",
+            "the answer has no probabilities, by the key's policy",
+            "Leave it out.",
+        )
+    selection = await select_images(call, message, body.files)
+    check_answer_size(call, selection.count, len(card.classes), output, "float32", selection.field)
+    units = prediction_units(card.prompts, selection.count, sent=len(selection.files))
+    await use_rate(call.request, services, caller, "predictions", units.predictions)
+    abstain_below = card.abstain_below if first is None else first.abstain_below
+    if message.abstain_below is not None:
+        abstain_below = message.abstain_below
+    resolution = Resolution(
+        model=card.model,
+        revision=card.revision,
+        units=units,
+        output=output,
+        prompts_per_image_set=policy.prompts_per_image_set,
+        rows=selection.resolved,
+        adapter=publication.id,
+        abstain_below=abstain_below,
+    )
+    work = Work("adapter-predictions", card.model, card.revision, units, call.run)
+    async with booking(call, work, resolution, publication.payer_key_id) as booked:
+        images = await load_images(call, selection)
+        servable = await load(services, publication)
+        config = servable.adapter.config
+        prompts = Prompts(tuple(config.templates), config.context, servable.adapter.codes)
+        # They are the caller's choice if the adapter is its owner's.
+        chosen = card.owner == caller.owner
+        noise = await noise_of(
+            call, policy, output, prompts, config.scored, selection, counted=chosen
+        )
+        features = await images.features(call)
+
+        def shown(log_probs: NDArray[np.float32], columns: slice) -> tuple[Tensors, Tensors]:
+            added = None if noise is None else noise.at(slice(None), columns)
+            log_probs = noisy(log_probs, added)
+            tuned = answerable(servable.adapter.refined(log_probs), output)
+            if abstain_below is not None and output.level != "label":
+                tuned["abstained"] = _abstained(tuned, abstain_below)
+            if not untuned:
+                return tuned, {}
+            plain = log_softmax(log_probs[0, :, : len(config.classes)])
+            return tuned, answerable(plain, output)
+
+        parts = [
+            await asyncio.to_thread(shown, *part)
+            async for part in _scores(call, servable, features)
+        ]
+        prediction = AdapterPrediction(
+            card,
+            output,
+            _concatenated([tuned for tuned, _ in parts]),
+            _concatenated([plain for _, plain in parts]),
+            booked.cost,
+        )
+        response = await respond(prediction)
+
+        def answer(connection: Connection) -> Response:
+            if not booked.repeated:
+                sharing.count_use(connection, publication.id, units)
+            return response
+
+        return await booked.settle_with(answer)
 
 
-def _profile_of(services: Services) -> ProviderProfile | None:
-    profile = services.provider.profile
-    if profile is None:
-        return None
-    return ProviderProfile(name=profile.name, version=profile.version, digest=profile.digest)
+async def load(services: Services, publication: Publication) -> ServableAdapter:
+    """The version as it is served; cached."""
+    servable = services.adapters.get(publication.id)
+    if servable is None:
+        content = await services.database.read(registry.read_content, publication.id)
+        servable = await asyncio.to_thread(registry.servable, *content)
+        services.adapters.put(publication.id, servable)
+    return servable
+
+
+async def _scores(
+    call: Call, servable: ServableAdapter, features: Features
+) -> AsyncIterator[tuple[NDArray[np.float32], slice]]:
+    """Log-probabilities [P, n, C + M] of some images at a time, and which images they are."""
+    engine, texts = call.services.engine, servable.text_features
+    step = max(1, _SCORES_AT_ONCE // (texts.shape[0] * texts.shape[1]))
+    for start in range(0, len(features), step):
+        images = slice(start, start + step)
+        yield await engine.score(features[images], texts, tenant=call.caller.tenant), images
+
+
+def _abstained(tensors: Tensors, below: float) -> NDArray[np.uint8]:
+    # By what is answered: a threshold must not find out more.
+    probs = tensors["probs"] if "probs" in tensors else np.exp(tensors["log_probs"])
+    best: NDArray[np.float32] = probs.max(axis=-1)
+    return (best < below).astype(np.uint8)
+
+
+def _concatenated(parts: Sequence[Tensors]) -> Tensors:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

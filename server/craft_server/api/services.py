@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from craft_server.adapters import ServableAdapter
+from craft_server.adapters.registry import ServableAdapter
 from craft_server.byte_cache import ByteCache
 from craft_server.database import Database
 from craft_server.engine import HostedModel
@@ -19,7 +19,7 @@ from craft_server.lease import Lease
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import Receipts
 from craft_server.settings import Settings
-from craft_server.simulate import Provider
+from craft_server.simulate.provider import Provider
 
 
 class Drain:
@@ -60,14 +60,7 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one server.
-
-    Attributes:
-        features: image sets' features by id and count; used on the event loop.
-        noise_secret: from which noise in answers is drawn.
-        adapters: parsed adapters by their row's id; used on the event loop.
-        provider: that is simulated, or one that does nothing.
-    """
+    """The parts of one server."""
 
     settings: Settings
     engine: HostedModel
@@ -77,10 +70,11 @@ class Services:
     receipts: Receipts
     in_flight: InFlight
     drain: Drain
-    noise_secret: bytes
-    features: ByteCache[tuple[str, int], Features]
-    adapters: ByteCache[int, ServableAdapter]
-    provider: Provider
+    noise_secret: bytes  # from which noise in answers is drawn
+    # Both are used on the event loop.
+    features: ByteCache[tuple[str, int], Features]  # of image sets, by id and count
+    adapters: ByteCache[int, ServableAdapter]  # by their row's id
+    provider: Provider  # that is simulated, or one that does nothing
 
     @property
     def revision(self) -> str:

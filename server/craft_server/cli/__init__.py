@@ -72,12 +72,11 @@ def root(
         print_lines(WELCOME.rstrip().split("\n"))
 
 
-_HOST = "Host a model"
 _LEDGER = "Keys and the ledger"
 _SETUP = "Settings and deployment"
 
-serve.register(app, _HOST)
-plan.register(app, _SETUP)
+app.add_typer(serve.app)
+app.add_typer(plan.app)
 app.add_typer(setup.deploy, name="deploy", rich_help_panel=_SETUP)
 app.add_typer(setup.config, name="config", rich_help_panel=_SETUP)
 app.add_typer(keys.app, name="keys", rich_help_panel=_LEDGER)

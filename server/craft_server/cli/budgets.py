@@ -6,31 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import reading, writing
-from craft_server.cli.options import (
-    AnyPrefix,
-    AsJson,
-    BudgetWindow,
-    CostMicros,
-    DatabaseUrl,
-    DataDir,
-    Images,
-    Predictions,
-    Queries,
-    Requests,
-    Team,
-    Texts,
-    amounts_of,
-    checked,
-    examples,
-)
-from craft_server.cli.output import misuse, print_budgets
+from craft_server.cli.options import amounts_of, checked, examples
+from craft_server.cli.output import misuse, note, print_json, print_table
 from craft_shared.amounts import MAX_AMOUNT, Measure
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from craft_server.ledger import administration
+    from craft_shared.wire import Budget
 
 app = typer.Typer(
     help="Show, set and top up keys' and teams' budgets.",
@@ -45,11 +31,11 @@ app = typer.Typer(
     )
 )
 def show(
-    prefix: AnyPrefix = None,
-    team: Team = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Show the budgets that bound a key, its own and its team's, or a team's."""
     from craft_server.clock import now_ms
@@ -58,7 +44,7 @@ def show(
     with reading(data_dir, database_url) as connection:
         holder = _holder(connection, prefix, team)
         budgets = administration.show_budgets(connection, holder, now_ms())
-    print_budgets(budgets, json_output)
+    _print(budgets, json_output)
 
 
 @app.command(
@@ -71,12 +57,12 @@ def show(
 def set_(
     unit: Annotated[Measure, typer.Option(help="What is bounded.")],
     limit: Annotated[int, typer.Option(min=0, max=MAX_AMOUNT, help="The most in one window.")],
-    prefix: AnyPrefix = None,
-    team: Team = None,
-    window: BudgetWindow = "lifetime",
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    window: options.BudgetWindow = "lifetime",
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Set a budget, or change its limit; it counts from when it is first set."""
     from craft_server.clock import now_ms
@@ -89,7 +75,7 @@ def set_(
         holder = _holder(connection, prefix, team)
         administration.set_budgets(connection, holder, [wanted], at)
         budgets = administration.show_budgets(connection, holder, at)
-    print_budgets(budgets, json_output)
+    _print(budgets, json_output)
 
 
 @app.command(
@@ -99,18 +85,18 @@ def set_(
     )
 )
 def top_up(
-    prefix: AnyPrefix = None,
-    team: Team = None,
-    window: BudgetWindow = "lifetime",
-    queries: Queries = None,
-    predictions: Predictions = None,
-    images: Images = None,
-    texts: Texts = None,
-    requests: Requests = None,
-    cost_micros: CostMicros = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    window: options.BudgetWindow = "lifetime",
+    queries: options.Queries = None,
+    predictions: options.Predictions = None,
+    images: options.Images = None,
+    texts: options.Texts = None,
+    requests: options.Requests = None,
+    cost_micros: options.CostMicros = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Add to the limits of budgets."""
     from craft_server.clock import now_ms
@@ -128,7 +114,7 @@ def top_up(
         holder = _holder(connection, prefix, team)
         administration.top_up(connection, holder, wanted)
         budgets = administration.show_budgets(connection, holder, now_ms())
-    print_budgets(budgets, json_output)
+    _print(budgets, json_output)
 
 
 def _holder(
@@ -141,3 +127,21 @@ def _holder(
     if team is not None:
         return administration.team_holder(connection, team)
     return administration.key_holder(connection, prefix or "")
+
+
+def _print(budgets: list[Budget], json_output: bool) -> None:
+    if json_output:
+        print_json([budget.model_dump() for budget in budgets])
+        return
+    print_table(
+        ["of", "unit", "window", "limit", "spent", "reserved", "remaining", "resets at"],
+        [
+            [
+                *(budget.of, budget.unit, budget.window, budget.limit, budget.spent),
+                *(budget.reserved, budget.remaining, budget.resets_at or "never"),
+            ]
+            for budget in budgets
+        ],
+    )
+    if not budgets:
+        note("No budget: nothing is bounded.")

@@ -10,24 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import reading, writing
-from craft_server.cli.options import (
-    AsJson,
-    CostMicros,
-    DatabaseUrl,
-    DataDir,
-    Images,
-    Predictions,
-    Prefix,
-    Queries,
-    Requests,
-    Texts,
-    amounts_of,
-    checked,
-    complete_models,
-    duration_ms,
-    examples,
-)
+from craft_server.cli.options import amounts_of, checked, complete_models, duration_ms, examples
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
 
@@ -96,12 +81,12 @@ def create(
     requests_per_minute: PerMinute = None,
     predictions_per_minute: PredictionsPerMinute = None,
     concurrency: Concurrency = None,
-    queries: Queries = None,
-    predictions: Predictions = None,
-    images: Images = None,
-    texts: Texts = None,
-    requests: Requests = None,
-    cost_micros: CostMicros = None,
+    queries: options.Queries = None,
+    predictions: options.Predictions = None,
+    images: options.Images = None,
+    texts: options.Texts = None,
+    requests: options.Requests = None,
+    cost_micros: options.CostMicros = None,
     level: Level = None,
     k: K = None,
     decimals: Decimals = None,
@@ -115,9 +100,9 @@ def create(
             "where the file is already, no key is made.",
         ),
     ] = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Make a key and print it, this once. Units without a (lifetime) budget are not bounded."""
     from craft_server.clock import now_ms
@@ -155,15 +140,15 @@ def create(
         made = administration.create(connection, wanted, at)
         if key_file is not None and made.key is not None:
             _write_key(key_file, made.key)
+    card = {**made.card.model_dump(), "budgets": limits}
     if key_file is not None:
         if json_output:
-            card = made.card.model_dump()
-            print_json({"key_file": str(key_file), "made": True, **card, "budgets": limits})
+            print_json({"key_file": str(key_file), "made": True, **card})
         else:
             note(f"Key {made.prefix} of {made.card.owner} is in '{key_file}'.")
         return
     if json_output:
-        print_json({"key": made.key, **made.card.model_dump(), "budgets": limits})
+        print_json({"key": made.key, **card})
         return
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     note(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
@@ -186,7 +171,7 @@ def _write_key(file: Path, key: str) -> None:
     )
 )
 def policy(
-    prefix: Prefix,
+    prefix: options.Prefix,
     model: Annotated[
         str | None,
         typer.Option(
@@ -198,9 +183,9 @@ def policy(
     decimals: Decimals = None,
     noise: Noise = None,
     prompts_per_image_set: PromptLimit = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Set what a key's answers may show, from its next call on; without options, say what it is."""
     from craft_server.ledger import administration
@@ -232,8 +217,8 @@ def _policies(
     """The policy that options name; none where they name nothing."""
     from craft_shared.wire import KeyPolicy, Output
 
-    options = (level, k, decimals, noise, prompts_per_image_set, model)
-    if all(option is None for option in options):
+    given = (level, k, decimals, noise, prompts_per_image_set, model)
+    if all(option is None for option in given):
         return []
     output = checked(Output, level=level or "log_probs", k=k, decimals=decimals, noise=noise or 0.0)
     limit = prompts_per_image_set
@@ -242,7 +227,9 @@ def _policies(
 
 @app.command("list", epilog=examples("craft-server keys list", "craft-server keys list --json"))
 def list_(
-    json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """List all keys, without their secrets."""
     from craft_server.ledger import keys
@@ -270,11 +257,11 @@ def list_(
     )
 )
 def rotate(
-    prefix: Prefix,
+    prefix: options.Prefix,
     overlap: Annotated[str, typer.Option(help="For how long old secrets still work.")] = "24h",
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Give a key a new secret and print it, this once; the old ones end after the overlap."""
     from craft_server.clock import now_ms, rfc3339
@@ -298,10 +285,10 @@ def rotate(
     epilog=examples("craft-server keys revoke abcd1234", "craft-server keys revoke abcd1234 --json")
 )
 def revoke(
-    prefix: Prefix,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    prefix: options.Prefix,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Make a key useless from now on, all its secrets."""
     from craft_server.clock import now_ms

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.options import (
     UNIT_WORDS,
-    AsJson,
-    DatabaseUrl,
-    DataDir,
     checked,
     complete_models,
     examples,
@@ -132,9 +130,9 @@ def set_prices(
     images: Annotated[int | None, _price_option("images")] = None,
     texts: Annotated[int | None, _price_option("texts")] = None,
     requests: Annotated[int | None, _price_option("requests")] = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Set the micros that one unit costs from now on; other units keep their price."""
     from craft_server.ledger import prices as of_ledger
@@ -158,7 +156,9 @@ def set_prices(
     "list", epilog=examples("craft-server prices list", "craft-server prices list --json")
 )
 def list_prices(
-    json_output: AsJson = False, data_dir: DataDir = None, database_url: DatabaseUrl = None
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """List the prices of all models."""
     from craft_server.ledger import prices as of_ledger
@@ -209,8 +209,8 @@ def export_usage(
     until: Annotated[
         str | None, typer.Option(help="Calls made before this time (RFC 3339).")
     ] = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Write all lines of the ledger to stdout, row by row; refunded ones charge nothing."""
     from craft_server.ledger import exports
@@ -238,9 +238,9 @@ backups = typer.Typer(
 )
 def backup(
     file: Annotated[Path, typer.Argument(help="The copy, which must not exist.")],
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Copy the SQLite database into one file, while servers use it."""
     from craft_server import backup as copies
@@ -262,9 +262,9 @@ def backup(
 )
 def restore(
     file: Annotated[Path, typer.Argument(help="A copy made by 'craft-server ledger backup'.")],
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Make the database from a copy, where there is none; what was reserved in it is given back."""
     from craft_server import backup as copies

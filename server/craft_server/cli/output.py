@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import typer
 
 from craft_shared.printing import print_json as print_json
 from craft_shared.printing import print_lines as print_lines
 from craft_shared.printing import print_table as print_table
-
-if TYPE_CHECKING:
-    from craft_shared.wire import Budget
 
 _quiet = False
 
@@ -56,22 +53,3 @@ def fail(message: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
 def misuse(message: str) -> NoReturn:
     """Ends the command with one line on stderr that tells what is wrong with how it was called."""
     fail(message, ExitCode.USAGE)
-
-
-def print_budgets(budgets: list[Budget], json_output: bool) -> None:
-    """Prints budgets as they stand."""
-    if json_output:
-        print_json([budget.model_dump() for budget in budgets])
-        return
-    print_table(
-        ["of", "unit", "window", "limit", "spent", "reserved", "remaining", "resets at"],
-        [
-            [
-                *(budget.of, budget.unit, budget.window, budget.limit, budget.spent),
-                *(budget.reserved, budget.remaining, budget.resets_at or "never"),
-            ]
-            for budget in budgets
-        ],
-    )
-    if not budgets:
-        note("No budget: nothing is bounded.")

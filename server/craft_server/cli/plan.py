@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import reading
-from craft_server.cli.options import (
-    AsJson,
-    DatabaseUrl,
-    DataDir,
-    complete_models,
-    examples,
-    settings_of,
-)
+from craft_server.cli.options import complete_models, examples, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
 from craft_shared.text_files import NotTextError, lines_of, read_text
@@ -31,7 +26,17 @@ _constants = partial(typer.Option, rich_help_panel="What things take")
 
 _PAPER_BUDGET = 8201  # of sixteen shots
 
+app = typer.Typer()
 
+
+@app.command(
+    epilog=examples(
+        "craft-server plan --classes 100 --images 1600",
+        "craft-server plan --model RN50 --classes 1000 --recipe paper --json",
+        "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
+    ),
+    rich_help_panel="Settings and deployment",
+)
 def plan(
     model: Annotated[
         str, _server(help="pocket, or one of open_clip's.", autocompletion=complete_models)
@@ -108,9 +113,9 @@ def plan(
     hour_price: Annotated[
         float | None, typer.Option(min=0, help="Of the server's machine, in your currency.")
     ] = None,
-    json_output: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Tell what tuning runs take: time, memory, traffic, storage and money. Nothing is asked."""
     prices = _prices(price, model, data_dir, database_url)
@@ -255,33 +260,20 @@ def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
-def _money(load: Load) -> str:
-    return "no prices" if load.charged_micros is None else f"{load.charged_micros / 1e6:,.2f}"
+def _money(amount: float | None, otherwise: str) -> str:
+    return otherwise if amount is None else f"{amount:,.2f}"
 
 
-def _machine(load: Load) -> str:
-    return "no hour's price" if load.machine_cost is None else f"{load.machine_cost:,.2f}"
-
-
-_ROWS = (
+_ROWS: tuple[tuple[str, Callable[[Load], str]], ...] = (
     ("time", lambda load: _duration(load.seconds)),
     ("server's memory", lambda load: _size(load.server_memory_bytes)),
     ("bytes up", lambda load: _size(load.bytes_up)),
     ("bytes down", lambda load: _size(load.bytes_down)),
     ("database", lambda load: _size(load.database_bytes)),
     ("answers kept for a while", lambda load: _size(load.answers_bytes)),
-    ("charged", _money),
-    ("the server's hours", _machine),
+    (
+        "charged",
+        lambda load: _money(load.charged_micros and load.charged_micros / 1e6, "no prices"),
+    ),
+    ("the server's hours", lambda load: _money(load.machine_cost, "no hour's price")),
 )
-
-
-def register(app: typer.Typer, panel: str) -> None:
-    """Adds the command."""
-    app.command(
-        epilog=examples(
-            "craft-server plan --classes 100 --images 1600",
-            "craft-server plan --model RN50 --classes 1000 --recipe paper --json",
-            "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
-        ),
-        rich_help_panel=panel,
-    )(plan)

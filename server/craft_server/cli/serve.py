@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from craft_server.cli import options
 from craft_server.cli.ledger import database_of
-from craft_server.cli.options import (
-    DatabaseUrl,
-    DataDir,
-    Device,
-    Host,
-    LogLevel,
-    Model,
-    Port,
-    Precision,
-    Pretrained,
-    Profile,
-    Workers,
-    examples,
-    settings_of,
-)
+from craft_server.cli.options import examples, settings_of
 from craft_server.cli.output import fail, misuse, print_lines, warn
 from craft_server.serving.listening import (
     CannotListen,
@@ -38,23 +25,34 @@ from craft_server.serving.listening import (
 
 if TYPE_CHECKING:
     from craft_server.database import Database
-    from craft_server.recording import Tape
+    from craft_server.recording.tape import Tape
     from craft_server.settings import Settings
-    from craft_server.simulate import Profile as ProviderProfile
+    from craft_server.simulate.profile import Profile as ProviderProfile
+
+app = typer.Typer()
+_PANEL = "Host a model"
 
 
+@app.command(
+    epilog=examples(
+        "craft-server serve --model pocket",
+        "craft-server serve --model ViT-B-32 --pretrained openai --port 9000",
+        "craft-server serve --profile flaky",
+    ),
+    rich_help_panel=_PANEL,
+)
 def serve(
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = None,
-    precision: Precision = None,
-    profile: Profile = None,
-    host: Host = None,
-    port: Port = None,
-    workers: Workers = None,
-    log_level: LogLevel = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    profile: options.Profile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    workers: options.Workers = None,
+    log_level: options.LogLevel = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Host a model, until told to stop.
 
@@ -68,6 +66,7 @@ def serve(
         _host(settings, None)
 
 
+@app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=_PANEL)
 def record(
     out: Annotated[
         Path,
@@ -75,24 +74,24 @@ def record(
             "--out", dir_okay=False, help="The recording; what there is already is added to."
         ),
     ],
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = None,
-    precision: Precision = None,
-    profile: Profile = None,
-    host: Host = None,
-    port: Port = None,
-    workers: Workers = None,
-    log_level: LogLevel = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    profile: options.Profile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    workers: options.Workers = None,
+    log_level: options.LogLevel = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Host a model, and keep what clients ask and are answered in a file.
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
     settings = settings_of(**{name: value for name, value in locals().items() if name != "out"})
-    from craft_server.recording import Tape, TapeError
+    from craft_server.recording.tape import Tape, TapeError
 
     if settings.workers > 1:
         misuse("--workers: one process makes a recording; leave it out")
@@ -106,10 +105,16 @@ def record(
         _host(settings, tape)
 
 
+@app.command(
+    epilog=examples(
+        "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
+    ),
+    rich_help_panel=_PANEL,
+)
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
-    host: Host = None,
-    port: Port = None,
+    host: options.Host = None,
+    port: options.Port = None,
 ) -> None:
     """Serve what 'craft-server record' has recorded, without a model. Any key is accepted.
 
@@ -117,9 +122,9 @@ def replay(
     differs from the one that comes nearest. Another key hears the recording from its beginning.
     """
     settings = settings_of(host=host, port=port)
-    from craft_server.logs import configure_logging
-    from craft_server.recording import Tape, TapeError
     from craft_server.recording.player import Player, player_app
+    from craft_server.recording.tape import Tape, TapeError
+    from craft_server.telemetry import configure_logging
 
     configure_logging(settings.log_level)
     with (
@@ -149,9 +154,9 @@ def _host(settings: Settings, tape: Tape | None) -> None:
         # The model's libraries take seconds to import, which only these commands should wait for.
         from craft_server.app import create_app
         from craft_server.engine import ModelLoadError
-        from craft_server.logs import configure_logging
         from craft_server.receipts import ReceiptKeyError
         from craft_server.serving.listening import engine_of, introduce
+        from craft_server.telemetry import configure_logging
 
         configure_logging(settings.log_level)
         with (
@@ -174,8 +179,8 @@ def _host_together(settings: Settings) -> None:
         listening(settings) as listener,
         database_of(settings) as database,
     ):
-        from craft_server.logs import configure_logging
-        from craft_server.processes.host import host
+        from craft_server.processes.supervisor import host
+        from craft_server.telemetry import configure_logging
 
         configure_logging(settings.log_level)
         if settings.rate_limits_url is None:
@@ -192,7 +197,7 @@ def _host_together(settings: Settings) -> None:
 
 def _profile_of(settings: Settings) -> ProviderProfile | None:
     """Read before the model is loaded, so that a mistake in it is reported at once."""
-    from craft_server.simulate import ProfileError, load_profile
+    from craft_server.simulate.profile import ProfileError, load_profile
 
     try:
         return None if settings.profile is None else load_profile(settings.profile)
@@ -218,24 +223,3 @@ def _announce(
     if not has_keys:
         where = "--database-url ..." if settings.database_url else f"--data-dir {settings.data_dir}"
         print_lines([f"There is no key yet. Make one: craft-server keys create --owner me {where}"])
-
-
-def register(app: typer.Typer, panel: str) -> None:
-    """Adds the commands of this module."""
-    app.command(
-        epilog=examples(
-            "craft-server serve --model pocket",
-            "craft-server serve --model ViT-B-32 --pretrained openai --port 9000",
-            "craft-server serve --profile flaky",
-        ),
-        rich_help_panel=panel,
-    )(serve)
-    app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=panel)(
-        record
-    )
-    app.command(
-        epilog=examples(
-            "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
-        ),
-        rich_help_panel=panel,
-    )(replay)

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from craft_server.cli.options import (
-    AsJson,
-    DatabaseUrl,
-    DataDir,
-    Device,
-    Host,
-    LogLevel,
-    Model,
-    Port,
-    Precision,
-    Pretrained,
-    Profile,
-    Workers,
-    complete_models,
-    examples,
-    settings_of,
-)
+from craft_server.cli import options
+from craft_server.cli.options import complete_models, examples, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
-    from craft_server.ray_serve.config import Replicas
 
 config = typer.Typer(
     help="What the server is configured with.",
@@ -51,29 +31,29 @@ def _config() -> None:
     )
 )
 def show(
-    json_output: AsJson = False,
-    model: Model = None,
-    pretrained: Pretrained = None,
-    device: Device = None,
-    precision: Precision = None,
-    profile: Profile = None,
-    host: Host = None,
-    port: Port = None,
-    workers: Workers = None,
-    log_level: LogLevel = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    json_output: options.AsJson = False,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    profile: options.Profile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    workers: options.Workers = None,
+    log_level: options.LogLevel = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Show each setting and where it comes from; passwords are masked.
 
     An option comes before the environment, that before files of secrets, those before the file of
     settings: craft-server.toml in the present folder, or the one that CRAFT_CONFIG names.
     """
-    options = {name: value for name, value in locals().items() if name != "json_output"}
+    given = {name: value for name, value in locals().items() if name != "json_output"}
     from craft_server.settings import settings_file, shown, sources
 
-    values = shown(settings_of(**options))
-    places = sources({name: value for name, value in options.items() if value is not None})
+    values = shown(settings_of(**given))
+    places = sources({name: value for name, value in given.items() if value is not None})
     if json_output:
         print_json(
             {
@@ -133,7 +113,7 @@ def ray(
     pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,
     host: Annotated[str, typer.Option(help="Address of the proxies.")] = "0.0.0.0",  # noqa: S104 - a cluster's, said in the help
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the proxies.")] = 8000,
-    database_url: DatabaseUrl = None,
+    database_url: options.DatabaseUrl = None,
 ) -> None:
     """Write a configuration for Ray Serve.
 
@@ -142,9 +122,7 @@ def ray(
     minute need a Redis: CRAFT_RATE_LIMITS_URL.
     """
     import yaml
-    from sqlalchemy.engine import make_url
-
-    from craft_server.ray_serve.config import serve_config
+    from sqlalchemy.engine import URL, make_url
 
     settings = settings_of(model=model, pretrained=pretrained, database_url=database_url)
     url = settings.database_url
@@ -162,19 +140,42 @@ def ray(
             ],
             err=True,
         )
+    driver, user, _, server, port_of_it, name, query = address
+    without_password = URL.create(driver, user, None, server, port_of_it, name, query)
     environment = {
-        "CRAFT_DATABASE_URL": _without_password(address),
+        "CRAFT_DATABASE_URL": without_password.render_as_string(),
         "CRAFT_MODEL": settings.model,
         "CRAFT_PRETRAINED": settings.pretrained,
         "CRAFT_RATE_LIMITS_URL": settings.rate_limits_url,
     }
-    config = serve_config(
-        ingress=_replicas(ingress, "--ingress", ingress_cpus),
-        model=_replicas(models, "--models", model_cpus, model_gpus),
-        host=host,
-        port=port,
-        environment={name: value for name, value in environment.items() if value is not None},
-    )
+    config = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port},
+        "applications": [
+            {
+                "name": "craftbox",
+                "route_prefix": "/",
+                "import_path": "craft_server.ray_serve.deployments:application",
+                "runtime_env": {
+                    "env_vars": {
+                        name: value for name, value in environment.items() if value is not None
+                    }
+                },
+                "deployments": [
+                    {
+                        "name": "Ingress",
+                        "autoscaling_config": _scale(ingress, "--ingress", calls_at_once=32),
+                        "ray_actor_options": {"num_cpus": ingress_cpus, "num_gpus": 0.0},
+                    },
+                    {
+                        "name": "Model",
+                        "autoscaling_config": _scale(models, "--models", calls_at_once=8),
+                        "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": model_gpus},
+                    },
+                ],
+            }
+        ],
+    }
     text = yaml.safe_dump(config, sort_keys=False)
     if out is None:
         print_lines(text.rstrip().split("\n"))
@@ -183,20 +184,14 @@ def ray(
         note(f"Wrote '{out}'. Try it here: serve run {out}")
 
 
-def _without_password(url: URL) -> str:
-    from sqlalchemy.engine import URL
-
-    named = URL.create(
-        url.drivername, url.username, None, url.host, url.port, url.database, url.query
-    )
-    return named.render_as_string()
-
-
-def _replicas(text: str, option: str, cpus: float, gpus: float = 0.0) -> Replicas:
-    from craft_server.ray_serve.config import Replicas
-
-    form = _RANGE.fullmatch(text)
+def _scale(replicas: str, option: str, *, calls_at_once: int) -> dict[str, int]:
+    """A deployment that grows while more calls wait for a replica than it should have at once."""
+    form = _RANGE.fullmatch(replicas)
     least, most = (int(form[1]), int(form[2] or form[1])) if form else (0, 0)
     if not 1 <= least <= most:
         misuse(f"{option}: write a number from 1, or a range such as 2-8")
-    return Replicas(least, most, cpus, gpus)
+    return {
+        "min_replicas": least,
+        "max_replicas": most,
+        "target_ongoing_requests": calls_at_once,
+    }

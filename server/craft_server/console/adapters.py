@@ -13,12 +13,11 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from PIL import Image
 
-from craft_server import adapters
-from craft_server.adapters import Publication
-from craft_server.api.adapter_predictions import AdapterPrediction, load, predict
+from craft_server.adapters import registry
 from craft_server.api.auth import use_rate
 from craft_server.api.body import Body
 from craft_server.api.idempotency import Call
+from craft_server.api.predictions import AdapterPrediction, load, predict
 from craft_server.api.services import Services, WithServices
 from craft_server.console.access import WithPredictor
 from craft_server.console.forms import WithFileForm, file_of, text_of
@@ -28,13 +27,7 @@ from craft_server.ledger.keys import Caller
 from craft_server.problems import invalid_field
 from craft_shared.codec import Tensors
 from craft_shared.units import UNITS
-from craft_shared.wire import (
-    AdapterCard,
-    AdapterPredictionRequest,
-    Cost,
-    Output,
-    Provenance,
-)
+from craft_shared.wire import AdapterCard, AdapterPredictionRequest, Cost, Output
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,18 +45,6 @@ class AdapterEntry:
     card: AdapterCard
     versions: list[int]
     hosted: bool
-
-
-@dataclass(frozen=True)
-class AdapterView:
-    """One adapter with what is inside of it."""
-
-    entry: AdapterEntry
-    publication: Publication
-    provenance: Provenance
-    texts: int
-    templates: list[str]
-    codes: int
 
 
 @dataclass(frozen=True)
@@ -102,8 +83,14 @@ async def show(
     request: Request, services: WithServices, session: WithPredictor, reference: str
 ) -> Response:
     """An adapter's card."""
-    view = await _find(services, session.caller, reference)
-    return await page(request, "adapter.html.jinja", view=view, units=UNITS)
+    caller = session.caller
+    publication = await services.database.read(registry.find, caller, reference)
+    cards = await services.database.read(registry.list_cards, caller)
+    name = _reference(caller, publication.card)
+    versions = [card for card in cards if _reference(caller, card) == name]
+    entry = _entry(services, name, publication.card, versions)
+    config = (await load(services, publication)).adapter.config
+    return await page(request, "adapter.html.jinja", entry=entry, config=config, units=UNITS)
 
 
 @router.get("/console/try")
@@ -135,46 +122,20 @@ async def run_trial(
         pixels = await services.engine.thumbnail(
             file, max_pixels=services.settings.limits.image_pixels, tenant=caller.tenant
         )
-        trial = _trial(prediction, _thumbnail(pixels))
+        trial = _trial(prediction, _data_address(pixels))
         return render(request, "try.html.jinja", entries=entries, chosen=reference, trial=trial)
 
-    return await predict(
-        Call(request, services, caller),
-        reference,
-        Body(AdapterPredictionRequest(), None, [file]),
-        respond,
-        untuned=True,
-    )
+    call, body = Call(request, services, caller), Body(AdapterPredictionRequest(), None, [file])
+    return await predict(call, reference, body, respond, untuned=True)
 
 
 async def _list_entries(services: Services, caller: Caller) -> list[AdapterEntry]:
     """The adapters that the caller may use, each once, by name."""
-    cards = await services.database.read(adapters.list_cards, caller)
+    cards = await services.database.read(registry.list_cards, caller)
     by_name: dict[str, list[AdapterCard]] = {}
     for card in cards:
         by_name.setdefault(_reference(caller, card), []).append(card)
     return [_entry(services, name, versions[-1], versions) for name, versions in by_name.items()]
-
-
-async def _find(services: Services, caller: Caller, reference: str) -> AdapterView:
-    """The adapter that a reference means now.
-
-    Raises:
-        NoSuchAdapter: there is none that the caller may use.
-    """
-    publication = await services.database.read(adapters.find, caller, reference)
-    cards = await services.database.read(adapters.list_cards, caller)
-    name = _reference(caller, publication.card)
-    versions = [card for card in cards if _reference(caller, card) == name]
-    config = (await load(services, publication)).adapter.config
-    return AdapterView(
-        _entry(services, name, publication.card, versions),
-        publication,
-        config.provenance,
-        len(config.texts),
-        list(config.templates),
-        config.codes,
-    )
 
 
 def _reference(caller: Caller, card: AdapterCard) -> str:
@@ -217,7 +178,7 @@ def _percentages(tensors: Tensors, output: Output) -> dict[int, float | None]:
     return {int(classes[i]): 100 * float(probs[i]) for i in order}
 
 
-def _thumbnail(pixels: NDArray[np.uint8] | ImageError) -> str:
+def _data_address(pixels: NDArray[np.uint8] | ImageError) -> str:
     """The image for the page; empty where there is none."""
     if isinstance(pixels, ImageError):
         return ""

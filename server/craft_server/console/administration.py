@@ -6,7 +6,6 @@ It does what `/v1/admin` does, from forms. A new key's secret is on one page, on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import get_args
 
 from fastapi import APIRouter, Request
@@ -38,22 +37,14 @@ router = APIRouter(prefix="/console/admin/keys", include_in_schema=False)
 _LIST = "/console/admin/keys"
 
 
-@dataclass(frozen=True)
-class KeyView:
-    """A key and the budgets that bound it."""
-
-    card: KeyCard
-    budgets: list[Budget]
-
-
 @router.get("")
 async def show_all(request: Request, services: WithServices, _session: WithAdmin) -> Response:
     """All keys, and a form for a new one."""
-    views = await services.database.read(_read_all)
+    all_keys = await services.database.read(_read_all)
     return await page(
         request,
         "keys.html.jinja",
-        views=views,
+        keys=all_keys,
         scopes=get_args(Scope),
         units=MEASURES,
         once=new_once(),
@@ -104,11 +95,12 @@ async def show(
     request: Request, services: WithServices, _session: WithAdmin, prefix: str
 ) -> Response:
     """A key: its policy, its budgets, and forms to change them."""
-    view = await services.database.read(_read, prefix)
+    card, budgets = await services.database.read(_read, prefix)
     return await page(
         request,
         "key.html.jinja",
-        view=view,
+        card=card,
+        budgets=budgets,
         units=MEASURES,
         windows=WINDOWS,
         once=new_once(),
@@ -177,18 +169,17 @@ async def _done(
     return redirect(f"{_LIST}/{prefix}")
 
 
-def _read_all(connection: Connection) -> list[KeyView]:
-    at = now_ms()
-    return [
-        KeyView(keys.as_card(entry), list_budgets(connection, entry.key_id, entry.team_id, at))
-        for entry in keys.list_keys(connection)
-    ]
+def _read_all(connection: Connection) -> list[tuple[KeyCard, list[Budget]]]:
+    return [_with_budgets(connection, entry) for entry in keys.list_keys(connection)]
 
 
-def _read(connection: Connection, prefix: str) -> KeyView:
-    entry = keys.find_key(connection, prefix)
+def _read(connection: Connection, prefix: str) -> tuple[KeyCard, list[Budget]]:
+    return _with_budgets(connection, keys.find_key(connection, prefix))
+
+
+def _with_budgets(connection: Connection, entry: keys.KeyEntry) -> tuple[KeyCard, list[Budget]]:
     budgets = list_budgets(connection, entry.key_id, entry.team_id, now_ms())
-    return KeyView(keys.as_card(entry), budgets)
+    return keys.as_card(entry), budgets
 
 
 def _budget_fields(form: FormData) -> dict[str, object]:

@@ -100,15 +100,25 @@ def line_chart(
     drawn = [
         (
             name,
-            [(at, _near(value)) for at, value in zip(x, values, strict=True) if value is not None],
+            [
+                (at, min(max(value, -_FARTHEST), _FARTHEST))
+                for at, value in zip(x, values, strict=True)
+                if value is not None
+            ],
         )
         for name, values in series
     ]
-    drawn = [(name, _thinned(points)) for name, points in drawn if points]
+    drawn = [
+        (name, [points[row] for row in thinned_rows(len(points), most=_MOST_DRAWN)])
+        for name, points in drawn
+        if points
+    ]
     if not drawn:
         return None
     every = [value for _, points in drawn for _, value in points]
-    low, high = _widened(min(every), max(every), least_span)
+    low, high = min(every), max(every)
+    more = max(0.0, least_span - (high - low)) / 2
+    low, high = low - more, high + more
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     y_marks = marks(low, high)
@@ -152,15 +162,6 @@ def thinned_rows(count: int, *, most: int) -> list[int]:
     return sorted({*range(0, count, step), *([count - 1] if count else [])})
 
 
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    return [points[row] for row in thinned_rows(len(points), most=_MOST_DRAWN)]
-
-
-def _widened(low: float, high: float, span: float) -> tuple[float, float]:
-    more = max(0.0, span - (high - low)) / 2
-    return low - more, high + more
-
-
 def _texts(axis: Sequence[float]) -> list[tuple[float, str]]:
     """The marks with their texts, all with as many digits as the step between them needs."""
     step = axis[1] - axis[0]
@@ -168,7 +169,3 @@ def _texts(axis: Sequence[float]) -> list[tuple[float, str]]:
     return [
         (mark, f"{mark:,.{digits}f}" if abs(mark) < _LONGEST else f"{mark:.3g}") for mark in axis
     ]
-
-
-def _near(value: float) -> float:
-    return min(max(value, -_FARTHEST), _FARTHEST)

@@ -1,7 +1,8 @@
-"""Puts the console into the application: its pages, what protects them, and problems as pages.
+"""The console's entrance: signing in and out, what protects its pages, and problems as pages.
 
-The policy lets a page load the console's own style, script and images, send forms to the console,
-and nothing else: no inline script or style, no frame around it, no other site.
+A key travels in a form's body, once, and is stored nowhere. The policy lets a page load the
+console's own style, script and images, send forms to the console, and nothing else: no inline
+script or style, no frame around it, no other site.
 
 Sources: W3C Content Security Policy Level 3; W3C Referrer Policy, whose `same-origin` names no
 address to other sites and still lets the browser name the origin of a form.
@@ -9,64 +10,41 @@ address to other sites and still lets the browser name the origin of a form.
 
 from __future__ import annotations
 
+import re
+from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from craft_server.api.errors import PROBLEM_PAGE
 from craft_server.api.middleware import Middleware
+from craft_server.api.services import WithServices
+from craft_server.clock import now_ms
 from craft_server.console import (
+    access,
     adapters,
     administration,
-    assets,
     overview,
+    rendering,
     runs,
-    sign_in,
+    sessions,
 )
-from craft_server.console.access import SignedOut, WithSessionIfAny, forget_token, read_token
-from craft_server.console.rendering import redirect, render
+from craft_server.console.access import SignedOut, WithSession, WithSessionIfAny
+from craft_server.console.forms import WithForm, read_form, text_of
+from craft_server.console.rendering import page, redirect, render
 from craft_server.problems import ProblemError
 from craft_shared import problems
-from craft_shared.problems import NOT_FOUND, Problem, ProblemType
+from craft_shared.problems import Problem, ProblemType
 
 router = APIRouter(include_in_schema=False)
 
-
-@router.get("/docs")
-async def show_description(request: Request) -> Response:
-    """The page; its script reads `/openapi.json`."""
-    return render(request, "docs.html.jinja")
-
-
-def install(app: FastAPI) -> None:
-    """Adds the console's routes and handlers."""
-    for module in (sign_in, overview, runs, adapters, administration, assets):
-        app.include_router(module.router)
-    app.include_router(router)
-    # Last: addresses without a page are answered on a page that has the menu.
-    app.get("/console/{_rest:path}", include_in_schema=False)(_no_such_page)
-    app.exception_handler(SignedOut)(_on_signed_out)
-
-
-def add_middleware(app: FastAPI) -> None:
-    """Adds what must stand outside of all that answers, errors included."""
-    app.add_middleware(ConsoleMiddleware)
-
-
-async def _no_such_page(_session: WithSessionIfAny) -> Response:
-    raise ProblemError(NOT_FOUND, "there is no such page")
-
-
-async def _on_signed_out(request: Request, error: SignedOut) -> Response:
-    query = f"?{urlencode({'next': error.wanted})}" if error.wanted not in ("", "/") else ""
-    response = redirect(f"{sign_in.ADDRESS}{query}")
-    if read_token(request) is not None:
-        forget_token(request, response)
-    return response
-
+SIGN_IN = "/console/sign-in"
+_HOUR_SECONDS = 3600
+# A page of this console and nothing that a browser might take for another site.
+_PAGE = re.compile(r"/console(/[A-Za-z0-9_.@-]*[A-Za-z0-9_@-])+", re.ASCII)
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -87,33 +65,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class ConsoleMiddleware(Middleware):
-    """Adds the headers to the console's answers; its problems become pages."""
-
-    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Middleware.call`."""
-        if not _is_console(scope["path"]):
-            await self._app(scope, receive, send)
-            return
-        scope["state"][PROBLEM_PAGE] = problem_page
-
-        async def send_protected(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
-
-        await self._app(scope, receive, send_protected)
-
-
-def _is_console(path: str) -> bool:
-    """Whether an address belongs to the console, as the page of the API's description does."""
-    return path in ("/", "/console", "/docs") or path.startswith("/console/")
-
-
 # Where the API's own words are for programs.
 _REMEDIES: dict[ProblemType, str] = {
     problems.NOT_FOUND: "Check the address, or start from the overview.",
@@ -136,8 +87,103 @@ _REMEDIES: dict[ProblemType, str] = {
 _BY_URI = {kind.uri: remedy for kind, remedy in _REMEDIES.items()}
 
 
-def problem_page(request: Request, problem: Problem, headers: dict[str, str]) -> Response:
-    """The page of a problem, with the problem's status."""
+@router.get(SIGN_IN)
+async def show_sign_in(
+    request: Request, session: WithSessionIfAny, wanted: Annotated[str, Query(alias="next")] = ""
+) -> Response:
+    """The form, for who is not signed in."""
+    if session is not None:
+        return redirect("/")
+    return await page(request, "sign_in.html.jinja", wanted=_safe(wanted), refused=False)
+
+
+@router.post(SIGN_IN)
+async def sign_in(request: Request, services: WithServices) -> Response:
+    """Makes a session, and sends the browser to the page that was wanted."""
+    address = request.client.host if request.client else "unknown"
+    settings = services.settings
+    await services.rate_limits.use("sign-ins", address, 1, settings.sign_ins_per_minute)
+    async with read_form(request) as form:
+        secret, wanted = text_of(form, "key"), _safe(text_of(form, "next"))
+    at = now_ms()
+    seconds = round(settings.console_session_hours * _HOUR_SECONDS)
+    token = await services.database.write(
+        sessions.sign_in, secret, at=at, until=at + 1000 * seconds
+    )
+    if token is None:
+        return render(request, "sign_in.html.jinja", status=401, wanted=wanted, refused=True)
+    response = redirect(wanted or "/")
+    access.set_token(request, response, token, seconds=seconds)
+    return response
+
+
+@router.post("/console/sign-out")
+async def sign_out(
+    request: Request, services: WithServices, session: WithSession, _form: WithForm
+) -> Response:
+    """Ends the session."""
+    await services.database.write(sessions.sign_out, session)
+    response = redirect(SIGN_IN)
+    access.forget_token(request, response)
+    return response
+
+
+@router.get("/docs")
+async def show_description(request: Request) -> Response:
+    """The page of the API's description; its script reads `/openapi.json`."""
+    return render(request, "docs.html.jinja")
+
+
+async def _no_such_page(_session: WithSessionIfAny) -> Response:
+    raise ProblemError(problems.NOT_FOUND, "there is no such page")
+
+
+def install(app: FastAPI) -> None:
+    """Adds the console's routes and handlers."""
+    for part in (
+        router,
+        *(m.router for m in (overview, runs, adapters, administration, rendering)),
+    ):
+        app.include_router(part)
+    # Last: addresses without a page are answered on a page that has the menu.
+    app.get("/console/{_rest:path}", include_in_schema=False)(_no_such_page)
+    app.exception_handler(SignedOut)(_on_signed_out)
+
+
+def _safe(wanted: str) -> str:
+    """The address, if it is one of this console's pages; empty otherwise."""
+    return wanted if len(wanted) <= 300 and _PAGE.fullmatch(wanted) else ""
+
+
+async def _on_signed_out(request: Request, error: SignedOut) -> Response:
+    query = f"?{urlencode({'next': error.wanted})}" if error.wanted not in ("", "/") else ""
+    response = redirect(f"{SIGN_IN}{query}")
+    if access.read_token(request) is not None:
+        access.forget_token(request, response)
+    return response
+
+
+class ConsoleMiddleware(Middleware):
+    """Adds the headers to the console's answers, errors included; its problems become pages."""
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if not (path in ("/", "/console", "/docs") or path.startswith("/console/")):
+            await self._app(scope, receive, send)
+            return
+        scope["state"][PROBLEM_PAGE] = _problem_page
+
+        async def send_protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_protected)
+
+
+def _problem_page(request: Request, problem: Problem, headers: dict[str, str]) -> Response:
     detail = problem.detail[:1].upper() + problem.detail[1:]
     response = render(
         request,

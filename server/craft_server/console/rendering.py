@@ -1,27 +1,46 @@
-"""What all pages share: templates, whose values are escaped; the menu; numbers and times."""
+"""What all pages share: templates, whose values are escaped; files; the menu; numbers and times.
+
+Styles, scripts and the icon are a fixed list of files, named by their content: no part of an
+address is ever used as a path, and browsers may keep them for good. Those of Swagger
+UI, which shows the API's description, are an installed package's: nothing is loaded from another
+site.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Any
 
-from fastapi import Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from craft_server.api.services import Services
 from craft_server.console import sessions
-from craft_server.console.assets import ASSETS
 from craft_server.console.sessions import Session
+from craft_server.problems import ProblemError
 from craft_shared.printing import printable
+from craft_shared.problems import NOT_FOUND
+
+router = APIRouter(include_in_schema=False)
 
 _CURRENCY_MICROS = 1_000_000
 _LARGEST_IN_FIGURES = 1e9
 # `craft` ends a run's name with 32 of them.
 _UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
+_MEDIA_TYPES = {
+    "console.css": "text/css",
+    "console.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "docs.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +52,45 @@ class MenuEntry:
     scope: str | None = None
 
 
-MENU = (
+_MENU = (
     MenuEntry("Overview", "/"),
     MenuEntry("Runs", "/console/runs", "predict"),
     MenuEntry("Adapters", "/console/adapters", "predict"),
     MenuEntry("Try", "/console/try", "predict"),
     MenuEntry("Keys", "/console/admin/keys", "admin"),
 )
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file as it is served; `address` holds a part of its content's SHA-256."""
+
+    content: bytes
+    media_type: str
+    address: str
+
+
+def _load(name: str, media_type: str) -> Asset:
+    package = "fastapi_offline" if name.startswith("swagger-ui") else "craft_server.console"
+    content = (files(package) / "static" / name).read_bytes()
+    version = hashlib.sha256(content).hexdigest()[:16]
+    return Asset(content, media_type, f"/console/static/{name}?v={version}")
+
+
+ASSETS = {name: _load(name, media_type) for name, media_type in _MEDIA_TYPES.items()}
+
+
+@router.get("/console/static/{name}")
+async def get_asset(name: str) -> Response:
+    """One of the files."""
+    asset = ASSETS.get(name)
+    if asset is None:
+        raise ProblemError(NOT_FOUND, "there is no such file")
+    return Response(
+        asset.content,
+        media_type=asset.media_type,
+        headers={"Cache-Control": "public, max-age=31536000, immutable"},
+    )
 
 
 async def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
@@ -54,9 +105,11 @@ async def page(request: Request, template: str, *, status: int = 200, **values: 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
     """A page as it is: nothing is read or written for it."""
     session = _session_of(request)
+    scopes = frozenset[str]() if session is None else session.caller.scopes
+    entries = [] if session is None else _MENU
     text = _ENVIRONMENT.get_template(template).render(
         session=session,
-        menu=[] if session is None else _menu(session),
+        menu=[entry for entry in entries if entry.scope in (None, *scopes)],
         here=request.url.path,
         **values,
     )
@@ -111,11 +164,6 @@ def moment(text: str | None) -> str:
         return "never"
     at = datetime.fromisoformat(text).astimezone(UTC)
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
-
-
-def _menu(session: Session) -> list[MenuEntry]:
-    scopes = session.caller.scopes
-    return [entry for entry in MENU if entry.scope is None or entry.scope in scopes]
 
 
 def _session_of(request: Request) -> Session | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
@@ -13,12 +12,12 @@ from craft_server import run_reports
 from craft_server.api.services import WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.console.access import WithPredictor
-from craft_server.console.charts import LineChart, line_chart, thinned_rows
+from craft_server.console.charts import line_chart, thinned_rows
 from craft_server.console.forms import WithForm
 from craft_server.console.rendering import page, redirect, render
 from craft_server.console.sessions import set_notice
 from craft_server.ledger.keys import Caller
-from craft_shared.run_reports import RunCard, RunCurve, RunName, RunPoint
+from craft_shared.run_reports import RunCard, RunCurve, RunName
 from craft_shared.units import UNITS
 
 router = APIRouter(prefix="/console/runs", include_in_schema=False)
@@ -29,23 +28,6 @@ _POINTS = 400
 _ROWS = 200
 _LEAST_PERCENT = 8.0
 _SILENT_AFTER_MS = 120_000
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run as its page shows it: curves over queries, and a table, the newest point first.
-
-    Its status is its state, or `silent` if it says that it runs and has not reported for long.
-    `left_out` is the number of points that the table does not hold.
-    """
-
-    card: RunCard
-    status: str
-    live: bool
-    accuracy: LineChart | None
-    loss: LineChart | None
-    rows: list[RunPoint]
-    left_out: int
 
 
 @router.get("")
@@ -63,8 +45,7 @@ async def show(
     request: Request, services: WithServices, session: WithPredictor, run: Run
 ) -> Response:
     """One run."""
-    view = await _view(services, session.caller, run)
-    return await page(request, "run.html.jinja", view=view, units=UNITS)
+    return await page(request, "run.html.jinja", **await _curve(services, session.caller, run))
 
 
 @router.get("/{run}/curve")
@@ -72,8 +53,7 @@ async def show_curve(
     request: Request, services: WithServices, session: WithPredictor, run: Run
 ) -> Response:
     """The part of a run's page that changes while it runs."""
-    view = await _view(services, session.caller, run)
-    return render(request, "run_curve.html.jinja", view=view, units=UNITS)
+    return render(request, "run_curve.html.jinja", **await _curve(services, session.caller, run))
 
 
 @router.post("/{run}/delete")
@@ -87,38 +67,36 @@ async def delete(
 
 
 def status_of(card: RunCard, at: int) -> str:
-    """The run's state, as far as one can tell."""
+    """The run's state; `silent` if it says that it runs and has not reported for long."""
     heard = epoch_ms(datetime.fromisoformat(card.updated_at))
     silent = card.state == "running" and at - heard > _SILENT_AFTER_MS
     return "silent" if silent else card.state
 
 
-async def _view(services: WithServices, caller: Caller, run: str) -> RunView:
+async def _curve(services: WithServices, caller: Caller, run: str) -> dict[str, Any]:
+    """What the templates show of a run: curves over queries, and a table, the newest point first.
+
+    `left_out` is the number of points that the table does not hold.
+    """
     curve: RunCurve = await services.database.read(
         run_reports.read_curve, caller.owner, run, most=_POINTS
     )
-    points = curve.points
-    x = [point.queries for point in points]
+    card, points = curve.card, curve.points
+    x, right = [point.queries for point in points], card.budget or 0
+    accuracy = [("accuracy", [point.accuracy for point in points])]
+    loss = [
+        ("mean of the request", [point.loss for point in points]),
+        ("best so far", [point.best_loss for point in points]),
+    ]
     rows = [points[row] for row in reversed(thinned_rows(len(points), most=_ROWS))]
-    return RunView(
-        card=curve.card,
-        status=status_of(curve.card, now_ms()),
-        live=curve.card.state == "running",
-        accuracy=line_chart(
-            x,
-            [("accuracy", [point.accuracy for point in points])],
-            bounds=(0, 100),
-            least_span=_LEAST_PERCENT,
-            right=curve.card.budget or 0,
+    return {
+        "card": card,
+        "state": status_of(card, now_ms()),
+        "accuracy_chart": line_chart(
+            x, accuracy, bounds=(0, 100), least_span=_LEAST_PERCENT, right=right
         ),
-        loss=line_chart(
-            x,
-            [
-                ("mean of the request", [point.loss for point in points]),
-                ("best so far", [point.best_loss for point in points]),
-            ],
-            right=curve.card.budget or 0,
-        ),
-        rows=rows,
-        left_out=curve.card.points - len(rows),
-    )
+        "loss_chart": line_chart(x, loss, right=right),
+        "rows": rows,
+        "left_out": card.points - len(rows),
+        "units": UNITS,
+    }

@@ -32,19 +32,12 @@ CONSOLE_SESSIONS = sa.Table(
 
 @dataclass(frozen=True)
 class Session:
-    """A living session.
+    """A living session."""
 
-    Attributes:
-        id: names it in the database; not the token.
-        caller: whose key was shown.
-        form_token: what each form of the session's pages must hold.
-        notice: for the next page; may be empty.
-    """
-
-    id: str
-    caller: Caller
-    form_token: str
-    notice: str
+    id: str  # names it in the database; not the token
+    caller: Caller  # whose key was shown
+    form_token: str  # what each form of the session's pages must hold
+    notice: str  # for the next page; may be empty
 
 
 def sign_in(connection: sa.Connection, secret: str, *, at: int, until: int) -> str | None:

@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from prometheus_client import Histogram
 
-from craft_server.measurements import REGISTRY
+from craft_server.telemetry import REGISTRY
 
 _BATCH_TASKS = Histogram(
     "craft_engine_batch_tasks",

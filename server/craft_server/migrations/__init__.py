@@ -16,11 +16,11 @@ from alembic.config import Config
 
 # So that METADATA has all tables.
 import craft_server.adapters.tables
-import craft_server.asked_prompts
 import craft_server.console.sessions
 import craft_server.image_sets
 import craft_server.ledger.tables
 import craft_server.noise
+import craft_server.policy
 import craft_server.run_reports  # noqa: F401
 from craft_server.database import METADATA as METADATA
 

@@ -53,7 +53,7 @@ class Architecture:
     features: int  # width of the embedding that both towers give
     image_size: int  # side in pixels
     vision_kind: VisionKind  # towers of one kind do about as many multiply-adds a second
-    vision_multiply_adds: float  # of one picture
+    vision_multiply_adds: float  # of one image
     parameters: int  # of both towers
 
     @classmethod
@@ -71,9 +71,15 @@ class Architecture:
                 f"model '{name}' does not read texts by a causal CLIP transformer; plan for one "
                 "that does, such as RN50 or ViT-B-32"
             )
-        module = _without_weights(config)
+        parts = {name: value for name, value in config.items() if name != "custom_text"}
+        build: type[nn.Module] = CustomTextCLIP if config.get("custom_text") else CLIP
+        with torch.device("meta"):
+            module: Any = build(**parts).eval()
         size = module.visual.image_size
         side: int = size if isinstance(size, int) else size[0]
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            module.encode_image(torch.empty(1, 3, side, side, device="meta"))
         return cls(
             name=name,
             text_width=text["width"],
@@ -81,7 +87,7 @@ class Architecture:
             features=config["embed_dim"],
             image_size=side,
             vision_kind=_kind(config["vision_cfg"]),
-            vision_multiply_adds=_multiply_adds(module, side),
+            vision_multiply_adds=counter.get_total_flops() / 2,
             parameters=sum(parameter.numel() for parameter in module.parameters()),
         )
 
@@ -96,20 +102,6 @@ def _config(name: str) -> dict[str, Any]:
             f"there is no model '{name}'; use '{POCKET}' or one of open_clip's, such as RN50"
         )
     return config
-
-
-def _without_weights(config: dict[str, Any]) -> Any:
-    parts = {name: value for name, value in config.items() if name != "custom_text"}
-    build: type[nn.Module] = CustomTextCLIP if config.get("custom_text") else CLIP
-    with torch.device("meta"):
-        return build(**parts).eval()
-
-
-def _multiply_adds(module: Any, side: int) -> float:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module.encode_image(torch.empty(1, 3, side, side, device="meta"))
-    return float(counter.get_total_flops()) / 2
 
 
 def _kind(vision: dict[str, Any]) -> VisionKind:
@@ -134,10 +126,10 @@ class ModelCost(_Numbers):
 
     precision: Precision
     texts: TextRates
-    image_core_seconds: PositiveFloat  # of the vision tower, for a picture
-    decode_core_seconds: NonNegativeFloat  # to make a tensor of a picture, whatever its size
+    image_core_seconds: PositiveFloat  # of the vision tower, for an image
+    decode_core_seconds: NonNegativeFloat  # to make a tensor of an image, whatever its size
     decode_pixel_core_seconds: NonNegativeFloat  # and for each of its pixels
-    score_row_seconds: NonNegativeFloat  # for a picture under a prompt, whatever the classes
+    score_row_seconds: NonNegativeFloat  # for an image under a prompt, whatever the classes
     score_seconds: NonNegativeFloat  # and for each class
     loaded_bytes: PositiveFloat  # memory of the process once the model is loaded
     peak_bytes: PositiveFloat  # the most it had until both towers had worked
@@ -148,22 +140,22 @@ class ServiceCost(_Numbers):
 
     request_seconds: NonNegativeFloat  # of a charged call, both sides, with its acknowledgement
     answer_byte_seconds: NonNegativeFloat  # for each byte of log-probabilities, both sides
-    picture_seconds: NonNegativeFloat  # for a picture beside decoding and the model
+    picture_seconds: NonNegativeFloat  # for an image beside decoding and the model
     base_bytes: NonNegativeFloat  # memory beside the model's process
     answer_copies: NonNegativeFloat  # memory of an answer, in times its bytes
-    upload_bytes: NonNegativeFloat  # memory of an uploaded picture beside its tensor and file
-    picture_row_bytes: NonNegativeFloat  # of the database for a picture beside its features
+    upload_bytes: NonNegativeFloat  # memory of an uploaded image beside its tensor and file
+    picture_row_bytes: NonNegativeFloat  # of the database for an image beside its features
     call_row_bytes: NonNegativeFloat  # of the database for an acknowledged, charged call
 
 
 class ClientCost(_Numbers):
-    """The client's own work: N pictures, D = prompts x texts inputs of a closed form, C classes.
+    """The client's own work: N images, D = prompts x texts inputs of a closed form, C classes.
 
-    S is the smaller of N and D, M the number of pictures with held-out predictions.
+    S is the smaller of N and D, M the number of images with held-out predictions.
     """
 
     start_seconds: NonNegativeFloat  # of the command until its first request, and from its last
-    picture_seconds: NonNegativeFloat  # to check a picture before it is sent
+    picture_seconds: NonNegativeFloat  # to check an image before it is sent
     paper_generation_seconds: NonNegativeFloat  # CMA-ES and journal, whatever the answer's size
     score_seconds: NonNegativeFloat  # prompts' losses, for each log-probability
     ridge_product_seconds: NonNegativeFloat  # of a fit, for each of N x D x S
@@ -271,7 +263,7 @@ class Constants(_Numbers):
         )
         note = (
             f"{wanted.name} was not measured: its texts are scaled by multiply-adds from {text}, "
-            f"its pictures and memory from {vision}"
+            f"its images and memory from {vision}"
         )
         if not of_kind:
             note += ", whose vision tower is of another kind, so that they may be far off"

@@ -162,7 +162,7 @@ def _text_rates(
 
 
 def _decoding(engine: Engine, file: bytes, cores: int, busy: _Stopwatch) -> float:
-    """Seconds of a core for a picture, while all cores decode, as the server's processes do."""
+    """Seconds of a core for an image, while all cores decode, as the server's processes do."""
     files = [file] * 16 * cores
     view, to_tensor = preprocessing_of(engine.facts.preprocess_cfg)
 
@@ -181,7 +181,7 @@ def _decoding(engine: Engine, file: bytes, cores: int, busy: _Stopwatch) -> floa
 def _score_seconds(
     engine: Engine, features: int, runner: asyncio.Runner, alone: _Stopwatch
 ) -> tuple[float, float]:
-    """For a picture under a prompt, and for each class of it."""
+    """For an image under a prompt, and for each class of it."""
 
     def a_row(prompts: int, images: int, classes: int) -> float:
         x, t = _units(images, features), _units(prompts, classes, features)

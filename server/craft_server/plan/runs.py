@@ -1,6 +1,6 @@
 """The plan: what tuning runs ask, at what things take (`costs`).
 
-Tenants run the same workload, each on pictures of its own, on one server; clients have machines of
+Tenants run the same workload, each on images of its own, on one server; clients have machines of
 their own, like the one that the constants were measured on.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -97,8 +98,7 @@ class Texts:
         return shared + sum(len(sequence) - shared for sequence in self.sequences)
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """Plain prompts and then codes that one request asks, before the limits cut it into calls."""
 
     templates: int
@@ -120,7 +120,7 @@ class Workload:
 
     texts: Texts
     images: int
-    image_bytes: int  # of one picture's file
+    image_bytes: int  # of one image's file
     image_pixels: int
     budget: int  # queries that the run may spend
     recipe: Recipe
@@ -129,7 +129,7 @@ class Workload:
     dim: int  # of a code
     limits: Limits  # of the server
 
-    @property
+    @cached_property
     def generations(self) -> int:
         """Whole ones of the paper's search that the budget covers."""
         if self.recipe == "craftbox":
@@ -143,9 +143,9 @@ class Workload:
         """All that the run asks at most, before the limits cut it into calls."""
         if self.recipe == "paper":
             population = Round(0, self.population, self.generations)
-            return Round(1, 0, 1), population, Round(0, 1, self.generations)
+            return [Round(1, 0, 1), population, Round(0, 1, self.generations)]
         if self.texts.vocabulary:
-            return (Round(1, 0, 1),)
+            return [Round(1, 0, 1)]
         prompts = min(FIRST_PROMPTS, 1 + self.random_codes, self.budget)
         rounds = [Round(1, prompts - 1, 1)]
         while (further := min(prompts, 1 + self.random_codes - prompts)) > 0:
@@ -165,10 +165,9 @@ class Workload:
         """Prompts of the largest one."""
         return max(asked.prompts for asked in self.rounds if asked.times)
 
-    def prompts_of_calls(self, asked: Round) -> list[int]:
-        """How many prompts each call asks on the same images; the rows of others come on top."""
-        cut = calls(asked.codes, self.images, self._row_bytes, self.limits)
-        return [len(prompts) for prompts, rows in cut if rows.start == 0]
+    def cut(self, prompts: int) -> Iterator[tuple[range, range]]:
+        """The prompts and images of each call that the limits make of one request."""
+        return calls(prompts, self.images, self._row_bytes, self.limits)
 
     @property
     def answer_bytes_of_prompt(self) -> int:
@@ -178,8 +177,8 @@ class Workload:
     @cached_property
     def largest_answer(self) -> int:
         """Bytes of the largest answer to one call."""
-        cut = calls(self.largest_round, self.images, self._row_bytes, self.limits)
-        return max(len(prompts) * len(rows) for prompts, rows in cut) * self._row_bytes
+        each = self.cut(self.largest_round)
+        return max(len(prompts) * len(rows) for prompts, rows in each) * self._row_bytes
 
     @property
     def images_per_call(self) -> int:
@@ -189,12 +188,12 @@ class Workload:
 
     @property
     def upload_calls(self) -> int:
-        """Calls that bring all pictures."""
+        """Calls that bring all images."""
         return -(-self.images // self.images_per_call)
 
     @cached_property
     def units(self) -> Units:
-        """What the run is charged, where the server has seen none of its pictures."""
+        """What the run is charged, where the server has seen none of its images."""
         total = Units(images=self.images, requests=self.upload_calls)
         for asked in self.rounds:
             total += _times(asked.times, self._units(asked.prompts))
@@ -202,7 +201,7 @@ class Workload:
 
     @property
     def bytes_up(self) -> int:
-        """From the client: pictures, codes, texts and what every call has."""
+        """From the client: images, codes, texts and what every call has."""
         score_calls = self.units.requests - self.upload_calls
         codes = sum(asked.codes * asked.times for asked in self.rounds) * self.dim
         sent = codes * SINGLE * self._units(1).queries
@@ -233,8 +232,8 @@ class Seconds(_Part):
 
     texts: float  # the text tower
     images: float  # decoding and the vision tower
-    scores: float  # pictures against texts
-    http: float  # calls, the ledger, and moving answers and pictures
+    scores: float  # images against texts
+    http: float  # calls, the ledger, and moving answers and images
     client: float  # its own work
 
     @property
@@ -374,15 +373,15 @@ def _times(number: int, units: Units) -> Units:
 def _text_seconds(
     architecture: Architecture, rates: TextRates, workload: Workload, cores: int
 ) -> float:
-    def of(prompts: int) -> float:
-        return text_seconds(architecture, rates, workload.texts, prompts, cores)
-
     total = 0.0
     for asked in workload.rounds:
-        if asked.times:
-            sizes = workload.prompts_of_calls(asked)
-            whole = sum(sizes.count(size) * of(size) for size in sorted(set(sizes)))
-            total += asked.times * (whole + asked.templates * of(1))
+        # The images of further calls come on top, whose texts are remembered.
+        sizes = [len(some) for some, rows in workload.cut(asked.codes) if rows.start == 0]
+        each = Counter(sizes + [1] * asked.templates)
+        total += asked.times * sum(
+            count * text_seconds(architecture, rates, workload.texts, size, cores)
+            for size, count in each.items()
+        )
     return total
 
 

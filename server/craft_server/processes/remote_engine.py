@@ -1,4 +1,4 @@
-"""The model in another process of the same server, reached over a Unix socket."""
+"""The model in a process of its own, reached over a Unix socket: both sides of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from craft_server.engine import EngineState, ModelFacts, Overloaded, Prompts, WorkerDied
-from craft_server.engine.hosted import RemoteModel
+from craft_server.api.middleware import HangUpMiddleware
+from craft_server.engine import (
+    EngineState,
+    HostedModel,
+    ModelFacts,
+    Overloaded,
+    Prompts,
+    WorkerDied,
+)
+from craft_server.engine.hosted import Answering, RemoteModel
 from craft_server.engine.prompts import Array
 from craft_shared import codec
+from craft_shared.wire import Context
 
 # After a failure calls are refused at once for so long, instead of each finding out.
 PAUSE_SECONDS = 0.5
@@ -30,8 +43,7 @@ REVISION_HEADER = "Craft-Revision"
 
 REFUSED_STATUS = 503
 REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
-    "overloaded": Overloaded,
-    "worker-died": WorkerDied,
+    kind.__name__: kind for kind in (Overloaded, WorkerDied)
 }
 
 
@@ -121,3 +133,61 @@ class RemoteEngine(RemoteModel):
             raise REFUSALS[refusal["refusal"]](refusal["detail"])
         response.raise_for_status()
         return response
+
+
+def engine_app(engine: HostedModel) -> Starlette:
+    """Serves the engine's operations."""
+    answering = Answering(engine)
+
+    async def state(_request: Request) -> Response:
+        return JSONResponse((await engine.state()).model_dump())
+
+    async def encode_images(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
+        return await answering.encode_images(tensors["images"], tenant=document["tenant"])
+
+    async def encode_prompts(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
+        context = document["context"]
+        prompts = Prompts(
+            templates=tuple(document["templates"]),
+            context=None if context is None else Context.model_validate(context),
+            codes=tensors["codes"],
+        )
+        return await answering.encode_prompts(
+            prompts, document["classes"], tenant=document["tenant"]
+        )
+
+    async def log_probs(document: Mapping[str, Any], tensors: codec.Tensors) -> Array:
+        return await answering.log_probs(
+            tensors["images"], tensors["texts"], tenant=document["tenant"]
+        )
+
+    async def facts(_request: Request) -> Response:
+        return JSONResponse(engine.facts.model_dump())
+
+    operations = {
+        ENCODE_IMAGES: encode_images,
+        ENCODE_PROMPTS: encode_prompts,
+        LOG_PROBS: log_probs,
+    }
+
+    async def operate(request: Request) -> Response:
+        document, tensors = codec.decode(await request.body())
+        found = await operations[request.url.path](document, tensors)
+        headers = {REVISION_HEADER: engine.revision}
+        return Response(codec.encode({}, {"answer": found}), 200, headers, codec.MEDIA_TYPE)
+
+    app = Starlette(
+        routes=[
+            Route(FACTS, facts),
+            Route(STATE, state),
+            *(Route(path, operate, methods=["POST"]) for path in operations),
+        ],
+        exception_handlers=dict.fromkeys(REFUSALS.values(), _refuse),
+    )
+    app.add_middleware(HangUpMiddleware)
+    return app
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    refusal = {"refusal": type(error).__name__, "detail": str(error)}
+    return JSONResponse(refusal, REFUSED_STATUS)

@@ -26,9 +26,9 @@ from craft_server.engine import (
 )
 from craft_server.engine.hosted import Answering, RemoteModel
 from craft_server.engine.prompts import Array
-from craft_server.logs import configure_logging
 from craft_server.serving.listening import engine_of
 from craft_server.settings import Settings
+from craft_server.telemetry import configure_logging
 
 # An engine has a fair queue of its own, which should see what waits.
 MODEL_CALLS_AT_ONCE = 64

@@ -2,7 +2,3 @@
 
 What is played back was computed and counted when it was recorded: it needs no model and no ledger.
 """
-
-from craft_server.recording.tape import Tape, TapeError
-
-__all__ = ["Tape", "TapeError"]

@@ -7,7 +7,6 @@ the recording from its beginning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
@@ -22,9 +21,8 @@ from craft_server.api.middleware import (
     CompressionMiddleware,
 )
 from craft_server.problems import ProblemError
-from craft_server.recording.content import CallContent
 from craft_server.recording.recorder import ANSWERS_PATH, IDEMPOTENCY_KEY_HEADER
-from craft_server.recording.tape import Answer, Tape
+from craft_server.recording.tape import Answer, CallContent, Tape
 from craft_server.settings import Settings
 from craft_shared.problems import MEDIA_TYPE, NOT_RECORDED, FieldError
 
@@ -82,20 +80,16 @@ class Player:
         numbers = self._order.get(digest)
         if numbers is None:
             raise await asyncio.to_thread(self._not_recorded, question)
-        session = self._session(request.headers.get("authorization", ""))
+        session = self._sessions.setdefault(request.headers.get("authorization", ""), _Session())
         call = request.headers.get(IDEMPOTENCY_KEY_HEADER)
         number = session.calls.get((call, digest)) if call is not None else None
         if number is None:
-            number = _next(numbers, session.had, digest)
+            at = session.had.get(digest, 0)
+            session.had[digest] = at + 1
+            number = numbers[min(at, len(numbers) - 1)]
             if call is not None:
                 session.calls[call, digest] = number
         return await asyncio.to_thread(self._tape.answer, number)
-
-    def _session(self, key: str) -> _Session:
-        session: _Session | None = self._sessions.get(key)
-        if session is None:
-            session = self._sessions[key] = _Session()
-        return session
 
     def _not_recorded(self, question: CallContent) -> ProblemError:
         call = f"{question.method} {question.path}"
@@ -119,10 +113,3 @@ def player_app(player: Player, settings: Settings) -> ASGIApp:
     gate = BodyGate(settings.most_bodies_bytes)
     app = BodyGateMiddleware(player, limits=settings.limits, gate=gate)
     return CallMiddleware(CompressionMiddleware(app))
-
-
-def _next(numbers: Sequence[int], had: dict[str, int], digest: str) -> int:
-    """The number of a question's next answer; the last one once all were given."""
-    at = had.get(digest, 0)
-    had[digest] = at + 1
-    return numbers[min(at, len(numbers) - 1)]

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from craft_server.api.middleware import Middleware
 from craft_server.ledger.keys import shows_secret
-from craft_server.recording.content import CallContent
-from craft_server.recording.tape import Answer, Tape, TapeError
+from craft_server.recording.tape import Answer, CallContent, Tape, TapeError
 from craft_shared.problems import OVERLOADED, Problem
 
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
@@ -31,17 +31,16 @@ RETRY_AFTER_SECONDS = "5"
 _log = structlog.get_logger()
 
 
-class RecorderMiddleware:
+class RecorderMiddleware(Middleware):
     """Holds each answer back until it is on the tape."""
 
     def __init__(self, app: ASGIApp, *, tape: Tape) -> None:
-        self._app = app
+        super().__init__(app)
         self._tape = tape
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        path = scope.get("path", "")
-        if scope["type"] != "http" or not path.startswith(_PREFIX) or path.startswith(_LEFT_OUT):
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if not path.startswith(_PREFIX) or path.startswith(_LEFT_OUT):
             await self._app(scope, receive, send)
             return
         asked: list[bytes] = []

@@ -1,21 +1,144 @@
-"""The file of a recording: questions and their answers in order, in one SQLite file.
+"""The file of a recording: what was asked and answered, in order, in one SQLite file.
 
 An answer is in the file before it is sent, so that a recording that was killed holds everything
-that its client has seen. It holds no keys: no header of a request is ever given to it.
+that its client has seen. What a call asks is method, path, query and the body's content, and
+whether tensors are wanted as such: neither who asks nor when. JSON that is laid out otherwise is
+the same content; of tensors and long strings, images among them, a digest is kept. The file holds
+no keys: no header of a request is ever given to it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlencode
 
-from craft_server.recording.content import CallContent
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from craft_server.api.middleware import JSON_TYPE, accepts
+from craft_shared import codec
 from craft_shared.files import keep_private, make_private
+from craft_shared.strict_json import JsonError, parse_object
+
+_LONGEST_TEXT = 300  # characters: a template's most
+
+
+@dataclass(frozen=True)
+class CallContent:
+    """A call's content."""
+
+    method: str  # of HTTP
+    path: str  # decoded
+    query: str  # its parameters in order of their names
+    tensors: bool  # whether the answer's tensors are wanted as safetensors
+    content: Any  # JSON-able; null without a body
+
+    @classmethod
+    def of(cls, scope: Scope, body: bytes) -> Self:
+        """What a request asks."""
+        headers = Headers(scope=scope)
+        parameters = sorted(parse_qsl(scope["query_string"].decode("latin-1"), True))
+        return cls(
+            method=scope["method"],
+            path=scope["path"],
+            query=urlencode(parameters),
+            tensors=accepts(headers.get("accept", ""), codec.MEDIA_TYPE),
+            content=_content(headers.get("content-type", ""), body),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `json` wrote."""
+        return cls(**json.loads(text))
+
+    @property
+    def json(self) -> str:
+        """The same question, the same text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """Names the question."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    def differences(self, recorded: Self) -> list[tuple[str, str]]:
+        """Where it differs from another one, and how, in words."""
+        mine, theirs = dict(self._leaves()), dict(recorded._leaves())
+        return [
+            (field, _difference(mine.get(field, _ABSENT), theirs.get(field, _ABSENT)))
+            for field in dict.fromkeys((*mine, *theirs))
+            if mine.get(field, _ABSENT) != theirs.get(field, _ABSENT)
+        ]
+
+    def _leaves(self) -> Iterator[tuple[str, object]]:
+        yield "query", self.query
+        yield "Accept", codec.MEDIA_TYPE if self.tensors else JSON_TYPE
+        yield from _leaves("", self.content)
+
+
+_ABSENT = object()  # what is not there; unlike null
+
+
+def _content(content_type: str, body: bytes) -> Any:
+    if not body:
+        return None
+    media_type = content_type.partition(";")[0].strip().lower()
+    try:
+        if media_type == codec.MEDIA_TYPE:
+            document, tensors = codec.decode(body)
+            digests = {
+                name: f"{tensor.dtype} {list(tensor.shape)} {_digest(tensor.tobytes())}"
+                for name, tensor in tensors.items()
+            }
+            return _shortened(document) | digests
+        return _shortened(parse_object(body))
+    except (codec.CodecError, JsonError):
+        return {"body": _digest(body)}
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return _digest(value.encode(errors="surrogatepass"))
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _shortened(item) for name, item in value.items()}
+    return value
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(f"{path}.{name}".lstrip("."), item)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _leaves(f"{path}[{number}]", item)
+    elif value is not None:
+        yield path or "body", value
+
+
+def _difference(asked: object, recorded: object) -> str:
+    if recorded is _ABSENT:
+        return f"{_words(asked)} was sent, and nothing was recorded"
+    if asked is _ABSENT:
+        return f"{_words(recorded)} was recorded, and nothing was sent"
+    return f"{_words(asked)} was sent, and {_words(recorded)} was recorded"
+
+
+def _words(value: object) -> str:
+    return f"'{value}'"[:120] if isinstance(value, str) else json.dumps(value)[:120]
+
 
 _APPLICATION_ID = 0x43465442
 _FORMAT = 1
@@ -111,24 +234,19 @@ class Tape:
         Raises:
             TapeError: it cannot be written, because the disk is full, for example.
         """
-        attempt = None if idempotency_key is None else _attempt(question, idempotency_key)
-        row = (
-            question.digest,
-            attempt,
-            question.method,
-            question.path,
-            question.json,
-            answer.status,
-            answer.media_type,
-            answer.body,
-        )
+        attempt = None
+        if idempotency_key is not None:
+            named = f"{idempotency_key}\n{question.digest}"
+            attempt = hashlib.sha256(named.encode()).hexdigest()
+        asked = (question.digest, attempt, question.method, question.path, question.json)
+        answered = (answer.status, answer.media_type, answer.body)
         try:
             with self._lock, self._connection as connection:
                 connection.execute(
                     "INSERT INTO answers"
                     " (digest, attempt, method, path, question, status, media_type, body)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (attempt) DO NOTHING",
-                    row,
+                    asked + answered,
                 )
         except sqlite3.Error as error:
             raise TapeError(f"the recording cannot be written: {error}") from error
@@ -176,7 +294,3 @@ def _check(connection: sqlite3.Connection, file: Path, *, new: bool) -> None:
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found != _FORMAT:
         raise TapeError(f"'{file}' is a recording of format {found}; this version reads {_FORMAT}")
-
-
-def _attempt(question: CallContent, idempotency_key: str) -> str:
-    return hashlib.sha256(f"{idempotency_key}\n{question.digest}".encode()).hexdigest()

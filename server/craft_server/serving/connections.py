@@ -24,17 +24,10 @@ from prometheus_client import Counter
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from craft_server.measurements import REGISTRY
 from craft_server.settings import MEBIBYTE, Settings
-from craft_shared.problems import (
-    HEAD_TOO_LARGE,
-    MALFORMED_BODY,
-    MEDIA_TYPE,
-    OVERLOADED,
-    REQUEST_TIMEOUT,
-    Problem,
-    ProblemType,
-)
+from craft_server.telemetry import REGISTRY
+from craft_shared import problems
+from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
@@ -102,7 +95,6 @@ class Connections:
     _open: dict[BoundedProtocol, str | None] = field(default_factory=dict)
     _of_address: dict[str, int] = field(default_factory=dict)
     _waiting: dict[BoundedProtocol, None] = field(default_factory=dict)
-    _waiting_of: dict[str, dict[BoundedProtocol, None]] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
@@ -121,9 +113,9 @@ class Connections:
         full = (
             address is not None
             and self._of_address.get(address, 0) >= self.bounds.most_of_address
-            and not self._give_way(self._waiting_of.get(address))
+            and not self._give_way(address)
         )
-        if full or (len(self._open) >= self.bounds.most and not self._give_way(self._waiting)):
+        if full or (len(self._open) >= self.bounds.most and not self._give_way()):
             return False
         self._open[connection] = address
         if address is not None:
@@ -140,23 +132,13 @@ class Connections:
 
     def waits(self, connection: BoundedProtocol) -> None:
         """From now on it waits for its client."""
-        if connection not in self._open:
-            return
-        self.works(connection)
-        self._waiting[connection] = None
-        if (address := self._open[connection]) is not None:
-            self._waiting_of.setdefault(address, {})[connection] = None
+        if connection in self._open:
+            self.works(connection)
+            self._waiting[connection] = None
 
     def works(self, connection: BoundedProtocol) -> None:
         """It has a call, for which it is not ended."""
-        if connection not in self._waiting:
-            return
-        del self._waiting[connection]
-        if (address := self._open[connection]) is not None:
-            of_address = self._waiting_of[address]
-            del of_address[connection]
-            if not of_address:
-                del self._waiting_of[address]
+        self._waiting.pop(connection, None)
 
     def forget(self, connection: BoundedProtocol) -> None:
         """It has ended."""
@@ -168,10 +150,12 @@ class Connections:
             if not self._of_address[address]:
                 del self._of_address[address]
 
-    def _give_way(self, waiting: dict[BoundedProtocol, None] | None) -> bool:
-        if not waiting:
+    def _give_way(self, address: str | None = None) -> bool:
+        """Ends the connection that waits the longest, of one address or of all, if one waits."""
+        of_address = (one for one in self._waiting if address in (None, self._open[one]))
+        longest = next(of_address, None)
+        if longest is None:
             return False
-        longest = next(iter(waiting))
         self.forget(longest)
         longest.cut("gave-way")
         return True
@@ -226,7 +210,9 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self.registry.turned_away += 1
         self.loop.call_later(_LINGER_SECONDS, self._turned_away)
-        self._refuse(OVERLOADED, "the server has as many connections as it may", retry_after=5)
+        self._refuse(
+            problems.OVERLOADED, "the server has as many connections as it may", retry_after=5
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -243,13 +229,16 @@ class BoundedProtocol(HttpToolsProtocol):
                     self._since = self.loop.time()
                 piece = data[: max(0, MAX_HEAD_BYTES - self._outside)]
                 if not piece:
-                    self._refuse_head(f"the request's head has more than {MAX_HEAD_BYTES} bytes")
+                    detail = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
+                    self._refuse(problems.HEAD_TOO_LARGE, detail)
                     return
             data = data[len(piece) :]
             self._outside += len(piece)
             super().data_received(piece)
         if self._in_body and self._outside > 2 * MAX_HEAD_BYTES + self._received:
-            self._refuse(MALFORMED_BODY, "there is more of the body's framing than of the body")
+            self._refuse(
+                problems.MALFORMED_BODY, "there is more of the body's framing than of the body"
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
@@ -257,7 +246,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
-            self._refuse_head(f"the request has more than {MAX_HEADERS} header fields")
+            detail = f"the request has more than {MAX_HEADERS} header fields"
+            self._refuse(problems.HEAD_TOO_LARGE, detail)
 
     def on_headers_complete(self) -> None:
         """See httptools."""
@@ -318,12 +308,12 @@ class BoundedProtocol(HttpToolsProtocol):
             if not (self.flow.read_paused or self.cycle.waiting_for_100_continue):
                 self._waited += seconds
             if self._waited > bounds.body_seconds + self._received / BODY_BYTES_A_SECOND:
-                self._refuse(REQUEST_TIMEOUT, "the body was not complete in time")
+                self._refuse(problems.REQUEST_TIMEOUT, "the body was not complete in time")
         elif (
             # Of connections that rest between two calls uvicorn takes care.
             self.cycle is None or (self.cycle.response_complete and self._outside)
         ) and now - self._since > bounds.head_seconds:
-            self._refuse(REQUEST_TIMEOUT, "the request's head was not complete in time")
+            self._refuse(problems.REQUEST_TIMEOUT, "the request's head was not complete in time")
 
     def cut(self, reason: str) -> None:
         """Ends the connection at once, without a word."""
@@ -346,9 +336,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _turned_away(self) -> None:
         self.registry.turned_away -= 1
-
-    def _refuse_head(self, detail: str) -> None:
-        self._refuse(HEAD_TOO_LARGE, detail)
 
     def _refuse(self, kind: ProblemType, detail: str, *, retry_after: int | None = None) -> None:
         """Answers with a problem, where an answer can be meant for this request, and ends."""

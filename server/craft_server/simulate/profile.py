@@ -52,7 +52,7 @@ class Latency(_Part):
     median_ms: float = Field(default=0, ge=0, le=600_000, allow_inf_nan=False)
     # Standard deviation of its logarithm; 0.5 makes one call in twenty 2.3 times as slow.
     sigma: float = Field(default=0, ge=0, le=3, allow_inf_nan=False)
-    # For each prediction and each picture of a charged call.
+    # For each prediction and each image of a charged call.
     per_item_ms: float = Field(default=0, ge=0, le=10_000, allow_inf_nan=False)
     # What each other call that runs adds to the log-normal part, as a fraction of it.
     load: float = Field(default=0, ge=0, le=100, allow_inf_nan=False)

@@ -1,22 +1,34 @@
 """One server's simulated provider: counts its calls, delays them, and lets faults befall them.
 
-Middleware passes each call through it and charged calls tell it how far they have come. Without a
-profile it does nothing.
+Each call passes through `ProviderMiddleware`, which stands where a gateway would, applies latency,
+bandwidth and faults to bytes, and answers for a fault inside the server (`Struck`). Charged calls
+say how far they have come. Without a profile a provider does nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
+from inspect import unwrap
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from craft_server.simulate.profile import Fault, Place, Profile
+from craft_shared import problems
+from craft_shared.problems import MEDIA_TYPE, Problem, ProblemType
 
 _REVISION_DIGITS = 16
 
@@ -77,7 +89,8 @@ _passage: ContextVar[Passage | None] = ContextVar("craft_passage", default=None)
 class Provider:
     """What a profile makes of a server.
 
-    Without one it does nothing. `faults` counts those that have happened, by kind and place.
+    Without one it does nothing. `faults` counts those that have happened, by kind and place;
+    `granted` are the ids of keys that have what the profile grants.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
@@ -86,7 +99,7 @@ class Provider:
         self._calls = 0
         self._running = 0
         self._answered = 0
-        self._known: set[int] = set()
+        self.granted: set[int] = set()
 
     @contextmanager
     def passage(self) -> Iterator[Passage]:
@@ -122,7 +135,7 @@ class Provider:
         self.faults[fault.kind, fault.at] += 1
 
     async def reserved(self, items: int) -> None:
-        """A charged call has its reservation, and so many predictions and pictures before it.
+        """A charged call has its reservation, and so many predictions and images before it.
 
         Raises:
             Struck: no further; the reservation must be given back.
@@ -141,14 +154,6 @@ class Provider:
         self._answered += 1
         self.reach("after-work")
 
-    def is_new(self, key_id: int) -> bool:
-        """Whether nobody has called `known` with the key."""
-        return key_id not in self._known
-
-    def known(self, key_id: int) -> None:
-        """Notes that the key has been granted what the profile grants."""
-        self._known.add(key_id)
-
     def revision(self, hosted: str) -> str:
         """The revision that the hosted model is said to have now."""
         change = None if self.profile is None else self.profile.revision_change
@@ -156,3 +161,145 @@ class Provider:
             return hosted
         named = f"craftbox simulated revision\n{hosted}\n{self.profile.digest}"
         return hashlib.sha256(named.encode()).hexdigest()[:_REVISION_DIGITS]
+
+
+_PREFIX = "/v1/"
+# A sender sleeps between pieces: often enough to look steady, seldom enough to cost nothing.
+_PIECES_A_SECOND = 20
+_ARRIVAL_SECONDS = 0.02
+_OVERLOADED_STATUS = 529
+_OWN: dict[str, ProblemType] = {
+    "429": problems.RATE_LIMITED,
+    "500": problems.INTERNAL_ERROR,
+    "503": problems.OVERLOADED,
+}
+
+
+def answer_of(fault: Fault, request_id: str) -> Response:
+    """The answer of a fault that has a status.
+
+    A server says when a refused call may come again, or that no wait helps: a refusal that names
+    no time is therefore a gateway's.
+    """
+    status = int(fault.kind)
+    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+    kind = _OWN.get(fault.kind)
+    knows = kind is problems.INTERNAL_ERROR or fault.retry_after is not None
+    if kind is not None and knows and fault.at != "after-work":
+        problem = Problem.of(kind, f"simulated fault {fault.kind} {fault.at}")
+        named = problem.model_copy(update={"request_id": request_id})
+        return Response(named.model_dump_json(), status, headers, MEDIA_TYPE)
+    if status == _OVERLOADED_STATUS:
+        error = {"type": "overloaded_error", "message": "Overloaded"}
+        body = json.dumps({"type": "error", "error": error})
+        return Response(body, status, headers, "application/json")
+    title = f"{status} {HTTPStatus(status).phrase}"
+    page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\r\n"
+    return Response(page, status, headers, "text/html")
+
+
+class ProviderMiddleware:
+    """Passes each call of the API through a simulated provider; all else as it is."""
+
+    def __init__(self, app: ASGIApp, *, provider: Provider) -> None:
+        self._app = app
+        self._provider = provider
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        with self._provider.passage() as passage:
+            line = _Line(self._provider, passage, receive, send)
+            try:
+                await asyncio.sleep(passage.latency)
+                self._provider.reach("before-reservation")
+                await self._app(scope, line.receive, line.send)
+            except Struck as struck:
+                await line.fail(scope, struck.fault)
+
+
+class _Line:
+    """One call's connection."""
+
+    def __init__(self, provider: Provider, passage: Passage, receive: Receive, send: Send) -> None:
+        self._provider = provider
+        self._fault = passage.fault
+        self._receive = receive
+        self._send = send
+        self._start: Message | None = None
+        self._broken = False
+
+    async def receive(self) -> Message:
+        """The next part of the request, no sooner than it can have arrived."""
+        message = await self._receive()
+        rate = self._provider.profile.bandwidth.up if self._provider.profile else None
+        if rate is not None:
+            await asyncio.sleep(len(message.get("body", b"")) / rate)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the answer, as fast as the line and the fault let it through."""
+        if self._broken:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message  # held back: the connection may break before anything is sent
+            return
+        fault = self._fault if self._fault and self._fault.at == "during-answer" else None
+        body = message.get("body", b"")
+        if fault is not None and self._start is not None:
+            self._provider.happened(fault)
+        if fault is not None and fault.kind == "reset":
+            self._broken = True
+            await self._send_some(body[: len(body) // 2])
+            await self._reset()
+            return
+        seconds = fault.seconds or 0.0 if fault is not None else 0.0
+        rate = self._provider.profile.bandwidth.down if self._provider.profile else None
+        if rate is not None:
+            seconds += len(body) / rate
+        await self._send_over(seconds, message)
+
+    async def fail(self, scope: Scope, fault: Fault) -> None:
+        """Ends the call by a fault, before any of its answer was sent."""
+        if fault.kind == "reset":
+            await self._reset()
+            return
+        answer = answer_of(fault, scope["state"]["request_id"])
+        await answer(scope, self._receive, self._send)
+
+    async def _send_over(self, seconds: float, message: Message) -> None:
+        """Sends a message in pieces, spread over so much time."""
+        body = message.get("body", b"")
+        pieces = min(max(1, round(seconds * _PIECES_A_SECOND)), max(1, len(body)))
+        size = -(-len(body) // pieces)
+        for start in range(0, size * (pieces - 1), size or 1):
+            await self._send_some(body[start : start + size])
+            await asyncio.sleep(seconds / pieces)
+        await asyncio.sleep(seconds / pieces)
+        await self._begin()
+        await self._send({**message, "body": body[size * (pieces - 1) :]})
+
+    async def _send_some(self, piece: bytes) -> None:
+        if piece:
+            await self._begin()
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def _begin(self) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._send(start)
+
+    async def _reset(self) -> None:
+        """Resets the connection (TCP RST), as a router that has forgotten it would."""
+        # What was sent before is to arrive: a reset throws away what is still on its way.
+        await asyncio.sleep(_ARRIVAL_SECONDS)
+        # ASGI knows no resets. uvicorn's `receive` is a method of what holds the transport.
+        cycle: Any = unwrap(self._receive).__self__  # a bound method
+        transport: asyncio.Transport = cycle.transport
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass

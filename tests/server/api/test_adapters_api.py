@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from craft_server.api import adapter_publishing
+from craft_server.api import adapters as adapters_api
 from craft_server.clock import now_ms
 from craft_server.ledger.keys import Rates, create_key, revoke_key
 from craft_shared import codec
@@ -129,7 +129,7 @@ def test_large_sets_are_refined_in_parts(
     images = [base64.b64encode(picture(seed)).decode() for seed in range(5)]
     body = {"images": images, "top_k": top_k}
     whole = client.post("/v1/adapters/pets/predictions", json=body).json()
-    monkeypatch.setattr("craft_server.api.adapter_predictions._SCORES_AT_ONCE", 18)
+    monkeypatch.setattr("craft_server.api.predictions._SCORES_AT_ONCE", 18)
     parts = client.post("/v1/adapters/pets/predictions", json=body).json()
     np.testing.assert_allclose(parts["log_probs"], whole["log_probs"], atol=1e-5)
     assert parts.get("top_classes") == whole.get("top_classes")
@@ -583,7 +583,7 @@ def test_names_that_mislead_are_not_published(
 def test_an_adapter_that_was_published_before_names_were_checked_still_predicts(
     client: httpx.Client, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_publishing, "_check_names", lambda config: None)
+    monkeypatch.setattr(adapters_api, "_check_names", lambda config: None)
     assert publish(client, make(client, classes=["=1+1", "dog", "cat"])).status_code == 201
     asked = {"images": [base64.b64encode(picture(1)).decode()]}
     answer = client.post("/v1/adapters/pets/predictions", json=asked)

@@ -47,7 +47,7 @@ def test_parts_give_what_the_whole_gives(output: Output, dtype: Any) -> None:
     if output.noise:
         texts = [[f"{p} {c}".encode() for c in range(8)] for p in range(3)]
         pictures = [str(n).encode() for n in range(5)]
-        noise = Noise.of(b"secret", "ann", output.noise, pictures=pictures, texts=texts)
+        noise = Noise.of(b"secret", "ann", output.noise, images=pictures, texts=texts)
     whole = answerable(scores, output, None if noise is None else noise.at(EVERY, EVERY), dtype)
     parts = asyncio.run(
         answer_of_parts(parts_of(scores), output, noise, prompts=3, images=5, dtype=dtype)

@@ -151,7 +151,7 @@ def test_files_are_counted_before_they_are_unpacked(client: httpx.Client, media_
         content = codec.encode(document, {"files": np.zeros(0, np.uint8), "file_sizes": sizes})
     answer = client.post("/v1/predictions", content=content, headers={"Content-Type": media_type})
     assert problem_of(answer) == (422, "invalid-request", ["images"])
-    assert "200000 pictures; 256 are allowed" in answer.json()["detail"]
+    assert "200000 images; 256 are allowed" in answer.json()["detail"]
 
 
 def test_damaged_tensors_are_no_failure_of_the_server(client: httpx.Client) -> None:

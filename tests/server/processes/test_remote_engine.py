@@ -16,8 +16,7 @@ import pytest
 import uvicorn
 
 from craft_server.engine import Engine, HostedModel, Overloaded, Prompts, WorkerDied
-from craft_server.processes.engine_app import engine_app
-from craft_server.processes.remote_engine import PAUSE_SECONDS, RemoteEngine
+from craft_server.processes.remote_engine import PAUSE_SECONDS, RemoteEngine, engine_app
 from craft_shared.wire import Context
 
 CLASSES = ["cat", "dog", "bird"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from craft_server.recording.content import CallContent
+from craft_server.recording.tape import CallContent
 from craft_shared import codec
 
 JSON = "application/json"

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from craft_server.api.middleware import CallMiddleware
-from craft_server.recording import Tape, TapeError
 from craft_server.recording.player import Player, player_app
 from craft_server.recording.recorder import RecorderMiddleware
+from craft_server.recording.tape import Tape, TapeError
 from craft_server.settings import DEFAULT_LIMITS, Settings
 from craft_shared.problems import OVERLOADED
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from craft_server.simulate import ProfileError, load_profile, shipped_profiles
-from craft_server.simulate.profile import Profile
+from craft_server.simulate.profile import Profile, ProfileError, load_profile, shipped_profiles
 
 ROOT = Path(__file__).parents[3]
 HEAD = 'name = "own"\nversion = 1\ndescription = "Mine."\n'

@@ -1,4 +1,4 @@
-"""The images of a call: rows of an image set, or images in the body."""
+"""What a call is to score (model, prompts, images): checked before it is paid for, then loaded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,99 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from craft_server.api.checks import check_revision
 from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
-from craft_server.engine import ImageError
+from craft_server.engine import ImageError, Prompts
 from craft_server.image_sets import Features, get_image_set, read_features
 from craft_server.problems import ProblemError, invalid_field, invalid_request
-from craft_shared.problems import INVALID_IMAGE, FieldError
-from craft_shared.wire import AdapterPredictionRequest, ImageSet, Limits, PredictionRequest
+from craft_shared.problems import INVALID_IMAGE, MODEL_NOT_FOUND, REVISION_MISMATCH, FieldError
+from craft_shared.wire import AdapterPredictionRequest, Context, ImageSet, Limits, PredictionRequest
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_model(services: Services, name: str) -> None:
+    """Raises ProblemError unless the server hosts the model `name`."""
+    hosted = services.engine.name
+    if name != hosted:
+        error = FieldError(field="model", message="unknown model", remedy=f"Name '{hosted}'.")
+        raise ProblemError(MODEL_NOT_FOUND, f"this server hosts no model '{name}'", [error])
+
+
+def check_revision(
+    services: Services,
+    model: str,
+    revision: str,
+    *,
+    made: str = "the adapter was tuned on",
+    errors: Sequence[FieldError] = (),
+) -> None:
+    """Raises ProblemError if what was `made` under this model and revision is of no use here."""
+    hosted, current = services.engine.name, services.revision
+    if (model, revision) != (hosted, current):
+        raise ProblemError(
+            REVISION_MISMATCH,
+            f"{made} '{model}' revision {revision}; the server hosts '{hosted}' revision {current}",
+            errors,
+        )
+
+
+def counted_prompts(
+    limits: Limits,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    context: Context | None,
+    codes: NDArray[np.float32] | None,
+) -> Prompts:
+    """The prompts, if they and the class names are not too many; nobody has read them yet.
+
+    Raises:
+        ProblemError: `invalid-request` with all that is wrong.
+    """
+    points = np.zeros((0, 0), np.float32) if codes is None else codes
+    prompts = Prompts(templates=tuple(templates), context=context, codes=points)
+    errors = []
+    if len(classes) > limits.classes:
+        errors.append(
+            FieldError(
+                field="classes",
+                message=f"{len(classes)} classes; {limits.classes} are allowed",
+                remedy="Score fewer classes in one call.",
+            )
+        )
+    if prompts.count > limits.prompts_per_call:
+        errors.append(
+            FieldError(
+                field="codes" if len(points) else "templates",
+                message=f"{prompts.count} prompts; {limits.prompts_per_call} are allowed",
+                remedy="Spread the prompts over several calls.",
+            )
+        )
+    if context is not None and context.dim > limits.dim:
+        errors.append(
+            FieldError(
+                field="context.dim",
+                message=f"{context.dim}; at most {limits.dim} is allowed",
+                remedy="Search in fewer dimensions.",
+            )
+        )
+    if errors:
+        raise invalid_request(errors)
+    return prompts
+
+
+async def check_prompts(call: Call, prompts: Prompts, classes: Sequence[str]) -> None:
+    """Checks that the model can read prompts and class names, which takes time for each of them.
+
+    Raises:
+        ProblemError: `invalid-request` with all that is wrong.
+    """
+    engine = call.services.engine
+    if errors := await engine.check_prompts(prompts, classes, tenant=call.caller.tenant):
+        raise invalid_request(errors)
 
 
 @dataclass(frozen=True)
@@ -79,21 +160,26 @@ async def select_images(
         NoSuchImageSet: the owner has no such image set.
     """
     services, limits = call.services, call.services.settings.limits
-    if message.image_set is None:
-        return _select_files(limits, message.rows, files)
-    if files is not None:
+    if (message.image_set is None) == (files is None):
+        neither, both = "names no image set and has no images", "names an image set and has images"
+        has = neither if files is None else both
         raise invalid_field(
-            "image_set",
-            "the call names an image set and has pictures in its body",
-            "Send exactly one of the two.",
+            "image_set", f"the call {has} in its body", "Send exactly one of the two."
         )
+    if message.image_set is None:
+        if message.rows is not None:
+            raise invalid_field(
+                "rows", "rows without an image set", "Leave rows out, or name an image set."
+            )
+        check_files(files or ())
+        return ImageSelection(None, None, files or ())
     image_set = await services.database.read(get_image_set, call.caller.owner, message.image_set)
     check_same_model(services, image_set)
     if call.first is not None and call.first.rows is not None:
         # Rows are only ever added.
         image_set = image_set.model_copy(update={"count": call.first.rows})
     if image_set.count == 0:
-        raise invalid_field("image_set", "the image set is empty", "Upload pictures to it first.")
+        raise invalid_field("image_set", "the image set is empty", "Upload images to it first.")
     if message.rows is not None:
         _check_rows(limits, message.rows, image_set.count)
     return ImageSelection(image_set, message.rows, ())
@@ -105,12 +191,17 @@ async def load_images(call: Call, selection: ImageSelection) -> Images:
     Raises:
         ProblemError: `invalid-image`, naming every image that cannot be used.
     """
-    if selection.image_set is None:
+    image_set, services = selection.image_set, call.services
+    if image_set is None:
         return Images(None, await decode_images(call, selection.files))
-    features = await _all_features(call.services, selection.image_set)
-    if selection.rows is None:
-        return Images(features, ())
-    return Images(features[np.asarray(selection.rows, dtype=np.intp)], ())
+    key = (image_set.id, image_set.count)
+    features = services.features.get(key)
+    if features is None:
+        features = await services.database.read(read_features, image_set)
+        services.features.put(key, features)
+    if selection.rows is not None:
+        features = features[np.asarray(selection.rows, dtype=np.intp)]
+    return Images(features, ())
 
 
 async def decode_images(
@@ -125,15 +216,20 @@ async def decode_images(
     Raises:
         ProblemError: `invalid-image`, naming every image that cannot be used.
     """
-    services, limits = call.services, call.services.settings.limits
+    engine, limits = call.services.engine, call.services.settings.limits
     fitting = [file for file in files if len(file) <= limits.image_bytes]
     decoded = iter(
-        await services.engine.decode_images(
+        await engine.decode_images(
             fitting, max_pixels=limits.image_pixels, tenant=call.caller.tenant
         )
     )
     results = [
-        next(decoded) if len(file) <= limits.image_bytes else _too_large(limits, file)
+        next(decoded)
+        if len(file) <= limits.image_bytes
+        else ImageError(
+            f"the file has {len(file)} bytes; {limits.image_bytes} are allowed",
+            "Send a smaller image.",
+        )
         for file in files
     ]
     named = zip(range(len(files)) if positions is None else positions, results, strict=True)
@@ -154,57 +250,21 @@ def digests_of(files: Sequence[bytes]) -> list[str]:
     return [hashlib.sha256(file).hexdigest() for file in files]
 
 
-def check_files(limits: Limits, files: Sequence[bytes]) -> None:
-    """Raises ProblemError if the body has no image, or too many."""
+def check_files(files: Sequence[bytes]) -> None:
+    """Raises ProblemError if a call has no image; too many were refused with its body."""
     if not files:
-        raise invalid_field("images", "the call has no picture", "Send at least one.")
-    if len(files) > limits.images_per_call:
-        raise invalid_field(
-            "images",
-            f"{len(files)} pictures; {limits.images_per_call} are allowed",
-            "Send fewer in one call.",
-        )
+        raise invalid_field("images", "the call has no image", "Send at least one.")
 
 
 def check_same_model(services: Services, image_set: ImageSet) -> None:
     """Raises ProblemError unless the image set was made under the hosted model and revision."""
-    check_revision(
-        services,
-        image_set.model,
-        image_set.revision,
-        made="the image set belongs to model",
-        errors=[
-            FieldError(
-                field="image_set",
-                message="made under another model or revision",
-                remedy="Make a new image set and upload the pictures again.",
-            )
-        ],
+    error = FieldError(
+        field="image_set",
+        message="made under another model or revision",
+        remedy="Make a new image set and upload the images again.",
     )
-
-
-def _select_files(
-    limits: Limits, rows: Sequence[int] | None, files: Sequence[bytes] | None
-) -> ImageSelection:
-    if files is None:
-        raise invalid_field(
-            "image_set",
-            "the call names no image set and has no pictures in its body",
-            "Send exactly one of the two.",
-        )
-    if rows is not None:
-        raise invalid_field(
-            "rows", "rows without an image set", "Leave rows out, or name an image set."
-        )
-    check_files(limits, files)
-    return ImageSelection(None, None, files)
-
-
-def _too_large(limits: Limits, file: bytes) -> ImageError:
-    return ImageError(
-        f"the file has {len(file)} bytes; {limits.image_bytes} are allowed",
-        "Send a smaller picture.",
-    )
+    made = "the image set belongs to model"
+    check_revision(services, image_set.model, image_set.revision, made=made, errors=[error])
 
 
 def _check_rows(limits: Limits, rows: Sequence[int], count: int) -> None:
@@ -225,12 +285,3 @@ def _check_rows(limits: Limits, rows: Sequence[int], count: int) -> None:
     ]
     if errors:
         raise invalid_request(errors)
-
-
-async def _all_features(services: Services, image_set: ImageSet) -> Features:
-    key = (image_set.id, image_set.count)
-    features = services.features.get(key)
-    if features is None:
-        features = await services.database.read(read_features, image_set)
-        services.features.put(key, features)
-    return features
