@@ -46,19 +46,17 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Of it and its decoders, which end with it."""
-        return sum(map(_cpu_seconds, [self.pid, *_children(self.pid)]))
+        return cpu_seconds_of(self.pid)
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in file.read_text().split()]
-    return found
-
-
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """Of a process and those that it has started, while they live."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return own + sum(
+        cpu_seconds_of(int(child)) for file in lists for child in file.read_text().split()
+    )
 
 
 @contextmanager
