@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import structlog
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
@@ -37,10 +37,10 @@ from craft_server.engine.models import (
     device_of,
     load_model,
 )
+from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.prompts import Array, Prompts
-from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
+from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, in_steps
-from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Task, Worker, WorkerDied
 from craft_shared.wire import Context
 
@@ -97,18 +97,18 @@ class Engine(HostedModel):
     def __init__(
         self, model: LoadedModel, worker: Worker, cores: int, *, text_features_bytes: int
     ) -> None:
-        self._tower = _text_tower(model.name, model.module)
         super().__init__(
             ModelFacts(
                 name=model.name,
                 revision=model.revision,
                 image_size=model.image_size,
                 random_weights=model.random_weights,
-                context_length=self._tower.context_length,
+                context_length=model.context_length,
                 preprocess_cfg=model.preprocess_cfg,
             )
         )
         self._model = model
+        self._tower = _text_tower(model, self._tokenizer.padding)
         self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
         self._contexts = ContextSpace(self._tower, self._tokenizer)
         self._images_per_task = IMAGES_PER_TASK[model.device.type]
@@ -232,7 +232,7 @@ class Engine(HostedModel):
             sequences = await self._read(in_steps(sequence, classes), tenant)
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
-            cut = list(packs(sequences, prompts=prompts, max_tokens=bound))
+            cut = list(self._tower.packs(sequences, prompts=prompts, max_tokens=bound))
             # It depends on nothing but the call, since it may change the last bits of an answer.
             wide = self._shares_packs and len(cut) == 1
             tasks = [
@@ -253,8 +253,9 @@ class Engine(HostedModel):
     def _encode_texts(self, batch: Sequence[_Texts]) -> list[Array]:
         """For each its features, [P, C, width]."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
+        first = len(self._tokenizer.start)
         features = self._tower.encode(
-            [Moved(one.pack, self._words(one), one.tenant) for one in batch]
+            [Moved(one.pack, self._words(one), one.tenant, first) for one in batch]
         )
         return [one.cpu().numpy() for one in features]
 
@@ -294,7 +295,7 @@ class Engine(HostedModel):
         blank = torch.zeros(3, self.image_size, self.image_size)
         (of_images,) = self._image_features([[blank]])
         sequences = [self._tokenizer.of().template("a photo of a {}.")("cat")]
-        (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
+        (pack,) = self._tower.packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
         self._encode_texts([_Texts(pack, None, "", wide=True)])
         width: int = of_images.shape[1]
         return width
@@ -310,14 +311,16 @@ def _digest(*parts: str | bytes) -> bytes:
     return every.digest()
 
 
-def _text_tower(name: str, module: nn.Module) -> TextTower | UncutTextTower:
+def _text_tower(model: LoadedModel, padding: int) -> TextTower | PaddedTextTower:
     try:
-        return TextTower(module)
+        return TextTower(model.module)
     except UnsupportedTowerError as error:
+        tower = PaddedTextTower(model.module, model.context_length, padding)
         log.warning(
-            "SLOW TEXTS: every text is read whole, by itself; choose a model with a causal text "
-            "tower, such as RN50 or ViT-B-32, if queries should be fast",
-            model=name,
+            "SLOW TEXTS: every text is read whole, under each prompt anew; choose a model with a "
+            "causal text tower, such as RN50 or ViT-B-32, if queries should be fast",
+            model=model.name,
             reason=str(error),
+            tokens_a_text="as many as it has" if tower.sees_no_padding else model.context_length,
         )
-        return UncutTextTower(module)
+        return tower

@@ -84,12 +84,13 @@ class UnsupportedTowerError(ValueError):
 
 @dataclass(frozen=True)
 class Moved:
-    """A pack with the embeddings of the words after the start token, where a code moves them."""
+    """A pack with the embeddings of a text's first words, where a code moves them."""
 
     pack: Pack  # the texts
     # [P, moved words, W], or None where the texts are read as they stand (P is 1).
     words: Tensor | None
     tenant: str = ""  # whose texts they are; what is remembered of them serves nobody else's
+    first: int = 1  # where the words begin: how many start tokens there are
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ class TextTower:
         """The token embeddings of ids [...], without positions: [..., W] in the tower's dtype."""
         embeddings: Tensor = self._tower.token_embedding(ids.to(self.device))
         return embeddings
+
+    def spread(self, vocabulary: int) -> float:
+        """The standard deviation of the first so many tokens' embeddings."""
+        return float(self._tower.token_embedding.weight[:vocabulary].float().std())
+
+    def packs(self, sequences: Sequence[Ids], *, prompts: int, max_tokens: int) -> Iterator[Pack]:
+        """See the function `packs`."""
+        return packs(sequences, prompts=prompts, max_tokens=max_tokens)
 
     def encode(self, batch: Sequence[Moved]) -> list[Tensor]:
         """Reads packs together.
@@ -171,10 +180,10 @@ class TextTower:
 
     def _prefixes(self, moved: Moved) -> Tensor:
         """The shared tokens of all prompts, placed: [P, L, W]."""
-        prefix = self.embed(torch.tensor([moved.pack.prefix]))
+        prefix = self.embed(torch.tensor([moved.pack.prefix], dtype=torch.long))
         if moved.words is not None:
             prefix = prefix.repeat(len(moved.words), 1, 1)
-            prefix[:, 1 : 1 + moved.words.shape[1]] = moved.words
+            prefix[:, moved.first : moved.first + moved.words.shape[1]] = moved.words
         placed: Tensor = prefix + self._tower.positional_embedding[: prefix.shape[1]]
         return placed
 
