@@ -140,11 +140,10 @@ def test_custom_text_towers_agree_with_open_clip(text: dict[str, object]) -> Non
     "text",
     [
         {"no_causal_mask": True},
-        {"embed_cls": True},
         {"pool_type": "last"},
         {"qk_norm": True, "norm_kwargs": {}},
     ],
-    ids=["not causal", "class token", "last token", "other blocks"],
+    ids=["not causal", "last token", "other blocks"],
 )
 @torch.inference_mode()
 def test_other_towers_are_read_whole(text: dict[str, object]) -> None:

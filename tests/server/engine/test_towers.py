@@ -131,7 +131,7 @@ KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     ),
     "coca-roberta": (hugging_face("roberta-base", hf_proj_type="linear", output_tokens=True), COCA),
 }
-CAUSAL = {"worldwide", "worldwide-no-start"}
+CAUSAL = {"coca", "worldwide", "worldwide-no-start"}
 TOKENIZERS = sorted(
     {str(text["hf_tokenizer_name"]) for text, _ in KINDS.values() if "hf_tokenizer_name" in text}
 )
@@ -183,9 +183,9 @@ def texts(engine: Engine, prompts: Prompts, names: list[str] = NAMES) -> NDArray
 
 
 @torch.inference_mode()
-def open_clips(engine: Engine, template: str) -> NDArray[np.float32]:
+def open_clips(engine: Engine, template: str, names: list[str] = NAMES) -> NDArray[np.float32]:
     """What open_clip's own tokenizer and `encode_text` make of the texts."""
-    ids = tokenizer_of(engine.name)([template.replace("{}", name) for name in NAMES])
+    ids = tokenizer_of(engine.name)([template.replace("{}", name) for name in names])
     module: Any = engine._model.module
     features: NDArray[np.float32] = module.encode_text(ids, normalize=True).numpy()
     return features
@@ -198,6 +198,20 @@ def test_text_features_are_open_clips(kind: str, engine_of: Callable[[str], Engi
     for template in ("a photo of a {}.", "{}"):
         features = texts(engine, Prompts((template,), None, NO_CODES))
         assert relative_error(features[0], open_clips(engine, template)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["x", "x !?!:!-", " ".join(["cat"] * 73), " ".join(["cat"] * 74)])
+@pytest.mark.parametrize("others", [[], ["dog", "golden cat " * 8, "dog !?!:!- dog"]])
+def test_class_token_sees_what_open_clip_lets_it_see(
+    name: str, others: list[str], engine_of: Callable[[str], Engine]
+) -> None:
+    """Padding, a text that fills the context, and signs that are written as padding is."""
+    engine = engine_of("coca")
+    names = [name, *others]
+    if "!" in name:
+        assert engine._tower._tower.pad_id in engine._tokenizer.of().words(name)
+    features = texts(engine, Prompts(("{}",), None, NO_CODES), names)
+    assert relative_error(features[0], open_clips(engine, "{}", names)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
