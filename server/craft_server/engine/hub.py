@@ -91,7 +91,7 @@ def _missing(repository: str, part: Part, error: Exception | None) -> MissingFil
     names = " ".join(f"--include '{pattern}'" for pattern in part.patterns)
     here = Path(constants.HF_HUB_CACHE).parent
     return MissingFilesError(
-        f"{part.what} of '{repository}' on Hugging Face are not here and cannot be downloaded"
-        f"{why}: where there is internet, run: hf download {repository} {names}; then copy its "
-        f"cache, ~/.cache/huggingface, to {here} here, or set HF_HOME to where it lies"
+        f"it needs {part.what} of '{repository}' on Hugging Face, which cannot be downloaded{why}: "
+        f"where there is internet, run: hf download {repository} {names}; then copy its cache, "
+        f"~/.cache/huggingface, to {here} here, or set HF_HOME to where it lies"
     )
