@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import huggingface_hub.constants
 import numpy as np
 import open_clip
 import pytest
+import sentencepiece
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +24,7 @@ from craft_server.engine.hosted import tokenizer_of
 from craft_server.engine.models import load_model
 from craft_server.engine.padded_text import PaddedPack, PaddedTextTower
 from craft_server.engine.text import Moved, TextTower
+from craft_server.engine.tokens import Tokenizer
 from craft_shared.wire import Context
 
 NAMES = ["cat", "golden retriever", "hot air balloon", "x", "dog"]
@@ -369,6 +372,30 @@ def test_missing_text_tower_says_which_file_and_how_to_bring_it(hub: Path) -> No
 def test_missing_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("craft_server.engine.models.find_spec", lambda _: None)
     assert "pip install 'craftbox[huggingface]'" in message("ViT-B-16-SigLIP")
+
+
+def test_tokenizer_that_is_published_as_a_sentencepiece_model_alone_is_read(hub: Path) -> None:
+    files = hub_stand_ins.repository(hub, "google/mt5-xl")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a photo of a cat", "golden retriever", "hot air balloon"] * 50),
+        model_writer=model,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+    )
+    (files / "spiece.model").write_bytes(model.getvalue())
+    (files / "config.json").write_text(json.dumps({"model_type": "mt5"}))
+    told = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "additional_special_tokens": None}
+    (files / "tokenizer_config.json").write_text(json.dumps(told))
+    tokens = Tokenizer(tokenizer_of("mt5-xl-ViT-H-14"), 77).of()
+    *words, end = tokens.context("a photo of a", "cat")
+    assert end == 1
+    assert tuple(words) == tokens.words("a photo of a cat.")
+    assert 2 not in tokens.words("a photo of a cat")  # which it would not know otherwise
 
 
 def test_damaged_tokenizer_is_one_line(hub: Path) -> None:
