@@ -28,7 +28,8 @@ TURN_SECONDS = 0.05
 # Texts of which the tokenizer reads each part as it reads it alone: nothing in them is cleaned, and
 # no reserved token begins.
 _PLAIN = re.compile(r"[ !-%'-;=-~]*")
-_PROBE = "a photo of a cat"  # shows where a tokenizer puts its special tokens
+# Shows where a tokenizer puts its special tokens, and is shorter than so many tokens.
+_PROBE, _PROBE_LENGTH = "a photo of a cat", 64
 Ids = tuple[int, ...]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -186,8 +187,9 @@ class _HuggingFace:
         special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
         ids = [*self.start, *self.end, *sorted(special)]
         self.reserved: dict[int, str] = {i: self._tokenizer.convert_ids_to_tokens(i) for i in ids}
+        row = tokenize([_PROBE], context_length=_PROBE_LENGTH)[0].tolist()
         text = [*self.start, *own, *self.end]
-        if _filled_up(text, self.padding, tokenize) != tokenize([_PROBE])[0].tolist():
+        if row != text + [self.padding] * (_PROBE_LENGTH - len(text)):
             raise UnreadableTokenizerError("it puts tokens elsewhere than before and after a text")
 
     def encode(self, _words: dict[str, str], text: str) -> Ids:
@@ -205,7 +207,7 @@ class UnreadableTokenizerError(ValueError):
 
 
 def _remember_no_words(tokenizer: Any) -> None:
-    """Of all tenants' words, that is; see `Tokens`."""
+    """Keeps it from remembering words of all tenants alike; see `Tokens`."""
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     resize = getattr(model, "_resize_cache", None)
     if resize is not None:
@@ -218,10 +220,6 @@ def _place(part: Ids, whole: Ids) -> int:
         if whole[i : i + len(part)] == part:
             return i
     raise UnreadableTokenizerError("its special tokens change how it reads a text")
-
-
-def _filled_up(ids: Sequence[int], padding: int, tokenize: HFTokenizer) -> list[int]:
-    return [*ids, *[padding] * (tokenize.context_length - len(ids))][: tokenize.context_length]
 
 
 def _apart(left: str, right: str) -> bool:

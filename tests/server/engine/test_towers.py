@@ -264,6 +264,18 @@ def with_words(engine: Engine, context: Context, code: NDArray[np.float32]) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_close(kind: str, engine_of: Callable[[str], Engine]) -> None:
+    engine = engine_of(kind)
+    half = Engine.load(ModelSpec(engine.name, device="cpu", precision="bfloat16"))
+    try:
+        codes = np.ones((2, 8), np.float32)
+        prompts = Prompts(("a photo of a {}.",), Context(dim=8), codes)
+        assert relative_error(texts(half, prompts), texts(engine, prompts)) < 0.05
+    finally:
+        half.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_how_work_is_cut_does_not_change_it(
     kind: str, engine_of: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
