@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import open_clip
 import pytest
 import torch
@@ -161,3 +163,22 @@ def test_other_towers_are_read_whole(text: dict[str, object]) -> None:
 def test_tower_without_token_embeddings_is_refused() -> None:
     with pytest.raises(UnsupportedTowerError, match="no table of token embeddings"):
         PaddedTextTower(nn.Linear(2, 2), context_length=77, padding=0)
+
+
+def test_each_thread_moves_its_own_words() -> None:
+    tower = PaddedTextTower(custom_text(no_causal_mask=True), context_length=77, padding=0)
+    texts = [ids_of(f"a photo of a {name}") for name in NAMES]
+    (pack,) = tower.packs(texts, prompts=2, max_tokens=10_000)
+    generator = torch.Generator().manual_seed(1)
+    batch = [Moved(pack, torch.randn(2, 4, 32, generator=generator)) for _ in range(24)]
+
+    @torch.inference_mode()
+    def encode(one: Moved) -> Tensor:
+        return tower.encode([one])[0]
+
+    alone = [encode(one) for one in batch]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(encode, batch))
+    for found, expected in zip(together, alone, strict=True):
+        assert relative_error(found, expected) < 1e-5
+    assert relative_error(alone[0], alone[1]) > 1e-3
