@@ -26,7 +26,7 @@ from doc_pages import DOCS, GENERATED, NAMES, PAGES, ROOT, Block, blocks
 
 # Programs that are no part of craftbox.
 OTHERS = {
-    *("cat", "chmod", "curl", "docker", "export", "kubectl", "mkdir", "mv", "openssl"),
+    *("cat", "chmod", "curl", "docker", "export", "hf", "kubectl", "mkdir", "mv", "openssl"),
     *("openapi-python-client", "pip", "sed", "serve", "umask"),
 }
 

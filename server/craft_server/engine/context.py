@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from craft_server.byte_cache import ByteCache
+from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokenizer
-from craft_server.engine.uncut_text import UncutTextTower
 from craft_shared.wire import Context
 
 # The standard deviations of A's entries in the authors' released code.
@@ -42,10 +42,10 @@ class ContextSpace:
     `sigma` is the standard deviation of the model's token embeddings.
     """
 
-    def __init__(self, tower: TextTower | UncutTextTower, tokenizer: Tokenizer) -> None:
+    def __init__(self, tower: TextTower | PaddedTextTower, tokenizer: Tokenizer) -> None:
         self._tower = tower
         self._tokenizer = tokenizer
-        self.sigma = float(tower.embed(torch.arange(tokenizer.vocabulary)).float().std())
+        self.sigma = tower.spread(tokenizer.vocabulary)
         self._lock = threading.Lock()
         self._projections: ByteCache[tuple[object, ...], Tensor] = ByteCache(PROJECTIONS_BYTES)
 

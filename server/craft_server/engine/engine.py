@@ -38,7 +38,7 @@ from craft_server.engine.models import (
 )
 from craft_server.engine.precision import Precision
 from craft_server.engine.prompts import Array, Prompts
-from craft_server.engine.text import Moved, Pack, UnsupportedTowerError, packs
+from craft_server.engine.text import Moved, Pack, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.towers import towers_of
 from craft_server.engine.worker import Task, Worker, WorkerDied
@@ -95,18 +95,18 @@ class Engine(HostedModel):
         *,
         text_features_bytes: int,
     ) -> None:
-        self._vision, self._tower = towers_of(model, precision, cores)
         super().__init__(
             ModelFacts(
                 name=model.name,
                 revision=model.revision,
                 image_size=model.image_size,
                 random_weights=model.random_weights,
-                context_length=self._tower.context_length,
+                context_length=model.context_length,
                 preprocess_cfg=model.preprocess_cfg,
             )
         )
         self._device, self._logit_scale = model.device, model.logit_scale
+        self._vision, self._tower = towers_of(model, precision, cores, self._tokenizer)
         self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
@@ -231,7 +231,7 @@ class Engine(HostedModel):
             sequences = await self._read(in_steps(sequence, classes), tenant)
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
-            cut = list(packs(sequences, prompts=prompts, max_tokens=bound))
+            cut = list(self._tower.packs(sequences, prompts=prompts, max_tokens=bound))
             # It depends on nothing but the call, since it may change the last bits of an answer.
             wide = self._shares_packs and len(cut) == 1
             tasks = [
@@ -252,8 +252,9 @@ class Engine(HostedModel):
     def _encode_texts(self, batch: Sequence[_Texts]) -> list[Array]:
         """For each its features, [P, C, width]."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
+        first = len(self._tokenizer.start)
         features = self._tower.encode(
-            [Moved(one.pack, self._words(one), one.tenant) for one in batch]
+            [Moved(one.pack, self._words(one), one.tenant, first) for one in batch]
         )
         return [one.cpu().numpy() for one in features]
 
@@ -287,7 +288,7 @@ class Engine(HostedModel):
         blank = torch.zeros(3, self.image_size, self.image_size)
         (of_images,) = self._image_features([[blank]])
         sequences = [self._tokenizer.of().template("a photo of a {}.")("cat")]
-        (pack,) = packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
+        (pack,) = self._tower.packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
         self._encode_texts([_Texts(pack, None, "", wide=True)])
         width: int = of_images.shape[1]
         return width

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from craft_server.engine import Engine, ModelSpec, precision, towers, vision
+from craft_server.engine.hosted import tokenizer_of
 from craft_server.engine.models import LoadedModel, load_model
 from craft_server.engine.precision import Reference, dtypes_to_try, probe_images
-from craft_server.engine.towers import towers_of
+from craft_server.engine.tokens import Tokenizer
+from craft_server.engine.towers import Towers
 from craft_server.engine.vision import BATCH, CompiledVision, EagerVision, converted_graph
 
 CPU = torch.device("cpu")
@@ -39,6 +41,11 @@ def units(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(module, "cpu_units", lambda: frozenset(names))
 
     return have
+
+
+def towers_of(model: LoadedModel, asked: Any, cores: int) -> Towers:
+    tokenizer = Tokenizer(tokenizer_of(model.name), model.context_length)
+    return towers.towers_of(model, asked, cores, tokenizer)
 
 
 def images(count: int) -> list[Tensor]:
