@@ -19,7 +19,7 @@ from e2e.metering.slow_servers import PATIENCE_SECONDS, SlowServers
 from waiting import until
 
 CLIENTS = 12
-RESTARTS = 10 if FULL else 3
+RESTARTS = 10 if FULL else 2
 CALLS_BETWEEN = 60
 REQUEST = PredictionRequest(model="stub", classes=["cat", "dog"], templates=["a {}", "the {}"])
 
