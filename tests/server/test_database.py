@@ -39,10 +39,10 @@ def test_opening_again_keeps_what_is_there(store: Database, store_url: str, tmp_
 
 
 def test_processes_that_open_an_empty_database_at_once_wait_for_each_other(
-    store_url: str, tmp_path: Path
+    bare_url: str, tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(6) as threads:
-        opened = list(threads.map(lambda _: Database.open(store_url, tmp_path), range(6)))
+        opened = list(threads.map(lambda _: Database.open(bare_url, tmp_path), range(6)))
     for one in opened:
         one.close()
 

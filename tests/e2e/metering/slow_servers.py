@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import create_key, find_key
 from e2e.programs import Program
 from quickstart import free_port
+from waiting import until
 
 PATIENCE_SECONDS = 60
 OWNER = "owner-of-keys"
@@ -56,7 +55,7 @@ class SlowServers:
             stderr=self.log,
         )
         self.started.append(process)
-        wait_for(lambda: process.poll() is not None or self.status("/readyz", port) == 200)
+        until(lambda: process.poll() is not None or self.status("/readyz", port) == 200)
         assert process.poll() is None, self.log.read_text()
         return process
 
@@ -95,10 +94,3 @@ class SlowServers:
         for process in self.started:
             process.kill()
             process.wait()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so in {PATIENCE_SECONDS} s"
-        time.sleep(0.01)
