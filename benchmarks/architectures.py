@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import hub_stand_ins
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_server.engine.hosted import tokenizer_of
+from craft_server.engine.models import load_model
 from craft_server.engine.text import TextTower
 
 MOST_BYTES = 20 * 2**30
@@ -174,7 +175,7 @@ def measure(name: str, large: bool) -> dict[str, Any]:
     began = time.process_time()
     engine = Engine.load(ModelSpec(name, device="cpu", precision="float32"))
     loaded = time.process_time() - began
-    module: Any = engine._model.module
+    module: Any = load_model(ModelSpec(name, device="cpu")).module
     names = NAMES[: 4 if large else len(NAMES)]
     rounds = 2 if large else 3
     prompts = Prompts((TEMPLATE,), None, np.zeros((0, 0), np.float32))

@@ -100,7 +100,10 @@ Ask = Callable[[bytes], None]
 def craftbox(model: str, others: Path) -> Iterator[tuple[int, Ask]]:
     """With metering and an adapter."""
     with serving(HERE, model) as server:
-        yield server.pid, lambda file: discard(server.client.adapter_predict("random", images=[file]))
+        yield (
+            server.pid,
+            lambda file: discard(server.client.adapter_predict("random", images=[file])),
+        )
 
 
 @contextmanager
