@@ -29,7 +29,9 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from craft_server.statements import IDLE
 from craft_server.threads import on_thread
+from craft_server.together import Together
 from craft_shared.files import keep_private, make_private, make_private_folder
 
 METADATA = sa.MetaData(
@@ -53,9 +55,13 @@ FILE_NAME = "craftbox.db"
 # What a data folder holds that is nobody else's: craftbox's own names begin like this.
 _OWN_FILES = (FILE_NAME, "receipt-key.pem", ".receipt-key.pem")
 # A transaction that writes, so that its commit waits for the disk, and all earlier commits with it.
-_FLUSH = b"SET LOCAL synchronous_commit TO on; SELECT pg_logical_emit_message(true, 'craftbox', '')"
+_FLUSH = (
+    b"BEGIN; SET LOCAL synchronous_commit TO on;"
+    b" SELECT pg_logical_emit_message(true, 'craftbox', ''); COMMIT"
+)
 
 P = ParamSpec("P")
+A = TypeVar("A")
 T = TypeVar("T")
 Transaction = Callable[Concatenate[sa.Connection, P], T]
 
@@ -116,6 +122,7 @@ class Database:
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
+        self._groups: dict[Callable[..., Any], Together[Any, Any]] = {}
         self.mended: list[Path] = []  # files and folders that others could read until now
 
     @classmethod
@@ -210,6 +217,48 @@ class Database:
             _DEFER, _DEFER_WAITING, lambda connection: function(connection, *args, **kwargs)
         )
 
+    async def write_together(
+        self,
+        function: Callable[[sa.Connection, Sequence[A]], Sequence[T | Exception]],
+        asked: A,
+        *,
+        deferred: bool = False,
+    ) -> T:
+        """Awaits what `function(connection, [asked, ...])` returns for this one, or raises it.
+
+        Whoever asks for the same function meanwhile shares the transaction. One that raises is
+        undone, and each of them gets a transaction of its own. Otherwise like `write`, or like
+        `write_deferred`.
+        """
+        if deferred and self.dialect == "sqlite":
+            try:
+                with self._transaction(_DEFER) as connection:
+                    (outcome,) = function(connection, [asked])
+            except Unavailable as error:
+                if not _is_busy(error):
+                    raise
+            else:
+                return _result(outcome)
+        kind = _DEFER_WAITING if deferred else _WRITE
+        return _result(await self._together(function, kind).ask(asked))
+
+    def _together(
+        self,
+        function: Callable[[sa.Connection, Sequence[A]], Sequence[T | Exception]],
+        kind: _Kind,
+    ) -> Together[A, T]:
+        if function not in self._groups:
+
+            def transact(asked: Sequence[A]) -> Sequence[T | Exception]:
+                with self._transaction(kind) as connection:
+                    return function(connection, asked)
+
+            # What the database could not do may have been done.
+            self._groups[function] = Together(
+                self._threads, transact, lambda error: isinstance(error, Unavailable)
+            )
+        return self._groups[function]
+
     async def on_disk(self) -> None:
         """Waits until the disk has every transaction that could be seen when it was called."""
 
@@ -264,8 +313,8 @@ class Database:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             with connection.begin():
                 yield connection
-            if postgresql and kind is _WRITE:
-                _flush(connection)
+                if postgresql and kind is _WRITE:
+                    _flush(connection)
 
 
 class _faults_named:  # noqa: N801 - read as what it does; quicker than a generator, for every call
@@ -294,14 +343,17 @@ def _is_fault(error: DBAPIError) -> bool:
 
 
 def _flush(connection: sa.Connection) -> None:
-    """Waits until the disk has what the PostgreSQL connection has committed."""
+    """Ends a transaction on PostgreSQL, and with it its locks, and then waits for the disk.
+
+    In one way there and back.
+    """
     driver: Any = connection.connection.driver_connection
-    # As one simple query, which is one transaction of its own.
-    result = driver.pgconn.exec_(_FLUSH)
+    idle = driver.pgconn.transaction_status == IDLE
+    result = driver.pgconn.exec_(_FLUSH if idle else b"COMMIT; " + _FLUSH)
     if result.error_message:
-        raise sa.exc.OperationalError(
-            None, None, Exception(result.get_error_message()), connection_invalidated=True
-        )
+        error = Exception(result.get_error_message())
+        connection.invalidate(error)
+        raise sa.exc.OperationalError(None, None, error, connection_invalidated=True)
 
 
 def sqlite_file(url: str | None, data_dir: Path) -> Path | None:
@@ -327,6 +379,12 @@ def insert_all_missing(
     """Like `insert_missing` for some rows of the same columns."""
     insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
     connection.execute(insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
+
+
+def _result(outcome: T | Exception) -> T:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _ping(connection: sa.Connection) -> None:

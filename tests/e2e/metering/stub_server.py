@@ -120,8 +120,8 @@ def install_kill_points() -> None:
 
     booking: Any = metering.Booking
     metering._book = dying(metering._book, "before the reservation", "after the reservation")
-    charges.reserve = dying_inside(charges.reserve, "in the reservation's transaction")
-    charges.settle = dying_inside(charges.settle, "in the settlement's transaction")
+    charges.reserve_all = dying_inside(charges.reserve_all, "in the reservation's transaction")
+    charges.settle_all = dying_inside(charges.settle_all, "in the settlement's transaction")
     booking.settle = dying(booking.settle, None, "before the answer")
 
 

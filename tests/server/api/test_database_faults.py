@@ -260,16 +260,16 @@ def test_a_reservation_whose_connection_broke_as_it_was_made_is_given_back(
     stored: Any, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = stored.database
-    write = database.write_deferred
+    write = database.write_together
 
-    async def write_and_break(*args: Any) -> None:
-        await write(*args)
+    async def write_and_break(*args: Any, **kwargs: Any) -> None:
+        await write(*args, **kwargs)
         raise Unavailable("the connection broke", disconnected=True)
 
     with stored.client(queries=10) as client:
         assert ask(client, picture(), "before").status_code == 200
         with monkeypatch.context() as breaking:
-            breaking.setattr(database, "write_deferred", write_and_break)
+            breaking.setattr(database, "write_together", write_and_break)
             is_refused(predict(client, "craft-tiny", picture(), "one"))
         until(lambda: open_reservations(stored) == 0)
         assert predict(client, "craft-tiny", picture(), "one").status_code == 200

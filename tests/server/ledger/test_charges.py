@@ -30,7 +30,7 @@ from craft_server.ledger.charges import (
     Reservation,
     TooManyRunning,
     Work,
-    check_concurrency,
+    count_running,
     refund,
     refund_all,
     reserve,
@@ -299,20 +299,25 @@ def test_a_line_on_a_keys_account_does_not_wait_for_who_counts_the_keys_calls(
     if store.dialect == "sqlite":
         pytest.skip("it has one writer at a time")
     caller = make_caller(store, {}, rates=Rates(concurrency=5))
+    other = make_caller(store, {})
+
+    def pay() -> None:
+        with store.writing() as connection:
+            work = Work("predictions", "tiny", "r1", Units(queries=1))
+            reserve(connection, caller, work, holder=HOLDER, at=NOW, caller=other)
+
     with ThreadPoolExecutor(1) as thread, store.writing() as connection:
-        check_concurrency(connection, caller)
-        # As when the key pays for somebody else's call.
-        thread.submit(take, store, caller, Units(queries=1)).result(timeout=20)
+        count_running(connection, caller.key_id)
+        thread.submit(pay).result(timeout=20)
 
 
 @ON_SQLITE
 def test_a_keys_running_calls_do_not_count_against_another_key(store: Database) -> None:
     one, other = (make_caller(store, {}, rates=Rates(concurrency=1)) for _ in range(2))
     take(store, one, Units(queries=1))
-    with store.writing() as connection:
-        check_concurrency(connection, other)
-        with pytest.raises(TooManyRunning):
-            check_concurrency(connection, one)
+    take(store, other, Units(queries=1))
+    with pytest.raises(TooManyRunning):
+        take(store, one, Units(queries=1))
 
 
 def test_no_key_waits_for_who_counts_another_keys_calls(store: Database) -> None:
@@ -322,10 +327,10 @@ def test_no_key_waits_for_who_counts_another_keys_calls(store: Database) -> None
 
     def count() -> None:
         with store.writing() as connection:
-            check_concurrency(connection, other)
+            count_running(connection, other.key_id)
 
     with ThreadPoolExecutor(1) as thread, store.writing() as connection:
-        check_concurrency(connection, one)
+        count_running(connection, one.key_id)
         thread.submit(count).result(timeout=20)
 
 
@@ -656,7 +661,6 @@ def test_a_key_runs_as_many_calls_as_it_may(store: Database) -> None:
     def call(_number: int) -> Reservation | None:
         try:
             with store.writing() as connection:
-                check_concurrency(connection, caller)
                 work = Work("predictions", "tiny", "r1", Units(queries=1))
                 return reserve(connection, caller, work, holder=HOLDER, at=NOW)
         except TooManyRunning:
