@@ -85,8 +85,10 @@ class Statement:
 Asked = tuple[Statement, Parameters | Sequence[Parameters]]
 
 
-def run(connection: sa.Connection, *asked: Asked) -> list[Result]:
+def run(connection: sa.Connection, *asked: Asked, last: bool = False) -> list[Result]:
     """Runs statements none of which needs the result of another; their results, in order.
+
+    The `last` ones of a transaction are committed with the same journey.
 
     One with several sets of parameters runs once for each of them; its result is all of theirs.
 
@@ -103,6 +105,8 @@ def run(connection: sa.Connection, *asked: Asked) -> list[Result]:
             if not driver.autocommit and driver.pgconn.transaction_status == IDLE:
                 driver.execute(_ONE_PLAN)
             cursors = [_on_postgresql(driver, dialect, *one) for one in asked]
+            if last:
+                driver.commit()
         return [_sum([_result(cursor) for cursor in one]) for one in cursors]
     except connection.dialect.loaded_dbapi.Error as error:
         broken = dialect.name == "postgresql" and driver.closed

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -270,7 +271,7 @@ def _refund(
 
 
 def _settle_all(connection: Connection, settlements: Sequence[Settlement]) -> list[None]:
-    charges.settle_all(connection, settlements, now_ms())
+    charges.settle_all(connection, settlements, now_ms(), last=True)
     return [None] * len(settlements)
 
 
@@ -302,6 +303,7 @@ class _Asking:
     call: Call
     work: Work
     payer_key_id: int | None
+    lock: bool = False  # its budgets are contended
     reserved: Reservation | None = None  # perhaps, until its transaction has ended
 
 
@@ -313,8 +315,13 @@ async def _reserved(
     if repeated:
         work = replace(work, units=Units(), run=None)
     asking = _Asking(call, work, None if repeated else payer_key_id)
+    reserving = partial(services.database.write_together, _reserve_all, asking, deferred=True)
     try:
-        reserved, cost = await services.database.write_together(_reserve_all, asking, deferred=True)
+        try:
+            reserved, cost = await reserving()
+        except charges.Contended:
+            asking.lock = True
+            reserved, cost = await reserving()
     except Unavailable as error:
         # Its transaction may have ended before the connection did.
         if error.disconnected and asking.reserved is not None:
@@ -337,7 +344,16 @@ def _reserve_all(
     at, holder = now_ms(), asking[0].call.services.lease.holder
     orders = [_order(connection, one, at) for one in asking]
     possible = [order for order in orders if order is not None]
-    reserved = iter(charges.reserve_all(connection, possible, holder=holder, at=at))
+    reserved = iter(
+        charges.reserve_all(
+            connection,
+            possible,
+            holder=holder,
+            at=at,
+            lock=any(one.lock for one in asking),
+            last=all(one.call.made is None and one.payer_key_id is None for one in asking),
+        )
+    )
     outcomes: list[tuple[Reservation, Cost] | Exception] = []
     for one, order in zip(asking, orders, strict=True):
         outcome = PublisherCannotPay() if order is None else next(reserved)

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from craft_server.ledger.tables import CALLS, STORED, STORED_BYTES
-from craft_server.statements import Asked, Result, Statement, run
+from craft_server.statements import Asked, Statement, run
 
 Condition = sa.ColumnElement[bool] | sa.TextClause
 
@@ -117,24 +115,16 @@ _BEGUN = ("key_id", "idempotency_key", "fingerprint", "at", "holder", "repeatabl
 
 
 def beginning(charge_id: sa.ColumnElement[Any]) -> Statement:
-    """Inserts the record of a call that is charged so, unless there is one; its id."""
+    """Inserts the record of a call that is charged so; its id. Errors: see `is_running`."""
     values: dict[str, Any] = {name: sa.bindparam(name) for name in _BEGUN}
-    return Statement(
-        {
-            dialect: insert(CALLS)
-            .values(
-                {
-                    **values,
-                    "charge_id": charge_id,
-                    "done": sa.false(),
-                    "body_bytes": sa.literal_column("0"),
-                }
-            )
-            .on_conflict_do_nothing(index_elements=["key_id", "idempotency_key"])
-            .returning(CALLS.c.id)
-            for dialect, insert in (("postgresql", postgresql_insert), ("sqlite", sqlite_insert))
-        }
-    )
+    rest = {"charge_id": charge_id, "done": sa.false(), "body_bytes": sa.literal_column("0")}
+    return Statement(sa.insert(CALLS).values({**values, **rest}).returning(CALLS.c.id))
+
+
+def is_running(error: sa.exc.IntegrityError) -> bool:
+    """Whether a call could not begin because of another attempt at it."""
+    # SQLite names the columns, PostgreSQL the constraint.
+    return "calls.idempotency_key" in str(error.orig) or "uq_calls_key_id" in str(error.orig)
 
 
 _INSERT = beginning(sa.bindparam("charge_id"))
@@ -223,7 +213,14 @@ def begin(
         StillRunning: another attempt was faster; the transaction must be undone.
     """
     asked = {**record(key_id, attempt, holder, at), "charge_id": charge_id}
-    return begun_id(run(connection, (_INSERT, asked))[0])
+    try:
+        (begun,) = run(connection, (_INSERT, asked))
+    except sa.exc.IntegrityError as error:
+        if is_running(error):
+            raise StillRunning from error
+        raise
+    made: int = begun.rows[0].id
+    return made
 
 
 def record(key_id: int, attempt: Attempt, holder: str, at: int) -> dict[str, Any]:
@@ -236,14 +233,6 @@ def record(key_id: int, attempt: Attempt, holder: str, at: int) -> dict[str, Any
         "holder": holder,
         "repeatable": attempt.repeatable,
     }
-
-
-def begun_id(result: Result) -> int:
-    """The record's id, of `beginning`'s statement; raises StillRunning as `begin` does."""
-    if not result.rows:
-        raise StillRunning
-    made: int = result.rows[0].id
-    return made
 
 
 def begin_anew(connection: sa.Connection, call_id: int) -> None:
@@ -276,13 +265,14 @@ def finish(
     """
     stored = {f"to_{name}": value for name, value in _columns(answer, resolution).items()}
     (finished,) = run(connection, (_FINISH, {"of_id": call_id, **stored}))
-    check_finished([finished])
+    if not finished.rows:
+        raise StillRunning
     if finished.rows[0].repeatable:
         _add(connection, {call_id % SHARDS: len(answer.body)})
 
 
 def finishing(answered: Sequence[tuple[Begun, StoredAnswer, str | None]]) -> list[Asked]:
-    """What `finish` asks the database for several calls; `check_finished` checks the results."""
+    """What `finish` asks the database for several calls."""
     asked: list[Asked] = []
     added: Counter[int] = Counter()
     for call, answer, resolution in sorted(answered, key=lambda one: one[0].id):
@@ -318,12 +308,6 @@ def _columns(answer: StoredAnswer, resolution: str | None) -> dict[str, Any]:
         "body_bytes": len(answer.body),
         "resolution": resolution,
     }
-
-
-def check_finished(results: Sequence[Result]) -> None:
-    """Raises StillRunning as `finish` does; the transaction must be undone."""
-    if not all(result.rows for result in results):
-        raise StillRunning
 
 
 def abandon(connection: sa.Connection, call_id: int) -> None:

@@ -13,7 +13,9 @@ keys, lines that it closes, budgets, totals, calls, sums of stored bytes; of eac
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,48 +113,53 @@ class TooManyRunning(Exception):  # noqa: N818 - reads as what it is where it is
     """The key has as many calls running as it may. Nothing was reserved."""
 
 
-def _locking(table: sa.Table, order: str, bounding: Callable[..., Any]) -> Statement:
-    """Locks and reads rows for several payers: on PostgreSQL one statement, in order."""
-    one: dict[str, Any] = {name: sa.bindparam(name) for name in ("of_key", "of_team")}
-    each: dict[str, Any] = {
-        name: sa.any_(sa.bindparam(name, type_=ARRAY(sa.BigInteger))) for name in one
-    }
-    return Statement(
-        {
-            dialect: sa.select(table)
-            .where(bounding(**payers))
-            .order_by(table.c[order])
-            .with_for_update()
-            for dialect, payers in (("sqlite", one), ("postgresql", each))
-        },
-        arrays=True,
+class Contended(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """Others took what was there when it was looked at. Nothing was reserved; look and lock."""
+
+
+def _bounding(key_id: Any, team_id: Any) -> sa.Select[Any]:
+    return (
+        sa.select(BUDGETS)
+        .where(sa.or_(BUDGETS.c.key_id == key_id, BUDGETS.c.team_id == team_id))
+        .order_by(BUDGETS.c.id)
     )
 
 
-_LOCK_BUDGETS = _locking(
-    BUDGETS,
-    "id",
-    lambda of_key, of_team: sa.or_(BUDGETS.c.key_id == of_key, BUDGETS.c.team_id == of_team),
-)
-# Until the transaction ends the key's reservations wait for each other here, after its budgets.
-_LOCK_LINES = _locking(TOTALS, "key_id", lambda of_key, of_team: TOTALS.c.key_id == of_key)
+def _of_each_payer(locking: Callable[[sa.Select[Any]], sa.Select[Any]]) -> Statement:
+    key_ids, team_ids = (
+        sa.any_(sa.bindparam(name, type_=ARRAY(sa.BigInteger))) for name in ("of_key", "of_team")
+    )
+    of_one = _bounding(sa.bindparam("of_key"), sa.bindparam("of_team"))
+    of_all = locking(_bounding(key_ids, team_ids))
+    return Statement({"sqlite": of_one, "postgresql": of_all}, arrays=True)
+
+
+_READ_BUDGETS = _of_each_payer(lambda budgets: budgets)
+_LOCK_BUDGETS = _of_each_payer(lambda budgets: budgets.with_for_update())
 
 
 def _hold(
     budget: sa.ColumnElement[int], start: sa.ColumnElement[int], amount: sa.ColumnElement[int]
 ) -> sa.Update:
-    """Sets an amount aside, if it fits; in a window that begins, nothing is used yet."""
-    current = BUDGETS.c.window_start >= start
-    nothing: sa.ColumnElement[int] = sa.literal_column("0")
-    used = sa.case((current, BUDGETS.c.spent + BUDGETS.c.reserved), else_=nothing)
+    """Sets an amount aside; in a window that begins, nothing is used yet.
+
+    The table's constraints refuse what does not fit, and a window that has passed.
+    """
+    current = BUDGETS.c.window_start == start
+    passed = BUDGETS.c.window_start > start
     return (
         sa.update(BUDGETS)
-        .where(BUDGETS.c.id == budget, used + amount <= BUDGETS.c.limit)
+        .where(BUDGETS.c.id == budget)
         .values(
-            reserved=sa.case((current, BUDGETS.c.reserved), else_=nothing) + amount,
-            spent=sa.case((current, BUDGETS.c.spent), else_=nothing),
+            reserved=sa.case(
+                (current, BUDGETS.c.reserved + amount),
+                (passed, sa.literal_column("-1")),
+                else_=amount,
+            ),
+            spent=sa.case((current, BUDGETS.c.spent), else_=sa.literal_column("0")),
             window_start=start,
         )
+        .returning(BUDGETS)
     )
 
 
@@ -190,10 +197,17 @@ def _of_each_hold(change: Callable[..., sa.Update], *names: str) -> Statement:
 
 _HOLD = _of_each_hold(_hold, "budget", "start", "amount")
 _RELEASE = _of_each_hold(_release, "budget", "start", "amount", "spend")
+# Until the transaction ends the key's reservations wait for each other here, after its budgets.
 _COUNT_LINES = Statement(
     sa.update(TOTALS)
     .where(TOTALS.c.key_id == sa.bindparam("of_key"))
-    .values(lines=sa.bindparam("to_lines"))
+    .values(lines=TOTALS.c.lines + sa.bindparam("add_lines", type_=sa.BigInteger))
+)
+# The number of a line that was counted just now, and after which so many more were.
+_LINE = (
+    sa.select(TOTALS.c.lines - sa.bindparam("more", type_=sa.BigInteger))
+    .where(TOTALS.c.key_id == sa.bindparam("of_key"))
+    .scalar_subquery()
 )
 _INSERT_CHARGE = Statement(
     sa.insert(CHARGES)
@@ -201,32 +215,31 @@ _INSERT_CHARGE = Statement(
         {
             name: sa.bindparam(name)
             for name in (
-                *("key_id", "caller_key_id", "line", "at", "call", "run", "model", "revision"),
+                *("key_id", "caller_key_id", "at", "call", "run", "model", "revision"),
                 *("holder", "holds"),
                 *MEASURES,
             )
         }
-        | {"state": sa.literal_column("'reserved'")}
+        | {"line": _LINE, "state": sa.literal_column("'reserved'")}
     )
     .returning(CHARGES.c.id)
 )
 _BEGIN_CALL = calls.beginning(
     sa.select(CHARGES.c.id)
-    .where(CHARGES.c.key_id == sa.bindparam("of_payer"), CHARGES.c.line == sa.bindparam("of_line"))
+    .where(CHARGES.c.key_id == sa.bindparam("of_key"), CHARGES.c.line == _LINE)
     .scalar_subquery()
 )
+# What is closed already becomes what the table's constraint on states refuses.
+_RESERVED = CHARGES.c.state == sa.literal_column("'reserved'")
 _CLOSED: dict[str, Any] = {
-    "state": sa.bindparam("to_state"),
+    "state": sa.case((_RESERVED, sa.bindparam("to_state")), else_=sa.literal_column("'closed'")),
     "closed_at": sa.bindparam("to_closed_at"),
 }
 _CHARGED_LESS: dict[str, Any] = {name: sa.bindparam(f"to_{name}") for name in ("holds", *MEASURES)}
 _CLOSE, _CLOSE_FOR_LESS = (
     Statement(
         sa.update(CHARGES)
-        .where(
-            CHARGES.c.id == sa.bindparam("charge"),
-            CHARGES.c.state == sa.literal_column("'reserved'"),
-        )
+        .where(CHARGES.c.id == sa.bindparam("charge"))
         .values(values)
         .returning(CHARGES.c.holds)
     )
@@ -277,22 +290,31 @@ def reserve(
         TooManyRunning: the caller has as many calls running as it may.
     """
     order = Order(work, caller or payer, payer)
-    (reserved,) = reserve_all(connection, [order], holder=holder, at=at)
+    (reserved,) = reserve_all(connection, [order], holder=holder, at=at, lock=True)
     if isinstance(reserved, Exception):
         raise reserved
     return reserved
 
 
 def reserve_all(
-    connection: sa.Connection, orders: Sequence[Order], *, holder: str, at: int
+    connection: sa.Connection,
+    orders: Sequence[Order],
+    *,
+    holder: str,
+    at: int,
+    lock: bool,
+    last: bool = False,
 ) -> list[Reservation | BudgetExhausted | TooManyRunning]:
     """Sets each order's units and price aside in every budget of who pays; writes its line.
 
     Each order finds what those before it have left, and one that is refused takes nothing. `holder`
-    is the server process that does the work, whose lease must be alive. If this raises, the
-    transaction must be undone.
+    is the server process that does the work, whose lease must be alive. Unless it is to `lock` the
+    budgets before it looks at them, the constraints on them say whether they have changed until it
+    takes of them, and nobody waits for the way there and back. The transaction is committed with
+    the `last` statements. If this raises, it must be undone.
 
     Raises:
+        Contended: budgets were not locked, and others have taken of them.
         StillRunning: another attempt at one of the calls was faster.
     """
     limited = {
@@ -304,15 +326,14 @@ def reserve_all(
         for key_id, team_id in {(order.payer.key_id, order.payer.team_id) for order in orders}
     ]
     models = {order.work.model: prices_of(order.work.model) for order in orders}
-    budgets, totals, *priced = run(
-        connection, (_LOCK_BUDGETS, payers), (_LOCK_LINES, payers), *models.values()
+    found, *priced = run(
+        connection, (_LOCK_BUDGETS if lock else _READ_BUDGETS, payers), *models.values()
     )
     prices = dict(zip(models, (result.rows for result in priced), strict=True))
-    room = _Room({row.id: row for row in budgets.rows}, running, at)
+    room = _Room({row.id: row for row in found.rows}, running, at)
     outcomes = [room.take(order, prices[order.work.model]) for order in orders]
     taken = [outcome for outcome in outcomes if isinstance(outcome, _Taken)]
-    lines = {row.key_id: row.lines for row in totals.rows}
-    reserved = iter(_write_lines(connection, taken, lines, holder, at) if taken else ())
+    reserved = iter(_write_lines(connection, taken, holder, at, last) if taken else ())
     return [next(reserved) if isinstance(one, _Taken) else one for one in outcomes]
 
 
@@ -321,19 +342,19 @@ class _Taken:
     """What an order takes, before its line is written."""
 
     order: Order
+    needed: Mapping[str, int]
     holds: Sequence[Allocation]
-    cost: Cost
+    budgets: Mapping[int, Budget]  # that bound who pays, as it found them, by their ids
 
 
 class _Room:
-    """Locked budgets, and how many calls run: each order leaves less room for the next."""
+    """What there is of budgets, and how many calls run: each order leaves less for the next."""
 
     def __init__(self, rows: Mapping[int, Any], running: dict[int, int], at: int) -> None:
-        self._rows = [
-            (row, max(row.window_start, window_start(row.window, at))) for row in rows.values()
-        ]
-        self._budgets = {row.id: as_budget(row, at) for row in rows.values()}
+        self._rows = rows.values()
+        self._budgets = {row.id: as_budget(row, at) for row in self._rows}
         self._running = running
+        self._at = at
 
     def take(
         self, order: Order, prices: Sequence[Any]
@@ -343,46 +364,52 @@ class _Room:
         if most is not None and self._running[caller.key_id] >= most:
             return TooManyRunning(most)
         needed = _amounts(units, price(prices, units))
-        holds = [
-            Allocation(row.id, start, needed[row.unit], row.unit)
-            for row, start in self._rows
+        bounding = [
+            row
+            for row in self._rows
             if row.key_id == payer.key_id or (row.team_id and row.team_id == payer.team_id)
         ]
-        budgets = [self._budgets[hold.budget] for hold in holds]
+        budgets = [self._budgets[row.id] for row in bounding]
         if shortfalls := _shortfalls(in_order(budgets), needed):
             return BudgetExhausted(shortfalls)
-        # What is left does not change when the reservation becomes spending.
-        shown = [_after(budget, needed[budget.unit], "spent") for budget in budgets]
-        for hold, budget in zip(holds, budgets, strict=True):
-            self._budgets[hold.budget] = _after(budget, hold.amount, "reserved")
+        for row, budget in zip(bounding, budgets, strict=True):
+            self._budgets[row.id] = _after(budget, needed[row.unit], "reserved")
         if most is not None:
             self._running[caller.key_id] += 1
-        cost = Cost(charged=units, cost_micros=needed["cost_micros"], budgets=in_order(shown))
-        return _Taken(order, [hold for hold in holds if hold.amount], cost)
+        return _Taken(
+            order,
+            needed,
+            [
+                Allocation(
+                    row.id,
+                    max(row.window_start, window_start(row.window, self._at)),
+                    needed[row.unit],
+                    row.unit,
+                )
+                for row in bounding
+                if needed[row.unit]
+            ],
+            {row.id: budget for row, budget in zip(bounding, budgets, strict=True)},
+        )
 
 
 def _write_lines(
-    connection: sa.Connection,
-    taken: Sequence[_Taken],
-    lines: dict[int, int],
-    holder: str,
-    at: int,
+    connection: sa.Connection, taken: Sequence[_Taken], holder: str, at: int, last: bool
 ) -> list[Reservation]:
     """Holds what the orders take; writes their lines, and the records of their calls."""
-    held = _sums(
-        {"budget": hold.budget, "start": hold.start, "amount": hold.amount}
-        for one in taken
-        for hold in one.holds
-    )
+    held = _sums(_held(hold, hold.amount) for one in taken for hold in one.holds)
+    more = Counter(one.order.payer.key_id for one in taken)
+    counted = [{"of_key": key_id, "add_lines": n} for key_id, n in sorted(more.items())]
     written: list[Asked] = []
     begun: list[tuple[int, str, int, Asked]] = []
     for number, one in enumerate(taken):
-        work, key_id = one.order.work, one.order.payer.key_id
-        lines[key_id] += 1
+        work, caller_id, key_id = one.order.work, one.order.caller.key_id, one.order.payer.key_id
+        more[key_id] -= 1
+        which = {"of_key": key_id, "more": more[key_id]}
         line = {
+            **which,
             "key_id": key_id,
-            "caller_key_id": one.order.caller.key_id,
-            "line": lines[key_id],
+            "caller_key_id": caller_id,
             "at": at,
             "call": work.call,
             "run": work.run,
@@ -390,35 +417,65 @@ def _write_lines(
             "revision": work.revision,
             "holder": holder,
             "holds": _as_json([_held(hold, hold.amount) for hold in one.holds]),
-            **_amounts(work.units, one.cost.cost_micros),
+            **one.needed,
         }
         written.append((_INSERT_CHARGE, line))
-        if one.order.attempt is not None:
-            caller_id, attempt = one.order.caller.key_id, one.order.attempt
-            record = calls.record(caller_id, attempt, holder, at)
-            charge = {"of_payer": key_id, "of_line": lines[key_id]}
-            begun.append((caller_id, attempt.key, number, (_BEGIN_CALL, {**record, **charge})))
+        if (attempt := one.order.attempt) is not None:
+            record = {**which, **calls.record(caller_id, attempt, holder, at)}
+            begun.append((caller_id, attempt.key, number, (_BEGIN_CALL, record)))
     begun.sort(key=lambda call: call[:3])
-    counted = [{"of_key": key_id, "to_lines": n} for key_id, n in sorted(lines.items())]
-    _, _, *results = run(
-        connection, (_HOLD, held), (_COUNT_LINES, counted), *written, *(call[3] for call in begun)
-    )
+    try:
+        left, _, *results = run(
+            connection,
+            (_HOLD, held),
+            (_COUNT_LINES, counted),
+            *written,
+            *(call[3] for call in begun),
+            last=last,
+        )
+    except sa.exc.IntegrityError as error:
+        if "ck_budgets_" in str(error.orig):
+            raise Contended from error
+        if calls.is_running(error):
+            raise calls.StillRunning from error
+        raise
     record_ids = {
-        number: calls.begun_id(result)
+        number: result.rows[0].id
         for (_, _, number, _), result in zip(begun, results[len(taken) :], strict=True)
     }
+    costs = _costs(taken, {row.id: as_budget(row, at) for row in left.rows})
     return [
         Reservation(
             results[number].rows[0].id,
             one.order.payer.key_id,
             one.holds,
-            one.cost,
+            costs[number],
             None
             if one.order.attempt is None
             else calls.Begun(record_ids[number], one.order.attempt.repeatable),
         )
         for number, one in enumerate(taken)
     ]
+
+
+def _costs(taken: Sequence[_Taken], left: dict[int, Budget]) -> list[Cost]:
+    """What each call will have cost, and what it then leaves, of what all of them have left."""
+    costs = []
+    for one in reversed(taken):
+        shown = dict(one.budgets)
+        for hold in one.holds:
+            # What is left does not change when the reservation becomes spending.
+            before = _after(left[hold.budget], -hold.amount, "reserved")
+            shown[hold.budget] = _after(before, hold.amount, "spent")
+            left[hold.budget] = before
+        costs.append(
+            Cost(
+                charged=one.order.work.units,
+                cost_micros=one.needed["cost_micros"],
+                budgets=in_order(list(shown.values())),
+            )
+        )
+    return costs[::-1]
 
 
 def cost_of_less(
@@ -442,14 +499,19 @@ def settle(
     settle_all(connection, [Settlement(reservation, cost)], at)
 
 
-def settle_all(connection: sa.Connection, settlements: Sequence[Settlement], at: int) -> None:
+def settle_all(
+    connection: sa.Connection,
+    settlements: Sequence[Settlement],
+    at: int,
+    *,
+    last: bool = False,
+) -> None:
     """Turns reservations into spending, and stores the answers of their calls.
 
-    If this raises, the transaction must be undone.
+    The transaction is committed with the `last` statements. If this raises, it must be undone.
 
     Raises:
         ChargeClosed: one of them was settled or refunded before.
-        StillRunning: one of the calls is somebody else's by now.
     """
     closed: list[Asked] = []
     released, totals = [], []
@@ -468,21 +530,31 @@ def settle_all(connection: sa.Connection, settlements: Sequence[Settlement], at:
             {**_held(hold, hold.amount), "spend": charged[hold.unit]} for hold in reserved.holds
         ]
         totals.append({"of_key": reserved.key_id, **_prefixed("add_", charged)})
-    for result, (_, asked) in zip(run(connection, *closed), closed, strict=True):
-        if not result.rows:
-            raise ChargeClosed(asked)
     finished = [
         (one.reservation.call, one.answer, one.resolution)
         for one in settlements
         if one.reservation.call is not None and one.answer is not None
     ]
-    _, _, *results = run(
-        connection,
-        (_RELEASE, _sums(released)),
-        (_ADD_TO_TOTALS, _sums(totals)),
-        *calls.finishing(finished),
-    )
-    calls.check_finished(results[: len(finished)])
+    with _closing():
+        run(
+            connection,
+            *closed,
+            (_RELEASE, _sums(released)),
+            (_ADD_TO_TOTALS, _sums(totals)),
+            # Whoever takes a call's record away from it refunds the charge first.
+            *calls.finishing(finished),
+            last=last,
+        )
+
+
+@contextmanager
+def _closing() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError as error:
+        if "ck_charges_known_state" in str(error.orig):
+            raise ChargeClosed from error
+        raise
 
 
 def refund(connection: sa.Connection, charge_id: int, at: int) -> None:
@@ -492,10 +564,9 @@ def refund(connection: sa.Connection, charge_id: int, at: int) -> None:
         ChargeClosed: it was settled or refunded before.
     """
     close = {"charge": charge_id, "to_state": "refunded", "to_closed_at": at}
-    rows = run(connection, (_CLOSE, close))[0].rows
-    if not rows:
-        raise ChargeClosed(charge_id)
-    holds = json.loads(rows[0].holds)
+    with _closing():
+        (closed,) = run(connection, (_CLOSE, close))
+    holds = json.loads(closed.rows[0].holds)
     run(connection, (_RELEASE, [{**hold, "spend": 0} for hold in holds]))
 
 

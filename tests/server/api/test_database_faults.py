@@ -246,7 +246,7 @@ def test_a_call_whose_booking_failed_is_not_at_work(
     with stored.client(queries=10) as client:
         assert ask(client, picture(), "before").status_code == 200
         with monkeypatch.context() as full:
-            full.setattr(metering.charges, "settle", fail)
+            full.setattr(metering.charges, "settle_all", fail)
             full.setattr(metering, "_refund", fail)
             full.setattr("craft_server.lease.leases.give_back", fail)
             for _ in range(3):

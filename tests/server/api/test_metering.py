@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 20
 
 def take(connection: sa.Connection, caller: Caller) -> Reservation:
     order = Order(WORK, caller, caller, ATTEMPT)
-    (reserved,) = reserve_all(connection, [order], holder="me", at=now_ms())
+    (reserved,) = reserve_all(connection, [order], holder="me", at=now_ms(), lock=True)
     assert isinstance(reserved, Reservation)
     return reserved
 
