@@ -122,7 +122,7 @@ class Database:
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
-        self._groups: dict[Callable[..., Any], Together[Any, Any]] = {}
+        self._together: dict[Callable[..., Any], Together[Any, Any]] = {}
         self.mended: list[Path] = []  # files and folders that others could read until now
 
     @classmethod
@@ -224,40 +224,28 @@ class Database:
         *,
         deferred: bool = False,
     ) -> T:
-        """Awaits what `function(connection, [asked, ...])` returns for this one, or raises it.
+        """Awaits what `function(connection, [asked, ...])` has for this one; raises an exception.
 
-        Whoever asks for the same function meanwhile shares the transaction. One that raises is
-        undone, and each of them gets a transaction of its own. Otherwise like `write`, or like
-        `write_deferred`.
+        Like `write`, or `write_deferred`, but whoever asks for the same function meanwhile shares
+        the transaction. If it raises and is undone, each of them gets a transaction of its own.
         """
-        if deferred and self.dialect == "sqlite":
-            try:
-                with self._transaction(_DEFER) as connection:
-                    (outcome,) = function(connection, [asked])
-            except Unavailable as error:
-                if not _is_busy(error):
-                    raise
-            else:
-                return _result(outcome)
-        kind = _DEFER_WAITING if deferred else _WRITE
-        return _result(await self._together(function, kind).ask(asked))
+        if deferred and (
+            found := self._at_once(_DEFER, lambda connection: function(connection, [asked]))
+        ):
+            (outcome,) = found[0]
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        if function not in self._together:
+            kind = _DEFER_WAITING if deferred else _WRITE
 
-    def _together(
-        self,
-        function: Callable[[sa.Connection, Sequence[A]], Sequence[T | Exception]],
-        kind: _Kind,
-    ) -> Together[A, T]:
-        if function not in self._groups:
-
-            def transact(asked: Sequence[A]) -> Sequence[T | Exception]:
+            def transact(group: Sequence[A]) -> Sequence[T | Exception]:
                 with self._transaction(kind) as connection:
-                    return function(connection, asked)
+                    return function(connection, group)
 
-            # What the database could not do may have been done.
-            self._groups[function] = Together(
-                self._threads, transact, lambda error: isinstance(error, Unavailable)
-            )
-        return self._groups[function]
+            self._together[function] = Together(self._threads, transact, final=Unavailable)
+        answer: T = await self._together[function].ask(asked)
+        return answer
 
     async def on_disk(self) -> None:
         """Waits until the disk has every transaction that could be seen when it was called."""
@@ -283,19 +271,24 @@ class Database:
         self._engine.dispose()
 
     async def _soon(self, kind: _Kind, waiting: _Kind, work: Callable[[sa.Connection], T]) -> T:
-        """On SQLite at once, on the event loop, unless it would have to wait.
+        found = self._at_once(kind, work)
+        return found[0] if found else await self._on_thread(waiting, work)
+
+    def _at_once(self, kind: _Kind, work: Callable[[sa.Connection], T]) -> tuple[T] | None:
+        """Does it on SQLite, on the event loop, unless it would have to wait.
 
         What waits neither for the disk nor for another writer is Python code, which would hold the
         interpreter lock on any thread; the way to a thread and back takes as long as it does.
         """
-        if self.dialect == "sqlite":
-            try:
-                with self._transaction(kind) as connection:
-                    return work(connection)
-            except Unavailable as error:
-                if not _is_busy(error):
-                    raise
-        return await self._on_thread(waiting, work)
+        if self.dialect != "sqlite":
+            return None
+        try:
+            with self._transaction(kind) as connection:
+                return (work(connection),)
+        except Unavailable as error:
+            if not _is_busy(error):
+                raise
+            return None
 
     async def _on_thread(self, kind: _Kind, work: Callable[[sa.Connection], T]) -> T:
         def run() -> T:
@@ -379,12 +372,6 @@ def insert_all_missing(
     """Like `insert_missing` for some rows of the same columns."""
     insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
     connection.execute(insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
-
-
-def _result(outcome: T | Exception) -> T:
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 def _ping(connection: sa.Connection) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Generic, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ _PATIENCE_SECONDS = 0.25
 
 class _Asked(NamedTuple, Generic[A, R]):
     what: A
-    answer: asyncio.Future[R | Exception]
+    answer: asyncio.Future[R]
     context: Context
 
 
@@ -33,15 +34,17 @@ class Together(Generic[A, R]):
     Args:
         threads: on which it is done.
         transact: does it for several in one transaction, and returns a result or an exception for
-            each of them. If it raises, nothing was done.
-        final: whether what `transact` has raised leaves no sense in another try.
+            each of them. If it raises, nothing was done, and each is done alone.
+        final: an exception of `transact` after which nobody is given another transaction, because
+            it may have done what it was asked for.
     """
 
     def __init__(
         self,
         threads: Executor,
         transact: Callable[[Sequence[A]], Sequence[R | Exception]],
-        final: Callable[[Exception], bool],
+        *,
+        final: type[Exception],
     ) -> None:
         self._threads = threads
         self._transact = transact
@@ -50,8 +53,8 @@ class Together(Generic[A, R]):
         self._waiting: list[_Asked[A, R]] = []
         self._began: list[float] = []  # of each transaction that runs
 
-    def ask(self, what: A) -> asyncio.Future[R | Exception]:
-        """The result or the exception. What is cancelled before its transaction is left out."""
+    def ask(self, what: A) -> asyncio.Future[R]:
+        """Its result. What is cancelled before its transaction begins is left out."""
         loop = asyncio.get_running_loop()
         asked = _Asked(what, loop.create_future(), copy_context())
         with self._lock:
@@ -81,22 +84,27 @@ class Together(Generic[A, R]):
                 self._began.append(began)
             group = [one for one in group if not one.answer.cancelled()]
             if group:
-                # As the first one's, whose transaction the others share.
-                group[0].context.run(self._answer, group)
+                self._do(group)
 
-    def _answer(self, group: Sequence[_Asked[A, R]]) -> None:
+    def _do(self, group: Sequence[_Asked[A, R]]) -> None:
         try:
-            outcomes = self._transact([one.what for one in group])
+            # As the first one's, whose transaction the others share.
+            outcomes = group[0].context.run(self._transact, [one.what for one in group])
         except Exception as error:
-            if len(group) > 1 and not self._final(error):
+            if len(group) > 1 and not isinstance(error, self._final):
                 for one in group:
-                    one.context.run(self._answer, [one])
+                    self._do([one])
                 return
             outcomes = [error] * len(group)
         for one, outcome in zip(group, outcomes, strict=True):
-            one.answer.get_loop().call_soon_threadsafe(_resolve, one.answer, outcome)
+            with suppress(RuntimeError):  # its event loop is closed: nobody waits
+                one.answer.get_loop().call_soon_threadsafe(_resolve, one.answer, outcome)
 
 
-def _resolve(answer: asyncio.Future[R | Exception], outcome: R | Exception) -> None:
-    if not answer.cancelled():
+def _resolve(answer: asyncio.Future[R], outcome: R | Exception) -> None:
+    if answer.cancelled():
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
         answer.set_result(outcome)
