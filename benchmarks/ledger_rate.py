@@ -202,6 +202,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
                     check=True,
                 )
                 rounds[which].append(json.loads(done.stdout.splitlines()[-1]))
+                print(which, done.stdout.splitlines()[-1], flush=True)
         results = {
             which: {
                 name: statistics.median(one[name] for one in of_it)
