@@ -12,7 +12,7 @@ import httpx
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.budgets import set_budget
-from craft_server.ledger.keys import create_key, find_key
+from craft_server.ledger.keys import Rates, create_key, find_key
 from e2e.programs import Program
 from quickstart import free_port
 from waiting import until
@@ -70,13 +70,19 @@ class SlowServers:
     def database(self) -> Database:
         return Database.open(None, self.folder)
 
-    def key(self, *, queries: int | None = None, scopes: list[str] | None = None) -> str:
+    def key(
+        self,
+        *,
+        queries: int | None = None,
+        scopes: list[str] | None = None,
+        rates: Rates = Rates(),  # noqa: B008 - frozen
+    ) -> str:
         """The secret of a new key."""
         database = self.database()
         with database.writing() as connection:
             at = now_ms()
             more: dict[str, Any] = {} if scopes is None else {"scopes": scopes}
-            secret = create_key(connection, owner=OWNER, at=at, **more)
+            secret = create_key(connection, owner=OWNER, rates=rates, at=at, **more)
             if queries is not None:
                 key_id = find_key(connection, secret.split("_")[1]).key_id
                 set_budget(
