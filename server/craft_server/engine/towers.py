@@ -13,7 +13,7 @@ import torch
 from open_clip.utils import to_2tuple
 from torch import Tensor
 
-from craft_server.engine.models import LoadedModel
+from craft_server.engine.models import LoadedModel, ModelLoadError
 from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.precision import (
     MOST_ROUNDING,
@@ -60,6 +60,7 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int, tokenizer: T
 
     Raises:
         UnsupportedTowerError: the text tower has no table of token embeddings.
+        ModelLoadError: this processor does not compute in that precision.
     """
     texts = _text_tower(model, tokenizer.padding)
     probe = _Probe(model, texts, tokenizer)
@@ -144,16 +145,18 @@ A = TypeVar("A", VisionTower, AnyTextTower)
 def _first(what: str, tower: A, order: Sequence[torch.dtype], fits: Callable[[A], bool]) -> A:
     """The tower in the first precision in which it fits."""
     for dtype in order:
-        found = tower.in_precision(dtype)
+        name = str(dtype).removeprefix("torch.")
+        try:
+            found = tower.in_precision(dtype)
+        except RuntimeError as error:  # of a compiler
+            reason = str(error).partition("\n")[0]
+            log.info("precision refused: it does not compile", of=what, precision=name, why=reason)
+            continue
         if dtype == torch.float32 or fits(found):
-            break
-        log.info(
-            "precision refused: it is too far from float32",
-            of=what,
-            precision=str(dtype).removeprefix("torch."),
-        )
-    log.info("precision chosen", of=what, precision=str(dtype).removeprefix("torch."))
-    return found
+            log.info("precision chosen", of=what, precision=name)
+            return found
+        log.info("precision refused: it is too far from float32", of=what, precision=name)
+    raise ModelLoadError(f"this processor cannot compute {what} in {name}: use --precision auto")
 
 
 def _text_tower(model: LoadedModel, padding: int) -> AnyTextTower:
