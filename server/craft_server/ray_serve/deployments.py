@@ -42,11 +42,6 @@ class RayEngine(RemoteModel):
         super().__init__(facts)
         self._replicas = replicas
 
-    @property
-    def alive(self) -> bool:
-        """See `HostedModel`: Ray starts replicas again, and lets calls wait for one."""
-        return True
-
     async def state(self) -> EngineState:
         """See `HostedModel`: that of one replica."""
         return EngineState.model_validate(await self._ask("state"))
@@ -119,7 +114,17 @@ class Ingress:
     ) -> None:
         configure_logging()
         facts = ModelFacts.model_validate(await replicas.facts.remote())
-        self._application = create_app(Settings(), RayEngine(facts, replicas))
+        self._engine = RayEngine(facts, replicas)
+        self._application = create_app(Settings(), self._engine)
+
+    def check_health(self) -> None:
+        """Called by Ray, as `EngineReplica`'s.
+
+        Raises:
+            WorkerDied: what reads texts and images here is broken.
+        """
+        if not self._engine.alive:
+            raise WorkerDied("the reader has ended")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._application
