@@ -6,7 +6,9 @@ database that the settings (environment variables `CRAFT_...`) name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from craft_server.app import create_app
 from craft_server.engine import (
     EngineState,
+    HostedModel,
     ModelFacts,
     Overloaded,
     Prompts,
@@ -75,7 +78,14 @@ class RayEngine(RemoteModel):
 
 
 class EngineReplica(Answering):
-    """Answers for an engine in this process, as Ray's replicas do."""
+    """Answers for an engine in this process, as Ray's replicas do.
+
+    The process ends with the engine, so that Ray starts another at once.
+    """
+
+    def __init__(self, engine: HostedModel) -> None:
+        super().__init__(engine)
+        engine.when_dead(partial(os._exit, 1))
 
     def check_health(self) -> None:
         """Called by Ray, which replaces a replica that fails it.
