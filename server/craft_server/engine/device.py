@@ -19,6 +19,8 @@ from craft_server.telemetry import REGISTRY
 
 # In lower case. The allocations of cuBLAS and cuDNN fail in words of their own.
 _OUT_OF_MEMORY = ("out of memory", "_status_alloc_failed", "can't allocate memory")
+# A kernel that cannot be launched so leaves the device as it was (CUDA Runtime API, cudaError_t).
+_PASSING = ("invalid argument", "invalid configuration argument", "too many resources requested")
 _LOST = ("cuda error", "cudnn_status_execution_failed", "cublas_status_execution_failed")
 
 _TIMES_OUT_OF_MEMORY = Counter(
@@ -79,7 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """Whether everything that follows on this device will fail in this process."""
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or _says(error, _PASSING):
         return False
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and _says(error, _LOST)

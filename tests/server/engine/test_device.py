@@ -197,6 +197,21 @@ def test_a_lost_device_ends_the_engine_and_says_so_once(engine: Engine, error: E
         images(engine)
 
 
+def test_an_error_that_leaves_the_device_as_it_was_is_its_callers_alone(engine: Engine) -> None:
+    tower = engine._tower
+
+    def fail(*_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: invalid configuration argument")
+
+    engine._tower = SimpleNamespace(encode=fail, width=64)  # type: ignore[assignment]
+    plain = Prompts(("a {}.",), None, np.zeros((0, 0), np.float32))
+    with pytest.raises(RuntimeError, match="invalid configuration"):
+        texts(engine, plain)
+    assert engine.alive
+    engine._tower = tower
+    assert np.isfinite(texts(engine, plain)).all()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_whose_reader_has_ended_is_not_alive(engine: Engine) -> None:
     dead = []
