@@ -3,7 +3,8 @@
 Two craft-server processes from two checkouts, whose clients' images no server has seen: added to an
 image set, or classified with an adapter of 32 prompts and 102 classes. What is compared is the
 processor time of a server and its decoders for an image, since the machine may have other work; the
-ratio is the median of the pairs' ratios.
+ratio is the median of the pairs' ratios. With `--data`, also whole default runs of pocket, from the
+upload to the adapter.
 
     git worktree add ../before COMMIT
     python benchmarks/image_speed.py --against ../before --json benchmarks/results/image_speed.json
@@ -27,7 +28,7 @@ from typing import Any
 
 from adapter_serving import Pictures, adapter_of
 from craft_client.api import Client
-from few_shot_accuracy import free_port, wait_until_ready
+from few_shot_accuracy import BIN, free_port, wait_until_ready
 from options import save
 
 HERE = Path(__file__).parent.parent
@@ -43,22 +44,22 @@ class Server:
 
     pid: int
     client: Client
+    url: str
+    key: str
 
     def cpu_seconds(self) -> float:
         """Of it and its decoders, which end with it."""
-        return sum(map(_cpu_seconds, [self.pid, *_children(self.pid)]))
+        return cpu_seconds_of(self.pid)
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in file.read_text().split()]
-    return found
-
-
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """Of a process and those that it has started, while they live."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return own + sum(
+        cpu_seconds_of(int(child)) for file in lists for child in file.read_text().split()
+    )
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def serving(checkout: Path, model: str, *options: str) -> Iterator[Server]:
         client = stack.enter_context(Client(url, key))
         (card,) = client.models()
         client.publish("random", adapter_of(card.name, card.revision, PROMPTS, CLASSES))
-        yield Server(server.pid, client)
+        yield Server(server.pid, client, url, key)
 
 
 def milliseconds(server: Server, way: str, files: list[bytes]) -> tuple[float, float]:
@@ -133,19 +134,52 @@ def measure(model: str, against: Path, options: list[str]) -> Iterator[dict[str,
             }
 
 
+def whole_runs(data: Path, against: Path, seeds: int) -> dict[str, Any]:
+    """Seconds of `craft tune`, and of the server's cores, on either server."""
+    pairs = []
+    with serving(HERE, "pocket") as after, serving(against, "pocket") as before:
+        for seed in range(1, seeds + 1):
+            order = (before, after) if seed % 2 else (after, before)
+            found = {id(server): run_seconds(server, data, seed) for server in order}
+            pairs.append((found[id(before)], found[id(after)]))
+    return {
+        "data": data.name,
+        "before_s": statistics.median(b[0] for b, _ in pairs),
+        "after_s": statistics.median(a[0] for _, a in pairs),
+        "share": statistics.median(a[0] / b[0] for b, a in pairs),
+        "server_cpu_share": statistics.median(a[1] / b[1] for b, a in pairs),
+    }
+
+
+def run_seconds(server: Server, data: Path, seed: int) -> tuple[float, float]:
+    """Of the clock, and of the server's cores; the client is this commit's."""
+    env = {**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": server.key}
+    with tempfile.TemporaryDirectory() as folder:
+        run = [BIN / "craft", "tune", "--data", data, "--shots", "16", "--seed", str(seed)]
+        cpu, began = server.cpu_seconds(), time.perf_counter()
+        subprocess.run(
+            [*run, "--run", Path(folder) / "run"], env=env, check=True, stdout=subprocess.DEVNULL
+        )
+        return time.perf_counter() - began, server.cpu_seconds() - cpu
+
+
 def main() -> None:
     """Measures each model in the default precision, and in float32."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--against", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", default=["pocket", "RN50", "ViT-B-32"])
+    parser.add_argument("--models", nargs="*", default=["pocket", "RN50", "ViT-B-32"])
+    parser.add_argument("--data", type=Path, help="for whole runs")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    lines = []
+    against, lines = arguments.against.resolve(), []
+    runs = whole_runs(arguments.data, against, arguments.seeds) if arguments.data else None
+    print(runs)
     print("| model | precision | way | before, core ms | after, core ms | ratio | by the clock |")
     print("|" + "---|" * 7)
     for model in arguments.models:
         for options in ([], ["--precision", "float32"]):
-            for line in measure(model, arguments.against.resolve(), options):
+            for line in measure(model, against, options):
                 lines.append(line)
                 print(
                     f"| {model} | {options[-1] if options else 'auto'} | {line['way']} "
@@ -153,7 +187,7 @@ def main() -> None:
                     f"| {line['cpu_ratio']:.2f} | {line['ratio']:.2f} |",
                     flush=True,
                 )
-    save(lines, arguments.json)
+    save({"images": lines, "whole_runs": runs}, arguments.json)
 
 
 if __name__ == "__main__":

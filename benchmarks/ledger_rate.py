@@ -14,12 +14,16 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +130,9 @@ def run_process(
     app = create_app(Settings(data_dir=Path(folder), database_url=load.url), StubEngine())
     services = app.state.services
     ready.wait()
-    results.put(dict(asyncio.run(book(services, callers, load, number))))
+    used = time.process_time()
+    ended = asyncio.run(book(services, callers, load, number))
+    results.put({**ended, "cpu_ms": round(1000 * (time.process_time() - used))})
     services.receipts.close()
     services.lease.close()
     services.database.close()
@@ -143,7 +149,9 @@ def measure(store: str, load: Load, folder: Path) -> dict[str, Any]:
     ]
     for process in processes:
         process.start()
+    used = postgresql_ms()
     ended = [results.get(timeout=load.seconds + 120) for _ in processes]
+    used = postgresql_ms() - used
     for process in processes:
         process.join()
     settled = sum(one.get("settled", 0) for one in ended)
@@ -158,8 +166,56 @@ def measure(store: str, load: Load, folder: Path) -> dict[str, Any]:
         "refused": sum(one.get("refused", 0) for one in ended),
         "charges_per_second": settled / load.seconds,
         "median_ms": statistics.median(one["median_us"] for one in ended) / 1000,
+        "cpu_ms": sum(one["cpu_ms"] for one in ended) / max(1, settled),
+        "postgresql_cpu_ms": used / max(1, settled) if store == "PostgreSQL" else 0,
         **check(load, callers, settled, folder),
     }
+
+
+def postgresql_ms() -> float:
+    """What all of this machine's PostgreSQL processes that still run have taken of processors."""
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            name, _, rest = (process / "stat").read_text().rpartition(")")
+            if name.endswith("(postgres"):
+                fields = rest.split()
+                ticks += int(fields[11]) + int(fields[12])
+    return 1000 * ticks / os.sysconf("SC_CLK_TCK")
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures this checkout and another in turn, on PostgreSQL and without bounds that bind."""
+    compared = []
+    for number in (2, 3):
+        rounds: dict[str, list[dict[str, Any]]] = {"this": [], "other": []}
+        for _ in range(args.rounds):
+            for which, checkout in (("other", args.against), ("this", Path(__file__).parents[1])):
+                parts = (str(checkout.absolute() / part) for part in ("server", "shared", "client"))
+                command = [sys.executable, __file__, "--only", str(number)]
+                command += ["--seconds", str(args.seconds), "--postgresql", args.postgresql]
+                done = subprocess.run(
+                    command,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(parts)},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                rounds[which].append(json.loads(done.stdout.splitlines()[-1]))
+                print(which, done.stdout.splitlines()[-1], flush=True)
+        results = {
+            which: {
+                name: statistics.median(one[name] for one in of_it)
+                for name in ("charges_per_second", "median_ms", "cpu_ms", "postgresql_cpu_ms")
+            }
+            for which, of_it in rounds.items()
+        }
+        wrong = sum(one["overshoot"] + one["miscounted"] for one in rounds["this"])
+        first = rounds["this"][0]
+        shape = {name: first[name] for name in ("processes", "calls_at_a_time", "budgets")}
+        compared.append({**shape, "rounds": args.rounds, "wrong": wrong, **results})
+        print(json.dumps(compared[-1]), flush=True)
+    return compared
 
 
 def check(load: Load, callers: list[Caller], settled: int, folder: Path) -> dict[str, int]:
@@ -213,7 +269,20 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="calls that small budgets cover")
     parser.add_argument("--postgresql", help="URL of an empty database")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--against", type=Path, help="another checkout, to be compared with")
+    parser.add_argument("--rounds", type=int, default=3, help="of a comparison")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.only is not None:
+        load = loads(args.postgresql, args.seconds, args.limit)[args.only]
+        with tempfile.TemporaryDirectory() as name:
+            print(json.dumps(measure("PostgreSQL", load, Path(name))))
+        return
+    if args.against:
+        compared = compare(args)
+        if args.json:
+            args.json.write_text(json.dumps(compared, indent=1) + "\n")
+        return
     results = []
     print("| store | processes | calls at a time | budgets | charges/s | median, ms | refused |")
     print("|---|---|---|---|---|---|---|")

@@ -89,7 +89,7 @@ def serve(port_file: Path, data_dir: Path, url: str | None, *, metered: bool) ->
 
         async def no_booking(call: Any, work: Any, *_: Any) -> Any:
             cost = Cost(charged=work.units, budgets=[])
-            return metering.Booking(cost, False, call.services, work, None, None, None)
+            return metering.Booking(cost, False, call.services, work, None, None)
 
         async def no_settling(self: Any, response: Any) -> Any:
             return response

@@ -5,7 +5,8 @@ CraFT's released code does. The engine is asked as the server asks it, with new 
 that nothing is remembered. Both read the same codes of the same context on the same threads, in
 turn; times are medians.
 
-The architectures are those of the published weights (with QuickGELU), their weights random.
+The architectures are those of the published weights (with QuickGELU), their weights random. In
+bfloat16 the engine is beside the encoder in float32, and beside the floor in bfloat16.
 
 The floor is the multiply-adds of the tokens that no exact method can leave out, at the rate of a
 large matrix product on this machine, measured in the same minute:
@@ -36,6 +37,8 @@ from torch.nn import functional
 
 from craft_client.presets import common_nouns
 from craft_server.engine import Engine, ModelSpec, Prompts
+from craft_server.engine.models import load_model
+from craft_server.engine.precision import Precision
 from craft_server.engine.tokens import Ids, shared_length
 from craft_server.engine.worker import Task
 from craft_shared.wire import Context
@@ -49,10 +52,9 @@ RATE_SIDE = 1024
 
 @torch.inference_mode()
 def straightforward(
-    engine: Engine, codes: NDArray[np.float32], classes: Sequence[str]
+    model: Any, engine: Engine, codes: NDArray[np.float32], classes: Sequence[str]
 ) -> NDArray[np.float32]:
     """Unit features [P, C, width]: all 77 tokens of each text, one prompt after the other."""
-    model: Any = engine._model.module
     tower = getattr(model, "text", model)
     ids = torch.zeros(len(classes), tower.positional_embedding.shape[0], dtype=torch.long)
     for row, sequence in zip(ids, sequences_of(engine, classes), strict=True):
@@ -117,16 +119,14 @@ def seconds_of(
     return future.result()
 
 
-def product() -> object:
-    """A large matrix product, single precision."""
-    return LEFT @ RIGHT
-
-
-LEFT, RIGHT = (torch.randn(RATE_SIDE, RATE_SIDE) for _ in range(2))
+def product(left: Tensor, right: Tensor) -> object:
+    """A large matrix product."""
+    return left @ right
 
 
 def measure(
     name: str,
+    precision: Precision,
     threads: int,
     classes: Sequence[str],
     prompts: int,
@@ -137,7 +137,9 @@ def measure(
 
     In a process of its own, since a server hosts one model too.
     """
-    engine, loop = Engine.load(ModelSpec(name, device="cpu")), asyncio.Runner()
+    spec = ModelSpec(name, device="cpu", precision=precision)
+    engine, loop, model = Engine.load(spec), asyncio.Runner(), load_model(spec).module
+    sides = torch.randn(2, RATE_SIDE, RATE_SIDE).to(getattr(torch, precision))
     rng = np.random.default_rng(1)
 
     def new_codes() -> NDArray[np.float32]:
@@ -151,25 +153,26 @@ def measure(
 
     def check() -> None:
         nonlocal expected
-        expected = straightforward(engine, codes[:1], classes)
+        expected = straightforward(model, engine, codes[:1], classes)
 
     seconds_of(engine, threads, check)
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     times: dict[str, list[float]] = {"engine": [], "straightforward": [], "product": []}
     for repetition in range(repetitions):
         codes = new_codes()
-        times["product"] += [seconds_of(engine, threads, product) for _ in range(10)]
+        times["product"] += [seconds_of(engine, threads, product, *sides) for _ in range(10)]
         began = time.perf_counter()
         ask(codes)
         times["engine"].append(time.perf_counter() - began)
         if repetition < baselines:
-            one = seconds_of(engine, threads, straightforward, engine, codes[:1], classes)
+            one = seconds_of(engine, threads, straightforward, model, engine, codes[:1], classes)
             times["straightforward"].append(prompts * one)
     median = {name: statistics.median(values) for name, values in times.items()}
     rate = RATE_SIDE**3 / median["product"]
     floor = unavoidable(engine, prompts, classes) / rate
     return {
         "model": engine.name,
+        "precision": precision,
         "classes": len(classes),
         "prompts": prompts,
         "threads": threads,
@@ -186,14 +189,15 @@ def measure(
 def print_table(results: list[dict[str, Any]]) -> None:
     """A Markdown table."""
     print(
-        "| model | classes | prompts | threads | straightforward, ms | engine, ms | speedup ",
+        "| model | precision | classes | prompts | threads | straightforward, ms | engine, ms ",
         end="",
     )
-    print("| floor, ms | above floor | relative error |")
-    print("|" + "---|" * 10)
+    print("| speedup | floor, ms | above floor | relative error |")
+    print("|" + "---|" * 11)
     for line in results:
         print(
-            f"| {line['model']} | {line['classes']:,} | {line['prompts']} | {line['threads']} "
+            f"| {line['model']} | {line['precision']} | {line['classes']:,} "
+            f"| {line['prompts']} | {line['threads']} "
             f"| {line['straightforward_ms']:,.0f} | {line['engine_ms']:,.1f} "
             f"| {line['speedup']:.1f} | {line['floor_ms']:,.1f} | {line['above_floor']:.2f} "
             f"| {line['relative_error']:.1e} |"
@@ -218,9 +222,11 @@ def main() -> None:
     results = []
     for threads in args.threads:
         for name, classes, *counts in cases:
-            results.append(in_own_process(measure, name, threads, classes, *counts))
-            print_table(results[-1:])
-            save(results, args.json)
+            for precision in ("float32", "bfloat16"):
+                line = in_own_process(measure, name, precision, threads, classes, *counts)
+                results.append(line)
+                print_table(results[-1:])
+                save(results, args.json)
     print_table(results)
 
 

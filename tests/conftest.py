@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from httpx._transports import default
 from PIL import Image
 
 TINY = "craft-tiny"
@@ -18,6 +21,23 @@ def _no_configuration_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> I
     """No command reads or writes the files of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_set_of_certificates() -> Iterator[None]:
+    """To read the trusted certificates takes 20 ms, most of what a client of httpx does."""
+    create = default.create_ssl_context
+    trusted = cache(create)
+
+    def shared(verify: Any = True, cert: Any = None, trust_env: bool = True) -> Any:
+        named = {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys()
+        if verify is True and cert is None and not named:
+            return trusted()
+        return create(verify=verify, cert=cert, trust_env=trust_env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "create_ssl_context", shared)
         yield
 
 

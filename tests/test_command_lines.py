@@ -192,9 +192,8 @@ def test_bash_completes_with_the_script_that_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_help_imports_nothing_slow(name: str) -> None:
-    slow = (
-        "numpy httpx matplotlib scipy torch sqlalchemy pydantic sklearn PIL fastapi yaml rich.live"
-    )
+    slow = "numpy httpx matplotlib scipy torch sqlalchemy pydantic sklearn PIL fastapi yaml"
+    slow += " rich.live cma jinja2"
     code = (
         "import json, sys\n"
         f"from {MODULES[name]} import app\n"

@@ -1,7 +1,5 @@
 """docker-compose.yml, without a Docker engine: what it runs and sets exists, and may do little."""
 
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,12 +101,6 @@ def test_volumes_are_mounted_on_folders_of_the_images_user() -> None:
         for volume in SERVICES[name]["volumes"]:
             target, _, mode = volume.rpartition("}")[2].partition(":")[2].partition(":")
             assert mode == "ro" or target in made.split(), volume
-
-
-@pytest.mark.parametrize("name", ["install", "lint", "test", "quickstart"])
-def test_scripts_are_executable(name: str) -> None:
-    assert shutil.which(name, path=str(ROOT / "scripts"))
-    assert shlex.split((ROOT / "scripts" / name).read_text().splitlines()[0])[-1] == "bash"
 
 
 def test_secrets_are_kept_out_of_images_and_of_the_repository() -> None:

@@ -29,7 +29,9 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from craft_server.statements import IDLE
 from craft_server.threads import on_thread
+from craft_server.together import Together
 from craft_shared.files import keep_private, make_private, make_private_folder
 
 METADATA = sa.MetaData(
@@ -53,9 +55,13 @@ FILE_NAME = "craftbox.db"
 # What a data folder holds that is nobody else's: craftbox's own names begin like this.
 _OWN_FILES = (FILE_NAME, "receipt-key.pem", ".receipt-key.pem")
 # A transaction that writes, so that its commit waits for the disk, and all earlier commits with it.
-_FLUSH = b"SET LOCAL synchronous_commit TO on; SELECT pg_logical_emit_message(true, 'craftbox', '')"
+_FLUSH = (
+    b"BEGIN; SET LOCAL synchronous_commit TO on;"
+    b" SELECT pg_logical_emit_message(true, 'craftbox', ''); COMMIT"
+)
 
 P = ParamSpec("P")
+A = TypeVar("A")
 T = TypeVar("T")
 Transaction = Callable[Concatenate[sa.Connection, P], T]
 
@@ -116,6 +122,7 @@ class Database:
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
+        self._together: dict[Callable[..., Any], Together[Any, Any]] = {}
         self.mended: list[Path] = []  # files and folders that others could read until now
 
     @classmethod
@@ -210,6 +217,36 @@ class Database:
             _DEFER, _DEFER_WAITING, lambda connection: function(connection, *args, **kwargs)
         )
 
+    async def write_together(
+        self,
+        function: Callable[[sa.Connection, Sequence[A]], Sequence[T | Exception]],
+        asked: A,
+        *,
+        deferred: bool = False,
+    ) -> T:
+        """Awaits what `function(connection, [asked, ...])` has for this one; raises an exception.
+
+        Like `write`, or `write_deferred`, but whoever asks for the same function meanwhile shares
+        the transaction. If it raises and is undone, each of them gets a transaction of its own.
+        """
+        if deferred and (
+            found := self._at_once(_DEFER, lambda connection: function(connection, [asked]))
+        ):
+            (outcome,) = found[0]
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        if function not in self._together:
+            kind = _DEFER_WAITING if deferred else _WRITE
+
+            def transact(group: Sequence[A]) -> Sequence[T | Exception]:
+                with self._transaction(kind) as connection:
+                    return function(connection, group)
+
+            self._together[function] = Together(self._threads, transact, final=Unavailable)
+        answer: T = await self._together[function].ask(asked)
+        return answer
+
     async def on_disk(self) -> None:
         """Waits until the disk has every transaction that could be seen when it was called."""
 
@@ -234,19 +271,24 @@ class Database:
         self._engine.dispose()
 
     async def _soon(self, kind: _Kind, waiting: _Kind, work: Callable[[sa.Connection], T]) -> T:
-        """On SQLite at once, on the event loop, unless it would have to wait.
+        found = self._at_once(kind, work)
+        return found[0] if found else await self._on_thread(waiting, work)
+
+    def _at_once(self, kind: _Kind, work: Callable[[sa.Connection], T]) -> tuple[T] | None:
+        """Does it on SQLite, on the event loop, unless it would have to wait.
 
         What waits neither for the disk nor for another writer is Python code, which would hold the
         interpreter lock on any thread; the way to a thread and back takes as long as it does.
         """
-        if self.dialect == "sqlite":
-            try:
-                with self._transaction(kind) as connection:
-                    return work(connection)
-            except Unavailable as error:
-                if not _is_busy(error):
-                    raise
-        return await self._on_thread(waiting, work)
+        if self.dialect != "sqlite":
+            return None
+        try:
+            with self._transaction(kind) as connection:
+                return (work(connection),)
+        except Unavailable as error:
+            if not _is_busy(error):
+                raise
+            return None
 
     async def _on_thread(self, kind: _Kind, work: Callable[[sa.Connection], T]) -> T:
         def run() -> T:
@@ -264,8 +306,8 @@ class Database:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             with connection.begin():
                 yield connection
-            if postgresql and kind is _WRITE:
-                _flush(connection)
+                if postgresql and kind is _WRITE:
+                    _flush(connection)
 
 
 class _faults_named:  # noqa: N801 - read as what it does; quicker than a generator, for every call
@@ -294,14 +336,17 @@ def _is_fault(error: DBAPIError) -> bool:
 
 
 def _flush(connection: sa.Connection) -> None:
-    """Waits until the disk has what the PostgreSQL connection has committed."""
+    """Ends a transaction on PostgreSQL, and with it its locks, and then waits for the disk.
+
+    In one way there and back.
+    """
     driver: Any = connection.connection.driver_connection
-    # As one simple query, which is one transaction of its own.
-    result = driver.pgconn.exec_(_FLUSH)
+    idle = driver.pgconn.transaction_status == IDLE
+    result = driver.pgconn.exec_(_FLUSH if idle else b"COMMIT; " + _FLUSH)
     if result.error_message:
-        raise sa.exc.OperationalError(
-            None, None, Exception(result.get_error_message()), connection_invalidated=True
-        )
+        error = Exception(result.get_error_message())
+        connection.invalidate(error)
+        raise sa.exc.OperationalError(None, None, error, connection_invalidated=True)
 
 
 def sqlite_file(url: str | None, data_dir: Path) -> Path | None:

@@ -24,6 +24,10 @@ from sqlalchemy.sql.base import Executable
 
 Parameters = Mapping[str, Any]
 
+# What takes arrays would be planned anew each time, because they are shorter than a plan expects.
+_ONE_PLAN = "SET LOCAL plan_cache_mode = force_generic_plan"
+IDLE = 0  # PostgreSQL's PQTRANS_IDLE: no transaction has begun
+
 
 @dataclass(frozen=True)
 class Result:
@@ -81,10 +85,12 @@ class Statement:
 Asked = tuple[Statement, Parameters | Sequence[Parameters]]
 
 
-def run(connection: sa.Connection, *asked: Asked) -> list[Result]:
+def run(connection: sa.Connection, *asked: Asked, last: bool = False) -> list[Result]:
     """Runs statements none of which needs the result of another; their results, in order.
 
-    One with several sets of parameters runs once for each of them; its result then only counts.
+    The `last` ones of a transaction are committed with the same journey.
+
+    One with several sets of parameters runs once for each of them; its result is all of theirs.
 
     Raises:
         sqlalchemy.exc.DBAPIError: one failed; the transaction must be undone.
@@ -96,7 +102,11 @@ def run(connection: sa.Connection, *asked: Asked) -> list[Result]:
             return [_on_sqlite(driver, dialect, *one) for one in asked]
         # A transaction's BEGIN travels with its first statements, too.
         with nullcontext() if driver.autocommit else driver.pipeline():
+            if not driver.autocommit and driver.pgconn.transaction_status == IDLE:
+                driver.execute(_ONE_PLAN)
             cursors = [_on_postgresql(driver, dialect, *one) for one in asked]
+            if last:
+                driver.commit()
         return [_sum([_result(cursor) for cursor in one]) for one in cursors]
     except connection.dialect.loaded_dbapi.Error as error:
         broken = dialect.name == "postgresql" and driver.closed
@@ -141,7 +151,8 @@ def _result(cursor: Any) -> Result:
 def _sum(results: Sequence[Result]) -> Result:
     if len(results) == 1:
         return results[0]
-    return Result((), sum(result.count for result in results))
+    rows = [row for result in results for row in result.rows]
+    return Result(rows, sum(result.count for result in results))
 
 
 @lru_cache

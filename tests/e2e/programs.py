@@ -20,7 +20,8 @@ from pkgutil import resolve_name
 CRAFT = "craft_client.cli:app"
 CRAFT_SERVER = "craft_server.cli:app"
 LIBRARIES = ["httpx", "numpy", "pydantic", "rich", "safetensors.numpy", "scipy.optimize", "typer"]
-LIBRARIES += ["alembic", "fastapi", "sqlalchemy", "structlog", "uvicorn"]
+LIBRARIES += ["PIL.Image", "cma", "httpcore", "jiter", "joserfc.jws", "matplotlib.figure"]
+LIBRARIES += ["alembic", "fastapi", "sqlalchemy", "stamina", "structlog", "uvicorn"]
 LIBRARIES += ["open_clip"]  # and with it torch, torchvision and timm
 
 _FORKS = multiprocessing.get_context("forkserver")

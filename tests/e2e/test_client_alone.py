@@ -19,7 +19,7 @@ def client_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("client") / "venv"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     installed = subprocess.run(
-        [folder / "bin/pip", "install", "--quiet", f"{ROOT}[client]"],
+        [folder / "bin/pip", "install", "--quiet", "--no-compile", f"{ROOT}[client]"],
         capture_output=True,
         text=True,
     )

@@ -144,6 +144,11 @@ def bodies(adapter: Adapter) -> dict[str, tuple[bytes, dict[str, str], str]]:
     }
 
 
+@pytest.fixture(scope="module")
+def hostile(adapter: Adapter) -> dict[str, tuple[bytes, dict[str, str], str]]:
+    return bodies(adapter)
+
+
 def resident_bytes(server: Any) -> int:
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     (kibibytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
@@ -155,11 +160,10 @@ def files_of(folder: Path) -> set[str]:
 
 
 def test_hostile_adapters_are_refused_and_leave_nothing(
-    server: Any, client: httpx.Client, adapter: Adapter
+    server: Any, client: httpx.Client, adapter: Adapter, hostile: Any
 ) -> None:
     assert publish(client, adapter.to_bytes(), "good").status_code == 201
     before_files = files_of(server.folder)
-    hostile = bodies(adapter)
     messages = {}
     memory = 0
     for _ in range(2):
@@ -182,9 +186,9 @@ def test_hostile_adapters_are_refused_and_leave_nothing(
 
 
 def test_the_refused_cost_nothing_even_while_their_budget_is_small(
-    server: Any, client: httpx.Client, adapter: Adapter
+    client: httpx.Client, hostile: Any
 ) -> None:
     before = client.get("/v1/usage").json()["total"]
-    for body, headers, _ in list(bodies(adapter).values())[:6]:
+    for body, headers, _ in list(hostile.values())[:6]:
         publish(client, body, **headers)
     assert client.get("/v1/usage").json()["total"] == before

@@ -66,9 +66,9 @@ def small_server(start_server: StartServer) -> Server:
 
 @pytest.fixture(scope="module")
 def pictures(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three digits, as a data set: four of each to train, ten to test."""
+    """Three digits, as a data set: eight of each to train, six to test."""
     folder = tmp_path_factory.mktemp("matrix") / "few"
-    for split, kept in {"train": 4, "test": 10}.items():
+    for split, kept in {"train": 8, "test": 6}.items():
         for of_class in sorted((digits / split).iterdir())[:3]:
             (folder / split / of_class.name).mkdir(parents=True)
             for picture in sorted(of_class.iterdir())[:kept]:

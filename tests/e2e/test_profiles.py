@@ -96,11 +96,11 @@ def test_no_answer_is_paid_twice_and_none_is_lost_when_resets_follow_the_work(
     profile = tmp_path / "resets.toml"
     profile.write_text(
         'name = "resets"\nversion = 1\ndescription = "Resets after the work."\nseed = 1\n'
-        '[[faults]]\nkind = "reset"\nat = "after-work"\nrate = 0.05\n'
+        '[[faults]]\nkind = "reset"\nat = "after-work"\nrate = 0.1\n'
     )
     server = simulating(profile)
     key = server.key(owner="reset")
-    generations = 100
+    generations = 40
     tuned = tune(server, key, digits, tmp_path / "run", generations)
     assert faults(server)["reset", "after-work"] >= 3
     ledger = server.craft_json(key, "usage")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from e2e.conftest import BIN, Server
+from e2e.conftest import Server
 from e2e.metering.caller import FULL
+from e2e.programs import CRAFT, Program
 
 KILLS = 20 if FULL else 3
 OPTIONS = {
-    "craftbox": ("--shots", "8", "--strict"),
+    "craftbox": ("--shots", "4", "--strict"),
     "paper": ("--shots", "2", "--recipe", "paper", "--budget", str(1 + 41 * 12)),
 }
 
@@ -45,8 +45,9 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
         run = tmp_path / f"run-{number}"
         key = server.key(owner=f"{recipe}-{number}")
         env = {**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key}
-        command = [BIN / "craft", *map(str, tune), "--run", str(run)]
-        process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+        command = [*map(str, tune), "--run", str(run)]
+        out, err = tmp_path / "stdout", tmp_path / "stderr"
+        process = Program(CRAFT, command, env=env, stdout=out, stderr=err)
         time.sleep(moments.uniform(0.2, 0.9) * seconds)
         process.kill()
         process.wait(30)

@@ -22,6 +22,7 @@ from craft_shared.wire import PredictionRequest
 from e2e.bounds import check_bounds
 from e2e.conftest import BIN, SERVE, Server, StartServer
 from e2e.metering.caller import PICTURE
+from waiting import until
 
 CLASSES = ["cat", "dog", "handwritten digit"]
 PATIENCE_SECONDS = 60
@@ -89,7 +90,7 @@ def test_a_killed_process_is_replaced_and_costs_no_answer(workers: Server, victi
             time.sleep(1)
             before = _processes(workers)[victim]
             os.kill(before[0], signal.SIGKILL)
-            _wait_for(lambda: _replaced(before[0], before, _processes(workers)[victim]))
+            until(lambda: _replaced(before[0], before, _processes(workers)[victim]))
             time.sleep(2)
         finally:
             stop.set()
@@ -116,21 +117,22 @@ def test_measurements_are_those_of_all_processes(workers: Server) -> None:
         assert _settled(workers, admin) == before + 12
 
 
-def test_processes_end_with_the_one_that_started_them(start_server: StartServer) -> None:
-    server = start_server("--workers", "2", program=SERVE, CRAFT_DRAIN_SECONDS="0")
-    running = [pid for pids in _processes(server).values() for pid in pids]
-    server.process.kill()
-    server.process.wait()
-    _wait_for(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in running))
-
-
 def test_sigterm_ends_every_process_with_exit_code_0(start_server: StartServer) -> None:
     server = start_server("--workers", "2", program=SERVE, CRAFT_DRAIN_SECONDS="0")
     running = [pid for pids in _processes(server).values() for pid in pids]
     server.process.terminate()
     assert server.process.wait(PATIENCE_SECONDS) == 0
-    _wait_for(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in running))
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in running))
     assert "process died" not in (server.folder / "server.log").read_text()
+
+
+def test_processes_end_with_the_one_that_started_them(workers: Server) -> None:
+    """The last test of these processes."""
+    running = [pid for pids in _processes(workers).values() for pid in pids]
+    assert len(running) == 3
+    workers.process.kill()
+    workers.process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in running))
 
 
 @pytest.mark.parametrize(
@@ -193,13 +195,6 @@ def _sockets(pid: int) -> set[str]:
 def _inodes(port: str) -> set[str]:
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"}
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
-        time.sleep(0.05)
 
 
 def _headers(key: str) -> dict[str, str]:

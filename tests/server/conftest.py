@@ -17,13 +17,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+import sqlalchemy as sa
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy.engine import make_url
 
 from craft_server.app import create_app
 from craft_server.clock import now_ms
-from craft_server.database import Database
+from craft_server.database import FILE_NAME, Database
 from craft_server.engine import Engine
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import Caller, authenticate, create_key, find_key
@@ -67,8 +69,8 @@ def new_postgresql() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, of each kind."""
+def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables, of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
     make: Callable[[], str] = request.getfixturevalue("new_postgresql")
@@ -83,11 +85,69 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Schema:
+    """A schema of PostgreSQL that is migrated once and then serves one test after another."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        Database.open(url, folder).close()
+        # No connection stays open, for tests end those that are.
+        self._engine = sa.create_engine(
+            make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool
+        )
+        metadata = sa.MetaData()
+        metadata.reflect(self._engine)
+        self._tables = metadata.sorted_tables
+        with self._engine.begin() as connection:
+            self._rows = [connection.execute(sa.select(table)).all() for table in self._tables]
+            self._sequences = connection.execute(_SEQUENCES).mappings().all()
+
+    def as_migrated(self) -> None:
+        """Takes away what a test has left; a test that holds a lock for ever fails here."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
+            for table in reversed(self._tables):
+                connection.execute(sa.delete(table))
+            for table, rows in zip(self._tables, self._rows, strict=True):
+                if rows:
+                    connection.execute(sa.insert(table), [row._asdict() for row in rows])
+            connection.execute(
+                sa.text("SELECT setval(:name, coalesce(:last, 1), :last IS NOT NULL)"),
+                [dict(sequence) for sequence in self._sequences],
+            )
+
+
+_SEQUENCES = sa.text(
+    "SELECT format('%I.%I', schemaname, sequencename) AS name, last_value AS last "
+    "FROM pg_sequences WHERE schemaname = current_schema()"
+)
+
+
+@pytest.fixture(scope="session")
+def _schema(new_postgresql: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Schema:
+    return Schema(new_postgresql(), tmp_path_factory.mktemp("migrated"))
+
+
 @pytest.fixture
-def store(store_url: str, tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
+def migrated_postgresql(_schema: Schema) -> Iterator[str]:
+    """The URL of tables without rows, which take a second to migrate and a moment to empty."""
+    yield _schema.url
+    _schema.as_migrated()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> str:
+    """The URL of a database whose tables have no rows, of each kind."""
+    if request.param == "sqlite":
+        shutil.copy(migrated_sqlite, tmp_path / "store.db")
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    url: str = request.getfixturevalue("migrated_postgresql")
+    return url
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Iterator[Database]:
     """An open database of each kind."""
-    if store_url.startswith("sqlite"):
-        shutil.copyfile(migrated_sqlite, tmp_path / "store.db")
     database = Database.open(store_url, tmp_path)
     yield database
     database.close()
@@ -164,8 +224,10 @@ def serving_with() -> Callable[[Settings, Engine], Any]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, tiny_engine: Engine) -> ServeApp:
+def serve(tmp_path: Path, tiny_engine: Engine, migrated_sqlite: Path) -> ServeApp:
     """Starts a server with settings of the test's own: `with serve(limits={...}) as server`."""
+    if not (tmp_path / FILE_NAME).exists():
+        shutil.copy(migrated_sqlite, tmp_path / FILE_NAME)
 
     def start(*, engine: Any = None, limits: dict[str, int] | None = None, **settings: Any) -> Any:
         bounds = DEFAULT_LIMITS.model_copy(update=limits or {})
@@ -179,7 +241,7 @@ def serve(tmp_path: Path, tiny_engine: Engine) -> ServeApp:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def stored(request: pytest.FixtureRequest, serve: ServeApp) -> Iterator[Server]:
     """A server on each kind of database."""
-    url = None if request.param == "sqlite" else request.getfixturevalue("new_postgresql")()
+    url = None if request.param == "sqlite" else request.getfixturevalue("migrated_postgresql")
     with serve(database_url=url) as running:
         yield running
 

@@ -453,7 +453,7 @@ def test_a_bad_export_is_one_line(craft_server: Any, arguments: list[str], words
 def test_an_export_holds_few_rows_in_memory(
     craft_server: Any, store_url: str, tmp_path: Path
 ) -> None:
-    """The peak of 20,000 lines is that of 1,000 lines: rows are not gathered."""
+    """The peak of 6,000 lines is that of 1,000 lines: rows are not gathered."""
     made = create(craft_server)
     spend(store_url, tmp_path, made["key"], Units(queries=1))
     database = open_store(store_url, tmp_path)
@@ -474,7 +474,7 @@ def test_an_export_holds_few_rows_in_memory(
         return most
 
     few = peak(1_000)
-    many = peak(20_000)
+    many = peak(6_000)
     database.close()
     assert many < 2 * few
 

@@ -39,10 +39,10 @@ def test_opening_again_keeps_what_is_there(store: Database, store_url: str, tmp_
 
 
 def test_processes_that_open_an_empty_database_at_once_wait_for_each_other(
-    store_url: str, tmp_path: Path
+    bare_url: str, tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(6) as threads:
-        opened = list(threads.map(lambda _: Database.open(store_url, tmp_path), range(6)))
+        opened = list(threads.map(lambda _: Database.open(bare_url, tmp_path), range(6)))
     for one in opened:
         one.close()
 
@@ -150,21 +150,20 @@ def test_who_waits_for_the_disk_does_not_keep_others_waiting_on_postgresql(
     store = Database.open(new_postgresql(), tmp_path)
     with store.writing() as connection:
         connection.execute(sa.insert(TEAMS).values(name="shared", created_at=0))
-    flush, release = database._flush, threading.Event()
-
-    def slow_flush(connection: sa.Connection) -> None:
-        assert release.wait(30)
-        flush(connection)
+    # A disk that takes its time.
+    wait = "SELECT pg_advisory_xact_lock(1)"
+    monkeypatch.setattr(database, "_FLUSH", f"BEGIN; {wait}; COMMIT".encode())
 
     def change(connection: sa.Connection) -> None:
         connection.execute(sa.update(TEAMS).values(created_at=TEAMS.c.created_at + 1))
 
     async def go() -> None:
-        monkeypatch.setattr(database, "_flush", slow_flush)
-        first = asyncio.ensure_future(store.write(change))
-        await asyncio.wait_for(store.write_deferred(change), 10)
-        assert not first.done()
-        release.set()
+        with store.reading() as connection:
+            connection.execute(sa.text(wait))
+            first = asyncio.ensure_future(store.write(change))
+            await asyncio.sleep(0.2)
+            await asyncio.wait_for(store.write_deferred(change), 10)
+            assert not first.done()
         await first
 
     asyncio.run(go())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -20,6 +20,7 @@ from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import HOLDERS
 from craft_server.telemetry import REGISTRY
 from craft_shared.units import Units
+from waiting import until
 
 WORK = Work("predictions", "tiny", "r", Units(queries=3, requests=1))
 ATTEMPT = calls.Attempt("call-1", "f" * 64, True)
@@ -63,13 +64,6 @@ def begun(store: Database, caller: Caller) -> bool:
         except calls.StillRunning:
             return True
     return False
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 AWAY = sa.exc.OperationalError("", None, Exception("away"))

@@ -28,9 +28,9 @@ SAID = "2026-03-04T05:06:07.089Z"
 SAID_MS = 1_772_600_767_089
 
 
-def at_revision(store_url: str, revision: str) -> sa.Engine:
+def at_revision(bare_url: str, revision: str) -> sa.Engine:
     """An engine on the store, whose schema is that of a revision."""
-    url = make_url(store_url)
+    url = make_url(bare_url)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url)
@@ -60,9 +60,9 @@ def insert_charge(engine: sa.Engine, key_id: int, state: str, **columns: Any) ->
 
 
 @pytest.fixture
-def migrated(store_url: str, tmp_path: Path) -> Any:
+def migrated(bare_url: str, tmp_path: Path) -> Any:
     """A database of revision 0001 with two keys, opened by this version."""
-    engine = at_revision(store_url, "0001")
+    engine = at_revision(bare_url, "0001")
     for key_id, secret in SECRETS.items():
         _, prefix, rest = secret.split("_", 2)
         insert(
@@ -84,7 +84,7 @@ def migrated(store_url: str, tmp_path: Path) -> Any:
     insert_charge(engine, 1, "reserved", queries=3)
     insert_charge(engine, 7, "settled", queries=8)
     engine.dispose()
-    database = Database.open(store_url, tmp_path)
+    database = Database.open(bare_url, tmp_path)
     yield database
     database.close()
 
@@ -160,9 +160,9 @@ def test_a_database_of_0001_goes_on_where_it_stopped(migrated: Database) -> None
         )
 
 
-def test_an_empty_database_of_0001_is_migrated(store_url: str, tmp_path: Path) -> None:
-    at_revision(store_url, "0001").dispose()
-    database = Database.open(store_url, tmp_path)
+def test_an_empty_database_of_0001_is_migrated(bare_url: str, tmp_path: Path) -> None:
+    at_revision(bare_url, "0001").dispose()
+    database = Database.open(bare_url, tmp_path)
     with database.writing() as connection:
         key = create_key(connection, owner="new", at=0)
         caller = authenticate(connection, key, 1)
@@ -171,8 +171,8 @@ def test_an_empty_database_of_0001_is_migrated(store_url: str, tmp_path: Path) -
     assert caller.key_id == 1
 
 
-def test_adapters_of_0002_stay_private_and_are_counted(store_url: str, tmp_path: Path) -> None:
-    engine = at_revision(store_url, "0002")
+def test_adapters_of_0002_stay_private_and_are_counted(bare_url: str, tmp_path: Path) -> None:
+    engine = at_revision(bare_url, "0002")
     for version in (1, 2):
         insert(
             engine,
@@ -191,7 +191,7 @@ def test_adapters_of_0002_stay_private_and_are_counted(store_url: str, tmp_path:
             text_features=b"",
         )
     engine.dispose()
-    database = Database.open(store_url, tmp_path)
+    database = Database.open(bare_url, tmp_path)
     with database.writing() as connection:
         callers = []
         for owner in ("ann", "bob"):
@@ -210,8 +210,8 @@ def test_adapters_of_0002_stay_private_and_are_counted(store_url: str, tmp_path:
     database.close()
 
 
-def test_lines_of_0005_are_numbered_key_by_key(store_url: str, tmp_path: Path) -> None:
-    engine = at_revision(store_url, "0005")
+def test_lines_of_0005_are_numbered_key_by_key(bare_url: str, tmp_path: Path) -> None:
+    engine = at_revision(bare_url, "0005")
     columns = {
         "holder": "",
         "holds": "[]",
@@ -233,7 +233,7 @@ def test_lines_of_0005_are_numbered_key_by_key(store_url: str, tmp_path: Path) -
     for key_id, state in ((7, "settled"), (1, "settled"), (7, "refunded"), (7, "settled")):
         insert_charge(engine, key_id, state, at=SAID_MS, **columns)
     engine.dispose()
-    database = Database.open(store_url, tmp_path)
+    database = Database.open(bare_url, tmp_path)
     with database.writing() as connection:
         for key_id in (7, 9):
             caller = Caller(key_id, "", "", None, frozenset(), Rates())

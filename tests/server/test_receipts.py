@@ -272,7 +272,7 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for _ in range(6)
+        for _ in range(4)
     ]
     for process in processes:
         assert process.stdout

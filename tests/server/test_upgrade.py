@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from craft_server import migrations
 from craft_server.database import Database, DatabaseError
+from waiting import until
 
 PATIENCE_SECONDS = 30
 # What `GET /v1/usage` and `GET /v1/budget` read, a key's admission included.
@@ -45,9 +44,9 @@ def engine_of(url: str) -> sa.Engine:
 
 
 @pytest.fixture
-def previous(store_url: str) -> Any:
+def previous(bare_url: str) -> Any:
     """An engine on a database of the previous revision, with a key and a charge."""
-    engine = engine_of(store_url)
+    engine = engine_of(bare_url)
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
@@ -85,37 +84,31 @@ def waits(engine: sa.Engine) -> bool:
         return bool(connection.execute(waiting).scalar())
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so in {PATIENCE_SECONDS} s"
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize(("old", "new"), list(zip(revisions()[1:], revisions()[2:], strict=False)))
-def test_migrations_only_add(store_url: str, old: str, new: str) -> None:
+def test_migrations_only_add(bare_url: str) -> None:
     """What the older version reads and writes is there, of the same type; it need not know more."""
-    engine = engine_of(store_url)
-    found = []
-    for revision in (old, new):
+    engine = engine_of(bare_url)
+    before: dict[str, sa.Table] = {}
+    for revision in revisions()[1:]:
         with engine.begin() as connection:
             command.upgrade(config_of(connection), revision)
-        found.append(reflected(engine))
+        after = reflected(engine)
+        for name, table in before.items():
+            for column in table.columns:
+                kept = after[name].columns[column.name]
+                same = (str(kept.type), kept.nullable) == (str(column.type), column.nullable)
+                assert same, f"{revision}: {kept}"
+            for column in after[name].columns:
+                needed = not column.nullable and column.server_default is None
+                assert column.name in table.columns or not needed, (
+                    f"{revision}: an older server cannot fill {column}"
+                )
+        before = after
     engine.dispose()
-    before, after = found
-    for name, table in before.items():
-        for column in table.columns:
-            kept = after[name].columns[column.name]
-            assert (str(kept.type), kept.nullable) == (str(column.type), column.nullable), kept
-        for column in after[name].columns:
-            needed = not column.nullable and column.server_default is None
-            assert column.name in table.columns or not needed, (
-                f"an older server cannot fill {column}"
-            )
+    assert before
 
 
 def test_a_server_of_the_previous_schema_reads_while_it_is_migrated(
-    previous: sa.Engine, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    previous: sa.Engine, bare_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Written by the previous version: these columns in the place of those that it does not know.
     tables = reflected(previous)
@@ -131,7 +124,7 @@ def test_a_server_of_the_previous_schema_reads_while_it_is_migrated(
 
     monkeypatch.setattr(migrations, "upgrade", upgrade_slowly)
     with ThreadPoolExecutor(2) as threads:
-        opening = threads.submit(Database.open, store_url, tmp_path)
+        opening = threads.submit(Database.open, bare_url, tmp_path)
         assert migrated.wait(PATIENCE_SECONDS)
         if previous.dialect.name == "sqlite":
             # Readers see the database as it was, and wait for nothing.

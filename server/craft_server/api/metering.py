@@ -10,10 +10,10 @@ lease; one that dies after it has charged an answer that waits for the client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import structlog
 from fastapi.responses import Response
@@ -25,8 +25,15 @@ from craft_server.api.services import Services
 from craft_server.clock import now_ms
 from craft_server.database import Unavailable
 from craft_server.ledger import account, calls, charges, keys
-from craft_server.ledger.calls import AnswerGone, StoredAnswer
-from craft_server.ledger.charges import BudgetExhausted, PublisherCannotPay, Reservation, Work
+from craft_server.ledger.calls import AnswerGone, Begun, StoredAnswer
+from craft_server.ledger.charges import (
+    BudgetExhausted,
+    Order,
+    PublisherCannotPay,
+    Reservation,
+    Settlement,
+    Work,
+)
 from craft_server.ledger.keys import Caller
 from craft_server.problems import ProblemError
 from craft_server.telemetry import REGISTRY
@@ -61,13 +68,15 @@ class Booking:
     _services: Services
     _work: Work
     _reserved: Reservation
-    _call_id: int | None
     _resolution: Resolution | None
     _less: Cost | None = None
 
     async def settle(self, response: Response) -> Response:
         """Charges the call and stores its answer, both or neither."""
-        return await self.settle_with(lambda _connection: response)
+        if self.repeated:
+            return await self.settle_with(lambda _connection: response)
+        await self._services.database.write_together(_settle_all, self._settlement(response))
+        return self._settled(response)
 
     async def settle_with(self, answer: Callable[[Connection], Response]) -> Response:
         """Charges the call and stores what `answer(connection)` did and answers: all or nothing."""
@@ -78,14 +87,7 @@ class Booking:
             self._close(connection, response)
             return response
 
-        response = await self._services.database.write(all_of_it)
-        if self.repeated:
-            _RECOMPUTED.inc()
-            response.headers[RECOMPUTED_HEADER] = "true"
-        else:
-            _SETTLED.inc()
-        self._services.provider.worked()
-        return response
+        return self._settled(await self._services.database.write(all_of_it))
 
     def charge_less(self, connection: Connection, units: Units) -> Cost:
         """What the call costs for these units, no more than are reserved, which it then takes.
@@ -97,19 +99,28 @@ class Booking:
         return self._less or self.cost
 
     def _close(self, connection: Connection, response: Response) -> None:
-        resolution = None if self._resolution is None else self._resolution.model_dump_json()
-        answer = _stored(response)
-        if self.repeated:
-            charges.refund(connection, self._reserved.charge_id, now_ms())
-            if self._call_id is not None:
-                calls.finish_anew(connection, self._call_id, answer, resolution)
+        settlement = self._settlement(response)
+        if not self.repeated:
+            charges.settle_all(connection, [settlement], now_ms())
             return
-        finishing = (
-            [] if self._call_id is None else calls.finishing(self._call_id, answer, resolution)
-        )
-        finished = charges.settle(connection, self._reserved, now_ms(), *finishing, cost=self._less)
-        if finishing:
-            calls.check_finished(finished)
+        charges.refund(connection, self._reserved.charge_id, now_ms())
+        if self._reserved.call is not None and settlement.answer is not None:
+            calls.finish_anew(
+                connection, self._reserved.call.id, settlement.answer, settlement.resolution
+            )
+
+    def _settlement(self, response: Response) -> Settlement:
+        resolution = None if self._resolution is None else self._resolution.model_dump_json()
+        return Settlement(self._reserved, self._less, _stored(response), resolution)
+
+    def _settled(self, response: Response) -> Response:
+        if self.repeated:
+            _RECOMPUTED.inc()
+            response.headers[RECOMPUTED_HEADER] = "true"
+        else:
+            _SETTLED.inc()
+        self._services.provider.worked()
+        return response
 
     async def refund(self, *, given_up: bool = False) -> None:
         """Refunds what is reserved, unless the call was settled.
@@ -120,18 +131,14 @@ class Booking:
         charge_id = self._reserved.charge_id
         try:
             refunded = await self._services.database.write(
-                _refund, charge_id, self._call_id, self.repeated, given_up
+                _refund, charge_id, self._reserved.call, self.repeated, given_up
             )
             if refunded and not self.repeated:
                 _REFUNDED.inc()
         except Exception:
             # What made the call fail matters more, and is on its way to the caller.
             _log.exception("refund failed")
-            self.owe()
-
-    def owe(self) -> None:
-        """Leaves what may be reserved to the lease, which refunds it once the database lets it."""
-        self._services.lease.give_back_later(self._reserved.charge_id)
+            self._services.lease.give_back_later(charge_id)
 
 
 @asynccontextmanager
@@ -204,7 +211,7 @@ def remember(connection: Connection, call: Call, response: Response) -> None:
 
 
 def _refund(
-    connection: Connection, charge_id: int, call_id: int | None, repeated: bool, given_up: bool
+    connection: Connection, charge_id: int, begun: Begun | None, repeated: bool, given_up: bool
 ) -> bool:
     """Refunds the reservation and forgets the call; whether neither had been done yet.
 
@@ -216,13 +223,18 @@ def _refund(
     except charges.ChargeClosed:
         # The answer is stored, or another server has given the call back.
         return False
-    if call_id is None:
+    if begun is None:
         return True
     if not repeated:
-        calls.abandon(connection, call_id)
+        calls.abandon(connection, begun.id)
     elif not given_up:
-        calls.abandon_anew(connection, call_id)
+        calls.abandon_anew(connection, begun.id)
     return True
+
+
+def _settle_all(connection: Connection, settlements: Sequence[Settlement]) -> list[None]:
+    charges.settle_all(connection, settlements, now_ms(), last=True)
+    return [None] * len(settlements)
 
 
 def _stored(response: Response) -> StoredAnswer:
@@ -242,20 +254,38 @@ async def _book(
         raise
 
 
-async def _reserved(call: Call, *args: Any) -> Booking:
-    made: list[Booking] = []
+@dataclass
+class _Asking:
+    """A call that is being booked."""
 
-    def reserve(connection: Connection) -> Booking:
-        made.append(_reserve(connection, call, *args))
-        return made[-1]
+    call: Call
+    work: Work
+    payer_key_id: int | None
+    lock: bool = False  # its budgets are contended
+    reserved: Reservation | None = None  # perhaps, until its transaction has ended
 
+
+async def _reserved(
+    call: Call, work: Work, resolution: Resolution | None, payer_key_id: int | None
+) -> Booking:
+    services = call.services
+    repeated = call.made is not None
+    if repeated:
+        work = replace(work, units=Units(), run=None)
+    asking = _Asking(call, work, None if repeated else payer_key_id)
+    reserving = partial(services.database.write_together, _reserve_all, asking, deferred=True)
     try:
-        return await call.services.database.write_deferred(reserve)
+        try:
+            reserved, cost = await reserving()
+        except charges.Contended:
+            asking.lock = True
+            reserved, cost = await reserving()
     except Unavailable as error:
         # Its transaction may have ended before the connection did.
-        if error.disconnected and made:
-            made[-1].owe()
+        if error.disconnected and asking.reserved is not None:
+            services.lease.give_back_later(asking.reserved.charge_id)
         raise
+    return Booking(cost, repeated, services, work, reserved, resolution)
 
 
 async def _refund_once_booked(booking_it: asyncio.Future[Booking]) -> None:
@@ -266,50 +296,56 @@ async def _refund_once_booked(booking_it: asyncio.Future[Booking]) -> None:
     await booked.refund(given_up=True)
 
 
-def _reserve(
-    connection: Connection,
-    call: Call,
-    work: Work,
-    resolution: Resolution | None,
-    payer_key_id: int | None,
-) -> Booking:
-    services, caller = call.services, call.caller
-    at, holder = now_ms(), services.lease.holder
-    charges.check_concurrency(connection, caller)
+def _reserve_all(
+    connection: Connection, asking: Sequence[_Asking]
+) -> list[tuple[Reservation, Cost] | Exception]:
+    at, holder = now_ms(), asking[0].call.services.lease.holder
+    orders = [_order(connection, one, at) for one in asking]
+    possible = [order for order in orders if order is not None]
+    reserved = iter(
+        charges.reserve_all(
+            connection,
+            possible,
+            holder=holder,
+            at=at,
+            lock=any(one.lock for one in asking),
+            last=all(one.call.made is None and one.payer_key_id is None for one in asking),
+        )
+    )
+    outcomes: list[tuple[Reservation, Cost] | Exception] = []
+    for one, order in zip(asking, orders, strict=True):
+        outcome = PublisherCannotPay() if order is None else next(reserved)
+        if isinstance(outcome, Reservation):
+            one.reserved = outcome
+            outcomes.append(_begun(connection, one, outcome, at))
+        elif isinstance(outcome, BudgetExhausted) and one.payer_key_id is not None:
+            outcomes.append(PublisherCannotPay())
+        else:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _order(connection: Connection, asking: _Asking, at: int) -> Order | None:
+    """What to reserve; None where who should pay is not there any more."""
+    call = asking.call
+    payer: Caller | None = call.caller
+    if asking.payer_key_id is not None:
+        payer = keys.payer(connection, asking.payer_key_id, at)
+    attempt = call.attempt if call.made is None else None
+    return None if payer is None else Order(asking.work, call.caller, payer, attempt)
+
+
+def _begun(
+    connection: Connection, asking: _Asking, reserved: Reservation, at: int
+) -> tuple[Reservation, Cost]:
+    """The reservation with its call's record, and what the call will have cost its caller."""
+    call = asking.call
     if call.made is not None:
         record = call.made.record
-        nothing = replace(work, units=Units(), run=None)
-        reserved = charges.reserve(connection, caller, nothing, holder=holder, at=at)
         calls.begin_anew(connection, record.id)
-        cost = account.cost_of(connection, caller, record.charge_id, at)
-        return Booking(cost, True, services, nothing, reserved, record.id, resolution)
-    if payer_key_id is None:
-        reserved = charges.reserve(connection, caller, work, holder=holder, at=at)
-        cost = reserved.cost
-    else:
-        reserved = _reserve_of_payer(connection, caller, payer_key_id, work, holder, at)
-        cost = account.cost_of(connection, caller, None, at)
-    call_id = None
-    if call.attempt is not None:
-        call_id = calls.begin(
-            connection,
-            caller.key_id,
-            call.attempt,
-            holder=holder,
-            charge_id=reserved.charge_id,
-            at=at,
-        )
-    return Booking(cost, False, services, work, reserved, call_id, resolution)
-
-
-def _reserve_of_payer(
-    connection: Connection, caller: Caller, payer_key_id: int, work: Work, holder: str, at: int
-) -> Reservation:
-    """Like `charges.reserve`, but shows the caller nothing of the payer's budgets."""
-    payer = keys.payer(connection, payer_key_id, at)
-    if payer is None:
-        raise PublisherCannotPay
-    try:
-        return charges.reserve(connection, payer, work, holder=holder, at=at, caller=caller)
-    except BudgetExhausted as error:
-        raise PublisherCannotPay from error
+        cost = account.cost_of(connection, call.caller, record.charge_id, at)
+        return replace(reserved, call=Begun(record.id, repeatable=True)), cost
+    if asking.payer_key_id is not None:
+        # Nothing of the payer's budgets is shown.
+        return reserved, account.cost_of(connection, call.caller, None, at)
+    return reserved, reserved.cost

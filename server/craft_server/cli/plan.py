@@ -197,6 +197,7 @@ def _price(text: str) -> tuple[Unit, int]:
 
 
 def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> Texts:
+    from craft_server.engine import ModelLoadError
     from craft_server.plan.runs import Texts
 
     if (classes is None) == (file is None):
@@ -209,7 +210,10 @@ def _texts(model: str, classes: int | None, file: Path | None, tokens: int) -> T
         fail(f"--class-names: '{file}' cannot be read: {error}")
     if len(names) < 2:
         fail(f"--class-names: '{file}' names fewer than two classes")
-    return Texts.of_names(model, names)
+    try:
+        return Texts.of_names(model, names)
+    except ModelLoadError as error:
+        fail(str(error))
 
 
 def _measured(

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from craft_server.byte_cache import ByteCache
+from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokenizer
-from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.worker import Steps, at_once
 from craft_shared.wire import Context
 
@@ -45,10 +45,10 @@ class ContextSpace:
     `sigma` is the standard deviation of the model's token embeddings.
     """
 
-    def __init__(self, tower: TextTower | UncutTextTower, tokenizer: Tokenizer) -> None:
+    def __init__(self, tower: TextTower | PaddedTextTower, tokenizer: Tokenizer) -> None:
         self._tower = tower
         self._tokenizer = tokenizer
-        self.sigma = float(tower.embed(torch.arange(tokenizer.vocabulary)).float().std())
+        self.sigma = tower.spread(tokenizer.vocabulary)
         largest = MAX_WORDS_TIMES_DIM * tower.width * np.float32().nbytes
         self._projections: ByteCache[tuple[object, ...], Tensor] = ByteCache(
             max(PROJECTIONS_BYTES, _LARGEST_KEPT * largest)

@@ -47,7 +47,7 @@ from craft_server.engine.models import (
 )
 from craft_server.engine.precision import PROBE_NOUNS, PROBE_TEMPLATE, Precision
 from craft_server.engine.prompts import Array, Prompts
-from craft_server.engine.text import Moved, Pack, UnsupportedTowerError, packs
+from craft_server.engine.text import Moved, Pack, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.towers import AnyTextTower, towers_of
 from craft_server.engine.worker import NotFinite, Overloaded, Task, Worker, WorkerDied
@@ -135,22 +135,22 @@ class Engine(HostedModel):
         *,
         text_features_bytes: int,
     ) -> None:
-        towers = towers_of(model, precision, cores)
-        self._vision, self._tower = towers.vision, towers.texts
-        self._exact_vision, self._exact_tower = towers.exact_vision, towers.exact_texts
         super().__init__(
             ModelFacts(
                 name=model.name,
                 revision=model.revision,
                 image_size=model.image_size,
                 random_weights=model.random_weights,
-                context_length=self._tower.context_length,
+                context_length=model.context_length,
                 preprocess_cfg=model.preprocess_cfg,
-                images_in=towers.images_in,
-                texts_in=towers.texts_in,
             )
         )
         self._device, self._logit_scale = model.device, model.logit_scale
+        towers = towers_of(model, precision, cores, self._tokenizer)
+        self._vision, self._tower = towers.vision, towers.texts
+        self._exact_vision, self._exact_tower = towers.exact_vision, towers.exact_texts
+        computed_in = {"images_in": towers.images_in, "texts_in": towers.texts_in}
+        self.facts = self.facts.model_copy(update=computed_in)
         self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
@@ -295,7 +295,7 @@ class Engine(HostedModel):
                 await self._read(self._contexts.draw(moved.context, tenant=tenant), tenant)
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
-            cut = list(packs(sequences, prompts=prompts, max_tokens=bound))
+            cut = list(self._tower.packs(sequences, prompts=prompts, max_tokens=bound))
             # It depends on nothing but the call, since it may change the last bits of an answer.
             wide = self._shares_packs and len(cut) == 1
             tasks = [
@@ -319,7 +319,8 @@ class Engine(HostedModel):
 
     @torch.inference_mode()
     def _read_texts(self, texts: _Texts) -> Array:
-        moved = Moved(texts.pack, self._words(texts), texts.tenant)
+        first = len(self._tokenizer.start)
+        moved = Moved(texts.pack, self._words(texts), texts.tenant, first)
         exact = self._exact_tower
         return _finite(
             _features_by(self._tower, moved),
@@ -370,7 +371,7 @@ class Engine(HostedModel):
         sequences = list(map(self._tokenizer.of().template(PROBE_TEMPLATE), PROBE_NOUNS))
         texts = self._tokens_per_task if whole else 1
         pack = next(
-            packs(
+            self._tower.packs(
                 list(islice(cycle(sequences), texts)), prompts=1, max_tokens=self._tokens_per_task
             )
         )

@@ -22,6 +22,7 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.utils import to_2tuple
 from pydantic import BaseModel, ConfigDict
@@ -31,10 +32,11 @@ from craft_server.byte_cache import CacheUse
 from craft_server.decoding.decoders import Decoders
 from craft_server.decoding.pixels import ImageError, View
 from craft_server.decoding.process import THUMBNAIL, VIEW
+from craft_server.engine import hub
 from craft_server.engine import prompts as checks
-from craft_server.engine.models import POCKET
+from craft_server.engine.models import DEFAULT_CONTEXT_LENGTH, EXTRA, POCKET, ModelLoadError
 from craft_server.engine.prompts import Array, Prompts, text_identities
-from craft_server.engine.tokens import Tokenizer
+from craft_server.engine.tokens import Tokenizer, UnreadableTokenizerError
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
 from craft_shared.problems import FieldError
@@ -85,7 +87,7 @@ class HostedModel(ABC):
         self.revision = facts.revision
         self.image_size = facts.image_size
         self.random_weights = facts.random_weights
-        self._tokenizer = Tokenizer(tokenizer_of(facts.name), facts.context_length)
+        self._tokenizer = _tokenizer(facts)
         view, self._to_tensor = preprocessing_of(facts.preprocess_cfg)
         cores = min(os.cpu_count() or 1, MOST_READERS)
         self._reader = Worker(
@@ -273,9 +275,42 @@ class HostedModel(ABC):
         self._reader.close()
 
 
-def tokenizer_of(name: str) -> open_clip.SimpleTokenizer:
-    """The tokenizer of the model of that name."""
-    return open_clip.get_tokenizer("" if name == POCKET else name)
+def _tokenizer(facts: ModelFacts) -> Tokenizer:
+    try:
+        return Tokenizer(tokenizer_of(facts.name), facts.context_length)
+    except UnreadableTokenizerError as error:
+        raise ModelLoadError(f"the tokenizer of '{facts.name}' cannot be used: {error}") from error
+
+
+def tokenizer_of(name: str) -> SimpleTokenizer | HFTokenizer:
+    """The tokenizer of the model of that name.
+
+    Raises:
+        ModelLoadError: its files are not here, or cannot be read.
+    """
+    config = None if name == POCKET else open_clip.get_model_config(name)
+    text = config["text_cfg"] if config else {}
+    repository = text.get("hf_tokenizer_name")
+    if not repository:
+        return open_clip.get_tokenizer("" if name == POCKET else name)
+    try:
+        folder = hub.folder(repository, hub.TOKENIZER)
+    except hub.MissingFilesError as error:
+        raise ModelLoadError(f"model '{name}' cannot be loaded: {error}") from error
+    try:
+        return HFTokenizer(
+            str(folder),
+            context_length=text.get("context_length", DEFAULT_CONTEXT_LENGTH),
+            tokenizer_mode=text.get("tokenizer_mode"),
+            trust_remote_code=False,
+            **text.get("tokenizer_kwargs", {}),
+        )
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ModelLoadError(
+            f"the tokenizer of '{name}', of '{repository}', cannot be read ({why}): it needs "
+            f"pip install 'craftbox[{EXTRA}]' and whole files in {folder}"
+        ) from error
 
 
 def preprocessing_of(

@@ -7,6 +7,10 @@ and in attention, masked, a few dozen of them stand side by side. It saves once 
 in the first layer a text's own tokens are the same under every prompt, and of the last layer only
 the end token is needed.
 
+CoCa's text ends with a class token, which stands at the place after the longest text. Its mask is
+one place off: hidden is not padding but what follows it. So a text goes on, after its end token,
+with one token of padding, which is seen, and the class token, which then does not see itself.
+
 Shapes: P prompts, C texts a prompt, L shared tokens, S own tokens of a text, T own tokens of all C
 texts, W the tower's width.
 """
@@ -31,6 +35,7 @@ from craft_server.engine.tokens import Ids, shared_length
 FIRST_LAYER_CACHE_BYTES = 64 * 2**20
 # Texts attend together, masked, in chunks: fewer steps for a little more arithmetic.
 CHUNK_TOKENS = 64
+CLASS_TOKEN = -1  # stands for it among ids
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,13 @@ class UnsupportedTowerError(ValueError):
 
 @dataclass(frozen=True)
 class Moved:
-    """A pack with the embeddings of the words after the start token, where a code moves them."""
+    """A pack with the embeddings of a text's first words, where a code moves them."""
 
     pack: Pack  # the texts
     # [P, moved words, W], or None where the texts are read as they stand (P is 1).
     words: Tensor | None
     tenant: str = ""  # whose texts they are; what is remembered of them serves nobody else's
+    first: int = 1  # where the words begin: how many start tokens there are
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class TextTower:
         _check(tower)
         self._tower = tower
         self._blocks: list[Any] = list(tower.transformer.resblocks)
+        self._has_class_token = getattr(tower, "cls_emb", None) is not None
         self._own: ByteCache[tuple[object, ...], _Own] = ByteCache(FIRST_LAYER_CACHE_BYTES)
         self.width: int = tower.transformer.width
         self.context_length: int = tower.positional_embedding.shape[0]
@@ -145,13 +152,28 @@ class TextTower:
         embeddings: Tensor = self._tower.token_embedding(ids.to(self.device))
         return embeddings
 
+    def spread(self, vocabulary: int) -> float:
+        """The standard deviation of the first so many tokens' embeddings."""
+        return float(self._tower.token_embedding.weight[:vocabulary].float().std())
+
+    def packs(self, sequences: Sequence[Ids], *, prompts: int, max_tokens: int) -> Iterator[Pack]:
+        """See the function `packs`."""
+        if self._has_class_token:
+            sequences = [self._with_class_token(sequence) for sequence in sequences]
+        return packs(sequences, prompts=prompts, max_tokens=max_tokens)
+
+    def _with_class_token(self, sequence: Ids) -> Ids:
+        padding = (self._tower.pad_id,) * (len(sequence) < self._tower.context_length)
+        return (*sequence, *padding, CLASS_TOKEN)
+
     def encode(self, batch: Sequence[Moved]) -> list[Tensor]:
         """Reads packs together.
 
         Returns:
             For each pack its unit features, float32 [P, C, features].
         """
-        packs = [_Rows.of(moved.pack, self.device) for moved in batch]
+        hiding = self._tower.pad_id if self._has_class_token else None
+        packs = [_Rows.of(moved.pack, hiding, self.device) for moved in batch]
         prefixes = [self._prefixes(moved) for moved in batch]
         owns = [self._first_layer(moved.pack, moved.tenant) for moved in batch]
         x = torch.cat(
@@ -187,10 +209,10 @@ class TextTower:
 
     def _prefixes(self, moved: Moved) -> Tensor:
         """The shared tokens of all prompts, placed: [P, L, W]."""
-        prefix = self.embed(torch.tensor([moved.pack.prefix]))
+        prefix = self.embed(torch.tensor([moved.pack.prefix], dtype=torch.long))
         if moved.words is not None:
             prefix = prefix.repeat(len(moved.words), 1, 1)
-            prefix[:, 1 : 1 + moved.words.shape[1]] = moved.words
+            prefix[:, moved.first : moved.first + moved.words.shape[1]] = moved.words
         placed: Tensor = prefix + self._tower.positional_embedding[: prefix.shape[1]]
         return placed
 
@@ -205,7 +227,9 @@ class TextTower:
                 [torch.arange(first, first + len(suffix)) for suffix in pack.suffixes]
             )
             positions = self._tower.positional_embedding
-            placed = self.embed(ids) + positions[places.to(self.device)]
+            placed = self.embed(ids.clamp(min=0)) + positions[places.to(self.device)]
+            if self._has_class_token:
+                placed[(ids == CLASS_TOKEN).to(self.device)] = self._tower.cls_emb + positions[-1]
             own = _Own(placed, _joint(self._blocks[0], placed))
             self._own.put(key, own)
         return own
@@ -238,12 +262,15 @@ class _Rows:
     chunks: tuple[_Chunk, ...]  # the tokens of a prompt, in their order
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> _Rows:
+    def of(cls, pack: Pack, hiding: int | None, device: torch.device) -> _Rows:
+        """`hiding` is the id after which a token is seen by none."""
         shared = len(pack.prefix)
         chunks: list[_Chunk] = []
         for lengths in _slices([len(suffix) for suffix in pack.suffixes]):
             first = chunks[-1].where.stop if chunks else 0
             chunks.append(_chunk(first, lengths, shared, device))
+        if hiding is not None:
+            _hide(chunks, pack, hiding)
         return cls(len(pack.prompts), shared, tuple(chunks))
 
     @property
@@ -289,6 +316,22 @@ def _chunk(first: int, lengths: Sequence[int], shared: int, device: torch.device
     if first:
         seen, ends = seen[shared:], ends - shared
     return _Chunk(slice(first, first + len(seen)), ends.to(device), seen.to(device))
+
+
+def _hide(chunks: Sequence[_Chunk], pack: Pack, hiding: int) -> None:
+    """Lets no token see those that follow the id `hiding`."""
+    hidden = _follow(hiding, (), pack.prefix)
+    for suffix in pack.suffixes:
+        hidden += _follow(hiding, pack.prefix, suffix)
+    shared = len(pack.prefix)
+    for chunk in chunks:
+        keys = hidden[:shared] + hidden[max(shared, chunk.where.start) : chunk.where.stop]
+        chunk.seen[:, torch.tensor(keys, device=chunk.seen.device)] = False
+
+
+def _follow(hiding: int, before: Ids, ids: Ids) -> list[bool]:
+    """Of each of `ids` whether it follows the id `hiding`."""
+    return [before[-1:] == (hiding,), *(i == hiding for i in ids[:-1])][: len(ids)]
 
 
 def _ends(packs: Sequence[_Rows]) -> Tensor:
@@ -345,6 +388,7 @@ def _check(tower: Any) -> None:
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     causal = getattr(tower, "attn_mask", None) is not None
     plain = bool(blocks) and all(type(block) is ResidualAttentionBlock for block in blocks)
-    whole = getattr(tower, "cls_emb", None) is None
-    if not (causal and plain and whole and pool in ("argmax", "eos")):
+    class_token = getattr(tower, "cls_emb", None) is not None
+    at_end = not tower.correct_cls_mask if class_token else pool in ("argmax", "eos")
+    if not (causal and plain and at_end):
         raise UnsupportedTowerError("the text tower is not a causal CLIP text transformer")

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import open_clip
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 
 # Of each tenant. open_clip's tokenizer remembers every word it ever saw; clients choose the words.
 MAX_REMEMBERED_WORDS = 8192
@@ -28,6 +28,8 @@ TURN_SECONDS = 0.05
 # Texts of which the tokenizer reads each part as it reads it alone: nothing in them is cleaned, and
 # no reserved token begins.
 _PLAIN = re.compile(r"[ !-%'-;=-~]*")
+# Shows where a tokenizer puts its special tokens, and is shorter than so many tokens.
+_PROBE, _PROBE_LENGTH = "a photo of a cat", 64
 Ids = tuple[int, ...]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,13 +88,18 @@ class Tokens:
     def context(self, init: str, class_name: str) -> Ids:
         """The sequence of context words, the class name and a full stop.
 
-        The ids at 1 to len(words(init)) are those that a code moves.
+        A code moves the first len(words(init)) ids after the start token, or, where the tokenizer
+        has none, the first ones.
         """
-        return self._sequence(self.words(init) + self.words(f" {class_name}."))
+        words = self.words(init)
+        if not self._tokenizer.reads_words:
+            whole = self.words(f"{init} {class_name}.")
+            if whole[: len(words)] == words:
+                return self._sequence(whole)
+        return self._sequence(words + self.words(f" {class_name}."))
 
     def _sequence(self, words: Ids) -> Ids:
-        start, end = self._tokenizer.reserved
-        return (start, *words, end)
+        return (*self._tokenizer.start, *words, *self._tokenizer.end)
 
 
 class Tokenizer:
@@ -100,24 +107,23 @@ class Tokenizer:
 
     Attributes:
         context_length: the most tokens a text may have, start and end token included.
+        start: ids before a text's own: the start token, if there is one.
+        end: ids after a text's own: the end token.
+        padding: the id that fills a text up.
         vocabulary: how many token ids there are.
         reads_words: whether it reads a plain text word by word, each as if it stood alone.
-        reserved: the start token's id and the end token's, in this order, with their names.
+        reserved: ids that no text may hold, with their names; first start and end token.
     """
 
-    def __init__(self, tokenize: open_clip.SimpleTokenizer, context_length: int) -> None:
+    def __init__(self, tokenize: SimpleTokenizer | HFTokenizer, context_length: int) -> None:
+        reading = (_Clip if isinstance(tokenize, SimpleTokenizer) else _HuggingFace)(tokenize)
         self.context_length = context_length
-        self.vocabulary: int = tokenize.vocab_size
-        self.reserved: dict[int, str] = {
-            i: tokenize.decoder[i] for i in (tokenize.sot_token_id, tokenize.eot_token_id)
-        }
-        lower = open_clip.tokenizer.get_clean_fn("lower")
-        self.reads_words = (
-            isinstance(tokenize, open_clip.SimpleTokenizer) and tokenize.clean_fn is lower
-        )
-        self._tokenize = tokenize
-        special = (tokenize.decoder[i] for i in tokenize.all_special_ids)
-        self._special_words = {word: word for word in special}
+        self.start, self.end = reading.start, reading.end
+        self.padding = reading.padding
+        self.vocabulary = reading.vocabulary
+        self.reads_words = reading.reads_words
+        self.reserved = reading.reserved
+        self._reading = reading
         self._lock = threading.Lock()
         self._of_tenants = lru_cache(MAX_REMEMBERED_TENANTS)(lambda _: Tokens(self))
 
@@ -131,12 +137,89 @@ class Tokenizer:
         `words` is what open_clip remembers of earlier texts; it adds what it reads now.
         """
         with self._lock:
-            if len(words) > MAX_REMEMBERED_WORDS:
-                words.clear()
-            if not words:
-                words.update(self._special_words)
-            self._tokenize.cache = words
-            return tuple(self._tokenize.encode(text))
+            return self._reading.encode(words, text)
+
+
+class _Clip:
+    """How open_clip's own tokenizer reads."""
+
+    padding = 0
+
+    def __init__(self, tokenize: SimpleTokenizer) -> None:
+        self.start, self.end = (tokenize.sot_token_id,), (tokenize.eot_token_id,)
+        self.vocabulary: int = tokenize.vocab_size
+        self.reserved: dict[int, str] = {i: tokenize.decoder[i] for i in self.start + self.end}
+        self.reads_words: bool = tokenize.clean_fn is get_clean_fn("lower")
+        self._tokenize = tokenize
+        special = (tokenize.decoder[i] for i in tokenize.all_special_ids)
+        self._special_words = {word: word for word in special}
+
+    def encode(self, words: dict[str, str], text: str) -> Ids:
+        if len(words) > MAX_REMEMBERED_WORDS:
+            words.clear()
+        if not words:
+            words.update(self._special_words)
+        self._tokenize.cache = words
+        return tuple(self._tokenize.encode(text))
+
+
+class _HuggingFace:
+    """How a tokenizer of Hugging Face reads, with what open_clip does before and after.
+
+    Raises:
+        UnreadableTokenizerError: it reads otherwise than own tokens between a start and an end,
+            filled up at the end.
+    """
+
+    reads_words = False
+
+    def __init__(self, tokenize: HFTokenizer) -> None:
+        self._tokenizer = tokenize.tokenizer
+        self._clean = tokenize.clean_fn
+        _remember_no_words(self._tokenizer)
+        own, whole = self.encode({}, _PROBE), self._ids(_PROBE, special_tokens=True)
+        first = _place(own, whole)
+        self.start, self.end = whole[:first], whole[first + len(own) :]
+        if tokenize.strip_sep_token:
+            self.end = tuple(0 if i == self._tokenizer.sep_token_id else i for i in self.end)
+        self.padding: int = self._tokenizer.pad_token_id
+        self.vocabulary = len(self._tokenizer)
+        special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        ids = [*self.start, *self.end, *sorted(special)]
+        self.reserved: dict[int, str] = {i: self._tokenizer.convert_ids_to_tokens(i) for i in ids}
+        row = tokenize([_PROBE], context_length=_PROBE_LENGTH)[0].tolist()
+        text = [*self.start, *own, *self.end]
+        if row != text + [self.padding] * (_PROBE_LENGTH - len(text)):
+            raise UnreadableTokenizerError("it puts tokens elsewhere than before and after a text")
+
+    def encode(self, _words: dict[str, str], text: str) -> Ids:
+        return self._ids(text, special_tokens=False)
+
+    def _ids(self, text: str, *, special_tokens: bool) -> Ids:
+        read = self._tokenizer(
+            self._clean(text), add_special_tokens=special_tokens, truncation=False, verbose=False
+        )
+        return tuple(read.input_ids)
+
+
+class UnreadableTokenizerError(ValueError):
+    """A tokenizer reads texts in a way that is not known here."""
+
+
+def _remember_no_words(tokenizer: Any) -> None:
+    """Keeps it from remembering words of all tenants alike; see `Tokens`."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    resize = getattr(model, "_resize_cache", None)
+    if resize is not None:
+        resize(0)
+
+
+def _place(part: Ids, whole: Ids) -> int:
+    """Where a part begins in the whole."""
+    for i in range(len(whole) - len(part) + 1):
+        if whole[i : i + len(part)] == part:
+            return i
+    raise UnreadableTokenizerError("its special tokens change how it reads a text")
 
 
 def _apart(left: str, right: str) -> bool:

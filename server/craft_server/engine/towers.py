@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 import torch
 from open_clip.utils import to_2tuple
-from torch import Tensor, nn
+from torch import Tensor
 
-from craft_server.engine.hosted import tokenizer_of
-from craft_server.engine.models import LoadedModel
+from craft_server.engine.models import LoadedModel, ModelLoadError
+from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.precision import (
     MOST_ROUNDING,
     PROBE_NOUNS,
@@ -24,9 +24,8 @@ from craft_server.engine.precision import (
     dtypes_to_try,
     probe_images,
 )
-from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError, packs
+from craft_server.engine.text import Moved, TextTower, UnsupportedTowerError
 from craft_server.engine.tokens import Tokenizer
-from craft_server.engine.uncut_text import UncutTextTower
 from craft_server.engine.vision import (
     CompiledVision,
     EagerVision,
@@ -36,7 +35,7 @@ from craft_server.engine.vision import (
     kept_graph,
 )
 
-AnyTextTower = TextTower | UncutTextTower
+AnyTextTower = TextTower | PaddedTextTower
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +56,7 @@ class Towers(NamedTuple):
 
 
 @torch.inference_mode()
-def towers_of(model: LoadedModel, precision: Precision, cores: int) -> Towers:
+def towers_of(model: LoadedModel, precision: Precision, cores: int, tokenizer: Tokenizer) -> Towers:
     """The towers of a model, whose own module must not be used any more.
 
     Args:
@@ -65,12 +64,14 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int) -> Towers:
         precision: `auto` takes half precision where the device has units for it and it agrees,
             `fastest` wherever it has them.
         cores: how many tasks at a time may use the vision tower.
+        tokenizer: the model's.
 
     Raises:
         UnsupportedTowerError: the text tower has no table of token embeddings.
+        ModelLoadError: this processor does not compute in that precision.
     """
-    texts = _text_tower(model.name, model.module)
-    probe = _Probe(model, texts)
+    texts = _text_tower(model, tokenizer.padding)
+    probe = _Probe(model, texts, tokenizer)
     vision = _single_precision(model, probe, cores)
     reference = probe.reference(vision)
     if isinstance(vision, CompiledVision):
@@ -102,12 +103,13 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int) -> Towers:
 class _Probe:
     """Features of the probes, read by one tower or another."""
 
-    def __init__(self, model: LoadedModel, texts: AnyTextTower) -> None:
+    def __init__(self, model: LoadedModel, texts: AnyTextTower, tokenizer: Tokenizer) -> None:
         visual: Any = model.module.visual
         self._images = probe_images(*to_2tuple(visual.image_size))
-        tokens = Tokenizer(tokenizer_of(model.name), texts.context_length).of()
-        sequences = list(map(tokens.template(PROBE_TEMPLATE), PROBE_NOUNS))
-        (pack,) = packs(sequences, prompts=1, max_tokens=sum(map(len, sequences)))
+        sequences = list(map(tokenizer.of().template(PROBE_TEMPLATE), PROBE_NOUNS))
+        (pack,) = texts.packs(
+            sequences, prompts=1, max_tokens=len(sequences) * model.context_length
+        )
         self._texts = Moved(pack, None)
         self._expected_texts = self.texts(texts)
         self._logit_scale = model.logit_scale
@@ -159,22 +161,30 @@ def _first(
 ) -> tuple[A, str]:
     """The tower in the first precision in which it fits, and that precision."""
     for dtype in order:
-        found, precision = tower.in_precision(dtype), str(dtype).removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
+        try:
+            found = tower.in_precision(dtype)
+        except RuntimeError as error:  # of a compiler
+            reason = str(error).partition("\n")[0]
+            log.info("precision refused: it does not compile", of=what, precision=name, why=reason)
+            continue
         if dtype == torch.float32 or fits(found):
-            break
-        log.info("precision refused: it is too far from float32", of=what, precision=precision)
-    log.info("precision chosen", of=what, precision=precision)
-    return found, precision
+            log.info("precision chosen", of=what, precision=name)
+            return found, name
+        log.info("precision refused: it is too far from float32", of=what, precision=name)
+    raise ModelLoadError(f"this processor cannot compute {what} in {name}: use --precision auto")
 
 
-def _text_tower(name: str, module: nn.Module) -> AnyTextTower:
+def _text_tower(model: LoadedModel, padding: int) -> AnyTextTower:
     try:
-        return TextTower(module)
+        return TextTower(model.module)
     except UnsupportedTowerError as error:
+        tower = PaddedTextTower(model.module, model.context_length, padding)
         log.warning(
-            "SLOW TEXTS: every text is read whole, by itself; choose a model with a causal text "
-            "tower, such as RN50 or ViT-B-32, if queries should be fast",
-            model=name,
+            "SLOW TEXTS: every text is read whole, under each prompt anew; choose a model with a "
+            "causal text tower, such as RN50 or ViT-B-32, if queries should be fast",
+            model=model.name,
             reason=str(error),
+            tokens_a_text="as many as it has" if tower.sees_no_padding else model.context_length,
         )
-        return UncutTextTower(module)
+        return tower

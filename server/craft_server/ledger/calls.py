@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from craft_server.ledger.tables import CALLS, STORED, STORED_BYTES
-from craft_server.statements import Asked, Result, Statement, run
+from craft_server.statements import Asked, Statement, run
 
 Condition = sa.ColumnElement[bool] | sa.TextClause
 
@@ -87,6 +85,14 @@ class Made:
     record: Record  # of the call
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A call that runs."""
+
+    id: int  # of its record
+    repeatable: bool  # as of its attempt
+
+
 # Of one call, so that what is charged once is not worked on without end.
 MAX_RECOMPUTATIONS = 8
 
@@ -105,21 +111,23 @@ _READ = Statement(
         CALLS.c.id == sa.bindparam("of_id"), CALLS.c.body.is_not(None)
     )
 )
-_BEGUN: dict[str, sa.BindParameter[object]] = {
-    name: sa.bindparam(name)
-    for name in (
-        *("key_id", "idempotency_key", "fingerprint", "at", "holder", "charge_id", "repeatable"),
-    )
-}
-_INSERT = Statement(
-    {
-        dialect: insert(CALLS)
-        .values({**_BEGUN, "done": sa.false(), "body_bytes": sa.literal_column("0")})
-        .on_conflict_do_nothing(index_elements=["key_id", "idempotency_key"])
-        .returning(CALLS.c.id)
-        for dialect, insert in (("postgresql", postgresql_insert), ("sqlite", sqlite_insert))
-    }
-)
+_BEGUN = ("key_id", "idempotency_key", "fingerprint", "at", "holder", "repeatable")
+
+
+def beginning(charge_id: sa.ColumnElement[Any]) -> Statement:
+    """Inserts the record of a call that is charged so; its id. Errors: see `is_running`."""
+    values: dict[str, Any] = {name: sa.bindparam(name) for name in _BEGUN}
+    rest = {"charge_id": charge_id, "done": sa.false(), "body_bytes": sa.literal_column("0")}
+    return Statement(sa.insert(CALLS).values({**values, **rest}).returning(CALLS.c.id))
+
+
+def is_running(error: sa.exc.IntegrityError) -> bool:
+    """Whether a call could not begin because of another attempt at it."""
+    # SQLite names the columns, PostgreSQL the constraint.
+    return "calls.idempotency_key" in str(error.orig) or "uq_calls_key_id" in str(error.orig)
+
+
+_INSERT = beginning(sa.bindparam("charge_id"))
 _ANSWERED = ("status", "media_type", "body", "body_bytes", "resolution")
 _FINISH = Statement(
     sa.update(CALLS)
@@ -127,6 +135,7 @@ _FINISH = Statement(
     .values(
         {"done": sa.true(), **{name: sa.bindparam(f"to_{name}") for name in _ANSWERED}},
     )
+    .returning(CALLS.c.repeatable)
 )
 _BEGIN_ANEW = Statement(
     sa.update(CALLS)
@@ -138,16 +147,7 @@ _BEGIN_ANEW = Statement(
 _ADD_BYTES = Statement(
     sa.update(STORED_BYTES)
     .where(STORED_BYTES.c.shard == sa.bindparam("of_shard"))
-    .values(
-        bytes=STORED_BYTES.c.bytes
-        + sa.func.coalesce(
-            sa.select(sa.bindparam("add_bytes", type_=sa.BigInteger))
-            .select_from(CALLS)
-            .where(CALLS.c.id == sa.bindparam("of_id"), CALLS.c.repeatable)
-            .scalar_subquery(),
-            sa.literal_column("0"),
-        )
-    )
+    .values(bytes=STORED_BYTES.c.bytes + sa.bindparam("add_bytes", type_=sa.BigInteger))
 )
 _TOTAL = sa.select(sa.cast(sa.func.sum(STORED_BYTES.c.bytes), sa.BigInteger))
 
@@ -212,20 +212,27 @@ def begin(
     Raises:
         StillRunning: another attempt was faster; the transaction must be undone.
     """
-    record = {
+    asked = {**record(key_id, attempt, holder, at), "charge_id": charge_id}
+    try:
+        (begun,) = run(connection, (_INSERT, asked))
+    except sa.exc.IntegrityError as error:
+        if is_running(error):
+            raise StillRunning from error
+        raise
+    made: int = begun.rows[0].id
+    return made
+
+
+def record(key_id: int, attempt: Attempt, holder: str, at: int) -> dict[str, Any]:
+    """What `beginning`'s statement writes, but for the charge."""
+    return {
         "key_id": key_id,
         "idempotency_key": attempt.key,
         "fingerprint": attempt.fingerprint,
         "at": at,
         "holder": holder,
-        "charge_id": charge_id,
         "repeatable": attempt.repeatable,
     }
-    rows = run(connection, (_INSERT, record))[0].rows
-    if not rows:
-        raise StillRunning
-    made: int = rows[0].id
-    return made
 
 
 def begin_anew(connection: sa.Connection, call_id: int) -> None:
@@ -256,15 +263,26 @@ def finish(
     Raises:
         StillRunning: this process's lease ran out and the call is somebody else's by now.
     """
-    check_finished(run(connection, *finishing(call_id, answer, resolution)))
+    stored = {f"to_{name}": value for name, value in _columns(answer, resolution).items()}
+    (finished,) = run(connection, (_FINISH, {"of_id": call_id, **stored}))
+    if not finished.rows:
+        raise StillRunning
+    if finished.rows[0].repeatable:
+        _add(connection, {call_id % SHARDS: len(answer.body)})
 
 
-def finishing(call_id: int, answer: StoredAnswer, resolution: str | None) -> list[Asked]:
-    """What `finish` asks the database, for `check_finished` to check the results."""
-    columns = _columns(answer, resolution)
-    stored = {"of_id": call_id, **{f"to_{name}": value for name, value in columns.items()}}
-    added = {"of_id": call_id, "of_shard": call_id % SHARDS, "add_bytes": len(answer.body)}
-    return [(_FINISH, stored), (_ADD_BYTES, added)]
+def finishing(answered: Sequence[tuple[Begun, StoredAnswer, str | None]]) -> list[Asked]:
+    """What `finish` asks the database for several calls."""
+    asked: list[Asked] = []
+    added: Counter[int] = Counter()
+    for call, answer, resolution in sorted(answered, key=lambda one: one[0].id):
+        columns = _columns(answer, resolution)
+        stored = {"of_id": call.id, **{f"to_{name}": value for name, value in columns.items()}}
+        asked.append((_FINISH, stored))
+        if call.repeatable:
+            added[call.id % SHARDS] += len(answer.body)
+    shards = [{"of_shard": shard, "add_bytes": count} for shard, count in sorted(added.items())]
+    return [*asked, (_ADD_BYTES, shards)]
 
 
 def finish_anew(
@@ -290,12 +308,6 @@ def _columns(answer: StoredAnswer, resolution: str | None) -> dict[str, Any]:
         "body_bytes": len(answer.body),
         "resolution": resolution,
     }
-
-
-def check_finished(results: Sequence[Result]) -> None:
-    """Raises StillRunning as `finish` does; the transaction must be undone."""
-    if results[0].count == 0:
-        raise StillRunning
 
 
 def abandon(connection: sa.Connection, call_id: int) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from craft_server.database import insert_missing
 from craft_server.ledger.tables import PRICES
+from craft_server.statements import Asked, Statement
 from craft_shared.units import UNITS, Unit, Units
 
-_OF_MODEL = sa.select(PRICES.c.unit, PRICES.c.micros).where(PRICES.c.model == sa.bindparam("model"))
+_OF_MODEL = Statement(
+    sa.select(PRICES.c.unit, PRICES.c.micros).where(PRICES.c.model == sa.bindparam("model"))
+)
 
 Prices = dict[str, dict[Unit, int]]
 
@@ -37,21 +41,11 @@ def list_prices(connection: sa.Connection) -> Prices:
     }
 
 
-def price_of_units() -> sa.ScalarSelect[int]:
-    """What units cost on a model, in micros, as part of a statement.
-
-    Its parameters are `model` and an amount of each unit, by the unit's name.
-    """
-    amounts = [(PRICES.c.unit == unit, sa.bindparam(unit, type_=sa.BigInteger)) for unit in UNITS]
-    micros = sa.func.sum(PRICES.c.micros * sa.case(*amounts))
-    return (
-        sa.select(sa.cast(sa.func.coalesce(micros, sa.literal_column("0")), sa.BigInteger))
-        .where(PRICES.c.model == sa.bindparam("model"))
-        .scalar_subquery()
-    )
+def prices_of(model: str) -> Asked:
+    """The statement that reads the model's prices, for `price`."""
+    return _OF_MODEL, {"model": model}
 
 
-def price(connection: sa.Connection, model: str, units: Units) -> int:
-    """What so many units cost on the model, in micros."""
-    rows = connection.execute(_OF_MODEL, {"model": model})
-    return sum(units[row.unit] * row.micros for row in rows)
+def price(prices: Sequence[Any], units: Units) -> int:
+    """What so many units cost at these prices, in micros."""
+    return sum(units[row.unit] * row.micros for row in prices)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ import httpx
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.budgets import set_budget
-from craft_server.ledger.keys import create_key, find_key
+from craft_server.ledger.keys import Rates, create_key, find_key
 from e2e.programs import Program
 from quickstart import free_port
+from waiting import until
 
 PATIENCE_SECONDS = 60
 OWNER = "owner-of-keys"
@@ -56,7 +55,7 @@ class SlowServers:
             stderr=self.log,
         )
         self.started.append(process)
-        wait_for(lambda: process.poll() is not None or self.status("/readyz", port) == 200)
+        until(lambda: process.poll() is not None or self.status("/readyz", port) == 200)
         assert process.poll() is None, self.log.read_text()
         return process
 
@@ -71,13 +70,19 @@ class SlowServers:
     def database(self) -> Database:
         return Database.open(None, self.folder)
 
-    def key(self, *, queries: int | None = None, scopes: list[str] | None = None) -> str:
+    def key(
+        self,
+        *,
+        queries: int | None = None,
+        scopes: list[str] | None = None,
+        rates: Rates = Rates(),  # noqa: B008 - frozen
+    ) -> str:
         """The secret of a new key."""
         database = self.database()
         with database.writing() as connection:
             at = now_ms()
             more: dict[str, Any] = {} if scopes is None else {"scopes": scopes}
-            secret = create_key(connection, owner=OWNER, at=at, **more)
+            secret = create_key(connection, owner=OWNER, rates=rates, at=at, **more)
             if queries is not None:
                 key_id = find_key(connection, secret.split("_")[1]).key_id
                 set_budget(
@@ -95,10 +100,3 @@ class SlowServers:
         for process in self.started:
             process.kill()
             process.wait()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so in {PATIENCE_SECONDS} s"
-        time.sleep(0.01)

@@ -109,20 +109,42 @@ def install_kill_points() -> None:
 
         return wrapped
 
-    def dying_inside(function: Callable[..., Any], after: str) -> Callable[..., Any]:
+    # Calls share transactions: whose transaction ends the server is known by what it is about.
+    doomed: set[object] = set()
+
+    def dooming(function: Callable[..., Any], point: str, what: Callable[..., object]) -> Any:
         @wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs)
-            die(after)
-            return result
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if _kill_at.get() == point:
+                doomed.add(what(*args))
+            return await function(*args, **kwargs)
+
+        return wrapped
+
+    def dying_inside(function: Callable[..., Any], what: Callable[[Any], object]) -> Any:
+        @wraps(function)
+        def wrapped(connection: Any, asked: Any, *args: Any, **kwargs: Any) -> Any:
+            if doomed.isdisjoint(map(what, asked)):
+                return function(connection, asked, *args, **kwargs)
+            results = function(connection, asked, *args, **{**kwargs, "last": False})
+            os.kill(os.getpid(), signal.SIGKILL)
+            return results
 
         return wrapped
 
     booking: Any = metering.Booking
     metering._book = dying(metering._book, "before the reservation", "after the reservation")
-    charges.reserve = dying_inside(charges.reserve, "in the reservation's transaction")
-    charges.settle = dying_inside(charges.settle, "in the settlement's transaction")
+    metering._book = dooming(
+        metering._book, "in the reservation's transaction", lambda call, *_: call.attempt
+    )
+    charges.reserve_all = dying_inside(charges.reserve_all, lambda order: order.attempt)
+    charges.settle_all = dying_inside(charges.settle_all, lambda one: one.reservation.charge_id)
     booking.settle = dying(booking.settle, None, "before the answer")
+    booking.settle = dooming(
+        booking.settle,
+        "in the settlement's transaction",
+        lambda booked, _: booked._reserved.charge_id,
+    )
 
 
 class KillMiddleware:

@@ -19,7 +19,8 @@ from craft_client.api import Client
 from craft_server.database import FILE_NAME, Database
 from craft_server.ledger.tables import BUDGETS, CHARGES, TOTALS
 from craft_shared.wire import PredictionRequest
-from e2e.metering.slow_servers import PATIENCE_SECONDS, SlowServers, wait_for
+from e2e.metering.slow_servers import PATIENCE_SECONDS, SlowServers
+from waiting import until
 
 CLIENTS = 8
 LIMIT = 10**6
@@ -65,7 +66,7 @@ def test_a_copy_taken_under_load_holds_and_a_server_goes_on_from_it(
     with ThreadPoolExecutor(CLIENTS) as threads:
         calling = [threads.submit(call_on, number) for number in range(CLIENTS)]
         try:
-            wait_for(lambda: min(answered) >= 2)
+            until(lambda: min(answered) >= 2)
             found: Counter[str] = Counter()
             while not found["reserved"]:  # until a copy was taken while a call was under way
                 assert time.monotonic() < deadline
@@ -76,7 +77,7 @@ def test_a_copy_taken_under_load_holds_and_a_server_goes_on_from_it(
                 at_copy, found = sum(answered), states(copy)
                 assert before <= found["settled"] <= at_copy + CLIENTS
             goal = min(answered) + 2
-            wait_for(lambda: min(answered) >= goal)
+            until(lambda: min(answered) >= goal)
             refused = ledger("restore", copy, "--data-dir", folder)
         finally:
             enough.set()

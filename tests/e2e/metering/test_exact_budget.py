@@ -9,7 +9,7 @@ import pytest
 
 from e2e.metering.caller import FULL, Caller
 
-RUNS = 20 if FULL else 3
+RUNS = 20 if FULL else 2
 CLIENTS, BUDGET = 64, 1000
 
 

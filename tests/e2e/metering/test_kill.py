@@ -11,7 +11,7 @@ from e2e.metering.caller import FULL, Caller
 from e2e.metering.conftest import Servers
 from e2e.metering.stub_server import KILL_POINTS
 
-KILLS = 25 if FULL else 4
+KILLS = 25 if FULL else 2
 BYSTANDERS = 2
 LEASE_SECONDS = 0.5
 

@@ -11,7 +11,8 @@ from craft_client.api import Client
 from craft_client.calls import Call
 from craft_client.exceptions import AnswerLost, CraftError
 from craft_shared.wire import PredictionRequest
-from e2e.metering.slow_servers import SlowServers, wait_for
+from e2e.metering.slow_servers import SlowServers
+from waiting import until
 
 
 def lines_of(servers: SlowServers, request_id: str) -> list[str]:
@@ -33,9 +34,9 @@ def test_a_refused_call_and_one_cut_off_are_found_in_the_log(slow_servers: SlowS
     with Client(slow_servers.url, slow_servers.key(queries=0)) as client:
         with pytest.raises(CraftError) as refused:
             client.predict(request, images=[b"\0"])
-        wait_for(lambda: lines_of(slow_servers, named(refused.value)) == ["call"])
+        until(lambda: lines_of(slow_servers, named(refused.value)) == ["call"])
     with Client(slow_servers.url, slow_servers.key(), timeout=0.5) as client:
         body = request.model_copy(update={"images": ["AA=="]}).model_dump_json(exclude_none=True)
         with pytest.raises(AnswerLost) as lost:
             client._send(Call("POST", "/v1/predictions", json=body.encode(), again=False))
-        wait_for(lambda: lines_of(slow_servers, named(lost.value)) == ["call"])
+        until(lambda: lines_of(slow_servers, named(lost.value)) == ["call"])

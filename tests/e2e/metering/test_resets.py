@@ -10,7 +10,7 @@ import pytest
 from e2e.metering.caller import FULL, Caller
 from e2e.metering.cutting_proxy import cutting_proxy
 
-CALLS = 10_000 if FULL else 960
+CALLS = 10_000 if FULL else 480
 CLIENTS = 16
 SHARE = 0.2  # of pieces, requests and answers alike, after which the connection is reset
 

@@ -269,40 +269,38 @@ def test_an_export_of_many_pages_lists_every_line_once(
         assert [json.loads(line)["line"] for line in answer.iter_lines()] == ids
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status", "words"),
-    [
-        ("POST", "keys", {"owner": ""}, 422, "owner"),
-        ("POST", "keys", {"owner": "a\0b"}, 422, "owner"),
-        ("POST", "keys", {"owner": "me", "scopes": ["root"]}, 422, "scopes[0]"),
-        ("POST", "keys", {"owner": "me", "scopes": []}, 422, "scopes"),
-        ("POST", "keys", {"owner": "me", "expires_at": "2030-01-01T00:00:00"}, 422, "expires_at"),
-        ("POST", "keys", {"owner": "me", "expires_at": "9999-12-31T23:59:59-00:01"}, 422, "9999"),
-        ("POST", "keys", {"owner": "me", "expires_at": "0001-01-01T00:00:00+00:01"}, 422, "9999"),
-        ("POST", "keys", {"owner": "me", "concurrency": 0}, 422, "concurrency"),
-        ("POST", "keys", {"owner": "me", "budgets": [{"unit": "x"}]}, 422, "budgets[0].unit"),
-        ("POST", "keys/abcdefgh/rotate", {}, 404, "no key"),
-        ("POST", "keys/abcdefgh/rotate", {"overlap_seconds": -1}, 422, "overlap_seconds"),
-        ("DELETE", "keys/abcdefgh", None, 404, "no key"),
-        ("PUT", "keys/a%00/budgets", {"budgets": [{"unit": "texts", "limit": 1}]}, 404, "no key"),
-        ("PUT", "teams/nobody/budgets", {"budgets": [{"unit": "texts", "limit": 1}]}, 404, "team"),
-        ("PUT", "teams/a%00/budgets", {"budgets": [{"unit": "texts", "limit": 1}]}, 422, "name"),
-        ("PUT", "prices/a%00", {"micros": {"queries": 1}}, 422, "model"),
-        ("PUT", "prices/tiny", {"micros": {"cost_micros": 1}}, 422, "micros"),
-        ("PUT", "prices/tiny", {"micros": {"queries": 10**10}}, 422, "1000000000"),
-        ("GET", "usage?format=xlsx", None, 422, "format"),
-        ("GET", "usage?since=yesterday", None, 422, "since"),
-        ("GET", "usage?key=abcdefgh", None, 404, "no key"),
-    ],
-)
-def test_a_bad_order_is_told(
-    stored: Any, method: str, path: str, body: Any, status: int, words: str
-) -> None:
+BAD_ORDERS: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "keys", {"owner": ""}, 422, "owner"),
+    ("POST", "keys", {"owner": "a\0b"}, 422, "owner"),
+    ("POST", "keys", {"owner": "me", "scopes": ["root"]}, 422, "scopes[0]"),
+    ("POST", "keys", {"owner": "me", "scopes": []}, 422, "scopes"),
+    ("POST", "keys", {"owner": "me", "expires_at": "2030-01-01T00:00:00"}, 422, "expires_at"),
+    ("POST", "keys", {"owner": "me", "expires_at": "9999-12-31T23:59:59-00:01"}, 422, "9999"),
+    ("POST", "keys", {"owner": "me", "expires_at": "0001-01-01T00:00:00+00:01"}, 422, "9999"),
+    ("POST", "keys", {"owner": "me", "concurrency": 0}, 422, "concurrency"),
+    ("POST", "keys", {"owner": "me", "budgets": [{"unit": "x"}]}, 422, "budgets[0].unit"),
+    ("POST", "keys/abcdefgh/rotate", {}, 404, "no key"),
+    ("POST", "keys/abcdefgh/rotate", {"overlap_seconds": -1}, 422, "overlap_seconds"),
+    ("DELETE", "keys/abcdefgh", None, 404, "no key"),
+    ("PUT", "keys/a%00/budgets", {"budgets": [{"unit": "texts", "limit": 1}]}, 404, "no key"),
+    ("PUT", "teams/nobody/budgets", {"budgets": [{"unit": "texts", "limit": 1}]}, 404, "team"),
+    ("PUT", "teams/a%00/budgets", {"budgets": [{"unit": "texts", "limit": 1}]}, 422, "name"),
+    ("PUT", "prices/a%00", {"micros": {"queries": 1}}, 422, "model"),
+    ("PUT", "prices/tiny", {"micros": {"cost_micros": 1}}, 422, "micros"),
+    ("PUT", "prices/tiny", {"micros": {"queries": 10**10}}, 422, "1000000000"),
+    ("GET", "usage?format=xlsx", None, 422, "format"),
+    ("GET", "usage?since=yesterday", None, 422, "since"),
+    ("GET", "usage?key=abcdefgh", None, 404, "no key"),
+]
+
+
+def test_a_bad_order_is_told(stored: Any) -> None:
     with with_admin_key(stored) as admin:
-        refused = admin.request(method, f"/v1/admin/{path}", json=body)
-    assert refused.status_code == status, refused.text
-    assert refused.headers["content-type"] == "application/problem+json"
-    assert words in refused.json()["detail"]
+        for method, path, body, status, words in BAD_ORDERS:
+            refused = admin.request(method, f"/v1/admin/{path}", json=body)
+            assert refused.status_code == status, (path, body, refused.text)
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert words in refused.json()["detail"]
 
 
 def test_what_cannot_be_set_or_added_changes_nothing(

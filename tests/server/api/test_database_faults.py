@@ -246,7 +246,7 @@ def test_a_call_whose_booking_failed_is_not_at_work(
     with stored.client(queries=10) as client:
         assert ask(client, picture(), "before").status_code == 200
         with monkeypatch.context() as full:
-            full.setattr(metering.charges, "settle", fail)
+            full.setattr(metering.charges, "settle_all", fail)
             full.setattr(metering, "_refund", fail)
             full.setattr("craft_server.lease.leases.give_back", fail)
             for _ in range(3):
@@ -260,16 +260,16 @@ def test_a_reservation_whose_connection_broke_as_it_was_made_is_given_back(
     stored: Any, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = stored.database
-    write = database.write_deferred
+    write = database.write_together
 
-    async def write_and_break(*args: Any) -> None:
-        await write(*args)
+    async def write_and_break(*args: Any, **kwargs: Any) -> None:
+        await write(*args, **kwargs)
         raise Unavailable("the connection broke", disconnected=True)
 
     with stored.client(queries=10) as client:
         assert ask(client, picture(), "before").status_code == 200
         with monkeypatch.context() as breaking:
-            breaking.setattr(database, "write_deferred", write_and_break)
+            breaking.setattr(database, "write_together", write_and_break)
             is_refused(predict(client, "craft-tiny", picture(), "one"))
         until(lambda: open_reservations(stored) == 0)
         assert predict(client, "craft-tiny", picture(), "one").status_code == 200

@@ -62,16 +62,17 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), GUARDED)
 @pytest.mark.parametrize(
     "header", [None, "", "Basic abc", "Bearer", "Bearer craft_x_y", "Bearer \xe9"]
 )
-def test_every_call_needs_a_key(server: Any, method: str, path: str, header: str | None) -> None:
+def test_every_call_needs_a_key(server: Any, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
-    answer = httpx.request(method, server.url + path, headers=headers)
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.json()["type"] == "urn:craftbox:problem:unauthenticated"
+    with httpx.Client(base_url=server.url, headers=headers) as anonymous:
+        for method, path in GUARDED:
+            answer = anonymous.request(method, path)
+            assert answer.status_code == 401, (method, path)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["type"] == "urn:craftbox:problem:unauthenticated"
 
 
 def test_the_list_of_guarded_calls_is_complete(server: Any) -> None:

@@ -18,7 +18,7 @@ from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import calls
 from craft_server.ledger.budgets import list_budgets
-from craft_server.ledger.charges import Reservation, Work, reserve
+from craft_server.ledger.charges import Order, Reservation, Work, reserve, reserve_all
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CALLS
 from craft_server.telemetry import REGISTRY
@@ -29,16 +29,15 @@ ATTEMPT = calls.Attempt("call-1", "f" * 64, True)
 PATIENCE_SECONDS = 20
 
 
-def take(connection: sa.Connection, caller: Caller) -> tuple[Reservation, int]:
-    reserved = reserve(connection, caller, WORK, holder="me", at=now_ms())
-    call_id = calls.begin(
-        connection, caller.key_id, ATTEMPT, holder="me", charge_id=reserved.charge_id, at=now_ms()
-    )
-    return reserved, call_id
+def take(connection: sa.Connection, caller: Caller) -> Reservation:
+    order = Order(WORK, caller, caller, ATTEMPT)
+    (reserved,) = reserve_all(connection, [order], holder="me", at=now_ms(), lock=True)
+    assert isinstance(reserved, Reservation)
+    return reserved
 
 
-def booked(services: Any, reserved: Reservation, call_id: int) -> Booking:
-    return Booking(reserved.cost, False, services, WORK, reserved, call_id, None)
+def booked(services: Any, reserved: Reservation) -> Booking:
+    return Booking(reserved.cost, False, services, WORK, reserved, None)
 
 
 def test_a_call_is_given_back_while_another_attempt_at_it_begins(
@@ -47,9 +46,9 @@ def test_a_call_is_given_back_while_another_attempt_at_it_begins(
     if store.dialect == "sqlite":
         pytest.skip("one transaction at a time")
     with store.writing() as connection:
-        reserved, call_id = take(connection, caller)
+        reserved = take(connection, caller)
     services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
-    booking = booked(services, reserved, call_id)
+    booking = booked(services, reserved)
     giving_back: list[Future[None]] = []
 
     def attempt_again(threads: ThreadPoolExecutor) -> None:
@@ -78,12 +77,12 @@ def test_what_cannot_be_given_back_is_left_to_the_lease(store: Database, caller:
             raise sa.exc.OperationalError("", None, Exception("the database is away"))
 
     with store.writing() as connection:
-        reserved, call_id = take(connection, caller)
+        reserved = take(connection, caller)
     later: list[int] = []
     services: Any = SimpleNamespace(
         database=Broken(), lease=SimpleNamespace(give_back_later=later.append)
     )
-    asyncio.run(booked(services, reserved, call_id).refund())
+    asyncio.run(booked(services, reserved).refund())
     assert later == [reserved.charge_id]
 
 
@@ -94,10 +93,10 @@ def test_what_another_process_has_given_back_is_not_counted_again(
         return REGISTRY.get_sample_value("craft_charges_refunded_total") or 0
 
     with store.writing() as connection:
-        reserved, call_id = take(connection, caller)
+        reserved = take(connection, caller)
     before = refunds()
     services: Any = SimpleNamespace(database=store, lease=SimpleNamespace(give_back_later=_fail))
-    booking = booked(services, reserved, call_id)
+    booking = booked(services, reserved)
     for _ in range(2):
         asyncio.run(booking.refund())
     assert refunds() == before + 1
@@ -114,11 +113,10 @@ def test_a_call_that_is_cancelled_while_it_is_booked_is_cancelled(
     async def cancel() -> None:
         begun, may_end = asyncio.Event(), asyncio.Event()
 
-        async def slowly(function: Any, *arguments: Any) -> Any:
+        async def slowly(*args: Any, **kwargs: Any) -> Any:
             begun.set()
             await may_end.wait()
-            with store.writing() as connection:
-                return function(connection, *arguments)
+            return await store.write_together(*args, **kwargs)
 
         async def write(function: Any, *arguments: Any) -> Any:
             return await store.write(function, *arguments)
@@ -127,7 +125,7 @@ def test_a_call_that_is_cancelled_while_it_is_booked_is_cancelled(
             engine=SimpleNamespace(alive=True),
             in_flight=InFlight(),
             lease=SimpleNamespace(holder="me", give_back_later=_fail),
-            database=SimpleNamespace(write_deferred=slowly, write=write),
+            database=SimpleNamespace(write_together=slowly, write=write),
         )
 
         request: Any = None

@@ -151,8 +151,8 @@ def test_every_projection_that_is_allowed_is_remembered(tiny_engine: Engine, wid
         def __init__(self) -> None:
             self.width = width
 
-        def embed(self, ids: torch.Tensor) -> torch.Tensor:
-            return torch.randn(len(ids), 2)
+        def spread(self, _count: int) -> float:
+            return 1.0
 
     space = ContextSpace(Wide(), tiny_engine._tokenizer)  # type: ignore[arg-type]
     assert space._projections.max_bytes >= module.MAX_WORDS_TIMES_DIM * width * 4

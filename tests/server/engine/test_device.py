@@ -180,13 +180,15 @@ def _sleep() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("error", LOST, ids=repr)
-def test_a_lost_device_ends_the_engine_and_says_so_once(engine: Engine, error: Exception) -> None:
+def test_a_lost_device_ends_the_engine_and_says_so_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(*_: Any) -> Any:
         raise error
 
     dead = []
     engine.when_dead(lambda: dead.append(engine.alive))
-    engine._tower = SimpleNamespace(encode=fail, width=64)  # type: ignore[assignment]
+    monkeypatch.setattr(engine._tower, "encode", fail)
     with structlog.testing.capture_logs() as logs, pytest.raises(WorkerDied):
         texts(engine, Prompts(("a {}.",), None, np.zeros((0, 0), np.float32)))
     assert not engine.alive
@@ -197,18 +199,19 @@ def test_a_lost_device_ends_the_engine_and_says_so_once(engine: Engine, error: E
         images(engine)
 
 
-def test_an_error_that_leaves_the_device_as_it_was_is_its_callers_alone(engine: Engine) -> None:
-    tower = engine._tower
+def test_an_error_that_leaves_the_device_as_it_was_is_its_callers_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def fail(*_: Any) -> Any:
         raise torch.AcceleratorError("CUDA error: invalid configuration argument")
 
-    engine._tower = SimpleNamespace(encode=fail, width=64)  # type: ignore[assignment]
+    monkeypatch.setattr(engine._tower, "encode", fail)
     plain = Prompts(("a {}.",), None, np.zeros((0, 0), np.float32))
     with pytest.raises(RuntimeError, match="invalid configuration"):
         texts(engine, plain)
     assert engine.alive
-    engine._tower = tower
+    monkeypatch.undo()
     assert np.isfinite(texts(engine, plain)).all()
 
 

@@ -54,11 +54,6 @@ def test_name_in_other_case_is_a_near_match() -> None:
     assert "RN50" in message(ModelSpec("rn50"))
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
-def test_tokenizer_of_another_kind(name: str) -> None:
-    assert "a tokenizer of its own" in message(ModelSpec(name))
-
-
 def test_unknown_tag_lists_the_tags() -> None:
     text = message(ModelSpec("RN50", "opena"))
     assert "'opena' is neither" in text

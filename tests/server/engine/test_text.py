@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import open_clip
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from craft_server.engine import Engine
+from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
 from craft_server.engine.tokens import Ids, shared_length
-from craft_server.engine.uncut_text import UncutTextTower
 
 sequences = st.lists(
     st.lists(st.integers(0, 2), max_size=5).map(lambda words: (8, *words, 9)),
@@ -60,7 +61,7 @@ def ids_of(sentence: str) -> Ids:
     return tuple(ids[: ids.index(max(ids)) + 1])
 
 
-def features(tower: TextTower | UncutTextTower, sentence: str, cut: int) -> Tensor:
+def features(tower: TextTower, sentence: str, cut: int) -> Tensor:
     """One text whose first `cut` tokens are read as the prefix."""
     ids = ids_of(sentence)
     (found,) = tower.encode([Moved(Pack(range(1), ids[:cut], (0,), (ids[cut:],)), None)])
@@ -84,7 +85,7 @@ def test_where_the_prefix_ends_does_not_matter(
         assert relative_error(features(tiny_engine._tower, sentence, cut), reference) < 1e-5
 
 
-def moved(tower: TextTower | UncutTextTower, prompts: int, names: list[str], seed: int) -> Moved:
+def moved(tower: TextTower, prompts: int, names: list[str], seed: int) -> Moved:
     """`names` after a start token and four words, moved at random for each prompt."""
     words = torch.randn(prompts, 4, tower.width, generator=torch.Generator().manual_seed(seed))
     prefix = ids_of("a photo of a cat")[:5]
@@ -119,14 +120,15 @@ def test_what_is_remembered_of_the_first_layer_is_of_these_texts(
 
 
 @torch.inference_mode()
-def test_uncut_tower_moves_the_same_words(
+def test_padded_tower_moves_the_same_words(
     tiny_engine: Engine, module_of: Callable[[str], Any]
 ) -> None:
     one = moved(tiny_engine._tower, 3, NAMES, 1)
-    (cut,), (uncut,) = (
-        tower.encode([one])
-        for tower in (tiny_engine._tower, UncutTextTower(module_of(tiny_engine.name)))
-    )
+    (cut,) = tiny_engine._tower.encode([one])
+    padded = PaddedTextTower(module_of(tiny_engine.name), context_length=77, padding=0)
+    whole = [one.pack.prefix + suffix for suffix in one.pack.suffixes]
+    (pack,) = padded.packs(whole, prompts=3, max_tokens=10_000)
+    (uncut,) = padded.encode([Moved(pack, one.words)])
     assert relative_error(uncut, cut) < 1e-5
 
 
@@ -148,22 +150,43 @@ def test_custom_text_towers_agree_with_open_clip(text: dict[str, object]) -> Non
     "text",
     [
         {"no_causal_mask": True},
-        {"embed_cls": True},
         {"pool_type": "last"},
         {"qk_norm": True, "norm_kwargs": {}},
     ],
-    ids=["not causal", "class token", "last token", "other blocks"],
+    ids=["not causal", "last token", "other blocks"],
 )
 @torch.inference_mode()
-def test_other_towers_are_read_uncut(text: dict[str, object]) -> None:
+def test_other_towers_are_read_whole(text: dict[str, object]) -> None:
     model = custom_text(**text)
     with pytest.raises(UnsupportedTowerError):
         TextTower(model)
     sentence = "a photo of a golden retriever."
     reference = model.encode_text(open_clip.tokenize([sentence]), normalize=True)[0]
-    assert relative_error(features(UncutTextTower(model), sentence, 4), reference) < 1e-5
+    tower = PaddedTextTower(model, context_length=77, padding=0)
+    (pack,) = tower.packs([ids_of(sentence)], prompts=1, max_tokens=100)
+    (found,) = tower.encode([Moved(pack, None)])
+    assert relative_error(found[0, 0], reference) < 1e-5
 
 
 def test_tower_without_token_embeddings_is_refused() -> None:
     with pytest.raises(UnsupportedTowerError, match="no table of token embeddings"):
-        UncutTextTower(nn.Linear(2, 2))
+        PaddedTextTower(nn.Linear(2, 2), context_length=77, padding=0)
+
+
+def test_each_thread_moves_its_own_words() -> None:
+    tower = PaddedTextTower(custom_text(no_causal_mask=True), context_length=77, padding=0)
+    texts = [ids_of(f"a photo of a {name}") for name in NAMES]
+    (pack,) = tower.packs(texts, prompts=2, max_tokens=10_000)
+    generator = torch.Generator().manual_seed(1)
+    batch = [Moved(pack, torch.randn(2, 4, 32, generator=generator)) for _ in range(24)]
+
+    @torch.inference_mode()
+    def encode(one: Moved) -> Tensor:
+        return tower.encode([one])[0]
+
+    alone = [encode(one) for one in batch]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(encode, batch))
+    for found, expected in zip(together, alone, strict=True):
+        assert relative_error(found, expected) < 1e-5
+    assert relative_error(alone[0], alone[1]) > 1e-3

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from craft_server.engine import Engine, ModelSpec, precision, towers, vision
-from craft_server.engine.models import LoadedModel, load_model
+from craft_server.engine.hosted import tokenizer_of
+from craft_server.engine.models import LoadedModel, ModelLoadError, load_model
 from craft_server.engine.precision import Reference, dtypes_to_try, probe_images
-from craft_server.engine.towers import towers_of
+from craft_server.engine.tokens import Tokenizer
+from craft_server.engine.towers import Towers
 from craft_server.engine.vision import BATCH, CompiledVision, EagerVision, converted_graph
 
 CPU = torch.device("cpu")
@@ -39,6 +41,11 @@ def units(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(module, "cpu_units", lambda: frozenset(names))
 
     return have
+
+
+def towers_of(model: LoadedModel, asked: Any, cores: int) -> Towers:
+    tokenizer = Tokenizer(tokenizer_of(model.name), model.context_length)
+    return towers.towers_of(model, asked, cores, tokenizer)
 
 
 def images(count: int) -> list[Tensor]:
@@ -133,6 +140,29 @@ def test_half_precision_adds_up_and_normalises_in_single(
     texts = towers_of(model, "bfloat16", cores=1).texts
     assert texts.embed(torch.tensor([1])).dtype == torch.float32
     assert texts._tower.ln_final.weight.dtype == torch.float32  # type: ignore[union-attr] # it is causal
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_processor_that_does_not_compute_in_half_precision(
+    model: LoadedModel,
+    cache: Path,
+    units: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+) -> None:
+    class Refusing(CompiledVision):
+        def in_precision(self, dtype: torch.dtype) -> Any:
+            if dtype != torch.float32:
+                raise RuntimeError("no primitive")
+            return self
+
+    units("avx512_bf16")
+    monkeypatch.setattr(towers, "CompiledVision", Refusing)
+    if asked == "auto":
+        assert isinstance(towers_of(model, asked, cores=1).vision, Refusing)
+    else:
+        with pytest.raises(ModelLoadError, match="cannot compute images in bfloat16"):
+            towers_of(model, asked, cores=1)
 
 
 # --- compiled -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from craft_server.engine.worker import Overloaded, Task, Worker, WorkerDied
+from waiting import until
 
 DEADLINE = 10.0
 
@@ -59,13 +60,6 @@ def held_back(worker: Worker) -> Iterator[threading.Event]:
 def gate(worker: Worker) -> Iterator[threading.Event]:
     with held_back(worker) as gate:
         yield gate
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def fail() -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from craft_server.database import Database
-from craft_server.ledger import administration, leases
+from craft_server.ledger import administration, charges, leases
 from craft_server.ledger.account import cost_of, usage
 from craft_server.ledger.administration import Holder
 from craft_server.ledger.budgets import (
@@ -24,17 +25,23 @@ from craft_server.ledger.budgets import (
     set_budget,
     top_up,
 )
+from craft_server.ledger.calls import Attempt, StillRunning, StoredAnswer, look_up
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
+    Contended,
+    Order,
     Reservation,
+    Settlement,
     TooManyRunning,
     Work,
-    check_concurrency,
+    count_running,
     refund,
     refund_all,
     reserve,
+    reserve_all,
     settle,
+    settle_all,
 )
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, find_team
 from craft_server.ledger.prices import list_prices, set_prices
@@ -299,20 +306,25 @@ def test_a_line_on_a_keys_account_does_not_wait_for_who_counts_the_keys_calls(
     if store.dialect == "sqlite":
         pytest.skip("it has one writer at a time")
     caller = make_caller(store, {}, rates=Rates(concurrency=5))
+    other = make_caller(store, {})
+
+    def pay() -> None:
+        with store.writing() as connection:
+            work = Work("predictions", "tiny", "r1", Units(queries=1))
+            reserve(connection, caller, work, holder=HOLDER, at=NOW, caller=other)
+
     with ThreadPoolExecutor(1) as thread, store.writing() as connection:
-        check_concurrency(connection, caller)
-        # As when the key pays for somebody else's call.
-        thread.submit(take, store, caller, Units(queries=1)).result(timeout=20)
+        count_running(connection, caller.key_id)
+        thread.submit(pay).result(timeout=20)
 
 
 @ON_SQLITE
 def test_a_keys_running_calls_do_not_count_against_another_key(store: Database) -> None:
     one, other = (make_caller(store, {}, rates=Rates(concurrency=1)) for _ in range(2))
     take(store, one, Units(queries=1))
-    with store.writing() as connection:
-        check_concurrency(connection, other)
-        with pytest.raises(TooManyRunning):
-            check_concurrency(connection, one)
+    take(store, other, Units(queries=1))
+    with pytest.raises(TooManyRunning):
+        take(store, one, Units(queries=1))
 
 
 def test_no_key_waits_for_who_counts_another_keys_calls(store: Database) -> None:
@@ -322,10 +334,10 @@ def test_no_key_waits_for_who_counts_another_keys_calls(store: Database) -> None
 
     def count() -> None:
         with store.writing() as connection:
-            check_concurrency(connection, other)
+            count_running(connection, other.key_id)
 
     with ThreadPoolExecutor(1) as thread, store.writing() as connection:
-        check_concurrency(connection, one)
+        count_running(connection, one.key_id)
         thread.submit(count).result(timeout=20)
 
 
@@ -656,7 +668,6 @@ def test_a_key_runs_as_many_calls_as_it_may(store: Database) -> None:
     def call(_number: int) -> Reservation | None:
         try:
             with store.writing() as connection:
-                check_concurrency(connection, caller)
                 work = Work("predictions", "tiny", "r1", Units(queries=1))
                 return reserve(connection, caller, work, holder=HOLDER, at=NOW)
         except TooManyRunning:
@@ -706,3 +717,115 @@ def test_releasing_a_dead_servers_team_and_reserving_do_not_wait_in_a_circle(
         ("team", "queries"): (180, 0),
         ("team", "texts"): (180, 0),
     }
+
+
+def order(caller: Caller, units: Units, key: str | None = None) -> Order:
+    attempt = None if key is None else Attempt(key, "f", repeatable=True)
+    return Order(Work("predictions", "tiny", "r1", units), caller, caller, attempt)
+
+
+def reserve_together(
+    store: Database, orders: list[Order], *, lock: bool = False
+) -> list[Reservation | BudgetExhausted | TooManyRunning]:
+    with store.writing() as connection:
+        return reserve_all(connection, orders, holder=HOLDER, at=NOW, lock=lock, last=True)
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_of_calls_that_are_reserved_together_those_that_fit_are(
+    store: Database, lock: bool
+) -> None:
+    one, other = make_caller(store, {"queries": 10}), make_caller(store, {"queries": 4})
+    asked = [(one, 6), (other, 5), (one, 5), (one, 4), (other, 4)]
+    orders = [order(caller, Units(queries=queries)) for caller, queries in asked]
+    outcomes = reserve_together(store, orders, lock=lock)
+    fits = [isinstance(outcome, Reservation) for outcome in outcomes]
+    assert fits == [True, False, False, True, True]
+    assert state(store, one) == {"queries": (0, 10)}
+    assert state(store, other) == {"queries": (0, 4)}
+    with store.reading() as connection:
+        lines = [usage(connection, key.key_id, after=0, limit=9).charges for key in (one, other)]
+    assert [[line.id for line in of_key] for of_key in lines] == [[1, 2], [1]]
+
+
+def test_each_of_the_calls_reserved_together_is_shown_what_it_leaves(store: Database) -> None:
+    caller = make_caller(store, {"queries": 10, "texts": 7})
+    outcomes = reserve_together(store, [order(caller, Units(queries=n)) for n in (1, 2, 3)])
+    shown = [
+        (budget.spent, budget.reserved, budget.remaining)
+        for outcome in outcomes
+        if isinstance(outcome, Reservation)
+        for budget in outcome.cost.budgets
+    ]
+    texts = (0, 0, 7)
+    assert shown == [(1, 0, 9), texts, (2, 1, 7), texts, (3, 3, 4), texts]
+
+
+def test_calls_at_a_time_are_counted_among_those_reserved_together(store: Database) -> None:
+    caller = make_caller(store, {}, rates=Rates(concurrency=2))
+    outcomes = reserve_together(store, [order(caller, Units(queries=1)) for _ in range(3)])
+    assert [isinstance(outcome, TooManyRunning) for outcome in outcomes] == [False, False, True]
+
+
+def test_one_call_is_not_begun_twice_together(store: Database) -> None:
+    caller = make_caller(store, {"queries": 10})
+    with pytest.raises(StillRunning):
+        reserve_together(store, [order(caller, Units(queries=1), "one") for _ in range(2)])
+    assert state(store, caller) == {"queries": (0, 0)}
+
+
+def test_a_budget_that_others_used_up_since_it_was_read_is_not_overspent(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("it has one writer at a time")
+    caller = make_caller(store, {"queries": 10})
+    read = charges.as_budget
+
+    def after_others(*args: Any) -> Budget:
+        monkeypatch.setattr(charges, "as_budget", read)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(take, store, caller, Units(queries=6)).result(timeout=20)
+        return read(*args)
+
+    monkeypatch.setattr(charges, "as_budget", after_others)
+    with pytest.raises(Contended):
+        reserve_together(store, [order(caller, Units(queries=5))])
+    assert state(store, caller) == {"queries": (0, 6)}
+    (refused,) = reserve_together(store, [order(caller, Units(queries=5))], lock=True)
+    assert isinstance(refused, BudgetExhausted)
+
+
+def test_calls_settled_together_are_charged_each_its_own(store: Database) -> None:
+    one, other = make_caller(store, {"queries": 10}), make_caller(store, {"queries": 10})
+    orders = [
+        order(caller, Units(queries=n), f"call {n}")
+        for caller, n in ((one, 1), (other, 2), (one, 3))
+    ]
+    reserved = [r for r in reserve_together(store, orders) if isinstance(r, Reservation)]
+    answers = [StoredAnswer(200, "text/plain", bytes(n)) for n in range(3)]
+    with store.writing() as connection:
+        settle_all(
+            connection,
+            [Settlement(r, None, a) for r, a in zip(reserved, answers, strict=True)],
+            NOW,
+            last=True,
+        )
+    assert state(store, one) == {"queries": (4, 0)}
+    assert state(store, other) == {"queries": (2, 0)}
+    assert (total(store, one).queries, total(store, other).queries) == (4, 2)
+    with store.reading() as connection:
+        for asked, answer in zip(orders, answers, strict=True):
+            assert asked.attempt is not None
+            made = look_up(connection, asked.caller.key_id, asked.attempt.key, "f")
+            assert made is not None
+            assert made.answer == answer
+
+
+def test_nothing_is_settled_together_with_what_is_closed(store: Database) -> None:
+    caller = make_caller(store, {"queries": 10})
+    first, second = (take(store, caller, Units(queries=n)) for n in (1, 2))
+    close(store, first, "refund")
+    with pytest.raises(ChargeClosed), store.writing() as connection:
+        settle_all(connection, [Settlement(first), Settlement(second)], NOW, last=True)
+    assert state(store, caller) == {"queries": (0, 2)}

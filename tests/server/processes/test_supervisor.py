@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from craft_server.processes.supervisor import LEAST_SECONDS_BETWEEN, Supervisor
+from waiting import until
 
 PATIENCE_SECONDS = 60
 
@@ -30,13 +30,6 @@ def die_at_once(_line: Connection, folder: Path) -> None:
     os._exit(3)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s"
-        time.sleep(0.01)
-
-
 def pids(folder: Path) -> list[int]:
     return [int(file.name) for file in folder.iterdir() if file.name.isdigit()]
 
@@ -48,10 +41,10 @@ def test_what_dies_is_replaced_and_all_are_told_to_end(tmp_path: Path) -> None:
     supervisor.keep("some", note_and_wait, tmp_path)
     thread = threading.Thread(target=supervisor.run)
     thread.start()
-    wait_for(lambda: len(pids(tmp_path)) == 2)
+    until(lambda: len(pids(tmp_path)) == 2)
     victim = pids(tmp_path)[0]
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: len(pids(tmp_path)) == 3)
+    until(lambda: len(pids(tmp_path)) == 3)
     supervisor.stop()
     thread.join(PATIENCE_SECONDS)
     told = {int(file.stem) for file in tmp_path.glob("*.told")}
@@ -64,7 +57,7 @@ def test_what_keeps_dying_is_started_ever_more_rarely(tmp_path: Path) -> None:
     supervisor.keep("dying", die_at_once, tmp_path)
     thread = threading.Thread(target=supervisor.run)
     thread.start()
-    wait_for(lambda: len(pids(tmp_path)) >= 4)
+    until(lambda: len(pids(tmp_path)) >= 4)
     supervisor.stop()
     thread.join(PATIENCE_SECONDS)
     starts = sorted(pids(tmp_path))
@@ -88,7 +81,7 @@ if __name__ == "__main__":
     file = tmp_path / "program.py"
     file.write_text(program)
     process = subprocess.Popen([sys.executable, file])
-    wait_for(lambda: len(pids(tmp_path)) == 1)
+    until(lambda: len(pids(tmp_path)) == 1)
     process.kill()
     process.wait()
-    wait_for(lambda: bool(list(tmp_path.glob("*.told"))))
+    until(lambda: bool(list(tmp_path.glob("*.told"))))
