@@ -1,8 +1,8 @@
 """Image sets: whose images a server has seen, as rows of features; their bytes are not kept.
 
-An image is known by the SHA-256 of its bytes, for one owner and one model revision: it is encoded
-once and its features are shared by all image sets of the owner. Every function is one transaction
-of its caller.
+An image is known by the SHA-256 of its bytes, for one owner, one model revision and one precision:
+it is encoded once and its features are shared by all image sets of the owner. Every function is one
+transaction of its caller.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from craft_server.clock import now
 from craft_server.database import METADATA, Id
@@ -56,6 +57,17 @@ _ID_FORM = re.compile(r"is_[A-Za-z0-9_-]{22}", re.ASCII)
 Features = NDArray[np.float32]
 
 
+def bound_revision(revision: str, computed_in: str) -> str:
+    """A name for a revision's features that tells those of one precision from another's."""
+    return revision if computed_in == "float32" else f"{revision}+{computed_in}"
+
+
+def precision_of(bound: str) -> tuple[str, str]:
+    """The revision and the precision of which `bound_revision` has made a name."""
+    revision, _, computed_in = bound.partition("+")
+    return revision, computed_in or "float32"
+
+
 class NoSuchImageSet(Exception):  # noqa: N818 - reads as what it is where it is caught
     """The owner has no image set with this id."""
 
@@ -68,22 +80,41 @@ class WrongFirstRow(Exception):  # noqa: N818 - reads as what it is where it is 
         self.count = count
 
 
+class StoredImageSet(ImageSet):
+    """An image set, and the precision in which its images are read, which clients are not shown."""
+
+    images_in: str = Field(exclude=True)
+
+    @property
+    def bound_revision(self) -> str:
+        """The model's revision and the precision, as the tables have them."""
+        return bound_revision(self.revision, self.images_in)
+
+
 def create_image_set(
-    connection: sa.Connection, owner: str, *, model: str, revision: str
-) -> ImageSet:
+    connection: sa.Connection, owner: str, *, model: str, revision: str, images_in: str = "float32"
+) -> StoredImageSet:
     """Makes an empty image set."""
-    image_set = ImageSet(
-        id=f"is_{secrets.token_urlsafe(16)}", model=model, revision=revision, count=0
+    image_set = StoredImageSet(
+        id=f"is_{secrets.token_urlsafe(16)}",
+        model=model,
+        revision=revision,
+        count=0,
+        images_in=images_in,
     )
     connection.execute(
         sa.insert(IMAGE_SETS).values(
-            id=image_set.id, owner=owner, model=model, revision=revision, created_at=now()
+            id=image_set.id,
+            owner=owner,
+            model=model,
+            revision=image_set.bound_revision,
+            created_at=now(),
         )
     )
     return image_set
 
 
-def get_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> ImageSet:
+def get_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> StoredImageSet:
     """The owner's image set.
 
     Raises:
@@ -102,11 +133,14 @@ def get_image_set(connection: sa.Connection, owner: str, image_set_id: str) -> I
         )
     ).scalar()
     count = 0 if last is None else last + 1
-    return ImageSet(id=row.id, model=row.model, revision=row.revision, count=count)
+    revision, images_in = precision_of(row.revision)
+    return StoredImageSet(
+        id=row.id, model=row.model, revision=revision, count=count, images_in=images_in
+    )
 
 
 def known_features(
-    connection: sa.Connection, owner: str, image_set: ImageSet, digests: Sequence[str]
+    connection: sa.Connection, owner: str, image_set: StoredImageSet, digests: Sequence[str]
 ) -> dict[str, Features]:
     """Features, each [width], of those images that the owner has had encoded before."""
     rows = connection.execute(
@@ -125,7 +159,7 @@ def add_rows(
     first_row: int,
     digests: Sequence[str],
     features: Mapping[str, Features],
-) -> tuple[ImageSet, list[str]]:
+) -> tuple[StoredImageSet, list[str]]:
     """Appends images to an image set.
 
     `digests` are SHA-256, one a row from `first_row` on, which must be the set's present count;
@@ -152,7 +186,7 @@ def add_rows(
                 {
                     "owner": owner,
                     "model": image_set.model,
-                    "revision": image_set.revision,
+                    "revision": image_set.bound_revision,
                     "sha256": digest,
                     "features": features[digest].astype("<f4").tobytes(),
                 }
@@ -223,16 +257,16 @@ def _of_rows(image_set: ImageSet, column: sa.ColumnElement[Any]) -> sa.Select[An
     )
 
 
-def _of_owner(owner: str, image_set: ImageSet) -> tuple[sa.ColumnElement[bool], ...]:
+def _of_owner(owner: str, image_set: StoredImageSet) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         IMAGE_FEATURES.c.owner == owner,
         IMAGE_FEATURES.c.model == image_set.model,
-        IMAGE_FEATURES.c.revision == image_set.revision,
+        IMAGE_FEATURES.c.revision == image_set.bound_revision,
     )
 
 
 def _feature_ids(
-    connection: sa.Connection, owner: str, image_set: ImageSet, digests: Sequence[str]
+    connection: sa.Connection, owner: str, image_set: StoredImageSet, digests: Sequence[str]
 ) -> dict[str, int]:
     rows = connection.execute(
         sa.select(IMAGE_FEATURES.c.sha256, IMAGE_FEATURES.c.id).where(

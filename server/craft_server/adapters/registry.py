@@ -22,6 +22,7 @@ from craft_server.adapters.tables import (
 )
 from craft_server.clock import now
 from craft_server.database import insert_missing
+from craft_server.image_sets import bound_revision, precision_of
 from craft_server.ledger.keys import Caller
 from craft_shared.adapter import Adapter
 from craft_shared.units import UNITS
@@ -54,6 +55,7 @@ class Publication:
     id: int  # of its row
     card: AdapterCard  # what those see who may use it
     payer_key_id: int | None  # the key that pays for predictions; None where the caller does
+    texts_in: str  # the precision of its stored text features
 
 
 def find(connection: sa.Connection, caller: Caller, reference: str) -> Publication:
@@ -142,6 +144,7 @@ def add(
     digest: str,
     body: bytes,
     text_features: NDArray[np.float32],
+    texts_in: str = "float32",
     aliases: Sequence[str] = (),
 ) -> AdapterCard:
     """Publishes the next version under `name`; numbers of retired versions are not given again.
@@ -168,7 +171,7 @@ def add(
             version=version,
             digest=digest,
             model=config.model,
-            revision=config.revision,
+            revision=bound_revision(config.revision, texts_in),
             access_mode=config.access_mode,
             classes=json.dumps(config.classes),
             prompts=config.prompts,
@@ -271,6 +274,7 @@ def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Public
 
 
 def _publication(row: Any, aliases: list[str]) -> Publication:
+    revision, texts_in = precision_of(row.revision)
     card = AdapterCard(
         owner=row.owner,
         name=row.name,
@@ -278,7 +282,7 @@ def _publication(row: Any, aliases: list[str]) -> Publication:
         aliases=aliases,
         digest=row.digest,
         model=row.model,
-        revision=row.revision,
+        revision=revision,
         access_mode=row.access_mode,
         classes=json.loads(row.classes),
         prompts=row.prompts,
@@ -288,7 +292,7 @@ def _publication(row: Any, aliases: list[str]) -> Publication:
         abstain_below=row.abstain_below,
         provenance=Provenance.model_validate_json(row.provenance),
     )
-    return Publication(row.id, card, row.payer_key_id)
+    return Publication(row.id, card, row.payer_key_id, texts_in)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ async def publish_adapter(
                 digest=digest,
                 body=body,
                 text_features=text_features,
+                texts_in=services.engine.facts.texts_in,
                 aliases=aliases,
             )
             return _published(201, card, booked.cost)

@@ -21,7 +21,7 @@ from craft_server.api.idempotency import REPLAYED_HEADER, Replayed
 from craft_server.api.middleware import Middleware
 from craft_server.api.services import Services
 from craft_server.database import Unavailable
-from craft_server.engine import Overloaded, WorkerDied
+from craft_server.engine import NotFinite, Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
 from craft_server.ledger import budgets, calls, charges, keys
@@ -180,9 +180,14 @@ _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     ),
     Overloaded: lambda _: _MODEL_IS_BUSY,
     WorkerDied: lambda _: _MODEL_IS_BUSY,
+    NotFinite: lambda _: ProblemError(
+        problems.INTERNAL_ERROR,
+        "the model's numbers for this call are not finite, as those of a damaged model or of codes "
+        "far too large; nothing was charged",
+    ),
 }
 # Operators are to see these in the log.
-_FAILURES = frozenset((NotCounted, charges.ChargeClosed, Overloaded, WorkerDied))
+_FAILURES = frozenset((NotCounted, charges.ChargeClosed, Overloaded, WorkerDied, NotFinite))
 
 
 def install(app: FastAPI) -> None:

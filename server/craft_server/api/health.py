@@ -147,6 +147,14 @@ def _of_services(services: Services, state: EngineState | None) -> Iterator[Metr
         for what, seconds in state.busy_seconds.items():
             busy.add_metric([what], seconds)
         yield busy
+        memory = GaugeMetricFamily(
+            "craft_engine_device_memory_bytes",
+            "Memory of the GPU that the model's process has: allocated, reserved, and the peak.",
+            labels=["kind"],
+        )
+        for kind, nbytes in state.device_memory.items():
+            memory.add_metric([kind], nbytes)
+        yield memory
         caches["text_features"] = state.text_features
     faults = CounterMetricFamily(
         "craft_simulated_faults",

@@ -60,6 +60,7 @@ async def create_image_set(
             call.caller.owner,
             model=services.engine.name,
             revision=services.revision,
+            images_in=services.engine.facts.images_in,
         )
         return json_response(made, status=201)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from craft_server.api.idempotency import Call
 from craft_server.api.services import Services
 from craft_server.engine import ImageError, Prompts
-from craft_server.image_sets import Features, get_image_set, read_features
+from craft_server.image_sets import Features, StoredImageSet, get_image_set, read_features
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_shared.problems import INVALID_IMAGE, MODEL_NOT_FOUND, REVISION_MISMATCH, FieldError
 from craft_shared.wire import AdapterPredictionRequest, Context, ImageSet, Limits, PredictionRequest
@@ -256,15 +256,26 @@ def check_files(files: Sequence[bytes]) -> None:
         raise invalid_field("images", "the call has no image", "Send at least one.")
 
 
-def check_same_model(services: Services, image_set: ImageSet) -> None:
-    """Raises ProblemError unless the image set was made under the hosted model and revision."""
+def check_same_model(services: Services, image_set: StoredImageSet) -> None:
+    """Raises ProblemError unless the image set was made under the hosted model and revision.
+
+    So it is with one that was read in another precision.
+    """
     error = FieldError(
         field="image_set",
-        message="made under another model or revision",
+        message="made under another model, revision or precision",
         remedy="Make a new image set and upload the images again.",
     )
     made = "the image set belongs to model"
     check_revision(services, image_set.model, image_set.revision, made=made, errors=[error])
+    images_in = services.engine.facts.images_in
+    if image_set.images_in != images_in:
+        raise ProblemError(
+            REVISION_MISMATCH,
+            f"the image set was read in {image_set.images_in}; the server reads images in "
+            f"{images_in}",
+            [error],
+        )
 
 
 def _check_rows(limits: Limits, rows: Sequence[int], count: int) -> None:

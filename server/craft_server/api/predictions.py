@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -326,11 +326,19 @@ async def predict(
 
 
 async def load(services: Services, publication: Publication) -> ServableAdapter:
-    """The version as it is served; cached."""
+    """The version as it is served; cached.
+
+    Where it was published in another precision its texts are read anew.
+    """
     servable = services.adapters.get(publication.id)
     if servable is None:
         content = await services.database.read(registry.read_content, publication.id)
         servable = await asyncio.to_thread(registry.servable, *content)
+        if publication.texts_in != services.engine.facts.texts_in:
+            config = servable.adapter.config
+            prompts = Prompts(tuple(config.templates), config.context, servable.adapter.codes)
+            texts = await services.engine.encode_prompts(prompts, config.scored)
+            servable = replace(servable, text_features=texts)
         services.adapters.put(publication.id, servable)
     return servable
 

@@ -167,7 +167,7 @@ def _host(settings: Settings, tape: Tape | None) -> None:
             application = create_app(settings, engine, database, tape)
             introduce(engine)
             _announce(database, settings, listener, profile)
-            run_draining(application, settings, listener)
+            run_draining(application, settings, listener, engine)
 
 
 def _host_together(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from craft_server.engine.engine import Engine
 from craft_server.engine.hosted import EngineState, HostedModel, ModelFacts
 from craft_server.engine.models import ModelLoadError, ModelSpec
 from craft_server.engine.prompts import Prompts, prompt_identity
-from craft_server.engine.worker import Overloaded, WorkerDied
+from craft_server.engine.worker import NotFinite, Overloaded, WorkerDied
 
 __all__ = [
     "Engine",
@@ -15,6 +15,7 @@ __all__ = [
     "ModelFacts",
     "ModelLoadError",
     "ModelSpec",
+    "NotFinite",
     "Overloaded",
     "Prompts",
     "WorkerDied",

@@ -6,7 +6,6 @@ p0 and A live in the model's private space and never leave the server.
 from __future__ import annotations
 
 import math
-import threading
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from craft_server.byte_cache import ByteCache
 from craft_server.engine.padded_text import PaddedTextTower
 from craft_server.engine.text import TextTower
 from craft_server.engine.tokens import Tokenizer
+from craft_server.engine.worker import Steps, at_once
 from craft_shared.wire import Context
 
 # The standard deviations of A's entries in the authors' released code.
@@ -31,8 +31,11 @@ ABSOLUTE_STD: dict[str, float] = {
 MAX_WORDS_TIMES_DIM = 2**16
 # One of four words and dim 512 takes 4 MiB for a tower 512 wide.
 PROJECTIONS_BYTES = 256 * 2**20
+# Whatever the width, so many of the largest that are allowed are remembered.
+_LARGEST_KEPT = 2
 # Half precision ends at 65504, and the layers add to what they are given.
 MAX_EMBEDDING = 30_000.0
+# A tenth of a second.
 _PAIRS_AT_ONCE = 2**20
 
 
@@ -46,41 +49,55 @@ class ContextSpace:
         self._tower = tower
         self._tokenizer = tokenizer
         self.sigma = tower.spread(tokenizer.vocabulary)
-        self._lock = threading.Lock()
-        self._projections: ByteCache[tuple[object, ...], Tensor] = ByteCache(PROJECTIONS_BYTES)
+        largest = MAX_WORDS_TIMES_DIM * tower.width * np.float32().nbytes
+        self._projections: ByteCache[tuple[object, ...], Tensor] = ByteCache(
+            max(PROJECTIONS_BYTES, _LARGEST_KEPT * largest)
+        )
+
+    def draw(self, context: Context, *, tenant: str = "") -> Steps[None]:
+        """Draws the projection of a context, which takes up to seconds, unless it is remembered."""
+        words = len(self._tokenizer.of(tenant).words(context.init))
+        of = (words, context.dim, context.seed, context.scale)
+        if self._projections.get((tenant, *of)) is None:
+            drawn = yield from self._draw_projection(*of)
+            self._projections.put((tenant, *of), drawn)
 
     def embeddings(
         self, context: Context, codes: NDArray[np.float32], *, tenant: str = ""
     ) -> Tensor:
         """Prompt embeddings of codes [K, dim]: float32 [K, words of init, width].
 
-        Each tenant's projections are remembered apart, so that nobody can tell by the clock which
-        seeds others use.
+        The projection should be drawn by now. Each tenant's are remembered apart, so that nobody
+        can tell by the clock which seeds others use.
         """
         words = self._tokenizer.of(tenant).words(context.init)
         p0 = self._tower.embed(torch.tensor(words)).float()
-        with self._lock:  # so that no projection is drawn twice at the same time
-            A = self._projection(tenant, len(words), context)
+        A = self._projection(tenant, len(words), context)
         moved = torch.from_numpy(codes).to(A.device) @ A.T
         return (p0 + moved.view(len(codes), *p0.shape)).clamp(-MAX_EMBEDDING, MAX_EMBEDDING)
 
     def _projection(self, tenant: str, words: int, context: Context) -> Tensor:
         of = (words, context.dim, context.seed, context.scale)
-        A = self._projections.get((tenant, *of))
-        if A is None:
-            A = self._draw_projection(*of)
+        kept = self._projections.get((tenant, *of))
+        # It is not kept if others have needed its place meanwhile.
+        drawn = at_once(self._draw_projection(*of)) if kept is None else kept
+        A = drawn.to(self._tower.device)
+        if A is not kept:
             self._projections.put((tenant, *of), A)
         return A
 
-    def _draw_projection(self, words: int, dim: int, seed: int, scale: float | str) -> Tensor:
+    def _draw_projection(
+        self, words: int, dim: int, seed: int, scale: float | str
+    ) -> Steps[Tensor]:
+        """In main memory: whoever draws has nothing to do with the device."""
         by_name = ABSOLUTE_STD.get(scale) if isinstance(scale, str) else None
         std = float(scale) * self.sigma / math.sqrt(dim) if by_name is None else by_name
-        A = standard_normal(seed, words * self._tower.width * dim)
+        A = yield from standard_normal(seed, words * self._tower.width * dim)
         A *= np.float32(std)
-        return torch.from_numpy(A.reshape(-1, dim)).to(self._tower.device)
+        return torch.from_numpy(A.reshape(-1, dim))
 
 
-def standard_normal(seed: int, count: int) -> NDArray[np.float32]:
+def standard_normal(seed: int, count: int) -> Steps[NDArray[np.float32]]:
     """Numbers that depend on nothing but the seed (and float32 rounding).
 
     Words of the counter-based generator Philox4x64-10 (Salmon et al., SC 2011) keyed by the seed,
@@ -98,4 +115,5 @@ def standard_normal(seed: int, count: int) -> NDArray[np.float32]:
         angle = 2.0 * np.pi * uniform[1::2]
         part[0::2] = radius * np.cos(angle)
         part[1::2] = radius * np.sin(angle)
+        yield
     return numbers[:count]

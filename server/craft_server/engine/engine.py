@@ -12,17 +12,26 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, cycle, islice
 from typing import Self
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
 from craft_server.byte_cache import ByteCache
 from craft_server.engine.context import ContextSpace
+from craft_server.engine.device import (
+    card_of,
+    in_halves,
+    is_lost,
+    is_out_of_memory,
+    memory_of,
+    set_up,
+)
 from craft_server.engine.hosted import (
     SCORES_PER_TASK,
     EngineState,
@@ -36,12 +45,12 @@ from craft_server.engine.models import (
     device_of,
     load_model,
 )
-from craft_server.engine.precision import Precision
+from craft_server.engine.precision import PROBE_NOUNS, PROBE_TEMPLATE, Precision
 from craft_server.engine.prompts import Array, Prompts
 from craft_server.engine.text import Moved, Pack, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, in_steps
-from craft_server.engine.towers import towers_of
-from craft_server.engine.worker import Task, Worker, WorkerDied
+from craft_server.engine.towers import AnyTextTower, towers_of
+from craft_server.engine.worker import NotFinite, Overloaded, Task, Worker, WorkerDied
 from craft_shared.wire import Context
 
 # A task should not keep others from their turn for long. More tokens at a time are not faster.
@@ -51,6 +60,8 @@ TOKENS_PER_TASK = {"cpu": 2048, "cuda": 65536}
 MOST_THREADS = 8
 LEAST_WIDTH_TO_SHARE = 512
 TEXT_FEATURES_CACHE_BYTES = 256 * 2**20
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,23 @@ class _Texts:
     tenant: str
     wide: bool
 
+    def halves(self) -> tuple[_Texts, _Texts, int] | None:
+        """Half of the prompts each, or of a single one half of the classes."""
+        pack = self.pack
+        if len(pack.prompts) > 1:
+            half = len(pack.prompts) // 2
+            first = replace(pack, prompts=pack.prompts[:half])
+            second = replace(pack, prompts=pack.prompts[half:])
+            axis = 0
+        elif len(pack.classes) > 1:
+            half = len(pack.classes) // 2
+            first = replace(pack, classes=pack.classes[:half], suffixes=pack.suffixes[:half])
+            second = replace(pack, classes=pack.classes[half:], suffixes=pack.suffixes[half:])
+            axis = 1
+        else:
+            return None
+        return replace(self, pack=first), replace(self, pack=second), axis
+
 
 @dataclass(frozen=True)
 class _Pairs:
@@ -77,6 +105,18 @@ class _Pairs:
 
     images: Array
     texts: Array
+
+    def halves(self) -> tuple[_Pairs, _Pairs, int] | None:
+        """Half of the prompts each, or of a single one half of the images."""
+        if len(self.texts) > 1:
+            half = len(self.texts) // 2
+            first, second = self.texts[:half], self.texts[half:]
+            return replace(self, texts=first), replace(self, texts=second), 0
+        if len(self.images) > 1:
+            half = len(self.images) // 2
+            first, second = self.images[:half], self.images[half:]
+            return replace(self, images=first), replace(self, images=second), 1
+        return None
 
 
 class Engine(HostedModel):
@@ -106,7 +146,11 @@ class Engine(HostedModel):
             )
         )
         self._device, self._logit_scale = model.device, model.logit_scale
-        self._vision, self._tower = towers_of(model, precision, cores, self._tokenizer)
+        towers = towers_of(model, precision, cores, self._tokenizer)
+        self._vision, self._tower = towers.vision, towers.texts
+        self._exact_vision, self._exact_tower = towers.exact_vision, towers.exact_texts
+        computed_in = {"images_in": towers.images_in, "texts_in": towers.texts_in}
+        self.facts = self.facts.model_copy(update=computed_in)
         self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
@@ -126,7 +170,29 @@ class Engine(HostedModel):
         Raises:
             ModelLoadError: the model cannot be loaded.
         """
-        device = device_of(spec.device)
+        try:
+            device = device_of(spec.device)
+            if spec.device == "auto" and device.type == "cpu":
+                log.info("no GPU can be used: the model runs on the CPU", model=spec.name)
+            set_up(device)
+            engine = cls._load(spec, device, text_features_bytes)
+        except Exception as error:
+            fault = _load_fault(spec, error)
+            if fault is None:
+                raise
+            raise ModelLoadError(fault) from error
+        log.info(
+            "model loaded",
+            model=spec.name,
+            device=str(device),
+            card=card_of(device),
+            images_in=engine.facts.images_in,
+            texts_in=engine.facts.texts_in,
+        )
+        return engine
+
+    @classmethod
+    def _load(cls, spec: ModelSpec, device: torch.device, text_features_bytes: int) -> Self:
         cores = min(torch.get_num_threads(), MOST_THREADS) if device.type == "cpu" else 1
         worker = Worker(f"engine-{spec.name}", threads=cores)
 
@@ -136,27 +202,22 @@ class Engine(HostedModel):
                 cls(model, spec.precision, worker, cores, text_features_bytes=text_features_bytes)
             ]
 
-        try:
-            with ExitStack() as on_failure:
-                on_failure.callback(worker.close)
-                making: Future[Self] = worker.submit(make, [Task(None, 0.0, wide=True)])[0]
-                engine = making.result()
-                on_failure.pop_all()
-            return engine
-        except UnsupportedTowerError as error:
-            raise ModelLoadError(
-                f"model '{spec.name}' cannot be used: {error}; choose another, such as RN50"
-            ) from error
-        except torch.OutOfMemoryError as error:
-            raise ModelLoadError(
-                f"model '{spec.name}' does not fit the memory of device '{spec.device}': "
-                "free some, or choose a smaller model"
-            ) from error
+        with ExitStack() as on_failure:
+            on_failure.callback(worker.close)
+            making: Future[Self] = worker.submit(make, [Task(None, 0.0, wide=True)])[0]
+            engine = making.result()
+            on_failure.pop_all()
+        return engine
 
     @property
     def alive(self) -> bool:
         """See `HostedModel`."""
-        return self._worker.alive
+        return super().alive and self._worker.alive
+
+    def when_dead(self, function: Callable[[], object]) -> None:
+        """See `HostedModel`."""
+        super().when_dead(function)
+        self._worker.when_dead(function)
 
     async def state(self) -> EngineState:
         """See `HostedModel`."""
@@ -170,6 +231,7 @@ class Engine(HostedModel):
                 "scores": self._worker.busy_seconds(self._log_probs),
             },
             text_features=self.text_features.use,
+            device_memory=memory_of(self._device),
         )
 
     def close(self) -> None:
@@ -229,6 +291,8 @@ class Engine(HostedModel):
         features = self.text_features.get(name)
         if features is None:
             sequences = await self._read(in_steps(sequence, classes), tenant)
+            if moved is not None:
+                await self._read(self._contexts.draw(moved.context, tenant=tenant), tenant)
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
             cut = list(self._tower.packs(sequences, prompts=prompts, max_tokens=bound))
@@ -248,15 +312,20 @@ class Engine(HostedModel):
 
     # What follows runs in the worker's threads.
 
-    @torch.inference_mode()
     def _encode_texts(self, batch: Sequence[_Texts]) -> list[Array]:
         """For each its features, [P, C, width]."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
+        return [in_halves(self._read_texts, texts, _Texts.halves) for texts in batch]
+
+    @torch.inference_mode()
+    def _read_texts(self, texts: _Texts) -> Array:
         first = len(self._tokenizer.start)
-        features = self._tower.encode(
-            [Moved(one.pack, self._words(one), one.tenant, first) for one in batch]
+        moved = Moved(texts.pack, self._words(texts), texts.tenant, first)
+        exact = self._exact_tower
+        return _finite(
+            _features_by(self._tower, moved),
+            None if exact is None else lambda: _features_by(exact, moved),
         )
-        return [one.cpu().numpy() for one in features]
 
     def _words(self, texts: _Texts) -> Tensor | None:
         if texts.moved is None:
@@ -267,31 +336,92 @@ class Engine(HostedModel):
 
     def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[Array]:
         """For each its features, [N, width]."""
-        features = self._vision.encode([image for images in batch for image in images])
+        together: Sequence[Tensor] = [image for images in batch for image in images]
+        features = in_halves(self._read_images, together, _halves_of_images)
         ends = list(accumulate(len(images) for images in batch))
         return np.split(features, ends[:-1])
 
-    @torch.inference_mode()
+    def _read_images(self, images: Sequence[Tensor]) -> Array:
+        exact = self._exact_vision
+        return _finite(
+            self._vision.encode(images), None if exact is None else lambda: exact.encode(images)
+        )
+
     def _log_probs(self, batch: Sequence[_Pairs]) -> list[Array]:
         """For each its log-probabilities, [P, N, C]."""
         torch.set_num_threads(1)
-        found = []
-        for pairs in batch:
-            x = torch.from_numpy(pairs.images).to(self._device)
-            t = torch.from_numpy(pairs.texts).to(self._device)
-            logits = self._logit_scale * (x @ t.mT)
-            found.append(logits.log_softmax(dim=-1).cpu().numpy())
-        return found
+        return [in_halves(self._scores, pairs, _Pairs.halves) for pairs in batch]
+
+    @torch.inference_mode()
+    def _scores(self, pairs: _Pairs) -> Array:
+        x = torch.from_numpy(pairs.images).to(self._device)
+        t = torch.from_numpy(pairs.texts).to(self._device)
+        logits = self._logit_scale * (x @ t.mT)
+        return _finite(logits.log_softmax(dim=-1).cpu().numpy())
 
     def _warm_up(self) -> int:
-        """Runs both towers once and tells the width of their features."""
+        """Runs both towers once and tells the width of their features.
+
+        On a GPU with as much as is read at once, for which its memory should suffice.
+        """
+        whole = self._device.type == "cuda"
         blank = torch.zeros(3, self.image_size, self.image_size)
-        (of_images,) = self._image_features([[blank]])
-        sequences = [self._tokenizer.of().template("a photo of a {}.")("cat")]
-        (pack,) = self._tower.packs(sequences, prompts=1, max_tokens=self._tokens_per_task)
+        images = self._vision.images_per_task if whole else 1
+        (of_images,) = self._image_features([[blank] * images])
+        sequences = list(map(self._tokenizer.of().template(PROBE_TEMPLATE), PROBE_NOUNS))
+        texts = self._tokens_per_task if whole else 1
+        pack = next(
+            self._tower.packs(
+                list(islice(cycle(sequences), texts)), prompts=1, max_tokens=self._tokens_per_task
+            )
+        )
         self._encode_texts([_Texts(pack, None, "", wide=True)])
         width: int = of_images.shape[1]
         return width
+
+
+def _load_fault(spec: ModelSpec, error: Exception) -> str | None:
+    """Why a model cannot be loaded, if it is not told yet and no fault of the program."""
+    if isinstance(error, UnsupportedTowerError):
+        return f"model '{spec.name}' cannot be used: {error}; choose another, such as RN50"
+    if is_out_of_memory(error) or isinstance(error, Overloaded):
+        return (
+            f"model '{spec.name}' does not fit the memory of device '{spec.device}': "
+            "free some, or choose a smaller model"
+        )
+    if is_lost(error) or isinstance(error, WorkerDied):
+        return f"device '{spec.device}' has failed: {error}".partition("\n")[0]
+    if isinstance(error, NotFinite):
+        return f"model '{spec.name}' cannot be used: {error}"
+    return None
+
+
+def _features_by(tower: AnyTextTower, moved: Moved) -> Array:
+    (features,) = tower.encode([moved])
+    found: Array = features.cpu().numpy()
+    return found
+
+
+def _halves_of_images(
+    images: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Sequence[Tensor], int] | None:
+    half = len(images) // 2
+    return (images[:half], images[half:], 0) if half else None
+
+
+def _finite(numbers: Array, exact: Callable[[], Array] | None = None) -> Array:
+    """Rows [..., width]; those that are not finite are taken from `exact`, in single precision.
+
+    Raises:
+        NotFinite: some are not finite there either.
+    """
+    finite = np.isfinite(numbers)
+    if exact is not None and not finite.all():
+        numbers = np.where(finite.all(axis=-1, keepdims=True), numbers, exact())
+        finite = np.isfinite(numbers)
+    if not finite.all():
+        raise NotFinite("what the model makes of this is not finite")
+    return numbers
 
 
 def _digest(*parts: str | bytes) -> bytes:

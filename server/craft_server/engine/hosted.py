@@ -62,6 +62,9 @@ class ModelFacts(BaseModel):
     random_weights: bool  # whether the weights are random, and predictions therefore meaningless
     context_length: int  # the most tokens a text may have
     preprocess_cfg: dict[str, Any]  # open_clip's description of how pictures are preprocessed
+    # What its towers compute in.
+    images_in: str = "float32"
+    texts_in: str = "float32"
 
 
 class EngineState(BaseModel):
@@ -71,6 +74,8 @@ class EngineState(BaseModel):
     # How long texts, images and scores have kept cores busy since the start.
     busy_seconds: dict[str, float]
     text_features: CacheUse  # the memory of prompts that were asked before
+    # Of a GPU's, in bytes: what is `allocated`, `reserved`, and allocated at most so far (`peak`).
+    device_memory: dict[str, int] = {}
 
 
 class HostedModel(ABC):
@@ -173,8 +178,9 @@ class HostedModel(ABC):
             tenant: who asks.
 
         Raises:
-            Overloaded: too much work waits for the model.
+            Overloaded: too much work waits for the model, or it has too little memory.
             WorkerDied: the engine is closed or broken.
+            NotFinite: the answer is none.
         """
         prompts, classes = text_features.shape[:2]
         scores = np.empty((prompts, len(image_features), classes), dtype=dtype)
@@ -193,8 +199,9 @@ class HostedModel(ABC):
             The prompts and the images of a part, and its log-probabilities.
 
         Raises:
-            Overloaded: too much work waits for the model.
+            Overloaded: too much work waits for the model, or it has too little memory.
             WorkerDied: the engine is closed or broken.
+            NotFinite: the answer is none.
         """
         prompts, classes = text_features.shape[:2]
         images = len(image_features)
@@ -209,9 +216,16 @@ class HostedModel(ABC):
                 yield some_prompts, some_images, part
 
     @property
-    @abstractmethod
     def alive(self) -> bool:
         """Whether work given now would be done, as far as is known."""
+        return self._reader.alive
+
+    def when_dead(self, function: Callable[[], object]) -> None:
+        """Calls a function, on any thread, once what computes in this process has ended by itself.
+
+        Nothing but another process helps then.
+        """
+        self._reader.when_dead(function)
 
     @abstractmethod
     async def state(self) -> EngineState:
@@ -226,8 +240,9 @@ class HostedModel(ABC):
         """Unit image features, [N, width], of what `decode_images` returned.
 
         Raises:
-            Overloaded: too much work waits for the model.
+            Overloaded: too much work waits for the model, or it has too little memory.
             WorkerDied: the engine is closed or broken.
+            NotFinite: the answer is none.
         """
 
     @abstractmethod
@@ -237,8 +252,9 @@ class HostedModel(ABC):
         """Unit text features, [P, C, width], of prompts that `check_prompts` has passed.
 
         Raises:
-            Overloaded: too much work waits for the model.
+            Overloaded: too much work waits for the model, or it has too little memory.
             WorkerDied: the engine is closed or broken.
+            NotFinite: the answer is none.
         """
 
     @abstractmethod
@@ -248,8 +264,9 @@ class HostedModel(ABC):
         """One part of `score_parts`, [P, N, C]: of at most about `SCORES_PER_TASK` numbers.
 
         Raises:
-            Overloaded: too much work waits for the model.
+            Overloaded: too much work waits for the model, or it has too little memory.
             WorkerDied: the engine is closed or broken.
+            NotFinite: the answer is none.
         """
 
     def close(self) -> None:
@@ -335,8 +352,9 @@ class RemoteModel(HostedModel):
         """Features [N, width] of preprocessed pictures [N, 3, S, S], a message's worth.
 
         Raises:
-            Overloaded: too much work waits for the model.
+            Overloaded: too much work waits for the model, or it has too little memory.
             WorkerDied: the engine is closed or broken.
+            NotFinite: the answer is none.
         """
 
 

@@ -41,10 +41,18 @@ log = structlog.get_logger(__name__)
 
 
 class Towers(NamedTuple):
-    """Both towers of a model, ready."""
+    """Both towers of a model, ready, and what each computes in, such as `float32`.
+
+    The exact ones are in single precision, for what overflows in float16; where that cannot be they
+    are None.
+    """
 
     vision: VisionTower
     texts: AnyTextTower
+    images_in: str
+    texts_in: str
+    exact_vision: VisionTower | None
+    exact_texts: AnyTextTower | None
 
 
 @torch.inference_mode()
@@ -70,19 +78,25 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int, tokenizer: T
         del model.module.visual  # it takes as much memory again
     order = dtypes_to_try(precision, model.device)
     checked = precision == "auto"
+    of_images, images_in = _first(
+        "images",
+        vision,
+        order,
+        lambda found: not checked or reference.agrees(images=probe.images(found)),
+    )
+    of_texts, texts_in = _first(
+        "texts",
+        texts,
+        order,
+        lambda found: not checked or reference.agrees(texts=probe.texts(found)),
+    )
     return Towers(
-        vision=_first(
-            "images",
-            vision,
-            order,
-            lambda found: not checked or reference.agrees(images=probe.images(found)),
-        ),
-        texts=_first(
-            "texts",
-            texts,
-            order,
-            lambda found: not checked or reference.agrees(texts=probe.texts(found)),
-        ),
+        of_images,
+        of_texts,
+        images_in,
+        texts_in,
+        exact_vision=vision if images_in == "float16" else None,
+        exact_texts=texts if texts_in == "float16" else None,
     )
 
 
@@ -142,8 +156,10 @@ def _single_precision(model: LoadedModel, probe: _Probe, cores: int) -> VisionTo
 A = TypeVar("A", VisionTower, AnyTextTower)
 
 
-def _first(what: str, tower: A, order: Sequence[torch.dtype], fits: Callable[[A], bool]) -> A:
-    """The tower in the first precision in which it fits."""
+def _first(
+    what: str, tower: A, order: Sequence[torch.dtype], fits: Callable[[A], bool]
+) -> tuple[A, str]:
+    """The tower in the first precision in which it fits, and that precision."""
     for dtype in order:
         name = str(dtype).removeprefix("torch.")
         try:
@@ -154,7 +170,7 @@ def _first(what: str, tower: A, order: Sequence[torch.dtype], fits: Callable[[A]
             continue
         if dtype == torch.float32 or fits(found):
             log.info("precision chosen", of=what, precision=name)
-            return found
+            return found, name
         log.info("precision refused: it is too far from float32", of=what, precision=name)
     raise ModelLoadError(f"this processor cannot compute {what} in {name}: use --precision auto")
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -52,6 +53,10 @@ class Overloaded(Exception):  # noqa: N818 - the name of the problem that it bec
 
 class WorkerDied(Exception):  # noqa: N818 - reads as what happened, beside Overloaded
     """The thread has ended; nothing will run any more."""
+
+
+class NotFinite(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """What the model has computed holds numbers that are none, in single precision too."""
 
 
 class _TurnIsOver(Exception):  # noqa: N818 - nothing is wrong
@@ -211,6 +216,7 @@ class Worker:
         self._changed = threading.Condition()
         self._closing = False
         self._dead = False
+        self._on_death: list[Callable[[], object]] = []
         self._threads = [
             threading.Thread(target=self._run, args=(queues,), name=f"{name}-{i}", daemon=True)
             for i, queues in enumerate(
@@ -228,6 +234,14 @@ class Worker:
             and not self._dead
             and all(thread.is_alive() for thread in self._threads)
         )
+
+    def when_dead(self, function: Callable[[], object]) -> None:
+        """Calls a function, on any thread, once the threads have ended without `close`."""
+        with self._changed:
+            if not self._dead:
+                self._on_death.append(function)
+                return
+        function()
 
     @property
     def waiting(self) -> float:
@@ -339,17 +353,19 @@ class Worker:
         kind, began = batch[0].kind, time.perf_counter()
         if kind is _step and batch[0].future.given_up:
             return self._give_up(batch[0])
+        results: Sequence[Any] | None
         try:
             results = kind([item.task.payload for item in batch])
         except _TurnIsOver:
             return self._after_a_step(batch[0], time.perf_counter() - began)
         except Exception as error:
-            if len(batch) > 1:
-                for item in batch:
-                    self._do([item])
-                return []
-            batch[0].future.set_exception(error)
+            # Whoever waits may hold the error for long, but not what the work had in memory.
+            traceback.clear_frames(error.__traceback__)
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+            results = None
         except BaseException as error:
+            self._dead = True  # before anybody hears of it
             for item in batch:
                 item.future.set_exception(WorkerDied(f"a task ended the worker thread: {error!r}"))
             raise
@@ -364,6 +380,10 @@ class Worker:
                     batch[0].queue.pay(batch[0], took)
             for item, result in zip(batch, results, strict=True):
                 item.future.set_result(result)
+        if results is None and len(batch) > 1:
+            for item in batch:
+                self._do([item])
+            return []
         with self._changed:
             for item in batch:
                 item.queue.done(item)
@@ -390,10 +410,24 @@ class Worker:
         with self._changed:
             self._dead = True
             orphans = [*self._queue.drain(), *self._wide_queue.drain()]
+            on_death = [] if self._closing else self._on_death
+            self._on_death = []
             self._changed.notify_all()
         for item in orphans:
             if item.future.running() or item.future.set_running_or_notify_cancel():
                 item.future.set_exception(WorkerDied("the engine's worker thread has ended"))
+        for function in on_death:
+            function()
+
+
+def at_once(steps: Steps[R]) -> R:
+    """Takes all steps, whoever waits."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
 
 
 def _step(batch: Sequence[Steps[R]]) -> list[R]:

@@ -19,6 +19,7 @@ from craft_server.engine import (
     EngineState,
     HostedModel,
     ModelFacts,
+    NotFinite,
     Overloaded,
     Prompts,
     WorkerDied,
@@ -42,8 +43,8 @@ FACTS = "/facts"
 REVISION_HEADER = "Craft-Revision"
 
 REFUSED_STATUS = 503
-REFUSALS: dict[str, type[Overloaded | WorkerDied]] = {
-    kind.__name__: kind for kind in (Overloaded, WorkerDied)
+REFUSALS: dict[str, type[Overloaded | WorkerDied | NotFinite]] = {
+    kind.__name__: kind for kind in (Overloaded, WorkerDied, NotFinite)
 }
 
 
@@ -82,7 +83,7 @@ class RemoteEngine(RemoteModel):
     @property
     def alive(self) -> bool:
         """See `HostedModel`: false for a moment after the process was not to be reached."""
-        return time.monotonic() >= self._silent_until
+        return super().alive and time.monotonic() >= self._silent_until
 
     async def state(self) -> EngineState:
         """See `HostedModel`."""

@@ -178,7 +178,7 @@ def host(settings: Settings, listener: socket.socket, announce: Callable[[], Non
 
 
 def _engine_process(line: Connection, settings: Settings, address: Path) -> None:
-    """Loads the model and does what the other processes ask; ends with the line alone."""
+    """Loads the model and does what the other processes ask; ends with the line, or its engine."""
     import uvicorn
 
     class LastToEnd(uvicorn.Server):
@@ -189,7 +189,12 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
 
     from craft_server.engine import ModelLoadError
     from craft_server.processes.remote_engine import engine_app
-    from craft_server.serving.listening import engine_of, introduce, keep_what_is_loaded
+    from craft_server.serving.listening import (
+        ended_by,
+        engine_of,
+        introduce,
+        keep_what_is_loaded,
+    )
     from craft_server.telemetry import configure_logging
 
     configure_logging(settings.log_level)
@@ -201,7 +206,8 @@ def _engine_process(line: Connection, settings: Settings, address: Path) -> None
         server = LastToEnd(config)
         at_the_end_of(line, lambda: setattr(server, "should_exit", True))
         keep_what_is_loaded()
-        server.run()
+        with ended_by(engine, server):
+            server.run()
 
 
 def _http_process(
@@ -224,7 +230,7 @@ def _http_process(
         suppress(KeyboardInterrupt),
     ):
         engine = RemoteEngine.connect(address, on_other_weights=end)
-        run_draining(create_app(settings, engine), settings, listener)
+        run_draining(create_app(settings, engine), settings, listener, engine)
 
 
 def _forget_metrics(process_id: int) -> None:

@@ -6,7 +6,9 @@ database that the settings (environment variables `CRAFT_...`) name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from craft_server.app import create_app
 from craft_server.engine import (
     EngineState,
+    HostedModel,
     ModelFacts,
     Overloaded,
     Prompts,
@@ -41,11 +44,6 @@ class RayEngine(RemoteModel):
     def __init__(self, facts: ModelFacts, replicas: DeploymentHandle[Any]) -> None:
         super().__init__(facts)
         self._replicas = replicas
-
-    @property
-    def alive(self) -> bool:
-        """See `HostedModel`: Ray starts replicas again, and lets calls wait for one."""
-        return True
 
     async def state(self) -> EngineState:
         """See `HostedModel`: that of one replica."""
@@ -80,7 +78,14 @@ class RayEngine(RemoteModel):
 
 
 class EngineReplica(Answering):
-    """Answers for an engine in this process, as Ray's replicas do."""
+    """Answers for an engine in this process, as Ray's replicas do.
+
+    The process ends with the engine, so that Ray starts another at once.
+    """
+
+    def __init__(self, engine: HostedModel) -> None:
+        super().__init__(engine)
+        engine.when_dead(partial(os._exit, 1))
 
     def check_health(self) -> None:
         """Called by Ray, which replaces a replica that fails it.
@@ -119,7 +124,17 @@ class Ingress:
     ) -> None:
         configure_logging()
         facts = ModelFacts.model_validate(await replicas.facts.remote())
-        self._application = create_app(Settings(), RayEngine(facts, replicas))
+        self._engine = RayEngine(facts, replicas)
+        self._application = create_app(Settings(), self._engine)
+
+    def check_health(self) -> None:
+        """Called by Ray, as `EngineReplica`'s.
+
+        Raises:
+            WorkerDied: what reads texts and images here is broken.
+        """
+        if not self._engine.alive:
+            raise WorkerDied("the reader has ended")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._application

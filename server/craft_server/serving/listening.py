@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -115,12 +116,14 @@ def run(
     *,
     drain_seconds: float = 0,
     on_stop: Callable[[], None] | None = None,
+    engine: HostedModel | None = None,
 ) -> None:
     """Serves an application until the process is to stop.
 
     Then calls that were accepted are answered, for up to `GRACE_SECONDS`. For `drain_seconds` after
     SIGTERM calls are accepted; a second signal, or Ctrl+C, ends that. `on_stop` is called at once
-    by the signal's handler; from then on the application's answers end their connections.
+    by the signal's handler; from then on the application's answers end their connections. Where an
+    engine ends by itself the process stops at once, with exit code 1, to be started again.
     """
     import uvicorn
 
@@ -143,10 +146,35 @@ def run(
 
     config = server_config(application, settings)
     keep_what_is_loaded()
-    DrainingServer(config).run(sockets=[listener])
+    server = DrainingServer(config)
+    if engine is None:
+        server.run(sockets=[listener])
+    else:
+        with ended_by(engine, server):
+            server.run(sockets=[listener])
 
 
-def run_draining(application: FastAPI, settings: Settings, listener: socket.socket) -> None:
+@contextmanager
+def ended_by(engine: HostedModel, server: uvicorn.Server) -> Iterator[None]:
+    """Stops a server that runs in the block once its engine has ended by itself.
+
+    Then the process ends with exit code 1.
+    """
+    dead = threading.Event()
+
+    def stop() -> None:
+        dead.set()
+        server.should_exit = True
+
+    engine.when_dead(stop)
+    yield
+    if dead.is_set():
+        raise SystemExit(1)
+
+
+def run_draining(
+    application: FastAPI, settings: Settings, listener: socket.socket, engine: HostedModel
+) -> None:
     """`run` for the server's application, which drains for as long as the settings say."""
     run(
         application,
@@ -154,6 +182,7 @@ def run_draining(application: FastAPI, settings: Settings, listener: socket.sock
         listener,
         drain_seconds=settings.drain_seconds,
         on_stop=application.state.services.drain.begin,
+        engine=engine,
     )
 
 

@@ -252,6 +252,38 @@ def test_an_adapter_of_an_earlier_revision_is_not_served(
         assert usage(client) == units()
 
 
+def test_an_adapter_published_in_another_precision_is_read_anew_for_nothing(
+    serve: Any, tiny_engine: Any, picture: Picture
+) -> None:
+    read = []
+
+    class Half:
+        facts = tiny_engine.facts.model_copy(update={"texts_in": "float16"})
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+        async def encode_prompts(self, *asked: Any, **named: Any) -> Any:
+            read.append(asked)
+            return await tiny_engine.encode_prompts(*asked, **named)
+
+    images = [base64.b64encode(picture()).decode()]
+    with serve() as server, server.client("owner") as client:
+        assert publish(client, make(client)).status_code == 201
+    with serve(engine=Half()) as server, server.client("owner") as client:
+        before = usage(client)
+        assert publish(client, make(client, 1), "half").status_code == 201
+        assert len(read) == 1
+        for _ in range(2):
+            for name in ("pets", "half"):
+                answer = client.post(f"/v1/adapters/{name}/predictions", json={"images": images})
+                assert answer.status_code == 200, answer.text
+        assert len(read) == 2
+        assert usage(client)["texts"] == before["texts"] + 9
+        cards = client.get("/v1/adapters").json()["adapters"]
+        assert {card["revision"] for card in cards} == {tiny_engine.revision}
+
+
 def test_an_adapter_with_too_many_texts_is_refused(serve: Any) -> None:
     with serve(texts_per_adapter=8) as server, server.client() as client:
         check(publish(client, make(client)), 422, "invalid-request", "adapter")

@@ -68,6 +68,21 @@ def test_caches_show_their_use_and_their_bounds(serve: Any, picture: Callable[..
     assert after["craft_engine_waiting_turns", ""] == 0
 
 
+def test_memory_of_a_gpu_is_shown_by_kind(serve: Any, tiny_engine: Any) -> None:
+    class OnGpu:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+        async def state(self) -> Any:
+            memory = {"allocated": 3, "reserved": 5, "peak": 4}
+            return (await tiny_engine.state()).model_copy(update={"device_memory": memory})
+
+    with serve(engine=OnGpu()) as server:
+        found = read(server)
+    shown = {kind: value for (name, kind), value in found.items() if "device_memory" in name}
+    assert shown == {"allocated": 3, "reserved": 5, "peak": 4}
+
+
 class SometimesFull:
     """An engine that takes nothing while it is full."""
 

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from craft_server.engine import NotFinite
 from craft_shared import codec
 from craft_shared.units import UNITS
 
@@ -453,6 +454,54 @@ def test_an_image_set_of_another_revision_is_refused(
         answer = upload(client, image_set, 1, picture(1))
         check_problem(answer, 409, "revision-mismatch", "image_set")
         assert client.delete(f"/v1/image-sets/{image_set}").status_code == 204
+
+
+def test_an_image_set_read_in_another_precision_is_refused(
+    serve: Any, tiny_engine: Any, picture: Picture
+) -> None:
+    class Half:
+        facts = tiny_engine.facts.model_copy(update={"images_in": "float16"})
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_engine, name)
+
+    def use(client: httpx.Client, image_set: str) -> httpx.Response:
+        return client.post("/v1/predictions", json=request(client, image_set=image_set))
+
+    with serve() as server, server.client("owner") as client:
+        in_float32 = new_set(client, picture())
+    with serve(engine=Half()) as server, server.client("owner") as client:
+        check_problem(use(client, in_float32), 409, "revision-mismatch", "image_set")
+        answer = upload(client, in_float32, 1, picture(1))
+        check_problem(answer, 409, "revision-mismatch", "image_set")
+        before = usage(client)["images"]
+        in_half = new_set(client, picture())
+        assert usage(client)["images"] == before + 1, "the row of the other precision was taken"
+        assert use(client, in_half).status_code == 200
+        shown = client.get(f"/v1/image-sets/{in_half}").json()
+        assert shown["revision"] == tiny_engine.revision
+        assert "images_in" not in shown
+    with serve() as server, server.client("owner") as client:
+        check_problem(use(client, in_half), 409, "revision-mismatch", "image_set")
+        assert use(client, in_float32).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["encode_prompts", "encode_images", "score"])
+def test_an_answer_that_is_not_finite_is_refused_and_charged_to_nobody(
+    serve: Any, tiny_engine: Any, picture: Picture, method: str
+) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return refuse if name == method else getattr(tiny_engine, name)
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise NotFinite("nan")
+
+    with serve(engine=Broken()) as server, server.client(queries=5) as client:
+        answer = client.post("/v1/predictions", json=request(client, images=b64(picture())))
+        check_problem(answer, 500, "internal-error")
+        assert "not finite" in answer.json()["detail"]
+        assert usage(client) == units()
 
 
 def test_documents_and_tensors_do_not_mix(client: httpx.Client, picture: Picture) -> None:

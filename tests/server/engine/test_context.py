@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from craft_server.engine import Engine
-from craft_server.engine.context import ABSOLUTE_STD, ContextSpace, standard_normal
+from craft_server.engine import Engine, Prompts
+from craft_server.engine import context as module
+from craft_server.engine.context import ABSOLUTE_STD, ContextSpace
+from craft_server.engine.worker import at_once
 from craft_shared.wire import AbsoluteScale, Context
+
+
+def standard_normal(seed: int, count: int) -> NDArray[np.float32]:
+    return at_once(module.standard_normal(seed, count))
 
 
 @pytest.fixture
@@ -109,3 +118,41 @@ def test_a_projection_is_remembered_for_the_tenant_who_asked_alone(
     assert len(drawn) == 2
     assert torch.equal(ann, again)
     assert torch.equal(ann, bob)
+
+
+def test_a_projection_is_drawn_before_its_task_waits_for_the_model(
+    tiny_engine: Engine, space: ContextSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_by = []
+    draw = module.standard_normal
+
+    def watched(*of: Any) -> Any:
+        drawn_by.append(threading.current_thread().name.partition("-")[0])
+        return draw(*of)
+
+    monkeypatch.setattr(module, "standard_normal", watched)
+    codes = np.ones((2, 8), np.float32)
+    prompts = Prompts((), Context(dim=8, seed=77), codes)
+    asyncio.run(tiny_engine.encode_prompts(prompts, ["cat", "dog"]))
+    asyncio.run(tiny_engine.encode_prompts(prompts, ["bird"]))
+    assert drawn_by == ["reader"]
+
+
+def test_a_large_projection_gives_way_while_it_is_drawn(
+    space: ContextSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft_server.engine.context._PAIRS_AT_ONCE", 64)
+    assert len(list(space.draw(Context(dim=8, seed=78)))) == 4 * 64 * 8 // 128
+
+
+@pytest.mark.parametrize("width", [64, 512, 1280, 4096])
+def test_every_projection_that_is_allowed_is_remembered(tiny_engine: Engine, width: int) -> None:
+    class Wide:
+        def __init__(self) -> None:
+            self.width = width
+
+        def spread(self, _count: int) -> float:
+            return 1.0
+
+    space = ContextSpace(Wide(), tiny_engine._tokenizer)  # type: ignore[arg-type]
+    assert space._projections.max_bytes >= module.MAX_WORDS_TIMES_DIM * width * 4

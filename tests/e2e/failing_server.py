@@ -1,0 +1,63 @@
+"""`craft-server`, whose model fails as the file says that `FAILURE` names: `KIND WHERE`.
+
+Where the file is empty nothing fails. The product does not know of this. The model's process of
+several imports this module, too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from craft_server.engine.text import TextTower
+from craft_server.engine.vision import CompiledVision, EagerVision
+
+FLAG = Path(os.environ["FAILURE"])
+ERRORS: dict[str, BaseException] = {
+    "out-of-memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "lost": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    "ended": SystemExit("a worker's thread has ended"),
+}
+ONCE = "once-"  # before a kind: the failure is over when it has happened
+
+
+def install() -> None:
+    """Puts the failures before what the towers do."""
+    for where, tower in (
+        ("texts", TextTower),
+        ("images", CompiledVision),
+        ("images", EagerVision),
+    ):
+        _install(where, tower)
+
+
+def _install(where: str, tower: Any) -> None:
+    encode = tower.encode
+
+    def failing(self: Any, batch: Any) -> Any:
+        kind, _, at = (FLAG.read_text() if FLAG.exists() else "").partition(" ")
+        if at != where:
+            return encode(self, batch)
+        if kind.startswith(ONCE):
+            FLAG.write_text("")
+        kind = kind.removeprefix(ONCE)
+        if kind == "not-finite":
+            found = encode(self, batch)
+            if isinstance(found, np.ndarray):
+                return found * np.float32("nan")
+            return [part * float("nan") for part in found]
+        raise ERRORS[kind]
+
+    tower.encode = failing
+
+
+install()
+
+if __name__ == "__main__":
+    from craft_server.cli import app
+
+    app()
