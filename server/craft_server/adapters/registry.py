@@ -45,6 +45,8 @@ _WITH_SETTINGS = (
     .order_by(ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version)
 )
 _LIVING = ADAPTERS.c.retired_at.is_(None)
+# A statement takes each name as two parameters, of which no store allows any number.
+MOST_A_PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,50 @@ def _newest(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> A
     return connection.execute(query.order_by(ADAPTERS.c.version.desc()).limit(1)).one_or_none()
 
 
-def list_cards(connection: sa.Connection, caller: Caller) -> list[AdapterCard]:
-    """All living versions that the caller may use, its owner's own first."""
-    own = ADAPTERS.c.owner == caller.owner
-    usable = usable_names(caller).subquery("usable")
-    is_usable = sa.and_(usable.c.owner == ADAPTERS.c.owner, usable.c.name == ADAPTERS.c.name)
-    query = _WITH_SETTINGS.join(usable, is_usable).where(_LIVING)
+@dataclass(frozen=True)
+class Page:
+    """A part of a list: some adapters, each with all its living versions."""
+
+    cards: list[AdapterCard]
+    next_after: tuple[str, str] | None  # owner and name, where the list continues; None at its end
+
+
+def list_page(
+    connection: sa.Connection,
+    caller: Caller,
+    *,
+    after: tuple[str, str] | None = None,
+    limit: int = MOST_A_PAGE,
+) -> Page:
+    """Up to `limit` adapters that the caller may use, after that owner's of that name.
+
+    Its owner's own come first.
+    """
+    names = usable_names(connection, caller, after=after, limit=limit + 1)
     rows = connection.execute(
-        query.order_by(None).order_by(
-            sa.case((own, 0), else_=1), ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version
+        _WITH_SETTINGS.where(_of_names(ADAPTERS, names[:limit]), _LIVING)
+        .order_by(None)
+        .order_by(
+            sa.case((ADAPTERS.c.owner == caller.owner, 0), else_=1),
+            ADAPTERS.c.owner,
+            ADAPTERS.c.name,
+            ADAPTERS.c.version,
         )
     ).all()
-    return [publication.card for publication in _publications(connection, rows)]
+    cards = [publication.card for publication in _publications(connection, rows)]
+    return Page(cards, names[limit - 1] if len(names) > limit else None)
+
+
+def list_cards(
+    connection: sa.Connection, caller: Caller, *, after: tuple[str, str] | None = None
+) -> list[AdapterCard]:
+    """All living versions that the caller may use, its owner's own first."""
+    page = list_page(connection, caller, after=after)
+    cards = page.cards
+    while page.next_after is not None:
+        page = list_page(connection, caller, after=page.next_after)
+        cards += page.cards
+    return cards
 
 
 def versions(connection: sa.Connection, owner: str, name: str) -> list[AdapterCard]:
@@ -238,6 +272,20 @@ def _named(owner: str, wanted: Reference) -> list[sa.ColumnElement[bool]]:
     return conditions
 
 
+def _of_names(table: sa.Table, names: Sequence[tuple[str, str]]) -> sa.ColumnElement[bool]:
+    """A condition for which an index is used; SQLite has none for pairs in a list of pairs."""
+    by_owner: dict[str, list[str]] = {}
+    for owner, name in names:
+        by_owner.setdefault(owner, []).append(name)
+    return sa.or_(
+        sa.false(),
+        *(
+            sa.and_(table.c.owner == owner, table.c.name.in_(of_owner))
+            for owner, of_owner in by_owner.items()
+        ),
+    )
+
+
 def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Publication]:
     """The rows of `_WITH_SETTINGS` with their aliases."""
     names = list({(row.owner, row.name) for row in rows})
@@ -247,14 +295,14 @@ def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Public
             sa.select(
                 ADAPTERS.c.owner, ADAPTERS.c.name, sa.func.max(ADAPTERS.c.version).label("version")
             )
-            .where(sa.tuple_(ADAPTERS.c.owner, ADAPTERS.c.name).in_(names), _LIVING)
+            .where(_of_names(ADAPTERS, names), _LIVING)
             .group_by(ADAPTERS.c.owner, ADAPTERS.c.name)
         )
     }
     aliases: dict[tuple[str, str, int], list[str]] = {}
     for row in connection.execute(
         sa.select(ADAPTER_ALIASES)
-        .where(sa.tuple_(ADAPTER_ALIASES.c.owner, ADAPTER_ALIASES.c.name).in_(names))
+        .where(_of_names(ADAPTER_ALIASES, names))
         .order_by(ADAPTER_ALIASES.c.alias)
     ):
         aliases.setdefault((row.owner, row.name, row.version), []).append(row.alias)
