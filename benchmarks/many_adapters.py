@@ -189,7 +189,6 @@ ASKED: dict[str, Callable[[Caller], None]] = {
     "console: try one": lambda caller: caller.look_at("/console/try"),
     "console: keys": lambda caller: caller.look_at("/console/admin/keys"),
     "console: a key": lambda caller: caller.look_at(f"/console/admin/keys/{caller.prefix}"),
-    "metrics": lambda caller: caller.get("/metrics"),
     "all adapters, no page": lambda caller: caller.get("/v1/adapters"),
     "all keys, no page": lambda caller: caller.get("/v1/admin/keys"),
 }

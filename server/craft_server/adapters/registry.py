@@ -29,20 +29,19 @@ from craft_shared.wire import AdapterCard, Provenance
 from craft_shared.wire.adapters import LATEST
 
 _HEAVY = ("body", "text_features")
+_CARD = (
+    *(column for column in ADAPTERS.columns if column.name not in _HEAVY),
+    ADAPTER_SETTINGS.c.payer_key_id,
+    ADAPTER_SETTINGS.c.abstain_below,
+)
+_SETTINGS_OF_IT = sa.and_(
+    ADAPTER_SETTINGS.c.owner == ADAPTERS.c.owner, ADAPTER_SETTINGS.c.name == ADAPTERS.c.name
+)
+_IN_ORDER = (ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version)
 _WITH_SETTINGS = (
-    sa.select(
-        *(column for column in ADAPTERS.columns if column.name not in _HEAVY),
-        ADAPTER_SETTINGS.c.payer_key_id,
-        ADAPTER_SETTINGS.c.abstain_below,
-    )
-    .join(
-        ADAPTER_SETTINGS,
-        sa.and_(
-            ADAPTER_SETTINGS.c.owner == ADAPTERS.c.owner,
-            ADAPTER_SETTINGS.c.name == ADAPTERS.c.name,
-        ),
-    )
-    .order_by(ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version)
+    sa.select(*_CARD)
+    .select_from(ADAPTERS.join(ADAPTER_SETTINGS, _SETTINGS_OF_IT))
+    .order_by(*_IN_ORDER)
 )
 _LIVING = ADAPTERS.c.retired_at.is_(None)
 # A statement takes each name as two parameters, of which no store allows any number.
@@ -127,15 +126,13 @@ def list_page(
     Its owner's own come first.
     """
     names = usable_names(connection, caller, after=after, limit=limit + 1)
+    if not names:
+        return Page([], None)
     rows = connection.execute(
-        _WITH_SETTINGS.where(_of_names(ADAPTERS, names[:limit]), _LIVING)
-        .order_by(None)
-        .order_by(
-            sa.case((ADAPTERS.c.owner == caller.owner, 0), else_=1),
-            ADAPTERS.c.owner,
-            ADAPTERS.c.name,
-            ADAPTERS.c.version,
-        )
+        sa.select(*_CARD)
+        .select_from(_of_names(ADAPTERS, names[:limit]).join(ADAPTER_SETTINGS, _SETTINGS_OF_IT))
+        .where(_LIVING)
+        .order_by(sa.case((ADAPTERS.c.owner == caller.owner, 0), else_=1), *_IN_ORDER)
     ).all()
     cards = [publication.card for publication in _publications(connection, rows)]
     return Page(cards, names[limit - 1] if len(names) > limit else None)
@@ -272,17 +269,15 @@ def _named(owner: str, wanted: Reference) -> list[sa.ColumnElement[bool]]:
     return conditions
 
 
-def _of_names(table: sa.Table, names: Sequence[tuple[str, str]]) -> sa.ColumnElement[bool]:
-    """A condition for which an index is used; SQLite has none for pairs in a list of pairs."""
-    by_owner: dict[str, list[str]] = {}
-    for owner, name in names:
-        by_owner.setdefault(owner, []).append(name)
-    return sa.or_(
-        sa.false(),
-        *(
-            sa.and_(table.c.owner == owner, table.c.name.in_(of_owner))
-            for owner, of_owner in by_owner.items()
-        ),
+def _of_names(table: sa.Table, names: Sequence[tuple[str, str]]) -> sa.Join:
+    """The rows of a table that have one of these pairs of owner and name.
+
+    Not `IN`, for which SQLite reads the whole table, and PostgreSQL where the list is long.
+    """
+    columns = (sa.column("owner", sa.Text), sa.column("name", sa.Text))
+    wanted = sa.values(*columns, name="wanted").data(list(names)).cte("wanted")
+    return wanted.join(
+        table, sa.and_(table.c.owner == wanted.c.owner, table.c.name == wanted.c.name)
     )
 
 
@@ -295,14 +290,15 @@ def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Public
             sa.select(
                 ADAPTERS.c.owner, ADAPTERS.c.name, sa.func.max(ADAPTERS.c.version).label("version")
             )
-            .where(_of_names(ADAPTERS, names), _LIVING)
+            .select_from(_of_names(ADAPTERS, names))
+            .where(_LIVING)
             .group_by(ADAPTERS.c.owner, ADAPTERS.c.name)
         )
     }
     aliases: dict[tuple[str, str, int], list[str]] = {}
     for row in connection.execute(
         sa.select(ADAPTER_ALIASES)
-        .where(_of_names(ADAPTER_ALIASES, names))
+        .select_from(_of_names(ADAPTER_ALIASES, names))
         .order_by(ADAPTER_ALIASES.c.alias)
     ):
         aliases.setdefault((row.owner, row.name, row.version), []).append(row.alias)

@@ -74,13 +74,20 @@ def usable_names(
 
 def _in_service(table: sa.Table, limit: int) -> sa.Select[Any]:
     """The first names in a table of which a version is not retired."""
-    living = sa.exists().where(
-        ADAPTERS.c.owner == table.c.owner,
-        ADAPTERS.c.name == table.c.name,
-        ADAPTERS.c.retired_at.is_(None),
-    )
     names = (table.c.owner, table.c.name)
-    return sa.select(*names).where(living).distinct().order_by(*names).limit(limit)
+    # Not `EXISTS`, of which PostgreSQL makes a join that reads all versions.
+    living = (
+        sa.select(ADAPTERS.c.version)
+        .where(
+            ADAPTERS.c.owner == table.c.owner,
+            ADAPTERS.c.name == table.c.name,
+            ADAPTERS.c.retired_at.is_(None),
+        )
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = sa.select(*names).where(living.is_not(None))
+    return query.distinct().order_by(*names).limit(limit)
 
 
 def _of_others(

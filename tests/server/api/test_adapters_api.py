@@ -591,8 +591,8 @@ def test_an_adapter_that_was_published_before_names_were_checked_still_predicts(
     assert own_cards(client)[0]["classes"] == ["=1+1", "dog", "cat"]
 
 
-def test_a_list_can_be_asked_for_in_pages(server: Any) -> None:
-    with server.client("lists/in pages") as client:
+def test_a_list_can_be_asked_for_in_pages(serve: Any) -> None:
+    with serve() as server, server.client("lists/in pages") as client:
         adapter = make(client)
         names = [f"pets-{number}" for number in range(3)]
         for name in names:
