@@ -31,6 +31,7 @@ from craft_server import image_sets
 from craft_server.clock import now_ms
 from craft_server.database import POSTGRESQL_THREADS, Database
 from craft_server.ledger import budgets, calls, charges, keys, leases
+from craft_server.settings import Settings
 from craft_shared.units import UNITS, Units
 from ledger_scale import POSTGRESQL, databases
 
@@ -212,6 +213,10 @@ def deployment(rate: int, taken: dict[str, float], stored: dict[str, float]) -> 
         # Records of calls and answers stay for a day.
         "call_gigabytes": rate * 86_400 * call / 1e9,
         "answer_megabytes_a_second": rate * ANSWER_BYTES / 1e6,
+        "answers_kept_seconds": Settings.model_fields["answers_bytes"].default
+        / (rate * ANSWER_BYTES),
+        "largest_owner_calls_a_second": rate * float(zipf(KEYS)[0]),
+        "largest_adapter_calls_a_second": rate * float(zipf(ADAPTERS)[0]),
     }
 
 
@@ -295,6 +300,7 @@ def main() -> None:
         "adapters_gigabytes": ADAPTERS * adapter_bytes() / 1e9,
         "adapter_caches": [
             missed(1, by_name=False),
+            missed(1, by_name=False, gibibytes=16),
             missed(7, by_name=True),
             missed(7, by_name=True, gibibytes=8),
             missed(62, by_name=True),
