@@ -105,7 +105,7 @@ class Caller:
             ],
         )
         key = dict(connection.execute(sa.select(API_KEYS)).one()._mapping)
-        (key_id,) = {key.pop("id")}
+        key_id = key.pop("id")
         secret = dict(connection.execute(sa.select(KEY_SECRETS)).one()._mapping)
         totals = dict(connection.execute(sa.select(TOTALS)).one()._mapping)
         budgets = [dict(row._mapping) for row in connection.execute(sa.select(BUDGETS))]
@@ -125,7 +125,7 @@ class Caller:
         _insert(connection, BUDGETS, [{**budget, "key_id": n} for n in ids for budget in budgets])
 
     def publish(self, name: str) -> None:
-        """A new adapter each time: its codes differ."""
+        """Publishes an adapter under a new name."""
         config = AdapterConfig(
             model=MODEL, revision=REVISION, classes=CLASSES, templates=["a {}."], head="none"
         )
