@@ -55,7 +55,7 @@ class StubEngine:
     async def encode_prompts(self, prompts: Any, classes: Any, **_: Any) -> Any:
         return np.ones((prompts.count, len(classes), 8), np.float32)
 
-    async def score(self, images: Any, texts: Any, dtype: str, **_: Any) -> Any:
+    async def score(self, images: Any, texts: Any, dtype: str = "float32", **_: Any) -> Any:
         return np.zeros((len(texts), len(images), texts.shape[1]), dtype)
 
 

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from craft_server.adapters import registry, sharing
 from craft_server.adapters.sharing import NoSuchVersion
-from craft_server.adapters.tables import NoSuchAdapter
+from craft_server.adapters.tables import ADAPTER_SETTINGS, ADAPTERS, NoSuchAdapter
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.keys import Caller, authenticate, create_key, rotate_key
+from craft_server.ledger.tables import TEAMS
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
 from craft_shared.units import Units
@@ -282,3 +286,93 @@ def test_use_is_counted_by_version(store: Database) -> None:
             sharing.usage(connection, "other", "pets")
     assert (first.version, first.calls, first.units) == (1, 0, Units())
     assert (second.calls, second.units) == (3, units + units + units)
+
+
+def paged(store: Database, caller: Caller, limit: int) -> list[list[tuple[str, str, int]]]:
+    pages, after = [], None
+    while True:
+        with store.reading() as connection:
+            page = registry.list_page(connection, caller, after=after, limit=limit)
+        pages.append([(card.owner, card.name, card.version) for card in page.cards])
+        after = page.next_after
+        if after is None:
+            return pages
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_pages_are_the_list_cut_into_parts(store: Database, limit: int) -> None:
+    caller = key(store, "m", "lab")
+    for owner in ("a", "m", "z"):
+        for name in ("first", "gone", "private", "second"):
+            publish(store, name, owner=owner)
+        publish(store, "first", owner=owner)
+        retire(store, "gone", owner)
+        change(store, key(store, owner), "first", public=True, keys=[caller.prefix], teams=["lab"])
+        change(store, key(store, owner), "second", keys=[caller.prefix], teams=["lab"])
+        change(store, key(store, owner), "gone", public=True)
+    of = {owner: [(owner, "first", 1), (owner, "first", 2), (owner, "second", 1)] for owner in "az"}
+    own = [("m", "first", 1), ("m", "first", 2), ("m", "private", 1), ("m", "second", 1)]
+    whole = [*own, *of["a"], *of["z"]]
+    pages = paged(store, caller, limit)
+    assert [card for page in pages for card in page] == whole
+    assert listed(store, caller) == whole
+    sizes = [len({(owner, name) for owner, name, _ in page}) for page in pages]
+    assert sizes == [*[limit] * (len(pages) - 1), 7 - limit * (len(pages) - 1)]
+
+
+def published_in_bulk(store: Database, owner: str, count: int, *, public: bool = False) -> None:
+    publish(store, "n", owner=owner)
+    with store.writing() as connection:
+        row = connection.execute(
+            sa.select(ADAPTERS).where(ADAPTERS.c.owner == owner, ADAPTERS.c.name == "n")
+        ).one()
+        names = [f"n{number:06d}" for number in range(count)]
+        template = {key: value for key, value in row._mapping.items() if key != "id"}
+        connection.execute(sa.insert(ADAPTERS), [{**template, "name": name} for name in names])
+        connection.execute(
+            sa.insert(ADAPTER_SETTINGS),
+            [{"owner": owner, "name": name, "public": public} for name in names],
+        )
+        teams = [{"name": f"{owner} {name}", "created_at": 0} for name in names]
+        connection.execute(sa.insert(TEAMS), teams)
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_list_may_have_more_names_than_a_statement_has_parameters(store: Database) -> None:
+    published_in_bulk(store, "owner", 1_000)
+    caller = key(store)
+    with store.reading() as connection:
+        driver = connection.connection.driver_connection
+        # SQLite's own is 32,766 or more, PostgreSQL's 65,535; each name takes two.
+        before = driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 1_500)
+        cards = registry.list_cards(connection, caller)
+        driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, before)
+    assert len(cards) == 1_001
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("whose", ["its own", "others'"])
+@pytest.mark.parametrize("after", [None, ("owner", "n000009")])
+def test_a_page_reads_no_more_of_many_adapters_than_of_few(
+    store: Database, whose: str, after: tuple[str, str] | None
+) -> None:
+    caller = key(store, "owner" if whose == "its own" else "other")
+    steps = []
+    for owner, count in (("owner", 30), ("owner 2", 2_000)):
+        published_in_bulk(store, owner, count, public=whose != "its own")
+        me = replace(caller, owner=owner if whose == "its own" else "other")
+        last = after and (owner, after[1])
+        with store.reading() as connection:
+            taken = 0
+
+            def count_step() -> int:
+                nonlocal taken
+                taken += 1
+                return 0
+
+            connection.connection.driver_connection.set_progress_handler(count_step, 1)
+            page = registry.list_page(connection, me, after=last, limit=10)
+            connection.connection.driver_connection.set_progress_handler(None, 1)
+        assert len(page.cards) == 10
+        steps.append(taken)
+    assert steps[1] < 1.1 * steps[0]

@@ -30,22 +30,23 @@ from craft_shared.wire import AdapterCard, Provenance
 from craft_shared.wire.adapters import LATEST
 
 _HEAVY = ("body", "text_features")
+_CARD = (
+    *(column for column in ADAPTERS.columns if column.name not in _HEAVY),
+    ADAPTER_SETTINGS.c.payer_key_id,
+    ADAPTER_SETTINGS.c.abstain_below,
+)
+_SETTINGS_OF_IT = sa.and_(
+    ADAPTER_SETTINGS.c.owner == ADAPTERS.c.owner, ADAPTER_SETTINGS.c.name == ADAPTERS.c.name
+)
+_IN_ORDER = (ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version)
 _WITH_SETTINGS = (
-    sa.select(
-        *(column for column in ADAPTERS.columns if column.name not in _HEAVY),
-        ADAPTER_SETTINGS.c.payer_key_id,
-        ADAPTER_SETTINGS.c.abstain_below,
-    )
-    .join(
-        ADAPTER_SETTINGS,
-        sa.and_(
-            ADAPTER_SETTINGS.c.owner == ADAPTERS.c.owner,
-            ADAPTER_SETTINGS.c.name == ADAPTERS.c.name,
-        ),
-    )
-    .order_by(ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version)
+    sa.select(*_CARD)
+    .select_from(ADAPTERS.join(ADAPTER_SETTINGS, _SETTINGS_OF_IT))
+    .order_by(*_IN_ORDER)
 )
 _LIVING = ADAPTERS.c.retired_at.is_(None)
+# A statement takes each name as two parameters, of which no store allows any number.
+MOST_A_PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,48 @@ def _newest(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> A
     return connection.execute(query.order_by(ADAPTERS.c.version.desc()).limit(1)).one_or_none()
 
 
-def list_cards(connection: sa.Connection, caller: Caller) -> list[AdapterCard]:
-    """All living versions that the caller may use, its owner's own first."""
-    own = ADAPTERS.c.owner == caller.owner
-    usable = usable_names(caller).subquery("usable")
-    is_usable = sa.and_(usable.c.owner == ADAPTERS.c.owner, usable.c.name == ADAPTERS.c.name)
-    query = _WITH_SETTINGS.join(usable, is_usable).where(_LIVING)
+@dataclass(frozen=True)
+class Page:
+    """A part of a list: some adapters, each with all its living versions."""
+
+    cards: list[AdapterCard]
+    next_after: tuple[str, str] | None  # owner and name, where the list continues; None at its end
+
+
+def list_page(
+    connection: sa.Connection,
+    caller: Caller,
+    *,
+    after: tuple[str, str] | None = None,
+    limit: int = MOST_A_PAGE,
+) -> Page:
+    """Up to `limit` adapters that the caller may use, after that owner's of that name.
+
+    Its owner's own come first.
+    """
+    names = usable_names(connection, caller, after=after, limit=limit + 1)
+    if not names:
+        return Page([], None)
     rows = connection.execute(
-        query.order_by(None).order_by(
-            sa.case((own, 0), else_=1), ADAPTERS.c.owner, ADAPTERS.c.name, ADAPTERS.c.version
-        )
+        sa.select(*_CARD)
+        .select_from(_of_names(ADAPTERS, names[:limit]).join(ADAPTER_SETTINGS, _SETTINGS_OF_IT))
+        .where(_LIVING)
+        .order_by(sa.case((ADAPTERS.c.owner == caller.owner, 0), else_=1), *_IN_ORDER)
     ).all()
-    return [publication.card for publication in _publications(connection, rows)]
+    cards = [publication.card for publication in _publications(connection, rows)]
+    return Page(cards, names[limit - 1] if len(names) > limit else None)
+
+
+def list_cards(
+    connection: sa.Connection, caller: Caller, *, after: tuple[str, str] | None = None
+) -> list[AdapterCard]:
+    """All living versions that the caller may use, its owner's own first."""
+    page = list_page(connection, caller, after=after)
+    cards = page.cards
+    while page.next_after is not None:
+        page = list_page(connection, caller, after=page.next_after)
+        cards += page.cards
+    return cards
 
 
 def versions(connection: sa.Connection, owner: str, name: str) -> list[AdapterCard]:
@@ -241,6 +272,18 @@ def _named(owner: str, wanted: Reference) -> list[sa.ColumnElement[bool]]:
     return conditions
 
 
+def _of_names(table: sa.Table, names: Sequence[tuple[str, str]]) -> sa.Join:
+    """The rows of a table that have one of these pairs of owner and name.
+
+    Not `IN`, for which SQLite reads the whole table, and PostgreSQL where the list is long.
+    """
+    columns = (sa.column("owner", sa.Text), sa.column("name", sa.Text))
+    wanted = sa.values(*columns, name="wanted").data(list(names)).cte("wanted")
+    return wanted.join(
+        table, sa.and_(table.c.owner == wanted.c.owner, table.c.name == wanted.c.name)
+    )
+
+
 def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Publication]:
     """The rows of `_WITH_SETTINGS` with their aliases."""
     names = list({(row.owner, row.name) for row in rows})
@@ -250,14 +293,15 @@ def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Public
             sa.select(
                 ADAPTERS.c.owner, ADAPTERS.c.name, sa.func.max(ADAPTERS.c.version).label("version")
             )
-            .where(sa.tuple_(ADAPTERS.c.owner, ADAPTERS.c.name).in_(names), _LIVING)
+            .select_from(_of_names(ADAPTERS, names))
+            .where(_LIVING)
             .group_by(ADAPTERS.c.owner, ADAPTERS.c.name)
         )
     }
     aliases: dict[tuple[str, str, int], list[str]] = {}
     for row in connection.execute(
         sa.select(ADAPTER_ALIASES)
-        .where(sa.tuple_(ADAPTER_ALIASES.c.owner, ADAPTER_ALIASES.c.name).in_(names))
+        .select_from(_of_names(ADAPTER_ALIASES, names))
         .order_by(ADAPTER_ALIASES.c.alias)
     ):
         aliases.setdefault((row.owner, row.name, row.version), []).append(row.alias)

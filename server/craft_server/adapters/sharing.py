@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,25 +43,74 @@ def usable_by(caller: Caller) -> sa.ColumnElement[bool]:
     return sa.or_(ADAPTER_SETTINGS.c.public, granted)
 
 
-def usable_names(caller: Caller) -> sa.CompoundSelect[Any]:
-    """Owner and name of all adapters that the caller may use, its owner's own among them."""
-    of_all = sa.select(ADAPTER_SETTINGS.c.owner, ADAPTER_SETTINGS.c.name)
-    granted = sa.select(ADAPTER_GRANTS.c.owner, ADAPTER_GRANTS.c.name)
-    return sa.union(
-        of_all.where(ADAPTER_SETTINGS.c.owner == caller.owner),
-        of_all.where(PUBLIC),
-        granted.where(_granted_to(caller)),
+def usable_names(
+    connection: sa.Connection, caller: Caller, *, after: tuple[str, str] | None, limit: int
+) -> list[tuple[str, str]]:
+    """Owner and name of up to `limit` adapters in service that the caller may use.
+
+    Its owner's own come first, then the others, each by owner and name; `after` is the last one
+    that was listed. What is read grows with `limit` and with what was granted, not with how many
+    adapters there are.
+    """
+    own: list[tuple[str, str]] = []
+    if after is None or after[0] == caller.owner:
+        names = ADAPTER_SETTINGS.c.name > after[1] if after else sa.true()
+        of_owner = ADAPTER_SETTINGS.c.owner == caller.owner
+        own = _names(connection, _in_service(ADAPTER_SETTINGS, limit).where(of_owner, names))
+        after = None
+    if len(own) == limit:
+        return own
+    public = _in_service(ADAPTER_SETTINGS, limit).where(
+        PUBLIC, *_of_others(ADAPTER_SETTINGS, caller, after)
     )
+    granted = _in_service(ADAPTER_GRANTS, limit).where(
+        _granted_to(caller), *_of_others(ADAPTER_GRANTS, caller, after)
+    )
+    # SQLite limits a part of a union only where the part is a subquery.
+    others = sa.union(sa.select(public.subquery()), sa.select(granted.subquery())).subquery()
+    in_order = sa.select(others).order_by(others.c.owner, others.c.name)
+    return own + _names(connection, in_order.limit(limit - len(own)))
+
+
+def _in_service(table: sa.Table, limit: int) -> sa.Select[Any]:
+    """The first names in a table of which a version is not retired."""
+    names = (table.c.owner, table.c.name)
+    # Not `EXISTS`, of which PostgreSQL makes a join that reads all versions.
+    living = (
+        sa.select(ADAPTERS.c.version)
+        .where(
+            ADAPTERS.c.owner == table.c.owner,
+            ADAPTERS.c.name == table.c.name,
+            ADAPTERS.c.retired_at.is_(None),
+        )
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = sa.select(*names).where(living.is_not(None))
+    return query.distinct().order_by(*names).limit(limit)
+
+
+def _of_others(
+    table: sa.Table, caller: Caller, after: tuple[str, str] | None
+) -> Iterator[sa.ColumnElement[bool]]:
+    yield table.c.owner != caller.owner
+    if after is not None:
+        yield sa.tuple_(table.c.owner, table.c.name) > sa.tuple_(*after)
+
+
+def _names(connection: sa.Connection, query: sa.Select[Any]) -> list[tuple[str, str]]:
+    return [(row.owner, row.name) for row in connection.execute(query)]
 
 
 def _granted_to(caller: Caller) -> sa.ColumnElement[bool]:
     """A condition on `ADAPTER_GRANTS`: to the caller's key, or to its team."""
     prefixes = sa.select(KEY_SECRETS.c.prefix).where(KEY_SECRETS.c.key_id == caller.key_id)
+    to_key = sa.and_(ADAPTER_GRANTS.c.kind == "key", ADAPTER_GRANTS.c.grantee.in_(prefixes))
+    if caller.team_id is None:
+        return to_key
     teams = sa.select(TEAMS.c.name).where(TEAMS.c.id == caller.team_id)
-    return sa.or_(
-        sa.and_(ADAPTER_GRANTS.c.kind == "key", ADAPTER_GRANTS.c.grantee.in_(prefixes)),
-        sa.and_(ADAPTER_GRANTS.c.kind == "team", ADAPTER_GRANTS.c.grantee.in_(teams)),
-    )
+    to_team = sa.and_(ADAPTER_GRANTS.c.kind == "team", ADAPTER_GRANTS.c.grantee.in_(teams))
+    return sa.or_(to_key, to_team)
 
 
 def settings(connection: sa.Connection, owner: str, name: str) -> AdapterSettings:

@@ -214,12 +214,37 @@ def _published(status: int, card: wire.AdapterCard, cost: wire.Cost) -> Response
 
 
 @router.get("", summary="Adapters")
-async def list_adapters(services: WithServices, caller: WithPredictKey) -> wire.AdapterList:
+async def list_adapters(
+    services: WithServices,
+    caller: WithPredictKey,
+    after: Annotated[
+        str | None, Query(description="Adapters after this `OWNER/NAME`: the `next_after` before.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        Query(ge=1, le=registry.MOST_A_PAGE, description="So many adapters, not all."),
+    ] = None,
+) -> wire.AdapterPage:
     """All versions that the key may use: its owner's, those shared with it, and public ones. Free.
 
-    Retired versions are left out.
+    Its owner's come first. Retired versions are left out. A page has all versions of its adapters.
     """
-    return wire.AdapterList(adapters=await services.database.read(registry.list_cards, caller))
+    read, last = services.database.read, listed_last(after)
+    if limit is None:
+        return wire.AdapterPage(adapters=await read(registry.list_cards, caller, after=last))
+    page = await read(registry.list_page, caller, after=last, limit=limit)
+    following = None if page.next_after is None else "/".join(page.next_after)
+    return wire.AdapterPage(adapters=page.cards, next_after=following)
+
+
+def listed_last(after: str | None) -> tuple[str, str] | None:
+    """Owner and name of the adapter that ended the page before."""
+    if after is None:
+        return None
+    owner, slash, name = after.rpartition("/")
+    if not slash or "\0" in after:  # PostgreSQL takes no NUL
+        raise invalid_field("after", "it is not OWNER/NAME", "Send the last page's 'next_after'.")
+    return owner, name
 
 
 @router.get(f"{ADAPTER_OF_CALL}/versions", summary="All versions of an adapter", responses=_NAMED)

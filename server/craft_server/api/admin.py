@@ -27,6 +27,7 @@ from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder, key_holder, team_holder
 from craft_server.ledger.keys import Caller
 from craft_shared import wire
+from craft_shared.amounts import MAX_INTEGER
 from craft_shared.problems import (
     NOT_FOUND,
 )
@@ -64,10 +65,19 @@ async def create_key(
 
 
 @router.get("/keys", summary="All keys")
-async def list_keys(services: WithServices, _caller: WithAdminKey) -> wire.KeyList:
+async def list_keys(
+    services: WithServices,
+    _caller: WithAdminKey,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_INTEGER, description="Keys after the one with this id.")
+    ] = 0,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="So many keys, not all.")] = None,
+) -> wire.KeyList:
     """All keys, without their secrets, the oldest first."""
-    entries = await services.database.read(keys.list_keys)
-    return wire.KeyList(keys=[keys.as_card(entry) for entry in entries])
+    page = await services.database.read(keys.list_page, after=after, limit=limit)
+    return wire.KeyList(
+        keys=[keys.as_card(entry) for entry in page.entries], next_after=page.next_after
+    )
 
 
 @router.post(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from craft_server.adapters import registry
+from craft_server.api.adapters import listed_last
 from craft_server.api.auth import use_rate
 from craft_server.api.body import Body
 from craft_server.api.idempotency import Call
@@ -32,6 +33,7 @@ from craft_shared.wire import AdapterCard, AdapterPredictionRequest, Cost, Outpu
 router = APIRouter(include_in_schema=False)
 
 _SHOWN = 10
+_SHOWN_ADAPTERS = 100
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,17 @@ class Trial:
 
 
 @router.get("/console/adapters")
-async def show_all(request: Request, services: WithServices, session: WithPredictor) -> Response:
-    """The adapters that the key may use."""
-    entries = await _list_entries(services, session.caller)
-    return await page(request, "adapters.html.jinja", entries=entries)
+async def show_page(
+    request: Request,
+    services: WithServices,
+    session: WithPredictor,
+    after: Annotated[str | None, Query(max_length=300)] = None,
+) -> Response:
+    """The adapters that the key may use, some at a time."""
+    entries, next_after = await _list_entries(services, session.caller, listed_last(after))
+    return await page(
+        request, "adapters.html.jinja", entries=entries, after=after, next_after=next_after
+    )
 
 
 @router.get("/console/adapters/{reference:path}")
@@ -85,10 +94,10 @@ async def show(
     """An adapter's card."""
     caller = session.caller
     publication = await services.database.read(registry.find, caller, reference)
-    cards = await services.database.read(registry.list_cards, caller)
-    name = _reference(caller, publication.card)
-    versions = [card for card in cards if _reference(caller, card) == name]
-    entry = _entry(services, name, publication.card, versions)
+    card = publication.card
+    cards = await services.database.read(registry.versions, card.owner, card.name)
+    living = [version for version in cards if version.retired_at is None]
+    entry = _entry(services, _reference(caller, card), card, living)
     config = (await load(services, publication)).adapter.config
     return await page(request, "adapter.html.jinja", entry=entry, config=config, units=UNITS)
 
@@ -101,8 +110,10 @@ async def show_trial(
     adapter: Annotated[str, Query(max_length=300)] = "",
 ) -> Response:
     """The form: an adapter and an image."""
-    entries = await _list_entries(services, session.caller)
-    return await page(request, "try.html.jinja", entries=entries, chosen=adapter, trial=None)
+    entries, more = await _list_entries(services, session.caller)
+    return await page(
+        request, "try.html.jinja", entries=entries, more=more, chosen=adapter, trial=None
+    )
 
 
 @router.post("/console/try")
@@ -113,7 +124,7 @@ async def run_trial(
     caller, reference = session.caller, text_of(form, "adapter")
     request.state.back = "/console/try"
     await use_rate(request, services, caller, "requests", 1)
-    entries = await _list_entries(services, caller)
+    entries, more = await _list_entries(services, caller)
     file = await file_of(form, "picture")
     if not file:
         raise invalid_field("picture", "no picture was chosen", "Choose one.")
@@ -123,19 +134,26 @@ async def run_trial(
             file, max_pixels=services.settings.limits.image_pixels, tenant=caller.tenant
         )
         trial = _trial(prediction, _data_address(pixels))
-        return render(request, "try.html.jinja", entries=entries, chosen=reference, trial=trial)
+        return render(
+            request, "try.html.jinja", entries=entries, more=more, chosen=reference, trial=trial
+        )
 
     call, body = Call(request, services, caller), Body(AdapterPredictionRequest(), None, [file])
     return await predict(call, reference, body, respond, untuned=True)
 
 
-async def _list_entries(services: Services, caller: Caller) -> list[AdapterEntry]:
-    """The adapters that the caller may use, each once, by name."""
-    cards = await services.database.read(registry.list_cards, caller)
+async def _list_entries(
+    services: Services, caller: Caller, after: tuple[str, str] | None = None
+) -> tuple[list[AdapterEntry], str | None]:
+    """Adapters that the caller may use, each once, by name; and after which one there are more."""
+    found = await services.database.read(
+        registry.list_page, caller, after=after, limit=_SHOWN_ADAPTERS
+    )
     by_name: dict[str, list[AdapterCard]] = {}
-    for card in cards:
+    for card in found.cards:
         by_name.setdefault(_reference(caller, card), []).append(card)
-    return [_entry(services, name, versions[-1], versions) for name, versions in by_name.items()]
+    entries = [_entry(services, name, cards[-1], cards) for name, cards in by_name.items()]
+    return entries, None if found.next_after is None else "/".join(found.next_after)
 
 
 def _reference(caller: Caller, card: AdapterCard) -> str:

@@ -6,9 +6,9 @@ It does what `/v1/admin` does, from forms. A new key's secret is on one page, on
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Annotated, get_args
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 from starlette.datastructures import FormData
@@ -29,22 +29,31 @@ from craft_server.console.rendering import measure, page, redirect, render, unit
 from craft_server.console.sessions import Session, set_notice
 from craft_server.ledger import administration, keys
 from craft_server.ledger.budgets import list_budgets
+from craft_shared.amounts import MAX_INTEGER
 from craft_shared.units import MEASURES
 from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCard, KeyCreate, KeySecret, Scope
 
 router = APIRouter(prefix="/console/admin/keys", include_in_schema=False)
 
 _LIST = "/console/admin/keys"
+_SHOWN = 100
 
 
 @router.get("")
-async def show_all(request: Request, services: WithServices, _session: WithAdmin) -> Response:
-    """All keys, and a form for a new one."""
-    all_keys = await services.database.read(_read_all)
+async def show_page(
+    request: Request,
+    services: WithServices,
+    _session: WithAdmin,
+    after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
+) -> Response:
+    """Keys, some at a time, and a form for a new one."""
+    listed, next_after = await services.database.read(_read_page, after)
     return await page(
         request,
         "keys.html.jinja",
-        keys=all_keys,
+        keys=listed,
+        after=after,
+        next_after=next_after,
         scopes=get_args(Scope),
         units=MEASURES,
         once=new_once(),
@@ -169,8 +178,11 @@ async def _done(
     return redirect(f"{_LIST}/{prefix}")
 
 
-def _read_all(connection: Connection) -> list[tuple[KeyCard, list[Budget]]]:
-    return [_with_budgets(connection, entry) for entry in keys.list_keys(connection)]
+def _read_page(
+    connection: Connection, after: int
+) -> tuple[list[tuple[KeyCard, list[Budget]]], int | None]:
+    found = keys.list_page(connection, after=after, limit=_SHOWN)
+    return [_with_budgets(connection, entry) for entry in found.entries], found.next_after
 
 
 def _read(connection: Connection, prefix: str) -> tuple[KeyCard, list[Budget]]:

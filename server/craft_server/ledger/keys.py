@@ -242,7 +242,22 @@ def living_caller(connection: sa.Connection, prefix: str, at: int) -> Caller | N
 
 def list_keys(connection: sa.Connection) -> list[KeyEntry]:
     """All keys, the oldest first."""
-    return _entries(connection, sa.true(), sa.true())
+    return _entries(connection, sa.true())
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of the list of keys."""
+
+    entries: list[KeyEntry]
+    next_after: int | None  # the id after which the list continues; None at its end
+
+
+def list_page(connection: sa.Connection, *, after: int = 0, limit: int | None = None) -> Page:
+    """Up to `limit` keys after the one with that id, or all, the oldest first."""
+    entries = _entries(connection, API_KEYS.c.id > after, None if limit is None else limit + 1)
+    page = entries[:limit]
+    return Page(page, page[-1].key_id if len(page) < len(entries) else None)
 
 
 def find_key(connection: sa.Connection, prefix: str) -> KeyEntry:
@@ -258,7 +273,7 @@ def find_key(connection: sa.Connection, prefix: str) -> KeyEntry:
     ).scalar()
     if key_id is None:
         raise UnknownKey(prefix)
-    (entry,) = _entries(connection, API_KEYS.c.id == key_id, KEY_SECRETS.c.key_id == key_id)
+    (entry,) = _entries(connection, API_KEYS.c.id == key_id)
     return entry
 
 
@@ -340,23 +355,26 @@ def revoke_key(connection: sa.Connection, prefix: str, at: int) -> KeyEntry:
 
 
 def _entries(
-    connection: sa.Connection, of_keys: sa.ColumnElement[bool], of_secrets: sa.ColumnElement[bool]
+    connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int | None = None
 ) -> list[KeyEntry]:
-    """The keys that meet a condition, the oldest first, with those of all secrets that meet one."""
-    prefixes: dict[int, list[str]] = {}
-    newest_first = (
-        sa.select(KEY_SECRETS.c.key_id, KEY_SECRETS.c.prefix)
-        .where(of_secrets)
-        .order_by(*_NEWEST_FIRST)
-    )
-    for secret in connection.execute(newest_first):
-        prefixes.setdefault(secret.key_id, []).append(secret.prefix)
+    """The keys that meet a condition, the oldest first, up to `limit` of them or all."""
     rows = connection.execute(
         sa.select(API_KEYS, TEAMS.c.name.label("team"))
         .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
-        .where(of_keys)
+        .where(condition)
         .order_by(API_KEYS.c.id)
+        .limit(limit)
+    ).all()
+    if not rows:
+        return []
+    newest_first = (
+        sa.select(KEY_SECRETS.c.key_id, KEY_SECRETS.c.prefix)
+        .where(KEY_SECRETS.c.key_id.between(rows[0].id, rows[-1].id))
+        .order_by(*_NEWEST_FIRST)
     )
+    prefixes: dict[int, list[str]] = {}
+    for secret in connection.execute(newest_first):
+        prefixes.setdefault(secret.key_id, []).append(secret.prefix)
     return [
         KeyEntry(
             key_id=row.id,

@@ -122,9 +122,18 @@ class AdapterCard(Displayed, Answer):
 
 
 class AdapterList(Answer):
-    """Answer of `GET /v1/adapters`."""
+    """Answer of `GET /v1/adapters/{name}/versions`."""
 
     adapters: Many[AdapterCard]
+
+
+class AdapterPage(AdapterList):
+    """Answer of `GET /v1/adapters?after=OWNER/NAME&limit=N`: a page of adapters, or all.
+
+    `next_after` continues the listing; null at its end.
+    """
+
+    next_after: str | None = Field(default=None, examples=["lab/pets"])
 
 
 class AdapterPublishAnswer(Answer):

@@ -149,9 +149,13 @@ class KeyCard(Answer):
 
 
 class KeyList(Answer):
-    """Answer of `GET /v1/admin/keys`."""
+    """Answer of `GET /v1/admin/keys?after=ID&limit=N`: a page of keys, or all.
+
+    `next_after` continues the listing; null at its end.
+    """
 
     keys: Many[KeyCard]
+    next_after: int | None = Field(default=None, examples=[100])
 
 
 class KeySecret(Answer):

@@ -621,3 +621,27 @@ def test_an_adapter_that_was_published_before_names_were_checked_still_predicts(
     answer = client.post("/v1/adapters/pets/predictions", json=asked)
     assert answer.json()["classes"] == ["=1+1", "dog", "cat"]
     assert own_cards(client)[0]["classes"] == ["=1+1", "dog", "cat"]
+
+
+def test_a_list_can_be_asked_for_in_pages(serve: Any) -> None:
+    with serve() as server, server.client("lists/in pages") as client:
+        adapter = make(client)
+        names = [f"pets-{number}" for number in range(3)]
+        for name in names:
+            assert publish(client, adapter, name).status_code == 201
+        listed, asked = [], {"limit": 2}
+        for _ in range(2):
+            page = client.get("/v1/adapters", params=asked).json()
+            listed.append([card["name"] for card in page["adapters"]])
+            asked["after"] = page["next_after"]
+        assert listed == [names[:2], names[2:]]
+        assert page["next_after"] is None
+        whole = client.get("/v1/adapters").json()
+        assert [card["name"] for card in whole["adapters"]] == names
+        assert whole["next_after"] is None
+        rest = client.get("/v1/adapters", params={"after": "lists/in pages/pets-0"}).json()
+        assert [card["name"] for card in rest["adapters"]] == names[1:]
+        for wrong in ({"after": "pets-0"}, {"after": "a/\0"}, {"limit": 0}, {"limit": 501}):
+            refused = client.get("/v1/adapters", params=wrong)
+            assert refused.status_code == 422, wrong
+            assert refused.json()["errors"][0]["field"].endswith(next(iter(wrong)))

@@ -366,3 +366,20 @@ def test_a_policy_that_contradicts_itself_or_is_nobodys_is_refused(admin: httpx.
     assert admin.get(path).json() == {"policies": []}
     assert admin.put("/v1/admin/keys/aaaaaaaa/policy", json={}).status_code == 404
     assert admin.get("/v1/admin/keys/aaaaaaaa/policy").status_code == 404
+
+
+def test_keys_can_be_asked_for_in_pages(serve: Any) -> None:
+    with serve() as server, with_admin_key(server) as admin:
+        made = [create(admin)["prefix"] for _ in range(4)]
+        rotated = admin.post(f"/v1/admin/keys/{made[1]}/rotate", json={}).json()["prefix"]
+        whole = admin.get("/v1/admin/keys").json()
+        pages, after = [], 0
+        while after is not None:
+            page = admin.get("/v1/admin/keys", params={"limit": 2, "after": after}).json()
+            pages.append(page["keys"])
+            after = page["next_after"]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [card for page in pages for card in page] == whole["keys"]
+    assert whole["next_after"] is None
+    assert [card["prefix"] for card in whole["keys"]][1:] == [made[0], rotated, *made[2:]]
+    assert whole["keys"][2]["prefixes"] == [rotated, made[1]]

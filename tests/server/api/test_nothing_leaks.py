@@ -158,7 +158,7 @@ FIELDS: dict[str, set[str]] = {
     "get_receipt": RECEIPT | {"header", *_fields("header", "alg", "kid", "typ")},
     "get_receipt_keys": {"keys", *_fields("keys[]", "kty", "crv", "x", "kid", "alg", "use")},
     "publish_adapter": {"adapter", *_card("adapter"), *COST},
-    "list_adapters": {"adapters", *_card("adapters[]")},
+    "list_adapters": {"adapters", *_card("adapters[]"), "next_after"},
     "list_adapter_versions": {"adapters", *_card("adapters[]")},
     "get_adapter": _card(""),
     "get_adapter_settings": SETTINGS,

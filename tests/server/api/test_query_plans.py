@@ -158,7 +158,18 @@ def make_calls(client: httpx.Client, picture: Picture) -> None:
     key = client.headers["Authorization"].removeprefix("Bearer ")
     signed_in = client.post("/console/sign-in", data={"key": key, "next": ""})
     assert signed_in.status_code == 303
-    for path in ("", "console/runs", "console/adapters"):
+    done("PUT", "/v1/adapters/pets/restore")
+    for path in ("adapters?limit=1", "adapters?limit=1&after=lab/a", "admin/keys?limit=1"):
+        done("GET", f"/v1/{path}")
+    for path in (
+        "",
+        "console/runs",
+        "console/adapters",
+        "console/adapters/pets",
+        "console/try",
+        "console/admin/keys",
+        f"console/admin/keys/{made}",
+    ):
         assert client.get(f"/{path}").status_code == 200, path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from pathlib import Path
@@ -19,7 +20,7 @@ from craft_server.clock import now_ms
 from craft_server.console import runs as run_pages
 from craft_server.ledger import account
 from craft_server.ledger.charges import Work, reserve, settle
-from craft_server.ledger.keys import authenticate, create_key
+from craft_server.ledger.keys import authenticate, create_key, list_keys
 from craft_server.ledger.leases import renew
 from craft_shared.adapter import Provenance
 from craft_shared.amounts import MAX_AMOUNT
@@ -353,6 +354,26 @@ def test_an_exhausted_budget_explains_itself(browse: NewBrowser, server: Any) ->
     assert "2 left" in words(browser.get("/").text)
 
 
+def test_many_adapters_are_shown_some_at_a_time(
+    browse: NewBrowser, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft_server.console.adapters._SHOWN_ADAPTERS", 2)
+    names = ["pets-1", "pets-2", "pets-3"]
+    for name in names:
+        published(server, "many & more", name)
+    browser = browse("many & more")
+    first = browser.get("/console/adapters").text
+    assert re.findall(r'href="/console/adapters/([^"]+)"', first) == names[:2]
+    more = html.unescape(re.findall(r'href="(/console/adapters\?[^"]+)"', first)[0])
+    second = browser.get(more).text
+    assert re.findall(r'href="/console/adapters/([^"]+)"', second) == names[2:]
+    assert "More adapters" not in second
+    assert 'href="/console/adapters">First adapters' in second
+    listed = browser.get("/console/try?adapter=pets-3").text
+    assert re.findall(r'<option value="([^"]+)"', listed) == ["pets-3", *names[:2]]
+    assert more in html.unescape(listed)
+
+
 # --- administration -----------------------------------------------------------------------------
 
 
@@ -536,3 +557,23 @@ def test_a_revoked_key_ends_its_sessions(browse: NewBrowser) -> None:
 def test_a_key_that_is_not_there_is_told(browse: NewBrowser) -> None:
     admin = browse(admin=True)
     assert admin.get("/console/admin/keys/aaaaaaaa").status_code == 404
+
+
+def test_many_keys_are_shown_some_at_a_time(
+    browse: NewBrowser, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft_server.console.administration._SHOWN", 2)
+    admin = browse(at=stored, admin=True)
+    for number in range(3):
+        stored.key(f"owner {number}")
+    with stored.database.reading() as connection:
+        prefixes = [entry.prefixes[0] for entry in list_keys(connection)]
+    shown, address = [], "/console/admin/keys"
+    for _ in range(len(prefixes) // 2 + 1):
+        text = admin.get(address).text
+        shown += re.findall(r'<th scope="row"><a href="/console/admin/keys/(\w+)"', text)
+        following = re.findall(r'href="([^"]+)" rel="next"', text)
+        if not following:
+            break
+        address = html.unescape(following[0])
+    assert shown == prefixes
