@@ -63,7 +63,7 @@ def dtypes_to_try(precision: Precision, device: torch.device) -> Sequence[torch.
 def cpu_units() -> frozenset[str]:
     """The processor's units by the kernel's names, such as `amx_bf16`; empty if not told."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
     except OSError:
         return frozenset()
     flags = next((line for line in lines if line.startswith("flags")), "")
