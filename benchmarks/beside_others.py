@@ -2,8 +2,8 @@
 
 One server runs after the other, each in a process of its own. LitServe and Infinity live in an
 environment of their own (`--others`, a folder made by `python -m venv`, with litserve,
-infinity-emb[torch,server,vision] and open_clip_torch). They get the same JPEG files, decode them
-and run the same architecture, ViT-B-32 with random weights, in the ways of their documentation:
+infinity-emb[torch,server,vision], aiohttp and open_clip_torch). They get the same JPEG files,
+decode them and run the same architecture, ViT-B-32 with random weights, as documented:
 LitServe open_clip's model behind `LitAPI`, batches of eight; Infinity Hugging Face's CLIP of the
 same shapes. Both answer with an embedding; craftbox classifies with an adapter of 32 prompts and
 102 classes, counts and charges. Requests a second, and the processor time of a server with its

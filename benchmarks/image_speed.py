@@ -32,7 +32,7 @@ from few_shot_accuracy import BIN, free_port, wait_until_ready
 from options import save
 
 HERE = Path(__file__).parent.parent
-ROUNDS, WARM_UP = 6, 1
+ROUNDS, WARM_UP = 3, 1
 IMAGES = 32
 PROMPTS, CLASSES = 32, 102
 SERVE = "from craft_server.cli import app; app()"
