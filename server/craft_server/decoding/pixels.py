@@ -54,9 +54,6 @@ _UPRIGHT = {
 }
 _ORIENTATION = 0x0112
 _PIXELS_AT_ONCE = 2**21
-# What is left of a JPEG that is scaled down as it is decoded, in sides of what it is resized to:
-# with less, the features of what a model sees change more (docs/performance.md).
-_LEAST_LEFT = 3
 
 
 class ImageError(ValueError):
@@ -73,10 +70,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """What of an image a model sees: open_clip's preprocessing up to the pixels.
-
-    Bit for bit, but for a JPEG that is at least six times as large; see `reduction`.
-    """
+    """What of an image a model sees: open_clip's preprocessing up to the pixels, bit for bit."""
 
     height: int  # of what it sees, in pixels
     width: int  # of it
@@ -84,16 +78,6 @@ class View:
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     bilinear: bool = False  # or else bicubic
     fill: int = 0  # grey of what is padded
-
-    def reduction(self, width: int, height: int) -> int:
-        """By how much, 1, 2, 4 or 8, a JPEG of that size may be scaled down as it is decoded.
-
-        Both sides are divisible by it, since blocks that stand out would shift what is seen.
-        """
-        side = max if self.resize_mode == "longest" else min
-        times = side(width, height) / (_LEAST_LEFT * max(self.height, self.width))
-        fit = (s for s in (2, 4, 8) if s <= times and width % s == 0 and height % s == 0)
-        return max(fit, default=1)
 
     def of(self, image: Image.Image) -> Image.Image:
         """Of an RGB image, [height, width]."""
@@ -135,18 +119,13 @@ class View:
 
 
 def decode(
-    data: bytes,
-    *,
-    max_pixels: int,
-    view: View | None = None,
-    on_size: Callable[[int], None] = lambda _: None,
+    data: bytes, *, max_pixels: int, on_size: Callable[[int], None] = lambda _: None
 ) -> Image.Image:
     """Decodes an encoded image (of an animation, the first frame).
 
     The format is read from the content and must be one of `FORMATS`; the EXIF orientation is
     honoured; every colour mode becomes RGB. Before it is decoded, its width x height is compared
-    with `max_pixels` and given to `on_size`. A JPEG is scaled down on the way, as far as `view`
-    allows.
+    with `max_pixels` and given to `on_size`.
 
     Raises:
         ImageError: the image cannot be used.
@@ -157,10 +136,6 @@ def decode(
     # Whatever a decoder raises on bytes that are not what their header says, it is the image's
     # fault: Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more.
     try:
-        if view is not None:
-            scale = view.reduction(*image.size)
-            # Nothing happens to formats other than JPEG.
-            image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
         image.load()
         return _rgb(_upright(image))
     except Exception as error:

@@ -33,7 +33,6 @@ BYTES_PER_PIXEL = 20
 BYTES_BESIDE = 192 * 2**20
 
 THUMBNAIL_SIDE = 320
-_THUMBNAIL_VIEW = View(THUMBNAIL_SIDE, THUMBNAIL_SIDE, "longest")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -117,8 +116,7 @@ def _answer(bounds: Bounds, wanted: bytes, data: bytearray) -> tuple[bytes, byte
         signal.setitimer(signal.ITIMER_PROF, bounds.seconds_for(pixels))
 
     try:
-        view = _THUMBNAIL_VIEW if wanted == THUMBNAIL else bounds.view
-        image = decode(bytes(data), max_pixels=bounds.max_pixels, view=view, on_size=on_size)
+        image = decode(bytes(data), max_pixels=bounds.max_pixels, on_size=on_size)
         if wanted == THUMBNAIL:
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         else:
