@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -42,6 +43,7 @@ class StubEngine:
 
     name, revision, image_size = MODEL, REVISION, 32
     random_weights, alive = False, True
+    facts = SimpleNamespace(images_in="float32", texts_in="float32")
 
     async def check_prompts(self, *_: Any, **__: Any) -> list[Any]:
         return []

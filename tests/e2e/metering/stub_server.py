@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from craft_server.api import metering
 from craft_server.app import create_app
 from craft_server.byte_cache import CacheUse
-from craft_server.engine import EngineState
+from craft_server.engine import EngineState, ModelFacts
 from craft_server.ledger import charges
 from craft_server.settings import Settings
 
@@ -65,6 +65,17 @@ class StubEngine:
     image_size = 1
     random_weights = True
     alive = True
+    facts = ModelFacts(
+        name="stub",
+        revision="0" * 16,
+        image_size=1,
+        random_weights=True,
+        context_length=77,
+        preprocess_cfg={},
+    )
+
+    def when_dead(self, _stop: Any) -> None:
+        """It never is."""
 
     async def check_prompts(self, _prompts: Any, _classes: Sequence[str], **_: Any) -> list[Any]:
         return []
