@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from craft_client.cli import app, evaluate, predict, tune
+from craft_client.cli import app, bench, evaluate, predict, tune
 from craft_client.data import Dataset, Sample
 
 EXAMPLES = 400 if os.environ.get("CRAFT_TEST_FULL") else 10
@@ -88,6 +88,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     pictures = evaluate._pictures
     monkeypatch.setattr(tune, "tune_task", tune_task)
+    monkeypatch.setattr(bench, "tune_task", tune_task)
     monkeypatch.setattr(evaluate, "_pictures", lambda *about: end(*split(*pictures(*about))))
     return found
 
