@@ -11,12 +11,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from sqlalchemy import Connection
 
 from craft_server.adapters import registry, sharing
 from craft_server.adapters.tables import NoSuchAdapter, Reference
-from craft_server.api.addresses import ADAPTER, ADAPTER_CALLS, ADAPTER_OF_CALL
+from craft_server.api.addresses import ADAPTER, ADAPTER_CALLS, ADAPTER_OF_CALL, DIGITS
 from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with, policy_for
 from craft_server.api.body import Body, body_of, read_bytes, unsupported
@@ -218,11 +218,17 @@ async def list_adapters(
     services: WithServices,
     caller: WithPredictKey,
     after: Annotated[
-        str | None, Query(description="Adapters after this `OWNER/NAME`: the `next_after` before.")
+        str | None,
+        Query(
+            description="Adapters after this `OWNER/NAME`: the `next_after` before.",
+            json_schema_extra={"pattern": "^[^\\x00]*/[^\\x00]*$"},
+        ),
     ] = None,
     limit: Annotated[
         int | None,
-        Query(ge=1, le=registry.MOST_A_PAGE, description="So many adapters, not all."),
+        Field(ge=1, le=registry.MOST_A_PAGE),
+        DIGITS,
+        Query(description="So many adapters, not all."),
     ] = None,
 ) -> wire.AdapterPage:
     """All versions that the key may use: its owner's, those shared with it, and public ones. Free.

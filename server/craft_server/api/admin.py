@@ -13,8 +13,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response, StreamingResponse
+from pydantic import Field
 from sqlalchemy import Connection
 
+from craft_server.api.addresses import DIGITS
 from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
@@ -69,9 +71,14 @@ async def list_keys(
     services: WithServices,
     _caller: WithAdminKey,
     after: Annotated[
-        int, Query(ge=0, le=MAX_INTEGER, description="Keys after the one with this id.")
+        int,
+        Field(ge=0, le=MAX_INTEGER),
+        DIGITS,
+        Query(description="Keys after the one with this id."),
     ] = 0,
-    limit: Annotated[int | None, Query(ge=1, le=1000, description="So many keys, not all.")] = None,
+    limit: Annotated[
+        int | None, Field(ge=1, le=1000), DIGITS, Query(description="So many keys, not all.")
+    ] = None,
 ) -> wire.KeyList:
     """All keys, without their secrets, the oldest first."""
     page = await services.database.read(keys.list_page, after=after, limit=limit)

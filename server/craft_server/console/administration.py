@@ -36,7 +36,7 @@ from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCard, KeyCrea
 router = APIRouter(prefix="/console/admin/keys", include_in_schema=False)
 
 _LIST = "/console/admin/keys"
-_SHOWN = 100
+_SHOWN = 1000
 
 
 @router.get("")

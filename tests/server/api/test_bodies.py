@@ -280,6 +280,7 @@ def test_every_number_in_an_address_is_digits_alone(server: Any, client: httpx.C
         for method, operation in methods.items()
         for parameter in operation.get("parameters", [])
         if parameter["schema"].get("type") in ("integer", "number")
+        and not path.startswith("/v1/admin/")  # which this key may not call
     ]
     assert ("/v1/usage", "get", "after") in numbers
     for path, method, name in numbers:
