@@ -13,6 +13,7 @@ import structlog
 import torch
 from prometheus_client import Counter
 
+from craft_server.engine.models import first_line
 from craft_server.engine.prompts import Array
 from craft_server.engine.worker import Overloaded
 from craft_server.telemetry import REGISTRY
@@ -101,11 +102,11 @@ def in_halves(do: Callable[[W], Array], work: W, halves: Halves[W]) -> Array:
         return do(work)
     except (RuntimeError, MemoryError) as error:
         if is_lost(error):
-            log.critical("the device is lost: this process ends", error=_first_line(error))
-            raise DeviceLost(_first_line(error)) from None
+            log.critical("the device is lost: this process ends", error=first_line(error))
+            raise DeviceLost(first_line(error)) from None
         if not is_out_of_memory(error):
             raise
-        log.warning("out of memory", error=_first_line(error))
+        log.warning("out of memory", error=first_line(error))
     # The error is gone by now, and with it all that the failed attempt held.
     _TIMES_OUT_OF_MEMORY.inc()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # PyTorch's
@@ -120,7 +121,3 @@ def in_halves(do: Callable[[W], Array], work: W, halves: Halves[W]) -> Array:
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     message = str(error).lower()
     return any(some in message for some in words)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -50,7 +50,7 @@ from craft_server.engine.prompts import Array, Prompts
 from craft_server.engine.text import Moved, Pack, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, in_steps
 from craft_server.engine.towers import AnyTextTower, towers_of
-from craft_server.engine.worker import NotFinite, Overloaded, Task, Worker, WorkerDied
+from craft_server.engine.worker import NotFinite, Overloaded, Steps, Task, Worker, WorkerDied
 from craft_shared.wire import Context
 
 # A task should not keep others from their turn for long. More tokens at a time are not faster.
@@ -290,9 +290,7 @@ class Engine(HostedModel):
         name = _digest(tenant, *key, *classes)
         features = self.text_features.get(name)
         if features is None:
-            sequences = await self._read(in_steps(sequence, classes), tenant)
-            if moved is not None:
-                await self._read(self._contexts.draw(moved.context, tenant=tenant), tenant)
+            sequences = await self._read(self._prepare(sequence, classes, tenant, moved), tenant)
             prompts = 1 if moved is None else len(moved.codes)
             bound = self._tokens_per_task
             cut = list(self._tower.packs(sequences, prompts=prompts, max_tokens=bound))
@@ -309,6 +307,18 @@ class Engine(HostedModel):
                 features[pack.prompts.start : pack.prompts.stop, list(pack.classes)] = part
             self.text_features.put(name, features)
         return features
+
+    def _prepare(
+        self,
+        sequence: Callable[[str], Ids],
+        classes: Sequence[str],
+        tenant: str,
+        moved: _Codes | None,
+    ) -> Steps[list[Ids]]:
+        """Tokens of the texts; draws the projection of the codes."""
+        if moved is not None:
+            yield from self._contexts.draw(moved.context, tenant=tenant)
+        return (yield from in_steps(sequence, classes))
 
     # What follows runs in the worker's threads.
 

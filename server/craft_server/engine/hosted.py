@@ -34,7 +34,13 @@ from craft_server.decoding.pixels import ImageError, View
 from craft_server.decoding.process import THUMBNAIL, VIEW
 from craft_server.engine import hub
 from craft_server.engine import prompts as checks
-from craft_server.engine.models import DEFAULT_CONTEXT_LENGTH, EXTRA, POCKET, ModelLoadError
+from craft_server.engine.models import (
+    DEFAULT_CONTEXT_LENGTH,
+    EXTRA,
+    POCKET,
+    ModelLoadError,
+    first_line,
+)
 from craft_server.engine.prompts import Array, Prompts, text_identities
 from craft_server.engine.tokens import Tokenizer, UnreadableTokenizerError
 from craft_server.engine.worker import Overloaded, Steps, Worker
@@ -306,9 +312,9 @@ def tokenizer_of(name: str) -> SimpleTokenizer | HFTokenizer:
             **text.get("tokenizer_kwargs", {}),
         )
     except Exception as error:
-        why = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ModelLoadError(
-            f"the tokenizer of '{name}', of '{repository}', cannot be read ({why}): it needs "
+            f"the tokenizer of '{name}', of '{repository}', cannot be read "
+            f"({first_line(error)}): it needs "
             f"pip install 'craftbox[{EXTRA}]' and whole files in {folder}"
         ) from error
 

@@ -381,12 +381,13 @@ def _is_cached(repository_and_file: str) -> bool:
 
 def _download_failed(name: str, tag: str, error: Exception) -> ModelLoadError:
     return ModelLoadError(
-        f"the weights '{tag}' of '{name}' cannot be downloaded ({_first_line(error)}): "
+        f"the weights '{tag}' of '{name}' cannot be downloaded ({first_line(error)}): "
         "connect to the internet, or give --pretrained the path of a local checkpoint"
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 

@@ -24,6 +24,7 @@ from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 
+from craft_server.engine.precision import with_modules
 from craft_server.engine.text import Moved, Pack, UnsupportedTowerError
 from craft_server.engine.tokens import Ids
 
@@ -66,10 +67,8 @@ class PaddedTextTower:
         """The same tower in another precision, as a whole; itself for float32."""
         if dtype == torch.float32:
             return self
-        model = copy.copy(self._model)
-        model._modules = dict(model._modules) | {"visual": None}
         self._hook.remove()  # or else it would be copied, and this tower with it
-        cast = copy.deepcopy(model).to(dtype)
+        cast = copy.deepcopy(with_modules(self._model, visual=None)).to(dtype)
         self._hook = self._embedding.register_forward_hook(self._move)
         return PaddedTextTower(cast, self.context_length, self._padding)
 

@@ -7,15 +7,16 @@ the last bits of answers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Precision = Literal["auto", "fastest", "float32", "float16", "bfloat16"]
@@ -68,6 +69,13 @@ def cpu_units() -> frozenset[str]:
         return frozenset()
     flags = next((line for line in lines if line.startswith("flags")), "")
     return frozenset(flags.partition(":")[2].split())
+
+
+def with_modules(module: nn.Module, **others: nn.Module | None) -> Any:
+    """The module with others in the place of some of its own; both share all else."""
+    changed = copy.copy(module)
+    changed._modules = {**module._modules, **others}
+    return changed
 
 
 def probe_images(height: int, width: int) -> list[Tensor]:

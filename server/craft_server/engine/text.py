@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
+from craft_server.engine.precision import with_modules
 from craft_server.engine.tokens import Ids, shared_length
 
 FIRST_LAYER_CACHE_BYTES = 64 * 2**20
@@ -133,13 +134,11 @@ class TextTower:
         """
         if dtype == torch.float32:
             return self
-        tower = copy.copy(self._tower)
-        tower._modules = dict(tower._modules) | {"visual": None}
-        tower.transformer = copy.deepcopy(tower.transformer)
-        for layer in tower.transformer.modules():
+        transformer = copy.deepcopy(self._tower.transformer)
+        for layer in transformer.modules():
             if isinstance(layer, nn.Linear | nn.MultiheadAttention):
                 layer.to(dtype)
-        return TextTower(tower)
+        return TextTower(with_modules(self._tower, visual=None, transformer=transformer))
 
     @property
     def device(self) -> torch.device:

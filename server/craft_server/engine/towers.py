@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,7 +74,7 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int, tokenizer: T
     texts = _text_tower(model, tokenizer.padding)
     probe = _Probe(model, texts, tokenizer)
     vision = _single_precision(model, probe, cores)
-    reference = probe.reference(vision)
+    reference = cache(lambda: probe.reference(vision))  # nothing is read that is not compared
     if isinstance(vision, CompiledVision):
         del model.module.visual  # it takes as much memory again
     order = dtypes_to_try(precision, model.device)
@@ -82,13 +83,13 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int, tokenizer: T
         "images",
         vision,
         order,
-        lambda found: not checked or reference.agrees(images=probe.images(found)),
+        lambda found: not checked or reference().agrees(images=probe.images(found)),
     )
     of_texts, texts_in = _first(
         "texts",
         texts,
         order,
-        lambda found: not checked or reference.agrees(texts=probe.texts(found)),
+        lambda found: not checked or reference().agrees(texts=probe.texts(found)),
     )
     return Towers(
         of_images,
@@ -111,7 +112,7 @@ class _Probe:
             sequences, prompts=1, max_tokens=len(sequences) * model.context_length
         )
         self._texts = Moved(pack, None)
-        self._expected_texts = self.texts(texts)
+        self._exact_texts = texts
         self._logit_scale = model.logit_scale
 
     def images(self, tower: VisionTower) -> Tensor:
@@ -125,7 +126,7 @@ class _Probe:
 
     def reference(self, vision: VisionTower) -> Reference:
         """What single precision makes of the probes."""
-        return Reference(self.images(vision), self._expected_texts, self._logit_scale)
+        return Reference(self.images(vision), self.texts(self._exact_texts), self._logit_scale)
 
 
 def _single_precision(model: LoadedModel, probe: _Probe, cores: int) -> VisionTower:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from craft_server.engine.models import LoadedModel
-from craft_server.engine.precision import cpu_units, probe_images
+from craft_server.engine.precision import cpu_units, probe_images, with_modules
 from craft_server.engine.prompts import Array
 
 # A task's images: on a CPU few, so that what they become stays in its caches.
@@ -66,7 +66,10 @@ class EagerVision(VisionTower):
     def __init__(self, model: LoadedModel, dtype: torch.dtype = torch.float32) -> None:
         self._model, self._dtype = model, dtype
         # Attributes of modules that share no type.
-        self._module: Any = model.module if dtype == torch.float32 else _cast(model.module, dtype)
+        module: Any = model.module
+        if dtype != torch.float32:
+            module = with_modules(module, visual=copy.deepcopy(module.visual).to(dtype))
+        self._module = module
         self.images_per_task = EAGER_IMAGES[model.device.type]
 
     @torch.inference_mode()
@@ -111,14 +114,12 @@ class CompiledVision(VisionTower):
 
     def encode(self, images: Sequence[Tensor]) -> Array:
         """See `VisionTower`."""
-        pixels = [image.numpy() for image in images]
-        features = []
-        while pixels:
-            if self._run_batch is not None and len(pixels) >= BATCH:
-                some, pixels = pixels[:BATCH], pixels[BATCH:]
-                features.append(self._run_batch(np.stack(some)))
-            else:
-                features.append(self._run(pixels.pop(0)[None]))
+        pixels = np.stack([image.numpy() for image in images])
+        features, rest = [], 0
+        if self._run_batch is not None:
+            rest = len(pixels) - len(pixels) % BATCH
+            features += [self._run_batch(pixels[i : i + BATCH]) for i in range(0, rest, BATCH)]
+        features += [self._run(pixels[i : i + 1]) for i in range(rest, len(pixels))]
         return np.concatenate(features)
 
 
@@ -241,11 +242,3 @@ def _is_ours(folder: Path) -> bool:
     return all(
         one.st_uid == os.geteuid() and not one.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for one in of
     )
-
-
-def _cast(module: Any, dtype: torch.dtype) -> Any:
-    """The model with its vision tower in another precision; they share all else."""
-    cast = copy.copy(module)
-    cast._modules = dict(module._modules)
-    cast.visual = copy.deepcopy(module.visual).to(dtype)
-    return cast

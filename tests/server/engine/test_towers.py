@@ -117,7 +117,6 @@ def test_half_precision_that_is_too_far_off_is_refused_and_said(
     asked: Any,
 ) -> None:
     units("avx512_bf16")
-    monkeypatch.setattr(precision, "MOST_DEVIATION", 0.0)
     monkeypatch.setattr(
         Reference.agrees, "__kwdefaults__", {"images": None, "texts": None, "most": 0.0}
     )
