@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from e2e.conftest import Server
+from e2e.on_ray.programs import READY_SECONDS, running
 from e2e.test_failing_device import Failing
 from quickstart import free_port
 
 pytest.importorskip("ray")
-
-READY_SECONDS = 240
 
 
 @pytest.fixture(scope="module")
@@ -25,41 +20,15 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failing]:
     folder, port = tmp_path_factory.mktemp("ray"), free_port()
     flag = folder / "failure"
     flag.write_text("")
-    env = {
-        **os.environ,
-        "FAILURE": str(flag),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": "/tmp",
-        "RAY_worker_niceness": "0",  # by default 15: nothing beside other tests
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]]),
-        "CRAFT_DATA_DIR": str(folder / "data"),
-        "CRAFT_MODEL": "pocket",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "e2e.on_ray.failing_cluster", str(port)],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=Path(__file__).parents[2],
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line == b"ready\n":
-                break
-        else:
-            raise AssertionError((folder / "log").read_text()[-5000:])
+    with running(
+        "e2e.on_ray.failing_cluster",
+        port,
+        folder=folder,
+        FAILURE=flag,
+        CRAFT_DATA_DIR=folder / "data",
+        CRAFT_MODEL="pocket",
+    ) as (process, env):
         yield Failing(Server(f"http://127.0.0.1:{port}", folder, env, process), flag)
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
 
 
 @pytest.mark.timeout(READY_SECONDS + 120)

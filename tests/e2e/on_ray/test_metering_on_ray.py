@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from craft_server.database import Database
 from e2e.metering.caller import FULL, Caller
 from e2e.metering.conftest import Servers
 from e2e.metering.stub_server import KILL_POINTS
+from e2e.on_ray.programs import READY_SECONDS, running
 from quickstart import free_port
 from server.conftest import new_postgresql  # noqa: F401
 
@@ -31,7 +31,6 @@ CLIENTS, BUDGET = (64, 1000) if FULL else (32, 200)
 KILLS = 4 if FULL else 1
 POINTS = KILL_POINTS if FULL else ("after the work", "before the answer")
 LOAD_CLIENTS = 8
-READY_SECONDS = 240
 
 
 @dataclass(frozen=True)
@@ -61,43 +60,18 @@ def cluster(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
     folder, port, url = tmp_path_factory.mktemp("ray"), free_port(), new_postgresql()
-    env = {
-        **os.environ,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": "/tmp",
-        "RAY_worker_niceness": "0",  # by default 15: nothing beside other tests
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]]),
-        "CRAFT_DATABASE_URL": url,
-        "CRAFT_DATA_DIR": str(folder),
-        "CRAFT_LEASE_SECONDS": "0.5",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "e2e.on_ray.cluster", str(port), "2", "2", "0.02"],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=Path(__file__).parents[2],
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    database = Database.open(url, folder)
-    try:
-        for line in process.stdout:
-            if line == b"ready\n":
-                break
-        else:
-            raise AssertionError((folder / "log").read_text()[-5000:])
+    with (
+        running(
+            "e2e.on_ray.cluster",
+            *(port, 2, 2, 0.02),
+            folder=folder,
+            CRAFT_DATABASE_URL=url,
+            CRAFT_DATA_DIR=folder,
+            CRAFT_LEASE_SECONDS=0.5,
+        ),
+        closing(Database.open(url, folder)) as database,
+    ):
         yield Cluster(port, database)
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-            database.close()
 
 
 @pytest.mark.timeout(READY_SECONDS + 120)
