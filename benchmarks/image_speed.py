@@ -13,11 +13,9 @@ upload to the adapter.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,14 +26,13 @@ from typing import Any
 
 from adapter_serving import Pictures, adapter_of
 from craft_client.api import Client
-from few_shot_accuracy import BIN, free_port, wait_until_ready
+from few_shot_accuracy import BIN, command, free_port, wait_until_ready
 from options import save
 
 HERE = Path(__file__).parent.parent
 ROUNDS, WARM_UP = 3, 1
 IMAGES = 32
 PROMPTS, CLASSES = 32, 102
-SERVE = "from craft_server.cli import app; app()"
 
 
 @dataclass
@@ -69,18 +66,10 @@ def serving(checkout: Path, model: str, *options: str) -> Iterator[Server]:
         port = free_port()
         paths = [str(checkout / part) for part in ("server", "shared", "client")]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CRAFT_DATA_DIR": folder}
-        python = [sys.executable, "-c", SERVE]
-        made = subprocess.run(
-            [*python, "keys", "create", "--owner", "benchmark", "--json"],
-            env=env,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        key = json.loads(made.stdout)["key"]
+        key = command(env, "craft-server", "keys", "create", "--owner", "benchmark")["key"]
         log = stack.enter_context(Path(folder, "server.log").open("wb"))
         server = subprocess.Popen(
-            [*python, "serve", "--model", model, "--port", str(port), *options],
+            [BIN / "craft-server", "serve", "--model", model, "--port", str(port), *options],
             env=env,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -10,7 +10,6 @@ are written in bulk as `craft_server.ledger` would have written them. Prints a t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from craft_server.ledger import account, budgets, charges, keys, leases
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, TOTALS
 from craft_shared.units import UNITS, Units
+from options import print_ratios, save
 
 SMALL, LARGE = 1_000, 1_000_000
 CHUNK = 20_000
@@ -147,15 +147,8 @@ def main() -> None:
     results = compare("SQLite", (None, None), args.rounds)
     if args.postgresql:
         results += compare("PostgreSQL", tuple(args.postgresql), args.rounds)
-    print(f"| store | what | {SMALL:,} lines, ms | {LARGE:,} lines, ms | ratio |")
-    print("|---|---|---|---|---|")
-    for r in results:
-        print(
-            f"| {r['store']} | {r['what']} | {r['small_ms']:.2f} | {r['large_ms']:.2f} "
-            f"| {r['ratio']:.2f} |"
-        )
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    print_ratios(results, f"{SMALL:,} lines", f"{LARGE:,} lines")
+    save(results, args.json)
 
 
 if __name__ == "__main__":

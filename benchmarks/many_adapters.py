@@ -12,7 +12,6 @@ Prints a table and writes JSON. SQLite always, PostgreSQL where it answers.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -40,6 +39,7 @@ from craft_shared.head import Unrefined
 from craft_shared.units import UNITS
 from ledger_scale import POSTGRESQL, databases
 from metering_cost import MODEL, REVISION, serving
+from options import print_ratios, save
 
 SIZES = (100, 10_000)
 OWNER = "benchmark"  # as `metering_cost` names the owner of its key
@@ -243,15 +243,8 @@ def main() -> None:
     with databases(args.postgresql) as urls:
         if urls:
             results += compare("PostgreSQL", list(urls), args.rounds)
-    print("| store | what | 100, ms | 10,000, ms | ratio |")
-    print("|---|---|---|---|---|")
-    for r in results:
-        print(
-            f"| {r['store']} | {r['what']} | {r['small_ms']:.2f} | {r['large_ms']:.2f} "
-            f"| {r['ratio']:.2f} |"
-        )
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    print_ratios(results, "100", "10,000")
+    save(results, args.json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ def present(folders: list[Path]) -> list[Path]:
     for absent in [folder for folder in folders if not folder.is_dir()]:
         print(f"skipped: there is no folder {absent}", file=sys.stderr)
     return [folder for folder in folders if folder.is_dir()]
+
+
+def print_ratios(results: Sequence[Mapping[str, Any]], small: str, large: str) -> None:
+    """A Markdown table of what two sizes take."""
+    print(f"| store | what | {small}, ms | {large}, ms | ratio |")
+    print("|" + "---|" * 5)
+    for line in results:
+        print(
+            f"| {line['store']} | {line['what']} | {line['small_ms']:.2f} "
+            f"| {line['large_ms']:.2f} | {line['ratio']:.2f} |"
+        )
 
 
 def save(results: Any, file: Path | None) -> None:
