@@ -71,8 +71,8 @@ class Settings(BaseSettings):
         model: the model's name, `pocket` or one of open_clip's.
         pretrained: which weights of an open_clip model, or a checkpoint's path.
         device: where the model runs; `auto` takes a GPU where there is one.
-        precision: of the model's arithmetic; `auto` takes half precision where the device has units
-            for it and it agrees with float32, `fastest` wherever it has them.
+        precision: of the model's arithmetic; `auto` takes half precision where the device is faster
+            in it and it agrees with float32, `fastest` wherever it is faster.
         host: address to listen on.
         port: TCP port to listen on; 0 takes a free one.
         workers: processes that speak HTTP; with 2 or more, the model has a process of its own.

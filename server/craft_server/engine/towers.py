@@ -62,8 +62,8 @@ def towers_of(model: LoadedModel, precision: Precision, cores: int, tokenizer: T
 
     Args:
         model: whose they are.
-        precision: `auto` takes half precision where the device has units for it and it agrees,
-            `fastest` wherever it has them.
+        precision: `auto` takes half precision where the device is faster in it and it agrees,
+            `fastest` wherever it is faster.
         cores: how many tasks at a time may use the vision tower.
         tokenizer: the model's.
 

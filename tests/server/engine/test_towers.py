@@ -34,11 +34,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def units(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets the processor have these units and no others."""
+    """Lets the processor have these units and no others, and be faster in half precision or not."""
 
-    def have(*names: str) -> None:
+    def have(*names: str, faster: bool = True) -> None:
         for module in (precision, vision):
             monkeypatch.setattr(module, "cpu_units", lambda: frozenset(names))
+        monkeypatch.setattr(precision, "multiplies_faster", lambda dtype: faster)
 
     return have
 
@@ -76,6 +77,18 @@ def test_half_precision_is_tried_where_the_processor_has_units_for_it(
     units(*has)
     assert [str(dtype) for dtype in dtypes_to_try("auto", CPU)] == [f"torch.{one}" for one in order]
     assert dtypes_to_try("bfloat16", CPU) == [torch.bfloat16]
+
+
+def test_units_that_are_no_faster_are_left_alone(units: Callable[..., None]) -> None:
+    units("avx512_bf16", "avx512_fp16", faster=False)
+    for asked in ("auto", "fastest"):
+        assert dtypes_to_try(asked, CPU) == [torch.float32]
+
+
+def test_a_product_that_takes_as_long_is_not_called_faster() -> None:
+    assert not precision.multiplies_faster(torch.float32)
+    # Half as many of them fit a register, on every processor.
+    assert not precision.multiplies_faster(torch.float64)
 
 
 def reference(scale: float = 20.0) -> Reference:
