@@ -340,6 +340,68 @@ def test_a_teams_budget_bounds_its_keys(craft_server: Any) -> None:
     assert (of_key["of"], of_key["limit"]) == ("team", 10)
 
 
+def test_a_key_is_changed_in_what_options_name(craft_server: Any, store_url: str) -> None:
+    prefix = create(
+        craft_server, "--team", "vision", "--requests-per-minute", "60", "--expires-in", "1d"
+    )["prefix"]
+    done = craft_server(
+        *("keys", "set", prefix, "--name", "phones", "--concurrency", 4, "--level", "label"),
+        *("--requests-per-minute", 0, "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    card = json.loads(done.stdout)
+    assert (card["name"], card["team"], card["concurrency"]) == ("phones", "vision", 4)
+    assert card["requests_per_minute"] is None
+    assert card["expires_at"] is not None
+    policy = json.loads(craft_server("keys", "policy", prefix, "--json").stdout)["policies"]
+    assert policy[0]["output"]["level"] == "label"
+    craft_server("keys", "set", prefix, "--team", "", "--expires-in", "never")
+    (card,) = json.loads(craft_server("keys", "list", "--json").stdout)
+    assert (card["team"], card["expires_at"], card["name"]) == (None, None, "phones")
+
+    check_usage(craft_server("keys", "set", prefix), "name what is to change")
+    craft_server("keys", "revoke", prefix)
+    check_error(craft_server("keys", "set", prefix, "--name", "x"), "is revoked")
+
+
+def test_a_window_is_given_with_the_key_and_its_budget_is_listed(craft_server: Any) -> None:
+    prefix = create(craft_server, "--queries", "800", "--window", "day")["prefix"]
+    (budget,) = json.loads(craft_server("budgets", "show", prefix, "--json").stdout)
+    assert (budget["limit"], budget["window"]) == (800, "day")
+    shown = craft_server("keys", "list").stdout
+    assert prefix in shown
+    assert "0 of 800 queries a day" in shown
+
+
+def test_teams_are_listed_with_their_living_keys(craft_server: Any) -> None:
+    kept = create(craft_server, "--team", "vision")["prefix"]
+    gone = create(craft_server, "--team", "vision")["prefix"]
+    craft_server("keys", "revoke", gone)
+    craft_server("budgets", "set", "--team", "vision", "--unit", "images", "--limit", 10)
+    found = json.loads(craft_server("teams", "list", "--json").stdout)
+    assert found == [{"name": "vision", "keys": [kept]}]
+    (budget,) = json.loads(craft_server("teams", "show", "vision", "--json").stdout)
+    assert budget["limit"] == 10
+
+
+def test_a_budget_is_removed_unless_a_call_that_runs_holds_some_of_it(
+    craft_server: Any,
+) -> None:
+    made = create(craft_server, "--queries", "800")
+    remove = ("budgets", "remove", made["prefix"], "--unit", "queries")
+    with writing(None, None) as connection:
+        caller = authenticate(connection, made["key"], now_ms())
+        assert caller is not None
+        leases.renew(connection, "server", now_ms() + 60_000)
+        work = Work("predictions", "pocket", "r", Units(queries=5))
+        reserved = reserve(connection, caller, work, holder="server", at=now_ms())
+    check_error(craft_server(*remove), "calls that run now hold 5")
+    with writing(None, None) as connection:
+        settle(connection, reserved, now_ms())
+    assert json.loads(craft_server(*remove, "--json").stdout) == []
+    check_error(craft_server(*remove), "there is no budget on queries")
+
+
 def test_a_limit_below_what_is_spent_is_an_error(
     craft_server: Any, store_url: str, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from craft_server.cli import budgets, keys, ledger, plan, serve, setup
+from craft_server.cli import apply, budgets, keys, ledger, plan, serve, setup
 from craft_server.cli.output import print_lines, speak
 
 WELCOME = """\
@@ -77,10 +77,12 @@ _SETUP = "Settings and deployment"
 
 app.add_typer(serve.app)
 app.add_typer(plan.app)
+app.add_typer(apply.app)
 app.add_typer(setup.deploy, name="deploy", rich_help_panel=_SETUP)
 app.add_typer(setup.config, name="config", rich_help_panel=_SETUP)
 app.add_typer(keys.app, name="keys", rich_help_panel=_LEDGER)
 app.add_typer(budgets.app, name="budgets", rich_help_panel=_LEDGER)
+app.add_typer(budgets.teams, name="teams", rich_help_panel=_LEDGER)
 app.add_typer(ledger.prices, name="prices", rich_help_panel=_LEDGER)
 app.add_typer(ledger.usage, name="usage", rich_help_panel=_LEDGER)
 app.add_typer(ledger.backups, name="ledger", rich_help_panel=_LEDGER)

@@ -1,4 +1,4 @@
-"""`craft-server budgets`: show, set and top up what bounds keys and teams."""
+"""`craft-server budgets` and `teams`: what bounds keys and teams, shown, set and removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from craft_shared.wire import Budget
 
 app = typer.Typer(
-    help="Show, set and top up keys' and teams' budgets.",
+    help="Show, set, top up and remove keys' and teams' budgets.",
     no_args_is_help=True,
     epilog=examples("craft-server budgets show abcd1234"),
 )
@@ -117,6 +117,33 @@ def top_up(
     _print(budgets, json_output)
 
 
+@app.command(
+    epilog=examples(
+        "craft-server budgets remove abcd1234 --unit queries",
+        "craft-server budgets remove --team vision --unit cost_micros --window month",
+    )
+)
+def remove(
+    unit: Annotated[Measure, typer.Option(help="What is not to be bounded any more.")],
+    prefix: options.AnyPrefix = None,
+    team: options.Team = None,
+    window: options.BudgetWindow = "lifetime",
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Remove a budget, which calls that run must not hold any of."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration
+
+    at = now_ms()
+    with writing(data_dir, database_url) as connection:
+        holder = _holder(connection, prefix, team)
+        administration.remove_budget(connection, holder, unit, window, at)
+        budgets = administration.show_budgets(connection, holder, at)
+    _print(budgets, json_output)
+
+
 def _holder(
     connection: sa.Connection, prefix: str | None, team: str | None
 ) -> administration.Holder:
@@ -127,6 +154,44 @@ def _holder(
     if team is not None:
         return administration.team_holder(connection, team)
     return administration.key_holder(connection, prefix or "")
+
+
+teams = typer.Typer(
+    help="List teams, and show what bounds them.",
+    no_args_is_help=True,
+    epilog=examples("craft-server teams list"),
+)
+
+
+@teams.command("list", epilog=examples("craft-server teams list", "craft-server teams list --json"))
+def list_teams(
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """List all teams, with their keys that are not revoked."""
+    from craft_server.ledger import keys
+
+    with reading(data_dir, database_url) as connection:
+        found: dict[str, list[str]] = {team: [] for team in keys.list_teams(connection)}
+        for entry in keys.list_keys(connection):
+            if entry.team is not None and entry.revoked_at is None:
+                found[entry.team].append(entry.prefixes[0])
+    if json_output:
+        print_json([{"name": team, "keys": prefixes} for team, prefixes in found.items()])
+        return
+    print_table(["team", "keys"], [[team, "\n".join(prefixes)] for team, prefixes in found.items()])
+
+
+@teams.command("show", epilog=examples("craft-server teams show vision"))
+def show_team(
+    name: Annotated[str, typer.Argument(help="The team's name.")],
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Show the budgets of a team; as `budgets show --team`."""
+    show(team=name, json_output=json_output, data_dir=data_dir, database_url=database_url)
 
 
 def _print(budgets: list[Budget], json_output: bool) -> None:

@@ -1,8 +1,7 @@
-"""`craft-server keys`: make, list, rotate and revoke API keys."""
+"""`craft-server keys`: make, list, change, rotate and revoke API keys."""
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,10 @@ from craft_server.cli.output import fail, misuse, note, print_json, print_lines,
 from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
 
 if TYPE_CHECKING:
-    from craft_shared.wire import KeyPolicy
+    from craft_shared.wire import Budget, KeyCard, KeyPolicy
 
 app = typer.Typer(
-    help="Make, list, rotate and revoke API keys.",
+    help="Make, list, change, rotate and revoke API keys.",
     no_args_is_help=True,
     epilog=examples("craft-server keys create --owner me --queries 8000"),
 )
@@ -29,13 +28,20 @@ _rates = partial(typer.Option, rich_help_panel="Rates")
 _shown = partial(typer.Option, rich_help_panel="What answers show")
 
 
-def _rate(what: str) -> Any:
-    return _rates(min=1, max=MAX_AMOUNT, show_default=False, help=what)
+def _rate(what: str, *, least: int = 1, also: str = "") -> Any:
+    return _rates(min=least, max=MAX_AMOUNT, show_default=False, help=f"{what}{also}.")
 
 
-PerMinute = Annotated[int | None, _rate("Charged calls in any minute.")]
-PredictionsPerMinute = Annotated[int | None, _rate("Predictions in any minute.")]
-Concurrency = Annotated[int | None, _rate("Charged calls at the same time.")]
+_PER_MINUTE = "Charged calls in any minute"
+_PREDICTIONS = "Predictions in any minute"
+_CONCURRENCY = "Charged calls at the same time"
+PerMinute = Annotated[int | None, _rate(_PER_MINUTE)]
+PredictionsPerMinute = Annotated[int | None, _rate(_PREDICTIONS)]
+Concurrency = Annotated[int | None, _rate(_CONCURRENCY)]
+_new_rate = partial(_rate, least=0, also="; 0 lifts the bound")
+NewPerMinute = Annotated[int | None, _new_rate(_PER_MINUTE)]
+NewPredictionsPerMinute = Annotated[int | None, _new_rate(_PREDICTIONS)]
+NewConcurrency = Annotated[int | None, _new_rate(_CONCURRENCY)]
 Level = Annotated[
     Literal["label", "top_k", "probs", "log_probs"] | None,
     _shown(show_default="log_probs", help="The most that answers show."),
@@ -87,6 +93,7 @@ def create(
     texts: options.Texts = None,
     requests: options.Requests = None,
     cost_micros: options.CostMicros = None,
+    window: options.BudgetWindow = "lifetime",
     level: Level = None,
     k: K = None,
     decimals: Decimals = None,
@@ -104,9 +111,10 @@ def create(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Make a key and print it, this once. Units without a (lifetime) budget are not bounded."""
+    """Make a key and print it, this once. Units without a budget are not bounded."""
     from craft_server.clock import now_ms
     from craft_server.ledger import administration
+    from craft_server.ledger.provisioning import write_secret
     from craft_shared.wire import KeyCreate
 
     if key_file is not None and key_file.exists():
@@ -117,10 +125,6 @@ def create(
         return
     limits = amounts_of(queries, predictions, images, texts, requests, cost_micros)
     at = now_ms()
-    expires_at = None
-    if expires_in is not None:
-        end = at + duration_ms(expires_in, "--expires-in")
-        expires_at = datetime.fromtimestamp(end / 1000, UTC)
     if not owner.strip():
         misuse("--owner: write a name")
     wanted = checked(
@@ -129,17 +133,24 @@ def create(
         name=name,
         team=team,
         **({"scopes": scope} if scope else {}),
-        expires_at=expires_at,
+        expires_at=None if expires_in is None else _end(expires_in, at),
         requests_per_minute=requests_per_minute,
         predictions_per_minute=predictions_per_minute,
         concurrency=concurrency,
-        budgets=[{"unit": unit, "limit": limit} for unit, limit in limits.items()],
+        budgets=[
+            {"unit": unit, "window": window, "limit": limit} for unit, limit in limits.items()
+        ],
         policies=_policies(level, k, decimals, noise, prompts_per_image_set),
     )
     with writing(data_dir, database_url) as connection:
         made = administration.create(connection, wanted, at)
-        if key_file is not None and made.key is not None:
-            _write_key(key_file, made.key)
+        if key_file is not None:
+            try:
+                write_secret(key_file, str(made.key))
+            except OSError as error:
+                fail(
+                    f"--key-file: '{key_file}' cannot be written: {error.strerror}; no key was made"
+                )
     card = {**made.card.model_dump(), "budgets": limits}
     if key_file is not None:
         if json_output:
@@ -153,15 +164,6 @@ def create(
     bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
     note(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
     print_lines([str(made.key)])
-
-
-def _write_key(file: Path, key: str) -> None:
-    """Writes the key, or fails before the transaction that makes it has ended."""
-    try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "w") as stream:
-            stream.write(key)
-    except OSError as error:
-        fail(f"--key-file: '{file}' cannot be written: {error.strerror}; no key was made")
 
 
 @app.command(
@@ -225,30 +227,139 @@ def _policies(
     return [checked(KeyPolicy, model=model, output=output, prompts_per_image_set=limit)]
 
 
+@app.command(
+    "set",
+    epilog=examples(
+        "craft-server keys set abcd1234 --requests-per-minute 60 --expires-in 90d",
+        "craft-server keys set abcd1234 --team vision --name phones --level top_k --k 5",
+        "craft-server keys set abcd1234 --concurrency 0 --expires-in never",
+    ),
+)
+def set_(
+    prefix: options.Prefix,
+    name: Annotated[
+        str | None, typer.Option(show_default=False, help="What the key is for.")
+    ] = None,
+    team: Annotated[
+        str | None,
+        typer.Option(help="Team whose budgets bound the key too; '' takes it out of its team."),
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="predict, publish or admin; repeatable.",
+            autocompletion=lambda: ["predict", "publish", "admin"],
+        ),
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="From when on it is useless, such as 30d, or never.")
+    ] = None,
+    requests_per_minute: NewPerMinute = None,
+    predictions_per_minute: NewPredictionsPerMinute = None,
+    concurrency: NewConcurrency = None,
+    level: Level = None,
+    k: K = None,
+    decimals: Decimals = None,
+    noise: Noise = None,
+    prompts_per_image_set: PromptLimit = None,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Change a key from its next call on; what no option names stays as it is."""
+    from craft_server.clock import now_ms
+    from craft_server.ledger import administration, keys
+    from craft_server.policy import policies, with_policy
+    from craft_shared.wire import KeyCreate
+
+    at = now_ms()
+    rates = {
+        "requests_per_minute": requests_per_minute,
+        "predictions_per_minute": predictions_per_minute,
+        "concurrency": concurrency,
+    }
+    given: dict[str, Any] = {rate: most or None for rate, most in rates.items() if most is not None}
+    if name is not None:
+        given["name"] = name
+    if team is not None:
+        given["team"] = team or None
+    if scope is not None:
+        given["scopes"] = scope
+    if expires_in is not None:
+        given["expires_at"] = None if expires_in == "never" else _end(expires_in, at)
+    shown = _policies(level, k, decimals, noise, prompts_per_image_set)
+    if not (given or shown):
+        misuse("name what is to change, such as --requests-per-minute 60")
+    with writing(data_dir, database_url) as connection:
+        entry = keys.find_key(connection, prefix)
+        given["policies"] = policies(with_policy(entry.policies, shown))
+        now = administration.as_wanted(connection, entry, at)
+        valid = checked(KeyCreate, owner="any", **given)
+        wanted = now.model_copy(update={field: getattr(valid, field) for field in given})
+        administration.change(connection, prefix, wanted, at)
+        card = keys.as_card(keys.find_key(connection, prefix))
+    if json_output:
+        print_json(card.model_dump())
+    else:
+        note(f"Key {prefix} of {card.owner} is changed.")
+
+
+def _end(duration: str, at: int) -> datetime:
+    return datetime.fromtimestamp((at + duration_ms(duration, "--expires-in")) / 1000, UTC)
+
+
 @app.command("list", epilog=examples("craft-server keys list", "craft-server keys list --json"))
 def list_(
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """List all keys, without their secrets."""
+    """List all keys, with their rates and own budgets, without their secrets."""
+    from craft_server.clock import now_ms
     from craft_server.ledger import keys
+    from craft_server.ledger.budgets import budgets_of_keys
 
     with reading(data_dir, database_url) as connection:
         cards = [keys.as_card(entry) for entry in keys.list_keys(connection)]
+        of_keys = budgets_of_keys(connection, now_ms())
     if json_output:
-        print_json([card.model_dump() for card in cards])
+        print_json(
+            [
+                {**card.model_dump(), "budgets": [b.model_dump() for b in of_keys.get(card.id, [])]}
+                for card in cards
+            ]
+        )
         return
     print_table(
-        ["prefixes", "owner", "name", "team", "scopes", "created", "expires", "revoked"],
+        ["prefixes", "owner", "name", "team", "budgets", "rates", "scopes", "created", "ends"],
         [
             [
-                *(" ".join(card.prefixes), card.owner, card.name, card.team),
-                *(" ".join(card.scopes), card.created_at, card.expires_at, card.revoked_at),
+                *("\n".join(card.prefixes), card.owner, card.name, card.team),
+                "\n".join(map(_budget_words, of_keys.get(card.id, []))),
+                _rate_words(card),
+                " ".join(card.scopes),
+                card.created_at[:10],
+                f"revoked {card.revoked_at[:10]}"
+                if card.revoked_at
+                else (card.expires_at or "")[:10],
             ]
             for card in cards
         ],
     )
+
+
+def _budget_words(budget: Budget) -> str:
+    window = "" if budget.window == "lifetime" else f" a {budget.window}"
+    return f"{budget.spent:,} of {budget.limit:,} {budget.unit}{window}"
+
+
+def _rate_words(card: KeyCard) -> str:
+    rates = (
+        (card.requests_per_minute, "requests a minute"),
+        (card.predictions_per_minute, "predictions a minute"),
+        (card.concurrency, "at a time"),
+    )
+    return "\n".join(f"{most:,} {words}" for most, words in rates if most is not None)
 
 
 @app.command(

@@ -68,8 +68,14 @@ def writing(data_dir: Path | None, database_url: str | None) -> Iterator[sa.Conn
 @contextmanager
 def _refusals() -> Iterator[None]:
     from craft_server.database import Unavailable
-    from craft_server.ledger.budgets import LimitBelowUse, LimitTooLarge, NoSuchBudget
+    from craft_server.ledger.budgets import (
+        BudgetInUse,
+        LimitBelowUse,
+        LimitTooLarge,
+        NoSuchBudget,
+    )
     from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
+    from craft_server.ledger.provisioning import CannotProvision
 
     try:
         yield
@@ -82,11 +88,8 @@ def _refusals() -> Iterator[None]:
     except RevokedKey as error:
         fail(f"key {error.args[0]} is revoked; make a new one with 'craft-server keys create'")
     except NoSuchBudget as error:
-        fail(
-            f"there is no budget on {error.unit} ({error.window}): it is not bounded, so that "
-            "there is nothing to add to"
-        )
-    except LimitTooLarge as error:
+        fail(f"there is no budget on {error.unit} ({error.window}): it is not bounded")
+    except (BudgetInUse, CannotProvision, LimitTooLarge) as error:
         fail(str(error))
     except LimitBelowUse as error:
         fail(

@@ -1,4 +1,4 @@
-"""What an operator asks for, on the command line or over the API, each in one transaction.
+"""What an operator asks for: on the command line, in a file or over the API; each one transaction.
 
 It puts `keys` and `budgets` together and speaks the wire's messages.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from craft_server.clock import epoch_ms
 from craft_server.ledger import budgets, keys
 from craft_server.policy import policies, with_policy
+from craft_shared.amounts import Measure, Window
 from craft_shared.wire import (
     Budget,
     BudgetLimit,
@@ -52,24 +55,67 @@ def team_holder(connection: sa.Connection, name: str) -> Holder:
     return Holder(team_id=keys.find_team(connection, name))
 
 
+def make_team(connection: sa.Connection, name: str, at: int) -> None:
+    """Makes a team, unless there is one of that name."""
+    keys.team_id_of(connection, name, at)
+
+
 def create(connection: sa.Connection, wanted: KeyCreate, at: int) -> KeySecret:
     """Makes a key with its budgets; its secret is shown this once."""
-    secret = keys.create_key(
-        connection,
-        owner=wanted.owner,
-        name=wanted.name,
-        team=wanted.team,
-        scopes=wanted.scopes,
-        rates=keys.Rates(
-            wanted.requests_per_minute, wanted.predictions_per_minute, wanted.concurrency
-        ),
-        policies=with_policy(None, wanted.policies) if wanted.policies else None,
-        expires_at=None if wanted.expires_at is None else epoch_ms(wanted.expires_at),
-        at=at,
-    )
+    secret = keys.create_key(connection, owner=wanted.owner, **_attributes(wanted), at=at)
     holder = key_holder(connection, keys.prefix_of(secret))
     set_budgets(connection, holder, wanted.budgets, at)
     return _shown(connection, secret)
+
+
+def as_wanted(connection: sa.Connection, entry: keys.KeyEntry, at: int) -> KeyCreate:
+    """A key as it is now: what would make another one like it."""
+    end = entry.expires_at
+    own = budgets.list_budgets(connection, entry.key_id, None, at)
+    # Names that were made before some were refused stay.
+    return KeyCreate.model_construct(
+        owner=entry.owner,
+        name=entry.name,
+        team=entry.team,
+        scopes=list(entry.scopes),
+        expires_at=None if end is None else datetime.fromtimestamp(end / 1000, UTC),
+        requests_per_minute=entry.rates.requests_per_minute,
+        predictions_per_minute=entry.rates.predictions_per_minute,
+        concurrency=entry.rates.concurrency,
+        budgets=[limit_of(budget) for budget in own],
+        policies=policies(entry.policies),
+    )
+
+
+def limit_of(budget: Budget) -> BudgetLimit:
+    """What a budget is to be, whatever of it is spent."""
+    return BudgetLimit(unit=budget.unit, window=budget.window, limit=budget.limit)
+
+
+def change(connection: sa.Connection, prefix: str, wanted: KeyCreate, at: int) -> None:
+    """Makes a key be as it is wanted, but for its owner, its secrets and its budgets.
+
+    Raises:
+        UnknownKey: there is none.
+        RevokedKey: it was revoked.
+    """
+    entry = keys.find_key(connection, prefix)
+    if entry.revoked_at is not None:
+        raise keys.RevokedKey(prefix)
+    keys.change_key(connection, entry.key_id, **_attributes(wanted), at=at)
+
+
+def _attributes(wanted: KeyCreate) -> dict[str, Any]:
+    return {
+        "name": wanted.name,
+        "team": wanted.team,
+        "scopes": wanted.scopes,
+        "rates": keys.Rates(
+            wanted.requests_per_minute, wanted.predictions_per_minute, wanted.concurrency
+        ),
+        "policies": with_policy(None, wanted.policies) if wanted.policies else None,
+        "expires_at": None if wanted.expires_at is None else epoch_ms(wanted.expires_at),
+    }
 
 
 def rotate(connection: sa.Connection, prefix: str, *, overlap_ms: int, at: int) -> KeySecret:
@@ -116,6 +162,20 @@ def set_budgets(
         budgets.set_budget(
             connection, key_id=holder.key_id, team_id=holder.team_id, at=at, **budget
         )
+
+
+def remove_budget(
+    connection: sa.Connection, holder: Holder, unit: Measure, window: Window, at: int
+) -> None:
+    """Removes one budget.
+
+    Raises:
+        NoSuchBudget: there is none.
+        BudgetInUse: calls that run hold some of it.
+    """
+    budgets.remove_budget(
+        connection, key_id=holder.key_id, team_id=holder.team_id, unit=unit, window=window, at=at
+    )
 
 
 def top_up(connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetTopUp]) -> None:

@@ -37,6 +37,16 @@ class LimitBelowUse(Exception):  # noqa: N818 - reads as what it is where it is 
         self.used = used
 
 
+class BudgetInUse(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """Calls that run hold some of the budget; says so in words."""
+
+    def __init__(self, unit: Measure, window: Window, reserved: int) -> None:
+        super().__init__(
+            f"calls that run now hold {reserved} of the budget on {unit} ({window}); remove it "
+            "when they have ended"
+        )
+
+
 class LimitTooLarge(Exception):  # noqa: N818 - reads as what it is where it is caught
     """A limit would grow past what every reader of it holds exactly; says so in words."""
 
@@ -52,6 +62,14 @@ def list_budgets(
     bounding = sa.or_(*(column == holder for column, holder in holders if holder is not None))
     rows = connection.execute(sa.select(BUDGETS).where(bounding))
     return in_order([as_budget(row, at) for row in rows])
+
+
+def budgets_of_keys(connection: sa.Connection, at: int) -> dict[int, list[Budget]]:
+    """The own budgets of all keys that have some, by the keys' ids."""
+    found: dict[int, list[Budget]] = {}
+    for row in connection.execute(sa.select(BUDGETS).where(BUDGETS.c.key_id.is_not(None))):
+        found.setdefault(row.key_id, []).append(as_budget(row, at))
+    return {key_id: in_order(of_key) for key_id, of_key in found.items()}
 
 
 def in_order(budgets: Sequence[Budget]) -> list[Budget]:
@@ -140,6 +158,30 @@ def set_budget(
     if changed.rowcount == 0:
         row = connection.execute(sa.select(BUDGETS).where(this_one)).one()
         raise LimitBelowUse(unit, window, row.spent + row.reserved)
+
+
+def remove_budget(
+    connection: sa.Connection,
+    *,
+    key_id: int | None = None,
+    team_id: int | None = None,
+    unit: Measure,
+    window: Window,
+    at: int,
+) -> None:
+    """Removes a budget: the unit is not bounded by it any more.
+
+    Raises:
+        NoSuchBudget: there is none.
+        BudgetInUse: calls that run hold some of it, and will give back or spend it.
+    """
+    this_one = _this_one(key_id, team_id, unit, window)
+    nothing_held = sa.or_(
+        BUDGETS.c.reserved == 0, BUDGETS.c.window_start < window_start(window, at)
+    )
+    if connection.execute(sa.delete(BUDGETS).where(this_one, nothing_held)).rowcount == 0:
+        row = connection.execute(sa.select(BUDGETS).where(this_one)).first()
+        raise NoSuchBudget(unit, window) if row is None else BudgetInUse(unit, window, row.reserved)
 
 
 def top_up(

@@ -464,6 +464,9 @@ def _costs(taken: Sequence[_Taken], left: dict[int, Budget]) -> list[Cost]:
     for one in reversed(taken):
         shown = dict(one.budgets)
         for hold in one.holds:
+            if hold.budget not in left:  # removed since it was looked at
+                shown.pop(hold.budget)
+                continue
             # What is left does not change when the reservation becomes spending.
             before = _after(left[hold.budget], -hold.amount, "reserved")
             shown[hold.budget] = _after(before, hold.amount, "spent")

@@ -136,25 +136,59 @@ def create_key(
     at: int,
 ) -> str:
     """Makes a key and returns its secret, this once. It has no budget yet: nothing is bounded."""
+    attributes = _attributes(connection, name, team, scopes, rates, policies, expires_at, at)
     key_id = connection.execute(
         sa.insert(API_KEYS)
-        .values(
-            owner=owner,
-            name=name,
-            team_id=None if team is None else team_id_of(connection, team, at),
-            scopes=" ".join(scope for scope in SCOPES if scope in scopes),
-            requests_per_minute=rates.requests_per_minute,
-            predictions_per_minute=rates.predictions_per_minute,
-            concurrency=rates.concurrency,
-            policies=policies,
-            created_at=at,
-            expires_at=expires_at,
-        )
+        .values(owner=owner, created_at=at, **attributes)
         .returning(API_KEYS.c.id)
     ).scalar_one()
     nothing = dict.fromkeys(("lines", *MEASURES), 0)
     connection.execute(sa.insert(TOTALS).values(key_id=key_id, **nothing))
     return _new_secret(connection, key_id, at)
+
+
+def change_key(
+    connection: sa.Connection,
+    key_id: int,
+    *,
+    name: str,
+    team: str | None,
+    scopes: Sequence[Scope],
+    rates: Rates,
+    policies: str | None,
+    expires_at: int | None,
+    at: int,
+) -> None:
+    """Changes all of a key but its owner, its secrets and its budgets, from its next call on."""
+    attributes = _attributes(connection, name, team, scopes, rates, policies, expires_at, at)
+    connection.execute(sa.update(API_KEYS).where(API_KEYS.c.id == key_id).values(attributes))
+
+
+def _attributes(
+    connection: sa.Connection,
+    name: str,
+    team: str | None,
+    scopes: Sequence[Scope],
+    rates: Rates,
+    policies: str | None,
+    expires_at: int | None,
+    at: int,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "team_id": None if team is None else team_id_of(connection, team, at),
+        "scopes": " ".join(scope for scope in SCOPES if scope in scopes),
+        "requests_per_minute": rates.requests_per_minute,
+        "predictions_per_minute": rates.predictions_per_minute,
+        "concurrency": rates.concurrency,
+        "policies": policies,
+        "expires_at": expires_at,
+    }
+
+
+def list_teams(connection: sa.Connection) -> list[str]:
+    """The names of all teams, in alphabetical order."""
+    return list(connection.execute(sa.select(TEAMS.c.name).order_by(TEAMS.c.name)).scalars())
 
 
 def team_id_of(connection: sa.Connection, name: str, at: int) -> int:

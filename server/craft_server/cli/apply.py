@@ -1,0 +1,76 @@
+"""`craft-server apply`: teams, keys, budgets, policies and prices from a file."""
+
+from __future__ import annotations
+
+import tomllib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from craft_server.cli import options
+from craft_server.cli.ledger import reading, writing
+from craft_server.cli.options import examples
+from craft_server.cli.output import fail, misuse, note, print_json, print_lines
+
+if TYPE_CHECKING:
+    from craft_server.ledger.provisioning import Wanted
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "craft-server apply provider.toml --dry-run", "craft-server apply provider.toml"
+    ),
+    rich_help_panel="Keys and the ledger",
+)
+def apply(
+    file: Annotated[Path, typer.Argument(help="TOML file: teams, keys and prices.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Make teams, keys, budgets, policies and prices be as a file says, all or nothing.
+
+    What the file does not name stays as it is.
+    """
+    from craft_server.clock import now_ms
+    from craft_server.ledger import provisioning
+
+    wanted, at = _read(file), now_ms()
+    with ExitStack() as on_failure:
+        opened = reading if dry_run else writing
+        with opened(data_dir, database_url) as connection:
+            steps = provisioning.steps(connection, wanted, file.parent, at)
+            if not dry_run:
+                provisioning.take(connection, steps, on_failure)
+        on_failure.pop_all()
+    if json_output:
+        print_json({"steps": [step.what for step in steps], "applied": not dry_run})
+        return
+    print_lines(step.what for step in steps)
+    if not steps:
+        note("Everything is as the file says.")
+    elif dry_run:
+        note("Nothing was done: --dry-run.")
+
+
+def _read(file: Path) -> Wanted:
+    from pydantic import ValidationError
+
+    from craft_server.ledger.provisioning import Wanted
+    from craft_shared.problems import first_error
+
+    try:
+        return Wanted.model_validate(tomllib.loads(file.read_text("utf-8")))
+    except OSError as error:
+        fail(f"'{file}' cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        misuse(f"'{file}' is no text in UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        misuse(f"'{file}' is no TOML: {error}")
+    except ValidationError as error:
+        misuse(f"'{file}': {first_error(error)}")
