@@ -482,6 +482,49 @@ def test_usage_is_exported_line_by_line(craft_server: Any, store_url: str, tmp_p
     ] == rows
 
 
+def test_usage_is_summed_by_what_is_named(craft_server: Any) -> None:
+    made = {
+        name: create(craft_server, "--name", name, *options)
+        for name, options in {
+            "one": ("--team", "vision"),
+            "two": ("--team", "vision"),
+            "apart": (),
+        }.items()
+    }
+    craft_server("prices", "set", "pocket", "--queries", 100)
+    november, december = 1_793_491_200_000, 1_796_083_200_000  # 2026-11-01 and -12-01
+    charged = [("one", november, 3), ("one", december, 4), ("two", november, 5)]
+    with writing(None, None) as connection:
+        leases.renew(connection, "server", december + 60_000)
+        for name, at, queries in [*charged, ("apart", november, 7)]:
+            caller = authenticate(connection, made[name]["key"], now_ms())
+            assert caller is not None
+            work = Work("predictions", "pocket", "r", Units(queries=queries))
+            settle(connection, reserve(connection, caller, work, holder="server", at=at), at)
+
+    def sums(*options: str) -> list[tuple[Any, ...]]:
+        done = craft_server("usage", "sum", *options, "--format", "json")
+        assert done.exit_code == 0, done.output
+        return [
+            (*list(line.values())[: options.count("--by")], line["queries"], line["cost_micros"])
+            for line in json.loads(done.stdout)
+        ]
+
+    assert sums("--by", "team") == [("", 7, 700), ("vision", 12, 1200)]
+    assert sums("--by", "team", "--by", "month", "--team", "vision") == [
+        ("vision", "2026-11", 8, 800),
+        ("vision", "2026-12", 4, 400),
+    ]
+    assert sums("--by", "key", "--key", made["two"]["prefix"]) == [(made["two"]["prefix"], 5, 500)]
+    assert sums("--by", "model", "--since", "2026-12-01T00:00:00Z") == [("pocket", 4, 400)]
+    csv_text = craft_server("usage", "sum", "--by", "team", "--format", "csv").stdout
+    assert [row["queries"] for row in csv.DictReader(io.StringIO(csv_text))] == ["7", "12"]
+    assert "0.0012" in craft_server("usage", "sum", "--by", "team").stdout
+    exported = craft_server("usage", "export", "--team", "vision").stdout
+    assert [row["queries"] for row in csv.DictReader(io.StringIO(exported))] == ["3", "4", "5"]
+    check_error(craft_server("usage", "sum", "--by", "team", "--team", "none"), "no team none")
+
+
 def test_usage_is_exported_of_one_key_and_period(
     craft_server: Any, store_url: str, tmp_path: Path
 ) -> None:

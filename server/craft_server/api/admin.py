@@ -220,9 +220,9 @@ async def export_usage(
 ) -> StreamingResponse:
     """All lines of the ledger, streamed."""
     selection = exports.Selection(
-        key,
-        None if since is None else epoch_ms(since),
-        None if until is None else epoch_ms(until),
+        prefix=key,
+        since=None if since is None else epoch_ms(since),
+        until=None if until is None else epoch_ms(until),
     )
     first = await services.database.read(exports.page, selection)
     return StreamingResponse(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,12 +25,14 @@ from craft_server.cli.options import (
     settings_of,
 )
 from craft_server.cli.output import fail, misuse, note, print_json, print_table, warn
-from craft_shared.amounts import MAX_PRICE_MICROS, UNITS
+from craft_shared.amounts import MAX_PRICE_MICROS, MEASURES, UNITS
+from craft_shared.printing import printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from craft_server.database import Database
+    from craft_server.ledger import exports
     from craft_server.ledger.prices import Prices
     from craft_server.settings import Settings
 
@@ -184,13 +188,77 @@ def _print_prices(of_models: Prices, json_output: bool) -> None:
 usage = typer.Typer(
     help="What was charged.",
     no_args_is_help=True,
-    epilog=examples("craft-server usage export"),
+    epilog=examples("craft-server usage sum --by team --by month"),
 )
 
+UsageKey = Annotated[str | None, typer.Option(help="Only of the key with this prefix.")]
+UsageTeam = Annotated[str | None, typer.Option(help="Only of the keys of this team.")]
+Since = Annotated[str | None, typer.Option(help="Calls made at this time (RFC 3339) or later.")]
+Until = Annotated[str | None, typer.Option(help="Calls made before this time (RFC 3339).")]
 
-@usage.callback()
-def _usage() -> None:
-    """Makes `export` a command of its own, although it is the only one."""
+
+def _selection(
+    key: str | None, team: str | None, since: str | None, until: str | None
+) -> exports.Selection:
+    from craft_server.ledger.exports import Selection
+
+    return Selection(key, team, moment_ms(since, "--since"), moment_ms(until, "--until"))
+
+
+class By(StrEnum):
+    """What sums may be of."""
+
+    TEAM = "team"
+    OWNER = "owner"
+    KEY = "key"
+    MODEL = "model"
+    CALL = "call"
+    MONTH = "month"
+    DAY = "day"
+
+
+@usage.command(
+    "sum",
+    epilog=examples(
+        "craft-server usage sum --by team --by month",
+        "craft-server usage sum --by key --by model --since 2026-11-01T00:00:00Z --format csv",
+    ),
+)
+def sum_usage(
+    by: Annotated[list[By], typer.Option(help="What to sum by; repeatable.")],
+    form: Annotated[
+        Literal["table", "csv", "json"],
+        typer.Option("--format", help="Of the sums.", rich_help_panel="Output"),
+    ] = "table",
+    key: UsageKey = None,
+    team: UsageTeam = None,
+    since: Since = None,
+    until: Until = None,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Sum what was charged, by team, owner, key, model, kind of call, month or day (UTC)."""
+    from craft_server.ledger import exports
+    from craft_shared.text_files import line_of
+
+    of = list(dict.fromkeys(one.value for one in by))
+    selection = _selection(key, team, since, until)
+    with reading(data_dir, database_url) as connection:
+        sums = exports.sums(connection, selection, of)
+    if form == "json":
+        print_json(sums)
+    elif form == "csv":
+        sys.stdout.write(line_of([*of, *MEASURES]))
+        for one in sums:
+            cells = one.values()
+            sys.stdout.write(line_of(printable(c) if isinstance(c, str) else c for c in cells))
+    else:
+        print_table([*of, *UNITS, "cost"], [_row(one) for one in sums])
+
+
+def _row(line: dict[str, Any]) -> list[object]:
+    *cells, micros = line.values()
+    return [*cells, Decimal(micros).scaleb(-6)]
 
 
 @usage.command(
@@ -205,20 +273,17 @@ def export_usage(
         Literal["csv", "jsonl"],
         typer.Option("--format", help="Of the lines.", rich_help_panel="Output"),
     ] = "csv",
-    key: Annotated[str | None, typer.Option(help="Only of the key with this prefix.")] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Calls made at this time (RFC 3339) or later.")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="Calls made before this time (RFC 3339).")
-    ] = None,
+    key: UsageKey = None,
+    team: UsageTeam = None,
+    since: Since = None,
+    until: Until = None,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
     """Write all lines of the ledger to stdout, row by row; refunded ones charge nothing."""
     from craft_server.ledger import exports
 
-    selection = exports.Selection(key, moment_ms(since, "--since"), moment_ms(until, "--until"))
+    selection = _selection(key, team, since, until)
     with reading(data_dir, database_url) as connection:
         lines = exports.lines(connection, selection)
         sys.stdout.write(exports.header(form))

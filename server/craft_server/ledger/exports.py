@@ -1,4 +1,4 @@
-"""The ledger written out: every line that charges something, as CSV or JSON Lines.
+"""The ledger written out: every line that charges something, as CSV or JSON Lines; and their sums.
 
 Lines come in pages, each of which examines so many lines and no more, so that a ledger of any
 length needs the same memory and no page takes longer than the others.
@@ -6,14 +6,16 @@ length needs the same memory and no page takes longer than the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
-from craft_server.ledger.keys import find_key, newest_prefix
+from craft_server.ledger.account import DAY_MS, SUMS
+from craft_server.ledger.keys import find_key, find_team, list_keys, newest_prefix
 from craft_server.ledger.tables import API_KEYS, CHARGES, TEAMS, TOTALS
 from craft_shared.printing import printable
 from craft_shared.text_files import line_of
@@ -28,9 +30,13 @@ _EXAMINED_A_PAGE = 5000
 
 @dataclass(frozen=True)
 class Selection:
-    """Which lines: of one key or of all, reserved at `since` or later and before `until`."""
+    """Which lines: of one key, of a team's keys or of all, reserved from `since` until `until`.
+
+    A key's lines are its team's, whichever team it was in when they were charged.
+    """
 
     prefix: str | None = None
+    team: str | None = None
     since: int | None = None
     until: int | None = None
 
@@ -60,6 +66,7 @@ def page(connection: sa.Connection, selection: Selection, *, after: int = 0) -> 
 
     Raises:
         UnknownKey: no key has the prefix.
+        UnknownTeam: no team has the name.
     """
     # A key's lines are numbered from 1 in the order of their ids.
     of_key: sa.ColumnElement[bool]
@@ -73,14 +80,10 @@ def page(connection: sa.Connection, selection: Selection, *, after: int = 0) -> 
     last: int = connection.execute(newest).scalar() or 0
     until = after + _EXAMINED_A_PAGE
     query = (
-        _LINES.where(of_key, place > after, place <= until, CHARGES.c.state != "refunded")
+        _LINES.where(of_key, place > after, place <= until, *_within(connection, selection))
         .order_by(place)
         .limit(_LINES_A_PAGE)
     )
-    if selection.since is not None:
-        query = query.where(CHARGES.c.at >= selection.since)
-    if selection.until is not None:
-        query = query.where(CHARGES.c.at < selection.until)
     rows = connection.execute(query).all()
     if len(rows) == _LINES_A_PAGE:
         until = rows[-1]._mapping[place]
@@ -92,12 +95,52 @@ def lines(connection: sa.Connection, selection: Selection) -> Iterator[UsageLine
 
     Raises:
         UnknownKey: no key has the prefix.
+        UnknownTeam: no team has the name.
     """
     after: int | None = 0
     while after is not None:
         found = page(connection, selection, after=after)
         yield from found.lines
         after = found.next_after
+
+
+def sums(
+    connection: sa.Connection, selection: Selection, by: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What lines come to: of each combination of what they are summed `by`, each unit and the cost.
+
+    They are summed by any of team, owner, key, model, call, month and day.
+
+    Months and days are those in which calls were reserved (UTC).
+
+    Raises:
+        UnknownKey: no key has the prefix.
+        UnknownTeam: no team has the name.
+    """
+    day = (CHARGES.c.at // sa.literal_column(str(DAY_MS))).label("day")
+    of = [CHARGES.c.key_id, CHARGES.c.model, CHARGES.c.call, day]
+    query = sa.select(*of, *SUMS).where(*_within(connection, selection)).group_by(*of)
+    if selection.prefix is not None:
+        query = query.where(CHARGES.c.key_id == find_key(connection, selection.prefix).key_id)
+    entries = {entry.key_id: entry for entry in list_keys(connection)}
+    found: dict[tuple[str, ...], Counter[str]] = {}
+    for row in connection.execute(query):
+        entry, date = entries[row.key_id], rfc3339(row.day * DAY_MS)
+        named = {
+            "team": entry.team or "",
+            "owner": entry.owner,
+            "key": entry.prefixes[0],
+            "model": row.model,
+            "call": row.call,
+            "month": date[:7],
+            "day": date[:10],
+        }
+        total = found.setdefault(tuple(named[one] for one in by), Counter())
+        total.update({measure: row._mapping[measure] for measure in MEASURES})
+    return [
+        {**dict(zip(by, place, strict=True)), **{measure: total[measure] for measure in MEASURES}}
+        for place, total in sorted(found.items())
+    ]
 
 
 def header(form: Format) -> str:
@@ -111,6 +154,19 @@ def text(line: UsageLine, form: Format) -> str:
         cells = line.model_dump().values()
         return line_of(printable(cell) if isinstance(cell, str) else cell for cell in cells)
     return line.model_dump_json() + "\n"
+
+
+def _within(connection: sa.Connection, selection: Selection) -> list[sa.ColumnElement[bool]]:
+    """Lines of the selection, whatever key they are of."""
+    within = [CHARGES.c.state != "refunded"]
+    if selection.team is not None:
+        of_team = API_KEYS.c.team_id == find_team(connection, selection.team)
+        within.append(CHARGES.c.key_id.in_(sa.select(API_KEYS.c.id).where(of_team)))
+    if selection.since is not None:
+        within.append(CHARGES.c.at >= selection.since)
+    if selection.until is not None:
+        within.append(CHARGES.c.at < selection.until)
+    return within
 
 
 def _line(row: sa.Row[tuple[Any, ...]]) -> UsageLine:
