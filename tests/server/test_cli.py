@@ -503,7 +503,7 @@ def test_usage_is_summed_by_what_is_named(craft_server: Any) -> None:
             settle(connection, reserve(connection, caller, work, holder="server", at=at), at)
 
     def sums(*options: str) -> list[tuple[Any, ...]]:
-        done = craft_server("usage", "sum", *options, "--format", "json")
+        done = craft_server("usage", "sum", *options, "--json")
         assert done.exit_code == 0, done.output
         return [
             (*list(line.values())[: options.count("--by")], line["queries"], line["cost_micros"])
@@ -517,7 +517,7 @@ def test_usage_is_summed_by_what_is_named(craft_server: Any) -> None:
     ]
     assert sums("--by", "key", "--key", made["two"]["prefix"]) == [(made["two"]["prefix"], 5, 500)]
     assert sums("--by", "model", "--since", "2026-12-01T00:00:00Z") == [("pocket", 4, 400)]
-    csv_text = craft_server("usage", "sum", "--by", "team", "--format", "csv").stdout
+    csv_text = craft_server("usage", "sum", "--by", "team", "--csv").stdout
     assert [row["queries"] for row in csv.DictReader(io.StringIO(csv_text))] == ["7", "12"]
     assert "0.0012" in craft_server("usage", "sum", "--by", "team").stdout
     exported = craft_server("usage", "export", "--team", "vision").stdout

@@ -221,19 +221,19 @@ class By(StrEnum):
     "sum",
     epilog=examples(
         "craft-server usage sum --by team --by month",
-        "craft-server usage sum --by key --by model --since 2026-11-01T00:00:00Z --format csv",
+        "craft-server usage sum --by key --by model --since 2026-11-01T00:00:00Z --csv",
     ),
 )
 def sum_usage(
     by: Annotated[list[By], typer.Option(help="What to sum by; repeatable.")],
-    form: Annotated[
-        Literal["table", "csv", "json"],
-        typer.Option("--format", help="Of the sums.", rich_help_panel="Output"),
-    ] = "table",
     key: UsageKey = None,
     team: UsageTeam = None,
     since: Since = None,
     until: Until = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV on stdout.", rich_help_panel="Output")
+    ] = False,
+    json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
@@ -245,9 +245,9 @@ def sum_usage(
     selection = _selection(key, team, since, until)
     with reading(data_dir, database_url) as connection:
         sums = exports.sums(connection, selection, of)
-    if form == "json":
+    if json_output:
         print_json(sums)
-    elif form == "csv":
+    elif as_csv:
         sys.stdout.write(line_of([*of, *MEASURES]))
         for one in sums:
             cells = one.values()
