@@ -35,6 +35,13 @@ from craft_shared.problems import FieldError
 from craft_shared.wire import Limits
 
 Split = Literal["train", "validation", "test"]
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
 
 _LISTED_AT_MOST = 5
 
@@ -56,6 +63,11 @@ class Sample(NamedTuple):
     label: int
 
 
+def split_called(name: str) -> Split | None:
+    """The split that is called so, whatever the case of its letters; None if none is."""
+    return _SPLIT_NAMES.get(name.lower())
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A folder of images as classes and splits."""
@@ -67,21 +79,28 @@ class Dataset:
     train: tuple[Sample, ...] = ()  # the training images, sorted by path
     validation: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
     test: tuple[Sample, ...] = ()  # likewise; empty when there is no such split
+    root: Path = Path()  # the folder, below which all images lie
+    layout: str = ""  # how it was laid out, in words
 
-    def split(self, name: Split) -> tuple[Sample, ...]:
-        """The images of a split; raises DataError where it has none."""
-        samples: dict[Split, tuple[Sample, ...]] = {
+    @property
+    def splits(self) -> dict[Split, tuple[Sample, ...]]:
+        """The images of each split that has some."""
+        every: dict[Split, tuple[Sample, ...]] = {
             "train": self.train,
             "validation": self.validation,
             "test": self.test,
         }
-        if not samples[name]:
-            present = ", ".join(f"'{split}'" for split, found in samples.items() if found)
+        return {name: samples for name, samples in every.items() if samples}
+
+    def split(self, name: Split) -> tuple[Sample, ...]:
+        """The images of a split; raises DataError where it has none."""
+        if name not in self.splits:
+            present = ", ".join(f"'{split}'" for split in self.splits)
             raise DataError(
                 f"The data '{self.name}' has no {name} split.",
                 remedy=f"Name one that it has with --split: {present}.",
             )
-        return samples[name]
+        return self.splits[name]
 
     def beside(self, drawn: Iterable[Sample]) -> list[tuple[Split | None, Sample]]:
         """All images but those drawn from the training split, which is called None here."""
@@ -174,28 +193,37 @@ def check_images(
         DataError: files are missing, no image, truncated, or larger than the limits; all are
             counted and the first ones named.
     """
+    found = digests_or_errors(files, limits.image_bytes, limits.image_pixels, on_checked=on_checked)
+    bad = [one for one in found if isinstance(one, FieldError)]
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(files)} pictures cannot be used.", errors=first_errors(bad)
+        )
+    return [one for one in found if isinstance(one, str)]
+
+
+def digests_or_errors(
+    files: Sequence[Path],
+    most_bytes: int,
+    most_pixels: int,
+    *,
+    on_checked: Callable[[int], None] | None = None,
+) -> list[str | FieldError]:
+    """Of each image's file its digest, or what is wrong with it; see `check_images`."""
 
     def check(file: Path) -> FieldError | str:
-        return _image_error(file, limits) or digest_of(file)
+        return _image_error(file, most_bytes, most_pixels) or digest_of(file)
 
-    bad: list[FieldError] = []
-    digests: list[str] = []
+    results: list[str | FieldError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # What Pillow only warns of is taken: odd metadata, and more pixels than its own bound,
         # which gives way to the model's.
         warnings.simplefilter("ignore")
         for number, found in enumerate(pool.map(check, files), 1):
-            if isinstance(found, FieldError):
-                bad.append(found)
-            else:
-                digests.append(found)
+            results.append(found)
             if on_checked and (number % 50 == 0 or number == len(files)):
                 on_checked(number)
-    if bad:
-        raise DataError(
-            f"{len(bad)} of {len(files)} pictures cannot be used.", errors=first_errors(bad)
-        )
-    return digests
+    return results
 
 
 def digest_of(file: Path | bytes) -> str:
@@ -209,7 +237,7 @@ def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
     return np.array([sample.label for sample in samples], np.int64)
 
 
-def _image_error(path: Path, limits: Limits) -> FieldError | None:
+def _image_error(path: Path, most_bytes: int, most_pixels: int) -> FieldError | None:
     """What is wrong with an image, or None."""
 
     def wrong(message: str, remedy: str) -> FieldError:
@@ -217,15 +245,15 @@ def _image_error(path: Path, limits: Limits) -> FieldError | None:
 
     try:
         size = path.stat().st_size
-        if size > limits.image_bytes:
-            message = f"has {size} bytes; the server accepts {limits.image_bytes}."
+        if size > most_bytes:
+            message = f"has {size} bytes; the server accepts {most_bytes}."
             return wrong(message, "Save it smaller.")
         # As the server reads it: no text or profile beside the pixels, however long.
         data = path.read_bytes()
         with Image.open(io.BytesIO(without_extras(data)), formats=FORMATS) as picture:
             sides = f"{picture.width} x {picture.height} pixels"
-            if picture.width * picture.height > limits.image_pixels:
-                message = f"has {sides}; the server accepts {limits.image_pixels} in all."
+            if picture.width * picture.height > most_pixels:
+                message = f"has {sides}; the server accepts {most_pixels} in all."
                 return wrong(message, "Save it smaller.")
             if max(picture.size) > MAX_ASPECT * max(1, min(picture.size)):
                 return wrong(

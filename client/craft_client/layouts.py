@@ -6,14 +6,18 @@ that links which lead in a circle, or twice to one place, double nothing. What o
 archives and tools leave behind is passed over in silence; what somebody may have meant as an image
 is left out with a reason. These layouts are understood:
 
-- split folders: `train/CLASS/*`, optionally `validation/CLASS/*` (or `val`) and `test/CLASS/*`;
+- split folders: `train/CLASS/*`, optionally `validation/CLASS/*` (or `val`, `valid`) and
+  `test/CLASS/*`;
 - flat: `CLASS/*`, all of it training images;
+- a list: a CSV file of `path,label,split`, whose paths lie below its own folder; without the column
+  `split` all are training images, and rows without a label are left out;
 - CoOp: a file `split_zhou_*.json` with lists `train`, `val` and `test` of [path, label, name], and
   the images in the folder itself or in one below it;
 - FGVC Aircraft: `variants.txt`, lists `images_variant_*.txt` and the images in `images`;
 - ImageNet and the four data sets of its classes on which robustness is measured: `classnames.txt`
   and the images as CoOp's instructions have them, ImageNet's validation images as the test
-  split. The four have a test split alone, and those of the classes that have images there.
+  split. The four have a test split alone, and those of the classes that have images there;
+- a data set of Hugging Face, as `craft_client.huggingface` unpacks it.
 
 Class names are folder names, or those of the lists, with underscores as spaces. Every error is a
 `DataError` that names a file, a folder or a class and the remedy.
@@ -21,21 +25,24 @@ Class names are folder names, or those of the lists, with underscores as spaces.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from craft_client.data import Dataset, Sample, Split, first_errors
+from craft_client import huggingface
+from craft_client.data import Dataset, Sample, Split, first_errors, split_called
 from craft_client.exceptions import DataError
 from craft_shared.image_formats import OTHER_SUFFIXES, SUFFIXES
 from craft_shared.names import REMEDY, fault, same_text
 from craft_shared.problems import FieldError
-from craft_shared.text_files import NotTextError, lines_of, read_text
+from craft_shared.text_files import NotTextError, lines_of, read_text, rows_of
 from craft_shared.wire.messages import LONGEST_CLASS_NAME
 
 # Left by operating systems, network drives and archives, beside all names with a dot before them.
@@ -75,6 +82,10 @@ _ABOUT_NAMES = frozenset(
 
 _NO_SUFFIX = "no suffix"
 _DEAD = "link that leads nowhere"
+_DEAD_REMEDY = (
+    "{} is a link that leads nowhere, to '{}': bring back what is missing there, or copy the data "
+    "again with links followed (cp -rL)."
+)
 _AGAIN = "link to a folder around it, or read already"
 _IN_NONE = "in no class folder"
 _NO_FILE = "neither a file nor a folder"
@@ -161,6 +172,19 @@ def images_below(folder: Path) -> Found:
     )
 
 
+def images_named(place: Path) -> Found:
+    """A file, all images below a folder, or those of a data set of Hugging Face.
+
+    Raises:
+        DataError: there are none, or they cannot be listed.
+    """
+    folder = huggingface.unpacked(place).parent if huggingface.is_one(place) else place
+    found = images_below(folder) if folder.is_dir() else Found((place,))
+    if not found.images:
+        raise no_images(place, found)
+    return found
+
+
 def folders_in(parent: Path) -> list[Path]:
     """The folders in a folder, and links to such, without junk, sorted by name.
 
@@ -170,12 +194,12 @@ def folders_in(parent: Path) -> list[Path]:
 
 
 def left_beside(folders: Path) -> list[LeftOut]:
-    """What is no folder of these, and may have been meant: images, and links in a circle."""
+    """What is no folder of these, and may have been meant: images, links in a circle or nowhere."""
     left_out = []
     for entry in entries(folders):
         if not is_folder(entry):
-            if _reason(entry) is None:
-                left_out.append(LeftOut(folders / entry.name, _IN_NONE))
+            if (reason := _reason(entry)) in (None, _DEAD):
+                left_out.append(LeftOut(folders / entry.name, reason or _IN_NONE))
         elif not is_folder(entry, folders):
             left_out.append(LeftOut(folders / entry.name, _AGAIN))
     return left_out
@@ -216,10 +240,12 @@ def is_folder(entry: os.DirEntry[str], parent: Path | None = None) -> bool:
 
 def no_images(folder: Path, found: Found) -> DataError:
     """What every command says of a folder without an image."""
-    return DataError(
-        f"'{folder}' holds no pictures. {found.note}".strip(),
-        remedy="Put pictures there, or remove it.",
-    )
+    remedy = "Put pictures there, or remove it."
+    for path, reason in found.left_out:
+        if reason == _DEAD:
+            remedy = _DEAD_REMEDY.format(f"'{path}'", path.readlink())
+            break
+    return DataError(f"'{folder}' holds no pictures. {found.note}".strip(), remedy=remedy)
 
 
 def _reason(entry: os.DirEntry[str]) -> str | None:
@@ -230,7 +256,7 @@ def _reason(entry: os.DirEntry[str]) -> str | None:
         return ""
     try:
         if not entry.is_file():
-            return _DEAD if entry.is_symlink() and not _exists(entry) else _NO_FILE
+            return _DEAD if _is_dead(entry) else _NO_FILE
     except OSError:
         return _DEAD
     if suffix in SUFFIXES:
@@ -238,8 +264,9 @@ def _reason(entry: os.DirEntry[str]) -> str | None:
     return OTHER_SUFFIXES.get(suffix) or suffix or _NO_SUFFIX
 
 
-def _exists(entry: os.DirEntry[str]) -> bool:
-    return os.path.exists(entry.path)  # noqa: PTH110 # an entry has its path as text
+def _is_dead(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads nowhere."""
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 # a path as text
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -263,12 +290,7 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
     )
 
 
-_SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "test": "test",
-}
+_LIST_COLUMNS = ("path", "label", "split")
 _COOP_LISTS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
 _COOP_PATTERN = "split_zhou_*.json"
 _AIRCRAFT_LISTS: dict[Split, str] = {
@@ -290,15 +312,22 @@ _IMAGENET_NAMES = "classnames.txt"
 # missile, sunglasses). A model that is asked by name cannot tell two such classes apart, and the
 # protocol has no two alike: these two go by WordNet's first name for them.
 _IMAGENET_TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
+_DEPTH = 4  # folders below a data set's in which its images are looked for
 _WITHOUT_CLASSES = "a split without class folders"
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """Finds the classes and splits below a folder. Opens no image.
+    """Finds the classes and splits below a folder, or in a list. Opens no image.
 
     Raises:
         DataError: it is no folder of images in one of the layouts; the message says why.
+        MissingPackage: it is a data set of Hugging Face, and `datasets` is not installed.
     """
+    if huggingface.is_one(folder):
+        listed = huggingface.unpacked(folder)
+        return replace(_load_list(listed), layout=f"Hugging Face, unpacked in {listed.parent}")
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        return _load_list(folder)
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(
@@ -321,9 +350,7 @@ def load_dataset(folder: Path) -> Dataset:
         return _load_imagenet(name, folder, splits)
     splits = _split_folders(folder)
     beside = [
-        LeftOut(
-            path, _WITHOUT_CLASSES if path.name.lower() in _SPLIT_FOLDERS else "beside the splits"
-        )
+        LeftOut(path, _WITHOUT_CLASSES if split_called(path.name) else "beside the splits")
         for path in (folders_in(folder) if splits else ())
         if path not in splits.values()
     ]
@@ -331,14 +358,19 @@ def load_dataset(folder: Path) -> Dataset:
     class_folders = {split: _class_folders(path) for split, path in splits.items()}
     for path in splits.values():
         beside += left_beside(path)
-    return _load_folders(name, class_folders, Found(left_out=tuple(beside)))
+    layout = "split folders" if splits.get("train") != folder else "class folders"
+    return _load_folders(folder, name, layout, class_folders, Found(left_out=tuple(beside)))
 
 
 # --- folders ----------------------------------------------------------------------------------
 
 
 def _load_folders(
-    name: str, class_folders: Mapping[Split, Mapping[str, Path]], beside: Found
+    root: Path,
+    name: str,
+    layout: str,
+    class_folders: Mapping[Split, Mapping[str, Path]],
+    beside: Found,
 ) -> Dataset:
     """Lists each split's class folders, given by class name; the training split's classes count."""
     first: Split = "train" if "train" in class_folders else "test"
@@ -364,7 +396,7 @@ def _load_folders(
             for path in of_class.images
         )
         everything = sum(found.values(), everything)
-    return Dataset(name, classes, _notes(everything), **samples)
+    return Dataset(name, classes, _notes(everything), **samples, root=root, layout=layout)
 
 
 def _notes(found: Found) -> tuple[str, ...]:
@@ -384,8 +416,15 @@ def _split_folders(folder: Path) -> dict[Split, Path]:
     """
     splits: dict[Split, Path] = {}
     classless: list[Path] = []
+    for entry in entries(folder):
+        if split_called(entry.name) and _is_dead(entry):
+            dead = folder / entry.name
+            raise DataError(
+                f"A split of '{folder}' is not there.",
+                remedy=_DEAD_REMEDY.format(f"'{dead}'", dead.readlink()),
+            )
     for path in folders_in(folder):
-        split = _SPLIT_FOLDERS.get(path.name.lower())
+        split = split_called(path.name)
         if split in splits:
             raise DataError(
                 f"'{splits[split]}' and '{path}' are both the {split} split.",
@@ -413,7 +452,17 @@ def _class_folders(parent: Path) -> dict[str, Path]:
             remedy="Put each class's pictures into a folder of its own there.",
         )
     _check_class_names([(_class_name(path.name), f"'{path}'") for path in folders])
+    if len(folders) == 1 and len(folders_in(folders[0])) > 1 and not _has_images(folders[0]):
+        raise DataError(
+            f"'{parent}' holds one folder, '{folders[0].name}', and that holds folders.",
+            remedy=f"If these are the classes, name '{folders[0]}'. If it is a data set of CoOp's, "
+            "put its list of splits (split_zhou_*.json) beside that folder.",
+        )
     return {_class_name(path.name): path for path in folders}
+
+
+def _has_images(folder: Path) -> bool:
+    return any(not is_folder(entry) and _reason(entry) is None for entry in entries(folder))
 
 
 # --- CoOp -------------------------------------------------------------------------------------
@@ -447,7 +496,14 @@ def _load_coop(name: str, folder: Path, split_file: Path) -> Dataset:
         )
         for split, of_split in entries.items()
     }
-    return Dataset(name, tuple(class_name for class_name, _ in classes), (), **samples)
+    return Dataset(
+        name,
+        tuple(class_name for class_name, _ in classes),
+        (),
+        **samples,
+        root=folder,
+        layout=f"CoOp, {split_file.name}",
+    )
 
 
 def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
@@ -475,11 +531,7 @@ def _coop_entries(split_file: Path) -> dict[Split, list[tuple[str, int, str]]]:
 def _coop_entry(split_file: Path, where: str, entry: Any) -> tuple[str, int, str]:
     match entry:
         case [str(path), int(label), str(class_name)] if path and class_name.strip():
-            if Path(path).is_absolute() or ".." in Path(path).parts:
-                raise DataError(
-                    f"'{split_file}', {where}: '{path}' leads out of the folder.",
-                    remedy="Use paths relative to the folder of pictures.",
-                )
+            _check_inside(path, f"'{split_file}', {where}")
             return path, label, class_name
     raise DataError(
         f"'{split_file}', {where} is not [path, label, class name].", remedy="Correct the file."
@@ -497,24 +549,123 @@ def _coop_root(folder: Path, paths: Sequence[str]) -> Path:
         (parent for path in paths for parent in candidates if (parent / path).is_file()), None
     )
     if root is None:
+        # A link that leads nowhere lies where it should.
+        root = next(
+            (parent for path in paths for parent in candidates if (parent / path).is_symlink()),
+            None,
+        )
+    if root is None:
         raise DataError(
             f"None of the {len(paths)} pictures that the split file lists is in '{folder}'.",
             errors=first_errors(
                 FieldError(field=f"'{path}'", message="is missing.") for path in paths
             ),
-            remedy="Put the folder of pictures beside the split file.",
+            remedy=_remedy_of_missing(folder, paths),
         )
-    missing = [path for path in paths if not (root / path).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(paths)} pictures that the split file lists are not in "
-            f"'{root}'.",
-            errors=first_errors(
-                FieldError(field=f"'{path}'", message="is missing.") for path in missing
-            ),
-            remedy="Unpack the pictures again, or correct the split file.",
-        )
+    _check_present(root, paths, "the split file lists")
     return root
+
+
+def _remedy_of_missing(folder: Path, paths: Sequence[str]) -> str:
+    """Where the first listed image is, if its folder is elsewhere, or called otherwise."""
+    for entry in entries(folder):
+        if _is_dead(entry):
+            dead = folder / entry.name
+            return _DEAD_REMEDY.format(f"'{dead}'", dead.readlink())
+    parts = [glob.escape(part) for part in Path(paths[0]).parts] if paths else []
+    for start, depth in product(range(len(parts)), range(_DEPTH)):
+        pattern = "/".join([*["*"] * depth, *parts[start:]])
+        found = list(islice(folder.glob(pattern), 2))
+        if len(found) == 1:
+            return (
+                f"'{found[0]}' seems to be the first of them: move or rename folders so that it "
+                f"is '{folder / paths[0]}'."
+            )
+    return "Put the folder of pictures beside the split file."
+
+
+def _check_present(root: Path, paths: Sequence[str], which: str) -> None:
+    """Raises DataError where files are missing: it counts them and names the first ones."""
+    missing = [path for path in paths if not (root / path).is_file()]
+    if not missing:
+        return
+    dead = [path for path in missing if (root / path).is_symlink()]
+    remedy = "Unpack the pictures again, or correct the list."
+    if dead:
+        remedy = _DEAD_REMEDY.format(f"'{root / dead[0]}'", (root / dead[0]).readlink())
+    raise DataError(
+        f"{len(missing)} of the {len(paths)} pictures that {which} are not in '{root}'.",
+        errors=first_errors(
+            FieldError(field=f"'{path}'", message="is missing.") for path in missing
+        ),
+        remedy=remedy,
+    )
+
+
+def _check_inside(path: str, where: str) -> None:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise DataError(
+            f"{where}: '{path}' leads out of the folder.",
+            remedy="Use paths relative to the folder of pictures.",
+        )
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+
+def _load_list(listed: Path) -> Dataset:
+    """Reads a CSV file of paths, labels and splits, its classes sorted by name."""
+    try:
+        head, *rows = rows_of(listed.read_bytes()) or [[]]
+    except (OSError, NotTextError) as error:
+        raise DataError(f"'{listed}' cannot be read: {error}.", remedy="Write it anew.") from error
+    columns = [cell.strip().lower() for cell in head]
+    if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
+        raise DataError(
+            f"The first line of '{listed}' does not name the columns path and label, once each.",
+            remedy=f"Begin it with the line {','.join(_LIST_COLUMNS)} (split may be left out).",
+        )
+    entries: list[tuple[str, str, Split]] = []
+    unlabelled = 0
+    for number, row in enumerate(rows, start=2):
+        if not any(row):
+            continue
+        cells = dict(zip(columns, row, strict=False))
+        path, label = cells["path"], _class_name(cells.get("label", ""))
+        split = split_called(cells.get("split", "train").strip())
+        if not path or split is None or len(row) != len(columns):
+            raise DataError(
+                f"'{listed}', row {number} is no path, label and split, but: {', '.join(row)}.",
+                remedy="Correct the row; splits are train, validation and test.",
+            )
+        _check_inside(path, f"'{listed}', row {number}")
+        if label:
+            entries.append((path, label, split))
+        else:
+            unlabelled += 1
+    names = sorted({label for _, label, _ in entries})
+    if not names:
+        raise DataError(f"'{listed}' lists no picture with a label.", remedy="Add some.")
+    _check_class_names([(name, f"'{listed}'") for name in names])
+    labels = {name: label for label, name in enumerate(names)}
+    root = listed.parent
+    _check_present(root, [path for path, _, _ in entries], f"'{listed}' lists")
+    samples: dict[Split, list[Sample]] = {"train": [], "validation": [], "test": []}
+    for path, label, split in entries:
+        samples[split].append(Sample(root / path, labels[label]))
+    by_path = {
+        split: tuple(sorted(some, key=lambda sample: sample.path.as_posix()))
+        for split, some in samples.items()
+    }
+    note = f"{unlabelled:,} pictures without a label are left out."
+    return Dataset(
+        Path(os.path.abspath(root)).name,  # noqa: PTH100
+        tuple(names),
+        (note,) if unlabelled else (),
+        **by_path,
+        root=root,
+        layout=f"a list, {listed.name}",
+    )
 
 
 # --- FGVC Aircraft ------------------------------------------------------------------------------
@@ -535,7 +686,14 @@ def _load_aircraft(name: str, folder: Path) -> Dataset:
         split: _aircraft_samples(folder / listed, images, present, labels)
         for split, listed in _AIRCRAFT_LISTS.items()
     }
-    return Dataset(name, tuple(class_name for class_name, _ in classes), (), **samples)
+    return Dataset(
+        name,
+        tuple(class_name for class_name, _ in classes),
+        (),
+        **samples,
+        root=folder,
+        layout="FGVC Aircraft",
+    )
 
 
 def _aircraft_samples(
@@ -581,7 +739,9 @@ def _load_imagenet(name: str, folder: Path, splits: Mapping[Split, Path]) -> Dat
     names = _imagenet_names(folder / _IMAGENET_NAMES)
     counted = {str(count): class_name for count, class_name in enumerate(names.values())}
     return _load_folders(
+        folder,
         name,
+        "ImageNet",
         {split: _numbered_folders(path, names | counted) for split, path in splits.items()},
         Found(),
     )

@@ -30,6 +30,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from craft_shared.image_formats import MOST_BYTES, MOST_PIXELS
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.wire import Limits
 from craft_shared.wire.messages import NewName
@@ -47,8 +48,8 @@ DEFAULT_LIMITS = Limits(
     json_bytes=16 * MEBIBYTE,
     json_values=2**18,
     images_per_call=256,
-    image_bytes=20 * MEBIBYTE,
-    image_pixels=50_000_000,
+    image_bytes=MOST_BYTES,
+    image_pixels=MOST_PIXELS,
     images_per_set=200_000,
     prompts_per_call=256,
     classes=2000,

@@ -19,6 +19,10 @@ FORMATS = tuple(SUFFIXES_OF)
 SUFFIXES = frozenset(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 IN_WORDS = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF"
 
+# A server's bounds on one image, unless its operator sets others.
+MOST_BYTES = 20 * 2**20
+MOST_PIXELS = 50_000_000
+
 # Images are resized by their shorter side, which would make a sliver enormous.
 MAX_ASPECT = 100
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from craft_client.cli.bench import (
-    PAPER_SETS,
     Cell,
     cells,
     find_datasets,
     find_shifts,
+    folders_of,
     markdown,
     rows,
     summarise,
@@ -42,10 +42,17 @@ def test_data_sets_that_are_not_there_are_told_with_the_reason(tmp_path: Path) -
             folder.mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(folder / "a.png")
     (tmp_path / "eurosat" / "train" / "sea").mkdir(parents=True)
-    found, missing = find_datasets(tmp_path, PAPER_SETS)
+    found, missing = find_datasets(tmp_path, ["dtd", "eurosat", "sun397"])
     assert [dataset.name for dataset in found] == ["dtd"]
-    assert len(missing) == 10
+    assert len(missing) == 2
     assert any(line.startswith("sun397: ") and "does not exist" in line for line in missing)
+
+
+def test_all_folders_are_data_sets_but_for_shifts(tmp_path: Path) -> None:
+    for name in ("pets", "imagenet", "imagenetv2", ".cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme.md").touch()
+    assert folders_of(tmp_path) == ["imagenet", "pets"]
 
 
 def test_shifts_are_imagenets_and_those_that_cannot_be_used_are_told(tmp_path: Path) -> None:

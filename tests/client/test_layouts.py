@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from craft_client import layouts
 from craft_client.data import Sample
 from craft_client.exceptions import DataError
 from craft_client.layouts import Found, folders_in, images_below, load_dataset
+from doc_pages import blocks
 
 
 def touch(path: Path) -> Path:
@@ -430,6 +434,158 @@ def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
     (folder / "classnames.txt").write_bytes("n00000001 café".encode("latin-1"))
     with pytest.raises(DataError, match=r"classnames.txt' cannot be read: it is not UTF-8"):
         load_dataset(folder)
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def listed(folder: Path, *rows: str, head: str = "path,label,split") -> Path:
+    """A list; all the pictures that it names are there."""
+    folder.mkdir(exist_ok=True)
+    for row in filter(None, rows):
+        touch(folder / row.partition(",")[0])
+    (folder / "list.csv").write_text("".join(f"{row}\n" for row in (head, *rows)))
+    return folder / "list.csv"
+
+
+def test_a_list_gives_classes_and_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    file = listed(
+        folder, "b/2.jpg,sea_lion,train", "a/1,cat,train", "3.png,cat,val", "4.jpg,cat,TEST", ""
+    )
+    data = load_dataset(file)
+    assert (data.name, data.classes, data.root) == ("pets", ("cat", "sea lion"), folder)
+    assert data.train == (Sample(folder / "a/1", 0), Sample(folder / "b/2.jpg", 1))
+    assert data.validation == (Sample(folder / "3.png", 0),)
+    assert data.test == (Sample(folder / "4.jpg", 0),)
+    assert data.notes == ()
+
+
+def test_a_list_may_have_its_columns_in_another_order_and_no_split(tmp_path: Path) -> None:
+    file = listed(tmp_path, head="Label,Path")
+    file.write_bytes(b"\xef\xbb\xbfLabel,Path\r\ncat,1.jpg\r\n,2.jpg\r\n")
+    touch(tmp_path / "1.jpg")
+    data = load_dataset(file)
+    assert data.train == (Sample(tmp_path / "1.jpg", 0),)
+    assert data.notes == ("1 pictures without a label are left out.",)
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "words"),
+    [
+        ("file,class", ["1.jpg,cat"], "does not name the columns path and label"),
+        ("path,label,path", ["1.jpg,cat,1.jpg"], "does not name the columns"),
+        ("path,label,split", ["1.jpg,cat"], r"row 2 is no path, label and split, but: 1.jpg, cat"),
+        ("path,label,split", ["1.jpg,cat,train", "2.jpg,cat,eval"], r"(?s)row 3.*splits are train"),
+        ("path,label", [], "lists no picture with a label"),
+        ("path,label", ["1.jpg,cat", "2.jpg,Cat"], "same name"),
+        ("path,label", ["1.jpg,\x1b[2Jcat"], "class name"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_told(
+    tmp_path: Path, head: str, rows: list[str], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        load_dataset(listed(tmp_path, *rows, head=head))
+
+
+@pytest.mark.parametrize("path", ["../secret.jpg", "/etc/secret.jpg", "a/../../secret.jpg"])
+def test_a_list_leads_to_no_picture_outside_its_folder(tmp_path: Path, path: str) -> None:
+    file = listed(tmp_path / "pets")
+    file.write_text(f"path,label\n{path},cat\n")
+    with pytest.raises(DataError, match=r"row 2: .* leads out of the folder"):
+        load_dataset(file)
+
+
+def test_what_a_list_names_and_is_not_there_is_counted(tmp_path: Path) -> None:
+    file = listed(tmp_path, "1.jpg,cat,train", "2.jpg,cat,train")
+    (tmp_path / "2.jpg").unlink()
+    with pytest.raises(DataError, match=r"(?s)1 of the 2 pictures.*'2.jpg': is missing"):
+        load_dataset(file)
+
+
+def test_the_documented_line_makes_a_list_of_a_draw_of_coops(tmp_path: Path) -> None:
+    """Pickled as CoOp pickles its draws, with Dassl's class of a picture."""
+    (line,) = [block.text for block in blocks("text") if block.text.startswith("python -c")]
+    (tmp_path / "dassl.py").write_text(
+        "class Datum:\n"
+        "    def __init__(self, impath, classname):\n"
+        "        self._impath, self._label, self._classname = impath, 0, classname\n"
+        "    impath = property(lambda self: self._impath)\n"
+        "    classname = property(lambda self: self._classname)\n"
+    )
+    data = tmp_path / "pets"
+    for name in ("train/1.jpg", "2.jpg", "split_fewshot/x"):
+        touch(data / name)
+    write = (
+        "import os, pickle; from dassl import Datum; "
+        "draw = {'train': [Datum(os.path.abspath('train/1.jpg'), 'sea_lion')], "
+        "'val': [Datum(os.path.abspath('2.jpg'), 'cat')]}; "
+        "pickle.dump(draw, open('split_fewshot/shot_16-seed_1.pkl', 'wb'))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    python = shlex.quote(sys.executable)
+    subprocess.run([sys.executable, "-c", write], cwd=data, env=env, check=True)
+    subprocess.run(line.replace("python", python, 1), shell=True, cwd=data, env=env, check=True)
+    found = load_dataset(data / "shot_16-seed_1.csv")
+    assert found.classes == ("cat", "sea lion")
+    assert found.train == (Sample(data / "train/1.jpg", 1),)
+    assert found.validation == (Sample(data / "2.jpg", 0),)
+
+
+# --- broken copies --------------------------------------------------------------------------------
+
+
+def test_a_folder_of_links_that_lead_nowhere_says_where_they_led(tmp_path: Path) -> None:
+    (tmp_path / "data/cat").mkdir(parents=True)
+    (tmp_path / "data/cat/1.jpg").symlink_to("../../blobs/1f2e")
+    with pytest.raises(DataError, match=r"(?s)1.jpg' is a link .* '../../blobs/1f2e'.*cp -rL"):
+        load_dataset(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_split_that_is_a_link_to_nowhere_is_told(tmp_path: Path, name: str) -> None:
+    for split in {"train", "test"} - {name}:
+        touch(tmp_path / split / "cat/1.jpg")
+    (tmp_path / name).symlink_to("/gone")
+    with pytest.raises(DataError, match=rf"(?s)A split .*{name}' is a link .*'/gone'"):
+        load_dataset(tmp_path)
+
+
+def test_a_class_that_is_a_link_to_nowhere_is_told(tmp_path: Path) -> None:
+    touch(tmp_path / "train/cat/1.jpg")
+    (tmp_path / "train/dog").symlink_to("/gone")
+    assert load_dataset(tmp_path).notes == ("Left out: link that leads nowhere (1).",)
+
+
+@pytest.mark.parametrize("dead", ["images/1.jpg", "images"])
+def test_a_coop_split_whose_pictures_are_links_to_nowhere_says_so(
+    tmp_path: Path, dead: str
+) -> None:
+    folder = coop(tmp_path / "pets", {"train": [["1.jpg", 0, "cat"]]})
+    (folder / dead).parent.mkdir(exist_ok=True)
+    (folder / dead).symlink_to("/gone")
+    with pytest.raises(DataError, match=rf"(?s){dead}' is a link .*'/gone'"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("place", ["cars-train/00001.jpg", "again/stanford/cars_train/00001.jpg"])
+def test_a_folder_of_coop_that_was_renamed_or_moved_is_found(tmp_path: Path, place: str) -> None:
+    folder = coop(tmp_path / "cars", {"train": [["cars_train/00001.jpg", 0, "a car"]]})
+    touch(folder / place)
+    wanted = folder / "cars_train/00001.jpg"
+    with pytest.raises(
+        DataError, match=rf"(?s)'{folder / place}' seems .* so that it is '{wanted}'"
+    ):
+        load_dataset(folder)
+
+
+def test_a_coop_folder_without_its_list_is_not_read_as_one_class(tmp_path: Path) -> None:
+    for name in ("accordion", "airplanes"):
+        touch(tmp_path / "caltech-101/101_ObjectCategories" / name / "image_0001.jpg")
+    with pytest.raises(DataError, match=r"(?s)one folder, '101_ObjectCat.*split_zhou_\*.json"):
+        load_dataset(tmp_path / "caltech-101")
+    assert len(load_dataset(tmp_path / "caltech-101/101_ObjectCategories").classes) == 2
 
 
 # --- names that are read as one -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     tune            craft tune
     bench           craft bench
+    data            craft data check
     evaluate        craft zero-shot, craft evaluate
     adapters        craft publish, adapters, share, retire, restore
     predict         craft predict
@@ -18,7 +19,7 @@ from __future__ import annotations
 from craft_client.cli.root import app
 
 # In the order of the help.
-from craft_client.cli import tune, bench, evaluate, adapters, predict  # isort: skip
+from craft_client.cli import tune, bench, evaluate, data, adapters, predict  # isort: skip
 from craft_client.cli import account, receipts, runs  # isort: skip
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "adapters",
     "app",
     "bench",
+    "data",
     "evaluate",
     "predict",
     "receipts",

@@ -40,21 +40,6 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 COLUMNS = ("data", "shots", "recipe", "zero-shot", "tuned", *UNITS)
 
-# Folders as CoOp's instructions name them.
-PAPER_SETS = (
-    "imagenet",
-    "caltech-101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food-101",
-    "fgvc_aircraft",
-    "sun397",
-    "dtd",
-    "eurosat",
-    "ucf101",
-)
-
 # Folders of other images of ImageNet's classes, as CoOp's instructions name them: what is tuned
 # on it is measured on them too.
 SHIFTED = "imagenet"
@@ -81,10 +66,10 @@ PAPER_NOTE = "The paper's means over its eleven data sets (RN50, 16 shots): {}."
     "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
 )
 def bench(
-    data: Annotated[Path, option("Holds a folder a data set, named as CoOp names them.")],
+    data: Annotated[Path, option("Holds a folder a data set, of any layout.")],
     out: Annotated[Path, option("Results; what is there already is kept.", True)] = Path("bench"),
     dataset: Annotated[
-        list[str] | None, option("Folder of a data set; repeatable.", "the paper's eleven")
+        list[str] | None, option("Folder of a data set; repeatable.", "all that are there")
     ] = None,
     shots: Annotated[
         list[int] | None, option("Training pictures a class; repeatable.", "16")
@@ -121,7 +106,7 @@ def bench(
     from craft_client.run_folder import alone
     from craft_shared.files import write_whole
 
-    found, missing = find_datasets(data, dataset or PAPER_SETS)
+    found, missing = find_datasets(data, dataset or folders_of(data))
     shifts: dict[str, list[str]] = {}
     for tuned in found:
         shifts[tuned.name], unusable = find_shifts(data, tuned)
@@ -166,7 +151,6 @@ def bench(
                 if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
                     task = new_task(
                         sets[cell.data],
-                        pictures,
                         cell.recipe,
                         cell.shots,
                         cell.seed,
@@ -286,6 +270,13 @@ def find_datasets(
         else:
             found.append(dataset)
     return found, missing
+
+
+def folders_of(root: Path) -> list[str]:
+    """The folders in a folder that may be data sets of their own, by name."""
+    from craft_client.layouts import folders_in
+
+    return [folder.name for folder in folders_in(root) if folder.name not in SHIFTS]
 
 
 def find_shifts(root: Path, tuned: Dataset) -> tuple[list[str], list[str]]:

@@ -296,7 +296,7 @@ def measure_run(
     )
     evaluation = Evaluation(
         **after.model_dump(),
-        data=printable(data.resolve().name),  # as the run names it
+        data=printable(dataset.root.resolve().name),  # as the run names it
         split=cast("DataSplit", split),
         model=card.name,
         revision=card.revision,

@@ -120,7 +120,10 @@ AsJson = Annotated[
     bool,
     flag("--json", "Print one JSON document on stdout; all else goes to stderr.", panel="Output"),
 ]
-DATA = option("Pictures: train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set.")
+DATA = option(
+    "Pictures: a folder train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set; or a list, "
+    "path,label,split in FILE.csv; or of Hugging Face, hf:NAME or its folder."
+)
 Data = Annotated[Path, DATA]
 Split = Annotated[Literal["train", "validation", "test"], option("Which pictures.", True)]
 ShotsStrict = Annotated[

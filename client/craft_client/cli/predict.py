@@ -221,14 +221,9 @@ def _calls_covered(remote: RemoteAdapter, files: Sequence[Path], top: int) -> li
 
 def _image_files(images: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
     """The images that are named, by themselves or by their folder, and what is left out."""
-    from craft_client.layouts import Found, images_below, no_images
+    from craft_client.layouts import Found, images_named
 
-    everything = Found()
-    for image in images:
-        found = images_below(image) if image.is_dir() else Found((image,))
-        if not found.images:
-            raise no_images(image, found)
-        everything += found
+    everything = sum(map(images_named, images), Found())
     if everything.note:
         say(everything.note)
     files = dict.fromkeys(everything.images)

@@ -212,7 +212,6 @@ def tune(
             say(note)
         task = new_task(
             dataset,
-            data,
             recipe,
             shots,
             seed,
@@ -352,7 +351,6 @@ class Task:
 
 def new_task(
     dataset: Dataset,
-    data: Path,
     recipe: str,
     shots: int,
     seed: int,
@@ -360,7 +358,7 @@ def new_task(
     shots_strict: bool,
     **options: Any,
 ) -> Task:
-    """The task of a few shots of a data set in `data`; `options` are those of `recipe_settings`.
+    """The task of a few shots of a data set; `options` are those of `recipe_settings`.
 
     Raises:
         DataError: images are missing.
@@ -382,7 +380,7 @@ def new_task(
     if note := fewer_note(samples, shots, dataset.classes):
         say(note)
     others = dataset.beside(samples)
-    return Task(settings_of(), dataset.classes, data, samples, settings_of, others)
+    return Task(settings_of(), dataset.classes, dataset.root, samples, settings_of, others)
 
 
 def task_of(folder: Path) -> Task:
