@@ -65,7 +65,7 @@ def test_what_is_tuned_on_imagenet_is_measured_on_the_shifts_once_each(
         (root / folder / "classnames.txt").write_text(lines)
 
     key = server.key(owner="shifts")
-    bench = ("bench", "--data", root, "--dataset", "imagenet", "--out", tmp_path / "out")
+    bench = ("bench", "--data", root, "--out", tmp_path / "out")
     options = ("--shots", "2", "--seed", "1")
     first = server.craft_json(key, *bench, *options)
     (result,) = first["results"]
