@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_shared.units import Units
+from craft_shared.units import Measure, Units
 from craft_shared.wire import Budget, Context, Output
+
+
+class Question(NamedTuple):
+    """How much one request asks."""
+
+    prompts: int  # P, how many
+    texts: int = 0  # M, that each of them scores beside the class names
+    images: int | None = None  # that it is about; all N when None
+    sent: bool = False  # whether they come with the request and are encoded for it
+    alone: bool = False  # whether the texts stand in the place of the class names
 
 
 @dataclass(frozen=True)
 class Scores:
     """The answer to one request."""
 
-    # float32 [P, N, C + M], of answers that show less by `output.scores_of`
+    # float32 [P, n, C + M], of answers that show less by `output.scores_of`
     log_probs: NDArray[np.float32]
     charged: Units
     cost_micros: int = 0  # millionths of the provider's currency
@@ -54,6 +64,11 @@ class BlackBox(Protocol):
         """How many different prompts may be asked about the images; None is not bounded."""
         ...
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square that the model reads: an image of it is read as it is."""
+        ...
+
     def score(
         self,
         *,
@@ -61,12 +76,17 @@ class BlackBox(Protocol):
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
         texts: Sequence[str] = (),
+        alone: bool = False,
+        rows: Sequence[int] | None = None,
+        images: Sequence[bytes] | None = None,
         name: str | None = None,
     ) -> Scores:
-        """Scores the templates and, after them, the codes [K, dim] on all N images, in one request.
+        """Scores the templates and, after them, the codes [K, dim] on n images, in one request.
 
-        Every prompt is scored on the C class names and, after them, the M further `texts`. The same
-        request under the same `name` is answered as it was, and is not charged again.
+        Every prompt is scored on the C class names and, after them, the M further `texts`; on the
+        texts `alone`, C being 0, where they stand in the place of class names. The images are all
+        N, or these `rows` of them, or others that come as encoded files. The same request under the
+        same `name` is answered as it was, and is not charged again.
 
         Raises:
             BudgetExhausted: a budget does not cover the request, of which some calls may have been
@@ -79,8 +99,15 @@ class BlackBox(Protocol):
         """Reports that the answer is stored here, so that nobody has to keep it. It never fails."""
         ...
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
-        """What scoring that many prompts, with `texts` beside the class names, is charged."""
+    def units(
+        self,
+        prompts: int,
+        texts: int = 0,
+        images: int | None = None,
+        sent: bool = False,
+        alone: bool = False,
+    ) -> Units:
+        """What a `Question` of these is charged."""
         ...
 
     def budgets(self) -> Sequence[Budget]:
@@ -110,7 +137,7 @@ def shortfall(
     A cost of None is not known, so that no budget of money is looked at.
     """
     for budget in budgets:
-        needed = _needed(budget, need, cost_micros)
+        needed = amount_of(budget.unit, need, cost_micros)
         if needed > budget.remaining:
             return Shortfall(budget, needed)
     return None
@@ -120,7 +147,7 @@ def times_covered(
     budgets: Sequence[Budget], need: Units, cost_micros: int | None, *, most: int
 ) -> int:
     """How many times over the budgets cover the need, `most` at most."""
-    needs = [(budget.remaining, _needed(budget, need, cost_micros)) for budget in budgets]
+    needs = [(one.remaining, amount_of(one.unit, need, cost_micros)) for one in budgets]
     return min([most, *(max(0, left) // needed for left, needed in needs if needed)])
 
 
@@ -141,5 +168,6 @@ def currency(micros: int) -> Decimal:
     return Decimal(micros).scaleb(-6)
 
 
-def _needed(budget: Budget, need: Units, cost_micros: int | None) -> int:
-    return (cost_micros or 0) if budget.unit == "cost_micros" else need[budget.unit]
+def amount_of(unit: Measure, need: Units, cost_micros: int | None) -> int:
+    """How much of a unit is needed; of money nothing where the cost is not known."""
+    return (cost_micros or 0) if unit == "cost_micros" else need[unit]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,15 +15,16 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from craft_client.api import Client
-from craft_client.data import digest_of
+from craft_client.arena import tuned
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
 from craft_client.presets import recipe_settings
+from craft_client.recipes import Option
 from craft_client.remote import RemoteBlackBox, classify_here, filled
 from craft_client.settings import SettingsError, Strategy, TuneSettings
-from craft_client.tune import run_document, tune
 from craft_shared.problems import FieldError
+from craft_shared.units import Measure
 from craft_shared.wire import ImageSet, ModelCard, Scale
 
 
@@ -65,6 +66,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         model: str | None = None,
         recipe: str = "craftbox",
         budget: int | None = None,
+        budget_unit: Measure | None = None,
         seed: int = 1,
         population: int | None = None,
         dim: int | None = None,
@@ -79,6 +81,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         template: str = "a photo of a {}.",
         texts: Sequence[str] | None = None,
         keep_texts: int | None = None,
+        options: Mapping[str, Option] | None = None,
         strict: bool = False,
         run_dir: str | Path | None = None,
     ) -> None:
@@ -87,6 +90,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.model = model
         self.recipe = recipe
         self.budget = budget
+        self.budget_unit = budget_unit
         self.seed = seed
         self.population = population
         self.dim = dim
@@ -101,6 +105,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.template = template
         self.texts = texts
         self.keep_texts = keep_texts
+        self.options = options
         self.strict = strict
         self.run_dir = run_dir
 
@@ -123,24 +128,20 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
             card = client.model(self.model)
-            settings = self._settings(labels, names, card)
             with (
                 Journal.claimed(folder, new=True) as journal,
                 _image_set(client, card.name) as empty,
             ):
-                # Checked as it will be, because uploading is charged.
-                black_box = RemoteBlackBox(client, empty, names, card=card)
-                about = run_document(
-                    black_box.with_count(len(encoded)),
+                self.result_, uploaded = tuned(
+                    client,
+                    empty,
+                    card,
+                    encoded,
                     labels,
-                    settings,
-                    profile=card.profile,
-                    digests=[digest_of(file) for file in encoded],
+                    names,
+                    partial(self._settings, labels, names),
+                    journal,
                 )
-                journal.begin(about)
-                image_set, uploaded = filled(client, empty, encoded, card.limits)
-                black_box = replace(black_box, image_set=image_set)
-                self.result_ = tune(black_box, labels, settings, journal)
         self.adapter_ = self.result_.adapter
         self.units_ = uploaded + self.result_.units
         return self
@@ -159,7 +160,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             card = client.model(config.model)
             image_set, _ = filled(client, empty, encoded, card.limits)
             black_box = RemoteBlackBox(client, image_set, config.scored, card=card)
-            return classify_here(self.adapter_, black_box)[1]
+            return classify_here(self.adapter_, black_box, encoded)[1]
 
     def predict_proba(self, X: Iterable[Picture]) -> NDArray[np.float64]:
         """Probabilities of N images, float64 [N, C], columns as `classes_`."""

@@ -108,6 +108,21 @@ def bodies(
         yield chunk
 
 
+def images_per_body(limits: Limits, image_bytes: int) -> int:
+    """How many images of so many bytes each one body holds, whatever else there is to say.
+
+    Raises:
+        LimitExceeded: not even one.
+    """
+    room = limits.body_bytes * 3 // 4 // (image_bytes + _SIZE_BYTES)
+    if room < 1 or image_bytes > limits.image_bytes:
+        raise LimitExceeded(
+            f"An image of {image_bytes:,} bytes does not fit into a call.",
+            remedy="Ask the provider to raise the limit, or use a recipe that makes no images.",
+        )
+    return min(limits.images_per_call, room)
+
+
 def check_images(images: Sequence[Any], before: int, limits: Limits) -> None:
     """Raises LimitExceeded where images that follow `before` others are too many or too large."""
     for number, image in enumerate(images):

@@ -90,6 +90,37 @@ def file(picture: Picture, field: str = "image") -> bytes:
     raise _unusable(field, f"is a {type(picture).__name__}.", _FORMS)
 
 
+def pixels(picture: Picture, size: int, field: str = "image") -> NDArray[np.uint8]:
+    """A picture as a CLIP of input size S sees it: RGB, uint8 [S, S, 3].
+
+    The shorter side is scaled to S (bicubic), and the middle is cut out. An image of S x S pixels
+    is not changed.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(file(picture, field))) as image:
+            rgb = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise _unusable(field, f"cannot be read: {error}.", "Save it anew, as PNG.") from error
+    short, long = sorted(rgb.size)
+    longer = int(size * long / short)
+    scaled = (size, longer) if rgb.width <= rgb.height else (longer, size)
+    if rgb.size != scaled:
+        rgb = rgb.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = round((rgb.width - size) / 2), round((rgb.height - size) / 2)
+    square: NDArray[np.uint8] = np.asarray(rgb.crop((left, top, left + size, top + size)))
+    return square
+
+
+def most_png_bytes(size: int) -> int:
+    """The most that an RGB image of so many pixels a side takes as PNG, whatever it shows."""
+    return size * (3 * size + 1) * 1001 // 1000 + 4096  # deflate's blocks and PNG's chunks
+
+
 def _read(path: str | PathLike[str], field: str) -> bytes:
     try:
         return Path(path).read_bytes()

@@ -224,7 +224,8 @@ def _draw_cost(axes: Axes, run: Run) -> None:
 def _label_budget(top: Axes, bottom: Axes, run: Run) -> None:
     """The budget's axes: queries below; predictions above, if a query always is as many."""
     budget = run.about.settings.budget
-    label = "queries" if budget is None else f"queries (of a budget of {budget:,})"
+    known = budget is not None and run.about.settings.budget_unit == "queries"
+    label = f"queries (of a budget of {budget:,})" if known else "queries"
     bottom.set_xlim(0, 1.03 * max(point.queries for point in run.points))
     bottom.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     bottom.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

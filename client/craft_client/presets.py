@@ -140,16 +140,18 @@ def recipe_settings(
             why = "strict access asks for none." if strict else "there is none but the class names."
             error = FieldError(field="texts", message=why, remedy="Leave them out.")
             raise SettingsError("The settings cannot be used.", errors=[error])
-    if recipes.counted_as(recipe).like_paper:
-        settings = {**paper_settings(data, shots), **chosen}
-    else:
+    recipe = recipes.resolved(recipe)
+    row, paper = recipes.recipe_of(recipe), paper_settings(data, shots)
+    if row.like_paper:
+        settings = {**paper, **chosen}
+    elif recipe == "craftbox":
         settings = {"random_codes": random_codes_for(output, prompt_limit), **chosen}
-        if "budget" not in settings and recipe != "craftbox":
-            settings["search"] = False
         settings.setdefault("budget", 1 + settings["random_codes"])
+    else:
+        settings = {"budget": paper["budget"], **row.defaults, **chosen}
     if prompt_limit is not None and recipe == "craftbox":  # one prompt may be several queries
         settings["random_codes"] = min(settings["random_codes"], prompt_limit - 1)
-    elif prompt_limit is not None:
+    elif prompt_limit is not None and settings.get("budget_unit", "queries") == "queries":
         settings["budget"] = min(settings["budget"], prompt_limit)
     if recipe == "craftbox" and vocabulary is None and not strict and shows_texts(output):
         nouns = beside(classes, common_nouns())

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from craft_client.api import Client
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.calls import message
-from craft_client.exceptions import CraftError, InvalidRequest, ProtocolError
-from craft_client.limits import bodies, rows_per_call
+from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded, ProtocolError
+from craft_client.limits import bodies, images_per_body, rows_per_call
+from craft_client.pictures import Picture, file, most_png_bytes, pixels
 from craft_client.predictions import Prediction
-from craft_shared.adapter import Adapter
+from craft_shared.adapter import Adapter, prompted
 from craft_shared.counting import blocks, calls, prediction_units, units_of_calls
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
@@ -35,6 +36,8 @@ from craft_shared.wire import (
 )
 
 T = TypeVar("T")
+
+PICTURES_AT_ONCE = 256  # that are made with a visual prompt, and held in memory
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ class RemoteBlackBox:
         return self._card.prompts_per_image_set
 
     @property
+    def image_size(self) -> int:
+        """Side in pixels of the square that the model reads."""
+        return self._card.image_size
+
+    @property
     def _dtype(self) -> DType:
         return self.dtype if self.output.whole else "float32"
 
@@ -93,49 +101,69 @@ class RemoteBlackBox:
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
         texts: Sequence[str] = (),
+        alone: bool = False,
+        rows: Sequence[int] | None = None,
+        images: Sequence[bytes] | None = None,
         name: str | None = None,
     ) -> Scores:
-        """Scores the templates and after them the codes, [P, N, C + M], in the fewest calls.
+        """Scores the templates and after them the codes, [P, n, C + M], in the fewest calls.
 
         A prompt is one query however many calls the prompts are spread over, unless its answer
-        alone is larger than the server sends at once; `units` has the number beforehand.
+        alone is larger than the server sends at once, or its images than it takes; `units` has the
+        number beforehand. See `craft_client.blackbox.BlackBox.score`.
 
         Raises:
             ProblemError: the server refused a call.
             AnswerLost: an answer did not arrive.
+            LimitExceeded: an image is larger than any of the model's input size.
             ProtocolError: an answer shows another level than the first did: the policy changed.
         """
         found = np.zeros((0, 0), np.float32) if codes is None else codes
-        scored = [*self.classes, *texts]
-        scores = np.empty(
-            (len(templates) + len(found), self.image_set.count, len(scored)), np.float32
-        )
+        scored = [*(() if alone else self.classes), *texts]
+        chosen = rows if images is None else range(len(images))
+        chosen = range(self.image_set.count) if chosen is None else chosen
+        for number, image in enumerate(images or ()):
+            if len(image) > self._most_image_bytes:
+                raise LimitExceeded(
+                    f"images[{number}]: it has {len(image):,} bytes, more than any of "
+                    f"{self.image_size} x {self.image_size} pixels.",
+                    remedy="Make images of the size that the model reads.",
+                )
+        scores = np.empty((len(templates) + len(found), len(chosen), len(scored)), np.float32)
         costs: list[Cost] = []
         answers: list[str] = []
         named = self.run is not None and name is not None
-        row_bytes = self._row_bytes(len(scored))
-        cut = calls(len(scores), self.image_set.count, row_bytes, self._card.limits)
-        for number, (prompts, rows) in enumerate(cut):
+        cut = calls(
+            len(scores),
+            len(chosen),
+            self._row_bytes(len(scored)),
+            self._card.limits,
+            most_images=None if images is None else self._images_per_call,
+        )
+        for number, (prompts, some) in enumerate(cut):
             code = slice(*(max(0, end - len(templates)) for end in (prompts.start, prompts.stop)))
             some_codes = found[code]
+            own = images is None
+            whole = own and rows is None and len(some) == self.image_set.count
             request = message(
                 PredictionRequest,
                 model=self.model,
                 classes=scored,
                 templates=list(templates[prompts.start : prompts.stop]),
                 context=context if len(some_codes) else None,
-                image_set=self.image_set.id,
-                rows=None if len(rows) == self.image_set.count else list(rows),
+                image_set=self.image_set.id if own else None,
+                rows=[chosen[place] for place in some] if own and not whole else None,
                 dtype=self._dtype,
             )
             answer = self.client.predict(
                 request,
                 codes=some_codes if len(some_codes) else None,
+                images=None if images is None else images[some.start : some.stop],
                 count=self.image_set.count,
                 idempotency_key=f"{self.run}/{name}/{number}" if named else None,
             )
             read = self._read(answer, len(scored))
-            scores[prompts.start : prompts.stop, rows.start : rows.stop] = read
+            scores[prompts.start : prompts.stop, some.start : some.stop] = read
             costs.append(answer.cost)
             answers.append(answer.idempotency_key)
         return Scores(
@@ -152,19 +180,43 @@ class RemoteBlackBox:
             with suppress(CraftError):
                 self.client.acknowledge(answer)
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
-        """What scoring that many prompts is charged."""
-        scored, count = len(self.classes) + texts, self.image_set.count
-        return units_of_calls(prompts, count, scored, self._row_bytes(scored), self._card.limits)
+    def units(
+        self,
+        prompts: int,
+        texts: int = 0,
+        images: int | None = None,
+        sent: bool = False,
+        alone: bool = False,
+    ) -> Units:
+        """What a `Question` of these is charged."""
+        scored = texts + (0 if alone else len(self.classes))
+        return units_of_calls(
+            prompts,
+            self.image_set.count if images is None else images,
+            scored,
+            self._row_bytes(scored),
+            self._card.limits,
+            most_images=self._images_per_call if sent else None,
+        )
 
-    def answer_bytes(self, prompts: int, texts: int = 0) -> int:
-        """Bytes of numbers and class indices in the answers, without each call's document."""
-        scored = len(self.classes) + texts
-        return prompts * self.image_set.count * self._row_bytes(scored)
+    def answer_bytes(self, *question: Any) -> int:
+        """Bytes of numbers and indices in the answer to a `Question`, without calls' documents."""
+        asked = Question(*question)
+        images = self.image_set.count if asked.images is None else asked.images
+        scored = asked.texts + (0 if asked.alone else len(self.classes))
+        return asked.prompts * images * self._row_bytes(scored)
 
     def budgets(self) -> Sequence[Budget]:
         """All budgets that bound the key now. Asks the server; `Scores` has them too."""
         return self.client.budgets()
+
+    @property
+    def _most_image_bytes(self) -> int:
+        return most_png_bytes(self.image_size)
+
+    @property
+    def _images_per_call(self) -> int:
+        return images_per_body(self._card.limits, self._most_image_bytes)
 
     def _row_bytes(self, scored: int) -> int:
         """Of one prompt's answer for one image.
@@ -241,9 +293,12 @@ def check_prompts(
 
 
 def classify_here(
-    adapter: Adapter, black_box: RemoteBlackBox
+    adapter: Adapter, black_box: RemoteBlackBox, pictures: Sequence[Picture] = ()
 ) -> tuple[Scores, NDArray[np.float32]]:
     """Scores an adapter's prompts [P, N, C + M] and applies its head here [N, C].
+
+    The scores are of the images as they were uploaded. One that adds a visual prompt is then asked
+    about the N `pictures` with it, which are encoded, and charged, for that.
 
     Raises:
         CraftError: the head reads answers that the key may not see; nothing was charged.
@@ -255,13 +310,25 @@ def classify_here(
             f"'{seen.level}'. Nothing was charged.",
             remedy="Use a key of that level, or publish the adapter and let the server apply it.",
         )
-    scores = black_box.score(
-        templates=config.templates,
-        context=config.context,
-        codes=adapter.codes if config.codes else None,
-        name="adapter",
-    )
-    return scores, adapter.refined(scores.log_probs, seen)
+    asked: dict[str, Any] = {
+        "templates": config.templates,
+        "context": config.context,
+        "codes": adapter.codes if config.codes else None,
+    }
+    if adapter.visual is None:
+        scores = black_box.score(**asked, name="adapter")
+        return scores, adapter.refined(scores.log_probs, seen)
+    plain = black_box.score(templates=config.templates[:1], name="plain")
+    charged, refined = plain.charged, []
+    for some in blocks(len(pictures), PICTURES_AT_ONCE):
+        images = [
+            file(prompted(pixels(pictures[place], black_box.image_size), adapter.visual))
+            for place in some
+        ]
+        scores = black_box.score(**asked, images=images, name=f"adapter-{some.start}")
+        charged += scores.charged
+        refined.append(adapter.refined(scores.log_probs, seen))
+    return replace(plain, charged=charged), np.concatenate(refined)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeInt,
+    ValidationError,
+)
 
 from craft_client.evaluation import Evaluation, read_evaluation
 from craft_client.journal import Journal, JournalError
+from craft_client.recipes import label
 from craft_client.run_folder import (
     ADAPTER_FOLDER,
     LINES_FILE,
@@ -30,7 +38,7 @@ from craft_shared.display import Displayed, Listed, View
 from craft_shared.printing import percent
 from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.units import Units
+from craft_shared.units import Measure, Units
 from craft_shared.wire import ProviderProfile
 
 # Of a long run, in a notebook.
@@ -43,11 +51,12 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    recipe: str | None = None
+    recipe: Annotated[str, AfterValidator(label)] | None = None
     mode: str | None = None
     shots: int | None = None
     seed: int | None = None
     budget: int | None = None
+    budget_unit: Measure = "queries"
 
 
 class About(BaseModel):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.blackbox import budget_name, shortfall
-from craft_client.exceptions import BudgetTooSmall, CraftError
-from craft_client.recipes import OWN, RECIPES, Recipe, counted_as
-from craft_shared import plugins
+from craft_client.blackbox import Question, amount_of, budget_name, shortfall
+from craft_client.exceptions import BudgetTooSmall, CraftError, UnusablePlugin
+from craft_client.recipes import FIRST_PROMPTS, OWN, Option, Recipe, plugin_of, recipe_of
 from craft_shared.names import REMEDY, fault, same_text, twins
-from craft_shared.plugins import PluginError
 from craft_shared.printing import printable
 from craft_shared.problems import FieldError
-from craft_shared.units import Unit, Units
+from craft_shared.units import MEASURES, Measure, Unit, Units
 from craft_shared.wire import AbsoluteScale, Budget, Output, Scale
 from craft_shared.wire.messages import LONGEST_CLASS_NAME, LONGEST_TEMPLATE
 
@@ -31,13 +29,12 @@ RANDOM_CODES = 127
 # Of ranks more: each says less, and what they say adds up (docs/output-levels.md).
 RANDOM_CODES_OF_RANKS = 255  # labels, and the most probable classes alone
 FEW_DECIMALS = 3  # of probabilities: those of a thousand nouns are then mostly zeros
-FIRST_PROMPTS = 4
 
 Strategy = Literal["cma-es", "random", "spsa"]
 
 
-# Units of a number of prompts, and of texts that each of them scores beside the class names.
-PricedQuestion = Callable[[int, int], Units]
+# Units of what a `Question` says.
+PricedQuestion = Callable[..., Units]
 
 
 class SettingsError(CraftError):
@@ -48,14 +45,7 @@ class KeyBudgetError(SettingsError, BudgetTooSmall):
     """A budget of the key or its team does not cover the run's first steps."""
 
 
-class Question(NamedTuple):
-    """How much one request asks."""
-
-    prompts: int  # how many
-    texts: int = 0  # that each of them scores beside the class names
-
-
-def one_each(prompts: int, texts: int = 0) -> Units:
+def one_each(prompts: int, *about: object) -> Units:
     """A query for each prompt, as a rule."""
     return Units(queries=prompts)
 
@@ -83,10 +73,10 @@ class TuneSettings:
     Attributes:
         recipe: `craftbox`: the plain prompt with `texts` beside the class names, or with random
             codes, and a closed-form head. `paper`: CraFT as published. `bbt`, `random`, `spsa`: one
-            prompt and no head, searched by CMA-ES, among random codes, by SPSA. Else a plug-in's,
-            which is counted as one that asks the plain prompt and `random_codes` first, and
-            `population` codes a generation.
-        budget: queries that the run may spend, all stages together.
+            prompt and no head, searched by CMA-ES, among random codes, by SPSA. The other methods'
+            modules are beside theirs. Else a plug-in's, or one's own in a file, `FILE.py:NAME`.
+        budget: how much the run may spend, all stages together, but for uploads.
+        budget_unit: of what; `cost_micros` are millionths of the provider's currency.
         seed: of the random codes, the search, the context's projection and the paper's head.
         population: codes a generation of the search; SPSA's recipe asks two a step.
         dim: length of a code, the paper's intrinsic dimension.
@@ -111,6 +101,7 @@ class TuneSettings:
             the head reads some. None of them is a class name. Empty in strict access.
         keep_texts: how many of them the head reads at most; None for as many as are needed.
         shots: images a class, for the adapter's card only.
+        options: settings of the recipe's own, by name: keyword arguments of what tunes.
 
     Raises:
         SettingsError: an option's value is impossible, alone or with the others.
@@ -118,6 +109,7 @@ class TuneSettings:
 
     recipe: str = "craftbox"
     budget: int = 8000
+    budget_unit: Measure = "queries"
     seed: int = 1
     population: int = 40
     dim: int = 512
@@ -137,11 +129,13 @@ class TuneSettings:
     texts: tuple[str, ...] = ()
     keep_texts: int | None = None
     shots: int | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         scale = self.scale
         errors = [
             _number("budget", self.budget, 1),
+            _choice("budget_unit", self.budget_unit, MEASURES),
             _number("seed", self.seed, 0, 2**63 - 1),
             _number("population", self.population, LEAST_POPULATION),
             _number("dim", self.dim, 2, MOST_DIM),
@@ -163,10 +157,16 @@ class TuneSettings:
             _template(self.template),
             *self._text_errors(),
         ]
-        wrong = [error for error in errors if error]
-        _raise_if(
-            "The settings cannot be used.",
-            wrong or self._budget_errors("budget", "queries", self.budget, one_each),
+        wrong = [error for error in errors if error] or self._option_errors()
+        if not wrong and self.budget_unit == "queries":
+            wrong = self._budget_errors("budget", "queries", self.budget, one_each)
+        _raise_if("The settings cannot be used.", wrong)
+
+    @property
+    def own_budget(self) -> Budget:
+        """The run's own, of which nothing is spent."""
+        return Budget(
+            unit=self.budget_unit, limit=self.budget, spent=0, reserved=0, remaining=self.budget
         )
 
     def stream(self, purpose: Literal["random codes", "search", "mlp"]) -> list[int]:
@@ -176,19 +176,18 @@ class TuneSettings:
     @property
     def opening_question(self) -> Question:
         """What is asked first: the plain prompt, alone, with a vocabulary or with random codes."""
-        if self.recipe == "craftbox":
-            prompts = 1 if self.texts else min(FIRST_PROMPTS, 1 + self.random_codes)
-            return Question(min(prompts, self.budget), len(self.texts))
-        return Question(1 if self._row.like_paper else 1 + self.random_codes)
+        return Question(self._row.opening(self), len(self.texts))
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all questions are known beforehand, but for the answers that end a run early."""
+        return self._row.generation is not None
 
     def generation_questions(self, number: int = 1) -> tuple[Question, ...]:
         """What is asked in a generation, from 1; craftbox's double the prompts while it can."""
-        if self.recipe != "craftbox":
-            prompts = self._row.generation(self.population) if self.search else ()
-            return tuple(Question(count) for count in prompts)
-        asked = self.opening_question.prompts * 2 ** (number - 1)
-        further = 0 if self.texts else min(asked, 1 + self.random_codes - asked)
-        return (Question(further),) if further > 0 else ()
+        if self._row.generation is None or not self.search:
+            return ()
+        return tuple(Question(prompts) for prompts in self._row.generation(self, number))
 
     def questions(self, units: PricedQuestion = one_each) -> list[Question]:
         """All that the run asks at most; `units` says what a question is charged."""
@@ -203,18 +202,31 @@ class TuneSettings:
         return sum((units(*question) for question in self.generation_questions(number)), Units())
 
     def generations(
-        self, units: PricedQuestion = one_each, *, done: int = 0, spent: int | None = None
+        self,
+        units: PricedQuestion = one_each,
+        *,
+        done: int = 0,
+        spent: int | None = None,
+        price: Callable[[Units], int | None] = lambda need: None,
     ) -> int:
         """How many whole generations after `done` the run's own budget covers.
 
-        `units` is what a question is charged, `spent` the queries until then (None: nothing yet).
+        Args:
+            units: what a question is charged.
+            done: generations.
+            spent: of the budget's unit until then; None: what is asked first.
+            price: what a question's units cost, for a budget of money; None is not known.
         """
-        left = self.budget - (units(*self.opening_question).queries if spent is None else spent)
-        if self.recipe != "craftbox":
-            need = self.generation_units(units=units).queries
-            return left // need if need else 0
+
+        def amount(*questions: Question) -> int:
+            asked = [units(*question) for question in questions]
+            return sum(amount_of(self.budget_unit, need, price(need)) for need in asked)
+
+        left = self.budget - (amount(self.opening_question) if spent is None else spent)
         count = 0
-        while need := self.generation_units(done + count + 1, units).queries:
+        while need := amount(*self.generation_questions(done + count + 1)):
+            if self.recipe != "craftbox":  # whose generations are not alike
+                return max(0, left) // need
             left -= need
             if left < 0:
                 break
@@ -243,10 +255,11 @@ class TuneSettings:
         _raise_if("The pictures cannot be learnt from.", _label_errors(labels, classes))
         _raise_if("The class names cannot be used.", _name_errors("classes", classes))
         _raise_if("The texts cannot be used.", _shared_errors(self.texts, classes))
-        errors = self._budget_errors("budget", "queries", self.budget, units)
+        errors = []
+        if self.budget_unit != "cost_micros":  # what the steps cost is known once one is answered
+            errors = self._budget_errors("budget", self.budget_unit, self.budget, units)
         first_steps = self._first_steps(units)
         short = shortfall(budgets, first_steps)
-        # What the steps cost is known only once the server has answered.
         if not errors and short and short.budget.unit != "cost_micros":
             left = short.budget.remaining
             short_errors = self._budget_errors(
@@ -258,7 +271,7 @@ class TuneSettings:
 
     @property
     def _row(self) -> Recipe:
-        return counted_as(self.recipe)
+        return recipe_of(self.recipe)
 
     def _part_errors(self) -> list[FieldError]:
         """Parts that are chosen or switched off, of a recipe that has no such part."""
@@ -269,6 +282,9 @@ class TuneSettings:
             "consistency": not self.consistency,
         }
         errors = []
+        if not self.search and self.budget_unit != "queries":
+            message = f"is '{self.budget_unit}': without a search a budget counts training."
+            errors.append(_error("budget_unit", message, "Give a budget of queries."))
         for part, changed in parts.items():
             if changed and part not in self._row.settings:
                 having = " and ".join(
@@ -277,6 +293,17 @@ class TuneSettings:
                 message = f"is a setting of {having}; '{self.recipe}' has no such part."
                 errors.append(_error(part, message, "Leave it as it is by default."))
         return errors
+
+    def _option_errors(self) -> list[FieldError]:
+        if not self.options:
+            return []
+        try:
+            object.__setattr__(self, "options", self._row.options(self.options))
+        except ValueError as error:
+            return [_error("options", f"{error}.", "Name one that the recipe has.")]
+        except UnusablePlugin as error:
+            return [_error("recipe", error.message, "Mend it.")]
+        return []
 
     def _text_errors(self) -> list[FieldError]:
         if not self.texts:
@@ -297,7 +324,7 @@ class TuneSettings:
         needs = f"the plain prompt and {codes} random codes take {opening}"
         if self.recipe == "craftbox" and not self.texts:
             # Of a larger budget the first question is larger too.
-            needed = units(min(FIRST_PROMPTS, 1 + self.random_codes), 0)[unit]
+            needed = units(min(FIRST_PROMPTS, 1 + self.random_codes))[unit]
         remedy = f"Raise it to at least {needed}"
         if self.recipe == "craftbox" and self.texts:
             needs = f"the plain prompt with {len(self.texts):,} texts takes {opening}"
@@ -309,9 +336,7 @@ class TuneSettings:
     def _first_steps(self, units: PricedQuestion) -> Units:
         """What must be covered for a run to begin: of craftbox's, the first question."""
         opening = units(*self.opening_question)
-        return (
-            opening if self.recipe == "craftbox" else opening + self.generation_units(units=units)
-        )
+        return opening + self.generation_units(units=units) if self._row.searches else opening
 
 
 def _error(field: str, message: str, remedy: str) -> FieldError:
@@ -348,11 +373,10 @@ def _choice(field: str, value: str, choices: Sequence[str]) -> FieldError | None
 
 
 def _recipe(name: str) -> FieldError | None:
-    if name not in OWN:
-        try:
-            plugins.find(RECIPES, name)
-        except PluginError as error:
-            return _error("recipe", f"{error}.", "See 'craft plugins'.")
+    try:
+        plugin_of(name)
+    except UnusablePlugin as error:
+        return _error("recipe", error.message, "See 'craft plugins'.")
     return None
 
 

@@ -17,13 +17,15 @@ from craft_client import recipes
 from craft_client.blackbox import BlackBox
 from craft_client.exceptions import CraftError
 from craft_client.journal import Journal, JournalError
-from craft_client.settings import SettingsError, TuneSettings
+from craft_client.pictures import Picture
+from craft_client.settings import SettingsError, TuneSettings, shows_texts
 from craft_client.tuning_run import AnswerError, Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.display import Displayed, View
 from craft_shared.head import HEAD_KINDS
 from craft_shared.names import made_sound
 from craft_shared.plugins import PluginError
+from craft_shared.problems import FieldError
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Output, Provenance, ProviderProfile
 
@@ -88,11 +90,22 @@ def run_document(
 
     Raises:
         SettingsError: the run cannot be done; no directory need be made.
+        UnusablePlugin: the recipe cannot be loaded.
     """
     if budgets is None:
         budgets = black_box.budgets()
     settings.check_task(labels, black_box.classes, budgets, black_box.units)
-    plugin = recipes.plugin_of(settings.recipe)
+    recipe, plugin = recipes.recipe_of(settings.recipe), recipes.plugin_of(settings.recipe)
+    # What cannot be run is refused before anything is paid for.
+    recipe.load()
+    if recipe.reads_texts and not shows_texts(black_box.output):
+        error = FieldError(
+            field="recipe",
+            message=f"'{recipe.name}' scores texts in the place of class names; answers of level "
+            f"'{black_box.output.level}' show too little of them.",
+            remedy="Use a key that sees log-probabilities, or another recipe.",
+        )
+        raise SettingsError("The settings cannot be used.", errors=[error])
     return {
         "schema_version": RUN_SCHEMA,
         "craftbox": version("craftbox"),
@@ -131,6 +144,7 @@ def tune(
     settings: TuneSettings,
     journal: Journal,
     on_progress: Callable[[TuneProgress], None] = lambda progress: None,
+    pictures: Sequence[Picture] | None = None,
 ) -> TuneResult:
     """Tunes prompts and a head for the black box's images.
 
@@ -145,6 +159,7 @@ def tune(
         settings: what to do.
         journal: of this run; gets every paid answer before it is used, and the adapter.
         on_progress: called after each request and at the end.
+        pictures: the images, for recipes that make others of them; read when they do.
 
     Raises:
         SettingsError: the run cannot be done; nothing was asked.
@@ -159,26 +174,29 @@ def tune(
     _check_output(black_box, journal)
     budgets = black_box.budgets()
     with journal.alone():
-        run = TuningRun(black_box, labels, settings, journal, budgets, on_progress)
+        run = TuningRun(black_box, labels, settings, journal, budgets, on_progress, pictures)
         if not run.answers.replaying:
             settings.check_task(labels, black_box.classes, budgets, black_box.units)
         # The paper's head is too small for several cores, which would only wait for each other.
-        like_paper = recipes.counted_as(settings.recipe).like_paper
+        like_paper = recipes.recipe_of(settings.recipe).like_paper
         with threadpool_limits(1 if like_paper else None, "blas"):
             result, outcome = _tuned(run, black_box, journal)
         journal.finish(result.adapter, _summary(result, outcome))
-    run.report("deploy", run.history[-1]["loss"], outcome.best_loss, result.accuracy_after)
+    last = run.history[-1]
+    best_loss = last["best_loss"] if outcome.best_loss is None else outcome.best_loss
+    run.report("deploy", last["loss"], best_loss, result.accuracy_after)
     return result
 
 
 def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneResult, Outcome]:
-    plugin = recipes.plugin_of(run.settings.recipe)
+    settings = run.settings
+    recipe, plugin = recipes.recipe_of(settings.recipe), recipes.plugin_of(settings.recipe)
+    tunes = recipe.load()
     if plugin is None:
-        outcome = recipes.OWN[run.settings.recipe].run(run)
+        outcome = tunes(run, **settings.options)
         return _result(outcome, run, black_box, journal), outcome
     with recipes.usable_plugins(), plugin.running(CraftError):
-        tunes: recipes.Run = plugin.load()
-        outcome = tunes(run)
+        outcome = tunes(run, **settings.options)
         if not isinstance(outcome, Outcome):
             raise PluginError(f"{plugin} returned a {type(outcome).__name__}, not an Outcome")
         if outcome.head.kind not in HEAD_KINDS:
@@ -186,6 +204,8 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
                 f"{plugin} ended in a head of kind '{outcome.head.kind}'; servers know "
                 f"{', '.join(HEAD_KINDS)}"
             )
+        if not run.history:
+            raise PluginError(f"{plugin} reported nothing, and begins with `run.plain()`")
         return _result(outcome, run, black_box, journal), outcome
 
 
@@ -202,33 +222,41 @@ def _check_output(black_box: BlackBox, journal: Journal) -> None:
 
 def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Journal) -> TuneResult:
     settings, data = run.settings, journal.document.get("data")
+    codes = run.no_codes if outcome.codes is None else outcome.codes
+    before = run.accuracy_before if outcome.accuracy_before is None else outcome.accuracy_before
+    if before is None:
+        raise CraftError(
+            f"'{settings.recipe}' does not say how good the plain prompt is.",
+            remedy="Begin with `run.plain()`, or give the Outcome `accuracy_before`.",
+        )
     config = AdapterConfig(
         model=black_box.model,
         revision=black_box.revision,
         access_mode="open-text" if outcome.texts else "strict",
         classes=list(black_box.classes),
         texts=list(outcome.texts),
-        templates=[settings.template],
-        context=run.context if len(outcome.codes) else None,
-        codes=len(outcome.codes),
+        templates=[settings.template, *outcome.templates],
+        context=run.context if len(codes) else None,
+        codes=len(codes),
         head=outcome.head.kind,
+        visual=None if outcome.visual is None else len(outcome.visual),
         output=black_box.output,
         provenance=Provenance(
-            recipe=made_sound(settings.recipe)[:64],
+            recipe=made_sound(recipes.label(settings.recipe))[:64],
             # Of its path the name alone: who serves the adapter need not know the tuner's folders.
             data=made_sound(PurePath(data).name)[:200] if isinstance(data, str) else None,
             shots=settings.shots,
             seed=settings.seed,
-            accuracy_before=outcome.accuracy_before,
+            accuracy_before=before,
             accuracy_after=outcome.accuracy_after,
             units=run.answers.units,
         ),
     )
     # Read back from its bytes: what is deployed is data, whatever object a recipe made.
-    adapter = Adapter.from_bytes(Adapter(config, outcome.codes, outcome.head).to_bytes())
+    adapter = Adapter.from_bytes(Adapter(config, codes, outcome.head, outcome.visual).to_bytes())
     return TuneResult(
         adapter,
-        outcome.accuracy_before,
+        before,
         outcome.accuracy_after,
         run.answers.units,
         run.stopped_by,

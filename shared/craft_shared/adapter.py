@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.wire import EVERYTHING, Context, Message, Output, Provenance
 from craft_shared.wire.messages import ModelName, Revision, StoredClassName, Template
+
+MOST_SIDE = 1024  # of a visual prompt, in pixels
+MOST_LEVELS = 255.0  # that it adds to a pixel
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter.safetensors"
@@ -52,6 +55,8 @@ class AdapterConfig(Message):
         context: the codes' search space.
         codes: how many codes follow the templates.
         head: the kind of head.
+        visual: side S in pixels of the visual prompt, which must be the model's input size; null
+            for none.
         output: the level of the answers that the head was fitted on. It reads the scores that are
             made of such answers, wherever it is applied.
         provenance: how it came to be.
@@ -68,6 +73,7 @@ class AdapterConfig(Message):
     context: Context | None = Field(default=None, examples=[{"dim": 512}])
     codes: int = Field(default=0, ge=0, examples=[31])
     head: HeadKind
+    visual: int | None = Field(default=None, ge=1, le=MOST_SIDE)
     output: Output = EVERYTHING
     provenance: Provenance = Provenance()
 
@@ -101,11 +107,13 @@ class Adapter(Displayed):
     config: AdapterConfig  # the document
     codes: NDArray[np.float32]  # float32 [codes, dim]
     head: Head  # maps log-probabilities [P, N, C + M] to [N, C]
+    visual: NDArray[np.float32] | None = None  # grey levels float32 [S, S, 3]; see `prompted`
 
     def to_bytes(self) -> bytes:
         """The adapter as one safetensors body; equal adapters give equal bytes."""
-        # Earlier versions knew no output: what is of theirs keeps its digest.
-        exclude = {"output"} if self.config.output == EVERYTHING else None
+        # Earlier versions knew neither of these: what is of theirs keeps its digest.
+        exclude = {"output"} if self.config.output == EVERYTHING else set()
+        exclude |= {"visual"} if self.config.visual is None else set()
         document = self.config.model_dump(mode="json", exclude=exclude)
         return codec.encode(document, self._tensors())
 
@@ -125,6 +133,7 @@ class Adapter(Displayed):
                 shape = (config.codes, config.context.dim)
                 check_tensors({k: v for k, v in tensors.items() if k == "codes"}, {"codes": shape})
                 codes = tensors.pop("codes")
+            visual = None if config.visual is None else _visual(tensors, config.visual)
             head = head_from_tensors(
                 config.head,
                 tensors,
@@ -136,7 +145,7 @@ class Adapter(Displayed):
             raise AdapterError(first_error(error)) from error
         except ValueError as error:
             raise AdapterError(str(error)) from error
-        return cls(config, codes, head)
+        return cls(config, codes, head, visual)
 
     def refined(
         self, scores: NDArray[np.float32], seen: Output = EVERYTHING
@@ -178,6 +187,7 @@ class Adapter(Displayed):
                 "texts": names(config.texts),
                 "queries a prediction": config.prompts,
                 "head": config.head,
+                "visual prompt": config.visual and f"{config.visual} x {config.visual} pixels",
                 "recipe": provenance.recipe,
                 "data": provenance.data,
                 "shots": provenance.shots,
@@ -217,4 +227,27 @@ class Adapter(Displayed):
 
     def _tensors(self) -> codec.Tensors:
         codes = {"codes": self.codes} if len(self.codes) else {}
-        return {**codes, **self.head.tensors()}
+        visual = {} if self.visual is None else {"visual": self.visual}
+        return {**codes, **visual, **self.head.tensors()}
+
+
+def prompted(
+    pixels: NDArray[np.uint8], visual: NDArray[np.floating[Any]] | None
+) -> NDArray[np.uint8]:
+    """Pixels [..., S, S, 3] that a model is about to read, with a visual prompt [S, S, 3] added.
+
+    Sums are rounded, and cut off at 0 and 255. Source: BlackVIP (Oh et al., CVPR 2023).
+    """
+    if visual is None:
+        return pixels
+    return np.clip(np.rint(pixels + visual), 0, 255).astype(np.uint8)
+
+
+def _visual(tensors: codec.Tensors, side: int) -> NDArray[np.float32]:
+    """Takes the visual prompt from an adapter's tensors; ValueError where it is no such one."""
+    found = {name: tensors.pop(name) for name in ("visual",) if name in tensors}
+    check_tensors(found, {"visual": (side, side, 3)})
+    visual: NDArray[np.float32] = found["visual"]
+    if (np.abs(visual) > MOST_LEVELS).any():
+        raise ValueError(f"tensor 'visual' holds a number beyond {MOST_LEVELS:g}")
+    return visual

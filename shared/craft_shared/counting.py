@@ -39,7 +39,7 @@ def blocks(total: int, size: int) -> list[range]:
 
 
 def calls(
-    prompts: int, images: int, row_bytes: int, limits: Limits
+    prompts: int, images: int, row_bytes: int, limits: Limits, *, most_images: int | None = None
 ) -> Iterator[tuple[range, range]]:
     """Cuts prompts x images into the (prompts, images) of each call.
 
@@ -48,17 +48,36 @@ def calls(
         images: how many there are.
         row_bytes: of the answer, for one prompt and one image.
         limits: of the server.
+        most_images: that one call may bring, where they come with it.
     """
-    images_at_once = max(1, limits.answer_bytes // row_bytes)
-    prompts_at_once = limits.answer_bytes // (row_bytes * max(1, images))
+    images_at_once = max(1, min(limits.answer_bytes // row_bytes, most_images or images))
+    in_a_call = images if most_images is None else min(images, images_at_once)
+    prompts_at_once = limits.answer_bytes // (row_bytes * max(1, in_a_call))
     prompts_at_once = min(limits.prompts_per_call, max(1, prompts_at_once))
     return itertools.product(blocks(prompts, prompts_at_once), blocks(images, images_at_once))
 
 
-def units_of_calls(prompts: int, images: int, texts: int, row_bytes: int, limits: Limits) -> Units:
-    """What scoring so many prompts is charged, in as many calls as the limits make of it."""
+def units_of_calls(
+    prompts: int,
+    images: int,
+    texts: int,
+    row_bytes: int,
+    limits: Limits,
+    *,
+    most_images: int | None = None,
+) -> Units:
+    """What scoring so many prompts is charged, in as many calls as the limits make of it.
+
+    `most_images` is how many one call may bring, where they come with it; see `calls`.
+    """
+    cut = calls(prompts, images, row_bytes, limits, most_images=most_images)
     each = (
-        prediction_units(len(some_prompts), len(some_images), texts=texts)
-        for some_prompts, some_images in calls(prompts, images, row_bytes, limits)
+        prediction_units(
+            len(some_prompts),
+            len(some_images),
+            texts=texts,
+            sent=0 if most_images is None else len(some_images),
+        )
+        for some_prompts, some_images in cut
     )
     return sum(each, Units())

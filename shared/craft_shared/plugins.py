@@ -1,17 +1,22 @@
-"""Plug-ins: what other installed packages add, found by their entry points.
+"""Plug-ins: what other installed packages add, found by their entry points, or a file of one's own.
 
-What is wrong with one is said in one line. Loading one runs its package's code with all rights of
-the process: installing a package is the decision to trust it.
+What is wrong with one is said in one line. Loading one runs its code with all rights of the
+process: installing a package, or naming a file, is the decision to trust it.
 
 Source: Python Packaging User Guide, "Entry points specification".
 """
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 
@@ -55,6 +60,9 @@ class Plugin:
     def __str__(self) -> str:
         return f"{self.group.kind} '{self.name}' ({self.entry.value} of package {self.package})"
 
+    def _load(self) -> Any:
+        return self.entry.load()
+
     def load(self) -> Any:
         """Imports it.
 
@@ -62,7 +70,7 @@ class Plugin:
             PluginError: that fails, or what is there cannot be called.
         """
         try:
-            found = self.entry.load()
+            found = self._load()
         except Exception as error:
             raise PluginError(f"{self} cannot be loaded: {_words(error)}") from error
         if not callable(found):
@@ -91,6 +99,41 @@ class Plugin:
             if isinstance(error, (PluginError, *let_through)):
                 raise
             raise PluginError(f"{self} failed: {_words(error)}") from error
+
+
+@dataclass(frozen=True)
+class OwnFile(Plugin):
+    """What a file of one's own holds, `FILE.py:NAME`; `str()` has the file's SHA-256 too."""
+
+    @property
+    def path(self) -> Path:
+        """The file's."""
+        return Path(self.entry.value.rpartition(":")[0])
+
+    def __str__(self) -> str:
+        try:
+            digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+        except OSError:
+            digest = "unreadable"
+        return f"{self.group.kind} '{self.name}' ({self.entry.value}, {digest})"
+
+    def _load(self) -> Any:
+        # Under a name of its own, since dataclasses and pickles look their module up.
+        module_name = f"craftbox_file_{hashlib.sha256(str(self.path).encode()).hexdigest()[:16]}"
+        spec = spec_from_file_location(module_name, self.path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"'{self.path}' is no Python file")
+        module = sys.modules[module_name] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return resolve_name(f"{module_name}:{self.entry.value.rpartition(':')[2]}")
+
+
+def own_file(group: Group, text: str) -> OwnFile | None:
+    """The file that `FILE.py:NAME` names, not yet looked at; None where that is no such text."""
+    file, colon, name = text.rpartition(":")
+    if not (colon and name and file.endswith(".py")):
+        return None
+    return OwnFile(group, EntryPoint(f"{Path(file).name}:{name}", text, group.name))
 
 
 def installed(group: Group) -> list[Plugin]:

@@ -142,6 +142,7 @@ class FakeBlackBox:
         self.names: list[str | None] = []
         self.output = output
         self.prompt_limit: int | None = None
+        self.image_size = SIDE
         self._clip = clip
         self._features = clip.features(pictures)
 
@@ -152,13 +153,20 @@ class FakeBlackBox:
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
         texts: Sequence[str] = (),
+        alone: bool = False,
+        rows: Sequence[int] | None = None,
+        images: Sequence[bytes] | None = None,
         name: str | None = None,
     ) -> Scores:
         self.names.append(name)
-        scored = [*self.classes, *texts]
-        log_probs = self._clip.log_probs(self._features, scored, templates, context, codes)
+        scored = [*(() if alone else self.classes), *texts]
+        features = self._features if rows is None else self._features[list(rows)]
+        if images is not None:
+            features = self._clip.features(self._clip.decode(images))
+        log_probs = self._clip.log_probs(features, scored, templates, context, codes)
         log_probs = scores_of(shown(log_probs, self.output), self.output, len(scored))
-        charged = self.units(len(log_probs), len(texts))
+        count = None if rows is None and images is None else len(features)
+        charged = self.units(len(log_probs), len(texts), count, images is not None, alone)
         assert self._purse is None or self.charged.queries + charged.queries <= self._purse
         self.charged += charged
         return Scores(
@@ -172,11 +180,20 @@ class FakeBlackBox:
     def acknowledge(self, scores: Scores) -> None:
         self.acknowledged += scores.answers
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
+    def units(
+        self,
+        prompts: int,
+        texts: int = 0,
+        images: int | None = None,
+        sent: bool = False,
+        alone: bool = False,
+    ) -> Units:
+        count = len(self._features) if images is None else images
         return Units(
             queries=prompts,
-            predictions=prompts * len(self._features),
-            texts=prompts * (len(self.classes) + texts),
+            predictions=prompts * count,
+            images=count if sent else 0,
+            texts=prompts * (texts + (0 if alone else len(self.classes))),
             requests=1,
         )
 

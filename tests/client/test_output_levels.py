@@ -16,6 +16,7 @@ from craft_client.settings import (
     FEW_DECIMALS,
     RANDOM_CODES,
     RANDOM_CODES_OF_RANKS,
+    SettingsError,
     TuneSettings,
     random_codes_for,
 )
@@ -82,13 +83,26 @@ def test_strict_access_works_at_every_level(output: Output, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("output", LEVELS, ids=lambda output: output.level)
-@pytest.mark.parametrize("recipe", [name for name in OWN if name != "craftbox"])
+@pytest.mark.parametrize(
+    "recipe", [name for name, row in OWN.items() if name != "craftbox" and not row.reads_texts]
+)
 def test_a_search_works_at_every_level(output: Output, recipe: str, tmp_path: Path) -> None:
     result = tuned(output, tmp_path / "run", recipe=recipe, budget=60, scale=3.0)
     assert len(result.history) > 2
     assert all(np.isfinite(step["loss"]) for step in result.history)
     refined = accuracy_on_others(result, output)[1]
     assert refined > 100 / len(CLIP.names)
+
+
+@pytest.mark.parametrize("recipe", [name for name, row in OWN.items() if row.reads_texts])
+def test_texts_in_the_place_of_names_are_refused_where_answers_show_few(
+    recipe: str, tmp_path: Path
+) -> None:
+    settings = recipe_settings(recipe, "", 8, classes=CLIP.names)
+    black_box = FakeBlackBox(CLIP, PICTURES, output=LABEL)
+    with pytest.raises(SettingsError, match="level 'label' show too little"):
+        run_document(black_box, LABELS, settings)
+    assert black_box.charged.requests == 0
 
 
 def test_the_run_says_which_level_it_saw(tmp_path: Path) -> None:

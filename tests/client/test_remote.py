@@ -11,7 +11,7 @@ from craft_client.blackbox import BlackBox
 from craft_client.exceptions import CraftError, LimitExceeded
 from craft_client.remote import RemoteAdapter, RemoteBlackBox
 from craft_shared.adapter import Adapter, AdapterConfig
-from craft_shared.head import Unrefined
+from craft_shared.head import Unrefined, log_softmax
 from craft_shared.units import Units
 from craft_shared.wire import Context
 
@@ -100,6 +100,63 @@ def test_rows_are_cut_only_where_one_prompts_answer_is_too_large(
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
     assert scores.charged.queries == cut.units(3).queries == 9
     assert scores.charged.predictions == 30
+
+
+def test_some_rows_are_asked_about_and_charged(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    whole = black_box.score(templates=TEMPLATES)
+    rows = [7, 2, 9]
+    scores = black_box.score(templates=TEMPLATES, rows=rows)
+    np.testing.assert_array_equal(scores.log_probs, whole.log_probs[:, rows])
+    assert scores.charged == black_box.units(3, 0, 3)
+    assert scores.charged.predictions == 9
+    limit(connected, answer_bytes=2 * 3 * 2)
+    cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
+    again = cut.score(templates=TEMPLATES, rows=rows)
+    np.testing.assert_array_equal(again.log_probs, scores.log_probs)
+    assert again.charged == cut.units(3, 0, 3)
+    assert again.charged.queries == 6
+
+
+def test_texts_alone_are_scored_without_the_class_names(black_box: RemoteBlackBox) -> None:
+    texts = ("tree", "sky", "sea", "hill")
+    beside = black_box.score(templates=TEMPLATES, texts=texts).log_probs[..., 3:]
+    alone = black_box.score(templates=TEMPLATES, texts=texts, alone=True)
+    assert alone.log_probs.shape == (3, 10, 4)
+    np.testing.assert_allclose(alone.log_probs, log_softmax(beside), atol=5e-2)
+    assert alone.charged == black_box.units(3, 4, alone=True)
+    assert alone.charged.texts == 12
+
+
+@pytest.mark.parametrize("most", [8, 3, 1])
+def test_images_that_come_along_are_cut_into_calls_and_charged_as_announced(
+    black_box: RemoteBlackBox, connected: WireServer, most: int
+) -> None:
+    """Templates, and codes, in each call anew."""
+    limit(connected, images_per_call=most)
+    cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
+    prompts = {"templates": TEMPLATES, "context": CONTEXT, "codes": CODES}
+    images = [PICTURES[place] for place in (1, 0, 5, 9, 2, 3, 4)]
+    scores = cut.score(**prompts, images=images)
+    whole = black_box.score(**prompts)
+    np.testing.assert_array_equal(scores.log_probs, whole.log_probs[:, [1, 0, 5, 9, 2, 3, 4]])
+    assert scores.charged == cut.units(8, 0, 7, True)
+    calls = -(-7 // most)
+    assert scores.charged == Units(
+        queries=8 * calls, predictions=56, images=7, texts=24 * calls, requests=calls
+    )
+
+
+def test_an_image_that_is_larger_than_any_of_the_models_size_is_not_sent(
+    black_box: RemoteBlackBox, connected: WireServer
+) -> None:
+    before = predictions(connected)
+    with pytest.raises(
+        LimitExceeded, match=r"images\[1\]: it has 5,000 bytes, more than any of 8 x"
+    ):
+        black_box.score(templates=TEMPLATES, images=[b"x", b"y" * 5000])
+    assert predictions(connected) == before
 
 
 def test_an_answer_that_cannot_be_cut_is_told(

@@ -87,7 +87,7 @@ def test_a_run_of_the_classifier_has_no_data_set(tmp_path: Path) -> None:
     assert (run.data, run.about.settings.shots) == ("unknown", None)
 
 
-@pytest.mark.parametrize("recipe", OWN)
+@pytest.mark.parametrize("recipe", [name for name in OWN if name != "descriptions"])
 def test_what_tuning_leaves_is_read(tmp_path: Path, recipe: Any) -> None:
     clip = FakeClip(5, ignorance=2.0)
     pictures, labels = clip.pictures(6)

@@ -406,8 +406,8 @@ class Refusing(FakeBlackBox):
             raise problem_error(Problem.of(problems.BUDGET_EXHAUSTED, detail))
         return super().score(**question)
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
-        return super().units(prompts, texts).model_copy(update={"requests": self._calls})
+    def units(self, prompts: int, *about: Any) -> Units:
+        return super().units(prompts, *about).model_copy(update={"requests": self._calls})
 
 
 def test_a_purse_that_others_empty_ends_the_search_in_good_order(tuned: Tune) -> None:

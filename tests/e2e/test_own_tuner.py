@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 from e2e.conftest import Server
 
-OWN_TUNER = Path(__file__).parents[2] / "examples/own_tuner.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+OWN_TUNER, OPTUNA = EXAMPLES / "own_tuner.py", EXAMPLES / "optuna_method.py"
 
 
 def test_an_own_tuner_is_measured_in_the_same_harness(
@@ -25,54 +25,36 @@ def test_an_own_tuner_is_measured_in_the_same_harness(
             for file in sorted((digits / split / name).iterdir())[:count]:
                 (folder / file.name).symlink_to(file)
     run = out / some.name / "cross-entropy-method" / "4shots-seed1" / "run"
-    options = ("--data", some, "--shots", "4", "--seed", "1", "--budget", "40")
-    done = subprocess.run(
-        [sys.executable, OWN_TUNER, *map(str, options), "--run", run],
-        env={**os.environ, "CRAFT_URL": server.url, "CRAFT_API_KEY": key},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    options = ("--shots", "4", "--seed", "1", "--budget", "40", "--dim", "64")
+    recipe = ("--recipe", f"{OWN_TUNER}:tune")
+    server.craft_json(key, "tune", "--data", some, *recipe, *options, "--run", run)
     bench = ("bench", "--data", some.parent, "--dataset", some.name, "--out", out)
     which = ("--recipe", "cross-entropy-method", "--recipe", "craftbox", "--shots", "4")
     measured = server.craft_json(key, *bench, *which, "--seed", "1")
     lines = {line["recipe"]: line for line in measured["summary"]}
-    assert lines["cross-entropy-method"]["queries"] == 33
+    assert lines["cross-entropy-method"]["queries"] == 40
     assert all(line["mean"] > line["zero_shot"] + 20 for line in lines.values())
 
     picture = tmp_path / "compared.png"
     other = out / some.name / "craftbox" / "4shots-seed1" / "run"
     compared = server.craft_json(key, "compare", run, other, "--out", picture)
     own, craftbox = compared["runs"]
-    assert (own["recipe"], craftbox["recipe"]) == ("cross-entropy-method", "craftbox")
-    assert own["queries"] == 33 <= 40  # the plain prompt, and four generations of eight
-    assert own["prompts"] == 5
+    assert (own["recipe"], craftbox["recipe"]) == ("own_tuner.py:tune", "craftbox")
+    assert own["queries"] == 40  # the plain prompt, four generations of eight and one of seven
+    assert own["prompts"] == 6
     assert own["accuracy_after"] is None, "its codes were chosen by all labels"
     assert picture.stat().st_size > 1000
 
 
-def test_what_the_method_decides_is_thirty_lines() -> None:
-    text = OWN_TUNER.read_text()
-    tree = ast.parse(text)
-    parts = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
-        and node.name in ("CrossEntropyMethod", "tune")
-    ]
-    documented = [
+@pytest.mark.parametrize("example", [OWN_TUNER, OPTUNA], ids=lambda path: path.stem)
+def test_a_method_fits_into_a_page(example: Path) -> None:
+    text = example.read_text()
+    documented = {
         number
-        for part in parts
-        for node in ast.walk(part)
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
         for number in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
-    ]
-    lines = text.splitlines()
-    code = [
-        number
-        for part in parts
-        for number in range(part.lineno, (part.end_lineno or 0) + 1)
-        if lines[number - 1].strip() and number not in documented
-    ]
-    assert len(parts) == 2
-    assert len(code) <= 30
+    }
+    lines = enumerate(text.splitlines(), start=1)
+    code = [line for number, line in lines if line.strip() and number not in documented]
+    assert 20 < len(code) <= 40

@@ -85,12 +85,12 @@ def test_a_recipe_tunes_and_what_it_ends_in_is_published_and_served(
     plugged: Server, key: str, digits: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    budget = ("--random-codes", "3", "--population", "4", "--budget", "12", "--dim", "8")
+    budget = ("--set", "first=3", "--set", "population=4", "--budget", "14", "--dim", "8")
     tuned = craft_json(
         plugged, key, "tune", "--data", digits, "--shots", "2", "--recipe", "hill-climbing",
         *budget, "--run", run,
     )  # fmt: skip
-    assert tuned["charged"]["queries"] == 4 + 2 * 4
+    assert tuned["charged"]["queries"] == 1 + 3 + 2 * 4 + 2
     config = Adapter.load(run / "adapter").config
     assert (config.head, config.provenance.recipe) == ("none", "hill-climbing")
     assert (

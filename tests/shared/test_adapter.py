@@ -39,6 +39,18 @@ def test_adapter_survives_bytes_and_folders(adapter: Adapter, tmp_path: Path) ->
 
 def test_digest_changes_with_any_tensor(adapter: Adapter) -> None:
     assert Adapter(adapter.config, adapter.codes + 1, adapter.head).digest != adapter.digest
+    config = adapter.config.model_copy(update={"visual": 4})
+    visual = np.ones((4, 4, 3), np.float32)
+    with_prompt = Adapter(config, adapter.codes, adapter.head, visual)
+    assert with_prompt.digest != Adapter(config, adapter.codes, adapter.head, 2 * visual).digest
+    again = Adapter.from_bytes(with_prompt.to_bytes())
+    assert again.digest == with_prompt.digest
+    np.testing.assert_array_equal(again.visual, visual)
+
+
+def test_an_adapter_without_a_visual_prompt_is_the_bytes_that_it_was(adapter: Adapter) -> None:
+    document, _ = codec.decode(adapter.to_bytes())
+    assert "visual" not in document
 
 
 @pytest.mark.parametrize(
@@ -58,6 +70,14 @@ def test_digest_changes_with_any_tensor(adapter: Adapter) -> None:
         ({}, {"codes": np.full((CODES, DIM), np.inf, np.float32)}, "'codes' holds NaN"),
         ({}, {"head.weight": np.zeros((1, C), np.float32)}, "'head.weight' has shape"),
         ({}, {"token_embedding": np.zeros(1, np.float32)}, "'token_embedding' is not one"),
+        ({}, {"visual": np.zeros((4, 4, 3), np.float32)}, "'visual' is not one"),
+        ({"visual": 4}, {}, "'visual' is missing"),
+        ({"visual": 0}, {}, "visual"),
+        ({"visual": 1025}, {}, "visual"),
+        ({"visual": 4}, {"visual": np.zeros((4, 5, 3), np.float32)}, "'visual' has shape"),
+        ({"visual": 4}, {"visual": np.zeros((4, 4, 3), np.float16)}, "'visual' has dtype"),
+        ({"visual": 4}, {"visual": np.full((4, 4, 3), np.nan, np.float32)}, "'visual' holds NaN"),
+        ({"visual": 4}, {"visual": np.full((4, 4, 3), 256, np.float32)}, "a number beyond 255"),
     ],
 )
 def test_wrong_adapters_are_refused(

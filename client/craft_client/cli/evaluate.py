@@ -288,7 +288,8 @@ def measure_run(
             client, image_set, samples[image_set.count :], card.limits, name=f"{calls}/upload"
         )
         black_box = replace(_black_box(client, image_set, config.scored, card), run=calls)
-        scores, refined = classify_here(adapter, black_box)
+        pictures = [sample.path for sample in samples]
+        scores, refined = classify_here(adapter, black_box, pictures)
     numbers = black_box.output.level != "label"
     before = metrics_of(scores.log_probs[0][:, asked], labels, classes, calibrated=numbers)
     after = metrics_of(

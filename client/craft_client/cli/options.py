@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from craft_client.recipes import OWN
+from craft_client.recipes import OWN, Option
 from craft_client.run_folder import RUN_FILE
+from craft_shared.amounts import MAX_AMOUNT, UNITS, Measure
 from craft_shared.files import make_private
 
 _MOST = 1000  # names of a server
@@ -98,6 +100,53 @@ def flag(name: str, help_text: str, *, panel: str | None = None) -> Any:
     return typer.Option(name, help=help_text, rich_help_panel=panel)
 
 
+def budget_of(text: str | None) -> tuple[int | None, Measure | None]:
+    """The amount and its unit that `N`, of queries, or `UNIT=N` says; `cost` is in currency.
+
+    Both are None where nothing is said.
+
+    Raises:
+        typer.BadParameter: it says no such thing.
+    """
+    if text is None:
+        return None, None
+    unit, _, number = text.rpartition("=")
+    measure: Measure | None = {"": UNITS[0], "cost": "cost_micros", **{u: u for u in UNITS}}.get(
+        unit
+    )
+    if measure is None:
+        known = ", ".join((*UNITS, "cost"))
+        raise typer.BadParameter(f"'{unit}' is no unit; there are {known}.")
+    try:
+        amount = Decimal(number).scaleb(6 if measure == "cost_micros" else 0)
+        whole = int(amount)
+    except (InvalidOperation, OverflowError, ValueError) as error:
+        raise typer.BadParameter(f"'{number}' is no number.") from error
+    if whole != amount or not 1 <= whole <= MAX_AMOUNT:
+        allowed = "from 0.000001, of six decimals" if measure == "cost_micros" else "whole, from 1"
+        raise typer.BadParameter(f"'{number}' is no such amount: give a number {allowed}.")
+    return whole, measure
+
+
+def _readable_budget(text: str | None) -> str | None:
+    budget_of(text)
+    return text
+
+
+def options_of(texts: Sequence[str]) -> dict[str, Option]:
+    """Settings of a recipe's own, of `NAME=VALUE` each; what they may be, the recipe says.
+
+    Raises:
+        typer.BadParameter: one has no name.
+    """
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [
+        text for text, pair in zip(texts, pairs, strict=True) if not (pair[0] and pair[1])
+    ]:
+        raise typer.BadParameter(f"'{wrong[0]}' is not NAME=VALUE.", param_hint="--set")
+    return {name: value for name, _, value in pairs}
+
+
 def _with_one_gap(template: str) -> str:
     if template.count("{}") != 1:
         raise typer.BadParameter(f"'{template}' needs exactly one {{}} for the class name.")
@@ -139,6 +188,16 @@ Strict = Annotated[
         "--strict",
         "craftbox: ask about the class names alone, as the paper does, with random codes in "
         "the place of a vocabulary.",
+    ),
+]
+Budget = Annotated[
+    str | None,
+    option(
+        "What a run may spend: N queries, or UNIT=N of another unit, such as predictions=1e6 or "
+        "cost=1.50. Without the upload.",
+        "the recipe's own: craftbox 128, of ranks 256; paper: by shots",
+        metavar="[UNIT=]N",
+        callback=_readable_budget,
     ),
 ]
 RunFolder = Annotated[Path, argument("RUN", "A run directory.", run_folders)]

@@ -21,21 +21,24 @@ from craft_client.cli.options import (
     DATA,
     PLAIN_TEMPLATE,
     AsJson,
+    Budget,
     Key,
     Model,
     ShotsStrict,
     Strict,
     Template,
     Url,
+    budget_of,
     flag,
     option,
+    options_of,
     recipes,
     run_folders,
 )
 from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, percent, say, size, table, watch
-from craft_client.recipes import OWN, described
+from craft_client.recipes import OWN, described, label
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
@@ -93,17 +96,12 @@ def tune(
     shots: Annotated[int, option("Training pictures a class.", True, min=1)] = 16,
     shots_strict: ShotsStrict = False,
     recipe: Annotated[
-        str, option(f"{described()}; or a plug-in's.", True, autocompletion=recipes)
-    ] = "craftbox",
-    budget: Annotated[
-        int | None,
+        str,
         option(
-            "Queries that the run may spend. craftbox takes one; in strict access, as many as "
-            "it needs.",
-            f"128, of ranks 256; {_LIKE_PAPER}: the paper's, by shots",
-            min=1,
+            f"{described()}; a plug-in's; or your own, FILE.py:NAME.", True, autocompletion=recipes
         ),
-    ] = None,
+    ] = "craftbox",
+    budget: Budget = None,
     seed: Annotated[int, option("Of the few-shot draw and of the search.", True, min=0)] = 1,
     run: Annotated[
         Path | None,
@@ -161,6 +159,16 @@ def tune(
         float | None,
         option("Of the consistency loss.", "0.1; paper: its own, by data set", panel=_TUNING),
     ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the recipe's own, such as batch=32; repeatable (docs/methods.md).",
+            show_default=False,
+            metavar="NAME=VALUE",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
     strategy: Annotated[
         Literal["cma-es", "random", "spsa"], option("Of the paper's search.", True, panel=_TUNING)
     ] = "cma-es",
@@ -193,7 +201,7 @@ def tune(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune the model on a few pictures a class, within a budget of queries."""
+    """Tune the model on a few pictures a class, within a budget."""
     from craft_client.journal import Journal
     from craft_client.layouts import load_dataset
     from craft_client.presets import read_vocabulary
@@ -210,6 +218,7 @@ def tune(
         dataset = load_dataset(data)
         for note in dataset.notes:
             say(note)
+        amount, unit = budget_of(budget)
         task = new_task(
             dataset,
             recipe,
@@ -218,7 +227,9 @@ def tune(
             shots_strict=shots_strict,
             vocabulary=None if texts is None else read_vocabulary(texts),
             strict=strict,
-            budget=budget,
+            budget=amount,
+            budget_unit=unit,
+            options=options_of(own or ()),
             population=population,
             dim=dim,
             random_codes=random_codes,
@@ -447,7 +458,8 @@ def tune_task(
             _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
             reported(reporter, show) as on_progress,
         ):
-            result = tune(black_box, labels, task.settings, journal, on_progress)
+            pictures = [sample.path for sample in task.samples]
+            result = tune(black_box, labels, task.settings, journal, on_progress, pictures)
     return result, image_set, uploaded
 
 
@@ -476,8 +488,8 @@ def _reporter(
         title=made_sound(folder.resolve().name)[:200],
         model=made_sound(model)[:200],
         dataset=made_sound(task.data.resolve().name)[:200],
-        recipe=task.settings.recipe,
-        budget=task.settings.budget,
+        recipe=made_sound(label(task.settings.recipe))[:200],
+        budget=task.settings.budget if task.settings.budget_unit == "queries" else None,
     )
     # Beside the run's own calls, and never in their way.
     with reporting_client(url, key) as client:
@@ -496,6 +508,7 @@ def _begin(
     card: ModelCard,
 ) -> ImageSet:
     """Checks what can be checked for free, and begins the run's journal."""
+    from craft_client.blackbox import shown
     from craft_client.data import notes, twins_of
     from craft_client.remote import RemoteBlackBox, check_prompts
     from craft_client.tune import run_document
@@ -510,7 +523,7 @@ def _begin(
     black_box = RemoteBlackBox(client, image_set, task.classes, card=card)
     expected = black_box.with_count(len(samples))
     budgets = client.budgets()
-    questions = settings.questions(expected.units)
+    questions = settings.questions(expected.units)  # at least: a recipe may look as it goes
     uploads = -(-len(samples) // card.limits.images_per_call)
     need = sum((expected.units(*question) for question in questions), Units(requests=uploads))
     answer_bytes = sum(expected.answer_bytes(*question) for question in questions)
@@ -535,10 +548,14 @@ def _begin(
     scored = [*task.classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)
     _say_level(card)
-    say(
-        f"This run takes at most {need.queries:,} queries, receives at most {size(answer_bytes)} "
-        f"of answers, and uploads {size(picture_bytes)} of pictures."
+    budget = f"{shown(settings.budget_unit, settings.budget):,} {settings.budget_unit}"
+    most, received = (
+        f"{need.queries:,} queries",
+        f"receives at most {size(answer_bytes)} of answers, ",
     )
+    if not settings.is_planned or settings.budget_unit == "cost_micros":
+        most, received = budget.removesuffix("_micros"), ""
+    say(f"This run takes at most {most}, {received}and uploads {size(picture_bytes)} of pictures.")
     journal.begin(about)
     return image_set
 

@@ -93,7 +93,7 @@ def _ask_strict(run: TuningRun) -> tuple[Array, Array, list[str]]:
     first = settings.opening_question.prompts - 1
     answers = _ask(run, codes[:first], templates=[settings.template])
     while not enough(centred_inputs(answers[::2]), centred_inputs(answers[1::2])):
-        if not run.covers_generation():
+        if not run.covers():
             break
         run.generation += 1
         further = codes[len(answers) - 1 : 2 * len(answers) - 1]

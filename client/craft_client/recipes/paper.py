@@ -50,17 +50,12 @@ def run_paper(run: TuningRun) -> Outcome:
     """Runs the recipe, or without refinement `bbt`; raises as `craft_client.tune.tune` does."""
     settings, labels = run.settings, run.labels
     refinement = settings.refinement and settings.recipe != "bbt"
-    no_codes = np.zeros((0, settings.dim), np.float32)
+    plain_scores, codes = run.plain(), run.no_codes
+    best_loss: float = run.history[-1]["best_loss"]
+    mlp = ResidualMLP(plain_scores.shape[1], hidden=settings.hidden, seed=settings.stream("mlp"))
 
     def with_scores(log_probs: Array) -> Reading:
         return Reading(cross_entropy(log_probs, labels), {"log_probs": log_probs[0]})
-
-    plain = run.ask(with_scores, no_codes, templates=[settings.template])
-    plain_scores, codes = plain.kept["log_probs"], no_codes
-    loss = best_loss = float(plain.losses[0])
-    before = accuracy(plain_scores, labels)
-    mlp = ResidualMLP(plain_scores.shape[1], hidden=settings.hidden, seed=settings.stream("mlp"))
-    run.report("start", loss, best_loss, before)
 
     def losses_of(log_probs: Array) -> Reading:
         losses = cross_entropy(log_probs, labels)
@@ -71,7 +66,7 @@ def run_paper(run: TuningRun) -> Outcome:
         return Reading(losses, {})
 
     def train(scores: Array) -> None:
-        within = run.generation <= settings.consistency_share * settings.generations()
+        within = run.generation <= settings.consistency_share * run.planned_generations
         weight = settings.consistency_weight if settings.consistency and within else 0.0
         mlp.train_epoch(scores, labels, batch_size=settings.batch_size, consistency_weight=weight)
 
@@ -83,7 +78,7 @@ def run_paper(run: TuningRun) -> Outcome:
         return accuracy(refined, labels)
 
     search = search_for(settings)
-    while run.covers_generation():
+    while run.covers():
         run.generation += 1
         population = search.ask()
         try:
@@ -109,12 +104,8 @@ def run_paper(run: TuningRun) -> Outcome:
     return Outcome(
         deployed="the last mean, refined" if refinement else "the last mean",
         codes=codes,
-        texts=(),
         head=mlp.head() if refinement else Unrefined(),
-        accuracy_before=before,
-        accuracy_after=None,
         best_loss=best_loss,
-        candidates=[],
     )
 
 

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from craft_client.exceptions import BudgetExhausted
-from craft_client.losses import accuracy, cross_entropy
+from craft_client.losses import cross_entropy
 from craft_client.search import CodeSearch, CorrectedSPSA, search_for
 from craft_client.tuning_run import Outcome, Reading, TuningRun
-from craft_shared.head import Unrefined
 
 Array = NDArray[np.float32]
 
@@ -52,23 +51,17 @@ def search_prompt(run: TuningRun, search: CodeSearch) -> Outcome:
     A code's loss is its cross-entropy; the code of least loss is deployed. The accuracy that is
     reported is that of the prompt of least loss so far, on the images that chose it.
     """
-    settings, labels = run.settings, run.labels
-
-    def with_scores(log_probs: Array) -> Reading:
-        return Reading(cross_entropy(log_probs, labels), {"log_probs": log_probs[0]})
+    labels = run.labels
 
     def with_count(log_probs: Array) -> Reading:
         losses = cross_entropy(log_probs, labels)
         right = log_probs[losses.argmin()].argmax(axis=-1) == labels
         return Reading(losses, {"right": np.array([right.sum()], np.float32)})
 
-    best = np.zeros((0, settings.dim), np.float32)
-    plain = run.ask(with_scores, best, templates=[settings.template])
-    best_loss = float(plain.losses[0])
-    before = best_accuracy = accuracy(plain.kept["log_probs"], labels)
-    run.report("start", best_loss, best_loss, before)
+    run.plain()
+    best, best_loss, best_accuracy = run.no_codes, run.history[0]["best_loss"], run.accuracy_before
 
-    while run.covers_generation():
+    while run.covers():
         run.generation += 1
         codes = search.ask()
         try:
@@ -85,10 +78,5 @@ def search_prompt(run: TuningRun, search: CodeSearch) -> Outcome:
     return Outcome(
         deployed="the random code of least training loss" if len(best) else "the plain prompt",
         codes=best,
-        texts=(),
-        head=Unrefined(),
-        accuracy_before=before,
-        accuracy_after=None,  # the code depends on all labels: nothing was held out
         best_loss=best_loss,
-        candidates=[],
     )

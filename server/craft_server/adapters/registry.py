@@ -350,7 +350,8 @@ class ServableAdapter:
     def nbytes(self) -> int:
         """About how much memory it takes."""
         head = sum(tensor.nbytes for tensor in self.adapter.head.tensors().values())
-        return head + self.adapter.codes.nbytes + self.text_features.nbytes
+        visual = 0 if self.adapter.visual is None else self.adapter.visual.nbytes
+        return head + visual + self.adapter.codes.nbytes + self.text_features.nbytes
 
 
 def read_content(connection: sa.Connection, adapter_id: int) -> tuple[bytes, bytes]:

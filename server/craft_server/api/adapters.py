@@ -98,6 +98,7 @@ async def publish_adapter(
     check_revision(services, config.model, config.revision)
     _check_texts(services, adapter)
     _check_output(services, caller, adapter)
+    _check_visual(services, config)
     prompts = counted_prompts(
         services.settings.limits, config.scored, config.templates, config.context, adapter.codes
     )
@@ -206,6 +207,16 @@ def _check_output(services: Services, caller: Caller, adapter: Adapter) -> None:
             f"its head reads answers of level '{wanted.level}'; the key's policy shows it others, "
             f"of level '{policy.output.level}'",
             "Tune again with this key, or publish with one that may see such answers.",
+        )
+
+
+def _check_visual(services: Services, config: AdapterConfig) -> None:
+    size = services.engine.image_size
+    if config.visual not in (None, size):
+        raise invalid_field(
+            "adapter.visual",
+            f"the visual prompt has {config.visual} pixels a side; the model reads {size}",
+            "Tune it on this model.",
         )
 
 

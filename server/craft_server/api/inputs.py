@@ -185,15 +185,25 @@ async def select_images(
     return ImageSelection(image_set, message.rows, ())
 
 
-async def load_images(call: Call, selection: ImageSelection) -> Images:
+async def load_images(
+    call: Call, selection: ImageSelection, visual: NDArray[np.float32] | None = None
+) -> Images:
     """Reads the features of an image set, or decodes the images of the body.
+
+    A `visual` prompt is added to pixels, of which an image set has none.
 
     Raises:
         ProblemError: `invalid-image`, naming every image that cannot be used.
     """
     image_set, services = selection.image_set, call.services
     if image_set is None:
-        return Images(None, await decode_images(call, selection.files))
+        return Images(None, await decode_images(call, selection.files, visual=visual))
+    if visual is not None:
+        raise invalid_field(
+            "image_set",
+            "the adapter adds a visual prompt to pixels, which an image set does not keep",
+            "Send the images in the call's body.",
+        )
     key = (image_set.id, image_set.count)
     features = services.features.get(key)
     if features is None:
@@ -208,8 +218,10 @@ async def decode_images(
     call: Call,
     files: Sequence[bytes],
     positions: Sequence[int] | None = None,
+    *,
+    visual: NDArray[np.float32] | None = None,
 ) -> list[torch.Tensor]:
-    """The images as tensors [3, S, S].
+    """The images as tensors [3, S, S], with a `visual` prompt if there is one.
 
     `positions` says where each file stands in the body's `images`; None means in this order.
 
@@ -220,7 +232,7 @@ async def decode_images(
     fitting = [file for file in files if len(file) <= limits.image_bytes]
     decoded = iter(
         await engine.decode_images(
-            fitting, max_pixels=limits.image_pixels, tenant=call.caller.tenant
+            fitting, max_pixels=limits.image_pixels, visual=visual, tenant=call.caller.tenant
         )
     )
     results = [

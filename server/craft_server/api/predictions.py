@@ -282,8 +282,8 @@ async def predict(
     )
     work = Work("adapter-predictions", card.model, card.revision, units, call.run)
     async with booking(call, work, resolution, publication.payer_key_id) as booked:
-        images = await load_images(call, selection)
         servable = await load(services, publication)
+        images = await load_images(call, selection, servable.adapter.visual)
         config = servable.adapter.config
         prompts = Prompts(tuple(config.templates), config.context, servable.adapter.codes)
         # They are the caller's choice if the adapter is its owner's.

@@ -45,6 +45,7 @@ from craft_server.engine.prompts import Array, Prompts, text_identities
 from craft_server.engine.tokens import Tokenizer, UnreadableTokenizerError
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
+from craft_shared.adapter import prompted
 from craft_shared.problems import FieldError
 
 # Pixels take much more room than files. A multiple of what any device encodes at a time, so that
@@ -121,9 +122,16 @@ class HostedModel(ABC):
         )
 
     async def decode_images(
-        self, files: Sequence[bytes], *, max_pixels: int, tenant: str = ""
+        self,
+        files: Sequence[bytes],
+        *,
+        max_pixels: int,
+        visual: NDArray[np.float32] | None = None,
+        tenant: str = "",
     ) -> list[Tensor | ImageError]:
         """Decodes and preprocesses encoded images, in turns with others' calls.
+
+        A `visual` prompt, float32 [image_size, image_size, 3], is added to their pixels.
 
         In processes of their own, each image within bounds of time and memory; ends when it is
         cancelled.
@@ -135,7 +143,7 @@ class HostedModel(ABC):
             Overloaded: no process can be started.
         """
         return await self._reader.take_steps(
-            [self._decode(file, max_pixels) for file in files], tenant=tenant
+            [self._decode(file, max_pixels, visual) for file in files], tenant=tenant
         )
 
     async def thumbnail(
@@ -144,12 +152,14 @@ class HostedModel(ABC):
         """Like `decode_images` of one, for people: small, whole, uint8 [height, width, 3]."""
         return await self._read(self._pixels(file, max_pixels, THUMBNAIL), tenant)
 
-    def _decode(self, file: bytes, max_pixels: int) -> Steps[Tensor | ImageError]:
+    def _decode(
+        self, file: bytes, max_pixels: int, visual: NDArray[np.float32] | None
+    ) -> Steps[Tensor | ImageError]:
         pixels = yield from self._pixels(file, max_pixels, VIEW)
         if isinstance(pixels, ImageError):
             return pixels
         torch.set_num_threads(1)
-        return self._to_tensor(pixels)
+        return self._to_tensor(prompted(pixels, visual))
 
     def _pixels(
         self, file: bytes, max_pixels: int, wanted: bytes
