@@ -148,8 +148,8 @@ def tuned(
     box = RemoteBlackBox(client, image_set, classes, run=run, card=card)
     if journal.document:
         settings = run_settings(journal)
-        about = journal.document
-        if (about["digests"], about["labels"]) != (digests, labels.tolist()):
+        begun = journal.document
+        if (begun["digests"], begun["labels"]) != (digests, labels.tolist()):
             raise DataError(
                 f"The run in '{journal.folder}' is of other images or labels.",
                 remedy="Give the same ones in the same order, or name another run directory.",
@@ -158,8 +158,16 @@ def tuned(
         settings = settings_of(card=card)
         # Checked as it will be, because uploading is charged.
         expected = box.with_count(len(encoded))
-        more = {"run": run, "image_set": image_set.id, "digests": digests}
-        journal.begin(run_document(expected, labels, settings, profile=card.profile, **more))
+        about = run_document(
+            expected,
+            labels,
+            settings,
+            profile=card.profile,
+            run=run,
+            image_set=image_set.id,
+            digests=digests,
+        )
+        journal.begin(about)
     image_set, uploaded = filled(
         client,
         image_set,

@@ -258,6 +258,9 @@ class TuneSettings:
         errors = []
         if self.budget_unit != "cost_micros":  # what the steps cost is known once one is answered
             errors = self._budget_errors("budget", self.budget_unit, self.budget, units)
+            if self.is_planned and not self._first_steps(units)[self.budget_unit]:
+                message = f"is '{self.budget_unit}', of which '{self.recipe}' asks for none."
+                errors = [_error("budget_unit", message, "Give a budget of another unit.")]
         first_steps = self._first_steps(units)
         short = shortfall(budgets, first_steps)
         if not errors and short and short.budget.unit != "cost_micros":
@@ -331,7 +334,8 @@ class TuneSettings:
             remedy += ", give fewer texts, or tune in strict access"
         elif self.generation_questions() and self.recipe != "craftbox":
             needs += f" and one generation takes {needed - opening}"
-        return [_error(field, f"is {budget}, but {needs}.", f"{remedy}.")]
+        of = f" {unit}" if field == "budget" and unit != "queries" else ""
+        return [_error(field, f"is {budget}{of}, but {needs}.", f"{remedy}.")]
 
     def _first_steps(self, units: PricedQuestion) -> Units:
         """What must be covered for a run to begin: of craftbox's, the first question."""

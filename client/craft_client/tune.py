@@ -229,6 +229,13 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
             f"'{settings.recipe}' does not say how good the plain prompt is.",
             remedy="Begin with `run.plain()`, or give the Outcome `accuracy_before`.",
         )
+    side = black_box.image_size
+    if outcome.visual is not None and outcome.visual.shape != (side, side, 3):
+        raise CraftError(
+            f"'{settings.recipe}' ended in a visual prompt of shape {outcome.visual.shape}; the "
+            f"model reads {(side, side, 3)}.",
+            remedy="Make one of the shape that `run.images` have.",
+        )
     config = AdapterConfig(
         model=black_box.model,
         revision=black_box.revision,

@@ -534,6 +534,11 @@ class TuningRun:
         own, *others = self.budgets
         if shortfall([own], need, price) is not None:
             return False
+        is_known = price is not None or own.unit != "cost_micros"
+        if is_known and not amount_of(own.unit, need, price):
+            unit = own.unit.removesuffix("_micros")
+            self.stopped_by = f"the run's budget is of {unit}, and a generation takes none"
+            return False
         if self.answers.replaying:
             return True
         limit = self._black_box.prompt_limit

@@ -48,6 +48,7 @@ def model_card(config: AdapterConfig, tested: tuple[str, str, str] | None = None
         ("access", _ACCESS[config.access_mode]),
         ("prompts", f"{config.prompts}, of them {config.codes} codes"),
         ("head", _HEADS[config.head]),
+        *([("visual prompt", f"{config.visual} x {config.visual} pixels")] * bool(config.visual)),
         ("output level of the answers it was fitted on", _plain(level_words(config.output))),
     ]
     accuracies = [

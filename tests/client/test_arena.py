@@ -156,8 +156,8 @@ def searching(run: Run, *, population: int = 7, batch: int = 11) -> Outcome:
     return Outcome("the last code", codes=codes[:1] if run.generation else None)
 
 
-@settings(max_examples=40, deadline=None)
-@given(unit=st.sampled_from(MEASURES), amount=st.integers(1, 3000), price=st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+@given(unit=st.sampled_from(MEASURES), amount=st.integers(1, 700), price=st.integers(1, 9))
 def test_no_budget_in_any_unit_is_exceeded_nor_wasted(
     tmp_path_factory: pytest.TempPathFactory, unit: Measure, amount: int, price: int
 ) -> None:
@@ -180,9 +180,19 @@ def test_no_budget_in_any_unit_is_exceeded_nor_wasted(
     if amount >= least:
         assert spent <= amount
     if unit == "images":
+        assert result.units.queries == 1
+        assert "a generation takes none" in (result.stopped_by or "")
         return
     # Of money, a first question says what one costs, on all images: its predictions bound the rest.
     assert amount - spent < further or unit == "cost_micros"
+
+
+def test_a_budget_of_what_a_recipe_never_asks_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is 'images', of which 'paper' asks for none"):
+        tuned(tmp_path / "run", "paper", budget_unit="images")
+    free = tuned(tmp_path / "run", searching, budget_unit="cost_micros")
+    assert free.units.queries == 1
+    assert "budget is of cost, and a generation takes none" in (free.stopped_by or "")
 
 
 def test_prices_of_questions_that_were_never_asked_are_bounded_by_those_that_were(

@@ -111,9 +111,9 @@ def budget_of(text: str | None) -> tuple[int | None, Measure | None]:
     if text is None:
         return None, None
     unit, _, number = text.rpartition("=")
-    measure: Measure | None = {"": UNITS[0], "cost": "cost_micros", **{u: u for u in UNITS}}.get(
-        unit
-    )
+    units: dict[str, Measure] = {"": UNITS[0], "cost": "cost_micros"}
+    units.update({name: name for name in UNITS})
+    measure = units.get(unit)
     if measure is None:
         known = ", ".join((*UNITS, "cost"))
         raise typer.BadParameter(f"'{unit}' is no unit; there are {known}.")
