@@ -46,7 +46,7 @@ def tuned(output: Output, folder: Path, **options: Any) -> TuneResult:
     )
     black_box = FakeBlackBox(CLIP, PICTURES, output=output)
     journal = Journal.create(folder, run_document(black_box, LABELS, settings))
-    return tune(black_box, LABELS, settings, journal)
+    return tune(black_box, LABELS, settings, journal, pictures=list(PICTURES))
 
 
 def accuracy_on_others(result: TuneResult, output: Output) -> tuple[float, float]:

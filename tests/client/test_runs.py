@@ -96,7 +96,7 @@ def test_what_tuning_leaves_is_read(tmp_path: Path, recipe: Any) -> None:
     )
     black_box = FakeBlackBox(clip, pictures)
     journal = Journal.create(tmp_path / "run", run_document(black_box, labels, settings))
-    result = tune(black_box, labels, settings, journal)
+    result = tune(black_box, labels, settings, journal, pictures=list(pictures))
     run = Run.load(tmp_path / "run")
     assert run.summary
     assert run.units == result.units

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from craft_client.recipes.blackvip import drawn
+from craft_client.tune import TuneSettings, tune
 from craft_shared.adapter import Adapter, prompted
 
-from .field import OTHERS, accuracies, tuned
+from ..fake_clip import FakeBlackBox
+from .field import CLIP, LABELS, OTHERS, PICTURES, accuracies, tuned
 
 OPTIONS = {"grid": 4, "batch": 20, "directions": 3, "step": 200.0}
 
 
 def test_a_visual_prompt_is_learnt_from_images_that_are_charged(tmp_path: Path) -> None:
-    result, journal = tuned(tmp_path / "run", "blackvip", budget=121, options=OPTIONS)
+    result, journal = tuned(tmp_path / "run", "blackvip", budget=41, options=OPTIONS)
     before, after = accuracies(result)
     assert after > before
-    assert result.units.images == 120 * 40
-    assert result.units.queries == 121
+    assert result.units.images == 40 * 120
+    assert result.units.queries == 41
     visual = Adapter.load(tmp_path / "run/adapter").visual
     assert visual is not None
     assert visual.shape == (8, 8, 3)
@@ -49,3 +51,15 @@ def test_pixels_are_rounded_and_cut_off() -> None:
         prompted(pixels, np.array([[[-5.0, 0.6, 3.0]]])), [[[0, 101, 255]]]
     )
     assert prompted(OTHERS, None) is OTHERS
+
+
+def test_it_is_resumed_to_the_same_prompt(tmp_path: Path) -> None:
+    more = {"budget": 9, "options": OPTIONS}
+    whole, journal = tuned(tmp_path / "run", "blackvip", **more)
+    lines = (tmp_path / "run/journal.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run/journal.jsonl").write_text("".join(lines[:5]))
+    black_box = FakeBlackBox(CLIP, PICTURES)
+    settings = TuneSettings(recipe="blackvip", dim=16, scale=1.0, **more)
+    again = tune(black_box, LABELS, settings, journal, pictures=list(PICTURES))
+    assert again.adapter.digest == whole.adapter.digest
+    assert black_box.charged.queries == 4
