@@ -380,7 +380,8 @@ def _recipe(name: str) -> FieldError | None:
     try:
         plugin_of(name)
     except UnusablePlugin as error:
-        return _error("recipe", error.message, "See 'craft plugins'.")
+        message = f"{error.message[0].lower()}{error.message[1:]}"
+        return _error("recipe", message, "See 'craft plugins'.")
     return None
 
 

@@ -132,7 +132,7 @@ def test_an_unknown_recipe_is_told_before_anything_is_asked(
     )
     assert done.returncode == 1
     assert "no recipe is called 'no-such'" in done.stderr
-    assert "craftbox, hill-climbing, own-code, paper" in done.stderr
+    assert "descriptions, hill-climbing, own-code, paper" in done.stderr
     assert craft_json(plugged, own, "usage")["total"]["requests"] == 0
 
 

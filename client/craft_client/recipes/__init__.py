@@ -174,7 +174,7 @@ _ALL = (
         "low-rank codes by clipped zeroth-order steps on mini-batches",
         "craft_client.recipes.zip:run_zip",
         searches=False,
-        defaults={"budget": 5001, "scale": 1.0},
+        defaults={"budget": 5001, "scale": 50.0},
     ),
     Recipe(
         "words",

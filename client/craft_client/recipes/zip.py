@@ -7,7 +7,10 @@ number of parameters: about its standard deviation, so that there is no threshol
 
 What a black box cannot follow: the paper projects each token's row on that token's embedding alone,
 by a Fastfood transform, and learns from random crops. Here the server's projection lays the whole
-code on the whole context, and images are uploaded once. Constants are the released code's.
+code on the whole context, and images are uploaded once. Constants are the released code's, but for
+the scale of codes, which its projection fixes otherwise: with 50, the default, the training loss
+falls best of what was tried (clothing, 16 shots, pocket, in 100,000 predictions: from 1.75 to 1.47;
+with 16 to 1.72).
 
 Published: CLIP ViT-B/16, 16 shots, 5,000 calls of mini-batches of 128 (640,000 predictions): about
 6 points above the best other black-box method, as the mean of 13 data sets.
