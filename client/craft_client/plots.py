@@ -1,28 +1,35 @@
-"""Pictures of runs, as PNG: what one came to and its course, or several beside each other.
+"""Pictures of runs: what one came to and its course, or methods beside each other over a unit.
 
+A method has the same colour and marker in every picture, and accuracies of one kind share an axis.
 Importing it imports matplotlib, which takes a while.
+
+Sources: Okabe and Ito, "Color Universal Design", 2008 (the colours).
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from itertools import cycle, product
-from typing import Any
+from typing import Any, Literal, get_args
+from zlib import crc32
 
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from craft_client.blackbox import currency
+from craft_client.comparison import ZERO_SHOT, Group, unit_name
 from craft_client.evaluation import ClassAccuracy, Evaluation, Interval
 from craft_client.exceptions import CraftError
 from craft_client.runs import Run
+from craft_shared.amounts import Measure
 from craft_shared.printing import printable
 
 DOTS_AN_INCH = 150
@@ -32,13 +39,27 @@ TITLE_WIDTH = 86
 LABEL_WIDTH = 90
 CLASS_WIDTH = 32
 CLASSES_SHOWN = 20
-_STAR = """★  the adapter that was deployed: with its 95 % interval where it was evaluated,
-otherwise on the training pictures, held out"""
+PANELS_ACROSS = 3
+
+Form = Literal["png", "svg", "pdf"]
+FORMS: tuple[Form, ...] = get_args(Form)
+# Without the moment and the program: the same numbers give the same file.
+_METADATA: dict[Form, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
 
 # Okabe and Ito's colours, which colour-blind people tell apart, fitted to the ground.
 _LIGHT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5588f", "#b07d00", "#2a93cf", "#555555"]
 _DARK_COLOURS = ["#56b4e9", "#ff8a3c", "#2fc79a", "#e59ac4", "#f0c04a", "#8fd0ff", "#bbbbbb"]
-_STYLES = ["-", "--", ":", "-."]
+_MARKERS = "osD^vPX<"
+# Seven and eight share no factor, so that a place names one colour and marker of 56.
+_PLACES = len(_LIGHT_COLOURS) * len(_MARKERS)
+_METHODS = (
+    *("craftbox", "paper", "bbt", "zip", "blackvip", "spsa", "random"),
+    *("bpt-text", "words", "descriptions", "sim"),
+)
 
 
 _Panel = Callable[[Axes, Run], None]
@@ -86,40 +107,187 @@ def draw_run(run: Run, *, dark: bool = False) -> bytes:
                 axes.tick_params(labelbottom=False)
             _label_budget(over_queries[0], over_queries[-1], run)
         figure.align_ylabels(over_queries)
-        return _png(figure)
+        return _saved(figure, "png")
 
 
-def draw_comparison(runs: Sequence[Run], *, dark: bool = False) -> bytes:
-    """Accuracies of runs over their predictions; runs without accuracies are left out.
+@dataclass(frozen=True)
+class Course:
+    """A run's accuracy on the images that it tunes on, while it does."""
+
+    title: str  # the panel's
+    method: str
+    spent: Sequence[float]  # of the unit, at each point
+    accuracies: Sequence[float]  # percent
+
+
+def draw_methods(
+    found: Sequence[Group],
+    unit: Measure,
+    *,
+    subject: str = "test accuracy",
+    courses: Sequence[Course] = (),
+    dark: bool = False,
+    form: Form = "png",
+) -> bytes:
+    """Accuracies of methods over what they spent: a panel for each data set, shots and model.
+
+    Lines join the budgets of a method, each of which has runs of its own; nothing was measured
+    between them.
+
+    Args:
+        found: means over seeds; those that spent nothing of the unit are left out.
+        unit: that lies on the axis, which is logarithmic.
+        subject: which accuracies these are.
+        courses: panels of their own below.
+        dark: for dark ground.
+        form: of the file.
 
     Raises:
-        PlotError: no run has accuracies.
+        PlotError: there is nothing to draw.
     """
-    drawn = [run for run in runs if run.accuracies]
-    if not drawn:
+    drawn = [group for group in found if group.spent[unit] > 0]
+    if not drawn and not courses:
         raise PlotError(
-            "None of these runs has accuracies to draw.",
-            remedy="Accuracies are measured when a run ends: craft tune --resume RUN",
+            f"None of these runs has a {subject} and has spent {unit_name(unit)}.",
+            remedy="Measure them with craft evaluate, or name another unit with --over.",
         )
+    panels: list[tuple[str, str, Callable[[Axes], None]]] = []
+    named = [one.method for one in drawn] + [course.method for course in courses]
+    looks = method_looks(set(named))
     with _look(dark):
-        figure = Figure(figsize=(8.5, 4.8 + 0.22 * len(drawn)), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title("Accuracy over predictions; lines: on the training pictures")
-        axes.set_xscale("log")
-        axes.set_xlabel("predictions (one prompt scored against one picture)")
-        axes.set_ylabel("accuracy (%)")
+        for title, same in _by_title(drawn).items():
+            panels.append((title, f"{subject} (%)", partial(_draw_groups, same, unit, looks, dark)))
+        for title in dict.fromkeys(course.title for course in courses):
+            those = [course for course in courses if course.title == title]
+            label = "accuracy while tuning,\non the training images (%)"
+            panels.append((title, label, partial(_draw_courses, those, looks, dark)))
+        across = min(PANELS_ACROSS, len(panels))
+        down = -(-len(panels) // across)
+        legend = 0.25 * -(-(len(looks) + 1) // (2 * across)) + 0.3
+        figure = Figure(figsize=(max(4.2 * across, 6), 3.3 * down + legend), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False).flat
+        for axes, (title, label, draw) in zip(grid, panels, strict=False):
+            draw(axes)
+            axes.set_title(_cut(title, LABEL_WIDTH))
+            axes.set_ylabel(label)
+            axes.set_xlabel(f"{unit_name(unit)} spent by tuning")
+            _scale_by_logarithm(axes)
+            axes.grid(visible=True)
+        for axes in list(figure.axes)[len(panels) :]:
+            axes.remove()
         handles = [
-            _draw_accuracies(axes, run, colour, style)
-            for run, (style, colour) in zip(drawn, cycle(product(_STYLES, _colours(dark))))
+            Line2D(
+                [],
+                [],
+                color=_colours(dark)[colour],
+                marker=marker,
+                linestyle=_style(name),
+                label=_cut(name, 60),
+            )
+            for name, (colour, marker) in looks.items()
         ]
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(visible=True)
+        if drawn:
+            handles.append(Line2D([], [], color="C6", linestyle="--", label=ZERO_SHOT))
+        counts = sorted({group.accuracy.n for group in drawn})
+        words = "each point: one run" if drawn else ""
+        if counts and counts[-1] > 1:
+            words = f"mean of n = {', '.join(map(str, counts))} seeds; bars and bands: "
+            words += "one standard deviation over seeds"
         figure.legend(
-            handles, [_label(run) for run in drawn], loc="outside lower center", title=_STAR
+            handles=handles, loc="outside lower center", ncols=2 * across, title=words or None
         )
-        return _png(figure)
+        return _saved(figure, form)
+
+
+def method_looks(methods: Collection[str]) -> dict[str, tuple[int, str]]:
+    """The number of the colour, and the marker, of each method.
+
+    They are a method's own, whatever it is drawn beside: craftbox's have places that are fixed, all
+    others that their names say, or the next one that is free.
+    """
+    own = [name for name in _METHODS if name in methods]
+    places = {name: _METHODS.index(name) for name in own}
+    taken = set(range(len(_METHODS)))
+    for name in sorted(set(methods) - set(own)):
+        place = crc32(name.encode()) % _PLACES
+        while place in taken and len(taken) < _PLACES:
+            place = (place + 1) % _PLACES
+        taken.add(place)
+        places[name] = place
+    return {
+        name: (place % len(_LIGHT_COLOURS), _MARKERS[place % len(_MARKERS)])
+        for name, place in places.items()
+    }
+
+
+def panel_title(data: str, shots: int | None, model: str) -> str:
+    """What a panel is of."""
+    return ", ".join([data, *([] if shots is None else [f"{shots} shots"]), model])
+
+
+def _by_title(found: Sequence[Group]) -> dict[str, list[Group]]:
+    by_title: dict[str, list[Group]] = {}
+    for group in found:
+        title = panel_title(group.title, group.shots, group.model)
+        by_title.setdefault(title, []).append(group)
+    return by_title
+
+
+def _draw_groups(
+    found: Sequence[Group],
+    unit: Measure,
+    looks: dict[str, tuple[int, str]],
+    dark: bool,
+    axes: Axes,
+) -> None:
+    for accuracy in sorted({group.zero_shot for group in found}):
+        axes.axhline(accuracy, color="C6", linestyle="--", linewidth=1)
+    for method in looks:
+        points = sorted(
+            (one for one in found if one.method == method), key=lambda one: one.spent[unit]
+        )
+        if not points:
+            continue
+        number, marker = looks[method]
+        colour = _colours(dark)[number]
+        spent = [one.spent[unit] for one in points]
+        means = [one.accuracy.mean for one in points]
+        spreads = [one.accuracy.spread or 0 for one in points]
+        low, high = zip(
+            *((at - by, at + by) for at, by in zip(means, spreads, strict=True)), strict=True
+        )
+        axes.errorbar(
+            spent, means, [by or float("nan") for by in spreads], color=colour, marker=marker,
+            linestyle=_style(method), markersize=6, capsize=3, elinewidth=1,
+        )  # fmt: skip
+        axes.fill_between(spent, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_courses(
+    courses: Sequence[Course], looks: dict[str, tuple[int, str]], dark: bool, axes: Axes
+) -> None:
+    for course in courses:
+        number, marker = looks[course.method]
+        axes.plot(
+            course.spent, course.accuracies, color=_colours(dark)[number],
+            linestyle=_style(course.method),
+            marker=marker if len(course.spent) < FEW_POINTS else "",
+        )  # fmt: skip
+
+
+def _style(method: str) -> str:
+    """Methods of others may share a colour with one of craftbox's, but no line."""
+    return "-" if method in _METHODS else "-."
+
+
+def _scale_by_logarithm(axes: Axes) -> None:
+    """With room at either end, and labels enough where what was spent hardly differs."""
+    axes.set_xscale("log")
+    low, high = axes.dataLim.intervalx
+    axes.set_xlim(low / 1.5, high * 1.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 50 * low else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_end(axes: Axes, run: Run) -> None:
@@ -244,27 +412,6 @@ def _times(factor: float) -> Callable[[Any], Any]:
     return lambda value: value * factor
 
 
-def _draw_accuracies(axes: Axes, run: Run, colour: str, style: str) -> Any:
-    measured = run.accuracies
-    (line,) = axes.plot(
-        [point.predictions for point, _ in measured],
-        [accuracy for _, accuracy in measured],
-        color=colour,
-        linestyle=style,
-        marker=_marker(measured),
-    )
-    tested, place = run.evaluation, run.units.predictions
-    if tested:
-        low, high = tested.interval
-        axes.errorbar(
-            place, tested.accuracy, yerr=[[tested.accuracy - low], [high - tested.accuracy]],
-            fmt="*", color=colour, markersize=13, capsize=4,
-        )  # fmt: skip
-    elif run.summary and run.summary.accuracy_after is not None:
-        axes.plot(place, run.summary.accuracy_after, "*", color=colour, markersize=13)
-    return line
-
-
 def _marker(points: Sequence[object]) -> str:
     return "o" if len(points) < FEW_POINTS else ""
 
@@ -281,13 +428,6 @@ def _title(run: Run) -> str:
     if not run.summary:
         lines.append("unfinished: accuracy is known when the run ends")
     return "\n".join(lines)
-
-
-def _label(run: Run) -> str:
-    label = printable(str(run.folder))
-    if run.evaluation:
-        label += f": {run.evaluation.subject}"
-    return label if len(label) <= LABEL_WIDTH else "..." + label[-LABEL_WIDTH:]
 
 
 def _colours(dark: bool) -> list[str]:
@@ -323,13 +463,15 @@ def _look(dark: bool) -> Iterator[None]:
                 "axes.titlesize": "medium",
                 # Names of directories and data sets are no formulas.
                 "text.parse_math": False,
+                # Letters of a PDF stay letters, and names in an SVG are the same each time.
+                "pdf.fonttype": 42,
+                "svg.hashsalt": "craftbox",
             }
         )
         yield
 
 
-def _png(figure: Figure) -> bytes:
+def _saved(figure: Figure, form: Form) -> bytes:
     file = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(file, format="png", dpi=DOTS_AN_INCH, metadata={"Software": None})
+    figure.savefig(file, format=form, dpi=DOTS_AN_INCH, metadata=_METADATA[form])
     return file.getvalue()

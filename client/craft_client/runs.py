@@ -34,6 +34,7 @@ from craft_client.run_folder import (
 )
 from craft_client.tuning_run import Candidate
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
+from craft_shared.amounts import Measure
 from craft_shared.display import Displayed, Listed, View
 from craft_shared.printing import percent
 from craft_shared.problems import first_error
@@ -104,6 +105,15 @@ class Point:
     # On the training images, percent; None where unfinished or not measurable.
     accuracy: float | None
     cost_micros: int | None  # charged until then; None where a line does not say
+
+    def spent(self, unit: Measure) -> int | None:
+        """Charged until then; None of units that points do not have."""
+        known: dict[Measure, int | None] = {
+            "queries": self.queries,
+            "predictions": self.predictions,
+            "cost_micros": self.cost_micros,
+        }
+        return known.get(unit)
 
 
 @dataclass(frozen=True)

@@ -367,15 +367,28 @@ def test_runs_that_are_not_drawn_are_named(craft: Craft) -> None:
     write_run(Path("open"), finished=False)
     write_run(Path("one-shot"), accuracies=[None] * 4, summary={"accuracy_after": None})
     result = done(craft("compare", "one", "open", "one-shot", "--out", "a.png"))
-    assert "Not drawn, because no accuracy is known: 'open', 'one-shot'." in result.stderr
-    refused(craft("compare", "open", "--out", "b.png"), "None of these runs has accuracies")
+    words = "Without a point, because no held-out training accuracy is known: 'open', 'one-shot'."
+    assert words in result.stderr
+    result = craft("compare", "open", "--out", "b.png")
+    refused(result, "None of these runs has a held-out training accuracy", "--over")
     assert not Path("b.png").exists()
+
+
+def test_points_are_of_one_kind_of_accuracy_over_the_unit_that_is_chosen(craft: Craft) -> None:
+    write_run(Path("tested"), evaluation=EVALUATION)
+    write_run(Path("trained"))
+    result = done(craft("compare", "tested", "trained", "--over", "cost", "--out", "a.svg"))
+    assert "Without a point, because no test accuracy is known: 'trained'." in result.stderr
+    picture = Path("a.svg").read_text()
+    for label in ("test accuracy (%)", "cost spent by tuning", "accuracy while tuning,"):
+        assert f"<!-- {label} -->" in picture
+    assert "<!-- held-out training accuracy (%) -->" not in picture
 
 
 def test_wrong_usage_and_damage_are_told(craft: Craft) -> None:
     write_run(Path("one"))
     assert craft("compare").exit_code == 2
-    result = craft("compare", "one", "--out", "a.pdf")
+    result = craft("compare", "one", "--out", "a.txt")
     assert result.exit_code == 2
     assert ".html" in result.stderr
     Path("one/run.json").write_text("{")

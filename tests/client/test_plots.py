@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from craft_client import plots
+from craft_client.comparison import Asked, groups
 from craft_client.evaluation import Metrics
-from craft_client.plots import PlotError, draw_comparison, draw_run
+from craft_client.plots import Course, Form, PlotError, draw_methods, draw_run, method_looks
 from craft_client.runs import Run
 
 from .run_folders import ACCURACIES, ANSWERS, EVALUATION, answer, write_run
+from .test_comparison import row
 
 QUERIES = [4, 12, 20, 28]
 
@@ -25,13 +28,13 @@ QUERIES = [4, 12, 20, 28]
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn from now on."""
     drawn: list[Figure] = []
-    real = plots._png
+    real = plots._saved
 
-    def png(figure: Figure) -> bytes:
+    def saved(figure: Figure, form: Form) -> bytes:
         drawn.append(figure)
-        return real(figure)
+        return real(figure, form)
 
-    monkeypatch.setattr(plots, "_png", png)
+    monkeypatch.setattr(plots, "_saved", saved)
     return drawn
 
 
@@ -171,53 +174,76 @@ def test_a_run_without_answers_is_told(tmp_path: Path) -> None:
         draw_run(run)
 
 
-# --- several runs ---------------------------------------------------------------------------------
+# --- methods beside each other --------------------------------------------------------------------
+
+BUDGETS = [Asked(1000 * size, "predictions") for size in (1, 10)]
+ROWS = [
+    row(method, seed, accuracy + seed, data, asked=asked, spent={"predictions": asked.amount})
+    for data in ("a", "b")
+    for method, accuracy in (("craftbox", 80.0), ("zip", 60.0))
+    for asked in BUDGETS
+    for seed in (1, 2, 3)
+]
 
 
-def test_each_run_is_a_line_over_predictions_on_a_log_axis(
-    tmp_path: Path, figures: list[Figure]
-) -> None:
-    runs = [Run.load(write_run(tmp_path / name)) for name in ("a", "b")]
-    draw_comparison(runs)
-    (axes,) = figures[0].axes
-    assert axes.get_xscale() == "log"
-    lines = [one for one in axes.get_lines() if one.get_marker() != "*"]
-    stars = [one for one in axes.get_lines() if one.get_marker() == "*"]
-    assert [list(one.get_xdata()) for one in lines] == [[120, 360, 600, 840]] * 2
-    assert [list(one.get_ydata()) for one in lines] == [list(ACCURACIES)] * 2
-    assert [(list(one.get_xdata()), list(one.get_ydata())) for one in stars] == [
-        ([840], [72.5])
-    ] * 2
-    assert lines[0].get_color() != lines[1].get_color()
+def test_each_data_set_is_a_panel_of_means_over_what_was_spent(figures: list[Figure]) -> None:
+    draw_methods(groups(ROWS), "predictions")
+    assert [axes.get_title() for axes in figures[0].axes] == [
+        "a, 16 shots, pocket", "b, 16 shots, pocket"
+    ]  # fmt: skip
+    for axes in figures[0].axes:
+        assert axes.get_xscale() == "log"
+        assert axes.get_xlabel() == "predictions spent by tuning"
+        assert axes.get_ylabel() == "test accuracy (%)"
+        lines = [one for one in axes.get_lines() if len(one.get_xdata()) == 2 and one.get_marker()]
+        means = [list(one.get_ydata()) for one in lines if one.get_marker() in "oD"]
+        assert means == [[82.0, 82.0], [62.0, 62.0]]
+        bands = [band.get_paths()[0].vertices[:, 1] for band in axes.collections[1::2]]
+        assert {(min(band), max(band)) for band in bands} == {(81.0, 83.0), (61.0, 63.0)}
+    shown = texts(figures[0])
+    assert "n = 3 seeds; bars and bands: one standard deviation" in shown
 
 
-def test_more_runs_than_colours_are_still_told_apart(tmp_path: Path, figures: list[Figure]) -> None:
-    draw_comparison([Run.load(write_run(tmp_path / f"{number:02}")) for number in range(12)])
-    lines = [one for one in figures[0].axes[0].get_lines() if one.get_marker() != "*"]
-    assert len({(one.get_color(), one.get_linestyle()) for one in lines}) == 12
+def test_a_method_looks_the_same_whatever_it_is_drawn_beside() -> None:
+    alone = method_looks({"zip", "of a stranger"})
+    beside = method_looks({"craftbox", "paper", "zip", "spsa", "of a stranger"})
+    assert {name: beside[name] for name in alone} == alone
+    many = method_looks({f"method {number}" for number in range(40)} | {"craftbox"})
+    assert len(set(many.values())) == 41
 
 
-def test_the_legend_has_every_runs_name_as_it_is(tmp_path: Path, figures: list[Figure]) -> None:
-    names = ["$x^2$", "_hidden", "a" * 200]
-    runs = [Run.load(write_run(tmp_path / name)) for name in names]
-    for run, name in zip(runs, names, strict=True):
-        object.__setattr__(run, "folder", Path(name))
-    draw_comparison(runs)
+def test_names_in_the_legend_are_no_formulas(figures: list[Figure]) -> None:
+    draw_methods(groups([row("$x^2$", 1, 50.0), row("_hidden", 1, 50.0)]), "queries")
     (legend,) = figures[0].legends
-    shown = legend.get_texts()
-    assert [text.get_text() for text in shown] == ["$x^2$", "_hidden", "..." + "a" * 90]
-    assert not any(text.get_parse_math() for text in shown)
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == ["$x^2$", "_hidden", "zero-shot"]
+    assert not any(text.get_parse_math() for text in legend.get_texts())
 
 
-def test_runs_without_accuracies_are_left_out(tmp_path: Path, figures: list[Figure]) -> None:
-    runs = [
-        Run.load(write_run(tmp_path / "open", finished=False)),
-        Run.load(write_run(tmp_path / "run")),
-    ]
-    draw_comparison(runs)
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [str(runs[1].folder)]
-    with pytest.raises(PlotError, match="None of these runs has accuracies"):
-        draw_comparison(runs[:1])
+def test_courses_have_axes_of_their_own(figures: list[Figure]) -> None:
+    course = Course("a, 16 shots, pocket", "zip", [10, 20], [30.0, 40.0])
+    draw_methods(groups(ROWS[:3]), "predictions", courses=[course])
+    first, second = figures[0].axes
+    assert first.get_ylabel() == "test accuracy (%)"
+    assert "while tuning" in second.get_ylabel()
+    (line,) = second.get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([10, 20], [30.0, 40.0])
+
+
+def test_what_has_not_spent_the_unit_cannot_be_drawn() -> None:
+    with pytest.raises(
+        PlotError, match="None of these runs has a test accuracy and has spent cost"
+    ):
+        draw_methods(groups(ROWS), "cost_micros")
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_the_same_numbers_are_the_same_file(form: Form, begins: bytes) -> None:
+    once, again = (draw_methods(groups(ROWS), "predictions", form=form) for _ in range(2))
+    assert once == again
+    assert once.startswith(begins)
 
 
 # --- the picture ----------------------------------------------------------------------------------
@@ -225,9 +251,9 @@ def test_runs_without_accuracies_are_left_out(tmp_path: Path, figures: list[Figu
 
 def test_light_and_dark_differ_in_their_ground(tmp_path: Path) -> None:
     run = Run.load(write_run(tmp_path / "run"))
-    for draw in (draw_run, lambda run, dark=False: draw_comparison([run], dark=dark)):
+    for draw in (partial(draw_run, run), partial(draw_methods, groups(ROWS), "predictions")):
         corners = []
-        for png in (draw(run), draw(run, dark=True)):
+        for png in (draw(), draw(dark=True)):
             with Image.open(BytesIO(png)) as image:
                 assert image.format == "PNG"
                 corners.append(image.convert("L").getpixel((0, 0)))

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from craft_client.cli.options import AsJson, RunFolder, argument, option, run_folders
+from craft_client.cli.options import AsJson, Over, RunFolder, argument, option, run_folders
+from craft_client.cli.page import Section, page, write
 from craft_client.cli.root import command
 from craft_client.cli.show import complain, document, percent, say, table
-from craft_shared.amounts import UNITS
+from craft_shared.amounts import UNITS, Measure
 
 if TYPE_CHECKING:
+    from craft_client.comparison import Row
+    from craft_client.plots import Course, Form
     from craft_client.runs import Run
 
 
+_FORMS = (".png", ".pdf", ".svg", ".html")
+
+
 def _picture_or_page(out: Path | None) -> Path | None:
-    if out is not None and out.suffix.lower() not in (".png", ".html"):
-        raise typer.BadParameter(f"'{out}' ends neither in .png nor in .html.")
+    if out is not None and out.suffix.lower() not in _FORMS:
+        raise typer.BadParameter(f"'{out}' ends in none of {', '.join(_FORMS)}.")
     return out
 
 
@@ -78,7 +83,7 @@ def report(
 
     found = Run.load(run)
     light, dark = draw_run(found), draw_run(found, dark=True)
-    page = _page(
+    text = page(
         f"Run {found.name}",
         _notes(found),
         _sections(found),
@@ -88,7 +93,7 @@ def report(
     )
     folder = out or run
     png, html = folder / "report.png", folder / "report.html"
-    _write({png: light, html: page})
+    write({png: light, html: text})
     if as_json:
         document({**_facts(found), "png": str(png), "html": str(html)})
     _complain_of_evaluations([found])
@@ -107,18 +112,27 @@ def compare(
     out: Annotated[
         Path | None,
         option(
-            "Draw accuracies over predictions into this .png or .html file.",
+            "Draw accuracies over what was spent into this .png, .pdf, .svg or .html file.",
             dir_okay=False,
             callback=_picture_or_page,
         ),
     ] = None,
+    over: Over = "predictions",
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: what each was asked for, what it was charged, and what it came to."""
+    """Compare runs: what each was asked for, what it was charged, and what it came to.
+
+    The picture is that of `craft bench`: runs that differ in their seeds alone are one point.
+    """
+    from craft_client.comparison import measure, rows_of
     from craft_client.runs import compared
 
     found = compared(run)
-    drawn = None if out is None else _drawn(found, as_page=out.suffix.lower() == ".html")
+    subject, rows = rows_of(found)
+    drawn = None
+    if out is not None:
+        form = cast('Form | Literal["html"]', out.suffix.lower()[1:])
+        drawn = _drawn(found, subject, rows, measure(over), form)
     if as_json:
         document({"runs": [_facts(one) for one in found]})
     else:
@@ -126,10 +140,11 @@ def compare(
     _complain_of_evaluations(found)
     _say_differences(found)
     if out is not None and drawn is not None:
-        _write({out: drawn})
-        left_out = [f"'{one.folder}'" for one in found if not one.accuracies]
+        write({out: drawn})
+        points = {id(one) for one, _ in rows}
+        left_out = [f"'{one.folder}'" for one in found if id(one) not in points]
         if left_out:
-            say(f"Not drawn, because no accuracy is known: {', '.join(left_out)}.")
+            say(f"Without a point, because no {subject} is known: {', '.join(left_out)}.")
         say(f"Wrote '{out}'.")
 
 
@@ -231,30 +246,44 @@ def _say_differences(found: Sequence[Run]) -> None:
         say(f"The runs were measured on different pictures: {'; '.join(subjects)}.")
 
 
-def _drawn(found: Sequence[Run], *, as_page: bool) -> bytes:
-    from craft_client.plots import draw_comparison
+def _drawn(
+    found: Sequence[Run],
+    subject: str,
+    rows: Sequence[tuple[Run, Row]],
+    unit: Measure,
+    form: Form | Literal["html"],
+) -> bytes:
+    from craft_client.comparison import groups, unit_name
+    from craft_client.plots import draw_methods
 
-    light = draw_comparison(found)
-    if not as_page:
-        return light
-    return _page(
+    means = groups(row for _, row in rows)
+    draw = partial(draw_methods, means, unit, subject=subject, courses=_courses(found, unit))
+    if form != "html":
+        return draw(form=form)
+    return page(
         f"Comparison of {len(found)} runs",
-        ["The lines are accuracies on the training pictures."],
-        [_Section("Runs", *_comparison(found))],
-        alt="Accuracy of each run over its predictions.",
-        light=light,
-        dark=draw_comparison(found, dark=True),
+        ["Points are accuracies of tuned adapters; lines below them are of runs while they tune."],
+        [Section("Runs", *_comparison(found))],
+        alt=f"{subject} of each method over the {unit_name(unit)} that it spent.",
+        light=draw(),
+        dark=draw(dark=True),
     )
 
 
-@dataclass(frozen=True)
-class _Section:
-    """A table of a page, without a head where `columns` is empty; `marked` rows stand out."""
+def _courses(found: Sequence[Run], unit: Measure) -> list[Course]:
+    """Of runs that have more than a point."""
+    from craft_client.comparison import methods_of
+    from craft_client.plots import Course, panel_title
 
-    heading: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    marked: Collection[int] = ()
+    courses = []
+    for run, method in zip(found, methods_of(found), strict=True):
+        points = [(spent, at) for point, at in run.accuracies for spent in [point.spent(unit)]]
+        known = [(spent, at) for spent, at in points if spent]
+        if len(known) > 1:
+            title = panel_title(run.data, run.about.settings.shots, run.about.model)
+            spent, accuracies = zip(*known, strict=True)
+            courses.append(Course(title, method, spent, accuracies))
+    return courses
 
 
 def _notes(run: Run) -> list[str]:
@@ -278,7 +307,7 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _sections(run: Run) -> list[_Section]:
+def _sections(run: Run) -> list[Section]:
     about, summary = run.about, run.summary
     facts: dict[str, object] = {
         "state": run.state,
@@ -306,12 +335,12 @@ def _sections(run: Run) -> list[_Section]:
     settings = {name: str(value) for name, value in about.settings if name != "mode" or value}
     sections = [
         *_accuracies(run),
-        _Section("Run", [], list(facts.items())),
-        _Section("Charged by the tuning, without the upload", list(charged), [[*charged.values()]]),
+        Section("Run", [], list(facts.items())),
+        Section("Charged by the tuning, without the upload", list(charged), [[*charged.values()]]),
     ]
     if summary and summary.candidates:
         sections.append(
-            _Section(
+            Section(
                 "What might have been deployed",
                 [
                     "candidate",
@@ -339,11 +368,11 @@ def _sections(run: Run) -> list[_Section]:
                 ],
             )
         )
-    last = _Section("Settings", ["setting", "value"], list(settings.items()))
+    last = Section("Settings", ["setting", "value"], list(settings.items()))
     return [*sections, *_classes(run), last]
 
 
-def _accuracies(run: Run) -> list[_Section]:
+def _accuracies(run: Run) -> list[Section]:
     """The accuracies that are known, the ones that the run leads with first."""
     if not run.summary:
         return []
@@ -353,12 +382,12 @@ def _accuracies(run: Run) -> list[_Section]:
     ]
     tested = run.evaluation
     if not tested:
-        return [_Section("Accuracy", [], rows, [1])]
+        return [Section("Accuracy", [], rows, [1])]
     before = [f"{tested.subject}, before: the plain prompt", str(tested.before)]
     after = [f"{tested.subject}, after: the adapter", str(tested)]
     errors = [percent(one.calibration_error) for one in (tested.before, tested)] + ["", ""]
     return [
-        _Section(
+        Section(
             "Accuracy",
             [
                 "",
@@ -371,13 +400,13 @@ def _accuracies(run: Run) -> list[_Section]:
     ]
 
 
-def _classes(run: Run) -> list[_Section]:
+def _classes(run: Run) -> list[Section]:
     """What tuning changed in each class, where it was evaluated."""
     tested = run.evaluation
     if not tested:
         return []
     return [
-        _Section(
+        Section(
             f"Accuracy by class, {tested.subject}",
             ["class", "pictures", "before", "after", "change in points"],
             [
@@ -392,54 +421,3 @@ def _classes(run: Run) -> list[_Section]:
             ],
         )
     ]
-
-
-def _page(
-    title: str,
-    notes: Sequence[str],
-    sections: Sequence[_Section],
-    *,
-    alt: str,
-    light: bytes,
-    dark: bytes,
-) -> bytes:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from craft_shared.display import harmless
-
-    environment = Environment(
-        loader=PackageLoader("craft_client", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=harmless,
-    )
-    text = environment.get_template("report.html.jinja").render(
-        title=title,
-        notes=notes,
-        tables=sections,
-        alt=alt,
-        light=b64encode(light).decode(),
-        dark=b64encode(dark).decode(),
-    )
-    return text.encode()
-
-
-def _write(contents: Mapping[Path, bytes]) -> None:
-    """Writes files, each whole or not at all.
-
-    Raises:
-        CraftError: one cannot be written.
-    """
-    from craft_client.exceptions import CraftError
-    from craft_shared.files import write_whole
-
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content)
-    except OSError as error:
-        names = ", ".join(f"'{path}'" for path in contents)
-        raise CraftError(
-            f"Cannot write {names}: {error.strerror or error}.",
-            remedy="Name another place with --out.",
-        ) from error
