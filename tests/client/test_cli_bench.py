@@ -1,24 +1,29 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from craft_client.cli.bench import (
+    PAPER_SETS,
     Cell,
     cells,
     find_datasets,
     find_shifts,
     folders_of,
-    markdown,
-    rows,
-    summarise,
+    paper_note,
+    rows_of,
+    write_tables,
 )
+from craft_client.comparison import Asked
 from craft_client.data import Dataset
+from craft_shared.text_files import rows_of as rows_of_csv
 from craft_shared.units import UNITS
 
 ONES = dict.fromkeys(UNITS, 1)
+SPENT = {**ONES, "cost_micros": 0}
 
 
 def result(data: str, seed: int, accuracy: float, **more: object) -> dict[str, object]:
@@ -31,6 +36,8 @@ def result(data: str, seed: int, accuracy: float, **more: object) -> dict[str, o
         "accuracy": accuracy,
         "tuning": {**ONES, "queries": 10 * seed},
         "evaluation": ONES,
+        "model": "pocket",
+        "revision": "f00d",
         **more,
     }
 
@@ -76,52 +83,56 @@ def test_shifts_are_imagenets_and_those_that_cannot_be_used_are_told(tmp_path: P
 
 
 def test_every_combination_is_a_run_in_a_folder_of_its_own() -> None:
-    plan = cells(["a", "b"], ["craftbox", "paper"], [1, 16], [1, 2, 3])
-    assert len(plan) == 24 == len({cell.folder(Path("out")) for cell in plan})
-    assert plan[0] == Cell("a", "craftbox", 1, 1)
-
-
-def test_accuracies_are_means_over_seeds_with_their_standard_deviation() -> None:
-    (line,) = summarise([result("a", 1, 50.0), result("a", 2, 60.0), result("a", 3, 70.0)])
-    assert (line["mean"], line["spread"], line["queries"]) == (60.0, 10.0, 20)
-    (alone,) = summarise([result("a", 1, 50.0)])
-    assert alone["spread"] is None
-
-
-def test_the_last_row_is_the_mean_over_data_sets_of_each_recipe() -> None:
-    lines = summarise(
-        [
-            result("a", 1, 50.0),
-            result("b", 1, 60.0),
-            result("a", 1, 40.0, recipe="paper"),
-            result("b", 1, 20.0, recipe="paper"),
-        ]
+    budgets = [Asked(10_000, "predictions"), Asked(10, "queries"), None]
+    plan = cells(["a", "b"], ["craftbox", "paper"], [1, 16], [1, 2, 3], budgets)
+    assert len(plan) == 72 == len({cell.folder(Path("out")) for cell in plan})
+    assert plan[0] == Cell("a", "craftbox", 1, 1, budgets[0])
+    assert cells(["a", "a"], ["paper"], [1, 1], [1]) == [Cell("a", "paper", 1, 1)]
+    asked, own = (
+        cell.folder(Path("out")) for cell in cells(["a"], ["paper"], [1], [2], budgets[::2])
     )
-    *_, ours, paper = rows(lines)
-    assert ours[:5] == ["mean of 2", "16", "craftbox", "20.00", "55.00"]
-    assert paper[:5] == ["mean of 2", "16", "paper", "20.00", "30.00"]
-    assert "CraFT 71.22" in markdown(lines)
+    assert asked == Path("out/a/paper/1shots-predictions=10000-seed2")
+    assert own == Path("out/a/paper/1shots-seed2")
 
 
-def test_shifts_have_rows_of_their_own_and_are_in_no_mean() -> None:
-    def shifts(accuracy: float) -> dict[str, object]:
-        return {"imagenetv2": {"zero_shot": 30.0, "accuracy": accuracy, "evaluation": ONES}}
+def test_a_method_is_called_by_its_name_in_a_file_and_by_its_access() -> None:
+    (own,) = cells(["a"], ["methods/mine.py:Mine"], [1], [1], strict=True)
+    assert (own.method, own.folder(Path("out")).parent) == ("Mine", Path("out/a/Mine"))
+    (ours,) = cells(["a"], ["craftbox"], [1], [1], strict=True)
+    assert ours.method == "craftbox-strict"
 
-    lines = summarise(
-        [
-            result("imagenet", 1, 60.0, shifts=shifts(40.0)),
-            result("imagenet", 2, 60.0, shifts=shifts(44.0)),
-            result("imagenet", 3, 60.0),
-            result("dtd", 1, 50.0),
-        ]
-    )
-    assert [(line["data"], line["shift"], line["seeds"]) for line in lines] == [
-        ("imagenet", None, [1, 2, 3]),
-        ("imagenet", "imagenetv2", [1, 2]),
-        ("dtd", None, [1]),
-    ]
-    _, shift, _, mean = rows(lines)
-    nothing = ["0"] * len(UNITS)
-    assert shift == ["imagenet -> imagenetv2", "16", "craftbox", "30.00", "42.00 ± 2.83", *nothing]
-    assert mean[:5] == ["mean of 2", "16", "craftbox", "20.00", "55.00"]
-    assert "| imagenet -> imagenetv2 | 16 |" in markdown(lines)
+
+def test_results_of_earlier_versions_are_runs_without_a_budget() -> None:
+    (row,) = rows_of([result("a", 1, 50.0)])
+    assert (row.asked, row.images, row.spent) == (None, None, {**SPENT, "queries": 10})
+
+
+def test_shifts_have_rows_of_their_own_on_which_nothing_is_spent(tmp_path: Path) -> None:
+    v2 = {"imagenetv2": {"zero_shot": 30.0, "accuracy": 40.0, "evaluation": ONES}}
+    write_tables(tmp_path, [result("imagenet", 1, 60.0, shifts=v2), result("dtd", 1, 50.0)], None)
+    table = (tmp_path / "results.md").read_text()
+    nothing = " | 0" * len(UNITS)
+    shift = f"| imagenet -> imagenetv2 | 16 | craftbox |  | 30.00 | 40.00 |  | 1{nothing} |"
+    assert shift in table
+    assert "| mean of 2 | 16 | craftbox |  | 20.00 | 55.00 |" in table
+
+
+def test_a_baseline_adds_the_differences_to_every_table(tmp_path: Path) -> None:
+    runs = [result("a", seed, 50.0 + seed) for seed in (1, 2)]
+    runs += [result("a", seed, 40.0, recipe="paper") for seed in (1, 2)]
+    write_tables(tmp_path, runs, "paper")
+    text = (tmp_path / "results.md").read_text()
+    assert "| a | 16 | craftbox |  | paper | +11.50 | +5.15 to +17.85 | 2 | 2 | 0 | 0 |" in text
+    assert r"craftbox & 16 &  & paper & +11.50" not in (tmp_path / "results.csv").read_text()
+    assert "+11.50" in (tmp_path / "results.tex").read_text()
+    assert json.loads((tmp_path / "results.json").read_text()) == runs
+    assert len(rows_of_csv((tmp_path / "results.csv").read_bytes())) == 1 + len(runs)
+
+
+def test_the_papers_means_stand_beside_its_model_and_data_sets_alone() -> None:
+    theirs = [result(name, 1, 50.0, model="RN50") for name in PAPER_SETS]
+    assert "CraFT 71.22" in str(paper_note(rows_of(theirs)))
+    assert paper_note(rows_of(theirs[:-1])) is None
+    assert paper_note(rows_of([result(name, 1, 50.0) for name in PAPER_SETS])) is None
+    few = [result(name, 1, 50.0, model="RN50", shots=4) for name in PAPER_SETS]
+    assert paper_note(rows_of(few)) is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from e2e.conftest import Server
 from quickstart import NAMES
 
@@ -39,6 +41,84 @@ def test_a_benchmark_measures_each_seed_and_pays_for_nothing_twice(
     again = json.loads((cell / "run" / "evaluation.json").read_bytes())
     assert {**again, "evaluated_at": None} == {**kept, "evaluated_at": None}
     assert server.craft_json(key, "usage")["total"] == usage
+
+
+def test_methods_at_equal_budgets_end_in_tables_curves_and_a_leaderboard(
+    server: Server, digits: Path, tmp_path: Path
+) -> None:
+    key, out = server.key(owner="a lab"), tmp_path / "out"
+    bench = ("bench", "--data", digits.parent, "--dataset", digits.name, "--shots", "2")
+    methods = ("--recipe", "random", "--recipe", "craftbox", "--baseline", "random")
+    budgets = ("--budget", "predictions=1000", "--budget", "predictions=2e3")
+    options = ("--seed", "1", "--seed", "2", *methods, *budgets, "--out", out)
+    found = server.craft_json(key, *bench, *options)
+    assert len(found["results"]) == 8
+    asked = [
+        (line["recipe"], line["budget"]["amount"], line["budget"]["unit"], line["n"])
+        for line in found["summary"]
+    ]
+    assert asked == [
+        ("random", 1000, "predictions", 2),
+        ("craftbox", 1000, "predictions", 2),
+        ("random", 2000, "predictions", 2),
+        ("craftbox", 2000, "predictions", 2),
+    ]
+    spent = [line["predictions"] for line in found["summary"]]
+    assert all(0 < amount <= line[1] for amount, line in zip(spent, asked, strict=True))
+    assert spent[0] < spent[2]
+    assert [line["n"] for line in found["differences"]] == [2, 2]
+    for name in ("results.csv", "results.tex", "results.md", "results.png", "results.pdf"):
+        assert (out / name).stat().st_size > 100
+
+    built = server.craft_json(key, "leaderboard", "build", out, "--out", tmp_path / "site")
+    assert built["refused"] == {}
+    assert built["taken"] == 8
+    run = out / digits.name / "random" / "2shots-predictions=1000-seed1" / "run"
+    anew = server.craft_json(key, "leaderboard", "check", run, "--data", digits)
+    assert anew["charged"]["queries"] > 0
+    lines = (run / "journal.jsonl").read_text()
+    (run / "journal.jsonl").write_text(lines[: lines.rstrip().rfind("\n") + 1])
+    refused = server.craft(key, "leaderboard", "check", run)
+    assert refused.returncode == 1
+    assert "units: the receipt has" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--recipe", "nobodys"), "nobodys"),
+        (("--budget", "predictions=5"), "predictions"),
+        (("--shots", "999", "--shots-strict"), "fewer training pictures"),
+        (("--seed", "3", "--seed", "4", "--seed", "5"), "queries budget has 5"),
+    ],
+    ids=["recipe", "budget", "shots", "all together"],
+)
+def test_nothing_is_charged_where_one_of_the_runs_cannot_be_made(
+    server: Server, digits: Path, tmp_path: Path, wrong: tuple[str, ...], told: str
+) -> None:
+    key = server.key("--queries", "5", owner="careful")
+    bench = ("bench", "--data", digits.parent, "--dataset", digits.name, "--out", tmp_path / "out")
+    first = ("--recipe", "craftbox", "--shots", "2", "--seed", "1")
+    done = server.craft(key, *bench, *first, *wrong)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert sum(server.craft_json(key, "usage")["total"].values()) == 0
+
+
+def test_results_of_another_model_are_not_mixed_in(
+    server: Server, digits: Path, tmp_path: Path
+) -> None:
+    key = server.key(owner="tidy")
+    bench = ("bench", "--data", digits.parent, "--dataset", digits.name, "--shots", "2")
+    out = ("--out", tmp_path / "out")
+    first = server.craft_json(key, *bench, "--seed", "1", *out)
+    cell = tmp_path / "out" / digits.name / "craftbox" / "2shots-seed1"
+    (cell / "result.json").write_text(json.dumps({**first["results"][0], "revision": "beef"}))
+    before = server.craft_json(key, "usage")["total"]
+    done = server.craft(key, *bench, "--seed", "1", "--seed", "2", *out)
+    assert done.returncode == 1
+    assert "holds results of revision beef of 'pocket'" in done.stderr
+    assert server.craft_json(key, "usage")["total"] == before
 
 
 def link_digits(digits: Path, split: str, folders: dict[str, str]) -> None:

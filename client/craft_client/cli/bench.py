@@ -1,4 +1,6 @@
-"""`craft bench`: data sets x shots x recipes x seeds, tuned and measured; it can be interrupted.
+"""`craft bench`: data sets x shots x recipes x budgets x seeds, tuned and measured.
+
+It can be interrupted. Everything is checked before the first call that is charged.
 
 Sources of the paper's figures: CraFT (Wang et al., ICML 2024), table 2, and the papers named there,
 for CLIP with RN50 at 16 shots, mean over the eleven data sets.
@@ -7,38 +9,51 @@ for CLIP with RN50 at 16 shots, mean over the eleven data sets.
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from craft_client.cli.options import (
     PLAIN_TEMPLATE,
     AsJson,
     Key,
     Model,
+    Over,
     ShotsStrict,
     Strict,
     Url,
+    budget_of,
     option,
     recipes,
 )
 from craft_client.cli.root import command
-from craft_client.cli.show import document, say, table
-from craft_client.cli.tune import new_task, tune_task
+from craft_client.cli.session import check_budgets, check_files, connect
+from craft_client.cli.show import Verbosity, document, say, speaking, table
+from craft_client.cli.tune import Task, check_task, new_task, tune_task
 from craft_client.recipes import OWN
 from craft_client.run_folder import LOCK_FILE, RUN_FILE
-from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
     from craft_client.cli.evaluate import Measured
+    from craft_client.comparison import Asked, Row
     from craft_client.data import Dataset, Split
     from craft_shared.units import Units
+    from craft_shared.wire import Budget
 
 
 RESULT_FILE = "result.json"
-COLUMNS = ("data", "shots", "recipe", "zero-shot", "tuned", *UNITS)
+
+# Of the paper's means; folders as CoOp's instructions name them.
+PAPER_SETS = frozenset(
+    {
+        *("imagenet", "caltech-101", "oxford_pets", "stanford_cars", "oxford_flowers", "food-101"),
+        *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+    }
+)
 
 # Folders of other images of ImageNet's classes, as CoOp's instructions name them: what is tuned
 # on it is measured on them too.
@@ -53,17 +68,14 @@ PAPER_MEANS = {
     "Tip-Adapter-F (white box)": 75.83,
     "GDA (white box)": 76.05,
 }
-
-
-PAPER_NOTE = "The paper's means over its eleven data sets (RN50, 16 shots): {}.".format(
-    ", ".join(f"{name} {mean}" for name, mean in PAPER_MEANS.items())
-)
+PAPER_MODEL, PAPER_SHOTS = "RN50", 16
 
 
 @command(
     "Tune and measure",
-    "craft bench --data ROOT --recipe craftbox --recipe paper",
+    "craft bench --data ROOT --recipe craftbox --recipe paper --baseline paper",
     "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
+    "craft bench --data ROOT --recipe bbt --recipe spsa --budget predictions=1e4",
 )
 def bench(
     data: Annotated[Path, option("Holds a folder a data set, of any layout.")],
@@ -87,9 +99,19 @@ def bench(
         ),
     ] = None,
     budget: Annotated[
-        int | None, option("Queries that each run may spend.", "the recipe's", min=1)
+        list[str] | None,
+        option(
+            "What each run may spend, as of tune: queries, or UNIT=N; repeatable.",
+            "the recipe's",
+            metavar="[UNIT=]N",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        option("The recipe, or zero-shot, that all others are held against.", "none"),
     ] = None,
     strict: Strict = False,
+    over: Over = "predictions",
     model: Model = None,
     url: Url = None,
     key: Key = None,
@@ -97,14 +119,17 @@ def bench(
 ) -> None:
     """Tune and measure on many data sets, with mean and spread over seeds.
 
-    Each run has a receipt of what it was charged. What was tuned on ImageNet is measured on its
-    four shifts too (V2, Sketch, A, R). Data sets and shifts that are not there are named and left
-    out. A benchmark that was interrupted continues where it stopped: nothing is paid for twice.
+    Writes results.csv (a row a run), results.md, results.tex, and the curves over what was spent
+    (results.png, .svg, .pdf). Each run has a receipt of what it was charged. What was tuned on
+    ImageNet is measured on its four shifts too (V2, Sketch, A, R). Data sets and shifts that are
+    not there are named and left out. All runs are checked before the first call that is charged.
+    A benchmark that was interrupted continues where it stopped: nothing is paid for twice.
     """
+    from craft_client.comparison import ZERO_SHOT, Asked, differences, groups, means
     from craft_client.exceptions import DataError
     from craft_client.journal import Journal
     from craft_client.run_folder import alone
-    from craft_shared.files import write_whole
+    from craft_client.tables import DIFFERENCE_COLUMNS, cells_of, columns, difference_cells
 
     found, missing = find_datasets(data, dataset or folders_of(data))
     shifts: dict[str, list[str]] = {}
@@ -121,7 +146,27 @@ def bench(
             f"'{data}' holds none of the data sets.", remedy="Name folders in it with --dataset."
         )
     sets = {one.name: one for one in found}
-    plan = cells(sets, recipe or ["craftbox"], shots or [16], seed or [1, 2, 3])
+    budgets = [Asked(*budget_of(one)) for one in budget or ()] or [None]
+    plan = cells(
+        sets, recipe or ["craftbox"], shots or [16], seed or [1, 2, 3], budgets, strict=strict
+    )
+    methods = [ZERO_SHOT, *dict.fromkeys(cell.method for cell in plan)]
+    if baseline is not None and baseline not in methods:
+        raise typer.BadParameter(f"Give one of {', '.join(methods)}.", param_hint="--baseline")
+
+    def task_of(cell: Cell) -> Task:
+        return new_task(
+            sets[cell.data],
+            cell.recipe,
+            cell.shots,
+            cell.seed,
+            shots_strict=shots_strict,
+            strict=strict,
+            budget=None if cell.asked is None else cell.asked.amount,
+            budget_unit=None if cell.asked is None else cell.asked.unit,
+            template=PLAIN_TEMPLATE,
+        )
+
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK_FILE, f"the benchmark in '{out}'"):
         results = {cell: result for cell in plan if (result := _result_in(cell.folder(out)))}
@@ -129,36 +174,28 @@ def bench(
         def in_order() -> list[dict[str, Any]]:
             return [results[cell] for cell in plan if cell in results]
 
-        def summed_up() -> list[dict[str, Any]]:
-            lines = summarise(in_order())
-            write_whole(out / "results.json", json.dumps(in_order(), indent=1).encode())
-            write_whole(out / "results.md", markdown(lines).encode())
-            return lines
-
         def store(cell: Cell, result: dict[str, Any]) -> None:
             results[cell] = result
-            write_whole(cell.folder(out) / RESULT_FILE, json.dumps(result, indent=1).encode())
-            summed_up()
+            _write(cell.folder(out) / RESULT_FILE, json.dumps(result, indent=1))
+            write_tables(out, in_order(), baseline)
 
+        pending = [cell for cell in plan if cell not in results]
+        if pending:
+            tasks: dict[Cell, Task] = {}
+            for cell in pending:
+                if not (cell.folder(out) / "run" / RUN_FILE).exists():
+                    with _naming(cell), speaking(Verbosity.QUIET):
+                        # Without what lies beside the draw, which is a lot of a large data set.
+                        tasks[cell] = replace(task_of(cell), others=())
+            _check(out, in_order(), tasks, sets, model, url, key)
         for number, cell in enumerate(plan, start=1):
-            what = (
-                f"{number}/{len(plan)} {cell.data}, {cell.recipe}, {cell.shots} shots, {cell.seed}"
-            )
+            what = f"{number}/{len(plan)} {cell}"
             say(what)
             folder, pictures = cell.folder(out), data / cell.data
             if cell not in results:
                 run = folder / "run"
                 if not ((run / RUN_FILE).exists() and Journal.open(run).whole):
-                    task = new_task(
-                        sets[cell.data],
-                        cell.recipe,
-                        cell.shots,
-                        cell.seed,
-                        shots_strict=shots_strict,
-                        strict=strict,
-                        budget=budget,
-                        template=PLAIN_TEMPLATE,
-                    )
+                    task = task_of(cell)
                     with Journal.claimed(run) as journal:
                         tune_task(task, journal, model, url, key)
                 store(cell, _measure(cell, pictures, folder, url, key))
@@ -168,12 +205,93 @@ def bench(
                     say(f"{what}, on {shift}")
                     one = _measure_shift(folder, data / shift, url, key)
                     store(cell, {**results[cell], "shifts": {**measured, shift: one}})
-        lines = summed_up()
+        write_tables(out, in_order(), baseline)
+        rows = rows_of(in_order())
+        _draw(out, rows, over)
+    summary = groups(rows)
+    paired = differences(rows, baseline) if baseline else []
     if as_json:
-        document({"results": in_order(), "summary": lines, "skipped": missing})
+        document(
+            {
+                "results": in_order(),
+                "summary": [group.document for group in summary],
+                "differences": [one.document for one in paired],
+                "skipped": missing,
+            }
+        )
         return
-    table(COLUMNS, rows(lines))
-    say(PAPER_NOTE)
+    table(columns(summary), cells_of(summary, [*summary, *means(summary)]))
+    if paired:
+        table(DIFFERENCE_COLUMNS, difference_cells(paired))
+    if note := paper_note(rows):
+        say(note)
+    say(f"Wrote results.csv, .md, .tex, .json, .png, .svg and .pdf into '{out}'.")
+
+
+def _check(
+    out: Path,
+    kept: Sequence[dict[str, Any]],
+    tasks: Mapping[Cell, Task],
+    sets: Mapping[str, Dataset],
+    model: str | None,
+    url: str | None,
+    key: str | None,
+) -> None:
+    """Checks the runs that have not begun, for free: images, settings, classes, prompts, budgets.
+
+    Raises:
+        CraftError: one of them could not be made, or all of them together are more than a budget
+            of the key covers.
+    """
+    from craft_client.exceptions import DataError
+    from craft_client.remote import RemoteBlackBox
+    from craft_shared.units import Units
+
+    with connect(url, key) as client:
+        card = client.model(model)
+        made_by = {(one["model"], one["revision"]) for one in kept} - {(card.name, card.revision)}
+        if made_by:
+            name, revision = min(made_by)
+            raise DataError(
+                f"'{out}' holds results of revision {revision} of '{name}'; the server hosts "
+                f"{card.revision} of '{card.name}'. Nothing was charged.",
+                remedy="Name another folder with --out.",
+            )
+        files = {sample.path for task in tasks.values() for sample in task.samples}
+        files |= {one.path for name in {cell.data for cell in tasks} for one in sets[name].test}
+        check_files(sorted(files), card.limits)
+        empty, total = client.create_image_set(card.name), Units()
+        lasting: list[Budget] = []
+        try:
+            for cell, task in tasks.items():
+                with _naming(cell):
+                    _, budgets, need = check_task(task.of_key(card), client, empty, card)
+                lasting = [one for one in budgets if one.window == "lifetime"]
+                plain = RemoteBlackBox(client, empty, task.classes, "float32", card=card)
+                # Of its evaluation the least: the adapter may have more prompts.
+                total += need + plain.with_count(len(sets[cell.data].test)).units(1)
+        finally:
+            client.delete_image_set(empty.id)
+        remedy = "Use smaller budgets or fewer runs, or ask the provider for a top-up."
+        check_budgets(lasting, total, remedy=remedy)
+
+
+@contextmanager
+def _naming(cell: Cell) -> Iterator[None]:
+    """Says which run it is that cannot be made."""
+    from craft_client.exceptions import CraftError
+
+    try:
+        yield
+    except CraftError:
+        say(f"Nothing was begun, because of {cell}.")
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    from craft_shared.files import write_whole
+
+    write_whole(path, text.encode())
 
 
 def _result_in(folder: Path) -> dict[str, Any] | None:
@@ -192,25 +310,27 @@ def _measure(
     from craft_client.cli.evaluate import keep, measure_run
     from craft_client.cli.receipts import fetch_receipt
     from craft_client.journal import Journal
-    from craft_shared.files import write_whole
 
     run = folder / "run"
     summary = Journal.open(run).summary()
     text, receipt = fetch_receipt(str(run), url, key)
-    write_whole(folder / "receipt.jws", f"{text}\n".encode())
+    _write(folder / "receipt.jws", f"{text}\n")
     measured = measure_run(run, data, "test", url, key, once=True)
     charged = _charged(measured, url, key)
     if measured.evaluation:
         keep(run, measured.evaluation.model_copy(update={"charged": charged}))
     return {
         "data": cell.data,
-        "recipe": cell.recipe,
+        "recipe": cell.method,
         "shots": cell.shots,
         "seed": cell.seed,
+        "budget": None if cell.asked is None else vars(cell.asked),
         "zero_shot": measured.accuracies["accuracy_before"],
         "accuracy": measured.accuracies["accuracy_after"],
+        "test_images": measured.image_set.count,
         "deployed": summary["deployed"],
         "tuning": receipt.total.model_dump(),
+        "cost_micros": receipt.cost_micros,
         "evaluation": charged.model_dump(),
         "model": measured.about["model"],
         "revision": measured.about["revision"],
@@ -246,10 +366,25 @@ class Cell:
     recipe: str
     shots: int
     seed: int
+    asked: Asked | None = None  # what it may spend; None: the recipe's own
+    strict: bool = False
+
+    def __str__(self) -> str:
+        asked = [] if self.asked is None else [str(self.asked)]
+        words = [self.data, self.method, f"{self.shots} shots", *asked, f"seed {self.seed}"]
+        return ", ".join(words)
+
+    @property
+    def method(self) -> str:
+        """What its recipe is called in tables and folders: of a file, the name in it."""
+        name = self.recipe.rpartition(":")[2]
+        return f"{name}-strict" if self.strict and name == "craftbox" else name
 
     def folder(self, out: Path) -> Path:
         """Where its run directory lies."""
-        return out / self.data / self.recipe / f"{self.shots}shots-seed{self.seed}"
+        asked = [] if self.asked is None else [self.asked.option]
+        name = "-".join([f"{self.shots}shots", *asked, f"seed{self.seed}"])
+        return out / self.data / self.method / name
 
 
 def find_datasets(
@@ -298,94 +433,91 @@ def find_shifts(root: Path, tuned: Dataset) -> tuple[list[str], list[str]]:
 
 
 def cells(
-    datasets: Iterable[str], recipes: Sequence[str], shots: Sequence[int], seeds: Sequence[int]
+    datasets: Iterable[str],
+    recipes: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    budgets: Sequence[Asked | None] = (None,),
+    *,
+    strict: bool = False,
 ) -> list[Cell]:
-    """All runs of the benchmark, seed by seed, so that a table can be drawn early."""
-    return [
-        Cell(data, recipe, count, seed)
+    """All runs of the benchmark, once each, all seeds of one before the next."""
+    every = (
+        Cell(data, recipe, count, seed, asked, strict)
         for data in datasets
         for count in shots
+        for asked in budgets
         for recipe in recipes
         for seed in seeds
-    ]
+    )
+    return list(dict.fromkeys(every))
 
 
-def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds, a line for each data set, shift, shots and recipe.
+def rows_of(results: Iterable[dict[str, Any]]) -> list[Row]:
+    """The runs, and what each came to on shifts, where nothing was tuned."""
+    from craft_client.comparison import Asked, Row
 
-    `spread` is None for one seed. What a shift's lines say of tuning is nothing: what was tuned was
-    tuned on the data set.
-    """
-    groups: dict[tuple[str, str | None, int, str], list[dict[str, Any]]] = {}
+    rows = []
     for result in results:
-        measured = {None: result} | {
-            shift: {**one, "seed": result["seed"], "tuning": dict.fromkeys(UNITS, 0)}
-            for shift, one in result.get("shifts", {}).items()
-        }
-        for shift, one in measured.items():
-            key = result["data"], shift, result["shots"], result["recipe"]
-            groups.setdefault(key, []).append(one)
-    lines = []
-    for (data, shift, shots, recipe), runs in groups.items():
-        accuracies = [run["accuracy"] for run in runs]
-        tuning: dict[str, float] = {
-            unit: statistics.mean(run["tuning"][unit] for run in runs) for unit in UNITS
-        }
-        lines.append(
-            {
-                "data": data,
-                "shift": shift,
-                "shots": shots,
-                "recipe": recipe,
-                "seeds": [run["seed"] for run in runs],
-                "zero_shot": statistics.mean(run["zero_shot"] for run in runs),
-                "mean": statistics.mean(accuracies),
-                "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                **tuning,
-            }
-        )
-    return lines
+        asked = result.get("budget")
+        spent = {**result["tuning"], "cost_micros": result.get("cost_micros", 0)}
+        measured = {None: {**result, "tuning": spent}, **result.get("shifts", {})}
+        rows += [
+            Row(
+                data=result["data"],
+                method=result["recipe"],
+                shots=result["shots"],
+                seed=result["seed"],
+                accuracy=one["accuracy"],
+                zero_shot=one["zero_shot"],
+                spent=one.get("tuning", {}),
+                asked=None if asked is None else Asked(**asked),
+                images=one.get("test_images"),
+                shift=shift,
+                model=result["model"],
+                revision=result["revision"],
+            )
+            for shift, one in measured.items()
+        ]
+    return rows
 
 
-def rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The lines as cells of a table, a mean over data sets for each recipe and shots last.
+def write_tables(out: Path, results: Sequence[dict[str, Any]], baseline: str | None) -> None:
+    """Writes what runs came to until now: as JSON, CSV, Markdown and LaTeX."""
+    from craft_client import tables
+    from craft_client.comparison import differences, groups, means
 
-    Shifts are no data sets of their own: they are in no mean.
-    """
-    shown = [_row(_name(line), line) for line in lines]
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["shift"] is None:
-            groups.setdefault((line["shots"], line["recipe"]), []).append(line)
-    for members in groups.values():
-        if len(members) > 1:
-            fields = ("zero_shot", "mean", *UNITS)
-            means: dict[str, float] = {
-                field: statistics.mean(line[field] for line in members) for field in fields
-            }
-            name = f"mean of {len(members)}"
-            shown.append(_row(name, {**members[0], **means, "spread": None}))
-    return shown
-
-
-def markdown(lines: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown, with the paper's means below it."""
-    head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    body = [f"| {' | '.join(row)} |" for row in rows(lines)]
-    return "\n".join([*head, *body, "", PAPER_NOTE, ""])
+    rows = rows_of(results)
+    found = groups(rows)
+    over, paired = means(found), differences(rows, baseline) if baseline else []
+    parts = [tables.markdown(tables.columns(found), tables.cells_of(found, [*found, *over]))]
+    parts.append(f"{tables.NOTE}.\n")
+    if paired:
+        cells = tables.difference_cells(paired)
+        parts.append(tables.markdown(tables.DIFFERENCE_COLUMNS, cells))
+    if note := paper_note(rows):
+        parts.append(f"{note}\n")
+    _write(out / "results.json", json.dumps(list(results), indent=1))
+    _write(out / "results.csv", tables.csv(rows))
+    _write(out / "results.md", "\n".join(parts))
+    _write(out / "results.tex", tables.latex(found, over, paired))
 
 
-def _name(line: dict[str, Any]) -> str:
-    return line["data"] if line["shift"] is None else f"{line['data']} -> {line['shift']}"
+def _draw(out: Path, rows: Sequence[Row], over: str) -> None:
+    """Draws curves over a unit; of shifts there are none, because nothing is spent on them."""
+    from craft_client.comparison import groups, measure
+    from craft_client.plots import FORMS, draw_methods
+    from craft_shared.files import write_whole
+
+    found = groups(row for row in rows if row.shift is None)
+    for form in FORMS:
+        write_whole(out / f"results.{form}", draw_methods(found, measure(over), form=form))
 
 
-def _row(name: str, line: dict[str, Any]) -> list[str]:
-    spread = "" if line["spread"] is None else f" ± {line['spread']:.2f}"
-    return [
-        name,
-        str(line["shots"]),
-        line["recipe"],
-        f"{line['zero_shot']:.2f}",
-        f"{line['mean']:.2f}{spread}",
-        *(f"{line[unit]:,.0f}" for unit in UNITS),
-    ]
+def paper_note(rows: Sequence[Row]) -> str | None:
+    """The paper's own means, beside the model, the shots and all the data sets that they are of."""
+    like_theirs = {row.data for row in rows if (row.model, row.shots) == (PAPER_MODEL, PAPER_SHOTS)}
+    if not like_theirs.issuperset(PAPER_SETS):
+        return None
+    listed = ", ".join(f"{name} {mean}" for name, mean in PAPER_MEANS.items())
+    return f"The paper's means over its eleven data sets (RN50, 16 shots): {listed}."

@@ -50,10 +50,11 @@ if TYPE_CHECKING:
     from craft_client.api import Client
     from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
+    from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet, Level, ModelCard
+    from craft_shared.wire import Budget, ImageSet, Level, ModelCard
 
 
 _RUN = "The run"
@@ -510,22 +511,15 @@ def _begin(
     """Checks what can be checked for free, and begins the run's journal."""
     from craft_client.blackbox import shown
     from craft_client.data import notes, twins_of
-    from craft_client.remote import RemoteBlackBox, check_prompts
     from craft_client.tune import run_document
-    from craft_shared.units import Units
-    from craft_shared.wire import Context
 
     settings, samples = task.settings, task.samples
     digests = check_files([sample.path for sample in samples], card.limits)
     for note in notes(samples, digests, twins_of(samples, task.others)):
         say(note)
     image_set = client.create_image_set(card.name)
-    black_box = RemoteBlackBox(client, image_set, task.classes, card=card)
-    expected = black_box.with_count(len(samples))
-    budgets = client.budgets()
+    expected, budgets, need = check_task(task, client, image_set, card)
     questions = settings.questions(expected.units)  # at least: a recipe may look as it goes
-    uploads = -(-len(samples) // card.limits.images_per_call)
-    need = sum((expected.units(*question) for question in questions), Units(requests=uploads))
     answer_bytes = sum(expected.answer_bytes(*question) for question in questions)
     # Images that the server knows already are uploaded too.
     picture_bytes = sum(sample.path.stat().st_size for sample in samples)
@@ -543,10 +537,6 @@ def _begin(
         answer_bytes=answer_bytes,
         picture_bytes=picture_bytes,
     )
-    check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
-    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
-    scored = [*task.classes, *settings.texts]
-    check_prompts(client, image_set, scored, templates=[settings.template], context=context)
     _say_level(card)
     budget = f"{shown(settings.budget_unit, settings.budget):,} {settings.budget_unit}"
     most, received = (
@@ -558,6 +548,42 @@ def _begin(
     say(f"This run takes at most {most}, {received}and uploads {size(picture_bytes)} of pictures.")
     journal.begin(about)
     return image_set
+
+
+def check_task(
+    task: Task, client: Client, image_set: ImageSet, card: ModelCard
+) -> tuple[RemoteBlackBox, Sequence[Budget], Units]:
+    """Checks a task against what the key may ask, for free, with an image set that may be empty.
+
+    Returns:
+        The black box as it will be, all that bounds the key, and what the run takes at most, or,
+        of a recipe that looks as it goes, at least.
+
+    Raises:
+        SettingsError: the settings, the labels or a budget do not do.
+        UnusablePlugin: there is no such recipe.
+        BudgetTooSmall: a budget does not cover the run.
+        InvalidRequest: the server cannot use a class name or the template.
+    """
+    from craft_client.data import labels_of
+    from craft_client.recipes import plugin_of
+    from craft_client.remote import RemoteBlackBox, check_prompts
+    from craft_shared.units import Units
+    from craft_shared.wire import Context
+
+    settings, count = task.settings, len(task.samples)
+    expected = RemoteBlackBox(client, image_set, task.classes, card=card).with_count(count)
+    budgets = client.budgets()
+    settings.check_task(labels_of(task.samples), task.classes, budgets, expected.units)
+    plugin_of(settings.recipe)
+    uploads = -(-count // card.limits.images_per_call)
+    asked = (expected.units(*question) for question in settings.questions(expected.units))
+    need = sum(asked, Units(requests=uploads))
+    check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
+    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
+    scored = [*task.classes, *settings.texts]
+    check_prompts(client, image_set, scored, templates=[settings.template], context=context)
+    return expected, budgets, need
 
 
 def _say_level(card: ModelCard) -> None:
