@@ -232,6 +232,12 @@ def digest_of(file: Path | bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+def digest_of_images(digests: Iterable[str], classes: Iterable[str]) -> str:
+    """SHA-256 over images, by their files' digests, with their classes' names, in any order."""
+    lines = sorted(f"{digest} {name}\n" for digest, name in zip(digests, classes, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
     """The samples' classes [N]."""
     return np.array([sample.label for sample in samples], np.int64)

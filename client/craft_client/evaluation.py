@@ -127,6 +127,8 @@ class Evaluation(Metrics):
     model: _Text
     revision: _Text
     adapter: _Text  # its digest
+    # Of the images and their classes (`data.digest_of_images`); earlier versions did not say.
+    digest: _Text | None = None
     before: Metrics  # the plain prompt, on the same images
     calibration_bins: Literal[15] = BINS
     charged: Units  # the upload included

@@ -34,7 +34,6 @@ from craft_client.run_folder import (
 )
 from craft_client.tuning_run import Candidate
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
-from craft_shared.amounts import Measure
 from craft_shared.display import Displayed, Listed, View
 from craft_shared.printing import percent
 from craft_shared.problems import first_error

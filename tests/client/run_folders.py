@@ -87,6 +87,7 @@ def write_run(
     settings: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
     evaluation: Evaluation | None = None,
+    adapter: Adapter = ADAPTER,
     **about: Any,
 ) -> Path:
     """A run's directory; `settings`, `summary` and `about` replace what it says by itself."""
@@ -111,7 +112,7 @@ def write_run(
         journal.append(line)
     if finished:
         journal.finish(
-            ADAPTER,
+            adapter,
             {
                 "finished_at": "2026-01-02T03:14:15+00:00",
                 "accuracy_before": 40.0,

@@ -9,6 +9,7 @@
     account         craft models, usage, budget, image-sets, config show, plugins
     receipts        craft receipt, verify-receipt
     runs            craft runs, report, compare
+    leaderboard     craft leaderboard build, leaderboard check
 
 Whatever is slow to import is imported by the command that needs it, so that `craft --help` is
 quick.
@@ -20,7 +21,7 @@ from craft_client.cli.root import app
 
 # In the order of the help.
 from craft_client.cli import tune, bench, evaluate, data, adapters, predict  # isort: skip
-from craft_client.cli import account, receipts, runs  # isort: skip
+from craft_client.cli import account, receipts, runs, leaderboard  # isort: skip
 
 __all__ = [
     "account",
@@ -29,6 +30,7 @@ __all__ = [
     "bench",
     "data",
     "evaluate",
+    "leaderboard",
     "predict",
     "receipts",
     "runs",

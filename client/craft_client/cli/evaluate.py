@@ -246,7 +246,7 @@ def measure_run(
     """
     import numpy as np
 
-    from craft_client.data import labels_of, notes
+    from craft_client.data import digest_of_images, labels_of, notes
     from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
@@ -302,6 +302,7 @@ def measure_run(
         model=card.name,
         revision=card.revision,
         adapter=adapter.digest,
+        digest=digest_of_images(digests, [dataset.classes[one.label] for one in samples]),
         before=before,
         charged=uploaded + scores.charged,
     )

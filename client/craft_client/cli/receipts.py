@@ -14,7 +14,14 @@ from craft_client.cli.show import free_document, say, table
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
+    from joserfc.jwk import KeySet
+
     from craft_shared.receipt import Receipt
+
+Keys = Annotated[
+    Path | None,
+    option("A JWK set that was saved from the server's /v1/receipts/keys.", "the server's"),
+]
 
 # Verifying needs no API key, and one that the environment holds is not for every server to see.
 _NO_KEY = "none"
@@ -81,29 +88,37 @@ def fetch_receipt(
 )
 def verify_receipt(
     file: Annotated[Path, argument("FILE", "A receipt.")],
-    keys: Annotated[
-        Path | None,
-        option("A JWK set that was saved from the server's /v1/receipts/keys.", "the server's"),
-    ] = None,
+    keys: Keys = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify a receipt and show what it says; needs no API key."""
-    from craft_shared.receipt import read_keys, verify
+    from craft_shared.receipt import verify
     from craft_shared.text_files import read_text
 
     with _reporting_invalid(f"'{file}'"):
         text = read_text(file)
-    if keys is not None:
-        with _reporting_invalid(f"'{keys}'"):
-            known = read_keys(read_text(keys))
-    else:
-        with connect(url, _NO_KEY) as client, _reporting_invalid(f"{client.base_url}"):
-            known = read_keys(client.receipt_keys())
+    known = known_keys(keys, url)
     with _reporting_invalid(f"'{file}'"):
         content = verify(text, known)
     _show(content, as_json)
     say("Valid: one of these keys has signed exactly this.")
+
+
+def known_keys(file: Path | None, url: str | None) -> KeySet:
+    """The public keys of a file, or else of the server, which sees no API key.
+
+    Raises:
+        CraftError: they are no key set.
+    """
+    from craft_shared.receipt import read_keys
+    from craft_shared.text_files import read_text
+
+    if file is not None:
+        with _reporting_invalid(f"'{file}'"):
+            return read_keys(read_text(file))
+    with connect(url, _NO_KEY) as client, _reporting_invalid(f"{client.base_url}"):
+        return read_keys(client.receipt_keys())
 
 
 def _run_name(run: str) -> str:
