@@ -16,8 +16,9 @@ from zlib import crc32
 
 from craft_client.blackbox import currency
 from craft_client.evaluation import Interval
+from craft_client.recipes import label
 from craft_client.runs import Run
-from craft_shared.amounts import Measure
+from craft_shared.amounts import UNITS, Measure
 
 # Predictions lead: they count a mini-batch for what it is, and a query for all images that it saw.
 SPENT: tuple[Measure, ...] = (
@@ -133,7 +134,7 @@ class Group:
             "mean": self.accuracy.mean,
             "spread": self.accuracy.spread,
             "interval": self.accuracy.interval,
-            **self.spent,
+            **{str(unit): amount for unit, amount in self.spent.items()},
         }
 
 
@@ -201,7 +202,7 @@ def methods_of(runs: Sequence[Run]) -> list[str]:
 
 
 def _method(run: Run, others: Sequence[Mapping[str, object]]) -> str:
-    recipe = run.about.settings.recipe or "unknown"
+    recipe = label(run.about.settings.recipe or "unknown")
     differing = [
         f"{name}={value}"
         for name, value in _settings(run).items()
@@ -227,6 +228,8 @@ def _row(
     run: Run, method: str, accuracy: float, zero_shot: float, images: int | None = None
 ) -> Row:
     settings, tested = run.about.settings, run.evaluation
+    spent: dict[Measure, int] = {unit: run.units[unit] for unit in UNITS}
+    spent["cost_micros"] = run.cost_micros or 0
     return Row(
         run.data,
         method,
@@ -234,7 +237,7 @@ def _row(
         settings.seed,
         accuracy,
         zero_shot,
-        {**run.units.model_dump(), "cost_micros": run.cost_micros or 0},
+        spent,
         None if settings.budget is None else Asked(settings.budget, settings.budget_unit),
         images,
         tested.data if images is not None and tested and tested.data != run.data else None,

@@ -25,6 +25,7 @@ from craft_client.data import digest_of_images
 from craft_client.evaluation import Evaluation
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
+from craft_client.recipes import label
 from craft_client.runs import Run
 from craft_shared.adapter import Adapter
 from craft_shared.model_card import level_words
@@ -229,7 +230,7 @@ def _of_adapter(adapter: Adapter, run: Run) -> Iterator[str]:
         yield "adapter: it has other classes than the run."
     made = config.provenance
     for field_, said, ran in (
-        ("recipe", made.recipe, settings.recipe),
+        ("recipe", made.recipe, made_sound(label(settings.recipe or ""))[:64]),
         ("shots", made.shots, settings.shots),
         ("seed", made.seed, settings.seed),
         ("data", made.data, made_sound(run.data)[:200]),

@@ -275,7 +275,7 @@ def _draw_courses(
         )  # fmt: skip
 
 
-def _style(method: str) -> str:
+def _style(method: str) -> Literal["-", "-."]:
     """Methods of others may share a colour with one of craftbox's, but no line."""
     return "-" if method in _METHODS else "-."
 

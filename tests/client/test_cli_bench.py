@@ -97,7 +97,7 @@ def test_every_combination_is_a_run_in_a_folder_of_its_own() -> None:
 
 def test_a_method_is_called_by_its_name_in_a_file_and_by_its_access() -> None:
     (own,) = cells(["a"], ["methods/mine.py:Mine"], [1], [1], strict=True)
-    assert (own.method, own.folder(Path("out")).parent) == ("Mine", Path("out/a/Mine"))
+    assert (own.method, own.folder(Path("out")).parent.name) == ("mine.py:Mine", "mine.py-Mine")
     (ours,) = cells(["a"], ["craftbox"], [1], [1], strict=True)
     assert ours.method == "craftbox-strict"
 

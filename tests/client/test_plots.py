@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -195,11 +196,13 @@ def test_each_data_set_is_a_panel_of_means_over_what_was_spent(figures: list[Fig
         assert axes.get_xscale() == "log"
         assert axes.get_xlabel() == "predictions spent by tuning"
         assert axes.get_ylabel() == "test accuracy (%)"
-        lines = [one for one in axes.get_lines() if len(one.get_xdata()) == 2 and one.get_marker()]
-        means = [list(one.get_ydata()) for one in lines if one.get_marker() in "oD"]
-        assert means == [[82.0, 82.0], [62.0, 62.0]]
-        bands = [band.get_paths()[0].vertices[:, 1] for band in axes.collections[1::2]]
-        assert {(min(band), max(band)) for band in bands} == {(81.0, 83.0), (61.0, 63.0)}
+        # Beside them are the ends of bars and the line of zero-shot.
+        lines = [one for one in axes.get_lines() if one.get_marker() in ("o", "^")]
+        assert [list(one.get_xdata()) for one in lines] == [[1000, 10_000]] * 2
+        assert [list(one.get_ydata()) for one in lines] == [[82.0, 82.0], [62.0, 62.0]]
+        bands = [band for band in axes.collections if isinstance(band, PolyCollection)]
+        heights = [band.get_paths()[0].vertices[:, 1] for band in bands]
+        assert [(min(band), max(band)) for band in heights] == [(81.0, 83.0), (61.0, 63.0)]
     shown = texts(figures[0])
     assert "n = 3 seeds; bars and bands: one standard deviation" in shown
 

@@ -34,7 +34,7 @@ from craft_client.cli.root import command
 from craft_client.cli.session import check_budgets, check_files, connect
 from craft_client.cli.show import Verbosity, document, say, speaking, table
 from craft_client.cli.tune import Task, check_task, new_task, tune_task
-from craft_client.recipes import OWN
+from craft_client.recipes import OWN, label
 from craft_client.run_folder import LOCK_FILE, RUN_FILE
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def bench(
     from craft_client.run_folder import alone
     from craft_client.tables import DIFFERENCE_COLUMNS, cells_of, columns, difference_cells
 
+    budgets = [budget_of(one) for one in budget] if budget else [budget_of(None)]
     found, missing = find_datasets(data, dataset or folders_of(data))
     shifts: dict[str, list[str]] = {}
     for tuned in found:
@@ -146,11 +147,11 @@ def bench(
             f"'{data}' holds none of the data sets.", remedy="Name folders in it with --dataset."
         )
     sets = {one.name: one for one in found}
-    budgets = [Asked(*budget_of(one)) for one in budget or ()] or [None]
-    plan = cells(
-        sets, recipe or ["craftbox"], shots or [16], seed or [1, 2, 3], budgets, strict=strict
-    )
+    asked = [None if unit is None else Asked(amount or 0, unit) for amount, unit in budgets]
+    recipes_of = recipe or ["craftbox"]
+    plan = cells(sets, recipes_of, shots or [16], seed or [1, 2, 3], asked, strict=strict)
     methods = [ZERO_SHOT, *dict.fromkeys(cell.method for cell in plan)]
+    baseline = None if baseline is None else label(baseline)
     if baseline is not None and baseline not in methods:
         raise typer.BadParameter(f"Give one of {', '.join(methods)}.", param_hint="--baseline")
 
@@ -223,8 +224,8 @@ def bench(
     table(columns(summary), cells_of(summary, [*summary, *means(summary)]))
     if paired:
         table(DIFFERENCE_COLUMNS, difference_cells(paired))
-    if note := paper_note(rows):
-        say(note)
+    if theirs := paper_note(rows):
+        say(theirs)
     say(f"Wrote results.csv, .md, .tex, .json, .png, .svg and .pdf into '{out}'.")
 
 
@@ -251,9 +252,9 @@ def _check(
         card = client.model(model)
         made_by = {(one["model"], one["revision"]) for one in kept} - {(card.name, card.revision)}
         if made_by:
-            name, revision = min(made_by)
+            of_model, revision = min(made_by)
             raise DataError(
-                f"'{out}' holds results of revision {revision} of '{name}'; the server hosts "
+                f"'{out}' holds results of revision {revision} of '{of_model}'; the server hosts "
                 f"{card.revision} of '{card.name}'. Nothing was charged.",
                 remedy="Name another folder with --out.",
             )
@@ -264,8 +265,13 @@ def _check(
         lasting: list[Budget] = []
         try:
             for cell, task in tasks.items():
+                own = task.of_key(card)
                 with _naming(cell):
-                    _, budgets, need = check_task(task.of_key(card), client, empty, card)
+                    _, budgets, need = check_task(own, client, empty, card)
+                unit, most = own.settings.budget_unit, own.settings.budget
+                # A recipe that looks as it goes may spend all of its budget.
+                if unit != "cost_micros" and not own.settings.is_planned:
+                    need = need.model_copy(update={unit: max(most, need[unit])})
                 lasting = [one for one in budgets if one.window == "lifetime"]
                 plain = RemoteBlackBox(client, empty, task.classes, "float32", card=card)
                 # Of its evaluation the least: the adapter may have more prompts.
@@ -376,15 +382,15 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """What its recipe is called in tables and folders: of a file, the name in it."""
-        name = self.recipe.rpartition(":")[2]
+        """What its recipe is called in tables and folders."""
+        name = label(self.recipe)
         return f"{name}-strict" if self.strict and name == "craftbox" else name
 
     def folder(self, out: Path) -> Path:
         """Where its run directory lies."""
         asked = [] if self.asked is None else [self.asked.option]
         name = "-".join([f"{self.shots}shots", *asked, f"seed{self.seed}"])
-        return out / self.data / self.method / name
+        return out / self.data / self.method.replace(":", "-") / name
 
 
 def find_datasets(

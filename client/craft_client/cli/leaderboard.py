@@ -176,8 +176,8 @@ def _take(
                 board.take(verified(run.folder, known))
             except CraftError as error:
                 refused[run.folder] = error
-    for where, error in refused.items():
-        head, *more = error.lines
+    for where, why in refused.items():
+        head, *more = why.lines
         complain(f"Refused: '{where}'. {head}", *more)
     return refused
 

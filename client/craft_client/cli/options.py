@@ -200,6 +200,10 @@ Budget = Annotated[
         callback=_readable_budget,
     ),
 ]
+Over = Annotated[
+    Literal["predictions", "queries", "images", "texts", "requests", "cost"],
+    option("The unit over which accuracies are drawn.", True),
+]
 RunFolder = Annotated[Path, argument("RUN", "A run directory.", run_folders)]
 Model = Annotated[
     str | None, option("The model's name, as craft models lists it.", "the server's first")

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.units import Units
-    from craft_shared.wire import Budget, ImageSet, Level, ModelCard
+    from craft_shared.wire import Budget as KeyBudget
+    from craft_shared.wire import ImageSet, Level, ModelCard
 
 
 _RUN = "The run"
@@ -552,7 +553,7 @@ def _begin(
 
 def check_task(
     task: Task, client: Client, image_set: ImageSet, card: ModelCard
-) -> tuple[RemoteBlackBox, Sequence[Budget], Units]:
+) -> tuple[RemoteBlackBox, Sequence[KeyBudget], Units]:
     """Checks a task against what the key may ask, for free, with an image set that may be empty.
 
     Returns:
