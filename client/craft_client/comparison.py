@@ -115,6 +115,11 @@ class Group:
     model: str = ""
 
     @property
+    def cell(self) -> tuple[str, str | None, int | None, Asked | None]:
+        """As of its rows."""
+        return self.data, self.shift, self.shots, self.asked
+
+    @property
     def title(self) -> str:
         """Which images it was measured on."""
         return self.data if self.shift is None else f"{self.data} -> {self.shift}"

@@ -38,14 +38,11 @@ _PROVES = (
     "has its adapter, so that whoever has the images can measure it anew.",
     "Accuracy is of the whole test split, in percent, mean ± standard deviation over seeds; "
     "intervals are of 95 % (Student's t, over seeds). Lines of the picture join the budgets of a "
-    "method, each of which has runs of its own.",
+    "method, each of which has runs of its own. In strict access class names alone are scored, in "
+    "open-text access other texts beside them. Budgets are what tuning was given; the columns "
+    "after n are what it spent.",
 )
 _REMEDY = "See why: craft leaderboard check RUN"
-_ACCESS = {
-    "strict": "class names alone are scored",
-    "open-text": "other texts are scored beside the class names",
-}
-
 _leaderboard = typer.Typer(
     no_args_is_help=True,
     help="Publish runs whose receipts add up.",
@@ -188,20 +185,20 @@ def _sections(board: Leaderboard) -> list[Section]:
     from craft_client.tables import cells_of, columns
 
     by_place: dict[tuple[str, str], list[Row]] = {}
-    owners: dict[tuple[str, str], set[str]] = {}
+    owners: dict[tuple[object, ...], set[str]] = {}
     for one, row in board.rows():
-        place = one.task.name, one.access
-        by_place.setdefault(place, []).append(row)
-        owners.setdefault(place, set()).add(one.receipt.owner)
+        by_place.setdefault((one.task.name, one.access), []).append(row)
+        owners.setdefault((*row.cell, row.method), set()).add(one.receipt.owner)
     sections = []
     for (name, access), rows in by_place.items():
         found = sorted(groups(rows), key=_rank)
-        digest = board.tasks[name].digest
-        handed_in = f"handed in by {', '.join(sorted(owners[name, access]))}"
-        heading = f"{name}; {access}: {_ACCESS[access]} (task {digest[:16]}, {handed_in})"
         # Data and shots are in the heading.
-        cells = [cells[2:] for cells in cells_of(found, found)]
-        sections.append(Section(heading, columns(found)[2:], cells))
+        cells = [
+            [*cells[2:], ", ".join(sorted(owners[*group.cell, group.method]))]
+            for group, cells in zip(found, cells_of(found, found), strict=True)
+        ]
+        heading = f"{name}; {access} access; task {board.tasks[name].digest[:16]}"
+        sections.append(Section(heading, [*columns(found)[2:], "handed in by"], cells))
     return sections
 
 
