@@ -99,6 +99,8 @@ COMMANDS: dict[str, list[list[str]]] = {
     "runs": [[], ["--json"]],
     "report": [["runs/ours", "--out", "{new}"]],
     "compare": [["runs/ours", "runs/ours"], ["runs/ours", "runs/ours", "--json"]],
+    "leaderboard build": [["runs", "--out", "{new}"], ["runs", "--out", "{new}", "--json"]],
+    "leaderboard check": [["runs/ours"], ["runs/ours", "--json"]],
     "plugins": [[]],
     "config show": [[], ["--json"]],
 }
