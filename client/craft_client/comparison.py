@@ -246,7 +246,7 @@ def _row(
         None if settings.budget is None else Asked(settings.budget, settings.budget_unit),
         images,
         tested.data if images is not None and tested and tested.data != run.data else None,
-        run.about.model,
+        run.model,
         run.about.revision,
     )
 

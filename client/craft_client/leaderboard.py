@@ -28,13 +28,11 @@ from craft_client.journal import Journal
 from craft_client.recipes import label
 from craft_client.runs import Run
 from craft_shared.adapter import Adapter
-from craft_shared.model_card import level_words
 from craft_shared.names import made_sound
 from craft_shared.problems import FieldError, first_error
 from craft_shared.receipt import Receipt, ReceiptError, verify
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import UNITS, Units
-from craft_shared.wire import EVERYTHING, Output
 
 RECEIPT_FILE = "receipt.jws"
 TASKS_FILE = "tasks.json"
@@ -56,15 +54,14 @@ class Task(BaseModel):
     test: _Digest  # of the test split's images and their classes
     classes: _Digest  # of the class names, in order
     shots: int
-    model: str
+    model: str  # and what was seen of its answers where that is not everything
     revision: str
-    output: str  # what answers show, in words
     draws: dict[int, _Digest]  # by seed, of the training images and their classes
 
     @property
     def name(self) -> str:
         """For people, and for its place in the file."""
-        return f"{self.data}, {self.shots} shots, {self.model}, {self.output}"
+        return f"{self.data}, {self.shots} shots, {self.model}"
 
     @property
     def digest(self) -> str:
@@ -174,9 +171,8 @@ def verified(folder: Path, keys: KeySet) -> Submission:
         test=str(tested.digest),
         classes=_sha256(run.about.classes),
         shots=settings.shots or 0,
-        model=run.about.model,
+        model=run.model,
         revision=run.about.revision,
-        output=_output_words(adapter.config.output),
         draws={settings.seed or 0: _draw(run, document)},
     )
     return Submission(run, receipt, adapter.config.access_mode, task)
@@ -228,6 +224,8 @@ def _of_adapter(adapter: Adapter, run: Run) -> Iterator[str]:
         yield f"adapter: it is of revision {config.revision} of '{config.model}'."
     if config.classes != run.about.classes:
         yield "adapter: it has other classes than the run."
+    if config.output != run.about.output:
+        yield "adapter: it was fitted on answers of another level than the run's."
     made = config.provenance
     for field_, said, ran in (
         ("recipe", made.recipe, made_sound(label(settings.recipe or ""))[:64]),
@@ -310,10 +308,6 @@ def _refused(folder: Path, faults: Sequence[str]) -> RefusedError:
         for name, _, why in (fault.partition(": ") for fault in faults)
     ]
     return RefusedError(f"The run in '{folder}' does not add up.", errors=errors)
-
-
-def _output_words(output: Output) -> str:
-    return output.level if output == EVERYTHING else level_words(output)
 
 
 def _sha256(content: object) -> str:

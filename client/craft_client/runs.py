@@ -35,11 +35,12 @@ from craft_client.run_folder import (
 from craft_client.tuning_run import Candidate
 from craft_shared.adapter import CONFIG_FILE, AdapterConfig
 from craft_shared.display import Displayed, Listed, View
+from craft_shared.model_card import level_words
 from craft_shared.printing import percent
 from craft_shared.problems import first_error
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.units import Measure, Units
-from craft_shared.wire import ProviderProfile
+from craft_shared.wire import EVERYTHING, Output, ProviderProfile
 
 # Of a long run, in a notebook.
 POINTS_SHOWN = 8
@@ -71,6 +72,7 @@ class About(BaseModel):
     classes: list[str]
     labels: list[int]
     data: Path | None = None
+    output: Output = EVERYTHING  # earlier versions' runs saw it
 
 
 class Moment(BaseModel):
@@ -180,6 +182,13 @@ class Run(Displayed):
     def data(self) -> str:
         """The name of the data set."""
         return self.about.data.name if self.about.data else "unknown"
+
+    @property
+    def model(self) -> str:
+        """The model's name, and what was seen of its answers where that is not everything."""
+        output = self.about.output
+        seen = [] if output == EVERYTHING else [level_words(output)]
+        return ", ".join([self.about.model, *seen])
 
     @property
     def accuracies(self) -> list[tuple[Point, float]]:

@@ -114,6 +114,16 @@ def test_what_was_measured_on_other_images_is_a_shift(tmp_path: Path) -> None:
     assert (found.data, found.shift) == ("animals", "birds")
 
 
+def test_runs_that_saw_less_are_beside_no_others(tmp_path: Path) -> None:
+    runs = [
+        Run.load(write_run(tmp_path / level, output={"level": level}))
+        for level in ("log_probs", "label")
+    ]
+    _, found = rows_of(runs)
+    models = [group.model for group in groups(row for _, row in found)]
+    assert models == ["pocket", "pocket, label: the most probable class, no number"]
+
+
 def test_runs_of_other_settings_are_another_method(tmp_path: Path) -> None:
     runs = [
         Run.load(write_run(tmp_path / str(number), settings={"seed": number, **settings}))

@@ -187,6 +187,10 @@ def fewer_shots(run: Path) -> None:
     edit(run / "run.json", lambda content: content["settings"].update(shots=4))
 
 
+def another_output_level(run: Path) -> None:
+    edit(run / "run.json", lambda content: content.update(output={"level": "label"}))
+
+
 def a_smaller_budget(run: Path) -> None:
     edit(run / "run.json", lambda content: content["settings"].update(budget=20))
 
@@ -232,6 +236,7 @@ FORGERIES: dict[Callable[[Path], None], str] = {
     another_seed: "seed: the adapter was made with '1', the run with '3'",
     another_recipe: "recipe: the adapter was made with 'craftbox', the run with 'spsa'",
     fewer_shots: "images: a class has more of them than the 4 shots",
+    another_output_level: "adapter: it was fitted on answers of another level",
     a_smaller_budget: "budget: it was 20 queries; the run spent 28",
     other_data: "data: the adapter was made with 'animals', the run with 'birds'",
     measured_on_the_validation_split: "evaluation: it is of the validation split of 'animals'",
@@ -244,7 +249,7 @@ FORGERIES: dict[Callable[[Path], None], str] = {
 
 def test_a_run_that_adds_up_is_taken(tmp_path: Path) -> None:
     one = verified(submit(tmp_path / "one"), KEYS)
-    assert one.task.name == "animals, 10 shots, pocket, log_probs"
+    assert one.task.name == "animals, 10 shots, pocket"
     assert (one.access, one.receipt.owner) == ("strict", "a lab")
     beside = submit(tmp_path / "cell" / "run")
     (beside / "receipt.jws").rename(tmp_path / "cell" / "receipt.jws")
@@ -353,7 +358,7 @@ def test_a_site_is_a_page_with_the_runs_that_add_up_and_csv_and_json(
         (1, 840, "a lab"), (2, 840, "a lab")
     ]  # fmt: skip
     assert len(rows_of(Path("site/results.csv").read_bytes())) == 3
-    assert list(read_tasks(Path("site/tasks.json"))["animals, 10 shots, pocket, log_probs"].draws)
+    assert list(read_tasks(Path("site/tasks.json"))["animals, 10 shots, pocket"].draws)
 
     # The tasks are frozen from now on.
     shutil.rmtree("runs")
@@ -369,9 +374,7 @@ def test_a_contributor_is_told_before(craft: Callable[..., Any]) -> None:
     submit(Path("one"))
     done = craft("check", "one")
     assert done.exit_code == 0, done.stderr
-    assert (
-        "The run adds up. It is of the task 'animals, 10 shots, pocket, log_probs'" in done.stderr
-    )
+    assert "The run adds up. It is of the task 'animals, 10 shots, pocket'" in done.stderr
     another_seed(Path("one"))
     refused = craft("check", "one")
     assert refused.exit_code == 1

@@ -280,7 +280,7 @@ def _courses(found: Sequence[Run], unit: Measure) -> list[Course]:
         points = [(spent, at) for point, at in run.accuracies for spent in [point.spent(unit)]]
         known = [(spent, at) for spent, at in points if spent]
         if len(known) > 1:
-            title = panel_title(run.data, run.about.settings.shots, run.about.model)
+            title = panel_title(run.data, run.about.settings.shots, run.model)
             spent, accuracies = zip(*known, strict=True)
             courses.append(Course(title, method, spent, accuracies))
     return courses
