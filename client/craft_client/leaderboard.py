@@ -146,7 +146,7 @@ def verified(folder: Path, keys: KeySet) -> Submission:
         RefusedError: they do not.
         JournalError: the run cannot be read.
     """
-    run, journal = Run.load(folder), Journal.open(folder)
+    run = Run.load(folder)
     if run.summary is None or run.evaluation is None:
         why = "summary: the run did not come to its end."
         if run.summary is not None:
@@ -156,12 +156,12 @@ def verified(folder: Path, keys: KeySet) -> Submission:
         receipt = verify(_receipt(folder), keys)
     except (ReceiptError, NotTextError) as error:
         raise _refused(folder, [f"receipt: it is not valid: {error}."]) from error
-    adapter, document = journal.adapter(), journal.document
+    adapter = Journal.open(folder).adapter()
     faults = [
-        *_of_receipt(receipt, run, document),
+        *_of_receipt(receipt, run),
         *_of_adapter(adapter, run),
         *_of_evaluation(run.evaluation, run),
-        *_of_images(run, document),
+        *_of_images(run),
         *_of_budget(run),
     ]
     _refuse(folder, faults)
@@ -173,7 +173,7 @@ def verified(folder: Path, keys: KeySet) -> Submission:
         shots=settings.shots or 0,
         model=run.model,
         revision=run.about.revision,
-        draws={settings.seed or 0: _draw(run, document)},
+        draws={settings.seed or 0: digest_of_images(run.about.digests, _names(run))},
     )
     return Submission(run, receipt, adapter.config.access_mode, task)
 
@@ -192,10 +192,9 @@ def check_anew(run: Run, anew: Evaluation) -> None:
     _refuse(run.folder, faults)
 
 
-def _of_receipt(receipt: Receipt, run: Run, document: Mapping[str, Any]) -> Iterator[str]:
-    name = document.get("run")
-    if receipt.run != name:
-        yield f"receipt: it is of the run '{receipt.run}'; this one is '{name}'."
+def _of_receipt(receipt: Receipt, run: Run) -> Iterator[str]:
+    if receipt.run is None or receipt.run != run.about.run:
+        yield f"receipt: it is of the run '{receipt.run}'; this one is '{run.about.run}'."
     if receipt.since or receipt.until:
         yield "receipt: it is of a period, which may leave calls of the run out."
     tuning = [item for item in receipt.items if item.call != _UPLOADS]
@@ -248,9 +247,11 @@ def _of_evaluation(tested: Evaluation, run: Run) -> Iterator[str]:
         yield "evaluation: it does not say of which images: craft evaluate RUN --data DIR"
 
 
-def _of_images(run: Run, document: Mapping[str, Any]) -> Iterator[str]:
+def _of_images(run: Run) -> Iterator[str]:
     settings, labels = run.about.settings, run.about.labels
-    if len(document.get("digests") or ()) != len(labels):
+    if not all(0 <= label < len(run.about.classes) for label in labels):
+        yield "images: one of them is of no class."
+    if len(run.about.digests) != len(labels):
         yield "images: the run does not say by which images it was tuned."
     if settings.shots is None or settings.seed is None:
         yield "settings: shots and seed are not known."
@@ -283,14 +284,13 @@ def _place(one: Submission) -> tuple[object, ...]:
     return one.task.digest, one.run.about.settings
 
 
-def _draw(run: Run, document: Mapping[str, Any]) -> str:
-    names = [run.about.classes[label] for label in run.about.labels]
-    return digest_of_images(document["digests"], names)
+def _names(run: Run) -> list[str]:
+    return [run.about.classes[label] for label in run.about.labels]
 
 
 def _receipt(folder: Path) -> str:
     for place in (folder / RECEIPT_FILE, folder.parent / RECEIPT_FILE):
-        if place.exists():
+        if place.is_file():
             return read_text(place)
     raise _refused(
         folder, [f"receipt: there is none: craft receipt {folder} --out {folder / RECEIPT_FILE}"]

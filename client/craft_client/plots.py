@@ -52,7 +52,7 @@ _METADATA: dict[Form, dict[str, str | None]] = {
 
 # Okabe and Ito's colours, which colour-blind people tell apart, fitted to the ground.
 _LIGHT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5588f", "#b07d00", "#2a93cf", "#555555"]
-_DARK_COLOURS = ["#56b4e9", "#ff8a3c", "#2fc79a", "#e59ac4", "#f0c04a", "#8fd0ff", "#bbbbbb"]
+_DARK_COLOURS = ["#3a96dd", "#ff8a3c", "#2fc79a", "#e59ac4", "#f0c04a", "#a5daff", "#bbbbbb"]
 _MARKERS = "osD^vPX<"
 # Seven and eight share no factor, so that a place names one colour and marker of 56.
 _PLACES = len(_LIGHT_COLOURS) * len(_MARKERS)

@@ -73,6 +73,8 @@ class About(BaseModel):
     labels: list[int]
     data: Path | None = None
     output: Output = EVERYTHING  # earlier versions' runs saw it
+    run: str | None = None  # what the server calls it
+    digests: list[str] = []  # of the training images' files
 
 
 class Moment(BaseModel):

@@ -215,6 +215,16 @@ def no_word_of_the_training_images(run: Path) -> None:
     edit(run / "run.json", lambda content: content.pop("digests"))
 
 
+def images_of_no_class(run: Path) -> None:
+    edit(run / "run.json", lambda content: content["labels"].__setitem__(0, 3))
+
+
+def a_receipt_of_nothing(run: Path) -> None:
+    """Neither the run nor the receipt has a name."""
+    edit(run / "run.json", lambda content: content.pop("run"))
+    sign(run, receipt_of(None))
+
+
 def not_at_its_end(run: Path) -> None:
     (run / "summary.json").unlink()
 
@@ -243,6 +253,8 @@ FORGERIES: dict[Callable[[Path], None], str] = {
     measured_with_another_adapter: "is of another adapter than the run's",
     no_word_of_the_test_images: "evaluation: it does not say of which images",
     no_word_of_the_training_images: "images: the run does not say by which images",
+    images_of_no_class: "images: one of them is of no class",
+    a_receipt_of_nothing: "receipt: it is of the run 'None'; this one is 'None'",
     not_at_its_end: "summary: the run did not come to its end",
 }
 

@@ -106,9 +106,7 @@ def build(
     )
     contents = {"index.html": index, **{name: text.encode() for name, text in texts.items()}}
     write({out / name: content for name, content in contents.items()})
-    words = (
-        f"Wrote '{out / 'index.html'}': {len(board.taken):,} runs of {len(board.tasks):,} tasks."
-    )
+    words = f"Wrote '{out / 'index.html'}': {len(board.taken):,} runs, {len(board.tasks):,} tasks."
     left_out = {str(folder): error.lines for folder, error in refused.items()}
     report_done({"taken": len(board.taken), "refused": left_out}, words, as_json)
 
