@@ -10,6 +10,8 @@ import pytest
 from e2e.conftest import Server
 from quickstart import NAMES
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
 
 def test_a_benchmark_measures_each_seed_and_pays_for_nothing_twice(
     server: Server, digits: Path, tmp_path: Path
@@ -48,7 +50,8 @@ def test_methods_at_equal_budgets_end_in_tables_curves_and_a_leaderboard(
 ) -> None:
     key, out = server.key(owner="a lab"), tmp_path / "out"
     bench = ("bench", "--data", digits.parent, "--dataset", digits.name, "--shots", "2")
-    methods = ("--recipe", "random", "--recipe", "craftbox", "--baseline", "random")
+    own = f"{EXAMPLES}/own_tuner.py:tune"
+    methods = ("--recipe", own, "--recipe", "craftbox", "--baseline", own)
     budgets = ("--budget", "predictions=1000", "--budget", "predictions=2e3")
     options = ("--seed", "1", "--seed", "2", *methods, *budgets, "--out", out)
     found = server.craft_json(key, *bench, *options)
@@ -58,9 +61,9 @@ def test_methods_at_equal_budgets_end_in_tables_curves_and_a_leaderboard(
         for line in found["summary"]
     ]
     assert asked == [
-        ("random", 1000, "predictions", 2),
+        ("own_tuner.py:tune", 1000, "predictions", 2),
         ("craftbox", 1000, "predictions", 2),
-        ("random", 2000, "predictions", 2),
+        ("own_tuner.py:tune", 2000, "predictions", 2),
         ("craftbox", 2000, "predictions", 2),
     ]
     spent = [line["predictions"] for line in found["summary"]]
@@ -73,7 +76,7 @@ def test_methods_at_equal_budgets_end_in_tables_curves_and_a_leaderboard(
     built = server.craft_json(key, "leaderboard", "build", out, "--out", tmp_path / "site")
     assert built["refused"] == {}
     assert built["taken"] == 8
-    run = out / digits.name / "random" / "2shots-predictions=1000-seed1" / "run"
+    run = out / digits.name / "own_tuner.py-tune" / "2shots-predictions=1000-seed1" / "run"
     anew = server.craft_json(key, "leaderboard", "check", run, "--data", digits)
     assert anew["charged"]["queries"] > 0
     lines = (run / "journal.jsonl").read_text()
