@@ -93,8 +93,9 @@ def test_methods_at_equal_budgets_end_in_tables_curves_and_a_leaderboard(
         (("--budget", "predictions=5"), "predictions"),
         (("--shots", "999", "--shots-strict"), "fewer training pictures"),
         (("--seed", "3", "--seed", "4", "--seed", "5"), "queries budget has 5"),
+        (("--recipe", "zip", "--budget", "50"), "queries budget has 5"),
     ],
-    ids=["recipe", "budget", "shots", "all together"],
+    ids=["recipe", "budget", "shots", "all together", "one that looks as it goes"],
 )
 def test_nothing_is_charged_where_one_of_the_runs_cannot_be_made(
     server: Server, digits: Path, tmp_path: Path, wrong: tuple[str, ...], told: str
