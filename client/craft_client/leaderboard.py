@@ -32,13 +32,10 @@ from craft_shared.names import made_sound
 from craft_shared.problems import FieldError, first_error
 from craft_shared.receipt import Receipt, ReceiptError, verify
 from craft_shared.text_files import NotTextError, read_text
-from craft_shared.units import UNITS, Units
+from craft_shared.units import UNITS
 
 RECEIPT_FILE = "receipt.jws"
 TASKS_FILE = "tasks.json"
-
-# Of a receipt's items, the calls that only bring images to the server: no journal has them.
-_UPLOADS = "images"
 
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -197,14 +194,12 @@ def _of_receipt(receipt: Receipt, run: Run) -> Iterator[str]:
         yield f"receipt: it is of the run '{receipt.run}'; this one is '{run.about.run}'."
     if receipt.since or receipt.until:
         yield "receipt: it is of a period, which may leave calls of the run out."
-    tuning = [item for item in receipt.items if item.call != _UPLOADS]
-    charged = sum((item.units for item in tuning), Units())
+    charged, cost = receipt.but_uploads()
     for unit in UNITS:
         if charged[unit] != run.units[unit]:
             yield (
                 f"units: the receipt has {charged[unit]:,} {unit}, the journal {run.units[unit]:,}."
             )
-    cost = sum(item.cost_micros for item in tuning)
     if run.cost_micros not in (None, cost):
         yield f"cost: the receipt has {cost:,} micros, the journal {run.cost_micros:,}."
     for item in receipt.items:

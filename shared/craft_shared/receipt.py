@@ -30,6 +30,7 @@ CURVE: Literal["Ed25519"] = "Ed25519"
 # The header's `typ`, so that nothing else that the key ever signs can pass for a receipt (RFC 8725,
 # section 3.11).
 TYPE = "craftbox-receipt"
+_UPLOAD = "images"  # the call, in a receipt's items
 
 
 # What reading a stranger's JSON, base64 and keys may raise.
@@ -93,6 +94,12 @@ class Receipt(Answer):
     first_line: PositiveInt
     last_line: PositiveInt
     lines_sha256: str
+
+    def but_uploads(self) -> tuple[Units, int]:
+        """Units and price of all calls but those that bring images into image sets."""
+        items = [item for item in self.items if item.call != _UPLOAD]
+        units = sum((item.units for item in items), Units())
+        return units, sum(item.cost_micros for item in items)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

@@ -68,6 +68,7 @@ def test_methods_at_equal_budgets_end_in_tables_curves_and_a_leaderboard(
     ]
     spent = [line["predictions"] for line in found["summary"]]
     assert all(0 < amount <= line[1] for amount, line in zip(spent, asked, strict=True))
+    assert {line["images"] for line in found["summary"]} == {0}, "uploads are no spending"
     assert spent[0] < spent[2]
     assert [line["n"] for line in found["differences"]] == [2, 2]
     for name in ("results.csv", "results.tex", "results.md", "results.png", "results.pdf"):

@@ -320,6 +320,7 @@ def _measure(
     run = folder / "run"
     summary = Journal.open(run).summary()
     text, receipt = fetch_receipt(str(run), url, key)
+    asked, cost = receipt.but_uploads()
     _write(folder / "receipt.jws", f"{text}\n")
     measured = measure_run(run, data, "test", url, key, once=True)
     charged = _charged(measured, url, key)
@@ -335,8 +336,9 @@ def _measure(
         "accuracy": measured.accuracies["accuracy_after"],
         "test_images": measured.image_set.count,
         "deployed": summary["deployed"],
+        # Without the upload, which the first run pays for those after it.
+        "spent": {**asked.model_dump(), "cost_micros": cost},
         "tuning": receipt.total.model_dump(),
-        "cost_micros": receipt.cost_micros,
         "evaluation": charged.model_dump(),
         "model": measured.about["model"],
         "revision": measured.about["revision"],
@@ -466,8 +468,9 @@ def rows_of(results: Iterable[dict[str, Any]]) -> list[Row]:
     rows = []
     for result in results:
         asked = result.get("budget")
-        spent = {**result["tuning"], "cost_micros": result.get("cost_micros", 0)}
-        measured = {None: {**result, "tuning": spent}, **result.get("shifts", {})}
+        # Earlier versions kept what the receipt says alone.
+        spent = result.get("spent", result["tuning"])
+        measured = {None: {**result, "spent": spent}, **result.get("shifts", {})}
         rows += [
             Row(
                 data=result["data"],
@@ -476,7 +479,7 @@ def rows_of(results: Iterable[dict[str, Any]]) -> list[Row]:
                 seed=result["seed"],
                 accuracy=one["accuracy"],
                 zero_shot=one["zero_shot"],
-                spent=one.get("tuning", {}),
+                spent=one.get("spent", {}),
                 asked=None if asked is None else Asked(**asked),
                 images=one.get("test_images"),
                 shift=shift,
