@@ -573,7 +573,7 @@ def test_wrong_usage_is_exit_code_2(craft: Craft, picture_folder: Path) -> None:
     assert craft("zero-shot", "--data", picture_folder, "--split", "all").exit_code == 2
     tree = craft("tune", "--data", picture_folder, *TUNE, "--recipe", "tree")
     assert tree.exit_code == 1, "it may be a plug-in's that is not installed here"
-    assert "craftbox, paper" in tree.stderr
+    assert "craftbox, descriptions, paper" in tree.stderr
     assert craft("tune", "--data", picture_folder, "--scale", "much").exit_code == 2
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from craft_client.cli import app, options
-from craft_client.cli.options import adapter_names, recipes, run_folders
+from craft_client.cli.options import adapter_names, budget_of, options_of, recipes, run_folders
 from craft_client.recipes import OWN
 
 from .run_folders import write_run
@@ -70,3 +72,50 @@ def test_a_damaged_list_is_none(content: str) -> None:
     assert adapter_names("") == []
     options.remember("http://one", ["b"])
     assert adapter_names("") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, (None, None)),
+        ("8201", (8201, "queries")),
+        ("queries=8201", (8201, "queries")),
+        ("predictions=1e6", (1_000_000, "predictions")),
+        ("images=1_000", (1000, "images")),
+        ("cost=1.50", (1_500_000, "cost_micros")),
+        ("cost=0.000001", (1, "cost_micros")),
+    ],
+)
+def test_a_budget_is_of_queries_or_of_the_unit_that_it_names(
+    text: str | None, said: tuple[Any, Any]
+) -> None:
+    assert budget_of(text) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "'' is no number"),
+        ("many", "'many' is no number"),
+        ("nan", "no number"),
+        ("inf", "whole, from 1"),
+        ("1e999999", "whole, from 1"),
+        ("1e99999999", "no number"),
+        ("calls=5", "'calls' is no unit; there are queries, .*, cost"),
+        ("0", "whole, from 1"),
+        ("-5", "whole, from 1"),
+        ("1.5", "whole, from 1"),
+        ("predictions=1e16", "whole, from 1"),
+        ("cost=0.0000001", "of six decimals"),
+    ],
+)
+def test_what_is_no_budget_is_told(text: str, words: str) -> None:
+    with pytest.raises(typer.BadParameter, match=words):
+        budget_of(text)
+
+
+def test_settings_of_a_recipes_own_are_names_and_values() -> None:
+    assert options_of(["batch=32", "file=a=b.json"]) == {"batch": "32", "file": "a=b.json"}
+    for wrong in ("batch", "=32"):
+        with pytest.raises(typer.BadParameter, match="is not NAME=VALUE"):
+            options_of([wrong])

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,14 +118,14 @@ def budget_of(text: str | None) -> tuple[int | None, Measure | None]:
         known = ", ".join((*UNITS, "cost"))
         raise typer.BadParameter(f"'{unit}' is no unit; there are {known}.")
     try:
-        amount = Decimal(number).scaleb(6 if measure == "cost_micros" else 0)
-        whole = int(amount)
-    except (InvalidOperation, OverflowError, ValueError) as error:
+        amount = Decimal(number) * (10**6 if measure == "cost_micros" else 1)
+        usable = 1 <= amount <= MAX_AMOUNT and amount == int(amount)
+    except ArithmeticError as error:
         raise typer.BadParameter(f"'{number}' is no number.") from error
-    if whole != amount or not 1 <= whole <= MAX_AMOUNT:
+    if not usable:
         allowed = "from 0.000001, of six decimals" if measure == "cost_micros" else "whole, from 1"
         raise typer.BadParameter(f"'{number}' is no such amount: give a number {allowed}.")
-    return whole, measure
+    return int(amount), measure
 
 
 def _readable_budget(text: str | None) -> str | None:
