@@ -97,7 +97,7 @@ class ClassTexts:
 
     def features(self, words: Tensor) -> Tensor:
         """Unit features [C, F] of the class names after context words [M, W]; has gradients."""
-        (features,) = self._tower.encode([Moved(self._pack, words[None])])
+        features = self._tower.encode(Moved(self._pack, words[None]))
         order = torch.tensor(self._pack.classes)
         self.encoded += len(order)
         return features[0][order.argsort()]

@@ -27,6 +27,7 @@ from craft_server.api.middleware import media_type_of
 from craft_server.api.openapi import refusals, safetensors_body
 from craft_server.api.services import Services, WithServices
 from craft_server.clock import now_ms
+from craft_server.engine.hosted import on_host
 from craft_server.ledger.account import cost_of
 from craft_server.ledger.charges import Work
 from craft_server.ledger.keys import Caller
@@ -116,9 +117,8 @@ async def publish_adapter(
     work = Work("adapters", config.model, config.revision, units, call.run)
     async with booking(call, work) as booked:
         await check_prompts(call, prompts, config.scored)
-        text_features = await services.engine.encode_prompts(
-            prompts, config.scored, tenant=caller.tenant
-        )
+        texts = await services.engine.encode_prompts(prompts, config.scored, tenant=caller.tenant)
+        text_features = await asyncio.to_thread(on_host, texts)
 
         def add(connection: Connection) -> Response:
             card = registry.add(

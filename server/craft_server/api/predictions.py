@@ -41,6 +41,7 @@ from craft_server.api.metering import booking
 from craft_server.api.openapi import refusals, tensor_answer
 from craft_server.api.services import Services, WithServices
 from craft_server.engine import Prompts
+from craft_server.engine.hosted import on_host
 from craft_server.image_sets import Features, NoSuchImageSet
 from craft_server.ledger.charges import Work
 from craft_server.policy import answerable, noisy
@@ -338,7 +339,7 @@ async def load(services: Services, publication: Publication) -> ServableAdapter:
             config = servable.adapter.config
             prompts = Prompts(tuple(config.templates), config.context, servable.adapter.codes)
             texts = await services.engine.encode_prompts(prompts, config.scored)
-            servable = replace(servable, text_features=texts)
+            servable = replace(servable, text_features=await asyncio.to_thread(on_host, texts))
         services.adapters.put(publication.id, servable)
     return servable
 

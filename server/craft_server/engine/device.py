@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
 import structlog
 import torch
 from prometheus_client import Counter
+from torch import Tensor
 
 from craft_server.engine.models import first_line
-from craft_server.engine.prompts import Array
 from craft_server.engine.worker import Overloaded
 from craft_server.telemetry import REGISTRY
 
@@ -89,7 +88,7 @@ def is_lost(error: BaseException) -> bool:
     )
 
 
-def in_halves(do: Callable[[W], Array], work: W, halves: Halves[W]) -> Array:
+def in_halves(do: Callable[[W], Tensor], work: W, halves: Halves[W]) -> Tensor:
     """What `do` makes of some work; where memory runs out, of its halves, down to the smallest.
 
     Work is cut for no other reason, since how it is cut changes the last bits of an answer.
@@ -115,7 +114,7 @@ def in_halves(do: Callable[[W], Array], work: W, halves: Halves[W]) -> Array:
     if parts is None:
         raise Overloaded("the device has too little memory for the smallest piece of work")
     *pair, axis = parts
-    return np.concatenate([in_halves(do, part, halves) for part in pair], axis)
+    return torch.cat([in_halves(do, part, halves) for part in pair], axis)
 
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:

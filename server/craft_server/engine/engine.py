@@ -9,12 +9,13 @@ server.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, cycle, islice
+from itertools import cycle, islice
 from typing import Self
 
 import numpy as np
@@ -37,6 +38,7 @@ from craft_server.engine.hosted import (
     EngineState,
     HostedModel,
     ModelFacts,
+    TextFeatures,
 )
 from craft_server.engine.models import (
     LoadedModel,
@@ -49,7 +51,8 @@ from craft_server.engine.precision import PROBE_NOUNS, PROBE_TEMPLATE, Precision
 from craft_server.engine.prompts import Array, Prompts
 from craft_server.engine.text import Moved, Pack, UnsupportedTowerError
 from craft_server.engine.tokens import Ids, in_steps
-from craft_server.engine.towers import AnyTextTower, towers_of
+from craft_server.engine.towers import towers_of
+from craft_server.engine.vision import Normalisation
 from craft_server.engine.worker import NotFinite, Overloaded, Steps, Task, Worker, WorkerDied
 from craft_shared.wire import Context
 
@@ -72,14 +75,39 @@ class _Codes:
     codes: Array
 
 
+class _Whole:
+    """Features of P prompts x C classes, put together on the device; thread-safe."""
+
+    def __init__(self, prompts: int, classes: int) -> None:
+        self._shape = (prompts, classes)
+        self._features: Tensor | None = None
+        self._lock = threading.Lock()
+
+    def put(self, pack: Pack, part: Tensor) -> None:
+        """Adds a pack's, [P, C, width]."""
+        with self._lock:
+            if self._features is None:
+                self._features = part.new_empty(*self._shape, part.shape[-1])
+        rows = self._features[pack.prompts.start : pack.prompts.stop]
+        rows.index_copy_(1, torch.tensor(pack.classes, device=part.device), part)
+
+    @property
+    def features(self) -> Tensor:
+        """Of all, float32 [P, C, width], once every pack's are there."""
+        if self._features is None:
+            raise LookupError("no features were put here")
+        return self._features
+
+
 @dataclass(frozen=True)
 class _Texts:
-    """A pack, the codes that move it, whose it is, and whether all cores share it."""
+    """A pack, the codes that move it, whose it is, whether all cores share it, what it is for."""
 
     pack: Pack
     moved: _Codes | None
     tenant: str
     wide: bool
+    into: _Whole
 
     def halves(self) -> tuple[_Texts, _Texts, int] | None:
         """Half of the prompts each, or of a single one half of the classes."""
@@ -104,7 +132,7 @@ class _Pairs:
     """Images [N, width] and texts [P, C, width] to be scored against each other."""
 
     images: Array
-    texts: Array
+    texts: TextFeatures
 
     def halves(self) -> tuple[_Pairs, _Pairs, int] | None:
         """Half of the prompts each, or of a single one half of the images."""
@@ -151,7 +179,8 @@ class Engine(HostedModel):
         self._exact_vision, self._exact_tower = towers.exact_vision, towers.exact_texts
         computed_in = {"images_in": towers.images_in, "texts_in": towers.texts_in}
         self.facts = self.facts.model_copy(update=computed_in)
-        self.text_features: ByteCache[bytes, Array] = ByteCache(text_features_bytes)
+        self.text_features: ByteCache[bytes, Tensor] = ByteCache(text_features_bytes)
+        self._normalise = Normalisation(model.preprocess_cfg, model.device)
         self._tokens_per_task = TOKENS_PER_TASK[model.device.type]
         self._worker = worker
         self._cores = cores
@@ -249,7 +278,7 @@ class Engine(HostedModel):
 
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> Array:
+    ) -> TextFeatures:
         """See `HostedModel`."""
         tokens = self._tokenizer.of(tenant)
         parts = [
@@ -263,10 +292,16 @@ class Engine(HostedModel):
             sequence = partial(tokens.context, prompts.context.init)
             key = ("codes", prompts.context.model_dump_json(), prompts.codes.tobytes())
             parts.append(await self._text_features(key, sequence, classes, tenant, moved))
-        return np.concatenate(parts)
+        if self._device.type == "cpu":
+            found: Array = torch.cat(parts).numpy()
+            return found
+        # Only the worker's thread has to do with a GPU.
+        if len(parts) > 1:
+            parts = await self._worker.run(self._join, [Task(parts, 0.0)], tenant=tenant)
+        return parts[0]
 
     async def log_probs(
-        self, image_features: Array, text_features: Array, *, tenant: str = ""
+        self, image_features: Array, text_features: TextFeatures, *, tenant: str = ""
     ) -> Array:
         """See `HostedModel`."""
         pairs = _Pairs(image_features, text_features)
@@ -282,7 +317,7 @@ class Engine(HostedModel):
         classes: Sequence[str],
         tenant: str,
         moved: _Codes | None = None,
-    ) -> Array:
+    ) -> Tensor:
         """Features of the texts of one template, [1, C, width], or of K codes, [K, C, width].
 
         They are remembered as a whole, never code by code: how work is cut changes the last bits.
@@ -295,16 +330,13 @@ class Engine(HostedModel):
             bound = self._tokens_per_task
             cut = list(self._tower.packs(sequences, prompts=prompts, max_tokens=bound))
             # It depends on nothing but the call, since it may change the last bits of an answer.
-            wide = self._shares_packs and len(cut) == 1
+            wide, whole = self._shares_packs and len(cut) == 1, _Whole(prompts, len(classes))
             tasks = [
-                Task(_Texts(pack, moved, tenant, wide), pack.tokens / bound, wide=wide)
+                Task(_Texts(pack, moved, tenant, wide, whole), pack.tokens / bound, wide=wide)
                 for pack in cut
             ]
-            parts = await self._worker.run(self._encode_texts, tasks, tenant=tenant)
-            features = np.empty((prompts, len(classes), self._features), np.float32)
-            for task, part in zip(tasks, parts, strict=True):
-                pack = task.payload.pack
-                features[pack.prompts.start : pack.prompts.stop, list(pack.classes)] = part
+            await self._worker.run(self._encode_texts, tasks, tenant=tenant)
+            features = whole.features
             self.text_features.put(name, features)
         return features
 
@@ -322,19 +354,21 @@ class Engine(HostedModel):
 
     # What follows runs in the worker's threads.
 
-    def _encode_texts(self, batch: Sequence[_Texts]) -> list[Array]:
-        """For each its features, [P, C, width]."""
+    def _encode_texts(self, batch: Sequence[_Texts]) -> Sequence[None]:
+        """Puts each pack's features where they belong."""
         torch.set_num_threads(self._cores if batch[0].wide else 1)
-        return [in_halves(self._read_texts, texts, _Texts.halves) for texts in batch]
+        for texts in batch:
+            part = in_halves(self._read_texts, texts, _Texts.halves)
+            texts.into.put(texts.pack, part)
+        return [None] * len(batch)
 
     @torch.inference_mode()
-    def _read_texts(self, texts: _Texts) -> Array:
+    def _read_texts(self, texts: _Texts) -> Tensor:
         first = len(self._tokenizer.start)
         moved = Moved(texts.pack, self._words(texts), texts.tenant, first)
         exact = self._exact_tower
         return _finite(
-            _features_by(self._tower, moved),
-            None if exact is None else lambda: _features_by(exact, moved),
+            self._tower.encode(moved), None if exact is None else lambda: exact.encode(moved)
         )
 
     def _words(self, texts: _Texts) -> Tensor | None:
@@ -346,28 +380,34 @@ class Engine(HostedModel):
 
     def _image_features(self, batch: Sequence[Sequence[Tensor]]) -> list[Array]:
         """For each its features, [N, width]."""
+        torch.set_num_threads(1)
         together: Sequence[Tensor] = [image for images in batch for image in images]
         features = in_halves(self._read_images, together, _halves_of_images)
-        ends = list(accumulate(len(images) for images in batch))
-        return np.split(features, ends[:-1])
+        parts = torch.split(features, [len(images) for images in batch])
+        return [part.numpy() for part in parts]
 
-    def _read_images(self, images: Sequence[Tensor]) -> Array:
-        exact = self._exact_vision
+    def _read_images(self, images: Sequence[Tensor]) -> Tensor:
+        """On the CPU, [N, width]."""
+        pixels, exact = self._normalise(images), self._exact_vision
         return _finite(
-            self._vision.encode(images), None if exact is None else lambda: exact.encode(images)
+            torch.from_numpy(self._vision.encode(pixels)),
+            None if exact is None else lambda: torch.from_numpy(exact.encode(pixels)),
         )
+
+    def _join(self, batch: Sequence[list[Tensor]]) -> list[Tensor]:
+        return [torch.cat(parts) for parts in batch]
 
     def _log_probs(self, batch: Sequence[_Pairs]) -> list[Array]:
         """For each its log-probabilities, [P, N, C]."""
         torch.set_num_threads(1)
-        return [in_halves(self._scores, pairs, _Pairs.halves) for pairs in batch]
+        return [in_halves(self._scores, pairs, _Pairs.halves).numpy() for pairs in batch]
 
     @torch.inference_mode()
-    def _scores(self, pairs: _Pairs) -> Array:
-        x = torch.from_numpy(pairs.images).to(self._device)
-        t = torch.from_numpy(pairs.texts).to(self._device)
+    def _scores(self, pairs: _Pairs) -> Tensor:
+        """On the CPU, [P, N, C]."""
+        x, t = (torch.as_tensor(of).to(self._device) for of in (pairs.images, pairs.texts))
         logits = self._logit_scale * (x @ t.mT)
-        return _finite(logits.log_softmax(dim=-1).cpu().numpy())
+        return _finite(logits.log_softmax(dim=-1)).cpu()
 
     def _warm_up(self) -> int:
         """Runs both towers once and tells the width of their features.
@@ -375,7 +415,7 @@ class Engine(HostedModel):
         On a GPU with as much as is read at once, for which its memory should suffice.
         """
         whole = self._device.type == "cuda"
-        blank = torch.zeros(3, self.image_size, self.image_size)
+        blank = torch.zeros(self.image_size, self.image_size, 3, dtype=torch.uint8)
         images = self._vision.images_per_task if whole else 1
         (of_images,) = self._image_features([[blank] * images])
         sequences = list(map(self._tokenizer.of().template(PROBE_TEMPLATE), PROBE_NOUNS))
@@ -385,7 +425,8 @@ class Engine(HostedModel):
                 list(islice(cycle(sequences), texts)), prompts=1, max_tokens=self._tokens_per_task
             )
         )
-        self._encode_texts([_Texts(pack, None, "", wide=True)])
+        into = _Whole(1, len(pack.classes))
+        self._encode_texts([_Texts(pack, None, "", wide=True, into=into)])
         width: int = of_images.shape[1]
         return width
 
@@ -406,12 +447,6 @@ def _load_fault(spec: ModelSpec, error: Exception) -> str | None:
     return None
 
 
-def _features_by(tower: AnyTextTower, moved: Moved) -> Array:
-    (features,) = tower.encode([moved])
-    found: Array = features.cpu().numpy()
-    return found
-
-
 def _halves_of_images(
     images: Sequence[Tensor],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], int] | None:
@@ -419,16 +454,16 @@ def _halves_of_images(
     return (images[:half], images[half:], 0) if half else None
 
 
-def _finite(numbers: Array, exact: Callable[[], Array] | None = None) -> Array:
+def _finite(numbers: Tensor, exact: Callable[[], Tensor] | None = None) -> Tensor:
     """Rows [..., width]; those that are not finite are taken from `exact`, in single precision.
 
     Raises:
         NotFinite: some are not finite there either.
     """
-    finite = np.isfinite(numbers)
+    finite = numbers.isfinite()
     if exact is not None and not finite.all():
-        numbers = np.where(finite.all(axis=-1, keepdims=True), numbers, exact())
-        finite = np.isfinite(numbers)
+        numbers = torch.where(finite.all(dim=-1, keepdim=True), numbers, exact())
+        finite = numbers.isfinite()
     if not finite.all():
         raise NotFinite("what the model makes of this is not finite")
     return numbers

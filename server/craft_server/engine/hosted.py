@@ -23,7 +23,7 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg
 from open_clip.utils import to_2tuple
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -43,6 +43,7 @@ from craft_server.engine.models import (
 )
 from craft_server.engine.prompts import Array, Prompts, text_identities
 from craft_server.engine.tokens import Tokenizer, UnreadableTokenizerError
+from craft_server.engine.vision import Normalisation
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
 from craft_shared.adapter import prompted
@@ -50,12 +51,14 @@ from craft_shared.problems import FieldError
 
 # Pixels take much more room than files. A multiple of what any device encodes at a time, so that
 # pictures are encoded in the same company as in one process.
-IMAGES_PER_MESSAGE = 32
+IMAGES_PER_MESSAGE = 128
 SCORES_PER_TASK = 2**22
 # As many images are decoded at a time as there are cores, but for memory's sake no more than these.
-MOST_READERS = 8
+MOST_READERS = 32
 
 R = TypeVar("R")
+# Of prompts' texts, float32 [P, C, width]; a tensor where they are on a GPU, and stay there.
+TextFeatures = Array | Tensor
 
 
 class ModelFacts(BaseModel):
@@ -95,7 +98,7 @@ class HostedModel(ABC):
         self.image_size = facts.image_size
         self.random_weights = facts.random_weights
         self._tokenizer = _tokenizer(facts)
-        view, self._to_tensor = preprocessing_of(facts.preprocess_cfg)
+        view, _ = preprocessing_of(facts.preprocess_cfg)
         cores = min(os.cpu_count() or 1, MOST_READERS)
         self._reader = Worker(
             f"reader-{facts.name}", threads=cores, capacity=math.inf, aside=max(2, cores)
@@ -129,7 +132,7 @@ class HostedModel(ABC):
         visual: NDArray[np.float32] | None = None,
         tenant: str = "",
     ) -> list[Tensor | ImageError]:
-        """Decodes and preprocesses encoded images, in turns with others' calls.
+        """Decodes encoded images and resizes them, in turns with others' calls.
 
         A `visual` prompt, float32 [image_size, image_size, 3], is added to their pixels.
 
@@ -137,7 +140,7 @@ class HostedModel(ABC):
         cancelled.
 
         Returns:
-            Of each float32 [3, image_size, image_size] on the CPU, or what is wrong with it.
+            Of each uint8 [image_size, image_size, 3] on the CPU, or what is wrong with it.
 
         Raises:
             Overloaded: no process can be started.
@@ -158,8 +161,7 @@ class HostedModel(ABC):
         pixels = yield from self._pixels(file, max_pixels, VIEW)
         if isinstance(pixels, ImageError):
             return pixels
-        torch.set_num_threads(1)
-        return self._to_tensor(prompted(pixels, visual))
+        return torch.from_numpy(prompted(pixels, visual))
 
     def _pixels(
         self, file: bytes, max_pixels: int, wanted: bytes
@@ -178,7 +180,7 @@ class HostedModel(ABC):
     async def score(
         self,
         image_features: Array,
-        text_features: Array,
+        text_features: TextFeatures,
         dtype: Literal["float32", "float16"] = "float32",
         *,
         tenant: str = "",
@@ -207,7 +209,7 @@ class HostedModel(ABC):
         return scores
 
     async def score_parts(
-        self, image_features: Array, text_features: Array, *, tenant: str = ""
+        self, image_features: Array, text_features: TextFeatures, *, tenant: str = ""
     ) -> AsyncIterator[tuple[slice, slice, Array]]:
         """What `score` answers, in float32 and in parts of bounded size: for who keeps less of it.
 
@@ -264,7 +266,7 @@ class HostedModel(ABC):
     @abstractmethod
     async def encode_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""
-    ) -> Array:
+    ) -> TextFeatures:
         """Unit text features, [P, C, width], of prompts that `check_prompts` has passed.
 
         Raises:
@@ -275,7 +277,7 @@ class HostedModel(ABC):
 
     @abstractmethod
     async def log_probs(
-        self, image_features: Array, text_features: Array, *, tenant: str = ""
+        self, image_features: Array, text_features: TextFeatures, *, tenant: str = ""
     ) -> Array:
         """One part of `score_parts`, [P, N, C]: of at most about `SCORES_PER_TASK` numbers.
 
@@ -289,6 +291,11 @@ class HostedModel(ABC):
         """Finishes what waits and lets go of the model; may be called twice."""
         self._decoders.close()
         self._reader.close()
+
+
+def on_host(features: TextFeatures) -> Array:
+    """For whoever does not have them scored; waits for the GPU that they are on."""
+    return features if isinstance(features, np.ndarray) else features.cpu().numpy()
 
 
 def _tokenizer(facts: ModelFacts) -> Tokenizer:
@@ -347,8 +354,8 @@ def preprocessing_of(
         bilinear=described.interpolation == "bilinear",
         fill=described.fill_color,
     )
-    *_, to_tensor, normalise = image_transform_v2(described, is_train=False).transforms
-    return view, lambda pixels: normalise(to_tensor(pixels))
+    normalise = Normalisation(preprocess_cfg, torch.device("cpu"))
+    return view, lambda pixels: normalise([torch.from_numpy(pixels)])[0]
 
 
 class RemoteModel(HostedModel):
@@ -390,7 +397,8 @@ class Answering:
     ) -> Array:
         """See `HostedModel`."""
         writable = replace(prompts, codes=prompts.codes.copy())
-        return await self._engine.encode_prompts(writable, classes, tenant=tenant)
+        features = await self._engine.encode_prompts(writable, classes, tenant=tenant)
+        return await asyncio.to_thread(on_host, features)
 
     async def log_probs(self, images: Array, texts: Array, *, tenant: str) -> Array:
         """See `HostedModel`."""

@@ -106,15 +106,8 @@ class PaddedTextTower:
                 some = range(first, min(first + step, prompts))
                 yield PaddedPack(some, (), tuple(classes), suffixes, length)
 
-    def encode(self, batch: Sequence[Moved]) -> list[Tensor]:
-        """Reads packs one after the other.
-
-        Returns:
-            For each pack its unit features, float32 [P, C, features].
-        """
-        return [self._encode(moved) for moved in batch]
-
-    def _encode(self, moved: Moved) -> Tensor:
+    def encode(self, moved: Moved) -> Tensor:
+        """Unit features of a pack's texts, float32 [P, C, features]."""
         pack = moved.pack
         length = pack.length if isinstance(pack, PaddedPack) else self.context_length
         ids = torch.full((len(pack.suffixes), length), self._padding)

@@ -100,13 +100,12 @@ def with_modules(module: nn.Module, **others: nn.Module | None) -> Any:
     return changed
 
 
-def probe_images(height: int, width: int) -> list[Tensor]:
-    """Smooth noise as if preprocessed, each float32 [3, height, width]."""
+def probe_images(height: int, width: int) -> Tensor:
+    """Smooth noise as if preprocessed, float32 [PROBE_IMAGES, 3, height, width]."""
     noise = np.random.default_rng(0).standard_normal((PROBE_IMAGES, 3, _PROBE_SIDE, _PROBE_SIDE))
-    smooth = functional.interpolate(
+    return functional.interpolate(
         torch.from_numpy(noise.astype(np.float32)), (height, width), mode="bicubic"
     )
-    return list(smooth)
 
 
 @dataclass(frozen=True)

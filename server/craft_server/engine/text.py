@@ -2,17 +2,18 @@
 
 The tower is causal, which saves twice, exactly: nothing after the end token matters, so that
 sequences are cut there; and texts with the same beginning share its keys and values, which are
-computed once. Nothing is padded: the tokens of all texts of all prompts are the rows of one matrix,
-and in attention, masked, a few dozen of them stand side by side. It saves once more at either end:
-in the first layer a text's own tokens are the same under every prompt, and of the last layer only
-the end token is needed.
+computed once. The own tokens of all texts stand in chunks, whole texts side by side, a few dozen
+tokens each: attention, masked, is one call a layer whatever the texts, and all else is a product of
+one matrix, whose rows are the tokens of all prompts. It saves once more at either end: in the first
+layer a text's own tokens are the same under every prompt, and of the last layer only the end token
+is needed.
 
 CoCa's text ends with a class token, which stands at the place after the longest text. Its mask is
 one place off: hidden is not padding but what follows it. So a text goes on, after its end token,
 with one token of padding, which is seen, and the class token, which then does not see itself.
 
-Shapes: P prompts, C texts a prompt, L shared tokens, S own tokens of a text, T own tokens of all C
-texts, W the tower's width.
+Shapes: P prompts, C texts a prompt, L shared tokens, n chunks of S tokens, W the tower's width,
+H its heads. Rows of tokens are those of the chunks first, [P n S], then the shared ones, [P L].
 """
 
 from __future__ import annotations
@@ -20,23 +21,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, chain
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
 from craft_server.byte_cache import ByteCache
+from craft_server.engine.cuda_graphs import Recordings, cuda_graphs
 from craft_server.engine.precision import with_modules
 from craft_server.engine.tokens import Ids, shared_length
 
 FIRST_LAYER_CACHE_BYTES = 64 * 2**20
-# Texts attend together, masked, in chunks: fewer steps for a little more arithmetic.
+# Of a chunk, unless a text is longer: fewer steps for a little more arithmetic.
 CHUNK_TOKENS = 64
+# CUDA's attention copies a mask, in each layer, whose rows do not begin at a multiple of so many.
+MASK_ROW = 16
+# A GPU takes longer for more than it takes to launch its kernels.
+MOST_ROWS_RECORDED = 8192
 CLASS_TOKEN = -1  # stands for it among ids
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -102,15 +112,24 @@ class Moved:
 
 @dataclass(frozen=True)
 class _Own:
-    """What the texts' own tokens are before any prompt has been seen."""
+    """The own tokens of a pack's texts, in chunks, before any prompt has been seen."""
 
-    placed: Tensor  # embeddings with positions, [T, W]
-    joint: Tensor  # the first layer's queries, keys and values, [T, 3 W]
+    placed: Tensor  # embeddings with positions, [n S, W]
+    joint: Tensor  # the first layer's queries, keys and values, [n S, 3 W]
+    # What is added to the scores, 0 or -inf: of the tokens of a chunk, [n, S, L + S or more], and
+    # of the shared ones, [L, L].
+    seen: Tensor
+    shared_seen: Tensor
+    ends: Tensor  # where among the n S tokens each text's end token is, int64 [C]
 
     @property
     def nbytes(self) -> int:
-        """Memory that both take."""
-        return self.placed.nbytes + self.joint.nbytes
+        """Memory that all take."""
+        return sum(tensor.nbytes for tensor in vars(self).values())
+
+    def of_ends(self, rows: Tensor) -> Tensor:
+        """The end tokens' rows, [P C, W], of rows [P n S, W]."""
+        return rows.view(-1, len(self.placed), rows.shape[-1])[:, self.ends].flatten(0, 1)
 
 
 class TextTower:
@@ -126,6 +145,7 @@ class TextTower:
         self._own: ByteCache[tuple[object, ...], _Own] = ByteCache(FIRST_LAYER_CACHE_BYTES)
         self.width: int = tower.transformer.width
         self.context_length: int = tower.positional_embedding.shape[0]
+        self._recordings = Recordings(cuda_graphs()) if self.device.type == "cuda" else None
 
     def in_precision(self, dtype: torch.dtype) -> TextTower:
         """The same tower with its layers' products in `dtype`; itself for float32.
@@ -165,46 +185,31 @@ class TextTower:
         padding = (self._tower.pad_id,) * (len(sequence) < self._tower.context_length)
         return (*sequence, *padding, CLASS_TOKEN)
 
-    def encode(self, batch: Sequence[Moved]) -> list[Tensor]:
-        """Reads packs together.
+    def encode(self, moved: Moved) -> Tensor:
+        """Unit features of a pack's texts, float32 [P, C, features]."""
+        prefixes, own = self._prefixes(moved), self._laid_out(moved.pack, moved.tenant)
+        read = partial(self._read, own)
+        rows = len(prefixes) * (prefixes.shape[1] + len(own.placed))
+        if self._recordings is None or rows > MOST_ROWS_RECORDED:
+            return read(prefixes)
+        return self._recordings.run((id(own), len(prefixes)), read, prefixes)
 
-        Returns:
-            For each pack its unit features, float32 [P, C, features].
-        """
-        hiding = self._tower.pad_id if self._has_class_token else None
-        packs = [_Rows.of(moved.pack, hiding, self.device) for moved in batch]
-        prefixes = [self._prefixes(moved) for moved in batch]
-        owns = [self._first_layer(moved.pack, moved.tenant) for moved in batch]
-        x = torch.cat(
-            [_with_own(prefix, own.placed) for prefix, own in zip(prefixes, owns, strict=True)]
-        )
-        joint = torch.cat(
-            [
-                _with_own(_joint(self._blocks[0], prefix), own.joint)
-                for prefix, own in zip(prefixes, owns, strict=True)
-            ]
-        )
+    def _read(self, own: _Own, prefixes: Tensor) -> Tensor:
+        """Features of texts that begin with placed tokens [P, L, W]."""
+        prompts, shared = prefixes.shape[:2]
+        seen = own.seen.repeat(prompts, 1, 1)[:, None, :, : shared + own.seen.shape[1]]
+        x = _rows(own.placed, prefixes)
+        joint = _rows(own.joint, _joint(self._blocks[0], prefixes))
         for block in self._blocks:
             if block is not self._blocks[0]:
                 joint = _joint(block, x)
             ends_alone = block is self._blocks[-1]
-            mixed = torch.cat(
-                [
-                    _mix(part, rows, heads=block.attn.num_heads, ends_alone=ends_alone)
-                    for part, rows in zip(
-                        torch.split(joint, [rows.count for rows in packs]), packs, strict=True
-                    )
-                ]
-            )
+            mixed = _mix(joint, own, seen, heads=block.attn.num_heads, ends_alone=ends_alone)
             if ends_alone:
-                x = x[_ends(packs)]
+                x = own.of_ends(x[: prompts * len(own.placed)])
             x = _block_output(block, x, mixed)
         features = functional.normalize(self._project(self._tower.ln_final(x)).float(), dim=-1)
-        shares = torch.split(features, [rows.prompts * rows.texts for rows in packs])
-        return [
-            share.view(rows.prompts, rows.texts, -1)
-            for share, rows in zip(shares, packs, strict=True)
-        ]
+        return features.view(prompts, len(own.ends), -1)
 
     def _prefixes(self, moved: Moved) -> Tensor:
         """The shared tokens of all prompts, placed: [P, L, W]."""
@@ -215,23 +220,66 @@ class TextTower:
         placed: Tensor = prefix + self._tower.positional_embedding[: prefix.shape[1]]
         return placed
 
-    def _first_layer(self, pack: Pack, tenant: str) -> _Own:
-        """What the first layer makes of own tokens, remembered for each tenant apart."""
-        key = (tenant, len(pack.prefix), pack.suffixes)
+    def _laid_out(self, pack: Pack, tenant: str) -> _Own:
+        """The own tokens of a pack, remembered for each tenant apart."""
+        hiding = self._tower.pad_id if self._has_class_token else None
+        after_hiding = pack.prefix[-1:] == (hiding,)
+        hidden = _follow(hiding, pack.prefix, after=False)
+        key = (tenant, hidden, after_hiding, pack.suffixes)
         own = self._own.get(key)
         if own is None:
-            first = len(pack.prefix)
-            ids = torch.tensor(list(chain.from_iterable(pack.suffixes)))
-            places = torch.cat(
-                [torch.arange(first, first + len(suffix)) for suffix in pack.suffixes]
-            )
-            positions = self._tower.positional_embedding
-            placed = self.embed(ids.clamp(min=0)) + positions[places.to(self.device)]
-            if self._has_class_token:
-                placed[(ids == CLASS_TOKEN).to(self.device)] = self._tower.cls_emb + positions[-1]
-            own = _Own(placed, _joint(self._blocks[0], placed))
+            rest = [_follow(hiding, suffix, after=after_hiding) for suffix in pack.suffixes]
+            own = self._in_chunks(pack, np.array(hidden, bool), [np.array(one) for one in rest])
             self._own.put(key, own)
         return own
+
+    def _in_chunks(self, pack: Pack, hidden: Mask, own_hidden: Sequence[Mask]) -> _Own:
+        """Hidden tokens, of the shared ones [L] and of each text's own, are seen by none."""
+        together = chunks([len(suffix) for suffix in pack.suffixes])
+        texts = list(chain.from_iterable(together))  # in the order in which they stand
+        lengths = np.array([len(pack.suffixes[i]) for i in texts])
+        counts = np.array([sum(len(pack.suffixes[i]) for i in some) for some in together])[:, None]
+        # A chunk is filled up with copies of its last token, which are seen by none either.
+        slot = np.arange(counts.max())
+        real = slot < counts
+        token = counts.cumsum(0) - counts + np.minimum(slot, counts - 1)
+        text = np.arange(len(texts)).repeat(lengths)[token]
+        seen = (
+            (text[:, :, None] == text[:, None])
+            & (token[:, :, None] >= token[:, None])
+            & (real & ~np.concatenate([own_hidden[i] for i in texts])[token])[:, None]
+        )
+        shared = len(pack.prefix)
+        seen = np.concatenate([np.broadcast_to(~hidden, (*token.shape, shared)), seen], axis=-1)
+        ids = np.concatenate([pack.suffixes[i] for i in texts])
+        places = shared + np.concatenate([np.arange(length) for length in lengths])
+        placed = self._placed(*(torch.from_numpy(of[token].flatten()) for of in (ids, places)))
+        ends = np.empty(len(texts), np.int64)
+        ends[texts] = np.flatnonzero(real)[lengths.cumsum() - 1]
+        return _Own(
+            placed,
+            _joint(self._blocks[0], placed),
+            self._added(seen),
+            self._added(np.tri(shared, dtype=bool) & ~hidden)[:, :shared],
+            torch.from_numpy(ends).to(self.device),
+        )
+
+    def _placed(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Embeddings with positions, [tokens, W], of ids and their places in a text [tokens]."""
+        ids, positions = ids.to(self.device), self._tower.positional_embedding
+        placed: Tensor = self.embed(ids.clamp(min=0)) + positions[places.to(self.device)]
+        if self._has_class_token:
+            class_token = self._tower.cls_emb + positions[-1]
+            placed = torch.where((ids == CLASS_TOKEN)[:, None], class_token, placed)
+        return placed
+
+    def _added(self, seen: Mask) -> Tensor:
+        """What is added to scores, [..., keys or more], so that they are of `seen` keys alone."""
+        keys = seen.shape[-1]
+        rows = np.full((*seen.shape[:-1], -(-keys // MASK_ROW) * MASK_ROW), -np.inf, np.float32)
+        rows[..., :keys][seen] = 0
+        dtype = self._blocks[0].attn.in_proj_weight.dtype
+        return torch.from_numpy(rows).to(self.device, dtype)
 
     def _project(self, x: Tensor) -> Tensor:
         projection = self._tower.text_projection
@@ -241,107 +289,46 @@ class TextTower:
         return projected
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Tokens of a pack that attend together: of whole texts, and at first the shared ones."""
+def chunks(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of the texts of each chunk, so that to fill all chunks up to the longest adds little.
 
-    where: slice  # they stand, among the L + T tokens of a prompt
-    ends: Tensor  # of these tokens the end tokens, int64 [texts]
-    # Which tokens each of them sees, of the shared ones and its own text, up to itself; bool
-    # [tokens, L + tokens], in the first chunk [tokens, tokens].
-    seen: Tensor
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where a pack's tokens stand: for each prompt its L shared tokens, then the texts' own."""
-
-    prompts: int  # P
-    shared: int  # L
-    chunks: tuple[_Chunk, ...]  # the tokens of a prompt, in their order
-
-    @classmethod
-    def of(cls, pack: Pack, hiding: int | None, device: torch.device) -> _Rows:
-        """`hiding` is the id after which a token is seen by none."""
-        shared = len(pack.prefix)
-        chunks: list[_Chunk] = []
-        for lengths in _slices([len(suffix) for suffix in pack.suffixes]):
-            first = chunks[-1].where.stop if chunks else 0
-            chunks.append(_chunk(first, lengths, shared, device))
-        if hiding is not None:
-            _hide(chunks, pack, hiding)
-        return cls(len(pack.prompts), shared, tuple(chunks))
-
-    @property
-    def texts(self) -> int:
-        """C."""
-        return sum(len(chunk.ends) for chunk in self.chunks)
-
-    @property
-    def tokens(self) -> int:
-        """L + T."""
-        return int(self.chunks[-1].where.stop)
-
-    @property
-    def count(self) -> int:
-        """P (L + T)."""
-        return self.prompts * self.tokens
-
-    def ends(self) -> Tensor:
-        """Rows of the end tokens, [P C]."""
-        of_one = torch.cat([chunk.where.start + chunk.ends for chunk in self.chunks])
-        prompts = torch.arange(self.prompts, device=of_one.device)[:, None]
-        return (prompts * self.tokens + of_one).flatten()
+    They are of about CHUNK_TOKENS at most, or of one text that is longer.
+    """
+    total, most = sum(lengths), max(CHUNK_TOKENS, *lengths)
+    if total <= most:
+        return [list(range(len(lengths)))]
+    least, best = total * len(lengths), []
+    even = -(-total // -(-total // most))
+    for size in range(max(min(even, most * 3 // 4), *lengths), most + 1):
+        found = _best_fit(lengths, size)
+        slots = len(found) * max(sum(lengths[i] for i in some) for some in found)
+        if slots < least:
+            least, best = slots, found
+        if least < 1.02 * total:
+            break
+    return best
 
 
-def _slices(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """The texts' lengths, cut where a chunk would have more than CHUNK_TOKENS of them."""
-    members: list[int] = []
-    for length in lengths:
-        if members and sum(members) + length > CHUNK_TOKENS:
-            yield members
-            members = []
-        members.append(length)
-    yield members
+def _best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Longest first, each text goes where it leaves least room (best-fit decreasing)."""
+    with_room: list[list[list[int]]] = [[] for _ in range(size + 1)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[i]
+        room = next((room for room in range(length, size) if with_room[room]), size)
+        chunk = with_room[room].pop() if with_room[room] else []
+        chunk.append(i)
+        with_room[room - length].append(chunk)
+    return [chunk for some in with_room for chunk in some]
 
 
-def _chunk(first: int, lengths: Sequence[int], shared: int, device: torch.device) -> _Chunk:
-    counts = torch.tensor(lengths)
-    # The shared tokens are text 0, which all others see.
-    text = torch.repeat_interleave(torch.arange(1, len(lengths) + 1), counts)
-    keys = torch.cat([torch.zeros(shared, dtype=text.dtype), text])
-    seen = ((keys[:, None] == keys) | (keys == 0)).tril()
-    ends = shared + counts.cumsum(0) - 1
-    if first:
-        seen, ends = seen[shared:], ends - shared
-    return _Chunk(slice(first, first + len(seen)), ends.to(device), seen.to(device))
+def _follow(hiding: int | None, ids: Ids, *, after: bool) -> tuple[bool, ...]:
+    """Of each of `ids` whether it follows the id `hiding`; of the first one `after` says so."""
+    return (after, *(i == hiding for i in ids[:-1]))[: len(ids)]
 
 
-def _hide(chunks: Sequence[_Chunk], pack: Pack, hiding: int) -> None:
-    """Lets no token see those that follow the id `hiding`."""
-    hidden = _follow(hiding, (), pack.prefix)
-    for suffix in pack.suffixes:
-        hidden += _follow(hiding, pack.prefix, suffix)
-    shared = len(pack.prefix)
-    for chunk in chunks:
-        keys = hidden[:shared] + hidden[max(shared, chunk.where.start) : chunk.where.stop]
-        chunk.seen[:, torch.tensor(keys, device=chunk.seen.device)] = False
-
-
-def _follow(hiding: int, before: Ids, ids: Ids) -> list[bool]:
-    """Of each of `ids` whether it follows the id `hiding`."""
-    return [before[-1:] == (hiding,), *(i == hiding for i in ids[:-1])][: len(ids)]
-
-
-def _ends(packs: Sequence[_Rows]) -> Tensor:
-    """Rows of all packs' end tokens."""
-    firsts = accumulate((rows.count for rows in packs[:-1]), initial=0)
-    return torch.cat([first + rows.ends() for first, rows in zip(firsts, packs, strict=True)])
-
-
-def _with_own(prefix: Tensor, own: Tensor) -> Tensor:
-    """Rows [P (L + T), ...] of each prompt's prefix [P, L, ...] and the own tokens [T, ...]."""
-    return torch.cat([prefix, own.expand(len(prefix), -1, -1)], dim=1).flatten(0, 1)
+def _rows(own: Tensor, prefixes: Tensor) -> Tensor:
+    """Own tokens [n S, ...] once a prompt, and prefixes [P, L, ...]: [P n S + P L, ...]."""
+    return torch.cat([*[own] * len(prefixes), prefixes.flatten(0, 1)])
 
 
 def _joint(block: Any, x: Tensor) -> Tensor:
@@ -356,30 +343,38 @@ def _block_output(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
     return output
 
 
-def _mix(joint: Tensor, rows: _Rows, *, heads: int, ends_alone: bool) -> Tensor:
+def _mix(joint: Tensor, own: _Own, seen: Tensor, *, heads: int, ends_alone: bool) -> Tensor:
     """Attention within a pack.
 
     Args:
-        joint: queries, keys and values, side by side, of its tokens, [P (L + T), 3 W].
-        rows: where these tokens belong.
+        joint: queries, keys and values, side by side, of its tokens, [P n S + P L, 3 W].
+        own: what is known of its own tokens.
+        seen: what is added to their scores, [P n, 1, S, L + S].
         heads: of the attention.
-        ends_alone: whether only the end tokens ask.
+        ends_alone: whether only the end tokens' rows are wanted.
 
     Returns:
-        What each token has gathered, [P (L + T), W]; of the end tokens alone, [P C, W].
+        What each token has gathered, [P n S + P L, W]; of the end tokens alone, [P C, W].
     """
-    by_head = joint.view(rows.prompts, rows.tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    shared_keys, shared_values = by_head[1:, :, :, : rows.shared]
-    gathered = []
-    for chunk in rows.chunks:
-        q, k, v = by_head[:, :, :, chunk.where]
-        if chunk.where.start:
-            k, v = torch.cat([shared_keys, k], dim=2), torch.cat([shared_values, v], dim=2)
-        seen = chunk.seen
-        if ends_alone:
-            q, seen = q[:, :, chunk.ends], seen[chunk.ends]
-        gathered.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=seen))
-    return torch.cat(gathered, dim=2).transpose(1, 2).flatten(2).flatten(0, 1)
+    chunks, size = own.seen.shape[:2]
+    prompts, shared = len(seen) // chunks, len(own.shared_seen)
+    by_head = joint.view(len(joint), 3, heads, -1)
+    in_chunks, before = torch.split(by_head, [len(seen) * size, prompts * shared])
+    # [3, P, n, H, S, d] and [3, P, H, L, d]
+    tokens = in_chunks.view(prompts, chunks, size, *by_head.shape[1:]).permute(3, 0, 1, 4, 2, 5)
+    prefixes = before.view(prompts, shared, *by_head.shape[1:]).permute(2, 0, 3, 1, 4)
+    of_each = prefixes[1:, :, None].expand(-1, -1, chunks, -1, -1, -1)
+    keys, values = torch.cat([of_each, tokens[1:]], dim=4).flatten(1, 2)
+    gathered = _attend(tokens[0].flatten(0, 1), keys, values, seen)
+    if ends_alone:
+        return own.of_ends(gathered)
+    return torch.cat([gathered, _attend(prefixes[0], prefixes[1], prefixes[2], own.shared_seen)])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Attention of queries [B, H, S, d] to keys and values [B, H, K, d]: rows [B S, W]."""
+    gathered = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    return gathered.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _check(tower: Any) -> None:

@@ -121,8 +121,7 @@ class _Probe:
 
     def texts(self, tower: AnyTextTower) -> Tensor:
         """[C, width]."""
-        (features,) = tower.encode([self._texts])
-        return features[0].cpu()
+        return tower.encode(self._texts)[0].cpu()
 
     def reference(self, vision: VisionTower) -> Reference:
         """What single precision makes of the probes."""

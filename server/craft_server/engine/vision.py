@@ -1,4 +1,4 @@
-"""The vision tower: preprocessed images in, unit features out.
+"""The vision tower: decoded images in, unit features out.
 
 On a CPU it is compiled by OpenVINO, where that is installed and agrees with PyTorch. The compiled
 tower reads each image by itself, which takes no longer than several together, so that features
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import structlog
 import torch
+from open_clip.transform import PreprocessCfg
 from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,7 +36,7 @@ from craft_server.engine.precision import cpu_units, probe_images, with_modules
 from craft_server.engine.prompts import Array
 
 # A task's images: on a CPU few, so that what they become stays in its caches.
-EAGER_IMAGES = {"cpu": 8, "cuda": 32}
+EAGER_IMAGES = {"cpu": 8, "cuda": 128}
 COMPILED_IMAGES = 4
 BATCH = 8
 
@@ -45,6 +46,38 @@ _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 log = structlog.get_logger(__name__)
 
 
+class Normalisation:
+    """Makes of decoded images what a model sees, on its device.
+
+    Args:
+        preprocess_cfg: open_clip's description of how images are preprocessed.
+        device: where the model is.
+    """
+
+    def __init__(self, preprocess_cfg: dict[str, Any], device: torch.device) -> None:
+        described = PreprocessCfg(**preprocess_cfg)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (described.mean, described.std)
+        )
+
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+        """Float32 [N, 3, H, W] of images uint8 [H, W, 3] on the CPU; N > 0.
+
+        Those that are float32 [3, H, W] are normalised already.
+        """
+        device = self._mean.device
+        # From memory that stays where it is the device fetches by itself; bytes, not floats.
+        pinned = device.type == "cuda"
+        shape = (len(images), *images[0].shape)
+        pixels = torch.empty(shape, dtype=images[0].dtype, pin_memory=pinned)
+        pixels = torch.stack(list(images), out=pixels).to(device, non_blocking=pinned)
+        if pixels.dtype != torch.uint8:
+            return pixels
+        # As torchvision does it, bit for bit.
+        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+
+
 class VisionTower(ABC):
     """One vision tower; thread-safe."""
 
@@ -52,8 +85,8 @@ class VisionTower(ABC):
     merges = False  # whether images of several callers are read together, which changes no bit
 
     @abstractmethod
-    def encode(self, images: Sequence[Tensor]) -> Array:
-        """Unit features, float32 [N, width], of images float32 [3, H, W] on the CPU; N > 0."""
+    def encode(self, images: Tensor) -> Array:
+        """Unit features, float32 [N, width], of normalised images float32 [N, 3, H, W]; N > 0."""
 
     @abstractmethod
     def in_precision(self, dtype: torch.dtype) -> VisionTower:
@@ -73,13 +106,11 @@ class EagerVision(VisionTower):
         self.images_per_task = EAGER_IMAGES[model.device.type]
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[Tensor]) -> Array:
+    def encode(self, images: Tensor) -> Array:
         """See `VisionTower`."""
         torch.set_num_threads(1)
         # Convolutions are faster with a pixel's channels side by side.
-        pixels = torch.stack(list(images)).to(
-            self._model.device, self._dtype, memory_format=torch.channels_last
-        )
+        pixels = images.to(self._model.device, self._dtype, memory_format=torch.channels_last)
         features = functional.normalize(self._module.encode_image(pixels).float(), dim=-1)
         return features.cpu().numpy()
 
@@ -103,18 +134,16 @@ class CompiledVision(VisionTower):
         if cpu_units() & {"amx_bf16", "amx_fp16"} and dtype != torch.float32:
             batch = _Compiled(graph, BATCH, dtype, cores)
             images = probe_images(*self._run.size)
-            if np.array_equal(
-                batch(np.stack([image.numpy() for image in images])), self.encode(images)
-            ):
+            if np.array_equal(batch(images.numpy()), self.encode(images)):
                 self._run_batch, self.images_per_task, self.merges = batch, BATCH, True
 
     def in_precision(self, dtype: torch.dtype) -> VisionTower:
         """See `VisionTower`."""
         return self if dtype == torch.float32 else CompiledVision(self._graph, self._cores, dtype)
 
-    def encode(self, images: Sequence[Tensor]) -> Array:
+    def encode(self, images: Tensor) -> Array:
         """See `VisionTower`."""
-        pixels = np.stack([image.numpy() for image in images])
+        pixels = images.contiguous().numpy()
         features, rest = [], 0
         if self._run_batch is not None:
             rest = len(pixels) - len(pixels) % BATCH

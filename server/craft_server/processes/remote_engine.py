@@ -24,7 +24,7 @@ from craft_server.engine import (
     Prompts,
     WorkerDied,
 )
-from craft_server.engine.hosted import Answering, RemoteModel
+from craft_server.engine.hosted import Answering, RemoteModel, TextFeatures, on_host
 from craft_server.engine.prompts import Array
 from craft_shared import codec
 from craft_shared.wire import Context
@@ -107,12 +107,11 @@ class RemoteEngine(RemoteModel):
         return await self._ask(ENCODE_PROMPTS, document, codes=prompts.codes)
 
     async def log_probs(
-        self, image_features: Array, text_features: Array, *, tenant: str = ""
+        self, image_features: Array, text_features: TextFeatures, *, tenant: str = ""
     ) -> Array:
         """See `HostedModel`."""
-        return await self._ask(
-            LOG_PROBS, {"tenant": tenant}, images=image_features, texts=text_features
-        )
+        texts = on_host(text_features)
+        return await self._ask(LOG_PROBS, {"tenant": tenant}, images=image_features, texts=texts)
 
     async def _ask(self, path: str, document: Mapping[str, Any], **tensors: Array) -> Array:
         body = codec.encode(document, tensors)

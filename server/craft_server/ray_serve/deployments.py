@@ -27,7 +27,7 @@ from craft_server.engine import (
     Prompts,
     WorkerDied,
 )
-from craft_server.engine.hosted import Answering, RemoteModel
+from craft_server.engine.hosted import Answering, RemoteModel, TextFeatures, on_host
 from craft_server.engine.prompts import Array
 from craft_server.serving.listening import engine_of
 from craft_server.settings import Settings
@@ -62,10 +62,11 @@ class RayEngine(RemoteModel):
         return features
 
     async def log_probs(
-        self, image_features: Array, text_features: Array, *, tenant: str = ""
+        self, image_features: Array, text_features: TextFeatures, *, tenant: str = ""
     ) -> Array:
         """See `HostedModel`."""
-        part: Array = await self._ask("log_probs", image_features, text_features, tenant=tenant)
+        texts = on_host(text_features)
+        part: Array = await self._ask("log_probs", image_features, texts, tenant=tenant)
         return part
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:

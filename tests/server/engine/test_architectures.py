@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import sentencepiece
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 import hub_stand_ins
 from craft_server.engine import Engine, ModelLoadError, ModelSpec, Prompts
@@ -27,6 +29,7 @@ from craft_server.engine.padded_text import PaddedPack, PaddedTextTower
 from craft_server.engine.text import Moved, TextTower
 from craft_server.engine.tokens import Tokenizer
 from craft_shared.wire import Context
+from fake_gpu import GPU, engine_on, fake_gpu
 
 NAMES = ["cat", "golden retriever", "hot air balloon", "x", "dog"]
 NO_CODES = np.zeros((0, 0), np.float32)
@@ -135,6 +138,22 @@ KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     ),
     "coca-roberta": (hugging_face("roberta-base", hf_proj_type="linear", output_tokens=True), COCA),
 }
+# Vision towers of other kinds.
+VISIONS: dict[str, dict[str, object]] = {
+    "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16},
+    "eva": {
+        "timm_model_name": "eva02_tiny_patch14_224",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": 224,
+    },
+    "fastvit": {
+        "timm_model_name": "fastvit_t8",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 64,
+    },
+}
 CAUSAL = {"coca", "worldwide", "worldwide-no-start"}
 TOKENIZERS = sorted(
     {str(text["hf_tokenizer_name"]) for text, _ in KINDS.values() if "hf_tokenizer_name" in text}
@@ -156,7 +175,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Engine]]:
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model of each kind; open_clip knows it as `tiny-KIND`."""
     folder = tmp_path_factory.mktemp("model_configs")
     for kind, (text, more) in KINDS.items():
         vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
@@ -164,7 +184,15 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
             vision |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
         config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, **more}
         (folder / f"tiny-{kind}.json").write_text(json.dumps(config))
+    for kind, vision in VISIONS.items():
+        config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": SMALL}
+        (folder / f"tiny-{kind}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine_of(configs: Path) -> Iterator[Callable[[str], Engine]]:
     engines: dict[str, Engine] = {}
 
     def engine(kind: str) -> Engine:
@@ -316,7 +344,8 @@ def test_all_tokens_that_a_padded_tower_reads_are_counted(
     assert len(cut) > 1
     monkeypatch.setattr(module, "encode_text", counting)
     with torch.inference_mode():
-        engine._tower.encode([Moved(pack, None) for pack in cut])
+        for pack in cut:
+            engine._tower.encode(Moved(pack, None))
     assert read == [pack.tokens for pack in cut]
 
 
@@ -434,3 +463,77 @@ def test_every_tokenizer_and_text_tower_that_open_clip_names_has_a_stand_in(tmp_
             assert text["hf_model_name"] in hub_stand_ins.TOWERS
         if "hf_tokenizer_name" in text:
             hub_stand_ins.tokenizer(tmp_path, text["hf_tokenizer_name"])
+
+
+# --- on a GPU that is not there -------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    if not torch.backends.cuda.is_built():
+        pytest.skip("PyTorch is not built for CUDA: no tensors on a GPU, not even fake ones")
+    with fake_gpu(monkeypatch) as mode:
+        yield mode
+
+
+# NLLB's code picks tokens by a mask: how many, nobody knows without data.
+@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "nllb"), *VISIONS])
+def test_every_path_is_on_the_gpu_from_end_to_end(
+    kind: str, configs: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_on(gpu, f"tiny-{kind}", "float16")
+    side = engine.image_size
+    decoded = torch.zeros(side, side, 3, dtype=torch.uint8)
+    codes = np.zeros((3, 8), np.float32)
+    both = Prompts(("a photo of a {}.", "{}"), Context(dim=8), codes)
+    try:
+        images = asyncio.run(engine.encode_images([decoded] * 5))
+        alone, merged = engine._image_features([[decoded], [decoded] * 2])
+        for _ in range(2):  # the second time from what is remembered
+            texts = asyncio.run(engine.encode_prompts(both, NAMES))
+            assert (texts.device, texts.dtype) == (GPU, torch.float32)
+            scores = asyncio.run(engine.score(images, texts, "float16"))
+            engine.text_features.discard(lambda _: True)
+        assert (images.shape, len(alone), len(merged)) == ((5, 16), 1, 2)
+        assert (texts.shape, scores.shape) == ((5, len(NAMES), 16), (5, 5, len(NAMES)))
+        adapter = np.zeros(texts.shape, np.float32)
+        assert asyncio.run(engine.score(images, adapter)).shape == scores.shape
+        # What overflows is read in single precision.
+        finite = cycle([False, True])
+        monkeypatch.setattr(FakeTensor, "__bool__", lambda _: next(finite))
+        asyncio.run(engine.encode_images([decoded] * 5))
+        asyncio.run(engine.encode_prompts(both, NAMES))
+    finally:
+        engine.close()
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "on the CPU": lambda x: x.cpu(),
+    "in double precision": lambda x: x.double(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("where", ["texts", "images", "texts that are read whole"])
+def test_what_a_gpu_would_refuse_is_refused(
+    where: str, fault: str, configs: Path, gpu: Any
+) -> None:
+    engine = engine_on(gpu, "tiny-siglip" if "whole" in where else "tiny-worldwide", "float16")
+    tower: Any = engine._vision if where == "images" else engine._tower
+    transformer = {
+        "texts": lambda: tower._tower.transformer,
+        "images": lambda: tower._module.visual.transformer,
+        "texts that are read whole": lambda: tower._model.text.transformer,
+    }[where]()
+    layer = transformer.resblocks[0].mlp.c_fc
+    plain = Prompts(("a {}.",), None, NO_CODES)
+    image = torch.zeros(32, 32, 3, dtype=torch.uint8)
+    layer.register_forward_hook(lambda _layer, _given, found: FAULTS[fault](found))
+    asked = (
+        engine.encode_images([image]) if where == "images" else engine.encode_prompts(plain, NAMES)
+    )
+    try:
+        with pytest.raises(RuntimeError, match=r"device|dtype|type"):
+            asyncio.run(asked)
+    finally:
+        engine.close()

@@ -87,7 +87,7 @@ class Small:
         activations = torch.zeros(8)
         self._held.append(weakref.ref(activations))
         found = self._tower.encode(batch)
-        if found[0].shape[0] * found[0].shape[1] > self._most:
+        if found.shape[0] * found.shape[1] > self._most:
             raise type(self._error)(*self._error.args)
         return found
 
@@ -251,7 +251,7 @@ class Overflowing:
 
     def encode(self, batch: Sequence[Any]) -> Any:
         found = self._tower.encode(batch)
-        rows = found if isinstance(found, np.ndarray) else found[0][0]
+        rows = found if isinstance(found, np.ndarray) else found[0]
         rows += 0.25  # so that it can be told from single precision
         rows[1] = float("nan")
         return found

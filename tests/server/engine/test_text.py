@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from craft_server.engine import Engine
+from craft_server.engine.cuda_graphs import Function, Recordings
 from craft_server.engine.padded_text import PaddedTextTower
-from craft_server.engine.text import Moved, Pack, TextTower, UnsupportedTowerError, packs
+from craft_server.engine.text import (
+    CHUNK_TOKENS,
+    Moved,
+    Pack,
+    TextTower,
+    UnsupportedTowerError,
+    chunks,
+    packs,
+)
 from craft_server.engine.tokens import Ids, shared_length
 
 sequences = st.lists(
@@ -49,6 +58,22 @@ def test_packs_cover_everything_once_within_the_bound(
     assert sorted(seen) == [(p, i) for p in range(prompts) for i in range(len(texts))]
 
 
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=80))
+def test_chunks_hold_each_text_once_and_few_are_half_empty(lengths: list[int]) -> None:
+    found = chunks(lengths)
+    counts = [sum(lengths[i] for i in chunk) for chunk in found]
+    assert sorted(i for chunk in found for i in chunk) == list(range(len(lengths)))
+    assert max(counts) <= max(CHUNK_TOKENS, *lengths)
+    assert len(found) == 1 or sum(lengths) > len(found) // 2 * CHUNK_TOKENS / 2
+
+
+@pytest.mark.parametrize("texts", [47, 100, 1000])
+def test_chunks_of_short_texts_are_full(texts: int) -> None:
+    lengths = [3 + i % 4 for i in range(texts)]
+    counts = [sum(lengths[i] for i in chunk) for chunk in chunks(lengths)]
+    assert len(counts) * max(counts) < 1.05 * sum(lengths)
+
+
 NAMES = ["cat", "golden retriever", "hot-air balloon"]
 
 
@@ -64,8 +89,7 @@ def ids_of(sentence: str) -> Ids:
 def features(tower: TextTower, sentence: str, cut: int) -> Tensor:
     """One text whose first `cut` tokens are read as the prefix."""
     ids = ids_of(sentence)
-    (found,) = tower.encode([Moved(Pack(range(1), ids[:cut], (0,), (ids[cut:],)), None)])
-    return found[0, 0]
+    return tower.encode(Moved(Pack(range(1), ids[:cut], (0,), (ids[cut:],)), None))[0, 0]
 
 
 def custom_text(**text: object) -> nn.Module:
@@ -96,16 +120,14 @@ def moved(tower: TextTower, prompts: int, names: list[str], seed: int) -> Moved:
 @torch.inference_mode()
 def test_each_prompt_and_text_meet_where_they_should(tiny_engine: Engine) -> None:
     tower = tiny_engine._tower
-    batch = [moved(tower, 3, NAMES, 1), moved(tower, 2, ["dog", "polka-dotted", "ox"], 2)]
-    for one, together in zip(batch, tower.encode(batch), strict=True):
-        pack, words = one.pack, one.words
+    for one in moved(tower, 3, NAMES, 1), moved(tower, 2, ["dog", "polka-dotted", "ox"] * 30, 2):
+        pack, words, together = one.pack, one.words, tower.encode(one)
         assert words is not None
         assert together.shape[:2] == (len(pack.prompts), len(pack.suffixes))
         for p in pack.prompts:
             for c, suffix in enumerate(pack.suffixes):
                 alone = Moved(Pack(range(1), pack.prefix, (0,), (suffix,)), words[p : p + 1])
-                (expected,) = tower.encode([alone])
-                assert relative_error(together[p, c], expected[0, 0]) < 1e-5
+                assert relative_error(together[p, c], tower.encode(alone)[0, 0]) < 1e-5
 
 
 @torch.inference_mode()
@@ -115,8 +137,29 @@ def test_what_is_remembered_of_the_first_layer_is_of_these_texts(
     tower = TextTower(module_of(tiny_engine.name))
     for names in (["cat"], ["dog"], ["cat"]):
         one = moved(tower, 1, names, 1)
-        (again,), (new,) = tower.encode([one]), TextTower(module_of(tiny_engine.name)).encode([one])
-        assert torch.equal(again, new)
+        new = TextTower(module_of(tiny_engine.name)).encode(one)
+        assert torch.equal(tower.encode(one), new)
+
+
+@torch.inference_mode()
+def test_a_recording_of_a_pack_serves_its_texts_alone(
+    tiny_engine: Engine, module_of: Callable[[str], Any]
+) -> None:
+    tower, replayed = TextTower(module_of(tiny_engine.name)), []
+
+    def record(function: Function, _x: Tensor) -> Function:
+        def replay(x: Tensor) -> Tensor:
+            replayed.append(x)
+            return function(x)
+
+        return replay
+
+    tower._recordings = Recordings(record)
+    asked = [moved(tower, 2, NAMES, 1), moved(tower, 3, NAMES, 2), moved(tower, 2, ["dog"], 3)]
+    for _ in range(3):
+        for one in asked:
+            assert torch.equal(tower.encode(one), tiny_engine._tower.encode(one))
+    assert len(replayed) == 2 * len(asked)  # each checked once, and used once
 
 
 @torch.inference_mode()
@@ -124,11 +167,11 @@ def test_padded_tower_moves_the_same_words(
     tiny_engine: Engine, module_of: Callable[[str], Any]
 ) -> None:
     one = moved(tiny_engine._tower, 3, NAMES, 1)
-    (cut,) = tiny_engine._tower.encode([one])
+    cut = tiny_engine._tower.encode(one)
     padded = PaddedTextTower(module_of(tiny_engine.name), context_length=77, padding=0)
     whole = [one.pack.prefix + suffix for suffix in one.pack.suffixes]
     (pack,) = padded.packs(whole, prompts=3, max_tokens=10_000)
-    (uncut,) = padded.encode([Moved(pack, one.words)])
+    uncut = padded.encode(Moved(pack, one.words))
     assert relative_error(uncut, cut) < 1e-5
 
 
@@ -164,7 +207,7 @@ def test_other_towers_are_read_whole(text: dict[str, object]) -> None:
     reference = model.encode_text(open_clip.tokenize([sentence]), normalize=True)[0]
     tower = PaddedTextTower(model, context_length=77, padding=0)
     (pack,) = tower.packs([ids_of(sentence)], prompts=1, max_tokens=100)
-    (found,) = tower.encode([Moved(pack, None)])
+    found = tower.encode(Moved(pack, None))
     assert relative_error(found[0, 0], reference) < 1e-5
 
 
@@ -182,7 +225,7 @@ def test_each_thread_moves_its_own_words() -> None:
 
     @torch.inference_mode()
     def encode(one: Moved) -> Tensor:
-        return tower.encode([one])[0]
+        return tower.encode(one)
 
     alone = [encode(one) for one in batch]
     with ThreadPoolExecutor(4) as threads:

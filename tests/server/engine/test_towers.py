@@ -49,10 +49,9 @@ def towers_of(model: LoadedModel, asked: Any, cores: int) -> Towers:
     return towers.towers_of(model, asked, cores, tokenizer)
 
 
-def images(count: int) -> list[Tensor]:
-    return [
-        torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(count)
-    ]
+def images(count: int) -> Tensor:
+    each = [torch.Generator().manual_seed(i) for i in range(count)]
+    return torch.stack([torch.randn(3, 32, 32, generator=generator) for generator in each])
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -193,7 +192,8 @@ def test_compiled_features_depend_on_the_image_alone(model: LoadedModel, cache: 
     tower = towers_of(model, "float32", cores=2).vision
     together = tower.encode(some)
     assert all(
-        np.array_equal(tower.encode([one])[0], row) for one, row in zip(some, together, strict=True)
+        np.array_equal(tower.encode(one[None])[0], row)
+        for one, row in zip(some, together, strict=True)
     )
 
 
@@ -303,6 +303,6 @@ def test_nothing_is_reported_to_openvinos_makers(
 
 
 def test_probe_images_look_like_images() -> None:
-    found = torch.stack(probe_images(224, 224))
+    found = probe_images(224, 224)
     assert found.shape == (8, 3, 224, 224)
     assert 0.3 < float(found.std()) < 1.5
