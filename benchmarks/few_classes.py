@@ -56,7 +56,7 @@ class Hosted(InProcess):
         context: Context | None = None,
         codes: Array | None = None,
         texts: Sequence[str] = (),
-        name: str | None = None,
+        **_: Any,
     ) -> Scores:
         """See `BlackBox`."""
         codes = np.zeros((0, 2), np.float32) if codes is None else codes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class InProcess:
     revision = "0" * 16
     output: Output = EVERYTHING
     prompt_limit: int | None = None
+    image_size: int = 224
 
     def score(
         self,
@@ -39,7 +41,7 @@ class InProcess:
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
         texts: Sequence[str] = (),
-        name: str | None = None,
+        **_: Any,
     ) -> Scores:
         """See `BlackBox`."""
         raise NotImplementedError
@@ -47,7 +49,7 @@ class InProcess:
     def acknowledge(self, scores: Scores) -> None:
         """See `BlackBox`."""
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
+    def units(self, prompts: int, texts: int = 0, *_: Any, **__: Any) -> Units:
         """See `BlackBox`."""
         return Units(
             queries=prompts,

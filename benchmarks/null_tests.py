@@ -79,7 +79,7 @@ class NoiseBox(InProcess):
         context: Context | None = None,
         codes: NDArray[np.float32] | None = None,
         texts: Sequence[str] = (),
-        name: str | None = None,
+        **_: Any,
     ) -> Scores:
         """See `BlackBox`. A code moves each text in a direction of its own."""
         scored = [*self.classes, *texts]

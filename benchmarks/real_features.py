@@ -103,7 +103,7 @@ class Embedded(InProcess):
         context: Context | None = None,
         codes: Array | None = None,
         texts: Sequence[str] = (),
-        name: str | None = None,
+        **_: Any,
     ) -> Scores:
         """See `BlackBox`; of the plain prompt alone.
 

@@ -68,6 +68,7 @@ class Instant:
     revision: str = "0"
     output: Output = EVERYTHING
     prompt_limit: int | None = None
+    image_size: int = 224
 
     def score(self, *, templates: Any = (), codes: Any = None, **_: Any) -> Scores:
         """Random log-probabilities, [P, N, C]."""
@@ -77,7 +78,7 @@ class Instant:
     def acknowledge(self, scores: Scores) -> None:
         """Nobody keeps them."""
 
-    def units(self, prompts: int, texts: int = 0) -> Units:
+    def units(self, prompts: int, texts: int = 0, *_: Any, **__: Any) -> Units:
         """A query a prompt."""
         return Units(queries=prompts, requests=1)
 

@@ -229,13 +229,8 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
             f"'{settings.recipe}' does not say how good the plain prompt is.",
             remedy="Begin with `run.plain()`, or give the Outcome `accuracy_before`.",
         )
-    side = black_box.image_size
-    if outcome.visual is not None and outcome.visual.shape != (side, side, 3):
-        raise CraftError(
-            f"'{settings.recipe}' ended in a visual prompt of shape {outcome.visual.shape}; the "
-            f"model reads {(side, side, 3)}.",
-            remedy="Make one of the shape that `run.images` have.",
-        )
+    if outcome.visual is not None:
+        _check_visual(outcome.visual, black_box.image_size)
     config = AdapterConfig(
         model=black_box.model,
         revision=black_box.revision,
@@ -269,6 +264,15 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
         run.stopped_by,
         run.history,
     )
+
+
+def _check_visual(visual: NDArray[np.float32], side: int) -> None:
+    if visual.shape != (side, side, 3):
+        raise CraftError(
+            f"The method ended in a visual prompt of shape {visual.shape}; the model reads "
+            f"{(side, side, 3)}.",
+            remedy="Make one of the shape that `run.images` have.",
+        )
 
 
 def _summary(result: TuneResult, outcome: Outcome) -> dict[str, Any]:
