@@ -75,7 +75,8 @@ class Normalisation:
         if pixels.dtype != torch.uint8:
             return pixels
         # As torchvision does it, bit for bit.
-        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+        planes = pixels.permute(0, 3, 1, 2).contiguous().float()
+        return planes.div_(255).sub_(self._mean).div_(self._std)
 
 
 class VisionTower(ABC):
