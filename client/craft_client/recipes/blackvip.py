@@ -8,7 +8,8 @@ Nesterov's momentum. Its images are encoded by the server each time: `images` is
 What a black box, and a client without torch, cannot follow: the coordinator, which draws another
 prompt for each image from a pretrained encoder's features (an adapter carries one prompt for all),
 and steps of less than one grey level, since images travel in 8 bits: the released code's distance,
-0.01 of normalised pixels, is 0.7 levels. Random crops are left out too.
+0.01 of normalised pixels, is 0.7 levels. Its step is kept: 0.01 of normalised pixels a nat is 46
+grey levels of a nat a level. Random crops are left out too.
 
 Published figures are of the coordinator, and say nothing of one prompt for all images.
 
@@ -38,7 +39,7 @@ def run_blackvip(
     grid: int = 7,
     batch: int = 128,
     directions: int = 5,
-    step: float = 10.0,
+    step: float = 46.0,
     distance: float = 8.0,
     momentum: float = 0.8,
     most: float = 64.0,
