@@ -12,7 +12,7 @@ keeps what it proposed, so that a run is resumed without asking it again.
 What differs from the paper: it shows ChatGPT templates with their accuracies, and begins anew
 several times; here losses are compared, which tell more of a few images.
 
-Published: CLIP RN50, 1 shot, mean of eleven data sets: 1.5 points above CoOp, a white box.
+Published: 1 shot, mean of eleven data sets: 1.5 points above CoOp, a white box.
 
 Source: Liu et al., "Language models as black-box optimizers for vision-language models" (CVPR 2024,
 arXiv 2309.05950).
