@@ -59,10 +59,10 @@ def apply(craft_server: Any, tmp_path: Path) -> Any:
     return run
 
 
-def refused(craft_server: Any, tmp_path: Path, words: str, code: int = 1) -> str:
+def refused(craft_server: Any, tmp_path: Path, words: str, *options: str, code: int = 1) -> str:
     file = tmp_path / "provider.toml"
     file.write_text(words)
-    done = craft_server("apply", file)
+    done = craft_server("apply", file, *options)
     assert done.exit_code == code
     assert done.stderr.count("\n") == 1
     error: str = done.stderr
@@ -72,6 +72,18 @@ def refused(craft_server: Any, tmp_path: Path, words: str, code: int = 1) -> str
 def listed(craft_server: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(craft_server("keys", "list", "--json").stdout)
     return found
+
+
+def call(key_file: Path, *, ends: bool) -> None:
+    """A call of 50 queries with a key, which is charged or runs on."""
+    with writing(None, None) as connection:
+        caller = authenticate(connection, key_file.read_text(), now_ms())
+        assert caller is not None
+        leases.renew(connection, "server", now_ms() + 60_000)
+        work = Work("predictions", "pocket", "r", Units(queries=50))
+        reserved = reserve(connection, caller, work, holder="server", at=now_ms())
+        if ends:
+            settle(connection, reserved, now_ms())
 
 
 def test_an_empty_server_becomes_what_the_file_says_and_then_nothing_is_left_to_do(
@@ -123,18 +135,30 @@ def test_a_dry_run_changes_nothing(apply: Any, craft_server: Any, tmp_path: Path
 
 def test_all_or_nothing_also_of_key_files(apply: Any, craft_server: Any, tmp_path: Path) -> None:
     apply(WHOLE)
-    with writing(None, None) as connection:
-        caller = authenticate(connection, (tmp_path / "phones.key").read_text(), now_ms())
-        assert caller is not None
-        leases.renew(connection, "server", now_ms() + 60_000)
-        work = Work("predictions", "pocket", "r", Units(queries=50))
-        reserved = reserve(connection, caller, work, holder="server", at=now_ms())
-        settle(connection, reserved, now_ms())
+    call(tmp_path / "phones.key", ends=True)
     further = '[[keys]]\nowner = "a"\nname = "new"\nkey_file = "new.key"\n'
     error = refused(craft_server, tmp_path, further + WHOLE.replace("limit = 8000", "limit = 49"))
     assert "50 are spent or reserved already" in error
     assert len(listed(craft_server)) == 1
     assert not (tmp_path / "new.key").exists()
+
+
+def test_a_dry_run_refuses_what_a_real_one_would(
+    apply: Any, craft_server: Any, tmp_path: Path
+) -> None:
+    apply(WHOLE)
+    call(tmp_path / "phones.key", ends=False)
+    new = '[[keys]]\nowner = "a"\nname = "{name}"\nkey_file = "{file}"\n'
+    for words, why in [
+        (WHOLE.replace("limit = 8000", "limit = 49"), "50 are spent or reserved already"),
+        (WHOLE.replace('[{ unit = "queries", limit = 8000 }]', "[]"), "now hold 50"),
+        (new.format(name="b", file="k") + new.format(name="c", file="k"), "the file is there"),
+        (new.format(name="b", file="no/k"), "no folder"),
+    ]:
+        (dry,) = {refused(craft_server, tmp_path, words, *how) for how in (["--dry-run"], [])}
+        assert dry.startswith("Error: cannot ")
+        assert why in dry
+    assert sorted(file.name for file in tmp_path.glob("*k*")) == ["phones.key"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +174,7 @@ def test_all_or_nothing_also_of_key_files(apply: Any, craft_server: Any, tmp_pat
 def test_a_file_that_cannot_be_read_names_the_field(
     craft_server: Any, tmp_path: Path, words: str, code: int, told: str
 ) -> None:
-    assert told in refused(craft_server, tmp_path, words, code)
+    assert told in refused(craft_server, tmp_path, words, code=code)
 
 
 def test_a_file_that_holds_something_is_never_written_over(

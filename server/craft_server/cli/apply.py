@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from craft_server.cli import options
-from craft_server.cli.ledger import reading, writing
+from craft_server.cli.ledger import writing
 from craft_server.cli.options import examples
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines
 
@@ -41,17 +41,19 @@ def apply(
     from craft_server.ledger import provisioning
 
     wanted, at = _read(file), now_ms()
+    secrets: dict[Path, str] = {}
     with ExitStack() as on_failure:
-        opened = reading if dry_run else writing
-        with opened(data_dir, database_url) as connection:
-            steps = provisioning.steps(connection, wanted, file.parent, at)
-            if not dry_run:
-                provisioning.take(connection, steps, on_failure)
+        with writing(data_dir, database_url) as connection:
+            steps = list(provisioning.provision(connection, wanted, file.parent, at, secrets))
+            if dry_run:
+                connection.rollback()
+            else:
+                provisioning.write_secrets(secrets, on_failure)
         on_failure.pop_all()
     if json_output:
-        print_json({"steps": [step.what for step in steps], "applied": not dry_run})
+        print_json({"steps": steps, "applied": not dry_run})
         return
-    print_lines(step.what for step in steps)
+    print_lines(steps)
     if not steps:
         note("Everything is as the file says.")
     elif dry_run:

@@ -55,11 +55,6 @@ def team_holder(connection: sa.Connection, name: str) -> Holder:
     return Holder(team_id=keys.find_team(connection, name))
 
 
-def make_team(connection: sa.Connection, name: str, at: int) -> None:
-    """Makes a team, unless there is one of that name."""
-    keys.team_id_of(connection, name, at)
-
-
 def create(connection: sa.Connection, wanted: KeyCreate, at: int) -> KeySecret:
     """Makes a key with its budgets; its secret is shown this once."""
     secret = keys.create_key(connection, owner=wanted.owner, **_attributes(wanted), at=at)
@@ -82,14 +77,12 @@ def as_wanted(connection: sa.Connection, entry: keys.KeyEntry, at: int) -> KeyCr
         requests_per_minute=entry.rates.requests_per_minute,
         predictions_per_minute=entry.rates.predictions_per_minute,
         concurrency=entry.rates.concurrency,
-        budgets=[limit_of(budget) for budget in own],
+        budgets=[
+            BudgetLimit(unit=budget.unit, window=budget.window, limit=budget.limit)
+            for budget in own
+        ],
         policies=policies(entry.policies),
     )
-
-
-def limit_of(budget: Budget) -> BudgetLimit:
-    """What a budget is to be, whatever of it is spent."""
-    return BudgetLimit(unit=budget.unit, window=budget.window, limit=budget.limit)
 
 
 def change(connection: sa.Connection, prefix: str, wanted: KeyCreate, at: int) -> None:

@@ -1,4 +1,4 @@
-"""Teams, keys and prices as an operator's file wants them, and the steps from what is to that.
+"""Teams, keys and prices as an operator's file wants them, and the way from what is to that.
 
 What the file does not name stays as it is. A key is found by its owner and its name.
 """
@@ -6,10 +6,8 @@ What the file does not name stays as it is. A key is found by its owner and its 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from pydantic import Field, field_validator
 
 from craft_server.clock import epoch_ms, rfc3339
 from craft_server.ledger import administration, budgets, keys, prices
-from craft_server.ledger.administration import Holder, as_wanted, limit_of
+from craft_server.ledger.administration import Holder, as_wanted
 from craft_server.policy import policies, with_policy
 from craft_shared.units import Unit
 from craft_shared.wire import BudgetLimit, KeyCreate
@@ -61,28 +59,24 @@ class CannotProvision(Exception):  # noqa: N818 - reads as what it is where it i
     """What is wanted cannot be; says why in words. Nothing may be kept of what was done."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A change, in words, and what makes it; that returns the file that it has made, if any."""
+def provision(
+    connection: sa.Connection, wanted: Wanted, folder: Path, at: int, secrets: dict[Path, str]
+) -> Iterator[str]:
+    """Makes everything be as it is wanted; of each change, once it is made, the words.
 
-    what: str
-    do: Callable[[sa.Connection], Path | None]
-
-
-def steps(connection: sa.Connection, wanted: Wanted, folder: Path, at: int) -> list[Step]:
-    """What is to be done, in this order; key files are found from the folder.
+    `secrets` gets those of keys that are made, by the files that they go into; these are found from
+    the folder and not written yet.
 
     Raises:
-        CannotProvision: two living keys have the owner and name of one that is wanted, or the file
-            of a key that is to be made is there.
+        CannotProvision: a change cannot be, or two living keys have the owner and name of one that
+            is wanted; the transaction must be undone.
     """
     living: dict[tuple[str, str], list[keys.KeyEntry]] = {}
     for entry in keys.list_keys(connection):
         if entry.revoked_at is None:
             living.setdefault((entry.owner, entry.name), []).append(entry)
-    found: list[Step] = []
     for team in wanted.teams:
-        found += _team_steps(connection, team, at)
+        yield from _team(connection, team, at)
     for key in wanted.keys:
         alike = living.get((key.owner, key.name), [])
         if len(alike) > 1:
@@ -91,39 +85,30 @@ def steps(connection: sa.Connection, wanted: Wanted, folder: Path, at: int) -> l
                 f"{_named(key)} is not one key but several: {prefixes}; revoke all but one, or "
                 "give them other names with 'craft-server keys set'"
             )
-        found += _changes(connection, alike[0], key, at) if alike else [_making(key, folder, at)]
+        if alike:
+            yield from _change(connection, alike[0], key, at)
+        else:
+            yield _make(connection, key, folder / key.key_file, at, secrets)
     now = prices.list_prices(connection)
     for model, micros in wanted.prices.items():
-        changed = {
-            unit: price for unit, price in micros.items() if price != _price(now, model, unit)
-        }
-        found += [
-            Step(
-                f"change the price of {unit} on {model}: {_price(now, model, unit)} -> {price}",
-                partial(prices.set_prices, model=model, micros={unit: price}),
-            )
-            for unit, price in changed.items()
-        ]
-    return found
+        for unit, price in micros.items():
+            if price != (was := now.get(model, {}).get(unit, 0)):
+                prices.set_prices(connection, model, {unit: price})
+                yield f"change the price of {unit} on {model}: {was} -> {price}"
 
 
-def take(connection: sa.Connection, wanted: Sequence[Step], on_failure: ExitStack) -> None:
-    """Takes all steps; the files that they make are removed again by what `on_failure` is given.
+def write_secrets(secrets: Mapping[Path, str], on_failure: ExitStack) -> None:
+    """Writes keys' secrets; the files are removed again by what `on_failure` is given.
 
     Raises:
-        CannotProvision: one of them cannot be; the transaction must be undone.
+        CannotProvision: one of them cannot be written.
     """
-    for step in wanted:
+    for file, secret in secrets.items():
         try:
-            if (file := step.do(connection)) is not None:
-                on_failure.callback(file.unlink)
-        except budgets.LimitBelowUse as error:
-            why = f"{error.used} are spent or reserved already; name at least that"
-            raise CannotProvision(f"cannot {step.what}: {why}") from error
-        except budgets.BudgetInUse as error:
-            raise CannotProvision(f"cannot {step.what}: {error}") from error
+            write_secret(file, secret)
         except OSError as error:
-            raise CannotProvision(f"cannot {step.what}: {error.strerror}") from error
+            raise CannotProvision(f"cannot write '{file}': {error.strerror}") from error
+        on_failure.callback(file.unlink)
 
 
 def write_secret(file: Path, secret: str) -> None:
@@ -136,38 +121,33 @@ def write_secret(file: Path, secret: str) -> None:
         stream.write(secret)
 
 
-def _team_steps(connection: sa.Connection, team: WantedTeam, at: int) -> Iterator[Step]:
+def _team(connection: sa.Connection, team: WantedTeam, at: int) -> Iterator[str]:
     try:
         holder = administration.team_holder(connection, team.name)
-        now = budgets.list_budgets(connection, None, holder.team_id, at)
     except keys.UnknownTeam:
-        yield Step(
-            f"make team {team.name}", partial(administration.make_team, name=team.name, at=at)
-        )
-        now = []
-    holder_of = partial(administration.team_holder, name=team.name)
+        holder = Holder(team_id=keys.team_id_of(connection, team.name, at))
+        yield f"make team {team.name}"
     if team.budgets is not None:
-        limits = [limit_of(budget) for budget in now]
-        yield from _budget_steps(f"team {team.name}", holder_of, limits, team.budgets, at)
+        yield from _budgets(connection, f"team {team.name}", holder, team.budgets, at)
 
 
-def _making(wanted: WantedKey, folder: Path, at: int) -> Step:
-    file = folder / wanted.key_file
+def _make(
+    connection: sa.Connection, wanted: WantedKey, file: Path, at: int, secrets: dict[Path, str]
+) -> str:
     what = f"make {_named(wanted)}, its secret in '{file}'"
-    if os.path.lexists(file):
-        raise CannotProvision(f"cannot {what}: the file is there; move it away, or name another")
+    if os.path.lexists(file) or file in secrets:
+        raise CannotProvision(
+            f"cannot {what}: the file is there, or another key's; move it away, or name another"
+        )
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise CannotProvision(f"cannot {what}: '{file.parent}' is no folder that can be written to")
+    secrets[file] = str(administration.create(connection, wanted, at).key)
+    return what
 
-    def make(connection: sa.Connection) -> Path:
-        made = administration.create(connection, wanted, at)
-        write_secret(file, str(made.key))
-        return file
 
-    return Step(what, make)
-
-
-def _changes(
+def _change(
     connection: sa.Connection, entry: keys.KeyEntry, wanted: WantedKey, at: int
-) -> Iterator[Step]:
+) -> Iterator[str]:
     now = as_wanted(connection, entry, at)
     named = wanted.model_fields_set - {"key_file", "budgets"}
     then = now.model_copy(update={field: getattr(wanted, field) for field in named})
@@ -175,56 +155,41 @@ def _changes(
     before, after = _shown(now), _shown(then)
     differing = [field for field in before if before[field] != after[field]]
     if differing:
+        administration.change(connection, entry.prefixes[0], then, at)
         words = ", ".join(f"{field} {before[field]} -> {after[field]}" for field in differing)
-        change = partial(administration.change, prefix=entry.prefixes[0], wanted=then, at=at)
-        yield Step(f"change {key}: {words}", change)
+        yield f"change {key}: {words}"
     if "budgets" in wanted.model_fields_set:
-        holder_of = partial(administration.key_holder, prefix=entry.prefixes[0])
-        yield from _budget_steps(key, holder_of, now.budgets, wanted.budgets, at)
+        yield from _budgets(connection, key, Holder(key_id=entry.key_id), wanted.budgets, at)
 
 
-def _budget_steps(
+def _budgets(
+    connection: sa.Connection,
     whose: str,
-    holder_of: Callable[[sa.Connection], Holder],
-    now: Sequence[BudgetLimit],
+    holder: Holder,
     wanted: Sequence[BudgetLimit],
     at: int,
-) -> Iterator[Step]:
+) -> Iterator[str]:
+    now = budgets.list_budgets(connection, holder.key_id, holder.team_id, at)
     before = {(one.unit, one.window): one.limit for one in now}
     after = {(one.unit, one.window): one for one in wanted}
     for place, one in after.items():
         if before.get(place) == one.limit:
             continue
         was = f"{before[place]} -> " if place in before else ""
-        yield Step(
-            f"set the budget on {one.unit} ({one.window}) of {whose}: {was}{one.limit}",
-            partial(_set_budget, holder_of=holder_of, wanted=one, at=at),
-        )
-    for one in now:
-        if (one.unit, one.window) not in after:
-            yield Step(
-                f"remove the budget on {one.unit} ({one.window}) of {whose}",
-                partial(_remove_budget, holder_of=holder_of, unwanted=one, at=at),
-            )
-
-
-def _set_budget(
-    connection: sa.Connection,
-    holder_of: Callable[[sa.Connection], Holder],
-    wanted: BudgetLimit,
-    at: int,
-) -> None:
-    administration.set_budgets(connection, holder_of(connection), [wanted], at)
-
-
-def _remove_budget(
-    connection: sa.Connection,
-    holder_of: Callable[[sa.Connection], Holder],
-    unwanted: BudgetLimit,
-    at: int,
-) -> None:
-    holder = holder_of(connection)
-    administration.remove_budget(connection, holder, unwanted.unit, unwanted.window, at)
+        what = f"set the budget on {one.unit} ({one.window}) of {whose}: {was}{one.limit}"
+        try:
+            administration.set_budgets(connection, holder, [one], at)
+        except budgets.LimitBelowUse as error:
+            why = f"{error.used} are spent or reserved already; name at least that"
+            raise CannotProvision(f"cannot {what}: {why}") from error
+        yield what
+    for unit, window in [place for place in before if place not in after]:
+        what = f"remove the budget on {unit} ({window}) of {whose}"
+        try:
+            administration.remove_budget(connection, holder, unit, window, at)
+        except budgets.BudgetInUse as error:
+            raise CannotProvision(f"cannot {what}: {error}") from error
+        yield what
 
 
 def _shown(wanted: KeyCreate) -> dict[str, Any]:
@@ -241,10 +206,6 @@ def _shown(wanted: KeyCreate) -> dict[str, Any]:
 def _in_order(wanted: KeyCreate) -> str:
     stored = with_policy(None, wanted.policies)
     return " ".join(one.model_dump_json(exclude_defaults=True) for one in policies(stored))
-
-
-def _price(now: prices.Prices, model: str, unit: Unit) -> int:
-    return now.get(model, {}).get(unit, 0)
 
 
 def _named(wanted: KeyCreate) -> str:
