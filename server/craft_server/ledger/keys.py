@@ -123,23 +123,14 @@ _FIND_SECRET = Statement(
 )
 
 
-def create_key(
-    connection: sa.Connection,
-    *,
-    owner: str,
-    name: str = "",
-    team: str | None = None,
-    scopes: Sequence[Scope] = DEFAULT_SCOPES,
-    rates: Rates = Rates(),
-    policies: str | None = None,
-    expires_at: int | None = None,
-    at: int,
-) -> str:
-    """Makes a key and returns its secret, this once. It has no budget yet: nothing is bounded."""
-    attributes = _attributes(connection, name, team, scopes, rates, policies, expires_at, at)
+def create_key(connection: sa.Connection, *, owner: str, at: int, **attributes: Any) -> str:
+    """Makes a key and returns its secret, this once; it has no budget yet: nothing is bounded.
+
+    Attributes are those of `_columns`.
+    """
     key_id = connection.execute(
         sa.insert(API_KEYS)
-        .values(owner=owner, created_at=at, **attributes)
+        .values(owner=owner, created_at=at, **_columns(connection, at, **attributes))
         .returning(API_KEYS.c.id)
     ).scalar_one()
     nothing = dict.fromkeys(("lines", *MEASURES), 0)
@@ -147,32 +138,25 @@ def create_key(
     return _new_secret(connection, key_id, at)
 
 
-def change_key(
+def change_key(connection: sa.Connection, key_id: int, *, at: int, **attributes: Any) -> None:
+    """Changes all of a key but its owner, its secrets and its budgets, from its next call on.
+
+    Attributes are those of `_columns`; one that is not named becomes what it is by default.
+    """
+    columns = _columns(connection, at, **attributes)
+    connection.execute(sa.update(API_KEYS).where(API_KEYS.c.id == key_id).values(columns))
+
+
+def _columns(
     connection: sa.Connection,
-    key_id: int,
+    at: int,
     *,
-    name: str,
-    team: str | None,
-    scopes: Sequence[Scope],
-    rates: Rates,
-    policies: str | None,
-    expires_at: int | None,
-    at: int,
-) -> None:
-    """Changes all of a key but its owner, its secrets and its budgets, from its next call on."""
-    attributes = _attributes(connection, name, team, scopes, rates, policies, expires_at, at)
-    connection.execute(sa.update(API_KEYS).where(API_KEYS.c.id == key_id).values(attributes))
-
-
-def _attributes(
-    connection: sa.Connection,
-    name: str,
-    team: str | None,
-    scopes: Sequence[Scope],
-    rates: Rates,
-    policies: str | None,
-    expires_at: int | None,
-    at: int,
+    name: str = "",
+    team: str | None = None,  # is made if there is none of that name
+    scopes: Sequence[Scope] = DEFAULT_SCOPES,
+    rates: Rates = Rates(),
+    policies: str | None = None,
+    expires_at: int | None = None,
 ) -> dict[str, Any]:
     return {
         "name": name,
