@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from craft_server.byte_cache import CacheUse
-from craft_server.decoding.decoders import Decoders
+from craft_server.decoding.decoders import Decoders, Pixels
 from craft_server.decoding.pixels import ImageError, View
 from craft_server.decoding.process import THUMBNAIL, VIEW
 from craft_server.engine import hub
@@ -151,7 +151,7 @@ class HostedModel(ABC):
 
     async def thumbnail(
         self, file: bytes, *, max_pixels: int, tenant: str = ""
-    ) -> NDArray[np.uint8] | ImageError:
+    ) -> Pixels | ImageError:
         """Like `decode_images` of one, for people: small, whole, uint8 [height, width, 3]."""
         return await self._read(self._pixels(file, max_pixels, THUMBNAIL), tenant)
 
@@ -163,9 +163,7 @@ class HostedModel(ABC):
             return pixels
         return torch.from_numpy(prompted(pixels, visual))
 
-    def _pixels(
-        self, file: bytes, max_pixels: int, wanted: bytes
-    ) -> Steps[NDArray[np.uint8] | ImageError]:
+    def _pixels(self, file: bytes, max_pixels: int, wanted: bytes) -> Steps[Pixels | ImageError]:
         try:
             return (yield from self._decoders.decode(file, max_pixels=max_pixels, wanted=wanted))
         except OSError as error:
@@ -336,9 +334,7 @@ def tokenizer_of(name: str) -> SimpleTokenizer | HFTokenizer:
         ) from error
 
 
-def preprocessing_of(
-    preprocess_cfg: dict[str, Any],
-) -> tuple[View, Callable[[NDArray[np.uint8]], Tensor]]:
+def preprocessing_of(preprocess_cfg: dict[str, Any]) -> tuple[View, Callable[[Pixels], Tensor]]:
     """The preprocessing that open_clip describes so, in two parts.
 
     Returns:
@@ -366,13 +362,13 @@ class RemoteModel(HostedModel):
         cuts = range(0, len(images), IMAGES_PER_MESSAGE)
         parts = [torch.stack(list(images[i : i + IMAGES_PER_MESSAGE])).numpy() for i in cuts]
         if not parts:
-            parts = [np.zeros((0, 3, self.image_size, self.image_size), np.float32)]
+            parts = [np.zeros((0, self.image_size, self.image_size, 3), np.uint8)]
         features = await asyncio.gather(*(self.encode_pixels(p, tenant=tenant) for p in parts))
         return np.concatenate(features)
 
     @abstractmethod
-    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
-        """Features [N, width] of preprocessed pictures [N, 3, S, S], a message's worth.
+    async def encode_pixels(self, pixels: Pixels, *, tenant: str) -> Array:
+        """Features [N, width] of images uint8 [N, S, S, 3], a message's worth.
 
         Raises:
             Overloaded: too much work waits for the model, or it has too little memory.
@@ -387,7 +383,7 @@ class Answering:
     def __init__(self, engine: HostedModel) -> None:
         self._engine = engine
 
-    async def encode_images(self, pixels: Array, *, tenant: str) -> Array:
+    async def encode_images(self, pixels: Pixels, *, tenant: str) -> Array:
         """See `RemoteModel.encode_pixels`."""
         images = list(torch.from_numpy(pixels.copy()))
         return await self._engine.encode_images(images, tenant=tenant)

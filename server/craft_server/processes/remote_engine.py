@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from craft_server.api.middleware import HangUpMiddleware
+from craft_server.decoding.decoders import Pixels
 from craft_server.engine import (
     EngineState,
     HostedModel,
@@ -90,7 +91,7 @@ class RemoteEngine(RemoteModel):
         response = await self._send("GET", STATE)
         return EngineState.model_validate_json(response.content)
 
-    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
+    async def encode_pixels(self, pixels: Pixels, *, tenant: str) -> Array:
         """See `RemoteModel`."""
         return await self._ask(ENCODE_IMAGES, {"tenant": tenant}, images=pixels)
 
@@ -113,7 +114,9 @@ class RemoteEngine(RemoteModel):
         texts = on_host(text_features)
         return await self._ask(LOG_PROBS, {"tenant": tenant}, images=image_features, texts=texts)
 
-    async def _ask(self, path: str, document: Mapping[str, Any], **tensors: Array) -> Array:
+    async def _ask(
+        self, path: str, document: Mapping[str, Any], **tensors: Array | Pixels
+    ) -> Array:
         body = codec.encode(document, tensors)
         response = await self._send("POST", path, body)
         if response.headers[REVISION_HEADER] != self.revision:

@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from craft_server.app import create_app
+from craft_server.decoding.decoders import Pixels
 from craft_server.engine import (
     EngineState,
     HostedModel,
@@ -49,7 +50,7 @@ class RayEngine(RemoteModel):
         """See `HostedModel`: that of one replica."""
         return EngineState.model_validate(await self._ask("state"))
 
-    async def encode_pixels(self, pixels: Array, *, tenant: str) -> Array:
+    async def encode_pixels(self, pixels: Pixels, *, tenant: str) -> Array:
         """See `RemoteModel`."""
         features: Array = await self._ask("encode_images", pixels, tenant=tenant)
         return features
