@@ -25,8 +25,8 @@ from craft_client.api import Client
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import LinearHead
 from craft_shared.wire import Context
-from few_shot_accuracy import serving
 from options import save
+from serving import serving
 
 ROUNDS = 12
 SIDE = 256

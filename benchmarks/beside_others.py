@@ -30,9 +30,9 @@ from typing import Any
 import httpx
 
 from adapter_serving import Pictures
-from few_shot_accuracy import free_port
 from image_speed import HERE, cpu_seconds_of, serving
 from options import save
+from serving import free_port
 
 CALLERS = (1, 8, 32)
 SECONDS = 12.0

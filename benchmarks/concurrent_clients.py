@@ -32,8 +32,8 @@ from craft_client.journal import Journal
 from craft_client.presets import recipe_settings
 from craft_client.remote import RemoteBlackBox
 from craft_client.tune import run_document, tune
-from few_shot_accuracy import command, serving
 from options import save
+from serving import command, serving
 from tuning_run import DTD, make_pictures, metric
 
 MEBIBYTE = 2**20

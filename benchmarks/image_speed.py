@@ -26,8 +26,8 @@ from typing import Any
 
 from adapter_serving import Pictures, adapter_of
 from craft_client.api import Client
-from few_shot_accuracy import BIN, command, free_port, wait_until_ready
 from options import save
+from serving import BIN, command, free_port, wait_until_ready
 
 HERE = Path(__file__).parent.parent
 ROUNDS, WARM_UP = 3, 1

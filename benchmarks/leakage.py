@@ -47,7 +47,6 @@ from craft_client.layouts import load_dataset
 from craft_client.remote import RemoteBlackBox
 from craft_server.engine import Engine, ModelSpec, Prompts
 from craft_shared.wire import Context, ImageSet
-from few_shot_accuracy import command, serving
 from leakage_attacks import (
     Array,
     centred,
@@ -63,6 +62,7 @@ from leakage_timing import Tenant, by_the_clock, counting, membership
 from options import parser_for, present, save
 from output_levels import LEVELS
 from plot_leakage import draw
+from serving import command, serving
 
 CONTEXT = Context(scale=3.0)
 CODES_A_CALL = 16

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from few_shot_accuracy import UNITS, command, serving
 from options import parser_for, present, save
+from serving import UNITS, command, serving
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from few_shot_accuracy import command, serving
 from options import parser_for, present, save
+from serving import command, serving
 
 # Options of `craft-server keys policy`, the coarsest level first.
 LEVELS = (

@@ -41,8 +41,7 @@ from craft_server.plan.measure import context, measure_machine, measure_model, m
 from craft_server.plan.runs import HIDDEN_UNITS, fit_work
 from craft_server.settings import DEFAULT_LIMITS
 from craft_shared.head import log_softmax
-from few_shot_accuracy import BIN, command
-from quickstart import free_port, wait_until_ready
+from serving import BIN, command, free_port, wait_until_ready
 from tuning_run import Instant, busy_seconds, make_pictures
 from white_box import in_own_process
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from codes_by_level import features
 from craft_client.layouts import load_dataset
 from craft_server.engine import Engine, ModelSpec, Prompts
-from few_shot_accuracy import command
 from image_speed import HERE, Server, serving
 from options import save
+from serving import command
 
 PRECISIONS = ("auto", "float32")
 

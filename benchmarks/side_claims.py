@@ -27,8 +27,8 @@ from typing import Any
 
 from craft_client.layouts import load_dataset
 from craft_server.engine.models import ModelSpec
-from few_shot_accuracy import BIN, command, serving
 from options import parser_for, present, save
+from serving import BIN, command, serving
 from white_box import draw_few, encode_pictures, in_own_process, measure
 
 WHITE_BOX = "coop, rate chosen"

@@ -39,8 +39,8 @@ from craft_server.engine.engine import MOST_THREADS
 from craft_shared.head import log_softmax
 from craft_shared.units import Units
 from craft_shared.wire import EVERYTHING, Budget, Output
-from few_shot_accuracy import command, serving
 from options import save
+from serving import command, serving
 
 # The classes of the Describable Textures Dataset.
 DTD = (Path(__file__).parent / "dtd_classes.txt").read_text().split()

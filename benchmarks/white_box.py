@@ -1,6 +1,6 @@
 """White-box lines: what few-shot tuning reaches when the model is in hand, not behind an API.
 
-Black-box tuning (`few_shot_accuracy.py`) is held against these, on the same draws of pictures. They
+Black-box tuning (`craft bench`) is held against these, on the same draws of pictures. They
 see hidden image features, and prompt learning sees gradients; neither ever leaves a server.
 
 - zero-shot: 'a photo of a NAME.'.
