@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from craft_client import Client
 from craft_client.arena import Outcome, Question, Run, run_method
@@ -151,6 +153,35 @@ def test_a_visual_prompt_is_applied_by_the_server_to_the_last_bit(
         with pytest.raises(InvalidRequest, match=f"7 pixels a side; the model reads {size}"):
             client.publish("wrong", Adapter(wrong, none, Unrefined(), levels[:7, :7]))
         assert client.usage().total == spent
+
+
+def test_an_image_with_another_visual_prompt_has_noise_of_its_own(
+    server: Server, tmp_path: Path
+) -> None:
+    """Otherwise any image could be read as a visual prompt on one file, under one noise."""
+    white = tmp_path / "white.png"
+    Image.new("RGB", (64, 64), "white").save(white)
+    with Client(server.url, server.key("--noise", "0.5", owner="noisy")) as client:
+        card = client.model()
+        size = card.image_size
+        config = AdapterConfig(
+            model=card.name,
+            revision=card.revision,
+            classes=["one", "two"],
+            templates=["a {}."],
+            head="none",
+            visual=size,
+        )
+
+        def answer(name: str, levels: float) -> Any:
+            visual = np.full((size, size, 3), levels, np.float32)
+            client.publish(name, Adapter(config, np.zeros((0, 0), np.float32), Unrefined(), visual))
+            return client.adapter_predict(name, images=[white]).log_probs
+
+        # Pixels are whole numbers of at most 255, so that these are one and the same image.
+        none, hardly, more = answer("none", 0), answer("hardly", 0.2), answer("more", 50)
+        np.testing.assert_array_equal(hardly, none)
+        assert np.abs(more - none).max() > 0.05
 
 
 def test_a_visual_prompt_is_tuned_measured_and_published(

@@ -57,11 +57,13 @@ async def noise_of(
     classes: Sequence[str],
     selection: ImageSelection,
     *,
+    visual: NDArray[np.float32] | None = None,
     counted: bool = True,
 ) -> Noise | None:
     """The noise that is added to the log-probabilities of an answer; None for none.
 
     Prompts are noted where their number is bounded, if they are the caller's choice (`counted`).
+    An image with a `visual` prompt is another image than without, or with another one.
 
     Raises:
         PromptLimitReached: the key may not ask so many; none was noted.
@@ -72,6 +74,10 @@ async def noise_of(
     services, caller, image_set = call.services, call.caller, selection.image_set
     texts = await services.engine.text_identities(prompts, classes, tenant=caller.tenant)
     images = await asyncio.to_thread(digests_of, selection.files)
+    if visual is not None:
+        # Of whole grey levels, since images have no others.
+        levels = np.rint(visual).astype(np.int16).tobytes()
+        images = digests_of([bytes.fromhex(digest) + levels for digest in images])
     if limit is not None:
         of = [f"sha256:{digest}" for digest in images] if image_set is None else [image_set.id]
         identities = [prompt_identity(prompt) for prompt in texts]

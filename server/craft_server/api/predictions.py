@@ -290,7 +290,14 @@ async def predict(
         # They are the caller's choice if the adapter is its owner's.
         chosen = card.owner == caller.owner
         noise = await noise_of(
-            call, policy, output, prompts, config.scored, selection, counted=chosen
+            call,
+            policy,
+            output,
+            prompts,
+            config.scored,
+            selection,
+            visual=servable.adapter.visual,
+            counted=chosen,
         )
         features = await images.features(call)
 

@@ -59,6 +59,25 @@ def test_a_recording_that_is_not_the_function_is_never_used_and_it_is_said(fault
     assert [line["event"] for line in lines] == ["CUDA graphs are not used"]
 
 
+def test_what_is_no_number_is_the_same_as_itself() -> None:
+    recorder = Recorder()
+    recordings = Recordings(recorder)
+    for _ in range(3):
+        assert recordings.run("key", torch.sqrt, -1 - X).isnan().all()
+    assert recorder.replayed == 2
+
+
+def test_a_recording_that_finds_no_memory_is_tried_again_later() -> None:
+    def without_memory(function: Function, x: Tensor) -> Function:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recordings = Recordings(without_memory)
+    with structlog.testing.capture_logs() as lines:
+        for i in range(3):
+            assert torch.equal(recordings.run("key", halved, X + i), (X + i) / 2)
+    assert "CUDA graphs are not used" not in [line["event"] for line in lines]
+
+
 def test_recordings_are_bounded() -> None:
     recorder = Recorder()
     recordings = Recordings(recorder)
