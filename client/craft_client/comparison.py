@@ -19,12 +19,14 @@ from craft_client.evaluation import Interval
 from craft_client.recipes import label
 from craft_client.runs import Run
 from craft_shared.amounts import UNITS, Measure
+from craft_shared.names import made_sound
 
 # Predictions lead: they count a mini-batch for what it is, and a query for all images that it saw.
 SPENT: tuple[Measure, ...] = (
     "predictions", "queries", "images", "texts", "requests", "cost_micros"
 )  # fmt: skip
 ZERO_SHOT = "zero-shot"
+LONGEST_SETTING = 60  # characters, in the name of a method
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,9 @@ def methods_of(runs: Sequence[Run]) -> list[str]:
 
 def _method(run: Run, others: Sequence[Mapping[str, object]]) -> str:
     recipe = label(run.about.settings.recipe or "unknown")
+    # A run that somebody else hands in may say anything.
     differing = [
-        f"{name}={value}"
+        made_sound(f"{name}={value}")[:LONGEST_SETTING]
         for name, value in _settings(run).items()
         if any(other.get(name) != value for other in others)
     ]

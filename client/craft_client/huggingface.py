@@ -41,7 +41,19 @@ def is_one(data: Path) -> bool:
     return (
         str(data).startswith(PREFIX)
         or any((data / name).is_file() for name in _SAVED)
-        or any(any(data.glob(pattern)) for pattern in _PARQUET)
+        or (_holds_parquet(data) and not _holds_more(data))
+    )
+
+
+def _holds_parquet(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in _PARQUET)
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether it has folders beside `data`, as all other layouts have, among which tables lie."""
+    return any(
+        entry.is_dir() and entry.name != "data" and not entry.name.startswith(".")
+        for entry in folder.iterdir()
     )
 
 
@@ -69,7 +81,13 @@ def unpacked(data: Path) -> Path:
             f"'{data}' has no split of a known name: {_listed(found)}.",
             remedy="Rename its splits to train, validation and test, and save_to_disk.",
         )
-    columns = _columns(datasets, data, next(iter(splits.values())).features, column)
+    of_each = {_columns(datasets, data, rows.features, column) for rows in splits.values()}
+    if len(of_each) > 1:
+        raise DataError(
+            f"The splits of '{data}' hold images or labels in columns of different names.",
+            remedy="Rename them alike, and save_to_disk.",
+        )
+    (columns,) = of_each
     about = repr([*columns, *((split, rows._fingerprint) for split, rows in splits.items())])
     place = _cache() / hashlib.sha256(about.encode()).hexdigest()[:16]
     listed: Path = place / (Path(name).name or Path(name).resolve().name) / LIST

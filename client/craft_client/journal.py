@@ -180,7 +180,7 @@ class Journal:
         for number, text in enumerate(texts[:-1], start=1):
             try:
                 yield json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise JournalError(f"'{path}', line {number}, is damaged.") from error
 
     def tensors(self, name: str) -> Tensors:
@@ -273,7 +273,7 @@ def _read_object(path: Path, missing: str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise _unusable(path, "read", error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JournalError(f"'{path}' is not valid JSON.") from error
     if not isinstance(value, dict):
         raise JournalError(f"'{path}' is not a JSON object.")

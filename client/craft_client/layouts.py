@@ -631,7 +631,7 @@ def _load_list(listed: Path) -> Dataset:
         if not any(row):
             continue
         cells = dict(zip(columns, row, strict=False))
-        path, label = cells["path"], _class_name(cells.get("label", ""))
+        path, label = cells.get("path", ""), _class_name(cells.get("label", ""))
         split = split_called(cells.get("split", "train").strip())
         if not path or split is None or len(row) != len(columns):
             raise DataError(

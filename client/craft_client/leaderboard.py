@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,6 +190,17 @@ def check_anew(run: Run, anew: Evaluation) -> None:
     _refuse(run.folder, faults)
 
 
+def check_apart(run: Run, test: Iterable[str]) -> None:
+    """Looks for test images, by their files' digests, among those that the run was tuned on.
+
+    Raises:
+        RefusedError: there are some.
+    """
+    both = set(run.about.digests) & set(test)
+    fault = f"images: the run was tuned on {len(both):,} of the test images."
+    _refuse(run.folder, [fault] if both else [])
+
+
 def _of_receipt(receipt: Receipt, run: Run) -> Iterator[str]:
     if receipt.run is None or receipt.run != run.about.run:
         yield f"receipt: it is of the run '{receipt.run}'; this one is '{run.about.run}'."
@@ -250,7 +262,7 @@ def _of_images(run: Run) -> Iterator[str]:
         yield "images: the run does not say by which images it was tuned."
     if settings.shots is None or settings.seed is None:
         yield "settings: shots and seed are not known."
-    elif max(map(labels.count, set(labels)), default=0) > settings.shots:
+    elif max(Counter(labels).values(), default=0) > settings.shots:
         yield f"images: a class has more of them than the {settings.shots} shots."
 
 
@@ -260,7 +272,9 @@ def _of_budget(run: Run) -> Iterator[str]:
         return
     asked = Asked(settings.budget, settings.budget_unit)
     spent = run.cost_micros if asked.unit == "cost_micros" else run.units[asked.unit]
-    if spent is None or spent > asked.amount:
+    if spent is None:
+        yield f"budget: it was {asked}; what the run spent of that is not known."
+    elif spent > asked.amount:
         yield f"budget: it was {asked}; the run spent {spent:,}."
 
 

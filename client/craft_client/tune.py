@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from craft_client import recipes
@@ -25,7 +26,7 @@ from craft_shared.display import Displayed, View
 from craft_shared.head import HEAD_KINDS
 from craft_shared.names import made_sound
 from craft_shared.plugins import PluginError
-from craft_shared.problems import FieldError
+from craft_shared.problems import FieldError, first_error
 from craft_shared.units import Units
 from craft_shared.wire import Budget, Output, Provenance, ProviderProfile
 
@@ -229,8 +230,36 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
             f"'{settings.recipe}' does not say how good the plain prompt is.",
             remedy="Begin with `run.plain()`, or give the Outcome `accuracy_before`.",
         )
-    if outcome.visual is not None:
-        _check_visual(outcome.visual, black_box.image_size)
+    try:
+        adapter = _adapter(outcome, run, black_box, codes, before, data)
+    except ValueError as error:  # of the adapter, of its tensors, or of its document
+        why = first_error(error) if isinstance(error, ValidationError) else str(error)
+        raise CraftError(
+            f"What '{settings.recipe}' ends in is no adapter: {why}.".replace("..", "."),
+            remedy="Correct the method and resume the run: what was paid for is in its journal.",
+        ) from error
+    return TuneResult(
+        adapter,
+        before,
+        outcome.accuracy_after,
+        run.answers.units,
+        run.stopped_by,
+        run.history,
+    )
+
+
+def _adapter(
+    outcome: Outcome,
+    run: TuningRun,
+    black_box: BlackBox,
+    codes: NDArray[np.float32],
+    before: float,
+    data: object,
+) -> Adapter:
+    settings, visual = run.settings, outcome.visual
+    if visual is not None:
+        visual = np.asarray(visual, np.float32)
+        _check_visual(visual, black_box.image_size)
     config = AdapterConfig(
         model=black_box.model,
         revision=black_box.revision,
@@ -241,7 +270,7 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
         context=run.context if len(codes) else None,
         codes=len(codes),
         head=outcome.head.kind,
-        visual=None if outcome.visual is None else len(outcome.visual),
+        visual=None if visual is None else len(visual),
         output=black_box.output,
         provenance=Provenance(
             recipe=made_sound(recipes.label(settings.recipe))[:64],
@@ -255,15 +284,7 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
         ),
     )
     # Read back from its bytes: what is deployed is data, whatever object a recipe made.
-    adapter = Adapter.from_bytes(Adapter(config, codes, outcome.head, outcome.visual).to_bytes())
-    return TuneResult(
-        adapter,
-        before,
-        outcome.accuracy_after,
-        run.answers.units,
-        run.stopped_by,
-        run.history,
-    )
+    return Adapter.from_bytes(Adapter(config, codes, outcome.head, visual).to_bytes())
 
 
 def _check_visual(visual: NDArray[np.float32], side: int) -> None:

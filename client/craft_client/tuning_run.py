@@ -532,7 +532,7 @@ class TuningRun:
             return False
         price = self._price()
         own, *others = self.budgets
-        if shortfall([own], need, price) is not None:
+        if self._is_unpriced([own], price) or shortfall([own], need, price) is not None:
             return False
         is_known = price is not None or own.unit != "cost_micros"
         if is_known and not amount_of(own.unit, need, price):
@@ -545,10 +545,20 @@ class TuningRun:
         if limit is not None and self.answers.prompts + _prompts(self._next()) > limit:
             self.stopped_by = f"the key may ask {limit:,} different prompts about the pictures"
             return False
+        if self._is_unpriced(others, price):
+            return False
         short = shortfall(others, need, price)
         if short is not None:
             self.stopped_by = f"{short} for a generation"
         return short is None
+
+    def _is_unpriced(self, budgets: Sequence[Budget], price: int | None) -> bool:
+        """Whether cost is bounded, and no answer so far says what a generation costs."""
+        unpriced = price is None and self.answers.units != Units()
+        if unpriced and any(budget.unit == "cost_micros" for budget in budgets):
+            self.stopped_by = "cost is bounded, and no answer says what a generation's images cost"
+            return True
+        return False
 
     def most(self, question: Question) -> int:
         """How many of a question's prompts all budgets cover, so that a last generation is smaller.

@@ -20,7 +20,7 @@ from craft_shared.head import log_softmax
 from craft_shared.units import MEASURES, Measure, Units
 from craft_shared.wire import Budget
 
-from .fake_clip import FakeBlackBox, FakeClip, budget
+from .fake_clip import SIDE, FakeBlackBox, FakeClip, budget
 
 CLIP = FakeClip(5, seed=1, ignorance=2.0)
 PICTURES, LABELS = CLIP.pictures(8)
@@ -220,6 +220,40 @@ class Scarce(FakeBlackBox):
 
     def _left(self) -> list[Budget]:
         return [budget("predictions", 500, spent=self.charged.predictions)]
+
+
+def test_a_generation_of_unknown_price_is_not_asked_for_where_cost_is_bounded(
+    tmp_path: Path,
+) -> None:
+    def method(run: Run) -> Outcome:
+        run.plain()
+        assert not run.covers(Question(1, images=2, sent=True))
+        return Outcome("the plain prompt")
+
+    black_box = FakeBlackBox(CLIP, PICTURES, price_micros=10)
+    result = tuned(tmp_path / "run", method, black_box, budget=1_000_000, budget_unit="cost_micros")
+    assert result.stopped_by is not None
+    assert "cost is bounded" in result.stopped_by
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (Outcome("x", texts=["cat", "cat"]), "texts"),
+        (Outcome("x", visual=np.full((SIDE, SIDE, 3), 1e6)), "visual"),
+    ],
+)
+def test_an_end_that_is_no_adapter_is_told_and_the_answers_stay(
+    tmp_path: Path, outcome: Outcome, told: str
+) -> None:
+    def method(run: Run) -> Outcome:
+        run.plain()
+        return outcome
+
+    with pytest.raises(CraftError, match="ends in is no adapter") as caught:
+        tuned(tmp_path / "run", method)
+    assert told in caught.value.message
+    assert len(list(Journal.open(tmp_path / "run").lines())) == 1
 
 
 def test_a_keys_budget_ends_a_run_in_good_order_and_says_which(tmp_path: Path) -> None:

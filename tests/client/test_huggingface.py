@@ -119,6 +119,21 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_dataset(Path("hf:nobody/nothing"))
 
 
+def test_splits_whose_columns_differ_are_told(tmp_path: Path) -> None:
+    train = rows(tmp_path / "pictures", [0, 1])
+    test = train.rename_column("label", "kind")
+    with pytest.raises(DataError, match="columns of different names"):
+        load_dataset(saved(tmp_path / "pets", train=train, test=test))
+
+
+def test_a_table_among_class_folders_makes_no_other_data_set_of_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        picture(tmp_path / "pets" / name, 1)
+    rows(tmp_path / "pictures", [0, 1]).to_parquet(tmp_path / "pets" / "metadata.parquet")
+    assert load_dataset(tmp_path / "pets").classes == ("cat", "dog")
+
+
 def test_commands_take_it(connected: WireServer, tmp_path: Path) -> None:
     train = rows(tmp_path / "pictures", [0, 1] * 3)
     folder, run = saved(tmp_path / "pets", train=train, test=train), tmp_path / "run"

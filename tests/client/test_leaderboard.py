@@ -20,7 +20,14 @@ from typer.testing import CliRunner
 
 from craft_client.cli import app
 from craft_client.evaluation import Evaluation
-from craft_client.leaderboard import Leaderboard, RefusedError, check_anew, read_tasks, verified
+from craft_client.leaderboard import (
+    Leaderboard,
+    RefusedError,
+    check_anew,
+    check_apart,
+    read_tasks,
+    verified,
+)
 from craft_shared.adapter import Adapter
 from craft_shared.receipt import JWS_RULES, TYPE, Receipt, ReceiptItem
 from craft_shared.text_files import rows_of
@@ -314,6 +321,13 @@ def test_a_run_counts_once(tmp_path: Path) -> None:
     assert f"'{one}' is the same run with this seed" in reasons(board, submit(tmp_path / "again"))
 
 
+def test_a_run_that_was_tuned_on_test_images_is_refused(tmp_path: Path) -> None:
+    run = verified(submit(tmp_path / "run"), KEYS).run
+    check_apart(run, ["another"])
+    with pytest.raises(RefusedError, match="tuned on 2 of the test images"):
+        check_apart(run, [*run.about.digests[:2], "another"])
+
+
 def test_an_accuracy_that_is_another_when_it_is_measured_anew_is_refused(tmp_path: Path) -> None:
     run = verified(submit(tmp_path / "one"), KEYS).run
     assert run.evaluation
@@ -391,6 +405,36 @@ def test_a_contributor_is_told_before(craft: Callable[..., Any]) -> None:
     refused = craft("check", "one")
     assert refused.exit_code == 1
     assert "seed: the adapter was made with '1', the run with '3'" in refused.stderr
+
+
+def unknown_spending(folder: Path) -> None:
+    edit(
+        folder / "run.json", lambda run: run["settings"].update(budget=1, budget_unit="cost_micros")
+    )
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("cost_micros", None)
+    (folder / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def half_a_character(folder: Path) -> None:
+    edit(folder / "run.json", lambda run: run["settings"].update(x="\ud800" + 1000 * "y"))
+
+
+def deep(folder: Path) -> None:
+    (folder / "run.json").write_text(100_000 * '{"a":')
+
+
+@pytest.mark.parametrize("hostile", [unknown_spending, half_a_character, deep])
+def test_a_hostile_run_does_not_end_the_build_for_others(
+    craft: Callable[..., Any], hostile: Callable[[Path], None]
+) -> None:
+    submit(Path("runs/fair"))
+    hostile(submit(Path("runs/hostile"), seed=2))
+    done = craft("build", "runs", "--out", "site", "--keys", "keys.json", "--json")
+    assert done.exit_code in (0, 1), done.output
+    assert json.loads(done.stdout)["taken"] >= 1
+    assert "foresaw" not in done.output
 
 
 def test_what_others_wrote_is_harmless_on_the_page(craft: Callable[..., Any]) -> None:

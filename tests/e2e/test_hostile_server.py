@@ -82,6 +82,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "image-sets delete": [[ESCAPES.replace("\0", "")]],
     "zero-shot": [["--data", SET], ["--data", SET, "--json"]],
     "tune": [["--data", SET, *TUNE, "--run", "{new}"]],
+    "data check": [[SET], [SET, "--json"]],
     "bench": [["--data", ".", "--dataset", SET, "--shots", "1", "--seed", "1", "--out", "{new}"]],
     "evaluate": [["runs/ours", "--data", SET], ["--adapter", "x", "--data", SET]],
     "publish": [["runs/ours", "--name", "x"], ["runs/ours", "--name", "x", "--json"]],

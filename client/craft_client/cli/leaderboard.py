@@ -134,13 +134,23 @@ def check(
 ) -> None:
     """Verify a run as `craft leaderboard build` does, before it is handed in."""
     from craft_client.cli.evaluate import measure_run
-    from craft_client.leaderboard import Leaderboard, check_anew, read_tasks, verified
+    from craft_client.data import digest_of
+    from craft_client.layouts import load_dataset
+    from craft_client.leaderboard import (
+        Leaderboard,
+        check_anew,
+        check_apart,
+        read_tasks,
+        verified,
+    )
     from craft_shared.units import Units
 
     board = Leaderboard({} if tasks is None else read_tasks(tasks))
     one = verified(run, known_keys(keys, url))
     is_known = one.task.name in board.tasks
     board.take(one)
+    if data is not None:
+        check_apart(one.run, (digest_of(sample.path) for sample in load_dataset(data).test))
     anew = None if data is None else measure_run(run, data, "test", url, key)
     if anew and anew.evaluation:
         check_anew(one.run, anew.evaluation)

@@ -106,7 +106,7 @@ def _loss(scores: Array, owners: Array, labels: Labels) -> float:
 
 
 def read_descriptions(path: Path, classes: Sequence[str], most: int) -> list[list[str]]:
-    """The descriptions of each class; those that no server scores as a text are left out.
+    """The descriptions of each class; what is no text that a server scores beside them is left out.
 
     Raises:
         DataError: the file cannot be read, or a class has none.
@@ -126,7 +126,11 @@ def read_descriptions(path: Path, classes: Sequence[str], most: int) -> list[lis
     for name in classes:
         texts = by_name.get(_key(name), [])
         some = [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
-        usable = [text for text in some if 1 <= len(text) <= LONGEST_CLASS_NAME and not fault(text)]
+        usable = [
+            text
+            for text in some
+            if 1 <= len(text) <= LONGEST_CLASS_NAME and not fault(text) and text not in classes
+        ]
         if not usable:
             raise DataError(
                 f"Descriptions '{path}' have none of '{name}' of 1 to {LONGEST_CLASS_NAME} "
