@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from craft_client.exceptions import BudgetTooSmall
 from craft_shared.units import Measure, Units
 from craft_shared.wire import Budget, Context, Output
 
@@ -141,6 +142,20 @@ def shortfall(
         if needed > budget.remaining:
             return Shortfall(budget, needed)
     return None
+
+
+def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> None:
+    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need.
+
+    Images that the server has seen cost nothing, so that `need` should not count them.
+    """
+    short = shortfall(budgets, need)
+    if short:
+        raise BudgetTooSmall(
+            f"This needs {short.needed:,} {short.budget.unit}; {budget_name(short.budget)} has "
+            f"{short.budget.remaining:,} left. Nothing was charged.",
+            remedy=remedy,
+        )
 
 
 def times_covered(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -179,7 +180,7 @@ def fewer_note(samples: Sequence[Sample], shots: int, classes: Sequence[str]) ->
 
 
 def check_images(
-    files: Sequence[Path],
+    files: Sequence[Path | bytes],
     limits: Limits,
     *,
     on_checked: Callable[[int], None] | None = None,
@@ -203,7 +204,7 @@ def check_images(
 
 
 def digests_or_errors(
-    files: Sequence[Path],
+    files: Sequence[Path | bytes],
     most_bytes: int,
     most_pixels: int,
     *,
@@ -211,15 +212,16 @@ def digests_or_errors(
 ) -> list[str | FieldError]:
     """Of each image's file its digest, or what is wrong with it; see `check_images`."""
 
-    def check(file: Path) -> FieldError | str:
-        return _image_error(file, most_bytes, most_pixels) or digest_of(file)
+    def check(number: int, file: Path | bytes) -> FieldError | str:
+        name = f"images[{number}]" if isinstance(file, bytes) else f"'{file}'"
+        return _image_error(file, name, most_bytes, most_pixels) or digest_of(file)
 
     results: list[str | FieldError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # What Pillow only warns of is taken: odd metadata, and more pixels than its own bound,
         # which gives way to the model's.
         warnings.simplefilter("ignore")
-        for number, found in enumerate(pool.map(check, files), 1):
+        for number, found in enumerate(pool.map(check, count(), files), 1):
             results.append(found)
             if on_checked and (number % 50 == 0 or number == len(files)):
                 on_checked(number)
@@ -243,19 +245,21 @@ def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
     return np.array([sample.label for sample in samples], np.int64)
 
 
-def _image_error(path: Path, most_bytes: int, most_pixels: int) -> FieldError | None:
+def _image_error(
+    file: Path | bytes, name: str, most_bytes: int, most_pixels: int
+) -> FieldError | None:
     """What is wrong with an image, or None."""
 
     def wrong(message: str, remedy: str) -> FieldError:
-        return FieldError(field=f"'{path}'", message=message, remedy=remedy)
+        return FieldError(field=name, message=message, remedy=remedy)
 
     try:
-        size = path.stat().st_size
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
         if size > most_bytes:
             message = f"has {size} bytes; the server accepts {most_bytes}."
             return wrong(message, "Save it smaller.")
         # As the server reads it: no text or profile beside the pixels, however long.
-        data = path.read_bytes()
+        data = file if isinstance(file, bytes) else file.read_bytes()
         with Image.open(io.BytesIO(without_extras(data)), formats=FORMATS) as picture:
             sides = f"{picture.width} x {picture.height} pixels"
             if picture.width * picture.height > most_pixels:

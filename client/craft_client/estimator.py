@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from craft_client.api import Client
-from craft_client.arena import tuned
+from craft_client.begin import begun
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
@@ -23,6 +23,7 @@ from craft_client.presets import recipe_settings
 from craft_client.recipes import Option
 from craft_client.remote import RemoteBlackBox, classify_here, filled
 from craft_client.settings import SettingsError, Strategy, TuneSettings
+from craft_client.tune import tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Measure
 from craft_shared.wire import ImageSet, ModelCard, Scale
@@ -127,23 +128,23 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self._settings(labels, names)  # refused before anything is sent
         with self._connected() as client, tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run" if self.run_dir is None else Path(self.run_dir)
-            card = client.model(self.model)
+            settings_of = partial(self._settings, labels, names)
             with (
                 Journal.claimed(folder, new=True) as journal,
-                _image_set(client, card.name) as empty,
-            ):
-                self.result_, uploaded = tuned(
+                begun(
                     client,
-                    empty,
-                    card,
+                    journal,
                     encoded,
                     labels,
                     names,
-                    partial(self._settings, labels, names),
-                    journal,
-                )
+                    settings_of,
+                    model=self.model,
+                    temporary=True,
+                ) as run,
+            ):
+                self.result_ = tune(run.black_box, labels, run.settings, journal, pictures=encoded)
         self.adapter_ = self.result_.adapter
-        self.units_ = uploaded + self.result_.units
+        self.units_ = run.uploaded + self.result_.units
         return self
 
     def predict_log_proba(self, X: Iterable[Picture]) -> NDArray[np.float32]:

@@ -241,7 +241,7 @@ class RemoteBlackBox:
 def filled(
     client: Client,
     image_set: ImageSet,
-    images: Iterable[bytes],
+    images: Iterable[Picture],
     limits: Limits,
     on_chunk: Callable[[ImageUploadAnswer], None] = lambda answer: None,
     idempotency_key: str | None = None,

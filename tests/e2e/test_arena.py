@@ -19,6 +19,7 @@ from craft_client.layouts import load_dataset
 from craft_client.pictures import pixels
 from craft_shared.adapter import Adapter, AdapterConfig, prompted
 from craft_shared.head import Unrefined
+from craft_shared.units import Units
 from e2e.conftest import Server
 from e2e.programs import CRAFT, Program
 from waiting import until
@@ -79,6 +80,10 @@ def test_what_a_method_asks_is_what_the_ledger_has(
 
     key = server.key(owner="arena")
     with Client(server.url, key) as client:
+        files, endless = [sample.path for sample in samples], f"a {'very ' * 100}{{}}"
+        with pytest.raises(InvalidRequest, match=r"templates\[0\]"):
+            run_method(method, files, labels, names, client=client, template=endless)
+        assert client.usage().total == Units()
         result = run_method(
             method,
             [sample.path for sample in samples],

@@ -31,9 +31,9 @@ from craft_client.cli.options import (
     recipes,
 )
 from craft_client.cli.root import command
-from craft_client.cli.session import check_budgets, check_files, connect
+from craft_client.cli.session import check_files, connect
 from craft_client.cli.show import Verbosity, document, say, speaking, table
-from craft_client.cli.tune import Task, check_task, new_task, tune_task
+from craft_client.cli.tune import Task, new_task, tune_task
 from craft_client.recipes import OWN, label
 from craft_client.run_folder import LOCK_FILE, RUN_FILE
 
@@ -244,6 +244,9 @@ def _check(
         CraftError: one of them could not be made, or all of them together are more than a budget
             of the key covers.
     """
+    from craft_client.begin import check_run
+    from craft_client.blackbox import check_budgets
+    from craft_client.data import labels_of
     from craft_client.exceptions import DataError
     from craft_client.remote import RemoteBlackBox
     from craft_shared.units import Units
@@ -265,14 +268,14 @@ def _check(
         lasting: list[Budget] = []
         try:
             for cell, task in tasks.items():
-                own = task.of_key(card)
                 with _naming(cell):
-                    _, budgets, need = check_task(own, client, empty, card)
-                unit, most = own.settings.budget_unit, own.settings.budget
+                    settings, labels = task.settings_of(card=card), labels_of(task.samples)
+                    one = check_run(client, empty, card, labels, task.classes, settings)
+                need, unit = one.need, settings.budget_unit
                 # A recipe that looks as it goes may spend all of its budget.
-                if unit != "cost_micros" and not own.settings.is_planned:
-                    need = need.model_copy(update={unit: max(most, need[unit])})
-                lasting = [one for one in budgets if one.window == "lifetime"]
+                if unit != "cost_micros" and not settings.is_planned:
+                    need = need.model_copy(update={unit: max(settings.budget, need[unit])})
+                lasting = [budget for budget in one.budgets if budget.window == "lifetime"]
                 plain = RemoteBlackBox(client, empty, task.classes, "float32", card=card)
                 # Of its evaluation the least: the adapter may have more prompts.
                 total += need + plain.with_count(len(sets[cell.data].test)).units(1)

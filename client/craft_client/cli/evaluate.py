@@ -27,7 +27,7 @@ from craft_client.cli.options import (
     run_folders,
 )
 from craft_client.cli.root import command
-from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
+from craft_client.cli.session import check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, say, table, units_line
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def measure_zero_shot(
     That is the score of the mean of a class's text embeddings, which is how CLIP's own ensemble
     (Radford et al., ICML 2021, section 3.1.4) is made where embeddings are at hand.
     """
+    from craft_client.blackbox import check_budgets
     from craft_client.data import labels_of, notes
     from craft_client.evaluation import metrics_of
     from craft_client.remote import check_prompts
@@ -133,13 +134,14 @@ def measure_zero_shot(
     dataset, samples = _pictures(data, split)
     with connect(url, key) as client:
         card = client.model(model)
-        digests = check_files([sample.path for sample in samples], card.limits)
+        paths = [sample.path for sample in samples]
+        digests = check_files(paths, card.limits)
         image_set = client.create_image_set(card.name)
         black_box = _black_box(client, image_set, dataset.classes, card)
         need = _need(black_box.with_count(len(samples)), len(templates))
         check_budgets(client.budgets(), need, remedy=_TOP_UP)
         check_prompts(client, image_set, dataset.classes, templates=templates)
-        image_set, uploaded = upload(client, image_set, samples, card.limits)
+        image_set, uploaded = upload(client, image_set, paths, card.limits)
         scores = replace(black_box, image_set=image_set).score(templates=templates)
     mean = scores.log_probs.mean(axis=0)
     return Measured(
@@ -246,6 +248,7 @@ def measure_run(
     """
     import numpy as np
 
+    from craft_client.blackbox import check_budgets
     from craft_client.data import digest_of_images, labels_of, notes
     from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
@@ -272,7 +275,8 @@ def measure_run(
                 f"hosts {card.revision}. Nothing was charged.",
                 remedy="Tune again on the model that the server hosts now.",
             )
-        digests = check_files([sample.path for sample in samples], card.limits)
+        pictures = [sample.path for sample in samples]
+        digests = check_files(pictures, card.limits)
         image_set = client.create_image_set(card.name, idempotency_key=f"{name}/image-set")
         calls = name
         if once:
@@ -285,10 +289,13 @@ def measure_run(
             expected = _black_box(client, image_set, config.scored, card).with_count(len(samples))
             check_budgets(client.budgets(), _need(expected, config.prompts), remedy=_TOP_UP)
         image_set, uploaded = upload(
-            client, image_set, samples[image_set.count :], card.limits, name=f"{calls}/upload"
+            client,
+            image_set,
+            pictures[image_set.count :],
+            card.limits,
+            idempotency_key=f"{calls}/upload",
         )
         black_box = replace(_black_box(client, image_set, config.scored, card), run=calls)
-        pictures = [sample.path for sample in samples]
         scores, refined = classify_here(adapter, black_box, pictures)
     numbers = black_box.output.level != "label"
     before = metrics_of(scores.log_probs[0][:, asked], labels, classes, calibrated=numbers)
@@ -350,6 +357,7 @@ def _measure_published(
     name: str, data: Path, split: str, url: str | None, key: str | None
 ) -> Measured:
     """Lets the server classify with a published adapter."""
+    from craft_client.blackbox import check_budgets
     from craft_client.data import labels_of, notes
     from craft_client.evaluation import metrics_of
     from craft_client.remote import RemoteAdapter
@@ -360,12 +368,13 @@ def _measure_published(
         card = client.adapter(name)
         labels = _columns(dataset.classes, card.classes)[labels_of(samples)]
         remote = RemoteAdapter(client, card)
-        digests = check_files([sample.path for sample in samples], remote.limits)
+        paths = [sample.path for sample in samples]
+        digests = check_files(paths, remote.limits)
         calls = len(remote.row_calls(len(samples)))
         need = remote.units(calls, len(samples)) + Units(requests=1)
         check_budgets(client.budgets(), need, remedy=_TOP_UP)
         empty = client.create_image_set(card.model)
-        image_set, uploaded = upload(client, empty, samples, remote.limits)
+        image_set, uploaded = upload(client, empty, paths, remote.limits)
         found = remote.classify_image_set(image_set)
     return Measured(
         {"accuracy_after": metrics_of(found.log_probs, labels, card.classes)},

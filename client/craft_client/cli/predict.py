@@ -11,7 +11,7 @@ import typer
 
 from craft_client.cli.options import AsJson, Key, Url, adapter_names, argument, option
 from craft_client.cli.root import command
-from craft_client.cli.session import check_budgets, check_files, connect
+from craft_client.cli.session import check_files, connect
 from craft_client.cli.show import counting, document, percent, say, table, units_line
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ def _continued(rows: Results, remote: RemoteAdapter) -> RemoteAdapter:
 
 def _calls_covered(remote: RemoteAdapter, files: Sequence[Path], top: int) -> list[list[Path]]:
     """The files of each call; raises BudgetTooSmall where no budget covers them all."""
+    from craft_client.blackbox import check_budgets
     from craft_client.results import file_calls
 
     calls = file_calls(remote, files, top)

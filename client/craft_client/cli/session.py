@@ -1,4 +1,4 @@
-"""What commands do with a server: connect, wait, check what is left, upload images."""
+"""What commands do with a server: connect, wait, open images, upload them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from craft_client.api import Client
     from craft_client.cli.configuration import Setting
-    from craft_client.data import Sample
     from craft_shared.units import Units
-    from craft_shared.wire import Budget, ImageSet, ImageUploadAnswer, Limits
+    from craft_shared.wire import ImageSet, ImageUploadAnswer, Limits
 
 
 # Seconds; shorter waits are worth a line with --verbose alone.
@@ -50,23 +49,6 @@ def _client_of(settings: dict[str, Setting], **options: Any) -> Client:
     return Client(settings["url"].value, configuration.api_key(settings), **options)
 
 
-def check_budgets(budgets: Sequence[Budget], need: Units, *, remedy: str) -> None:
-    """Raises BudgetTooSmall when a budget of the key or its team does not cover the need.
-
-    Images that the server has seen cost nothing, so that `need` should not count them.
-    """
-    from craft_client.blackbox import budget_name, shortfall
-    from craft_client.exceptions import BudgetTooSmall
-
-    short = shortfall(budgets, need)
-    if short:
-        raise BudgetTooSmall(
-            f"This needs {short.needed:,} {short.budget.unit}; {budget_name(short.budget)} has "
-            f"{short.budget.remaining:,} left. Nothing was charged.",
-            remedy=remedy,
-        )
-
-
 def check_files(files: Sequence[Path], limits: Limits) -> list[str]:
     """Opens all images, with a progress bar; their files' digests."""
     from craft_client.data import check_images
@@ -78,25 +60,24 @@ def check_files(files: Sequence[Path], limits: Limits) -> list[str]:
 def upload(
     client: Client,
     image_set: ImageSet,
-    samples: Sequence[Sample],
+    paths: Sequence[Path],
     limits: Limits,
     *,
-    name: str | None = None,
+    idempotency_key: str | None = None,
 ) -> tuple[ImageSet, Units]:
-    """Uploads the samples' images in order; gives the filled image set, and what that cost.
+    """Uploads images in order; gives the filled image set, and what that cost.
 
-    An upload that has a name, unlike any other, is continued under it wherever it was cut off.
+    An upload that has a key, unlike any other, is continued under it wherever it was cut off.
     """
     from craft_client.remote import filled
 
-    paths, before = [sample.path for sample in samples], image_set.count
+    before = image_set.count
     with counting("Uploading pictures", len(paths)) as on_uploaded, naming_files(paths):
 
         def on_chunk(answer: ImageUploadAnswer) -> None:
             on_uploaded(answer.image_set.count - before)
 
-        images = (path.read_bytes() for path in paths)
-        image_set, charged = filled(client, image_set, images, limits, on_chunk, name)
+        image_set, charged = filled(client, image_set, paths, limits, on_chunk, idempotency_key)
     say(
         f"Image set {image_set.id}: {image_set.count:,} pictures, {charged.images:,} of them newly "
         "encoded."

@@ -5,12 +5,10 @@ What can be checked for free is checked before anything is paid for.
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -36,7 +34,7 @@ from craft_client.cli.options import (
     run_folders,
 )
 from craft_client.cli.root import command
-from craft_client.cli.session import check_budgets, check_files, connect, reporting_client, upload
+from craft_client.cli.session import check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, percent, say, size, table, watch
 from craft_client.recipes import OWN, described, label
 from craft_shared.amounts import UNITS
@@ -44,17 +42,12 @@ from craft_shared.amounts import UNITS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from craft_client.api import Client
+    from craft_client.begin import Forecast
     from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
-    from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.units import Units
-    from craft_shared.wire import Budget as KeyBudget
     from craft_shared.wire import ImageSet, Level, ModelCard
 
 
@@ -343,23 +336,16 @@ def _report(
 
 @dataclass(frozen=True)
 class Task:
-    """Settings, class names, and images of the folder `data`; what it has beside is in `others`.
+    """Class names, and images of the folder `data`; what it has beside is in `others`.
 
-    `settings_of` makes the settings anew for what a key may see, while the run has not begun.
+    `settings_of` makes the settings for what a key may see, by the model's `card`.
     """
 
-    settings: TuneSettings
     classes: Sequence[str]
     data: Path
     samples: Sequence[Sample]
-    settings_of: Callable[..., TuneSettings] | None = None
+    settings_of: Callable[..., TuneSettings]
     others: Sequence[tuple[Split | None, Sample]] = ()
-
-    def of_key(self, card: ModelCard) -> Task:
-        """The task as it is for a key that the model's card is for."""
-        if self.settings_of is None:
-            return self
-        return replace(self, settings=self.settings_of(card=card))
 
 
 def new_task(
@@ -392,8 +378,9 @@ def new_task(
     samples = few_shot(dataset.split("train"), shots, seed, dataset.classes, strict=shots_strict)
     if note := fewer_note(samples, shots, dataset.classes):
         say(note)
+    settings_of()  # what is impossible whatever the key is refused at once
     others = dataset.beside(samples)
-    return Task(settings_of(), dataset.classes, dataset.root, samples, settings_of, others)
+    return Task(dataset.classes, dataset.root, samples, settings_of, others)
 
 
 def task_of(folder: Path) -> Task:
@@ -415,7 +402,7 @@ def task_of(folder: Path) -> Task:
         Sample(data / picture, label)
         for picture, label in zip(document["pictures"], document["labels"], strict=True)
     ]
-    return Task(settings, document["classes"], data, samples)
+    return Task(document["classes"], data, samples, lambda card: settings)
 
 
 def tune_task(
@@ -435,40 +422,48 @@ def tune_task(
     Returns:
         What it came to, its images on the server, and what uploading them cost.
     """
+    from craft_client.begin import begun, bytes_of, run_name
     from craft_client.data import labels_of
-    from craft_client.remote import RemoteBlackBox
     from craft_client.run_report import reported
     from craft_client.tune import tune
 
-    labels = labels_of(task.samples)
-    folder, begun = journal.folder, journal.document
-    run: str = begun["run"] if begun else _run_name(folder)
-    with connect(url, key, run=run) as client:
-        if begun:
-            image_set = client.image_set(begun["image_set"])
-            card = client.model(image_set.model)
-        else:
-            card = client.model(model)
-            task = task.of_key(card)
-            image_set = _begin(task, journal, labels, client, run, card)
-        image_set, uploaded = upload(
-            client, image_set, task.samples[image_set.count :], card.limits, name=f"{run}/upload"
-        )
-        black_box = RemoteBlackBox(client, image_set, task.classes, run=run, card=card)
-        with (
-            watch() as show,
-            _reporter(task, folder, image_set.model, run, url, key, wanted=report) as reporter,
-            reported(reporter, show) as on_progress,
-        ):
-            pictures = [sample.path for sample in task.samples]
-            result = tune(black_box, labels, task.settings, journal, on_progress, pictures)
-    return result, image_set, uploaded
+    labels, paths = labels_of(task.samples), [sample.path for sample in task.samples]
+    folder, before = journal.folder, journal.document
+    run: str = before["run"] if before else run_name(folder.resolve().name)
+    with (
+        connect(url, key, run=run) as client,
+        begun(
+            client,
+            journal,
+            paths,
+            labels,
+            task.classes,
+            task.settings_of,
+            model=model,
+            run=run,
+            # A run that is continued knows its pictures, which may be gone since.
+            check=(lambda files, limits: before.get("digests", [])) if before else check_files,
+            upload=upload,
+            on_forecast=lambda forecast, digests: _say(task, forecast, digests, bytes_of(paths)),
+            data=str(task.data.resolve()),
+            pictures=[path.relative_to(task.data).as_posix() for path in paths],
+        ) as started,
+        watch() as show,
+        _reporter(
+            task, folder, started.settings, started.black_box.model, run, url, key, wanted=report
+        ) as reporter,
+        reported(reporter, show) as on_progress,
+    ):
+        box = started.black_box
+        result = tune(box, labels, started.settings, journal, on_progress, paths)
+    return result, box.image_set, started.uploaded
 
 
 @contextmanager
 def _reporter(
     task: Task,
     folder: Path,
+    settings: TuneSettings,
     model: str,
     run: str,
     url: str | None,
@@ -490,8 +485,8 @@ def _reporter(
         title=made_sound(folder.resolve().name)[:200],
         model=made_sound(model)[:200],
         dataset=made_sound(task.data.resolve().name)[:200],
-        recipe=made_sound(label(task.settings.recipe))[:200],
-        budget=task.settings.budget if task.settings.budget_unit == "queries" else None,
+        recipe=made_sound(label(settings.recipe))[:200],
+        budget=settings.budget if settings.budget_unit == "queries" else None,
     )
     # Beside the run's own calls, and never in their way.
     with reporting_client(url, key) as client:
@@ -501,90 +496,23 @@ def _reporter(
         )
 
 
-def _begin(
-    task: Task,
-    journal: Journal,
-    labels: NDArray[np.int64],
-    client: Client,
-    run: str,
-    card: ModelCard,
-) -> ImageSet:
-    """Checks what can be checked for free, and begins the run's journal."""
+def _say(task: Task, forecast: Forecast, digests: Sequence[str], picture_bytes: int) -> None:
+    """Says what a run will take, and which of its pictures are copies."""
     from craft_client.blackbox import shown
     from craft_client.data import notes, twins_of
-    from craft_client.tune import run_document
 
-    settings, samples = task.settings, task.samples
-    digests = check_files([sample.path for sample in samples], card.limits)
-    for note in notes(samples, digests, twins_of(samples, task.others)):
+    settings = forecast.settings
+    for note in notes(task.samples, digests, twins_of(task.samples, task.others)):
         say(note)
-    image_set = client.create_image_set(card.name)
-    expected, budgets, need = check_task(task, client, image_set, card)
-    questions = settings.questions(expected.units)  # at least: a recipe may look as it goes
-    answer_bytes = sum(expected.answer_bytes(*question) for question in questions)
-    # Images that the server knows already are uploaded too.
-    picture_bytes = sum(sample.path.stat().st_size for sample in samples)
-    about = run_document(
-        expected,
-        labels,
-        settings,
-        budgets=budgets,
-        profile=card.profile,
-        run=run,
-        data=str(task.data.resolve()),
-        pictures=[sample.path.relative_to(task.data).as_posix() for sample in samples],
-        digests=digests,
-        image_set=image_set.id,
-        answer_bytes=answer_bytes,
-        picture_bytes=picture_bytes,
-    )
-    _say_level(card)
+    _say_level(forecast.card)
     budget = f"{shown(settings.budget_unit, settings.budget):,} {settings.budget_unit}"
     most, received = (
-        f"{need.queries:,} queries",
-        f"receives at most {size(answer_bytes)} of answers, ",
+        f"{forecast.need.queries:,} queries",
+        f"receives at most {size(forecast.answer_bytes)} of answers, ",
     )
     if not settings.is_planned or settings.budget_unit == "cost_micros":
         most, received = budget.removesuffix("_micros"), ""
     say(f"This run takes at most {most}, {received}and uploads {size(picture_bytes)} of pictures.")
-    journal.begin(about)
-    return image_set
-
-
-def check_task(
-    task: Task, client: Client, image_set: ImageSet, card: ModelCard
-) -> tuple[RemoteBlackBox, Sequence[KeyBudget], Units]:
-    """Checks a task against what the key may ask, for free, with an image set that may be empty.
-
-    Returns:
-        The black box as it will be, all that bounds the key, and what the run takes at most, or,
-        of a recipe that looks as it goes, at least.
-
-    Raises:
-        SettingsError: the settings, the labels or a budget do not do.
-        UnusablePlugin: there is no such recipe.
-        BudgetTooSmall: a budget does not cover the run.
-        InvalidRequest: the server cannot use a class name or the template.
-    """
-    from craft_client.data import labels_of
-    from craft_client.recipes import plugin_of
-    from craft_client.remote import RemoteBlackBox, check_prompts
-    from craft_shared.units import Units
-    from craft_shared.wire import Context
-
-    settings, count = task.settings, len(task.samples)
-    expected = RemoteBlackBox(client, image_set, task.classes, card=card).with_count(count)
-    budgets = client.budgets()
-    settings.check_task(labels_of(task.samples), task.classes, budgets, expected.units)
-    plugin_of(settings.recipe)
-    uploads = -(-count // card.limits.images_per_call)
-    asked = (expected.units(*question) for question in settings.questions(expected.units))
-    need = sum(asked, Units(requests=uploads))
-    check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
-    context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
-    scored = [*task.classes, *settings.texts]
-    check_prompts(client, image_set, scored, templates=[settings.template], context=context)
-    return expected, budgets, need
 
 
 def _say_level(card: ModelCard) -> None:
@@ -597,9 +525,3 @@ def _say_level(card: ModelCard) -> None:
         say(f"The key sees {level_words(card.output)}. {expect} (docs/output-levels.md)")
     if card.prompts_per_image_set is not None:
         say(f"It may ask {card.prompts_per_image_set:,} different prompts about an image set.")
-
-
-def _run_name(folder: Path) -> str:
-    """What the server's ledger calls the run: after its directory, and like no other."""
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("-")[:100]
-    return f"{readable}-{uuid.uuid4().hex}"
