@@ -83,14 +83,14 @@ def run_method(
     Raises:
         CraftError: see `craft_client.tune.tune`.
     """
-    name = method if isinstance(method, str) else recipes.add(method)
     numbers = {name: number for number, name in enumerate(classes)}
     # What is no class is refused with all else that is wrong with the task.
     rows = [numbers.get(one, -1) if isinstance(one, str) else int(one) for one in labels]
     found = np.array(rows, np.int64)
     encoded = list(files(images))
-    settings_of = partial(recipe_settings, name, "", None, classes=classes, **settings)
     with ExitStack() as stack:
+        name = method if isinstance(method, str) else stack.enter_context(recipes.added(method))
+        settings_of = partial(recipe_settings, name, "", None, classes=classes, **settings)
         if temporary := run_dir is None:
             run_dir = Path(stack.enter_context(TemporaryDirectory())) / "run"
         journal = stack.enter_context(Journal.claimed(Path(run_dir)))

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from craft_client import recipes
 from craft_client.api import Client
 from craft_client.blackbox import check_budgets
 from craft_client.data import check_images
 from craft_client.exceptions import CraftError, DataError
-from craft_client.journal import Journal
+from craft_client.journal import Journal, JournalError
 from craft_client.remote import RemoteBlackBox, check_prompts, filled
 from craft_client.settings import TuneSettings
 from craft_client.tune import run_document, run_settings
@@ -87,6 +88,7 @@ def begun(
 
     Raises:
         DataError: an image cannot be used, or the run in the journal is of other images.
+        JournalError: it was begun by another recipe.
         SettingsError: the settings, the labels or a budget do not do.
         UnusablePlugin: the recipe cannot be loaded.
         BudgetTooSmall: a budget does not cover the run.
@@ -102,7 +104,9 @@ def begun(
             card = client.model(model)
         digests = check(images, card.limits)
         if before:
-            settings = run_settings(journal)
+            recipe = settings_of(card=card).recipe
+            check_recipe(recipe, journal)
+            settings = run_settings(journal, recipe)
             if (before.get("digests", digests), before["labels"]) != (digests, labels.tolist()):
                 raise DataError(
                     f"The run in '{journal.folder}' is of other images or labels.",
@@ -136,6 +140,16 @@ def begun(
         )
         black_box = RemoteBlackBox(client, image_set, classes, run=run, card=card)
         yield Begun(black_box, settings, uploaded)
+
+
+def check_recipe(recipe: str, journal: Journal) -> None:
+    """Raises JournalError where another recipe began the journal's run."""
+    if not recipes.began(recipe, journal.document):
+        raise JournalError(
+            f"The run in '{journal.folder}' was begun by "
+            f"'{journal.document['settings']['recipe']}', not by '{recipe}'. Nothing was charged.",
+            remedy="Continue it with the recipe that began it, or name another folder.",
+        )
 
 
 def check_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -40,6 +41,8 @@ __all__ = [
     "run_settings",
     "tune",
 ]
+
+_log = logging.getLogger(__name__)
 
 Labels = NDArray[np.int64]
 
@@ -124,8 +127,8 @@ def run_document(
     }
 
 
-def run_settings(journal: Journal) -> TuneSettings:
-    """The settings of a run that `run_document` described.
+def run_settings(journal: Journal, recipe: str | None = None) -> TuneSettings:
+    """The settings of a run that `run_document` described, of a recipe that may have been moved.
 
     Raises:
         JournalError: another version of craftbox began it.
@@ -136,7 +139,13 @@ def run_settings(journal: Journal) -> TuneSettings:
             remedy="Resume it with that version, or tune anew.",
         )
     settings = journal.document["settings"]
-    return TuneSettings(**{**settings, "texts": tuple(settings["texts"])})
+    return TuneSettings(
+        **{
+            **settings,
+            "texts": tuple(settings["texts"]),
+            "recipe": recipe or settings["recipe"],
+        }
+    )
 
 
 def tune(
@@ -176,7 +185,9 @@ def tune(
     budgets = black_box.budgets()
     with journal.alone():
         run = TuningRun(black_box, labels, settings, journal, budgets, on_progress, pictures)
-        if not run.answers.replaying:
+        if run.answers.replaying:
+            _say_if_changed(settings.recipe, journal)
+        else:
             settings.check_task(labels, black_box.classes, budgets, black_box.units)
         # The paper's head is too small for several cores, which would only wait for each other.
         like_paper = recipes.recipe_of(settings.recipe).like_paper
@@ -208,6 +219,13 @@ def _tuned(run: TuningRun, black_box: BlackBox, journal: Journal) -> tuple[TuneR
         if not run.history:
             raise PluginError(f"{plugin} reported nothing, and begins with `run.plain()`")
         return _result(outcome, run, black_box, journal), outcome
+
+
+def _say_if_changed(recipe: str, journal: Journal) -> None:
+    """Says where what tunes is not what it was, as when it was mended. Its answers stay paid."""
+    plugin, began = recipes.plugin_of(recipe), journal.document.get("plugin")
+    if plugin is not None and str(plugin) != began:
+        _log.warning("the run in '%s' goes on by %s; it began by %s", journal.folder, plugin, began)
 
 
 def _check_output(black_box: BlackBox, journal: Journal) -> None:

@@ -9,6 +9,7 @@ Source: Python Packaging User Guide, "Entry points specification".
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,12 +111,16 @@ class OwnFile(Plugin):
         """The file's."""
         return Path(self.entry.value.rpartition(":")[0])
 
-    def __str__(self) -> str:
+    @property
+    def digest(self) -> str:
+        """Of the file."""
         try:
-            digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
         except OSError:
-            digest = "unreadable"
-        return f"{self.group.kind} '{self.name}' ({self.entry.value}, {digest})"
+            return "unreadable"
+
+    def __str__(self) -> str:
+        return f"{self.group.kind} '{self.name}' ({self.entry.value}, {self.digest})"
 
     def _load(self) -> Any:
         # Under a name of its own, since dataclasses and pickles look their module up.
@@ -126,6 +131,37 @@ class OwnFile(Plugin):
         module = sys.modules[module_name] = module_from_spec(spec)
         spec.loader.exec_module(module)
         return resolve_name(f"{module_name}:{self.entry.value.rpartition(':')[2]}")
+
+
+@dataclass(frozen=True)
+class OwnFunction(Plugin):
+    """A function of this program's; `str()` has the SHA-256 of its source, where that is there."""
+
+    function: Any
+
+    def __str__(self) -> str:
+        try:
+            source = inspect.getsource(self.function).encode()
+        except (OSError, TypeError):
+            return f"{self.group.kind} '{self.name}' ({self.entry.value})"
+        digest = hashlib.sha256(source).hexdigest()[:12]
+        return f"{self.group.kind} '{self.name}' ({self.entry.value}, {digest})"
+
+    def _load(self) -> Any:
+        return self.function
+
+    @contextmanager
+    def running(self, *let_through: type[Exception]) -> Iterator[None]:
+        """Calls it; its failures are for who wrote it, as they are."""
+        with super().running(*let_through, Exception):
+            yield
+
+
+def own_function(group: Group, function: Any) -> OwnFunction:
+    """A function as a plug-in, under its own name."""
+    name = getattr(function, "__name__", type(function).__name__)
+    module = getattr(function, "__module__", "")
+    return OwnFunction(group, EntryPoint(name, f"{module}:{name}", group.name), function)
 
 
 def own_file(group: Group, text: str) -> OwnFile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from craft_client.arena import Candidate, Method, Outcome, Question, Reading, Run, cross_entropy
 from craft_client.exceptions import CraftError, UnusablePlugin
 from craft_client.journal import Journal, JournalError
-from craft_client.recipes import _ADDED, add, label
+from craft_client.recipes import added, label
 from craft_client.settings import SettingsError
 from craft_client.tune import TuneResult, TuneSettings, run_document, tune
 from craft_shared.head import log_softmax
@@ -26,22 +27,16 @@ CLIP = FakeClip(5, seed=1, ignorance=2.0)
 PICTURES, LABELS = CLIP.pictures(8)
 
 
-@pytest.fixture(autouse=True)
-def _forgotten() -> Any:
-    yield
-    _ADDED.clear()
-
-
 def tuned(
     folder: Path, method: Method | str, black_box: FakeBlackBox | None = None, **more: Any
 ) -> TuneResult:
-    name = method if isinstance(method, str) else add(method)
-    black_box = black_box or FakeBlackBox(CLIP, PICTURES)
-    options = TuneSettings(**{"recipe": name, "dim": 8, "scale": 1.0, "budget": 100, **more})
-    new = not (folder / "run.json").exists()
-    document = run_document(black_box, LABELS, options)
-    journal = Journal.create(folder, document) if new else Journal.open(folder)
-    return tune(black_box, LABELS, options, journal, pictures=list(PICTURES))
+    with nullcontext(method) if isinstance(method, str) else added(method) as name:
+        black_box = black_box or FakeBlackBox(CLIP, PICTURES)
+        options = TuneSettings(**{"recipe": name, "dim": 8, "scale": 1.0, "budget": 100, **more})
+        new = not (folder / "run.json").exists()
+        document = run_document(black_box, LABELS, options)
+        journal = Journal.create(folder, document) if new else Journal.open(folder)
+        return tune(black_box, LABELS, options, journal, pictures=list(PICTURES))
 
 
 # --- questions --------------------------------------------------------------------------------
@@ -109,10 +104,11 @@ def test_a_run_without_its_images_says_so(tmp_path: Path) -> None:
         return Outcome("x")
 
     black_box = FakeBlackBox(CLIP, PICTURES)
-    options = TuneSettings(recipe=add(method), dim=8)
-    journal = Journal.create(tmp_path / "run", run_document(black_box, LABELS, options))
-    with pytest.raises(CraftError, match="was given none to make them of"):
-        tune(black_box, LABELS, options, journal)
+    with added(method) as name:
+        options = TuneSettings(recipe=name, dim=8)
+        journal = Journal.create(tmp_path / "run", run_document(black_box, LABELS, options))
+        with pytest.raises(CraftError, match="was given none to make them of"):
+            tune(black_box, LABELS, options, journal)
 
 
 @pytest.mark.parametrize(
@@ -383,8 +379,8 @@ def test_no_function_takes_the_name_of_craftboxs_own() -> None:
     def paper(run: Run) -> Outcome:
         raise NotImplementedError
 
-    with pytest.raises(ValueError, match="rename yours"):
-        add(paper)
+    with pytest.raises(ValueError, match="rename yours"), added(paper):
+        pass
 
 
 def test_candidates_of_a_method_are_in_the_summary(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 
 from craft_client.api import Client
-from craft_client.arena import Outcome, Run, run_method
+from craft_client.arena import Method, Outcome, Run, run_method
 from craft_client.estimator import CraFTClassifier
 from craft_client.exceptions import BudgetTooSmall, CraftError, DataError, InvalidRequest
+from craft_client.journal import Journal, JournalError
 from craft_client.pictures import file
+from craft_client.settings import SettingsError
 from craft_shared.units import Units
 
 from .fake_clip import FakeClip
@@ -101,3 +105,93 @@ def test_what_a_temporary_run_uploaded_is_deleted_and_what_a_kept_one_did_stays(
         assert [len(images) for images in server.image_sets.values()] == [
             len(np.unique(LABELS)) * 6
         ]
+
+
+# --- functions, and what a run was begun by -------------------------------------------------------
+
+
+def named(deployed: str) -> Method:
+    def method(run: Run) -> Outcome:
+        run.plain()
+        return Outcome(deployed)
+
+    return method
+
+
+def deployed_by(method: Method | str, folder: Path, client: Client) -> str:
+    run_method(method, list(PICTURES), LABELS, CLASSES, client=client, run_dir=folder, dim=4)
+    return str(Journal.open(folder).summary()["deployed"])
+
+
+def test_of_two_functions_of_one_name_that_run_at_once_each_is_run(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=30)
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+
+        def deployed(name: str) -> str:
+            def method(run: Run) -> Outcome:
+                run.plain()
+                return Outcome(name)
+
+            both.wait()
+            return deployed_by(method, tmp_path / name, client)
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(deployed, ["one", "other"])) == ["one", "other"]
+
+
+def test_a_function_is_a_recipe_only_while_it_is_run(tmp_path: Path) -> None:
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+        deployed_by(named("x"), tmp_path / "run", client)
+        with pytest.raises(SettingsError, match="no recipe is called 'method'"):
+            deployed_by("method", tmp_path / "other", client)
+
+
+def test_a_run_is_not_continued_by_a_recipe_of_another_name(tmp_path: Path) -> None:
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+        deployed_by(named("x"), tmp_path / "run", client)
+        for other in (plain, "random"):
+            with pytest.raises(JournalError, match="was begun by 'method'"):
+                deployed_by(other, tmp_path / "run", client)
+
+
+def test_a_function_that_was_mended_goes_on_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(run: Run) -> Outcome:
+        run.plain()
+        raise KeyError("a mistake")
+
+    def mended(run: Run) -> Outcome:
+        run.plain()
+        return Outcome("mended")
+
+    mended.__name__ = "fails"
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+        with pytest.raises(KeyError, match="a mistake"):
+            deployed_by(fails, tmp_path / "run", client)
+        assert not caplog.records
+        charged = server.charged
+        assert deployed_by(mended, tmp_path / "run", client) == "mended"
+        assert server.charged == charged
+    (record,) = caplog.records
+    assert "it began by recipe 'fails'" in record.getMessage()
+
+
+def test_a_file_that_was_moved_goes_on_and_another_of_its_name_does_not(tmp_path: Path) -> None:
+    text = """
+from craft_client.arena import Outcome
+
+def tune(run):
+    run.plain()
+    return Outcome("mine")
+"""
+    for folder, more in (("a", ""), ("moved", ""), ("b", "# another\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.py").write_text(text + more)
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+        run = tmp_path / "run"
+        assert deployed_by(f"{tmp_path}/a/m.py:tune", run, client) == "mine"
+        with pytest.raises(JournalError, match=r"was begun by '.*/a/m.py:tune'"):
+            deployed_by(f"{tmp_path}/b/m.py:tune", run, client)
+        (tmp_path / "a/m.py").unlink()
+        assert deployed_by(f"{tmp_path}/moved/m.py:tune", run, client) == "mine"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,7 +70,7 @@ class Recipe:
         """
         plugin = plugin_of(self.name)
         if plugin is None:
-            own: Run = _ADDED.get(self.name) or resolve_name(self.where)
+            own: Run = resolve_name(self.where)
             return own
         with usable_plugins():
             tunes: Run = plugin.load()
@@ -207,7 +208,8 @@ _ALL = (
     ),
 )
 OWN = {recipe.name: recipe for recipe in _ALL}
-_ADDED: dict[str, Run] = {}  # by this program, under their functions' names
+# Of this program's functions the one that is run now, here and in no other thread.
+_FUNCTION: ContextVar[Plugin | None] = ContextVar("function", default=None)
 RECIPES = Group("craftbox.recipes", "recipe", tuple(OWN))
 
 
@@ -221,27 +223,34 @@ def recipe_of(name: str) -> Recipe:
     return OWN.get(name) or Recipe(name, "", searches=False)
 
 
-def add(tunes: Run) -> str:
-    """Lets a function of this program's be a recipe, until it ends; what it is called.
+@contextmanager
+def added(tunes: Run) -> Iterator[str]:
+    """Lets a function of this program's be a recipe, for as long as the block; what it is called.
 
     Raises:
         ValueError: craftbox has a recipe of that name.
     """
-    name: str = getattr(tunes, "__name__", type(tunes).__name__)
-    if name in OWN:
-        raise ValueError(f"'{name}' is the name of a recipe of craftbox's own: rename yours")
-    _ADDED[name] = tunes
-    return name
+    function = plugins.own_function(RECIPES, tunes)
+    if function.name in OWN:
+        raise ValueError(f"'{function.name}' is a recipe of craftbox's own: rename yours")
+    token = _FUNCTION.set(function)
+    try:
+        yield function.name
+    finally:
+        _FUNCTION.reset(token)
 
 
 def plugin_of(name: str) -> Plugin | None:
-    """The plug-in or file whose recipe has that name, not yet imported; None for craftbox's own.
+    """The plug-in, file or function that has that name, not yet imported; None for craftbox's own.
 
     Raises:
         UnusablePlugin: there is none, or more than one.
     """
-    if name in OWN or name in _ADDED:
+    if name in OWN:
         return None
+    function = _FUNCTION.get()
+    if function is not None and function.name == name:
+        return function
     with usable_plugins():
         return plugins.own_file(RECIPES, name) or plugins.find(RECIPES, name)
 
@@ -263,6 +272,15 @@ def resolved(name: str) -> str:
     """The name, from wherever it is resumed: of a file, with its whole path."""
     own = plugins.own_file(RECIPES, name)
     return name if own is None else f"{own.path.resolve()}:{name.rpartition(':')[2]}"
+
+
+def began(name: str, document: Mapping[str, Any]) -> bool:
+    """Whether the run of that document began by this recipe, be its file mended or moved since."""
+    begun: str = document["settings"]["recipe"]
+    if resolved(name) == begun:
+        return True
+    own = plugins.own_file(RECIPES, name)
+    return own is not None and own.name == label(begun) and own.digest in str(document["plugin"])
 
 
 def label(name: str) -> str:
