@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
+from typer.testing import CliRunner
 
+from craft_client.cli import app
 from craft_client.cli.bench import (
     PAPER_SETS,
     Cell,
@@ -19,6 +21,7 @@ from craft_client.cli.bench import (
 )
 from craft_client.comparison import Asked
 from craft_client.data import Dataset
+from craft_client.journal import Journal
 from craft_shared.text_files import rows_of as rows_of_csv
 from craft_shared.units import UNITS
 
@@ -99,6 +102,41 @@ def test_a_method_is_called_by_its_name_in_a_file_and_by_its_access() -> None:
     assert (own.method, own.folder(Path("out")).parent.name) == ("mine.py:Mine", "mine.py-Mine")
     (ours,) = cells(["a"], ["craftbox"], [1], [1], strict=True)
     assert ours.method == "craftbox-strict"
+
+
+def bench_digits(root: Path, *recipes: str) -> str:
+    """What is said where there is no server: what is refused before is refused for free."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / "data/digits" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(folder / "a.png")
+    words = ["bench", "--data", str(root / "data"), "--out", str(root / "out"), "--seed", "1"]
+    chosen = [word for recipe in recipes for word in ("--recipe", recipe)]
+    env = {"CRAFT_URL": "http://127.0.0.1:9", "CRAFT_API_KEY": "none", "COLUMNS": "300"}
+    done = CliRunner().invoke(app, [*words, "--shots", "1", *chosen], env=env)
+    assert done.exit_code != 0
+    return f"{done.output} {done.exception}"
+
+
+def test_two_files_of_one_name_are_no_two_methods_of_a_benchmark(
+    tmp_path: Path, fast_retries: None
+) -> None:
+    files = [tmp_path / name / "m.py" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("def tune(run): ...")
+    said = bench_digits(tmp_path, *(f"{file}:tune" for file in files))
+    assert "would both be called 'm.py:tune'" in said
+    # Once after the other: the cell keeps the run of the first.
+    run = tmp_path / "out/digits/m.py-tune/1shots-seed1/run"
+    began = f"{files[0]}:tune"
+    Journal.create(run, {"settings": {"recipe": began}, "plugin": f"recipe ({began}, digest)"})
+    files[1].write_text("def tune(run): pass")
+    assert f"was begun by '{began}', not by '{files[1]}:tune'" in bench_digits(
+        tmp_path, f"{files[1]}:tune"
+    )
+    assert "was begun by" not in bench_digits(tmp_path, began)
 
 
 def test_results_of_earlier_versions_are_runs_without_a_budget() -> None:

@@ -34,7 +34,7 @@ from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect
 from craft_client.cli.show import Verbosity, document, say, speaking, table
 from craft_client.cli.tune import Task, new_task, tune_task
-from craft_client.recipes import OWN, label
+from craft_client.recipes import OWN, label, resolved
 from craft_client.run_folder import LOCK_FILE, RUN_FILE
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def bench(
     sets = {one.name: one for one in found}
     asked = [None if unit is None else Asked(amount or 0, unit) for amount, unit in budgets]
     recipes_of = recipe or ["craftbox"]
+    check_names(recipes_of)
     plan = cells(sets, recipes_of, shots or [16], seed or [1, 2, 3], asked, strict=strict)
     methods = [ZERO_SHOT, *dict.fromkeys(cell.method for cell in plan)]
     baseline = None if baseline is None else label(baseline)
@@ -170,6 +171,7 @@ def bench(
 
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK_FILE, f"the benchmark in '{out}'"):
+        check_runs(plan, out)
         results = {cell: result for cell in plan if (result := _result_in(cell.folder(out)))}
 
         def in_order() -> list[dict[str, Any]]:
@@ -396,6 +398,29 @@ class Cell:
         asked = [] if self.asked is None else [self.asked.option]
         name = "-".join([f"{self.shots}shots", *asked, f"seed{self.seed}"])
         return out / self.data / self.method.replace(":", "-") / name
+
+
+def check_names(recipes: Iterable[str]) -> None:
+    """Raises BadParameter where two recipes have one name in tables and folders."""
+    called: dict[str, str] = {}
+    for one in map(resolved, recipes):
+        other = called.setdefault(label(one), one)
+        if other != one:
+            raise typer.BadParameter(
+                f"'{one}' and '{other}' would both be called '{label(one)}': rename a file.",
+                param_hint="--recipe",
+            )
+
+
+def check_runs(plan: Iterable[Cell], out: Path) -> None:
+    """Raises JournalError where a run of the benchmark was begun by another recipe."""
+    from craft_client.begin import check_recipe
+    from craft_client.journal import Journal
+
+    for cell in plan:
+        run = cell.folder(out) / "run"
+        if (run / RUN_FILE).exists():
+            check_recipe(resolved(cell.recipe), Journal.open(run))
 
 
 def find_datasets(
