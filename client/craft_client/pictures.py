@@ -116,11 +116,6 @@ def pixels(picture: Picture, size: int, field: str = "image") -> NDArray[np.uint
     return square
 
 
-def most_png_bytes(size: int) -> int:
-    """The most that an RGB image of so many pixels a side takes as PNG, whatever it shows."""
-    return size * (3 * size + 1) * 1001 // 1000 + 4096  # deflate's blocks and PNG's chunks
-
-
 def _read(path: str | PathLike[str], field: str) -> bytes:
     try:
         return Path(path).read_bytes()

@@ -162,13 +162,6 @@ class TuneSettings:
             wrong = self._budget_errors("budget", "queries", self.budget, one_each)
         _raise_if("The settings cannot be used.", wrong)
 
-    @property
-    def own_budget(self) -> Budget:
-        """The run's own, of which nothing is spent."""
-        return Budget(
-            unit=self.budget_unit, limit=self.budget, spent=0, reserved=0, remaining=self.budget
-        )
-
     def stream(self, purpose: Literal["random codes", "search", "mlp"]) -> list[int]:
         """Seed of the random numbers for one purpose, whatever other parts are switched off."""
         return [self.seed, ("random codes", "search", "mlp").index(purpose)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from craft_client.arena import Candidate, Method, Outcome, Question, Reading, Run, cross_entropy
+from craft_client.arena import Method, Outcome, Question, Reading, Run, cross_entropy
 from craft_client.exceptions import CraftError, UnusablePlugin
 from craft_client.journal import Journal, JournalError
 from craft_client.recipes import added, label
@@ -21,22 +20,15 @@ from craft_shared.head import log_softmax
 from craft_shared.units import MEASURES, Measure, Units
 from craft_shared.wire import Budget
 
-from .fake_clip import SIDE, FakeBlackBox, FakeClip, budget
-
-CLIP = FakeClip(5, seed=1, ignorance=2.0)
-PICTURES, LABELS = CLIP.pictures(8)
+from .fake_clip import SIDE, FakeBlackBox, budget
+from .recipes import field
+from .recipes.field import CLIP, LABELS, PICTURES
 
 
 def tuned(
     folder: Path, method: Method | str, black_box: FakeBlackBox | None = None, **more: Any
 ) -> TuneResult:
-    with nullcontext(method) if isinstance(method, str) else added(method) as name:
-        black_box = black_box or FakeBlackBox(CLIP, PICTURES)
-        options = TuneSettings(**{"recipe": name, "dim": 8, "scale": 1.0, "budget": 100, **more})
-        new = not (folder / "run.json").exists()
-        document = run_document(black_box, LABELS, options)
-        journal = Journal.create(folder, document) if new else Journal.open(folder)
-        return tune(black_box, LABELS, options, journal, pictures=list(PICTURES))
+    return field.tuned(folder, method, black_box, **{"dim": 8, **more})[0]
 
 
 # --- questions --------------------------------------------------------------------------------
@@ -381,12 +373,3 @@ def test_no_function_takes_the_name_of_craftboxs_own() -> None:
 
     with pytest.raises(ValueError, match="rename yours"), added(paper):
         pass
-
-
-def test_candidates_of_a_method_are_in_the_summary(tmp_path: Path) -> None:
-    def method(run: Run) -> Outcome:
-        run.plain()
-        return Outcome("x", candidates=[Candidate("x", 1)])
-
-    tuned(tmp_path / "run", method)
-    assert Journal.open(tmp_path / "run").summary()["candidates"][0]["name"] == "x"

@@ -50,7 +50,7 @@ class Recipe:
     # finds out as it goes what it asks, after the plain prompt.
     opening: Callable[[TuneSettings], int] = lambda settings: 1
     generation: Callable[[TuneSettings, int], tuple[int, ...]] | None = None
-    # Whether a run begins only where a generation is covered too.
+    # Whether a run begins only where a generation, if there is one, is covered too.
     searches: bool = True
     # Whether its settings are the paper's, by data set and shots.
     like_paper: bool = False
@@ -166,7 +166,6 @@ _ALL = (
         "sim",
         "a linear map of generic texts' scores, without class names",
         "craft_client.recipes.sim:run_sim",
-        searches=False,
         reads_texts=True,
         defaults={"budget": 2},
     ),
@@ -174,21 +173,18 @@ _ALL = (
         "zip",
         "low-rank codes by clipped zeroth-order steps on mini-batches",
         "craft_client.recipes.zip:run_zip",
-        searches=False,
         defaults={"budget": 5001, "scale": 50.0},
     ),
     Recipe(
         "words",
         "readable templates by evolution",
         "craft_client.recipes.words:run_words",
-        searches=False,
         defaults={"budget": 1001},
     ),
     Recipe(
         "descriptions",
         "sentences about each class, from a file",
         "craft_client.recipes.descriptions:run_descriptions",
-        searches=False,
         reads_texts=True,
         defaults={"budget": 2},
     ),
@@ -196,14 +192,12 @@ _ALL = (
         "bpt-text",
         "the text half of BPT-VLM, by CMA-ES",
         "craft_client.recipes.bpt_text:run_bpt_text",
-        searches=False,
         defaults={"budget": 5001, "scale": 1.0},
     ),
     Recipe(
         "blackvip",
         "a visual prompt by SPSA with gradient correction",
         "craft_client.recipes.blackvip:run_blackvip",
-        searches=False,
         defaults={"budget": 501},
     ),
 )
@@ -220,7 +214,7 @@ def described() -> str:
 
 def recipe_of(name: str) -> Recipe:
     """The row of craftbox's own, or one for a plug-in's or a file's, which need not be there."""
-    return OWN.get(name) or Recipe(name, "", searches=False)
+    return OWN.get(name) or Recipe(name, "")
 
 
 @contextmanager

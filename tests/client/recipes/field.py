@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from craft_client.arena import Method
 from craft_client.journal import Journal
 from craft_client.losses import accuracy
+from craft_client.recipes import added
 from craft_client.tune import TuneResult, TuneSettings, run_document, tune
 from craft_shared.adapter import prompted
 
@@ -20,13 +23,18 @@ OTHERS, OTHER_LABELS = CLIP.pictures(40, seed=9)
 
 
 def tuned(
-    folder: Path, recipe: str, black_box: FakeBlackBox | None = None, **more: Any
+    folder: Path, method: Method | str, black_box: FakeBlackBox | None = None, **more: Any
 ) -> tuple[TuneResult, Journal]:
+    """What a new run comes to, or one that lies in the folder."""
     black_box = black_box or FakeBlackBox(CLIP, PICTURES)
-    settings = TuneSettings(**{"recipe": recipe, "dim": 16, "scale": 1.0, "budget": 100, **more})
-    journal = Journal.create(folder, run_document(black_box, LABELS, settings))
-    result = tune(black_box, LABELS, settings, journal, pictures=list(PICTURES))
-    assert result.units == black_box.charged
+    with nullcontext(method) if isinstance(method, str) else added(method) as recipe:
+        options = {"recipe": recipe, "dim": 16, "scale": 1.0, "budget": 100, **more}
+        settings = TuneSettings(**options)
+        new = not (folder / "run.json").exists()
+        document = run_document(black_box, LABELS, settings)
+        journal = Journal.create(folder, document) if new else Journal.open(folder)
+        result = tune(black_box, LABELS, settings, journal, pictures=list(PICTURES))
+    assert not new or result.units == black_box.charged
     return result, journal
 
 

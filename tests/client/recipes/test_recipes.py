@@ -15,7 +15,7 @@ from craft_client.exceptions import UnusablePlugin
 from craft_client.journal import Journal
 from craft_client.losses import cross_entropy
 from craft_client.presets import paper_settings, recipe_settings
-from craft_client.recipes import OWN, described, recipe_of
+from craft_client.recipes import OWN, recipe_of
 from craft_client.search import CorrectedSPSA, search_for
 from craft_client.settings import SettingsError
 from craft_client.tune import TuneResult, TuneSettings, run_document, tune
@@ -60,12 +60,6 @@ def training_losses(result: TuneResult, codes: np.ndarray, clip: FakeClip = CLIP
 
 
 # --- the table --------------------------------------------------------------------------------
-
-
-def test_every_recipe_of_the_table_is_one_that_no_plug_in_can_name() -> None:
-    assert list(OWN)[:5] == ["craftbox", "paper", "bbt", "random", "spsa"]
-    assert all(name == recipe.name for name, recipe in OWN.items())
-    assert all(f"{name} (" in described() for name in OWN)
 
 
 def test_nobody_knows_beforehand_what_a_plug_ins_recipe_asks() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from craft_client.exceptions import UnusablePlugin
-from craft_client.recipes import added
 from craft_client.recipes.words import MOST_WORDS, mutated, run_words
 
 from ..fake_clip import FakeBlackBox
@@ -38,8 +37,7 @@ def really(best: Any, worst: Any, count: int, generator: Any) -> list[str]:
 def test_the_template_of_least_loss_is_deployed(tmp_path: Path) -> None:
     method = partial(run_words, proposer=really)
     method.__name__ = "wordy"  # type: ignore[attr-defined]
-    with added(method) as name:
-        result, journal = tuned(tmp_path / "run", name, Reading(CLIP, PICTURES), budget=8)
+    result, journal = tuned(tmp_path / "run", method, Reading(CLIP, PICTURES), budget=8)
     assert result.adapter.config.templates == [
         "a photo of a {}.",
         "a photo of a " + "really " * 6 + "{}.",
