@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 
 from codes_by_level import features, scored
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.layouts import load_dataset
 from craft_client.presets import recipe_settings
 from craft_server.engine import Engine, ModelSpec, Prompts
@@ -63,7 +63,7 @@ class Hosted(InProcess):
         prompts = Prompts(tuple(templates), context, codes)
         names = [*self.classes, *texts]
         log_probs = asyncio.run(scored(self._engine, self.images, names, prompts))
-        return Scores(log_probs, self.units(len(log_probs), len(texts)))
+        return Scores(log_probs, self.units(Question(len(log_probs), len(texts))))
 
 
 def predictions(adapter: Adapter, images: Hosted) -> Labels:

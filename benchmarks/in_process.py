@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.journal import Journal
 from craft_client.settings import TuneSettings
 from craft_client.tune import TuneResult, run_document, tune
@@ -49,12 +49,12 @@ class InProcess:
     def acknowledge(self, scores: Scores) -> None:
         """See `BlackBox`."""
 
-    def units(self, prompts: int, texts: int = 0, *_: Any, **__: Any) -> Units:
+    def units(self, question: Question) -> Units:
         """See `BlackBox`."""
         return Units(
-            queries=prompts,
-            predictions=prompts * len(self.images),
-            texts=prompts * (texts + len(self.classes)),
+            queries=question.prompts,
+            predictions=question.prompts * len(self.images),
+            texts=question.prompts * question.scored(len(self.classes)),
             requests=1,
         )
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.journal import Journal
 from craft_client.settings import TuneSettings
 from craft_client.tune import run_document, tune
@@ -95,7 +95,7 @@ class NoiseBox(InProcess):
         if self.output.whole:
             log_probs = log_probs.astype(np.float16).astype(np.float32)
         seen = scores_of(shown(log_probs, self.output), self.output, len(scored))
-        return Scores(seen, self.units(len(prompts), len(texts)))
+        return Scores(seen, self.units(Question(len(prompts), len(texts))))
 
     def _direction(self, text: str, rows: int) -> NDArray[np.float64]:
         generator = np.random.default_rng([self.seed, rows, zlib.crc32(text.encode())])

@@ -28,6 +28,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from craft_client.api import Client
+from craft_client.blackbox import Question
 from craft_client.cli.session import check_files
 from craft_client.data import Sample
 from craft_client.journal import Journal
@@ -213,7 +214,7 @@ def _answers(
     space = context(512, seed=1)
     codes = np.random.default_rng(1).standard_normal((32, 512), dtype=np.float32)
     black_box.acknowledge(black_box.score(context=space, codes=codes, name="first"))
-    size = black_box.answer_bytes(len(codes))
+    size = black_box.answer_bytes(Question(len(codes)))
     each, copies, client_copies = [], [], []
     for number in range(3):
         before, resident = busy_seconds(env, admin)["scores"], forget_peak(process)

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifierCV
 
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.presets import recipe_settings
 from craft_shared.head import log_softmax
 from craft_shared.wire import EVERYTHING, Context
@@ -117,7 +117,7 @@ class Embedded(InProcess):
         else:
             of_names = LOGIT_SCALE * self.images @ np.stack(list(self.task.names.values())).T
         answered = log_softmax(np.concatenate([of_names, logits], axis=1)).astype(np.float16)
-        return Scores(answered.astype(np.float32)[None], self.units(1, len(texts)))
+        return Scores(answered.astype(np.float32)[None], self.units(Question(1, len(texts))))
 
 
 def tasks(file: Path) -> list[Task]:

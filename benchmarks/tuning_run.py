@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.journal import Journal
 from craft_client.presets import recipe_settings
 from craft_client.settings import TuneSettings
@@ -73,14 +73,14 @@ class Instant:
     def score(self, *, templates: Any = (), codes: Any = None, **_: Any) -> Scores:
         """Random log-probabilities, [P, N, C]."""
         prompts = len(templates) + (0 if codes is None else len(codes))
-        return Scores(self.scores[:prompts], self.units(prompts))
+        return Scores(self.scores[:prompts], self.units(Question(prompts)))
 
     def acknowledge(self, scores: Scores) -> None:
         """Nobody keeps them."""
 
-    def units(self, prompts: int, texts: int = 0, *_: Any, **__: Any) -> Units:
+    def units(self, question: Question) -> Units:
         """A query a prompt."""
-        return Units(queries=prompts, requests=1)
+        return Units(queries=question.prompts, requests=1)
 
     def budgets(self) -> Sequence[Budget]:
         """None."""

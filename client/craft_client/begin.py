@@ -171,12 +171,12 @@ def check_run(
     document = run_document(expected, labels, settings, budgets=budgets, profile=card.profile)
     questions = settings.questions(expected.units)
     uploads = Units(requests=-(-count // card.limits.images_per_call))
-    need = sum((expected.units(*question) for question in questions), uploads)
+    need = sum((expected.units(question) for question in questions), uploads)
     check_budgets(budgets, need, remedy="Use a smaller --budget, or ask the provider for a top-up.")
     context = Context(dim=settings.dim, seed=settings.seed, scale=settings.scale)
     scored = [*classes, *settings.texts]
     check_prompts(client, image_set, scored, templates=[settings.template], context=context)
-    answer_bytes = sum(expected.answer_bytes(*question) for question in questions)
+    answer_bytes = sum(expected.answer_bytes(question) for question in questions)
     return Forecast(card, settings, document, budgets, need, answer_bytes)
 
 

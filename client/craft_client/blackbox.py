@@ -24,6 +24,10 @@ class Question(NamedTuple):
     sent: bool = False  # whether they come with the request and are encoded for it
     alone: bool = False  # whether the texts stand in the place of the class names
 
+    def scored(self, classes: int) -> int:
+        """How many texts each prompt is scored on, where there are so many class names."""
+        return self.texts + (0 if self.alone else classes)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -100,15 +104,8 @@ class BlackBox(Protocol):
         """Reports that the answer is stored here, so that nobody has to keep it. It never fails."""
         ...
 
-    def units(
-        self,
-        prompts: int,
-        texts: int = 0,
-        images: int | None = None,
-        sent: bool = False,
-        alone: bool = False,
-    ) -> Units:
-        """What a `Question` of these is charged."""
+    def units(self, question: Question) -> Units:
+        """What a question is charged."""
         ...
 
     def budgets(self) -> Sequence[Budget]:

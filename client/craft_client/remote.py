@@ -180,31 +180,25 @@ class RemoteBlackBox:
             with suppress(CraftError):
                 self.client.acknowledge(answer)
 
-    def units(
-        self,
-        prompts: int,
-        texts: int = 0,
-        images: int | None = None,
-        sent: bool = False,
-        alone: bool = False,
-    ) -> Units:
-        """What a `Question` of these is charged."""
-        scored = texts + (0 if alone else len(self.classes))
+    def units(self, question: Question) -> Units:
+        """What a question is charged."""
+        scored = question.scored(len(self.classes))
         return units_of_calls(
-            prompts,
-            self.image_set.count if images is None else images,
+            question.prompts,
+            self._images(question),
             scored,
             self._row_bytes(scored),
             self._card.limits,
-            most_images=self._images_per_call if sent else None,
+            most_images=self._images_per_call if question.sent else None,
         )
 
-    def answer_bytes(self, *question: Any) -> int:
-        """Bytes of numbers and indices in the answer to a `Question`, without calls' documents."""
-        asked = Question(*question)
-        images = self.image_set.count if asked.images is None else asked.images
-        scored = asked.texts + (0 if asked.alone else len(self.classes))
-        return asked.prompts * images * self._row_bytes(scored)
+    def answer_bytes(self, question: Question) -> int:
+        """Bytes of numbers and indices in the answer to a question, without calls' documents."""
+        row_bytes = self._row_bytes(question.scored(len(self.classes)))
+        return question.prompts * self._images(question) * row_bytes
+
+    def _images(self, question: Question) -> int:
+        return self.image_set.count if question.images is None else question.images
 
     def budgets(self) -> Sequence[Budget]:
         """All budgets that bound the key now. Asks the server; `Scores` has them too."""

@@ -33,8 +33,8 @@ FEW_DECIMALS = 3  # of probabilities: those of a thousand nouns are then mostly 
 Strategy = Literal["cma-es", "random", "spsa"]
 
 
-# Units of what a `Question` says.
-PricedQuestion = Callable[..., Units]
+# What a question is charged.
+PricedQuestion = Callable[[Question], Units]
 
 
 class SettingsError(CraftError):
@@ -45,9 +45,9 @@ class KeyBudgetError(SettingsError, BudgetTooSmall):
     """A budget of the key or its team does not cover the run's first steps."""
 
 
-def one_each(prompts: int, *about: object) -> Units:
+def one_each(question: Question) -> Units:
     """A query for each prompt, as a rule."""
-    return Units(queries=prompts)
+    return Units(queries=question.prompts)
 
 
 def shows_texts(output: Output) -> bool:
@@ -192,7 +192,7 @@ class TuneSettings:
 
     def generation_units(self, number: int = 1, units: PricedQuestion = one_each) -> Units:
         """What a generation is charged; nothing without a search."""
-        return sum((units(*question) for question in self.generation_questions(number)), Units())
+        return sum((units(question) for question in self.generation_questions(number)), Units())
 
     def generations(
         self,
@@ -212,7 +212,7 @@ class TuneSettings:
         """
 
         def amount(*questions: Question) -> int:
-            asked = [units(*question) for question in questions]
+            asked = [units(question) for question in questions]
             return sum(amount_of(self.budget_unit, need, price(need)) for need in asked)
 
         left = self.budget - (amount(self.opening_question) if spent is None else spent)
@@ -315,12 +315,12 @@ class TuneSettings:
         needed = self._first_steps(units)[unit]
         if budget >= needed:
             return []
-        opening = units(*self.opening_question)[unit]
+        opening = units(self.opening_question)[unit]
         codes = self.opening_question.prompts - 1
         needs = f"the plain prompt and {codes} random codes take {opening}"
         if self.recipe == "craftbox" and not self.texts:
             # Of a larger budget the first question is larger too.
-            needed = units(min(FIRST_PROMPTS, 1 + self.random_codes))[unit]
+            needed = units(Question(min(FIRST_PROMPTS, 1 + self.random_codes)))[unit]
         remedy = f"Raise it to at least {needed}"
         if self.recipe == "craftbox" and self.texts:
             needs = f"the plain prompt with {len(self.texts):,} texts takes {opening}"
@@ -332,7 +332,7 @@ class TuneSettings:
 
     def _first_steps(self, units: PricedQuestion) -> Units:
         """What must be covered for a run to begin: of craftbox's, the first question."""
-        opening = units(*self.opening_question)
+        opening = units(self.opening_question)
         return opening + self.generation_units(units=units) if self._row.searches else opening
 
 

@@ -244,8 +244,7 @@ class PaidAnswers:
     def _shape(self, question: Question) -> tuple[int, int, int]:
         """Of the answer, [P, n, C + M]."""
         images = self._images if question.images is None else question.images
-        names = 0 if question.alone else len(self._black_box.classes)
-        return question.prompts, images, names + question.texts
+        return question.prompts, images, question.scored(len(self._black_box.classes))
 
     def _recall(
         self, asked: Asked, read: Callable[[Array], Reading], send: Callable[[], Scores]
@@ -501,16 +500,9 @@ class TuningRun:
 
     # --- what may be spent ------------------------------------------------------------------------
 
-    def units(
-        self,
-        prompts: int,
-        texts: int = 0,
-        images: int | None = None,
-        sent: bool = False,
-        alone: bool = False,
-    ) -> Units:
-        """What a question will be charged; see `craft_client.blackbox.Question`."""
-        return self._black_box.units(prompts, texts, images, sent, alone)
+    def units(self, question: Question) -> Units:
+        """What a question will be charged."""
+        return self._black_box.units(question)
 
     @property
     def budgets(self) -> Sequence[Budget]:
@@ -576,7 +568,7 @@ class TuningRun:
         return most if self.covers(question._replace(prompts=most or 1)) else 0
 
     def _within(self, question: Question) -> bool:
-        need, limit = self.units(*question), self._black_box.prompt_limit
+        need, limit = self.units(question), self._black_box.prompt_limit
         if limit is not None and self.answers.prompts + question.prompts > limit:
             return False
         return shortfall(self.budgets, need, self.answers.price(need)) is None
@@ -588,7 +580,7 @@ class TuningRun:
             BudgetExhausted: some calls of the request may have been charged: the books are wrong.
         """
         questions = self.settings.generation_questions(self.generation) or self._questions
-        if any(self.units(*question).requests > 1 for question in questions):
+        if any(self.units(question).requests > 1 for question in questions):
             raise error
         self.stopped_by = error.problem.detail.removesuffix(".")
 
@@ -725,7 +717,7 @@ class TuningRun:
         """How many queries the run takes at most, with so many generations still to come."""
         settings, queries = self.settings, self.answers.units.queries
         if settings.recipe == "craftbox":
-            return sum(self.units(*one).queries for one in settings.questions(self.units))
+            return sum(self.units(one).queries for one in settings.questions(self.units))
         if settings.budget_unit == "queries":
             return settings.budget
         return queries + further * self._need().queries
@@ -737,10 +729,10 @@ class TuningRun:
         return self._questions
 
     def _need(self) -> Units:
-        return sum((self.units(*question) for question in self._next()), Units())
+        return sum((self.units(question) for question in self._next()), Units())
 
     def _price(self) -> int | None:
-        prices = [self.answers.price(self.units(*question)) for question in self._next()]
+        prices = [self.answers.price(self.units(question)) for question in self._next()]
         return None if None in prices else sum(price for price in prices if price is not None)
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_shared.head import log_softmax
 from craft_shared.output import scores_of, shown
 from craft_shared.units import Measure, Units
@@ -166,7 +166,7 @@ class FakeBlackBox:
         log_probs = self._clip.log_probs(features, scored, templates, context, codes)
         log_probs = scores_of(shown(log_probs, self.output), self.output, len(scored))
         count = None if rows is None and images is None else len(features)
-        charged = self.units(len(log_probs), len(texts), count, images is not None, alone)
+        charged = self.units(Question(len(log_probs), len(texts), count, images is not None, alone))
         assert self._purse is None or self.charged.queries + charged.queries <= self._purse
         self.charged += charged
         return Scores(
@@ -180,20 +180,13 @@ class FakeBlackBox:
     def acknowledge(self, scores: Scores) -> None:
         self.acknowledged += scores.answers
 
-    def units(
-        self,
-        prompts: int,
-        texts: int = 0,
-        images: int | None = None,
-        sent: bool = False,
-        alone: bool = False,
-    ) -> Units:
-        count = len(self._features) if images is None else images
+    def units(self, question: Question) -> Units:
+        count = len(self._features) if question.images is None else question.images
         return Units(
-            queries=prompts,
-            predictions=prompts * count,
-            images=count if sent else 0,
-            texts=prompts * (texts + (0 if alone else len(self.classes))),
+            queries=question.prompts,
+            predictions=question.prompts * count,
+            images=count if question.sent else 0,
+            texts=question.prompts * question.scored(len(self.classes)),
             requests=1,
         )
 

@@ -39,7 +39,7 @@ def test_rows_are_asked_about_alone_and_charged_so(tmp_path: Path) -> None:
 
     def method(run: Run) -> Outcome:
         run.plain()
-        expected = run.units(*Question(2, images=3))
+        expected = run.units(Question(2, images=3))
         before = run.answers.units
         codes = np.ones((2, 8), np.float32)
         codes[1] = -1
@@ -151,7 +151,7 @@ def test_no_budget_in_any_unit_is_exceeded_nor_wasted(
 ) -> None:
     black_box = FakeBlackBox(CLIP, PICTURES, price_micros=price)
     folder = tmp_path_factory.mktemp("run") / "run"
-    opening = black_box.units(1)
+    opening = black_box.units(Question(1))
     least = price if unit == "cost_micros" else opening[unit]
     try:
         result = tuned(folder, searching, black_box, budget=amount, budget_unit=unit)
@@ -161,7 +161,7 @@ def test_no_budget_in_any_unit_is_exceeded_nor_wasted(
         return
     lines = list(Journal.open(folder).lines())
     spent = sum(line["cost_micros"] for line in lines)
-    one = black_box.units(1, 0, 11)
+    one = black_box.units(Question(1, images=11))
     further = price
     if unit != "cost_micros":
         spent, further = result.units[unit], one[unit]
@@ -189,11 +189,11 @@ def test_prices_of_questions_that_were_never_asked_are_bounded_by_those_that_wer
     seen: list[int | None] = []
 
     def method(run: Run) -> Outcome:
-        seen.append(run.answers.price(run.units(1)))
+        seen.append(run.answers.price(run.units(Question(1))))
         run.plain()
         for question in (Question(1), Question(4), Question(1, images=5), Question(1, 3)):
-            seen.append(run.answers.price(run.units(*question)))
-        seen.append(run.answers.price(run.units(1, 0, 2, True)))
+            seen.append(run.answers.price(run.units(question)))
+        seen.append(run.answers.price(run.units(Question(1, images=2, sent=True))))
         return Outcome("x")
 
     tuned(tmp_path / "run", method, FakeBlackBox(CLIP, PICTURES, price_micros=10))

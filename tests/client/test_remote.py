@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from craft_client.api import Client
-from craft_client.blackbox import BlackBox
+from craft_client.blackbox import BlackBox, Question
 from craft_client.exceptions import CraftError, LimitExceeded
 from craft_client.remote import RemoteAdapter, RemoteBlackBox
 from craft_shared.adapter import Adapter, AdapterConfig
@@ -86,7 +86,7 @@ def test_prompts_spread_over_calls_cost_and_answer_the_same(
     scores = cut.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
     assert predictions(connected) - calls == -(-8 // at_once)
-    assert scores.charged.queries == cut.units(8).queries == 8
+    assert scores.charged.queries == cut.units(Question(8)).queries == 8
     assert scores.charged.predictions == 80
 
 
@@ -98,7 +98,7 @@ def test_rows_are_cut_only_where_one_prompts_answer_is_too_large(
     cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
     scores = cut.score(templates=TEMPLATES)
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs)
-    assert scores.charged.queries == cut.units(3).queries == 9
+    assert scores.charged.queries == cut.units(Question(3)).queries == 9
     assert scores.charged.predictions == 30
 
 
@@ -109,13 +109,13 @@ def test_some_rows_are_asked_about_and_charged(
     rows = [7, 2, 9]
     scores = black_box.score(templates=TEMPLATES, rows=rows)
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs[:, rows])
-    assert scores.charged == black_box.units(3, 0, 3)
+    assert scores.charged == black_box.units(Question(3, 0, 3))
     assert scores.charged.predictions == 9
     limit(connected, answer_bytes=2 * 3 * 2)
     cut = RemoteBlackBox(black_box.client, black_box.image_set, CLASSES)
     again = cut.score(templates=TEMPLATES, rows=rows)
     np.testing.assert_array_equal(again.log_probs, scores.log_probs)
-    assert again.charged == cut.units(3, 0, 3)
+    assert again.charged == cut.units(Question(3, 0, 3))
     assert again.charged.queries == 6
 
 
@@ -125,7 +125,7 @@ def test_texts_alone_are_scored_without_the_class_names(black_box: RemoteBlackBo
     alone = black_box.score(templates=TEMPLATES, texts=texts, alone=True)
     assert alone.log_probs.shape == (3, 10, 4)
     np.testing.assert_allclose(alone.log_probs, log_softmax(beside), atol=5e-2)
-    assert alone.charged == black_box.units(3, 4, alone=True)
+    assert alone.charged == black_box.units(Question(3, 4, alone=True))
     assert alone.charged.texts == 12
 
 
@@ -141,7 +141,7 @@ def test_images_that_come_along_are_cut_into_calls_and_charged_as_announced(
     scores = cut.score(**prompts, images=images)
     whole = black_box.score(**prompts)
     np.testing.assert_array_equal(scores.log_probs, whole.log_probs[:, [1, 0, 5, 9, 2, 3, 4]])
-    assert scores.charged == cut.units(8, 0, 7, True)
+    assert scores.charged == cut.units(Question(8, 0, 7, True))
     calls = -(-7 // most)
     assert scores.charged == Units(
         queries=8 * calls, predictions=56, images=7, texts=24 * calls, requests=calls
@@ -176,7 +176,7 @@ def test_what_a_question_will_be_charged_is_known_beforehand(
     """In one call, with prompts spread over calls, and with rows spread over calls too."""
     limit(connected, **limits)
     scores = black_box.score(templates=TEMPLATES, context=CONTEXT, codes=CODES)
-    assert scores.charged == black_box.units(8)
+    assert scores.charged == black_box.units(Question(8))
     assert (scores.charged.requests > 1) == bool(limits)
 
 
@@ -185,9 +185,9 @@ def test_how_many_bytes_a_question_brings_is_known_beforehand(
     black_box: RemoteBlackBox, connected: WireServer, texts: tuple[str, ...]
 ) -> None:
     """The server sends that many at once if it is allowed to, and not one less."""
-    expected = black_box.answer_bytes(3, len(texts))
+    expected = black_box.answer_bytes(Question(3, len(texts)))
     assert expected == black_box.score(templates=TEMPLATES, texts=texts).log_probs.nbytes // 2
-    assert replace(black_box, dtype="float32").answer_bytes(3, len(texts)) == 2 * expected
+    assert replace(black_box, dtype="float32").answer_bytes(Question(3, len(texts))) == 2 * expected
     for allowed, requests in ((expected, 1), (expected - 1, 2)):
         limit(connected, answer_bytes=allowed)
         fresh = replace(black_box)  # which has not seen the limits yet

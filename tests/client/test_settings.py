@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from craft_client.blackbox import Question
 from craft_client.settings import SettingsError, TuneSettings, one_each
 from craft_shared.units import Units
 from craft_shared.wire import Budget
@@ -111,9 +112,10 @@ def _check(
     TuneSettings(**{"budget": 100, **options}).check_task(labels, classes, budgets, _units)
 
 
-def _units(prompts: int, texts: int = 0, *about: object, queries_each: int = 1) -> Units:
-    queries = queries_each * prompts
-    return Units(queries=queries, predictions=queries * 4, texts=queries * (2 + texts), requests=1)
+def _units(question: Question, queries_each: int = 1) -> Units:
+    queries = queries_each * question.prompts
+    texts = queries * question.scored(2)
+    return Units(queries=queries, predictions=queries * 4, texts=texts, requests=1)
 
 
 def test_classes_without_pictures_are_named() -> None:

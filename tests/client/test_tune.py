@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from craft_client.blackbox import Scores
+from craft_client.blackbox import Question, Scores
 from craft_client.exceptions import BudgetExhausted, CraftError, problem_error
 from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy
@@ -355,7 +355,7 @@ def test_no_generation_is_asked_for_that_any_budget_does_not_cover(
     """The answer to the first generation tells that the second is not covered."""
     black_box = Bounded([PLENTY], [PLENTY], [PLENTY, scarce], price_micros=20)
     result, journal = tuned(black_box=black_box)
-    assert black_box.charged == black_box.units(1) + GENERATION
+    assert black_box.charged == black_box.units(Question(1)) + GENERATION
     assert result.units == black_box.charged
     assert result.stopped_by is not None
     assert words in result.stopped_by
@@ -406,8 +406,8 @@ class Refusing(FakeBlackBox):
             raise problem_error(Problem.of(problems.BUDGET_EXHAUSTED, detail))
         return super().score(**question)
 
-    def units(self, prompts: int, *about: Any) -> Units:
-        return super().units(prompts, *about).model_copy(update={"requests": self._calls})
+    def units(self, question: Question) -> Units:
+        return super().units(question).model_copy(update={"requests": self._calls})
 
 
 def test_a_purse_that_others_empty_ends_the_search_in_good_order(tuned: Tune) -> None:

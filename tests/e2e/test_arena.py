@@ -73,7 +73,7 @@ def test_what_a_method_asks_is_what_the_ledger_has(
             (Question(2, images=5), {"templates": ["a {}.", "the {}."], "rows": [4, 8, 9, 11, 3]}),
             (Question(1, images=4, sent=True), {"templates": ["a {}."], "images": run.images[:4]}),
         ):
-            announced.append(run.units(*question))
+            announced.append(run.units(question))
             rows = asked.get("rows", range(4))
             run.ask(**{"rows": rows, **asked})
         return Outcome("the plain prompt")

@@ -247,7 +247,7 @@ def _check(
             of the key covers.
     """
     from craft_client.begin import check_run
-    from craft_client.blackbox import check_budgets
+    from craft_client.blackbox import Question, check_budgets
     from craft_client.data import labels_of
     from craft_client.exceptions import DataError
     from craft_client.remote import RemoteBlackBox
@@ -280,7 +280,7 @@ def _check(
                 lasting = [budget for budget in one.budgets if budget.window == "lifetime"]
                 plain = RemoteBlackBox(client, empty, task.classes, "float32", card=card)
                 # Of its evaluation the least: the adapter may have more prompts.
-                total += need + plain.with_count(len(sets[cell.data].test)).units(1)
+                total += need + plain.with_count(len(sets[cell.data].test)).units(Question(1))
         finally:
             client.delete_image_set(empty.id)
         remedy = "Use smaller budgets or fewer runs, or ask the provider for a top-up."

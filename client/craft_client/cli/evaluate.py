@@ -452,6 +452,7 @@ def _black_box(
 
 def _need(black_box: RemoteBlackBox, prompts: int) -> Units:
     """What scoring the prompts charges at least; known images are not encoded again."""
+    from craft_client.blackbox import Question
     from craft_shared.units import Units
 
-    return black_box.units(prompts) + Units(requests=1)
+    return black_box.units(Question(prompts)) + Units(requests=1)

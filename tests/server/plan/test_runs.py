@@ -195,7 +195,7 @@ def test_units_are_those_that_the_client_would_be_charged_at_most(
     )
     expected = Units(images=planned.images, requests=1)
     for question in settings.questions(black_box.units):
-        expected += black_box.units(*question)
+        expected += black_box.units(question)
     assert {unit: planned.units[unit] for unit in UNITS} == expected.model_dump()
 
 
