@@ -252,9 +252,11 @@ def _result(outcome: Outcome, run: TuningRun, black_box: BlackBox, journal: Jour
         adapter = _adapter(outcome, run, black_box, codes, before, data)
     except ValueError as error:  # of the adapter, of its tensors, or of its document
         why = first_error(error) if isinstance(error, ValidationError) else str(error)
+        if (plugin := recipes.plugin_of(settings.recipe)) is not None:
+            raise PluginError(f"{plugin} ended in no adapter: {why}") from error
         raise CraftError(
-            f"What '{settings.recipe}' ends in is no adapter: {why}.".replace("..", "."),
-            remedy="Correct the method and resume the run: what was paid for is in its journal.",
+            f"'{settings.recipe}' ended in no adapter: {why.removesuffix('.')}.",
+            remedy="Report it. What was paid for is in the run's journal.",
         ) from error
     return TuneResult(
         adapter,

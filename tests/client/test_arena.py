@@ -238,7 +238,7 @@ def test_an_end_that_is_no_adapter_is_told_and_the_answers_stay(
         run.plain()
         return outcome
 
-    with pytest.raises(CraftError, match="ends in is no adapter") as caught:
+    with pytest.raises(CraftError, match="ended in no adapter") as caught:
         tuned(tmp_path / "run", method)
     assert told in caught.value.message
     assert len(list(Journal.open(tmp_path / "run").lines())) == 1
