@@ -185,9 +185,8 @@ def tune(
     budgets = black_box.budgets()
     with journal.alone():
         run = TuningRun(black_box, labels, settings, journal, budgets, on_progress, pictures)
-        if run.answers.replaying:
-            _say_if_changed(settings.recipe, journal)
-        else:
+        _say_if_changed(settings.recipe, journal)
+        if not run.answers.replaying:
             settings.check_task(labels, black_box.classes, budgets, black_box.units)
         # The paper's head is too small for several cores, which would only wait for each other.
         like_paper = recipes.recipe_of(settings.recipe).like_paper

@@ -273,8 +273,8 @@ def began(name: str, document: Mapping[str, Any]) -> bool:
     begun: str = document["settings"]["recipe"]
     if resolved(name) == begun:
         return True
-    own = plugins.own_file(RECIPES, name)
-    return own is not None and own.name == label(begun) and own.digest in str(document["plugin"])
+    own, plugin = plugins.own_file(RECIPES, name), str(document.get("plugin"))
+    return own is not None and own.name == label(begun) and own.digest in plugin
 
 
 def label(name: str) -> str:
