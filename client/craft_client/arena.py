@@ -8,7 +8,7 @@ whole one; the names here are public (docs/public-api.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 
 from craft_client import recipes
 from craft_client.api import Client
-from craft_client.begin import begun, run_name
+from craft_client.begin import begun, check_recipe, run_name
 from craft_client.blackbox import Question
+from craft_client.exceptions import DataError
 from craft_client.journal import Journal
 from craft_client.losses import accuracy, accuracy_on_unseen, cross_entropy
 from craft_client.pictures import Picture, files
 from craft_client.presets import recipe_settings
 from craft_client.recipes import Run as Method
-from craft_client.tune import TuneProgress, TuneResult, tune
+from craft_client.settings import TuneSettings
+from craft_client.tune import TuneProgress, TuneResult, run_settings, tune
 from craft_client.tuning_run import Candidate, Outcome, Reading
 from craft_client.tuning_run import TuningRun as Run
 from craft_shared.head import LinearHead, Unrefined, centred, centred_inputs, log_softmax
@@ -94,6 +96,8 @@ def run_method(
         if temporary := run_dir is None:
             run_dir = Path(stack.enter_context(TemporaryDirectory())) / "run"
         journal = stack.enter_context(Journal.claimed(Path(run_dir)))
+        if journal.document:
+            _check_same(journal, settings_of(), settings)
         run = journal.document.get("run") or run_name(recipes.label(name))
         client = client or stack.enter_context(Client(run=run))
         started = stack.enter_context(
@@ -111,3 +115,15 @@ def run_method(
         )
         box = started.black_box
         return tune(box, found, started.settings, journal, on_progress, pictures=encoded)
+
+
+def _check_same(journal: Journal, wanted: TuneSettings, given: Mapping[str, Any]) -> None:
+    """Raises DataError where a run that is continued began with other settings than are given."""
+    check_recipe(wanted.recipe, journal)
+    began = run_settings(journal, wanted.recipe)
+    for name in given:
+        if getattr(began, name, None) != getattr(wanted, name, None):
+            raise DataError(
+                f"The run in '{journal.folder}' began with {name}={getattr(began, name)!r}.",
+                remedy="Give the same settings, or name another run directory.",
+            )

@@ -87,7 +87,8 @@ def begun(
         more: is kept in the journal's document too.
 
     Raises:
-        DataError: an image cannot be used, or the run in the journal is of other images.
+        DataError: an image cannot be used, there are not as many labels, or the run in
+            the journal is of others.
         JournalError: it was begun by another recipe.
         SettingsError: the settings, the labels or a budget do not do.
         UnusablePlugin: the recipe cannot be loaded.
@@ -95,6 +96,11 @@ def begun(
         InvalidRequest: the server cannot use a class name or the template.
         CraftError: see `craft_client.tune.tune`.
     """
+    if len(images) != len(labels):
+        raise DataError(
+            f"There are {len(images):,} images and {len(labels):,} labels.",
+            remedy="Give each image one label.",
+        )
     before = journal.document
     with ExitStack() as undo:
         if before:
@@ -107,9 +113,10 @@ def begun(
             recipe = settings_of(card=card).recipe
             check_recipe(recipe, journal)
             settings = run_settings(journal, recipe)
-            if (before.get("digests", digests), before["labels"]) != (digests, labels.tolist()):
+            as_before = before.get("digests", digests), before["labels"], before["classes"]
+            if as_before != (digests, labels.tolist(), list(classes)):
                 raise DataError(
-                    f"The run in '{journal.folder}' is of other images or labels.",
+                    f"The run in '{journal.folder}' is of other images, labels or classes.",
                     remedy="Give the same ones in the same order, or name another run directory.",
                 )
         else:

@@ -65,6 +65,33 @@ def test_a_class_name_that_the_server_cannot_use_costs_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_as_many_labels_as_images_are_asked_for(tmp_path: Path) -> None:
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+        with pytest.raises(DataError, match="There are 23 images and 24 labels"):
+            by_method(client, list(PICTURES)[:-1], CLASSES)
+        assert server.charged == Units()
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "told"),
+    [
+        (["cat", "dog", "owl", "wolf"], {}, "other images, labels or classes"),
+        (CLASSES, {"budget": 9}, "began with budget=5"),
+    ],
+)
+def test_a_run_is_continued_only_as_it_began(
+    tmp_path: Path, classes: list[str], options: dict[str, Any], told: str
+) -> None:
+    kept = {"run_dir": tmp_path / "run", "budget": 5}
+    with WireServer().listening() as server, Client(server.url, KEY) as client:
+        by_method(client, list(PICTURES), CLASSES, **kept)
+        charged = server.charged
+        by_method(client, list(PICTURES), CLASSES, **kept)
+        with pytest.raises(DataError, match=told):
+            by_method(client, list(PICTURES), classes, **{**kept, **options})
+        assert server.charged == charged
+
+
 @EVERY_WAY
 def test_a_budget_that_does_not_cover_the_upload_is_told_before_it(tunes: Tunes) -> None:
     with WireServer().listening() as server, Client(server.url, KEY) as client:
@@ -90,7 +117,7 @@ def test_a_run_is_continued_with_the_images_that_began_it(tmp_path: Path) -> Non
         charged = server.charged
         again = by_method(client, list(PICTURES), CLASSES, run_dir=tmp_path / "run")
         assert again.adapter.digest == first.adapter.digest
-        with pytest.raises(DataError, match="is of other images or labels"):
+        with pytest.raises(DataError, match="is of other images, labels"):
             by_method(client, list(PICTURES[::-1]), CLASSES, run_dir=tmp_path / "run")
         assert server.charged == charged
 

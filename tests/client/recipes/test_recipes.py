@@ -309,7 +309,9 @@ def test_what_is_deployed_is_data_whatever_object_a_plug_in_made(tmp_path: Path)
 def test_a_head_that_no_server_would_take_ends_the_run_before_it_is_deployed(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(UnusablePlugin, match=r"package heads 0.1.0\) ended in no adapter: .*head.weight"):
+    with pytest.raises(
+        UnusablePlugin, match=r"package heads 0.1.0\) ended in no adapter: .*head.weight"
+    ):
         tuned(tmp_path / "run", "wrong")
     assert not (tmp_path / "run" / "adapter").exists()
 
