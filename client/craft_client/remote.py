@@ -297,7 +297,8 @@ def classify_here(
     about the N `pictures` with it, which are encoded, and charged, for that.
 
     Raises:
-        CraftError: the head reads answers that the key may not see; nothing was charged.
+        CraftError: the head reads answers that the key may not see, or the visual prompt is not of
+            the model's size; nothing was charged.
     """
     config, seen = adapter.config, black_box.output
     if not (seen.whole or config.output.same_level(seen)):
@@ -314,6 +315,12 @@ def classify_here(
     if adapter.visual is None:
         scores = black_box.score(**asked, name="adapter")
         return scores, adapter.refined(scores.log_probs, seen)
+    if config.visual != black_box.image_size:
+        raise CraftError(
+            f"The adapter's visual prompt is of {config.visual} pixels a side; the model reads "
+            f"{black_box.image_size}. Nothing was charged.",
+            remedy="Use the model that it was tuned on.",
+        )
     plain = black_box.score(templates=config.templates[:1], name="plain")
     charged, refined = plain.charged, []
     for some in blocks(len(pictures), PICTURES_AT_ONCE):

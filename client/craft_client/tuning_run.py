@@ -37,6 +37,7 @@ from craft_client.journal import Journal, JournalError
 from craft_client.losses import accuracy, cross_entropy
 from craft_client.pictures import Picture, files, pixels
 from craft_client.settings import TuneSettings, shows_texts
+from craft_shared.adapter import MOST_SIDE
 from craft_shared.codec import Tensors
 from craft_shared.head import Head, Unrefined, log_softmax
 from craft_shared.units import Units
@@ -488,7 +489,7 @@ class TuningRun:
         Shorter sides are scaled to S pixels, and the middle is cut out.
 
         Raises:
-            CraftError: the run was begun without them.
+            CraftError: the run was begun without them, or the model's images are too large.
         """
         if self._pictures is None:
             raise CraftError(
@@ -496,7 +497,16 @@ class TuningRun:
                 remedy="Give the run its training images.",
             )
         size = self._black_box.image_size
-        return np.stack([pixels(picture, size) for picture in self._pictures])
+        if size > MOST_SIDE:
+            raise CraftError(
+                f"The model reads images of {size:,} pixels a side; an adapter's visual prompt has "
+                f"{MOST_SIDE:,} at most.",
+                remedy="Use a recipe that makes no images.",
+            )
+        found = np.empty((len(self._pictures), size, size, 3), np.uint8)
+        for row, picture in zip(found, self._pictures, strict=True):
+            row[:] = pixels(picture, size)
+        return found
 
     # --- what may be spent ------------------------------------------------------------------------
 

@@ -89,6 +89,15 @@ def test_images_that_a_method_makes_are_read_as_they_are(tmp_path: Path) -> None
     assert tuned(tmp_path / "run", method).units.images == 40 + 2
 
 
+def test_images_larger_than_a_visual_prompt_can_be_are_never_made(tmp_path: Path) -> None:
+    """However large a server says that they are."""
+    black_box = FakeBlackBox(CLIP, PICTURES)
+    black_box.image_size = 1_000_000
+    with pytest.raises(CraftError, match="reads images of 1,000,000 pixels a side"):
+        tuned(tmp_path / "run", "blackvip", black_box)
+    assert black_box.charged == Units()
+
+
 def test_a_run_without_its_images_says_so(tmp_path: Path) -> None:
     def method(run: Run) -> Outcome:
         run.plain()
