@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -223,8 +224,10 @@ def test_no_call_is_lost_on_connections_that_postgresql_has_ended(
 ) -> None:
     url = new_postgresql()
     with serve(database_url=url) as server, server.client(queries=100) as client:
-        for number in range(3):
-            assert ask(client, picture(), f"before-{number}").status_code == 200
+        image = picture()
+        with ThreadPoolExecutor(6) as threads:  # one after the other may all use one connection
+            before = threads.map(lambda number: ask(client, image, f"before-{number}"), range(12))
+            assert {answer.status_code for answer in before} == {200}
         with psycopg.connect(f"{POSTGRESQL}/postgres", autocommit=True) as admin:
             ended = admin.execute(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
