@@ -198,6 +198,16 @@ def run_name(readable: str) -> str:
     return f"{sound}-{uuid.uuid4().hex}"
 
 
+@contextmanager
+def empty_image_set(client: Client, model: str) -> Iterator[ImageSet]:
+    """An image set, without images yet, for as long as it is needed."""
+    image_set = client.create_image_set(model)
+    try:
+        yield image_set
+    finally:
+        _delete(client, image_set)
+
+
 def _delete(client: Client, image_set: ImageSet) -> None:
     # One that is left behind costs nothing; it must not hide why its use failed.
     with suppress(CraftError):

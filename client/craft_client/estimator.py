@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from craft_client.api import Client
-from craft_client.begin import begun
+from craft_client.begin import begun, empty_image_set
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
@@ -26,7 +26,7 @@ from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import tune
 from craft_shared.problems import FieldError
 from craft_shared.units import Measure
-from craft_shared.wire import ImageSet, ModelCard, Scale
+from craft_shared.wire import ModelCard, Scale
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -152,7 +152,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         check_is_fitted(self)
         encoded = _files(X)
         config = self.adapter_.config
-        with self._connected() as client, _image_set(client, config.model) as empty:
+        with self._connected() as client, empty_image_set(client, config.model) as empty:
             if empty.revision != config.revision:
                 raise CraftError(
                     f"The model '{config.model}' is not the one that this classifier was tuned on.",
@@ -209,18 +209,6 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         else:
             with Client() as client:
                 yield client
-
-
-@contextmanager
-def _image_set(client: Client, model: str) -> Iterator[ImageSet]:
-    """An image set, without images yet, for as long as it is needed."""
-    image_set = client.create_image_set(model)
-    try:
-        yield image_set
-    finally:
-        # An image set left behind costs nothing; it must not hide why its use failed.
-        with suppress(CraftError):
-            client.delete_image_set(image_set.id)
 
 
 def _encode_labels(

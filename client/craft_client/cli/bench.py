@@ -246,7 +246,7 @@ def _check(
         CraftError: one of them could not be made, or all of them together are more than a budget
             of the key covers.
     """
-    from craft_client.begin import check_run
+    from craft_client.begin import check_run, empty_image_set
     from craft_client.blackbox import Question, check_budgets
     from craft_client.data import labels_of
     from craft_client.exceptions import DataError
@@ -266,9 +266,9 @@ def _check(
         files = {sample.path for task in tasks.values() for sample in task.samples}
         files |= {one.path for name in {cell.data for cell in tasks} for one in sets[name].test}
         check_files(sorted(files), card.limits)
-        empty, total = client.create_image_set(card.name), Units()
+        total = Units()
         lasting: list[Budget] = []
-        try:
+        with empty_image_set(client, card.name) as empty:
             for cell, task in tasks.items():
                 with _naming(cell):
                     settings, labels = task.settings_of(card=card), labels_of(task.samples)
@@ -281,8 +281,6 @@ def _check(
                 plain = RemoteBlackBox(client, empty, task.classes, "float32", card=card)
                 # Of its evaluation the least: the adapter may have more prompts.
                 total += need + plain.with_count(len(sets[cell.data].test)).units(Question(1))
-        finally:
-            client.delete_image_set(empty.id)
         remedy = "Use smaller budgets or fewer runs, or ask the provider for a top-up."
         check_budgets(lasting, total, remedy=remedy)
 
