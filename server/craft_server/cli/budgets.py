@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,17 +68,12 @@ def set_(
     database_url: options.DatabaseUrl = None,
 ) -> None:
     """Set a budget, or change its limit; it counts from when it is first set."""
-    from craft_server.clock import now_ms
     from craft_server.ledger import administration
     from craft_shared.wire import BudgetLimit
 
     wanted = checked(BudgetLimit, unit=unit, window=window, limit=limit)
-    at = now_ms()
-    with writing(data_dir, database_url) as connection:
-        holder = _holder(connection, prefix, team)
+    with _changing(prefix, team, json_output, data_dir, database_url) as (connection, holder, at):
         administration.set_budgets(connection, holder, [wanted], at)
-        budgets = administration.show_budgets(connection, holder, at)
-    _print(budgets, json_output)
 
 
 @app.command(
@@ -99,7 +97,6 @@ def top_up(
     database_url: options.DatabaseUrl = None,
 ) -> None:
     """Add to the limits of budgets."""
-    from craft_server.clock import now_ms
     from craft_server.ledger import administration
     from craft_shared.wire import BudgetTopUp
 
@@ -110,11 +107,8 @@ def top_up(
         checked(BudgetTopUp, unit=unit, window=window, amount=amount)
         for unit, amount in amounts.items()
     ]
-    with writing(data_dir, database_url) as connection:
-        holder = _holder(connection, prefix, team)
+    with _changing(prefix, team, json_output, data_dir, database_url) as (connection, holder, _):
         administration.top_up(connection, holder, wanted)
-        budgets = administration.show_budgets(connection, holder, now_ms())
-    _print(budgets, json_output)
 
 
 @app.command(
@@ -133,13 +127,28 @@ def remove(
     database_url: options.DatabaseUrl = None,
 ) -> None:
     """Remove a budget, which calls that run must not hold any of."""
+    from craft_server.ledger import administration
+
+    with _changing(prefix, team, json_output, data_dir, database_url) as (connection, holder, at):
+        administration.remove_budget(connection, holder, unit, window, at)
+
+
+@contextmanager
+def _changing(
+    prefix: str | None,
+    team: str | None,
+    json_output: bool,
+    data_dir: Path | None,
+    database_url: str | None,
+) -> Iterator[tuple[sa.Connection, administration.Holder, int]]:
+    """Whose budgets are changed, and when; afterwards prints what they are."""
     from craft_server.clock import now_ms
     from craft_server.ledger import administration
 
     at = now_ms()
     with writing(data_dir, database_url) as connection:
         holder = _holder(connection, prefix, team)
-        administration.remove_budget(connection, holder, unit, window, at)
+        yield connection, holder, at
         budgets = administration.show_budgets(connection, holder, at)
     _print(budgets, json_output)
 
