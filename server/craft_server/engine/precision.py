@@ -70,11 +70,13 @@ def multiplies_faster(dtype: torch.dtype) -> bool:
     """Whether the processor multiplies matrices faster by far in that precision than in single."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    sides = torch.ones(1024, 512), torch.ones(512, 512)
     times: dict[torch.dtype, list[float]] = {dtype: [], torch.float32: []}
+    sides = {
+        kind: (torch.ones(1024, 512).to(kind), torch.ones(512, 512).to(kind)) for kind in times
+    }
     for _ in range(_ROUNDS):
         for kind, taken in times.items():
-            x, weight = (side.to(kind) for side in sides)
+            x, weight = sides[kind]
             began = time.thread_time()
             functional.linear(x, weight)
             taken.append(time.thread_time() - began)
