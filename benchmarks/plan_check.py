@@ -33,7 +33,8 @@ from craft_server.plan.measure import measure_machine, measure_model, memory, pi
 from craft_server.plan.runs import Recipe, Texts, Workload, plan_run
 from craft_server.settings import Settings
 from options import save
-from plan_constants import measure, serving, tuned
+from plan_constants import measure, tuned
+from serving import server_process
 from tuning_run import DTD
 
 CHUNK = 2**16
@@ -151,7 +152,7 @@ def measured(case: Case, folder: Path, pictures: Path) -> dict[str, Any]:
     """What happened."""
     data = folder / "server"
     data.mkdir()
-    with serving(case.model, data) as (env, process):
+    with server_process(case.model, data) as (env, process):
         address = urlsplit(env["CRAFT_URL"])
         relay = Relay(address.hostname or "", address.port or 0)
         with relay.listening() as url:

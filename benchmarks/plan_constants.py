@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,34 +42,12 @@ from craft_server.plan.measure import context, measure_machine, measure_model, m
 from craft_server.plan.runs import HIDDEN_UNITS, fit_work
 from craft_server.settings import DEFAULT_LIMITS
 from craft_shared.head import log_softmax
-from serving import BIN, command, free_port, wait_until_ready
+from serving import BIN, command, server_process
 from tuning_run import Instant, busy_seconds, make_pictures
 from white_box import in_own_process
 
 MODELS = ("pocket", "RN50", "ViT-B-32", "ViT-B-16")
 SIDE = 256
-
-
-@contextmanager
-def serving(model: str, folder: Path) -> Iterator[tuple[dict[str, str], int]]:
-    """A craft-server process: the environment in which `craft` finds it, and the process's id."""
-    port = free_port()
-    env = {**os.environ, "CRAFT_DATA_DIR": str(folder), "CRAFT_URL": f"http://127.0.0.1:{port}"}
-    create = ("keys", "create", "--owner", "benchmark")
-    env["CRAFT_API_KEY"] = command(env, "craft-server", *create)["key"]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [BIN / "craft-server", "serve", "--model", model, "--port", str(port)],
-            env=env,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until_ready(env["CRAFT_URL"], server)
-        yield env, server.pid
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 def database_bytes(folder: Path) -> int:
@@ -98,7 +76,7 @@ def measure_service(pocket: ModelCost) -> tuple[ServiceCost, dict[str, float]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "server").mkdir()
-        with serving("pocket", folder / "server") as (env, process):
+        with server_process("pocket", folder / "server") as (env, process):
             admin = admin_key(env)
             base = memory("VmRSS", str(process)) - pocket.loaded_bytes
             starts = [_start(env, admin, folder) for _ in range(3)]

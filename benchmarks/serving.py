@@ -22,6 +22,13 @@ UNITS = ("queries", "predictions", "images", "texts", "requests")
 @contextmanager
 def serving(model: str, folder: Path) -> Iterator[dict[str, str]]:
     """A craft-server process; gives the environment in which `craft` finds it."""
+    with server_process(model, folder) as (env, _):
+        yield env
+
+
+@contextmanager
+def server_process(model: str, folder: Path) -> Iterator[tuple[dict[str, str], int]]:
+    """As `serving`, and the process's id."""
     port = free_port()
     env = {**os.environ, "CRAFT_DATA_DIR": str(folder), "CRAFT_URL": f"http://127.0.0.1:{port}"}
     key = command(env, "craft-server", "keys", "create", "--owner", "benchmark")
@@ -35,7 +42,7 @@ def serving(model: str, folder: Path) -> Iterator[dict[str, str]]:
         )
     try:
         wait_until_ready(env["CRAFT_URL"], server)
-        yield env
+        yield env, server.pid
     finally:
         server.terminate()
         server.wait(60)

@@ -20,6 +20,7 @@ from craft_client.pictures import pixels
 from craft_shared.adapter import Adapter, AdapterConfig, prompted
 from craft_shared.head import Unrefined
 from craft_shared.units import Units
+from craft_shared.wire import ModelCard
 from e2e.conftest import Server
 from e2e.programs import CRAFT, Program
 from waiting import until
@@ -123,6 +124,17 @@ def test_a_map_of_generic_texts_beats_the_plain_prompt_where_it_is_served(
     assert measured["accuracy_after"] > measured["accuracy_before"] + 10
 
 
+def plain_adapter(card: ModelCard) -> AdapterConfig:
+    """Of an adapter of one template, without a head."""
+    return AdapterConfig(
+        model=card.name,
+        revision=card.revision,
+        classes=["one", "two"],
+        templates=["a {}."],
+        head="none",
+    )
+
+
 def test_a_visual_prompt_is_applied_by_the_server_to_the_last_bit(
     server: Server, digits: Path, tmp_path: Path
 ) -> None:
@@ -130,13 +142,7 @@ def test_a_visual_prompt_is_applied_by_the_server_to_the_last_bit(
     with Client(server.url, server.key(owner="visual")) as client:
         card = client.model()
         size = card.image_size
-        config = AdapterConfig(
-            model=card.name,
-            revision=card.revision,
-            classes=["one", "two"],
-            templates=["a {}."],
-            head="none",
-        )
+        config = plain_adapter(card)
         none = np.zeros((0, 0), np.float32)
         levels = np.random.default_rng(0).uniform(-60, 60, (size, size, 3)).astype(np.float32)
         with_prompt = config.model_copy(update={"visual": size})
@@ -169,14 +175,7 @@ def test_an_image_with_another_visual_prompt_has_noise_of_its_own(
     with Client(server.url, server.key("--noise", "0.5", owner="noisy")) as client:
         card = client.model()
         size = card.image_size
-        config = AdapterConfig(
-            model=card.name,
-            revision=card.revision,
-            classes=["one", "two"],
-            templates=["a {}."],
-            head="none",
-            visual=size,
-        )
+        config = plain_adapter(card).model_copy(update={"visual": size})
 
         def answer(name: str, levels: float) -> Any:
             visual = np.full((size, size, 3), levels, np.float32)
