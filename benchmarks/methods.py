@@ -7,7 +7,7 @@ data sets, seeds or methods added; what it holds of other methods is left out. A
 the curves beside the JSON file and writes the tables into a page, between the lines BEGIN and END.
 
     python benchmarks/methods.py --data DIR [DIR ...] --json benchmarks/results/methods.json \
-        --page docs/results.md
+        --page docs/evidence/results.md
 """
 
 from __future__ import annotations

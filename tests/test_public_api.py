@@ -1,4 +1,4 @@
-"""docs/public-api.md: what it lists can be imported, and nothing is missing."""
+"""docs/reference/public-api.md: what it lists can be imported, and nothing is missing."""
 
 import importlib
 import inspect
@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-TEXT = (Path(__file__).parents[1] / "docs/public-api.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs/reference/public-api.md").read_text()
 LISTED = {
     module: re.findall(r"^- `(\w+)`", names, re.MULTILINE)
     for module, names in re.findall(r"^## `([\w.]+)`\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)

@@ -9,7 +9,7 @@ It knows Python's syntax tree, and how to run pytest on a changed module without
 each mutant lives in a forked process of its own, which replaces the module's code where it is
 imported.
 It does not know what a module means: whether a survivor matters is for people to say
-(docs/testing.md).
+(docs/maintaining/testing.md).
 """
 
 from __future__ import annotations

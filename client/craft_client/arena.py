@@ -3,7 +3,7 @@
 A method is a function of one `Run` that returns an `Outcome`; its keyword arguments, with defaults,
 are settings of its own. Written so it is charged exactly, keeps within budgets of any unit, is
 resumed where it was killed, and stands in the same tables as all others. docs/own-tuner.md has a
-whole one; the names here are public (docs/public-api.md).
+whole one; the names here are public (docs/reference/public-api.md).
 """
 
 from __future__ import annotations

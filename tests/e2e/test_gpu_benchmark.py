@@ -66,7 +66,7 @@ def test_all_of_it_runs_on_the_cpu(tmp_path: Path) -> None:
     assert {
         "answers to one call, asked again and again",
         "answers to it, beside other callers too",
-        "failures that are not answered as docs/engine.md says",
+        "failures that are not answered as docs/maintaining/engine.md says",
     } <= set(right)
     assert verdicts["inexact arithmetic that is allowed"] == "not measured"
     for what, verdict in verdicts.items():

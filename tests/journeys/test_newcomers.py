@@ -17,7 +17,7 @@ README, ANSWERS, RECEIPTS, PLANNING = (
     "README.md",
     "docs/answers.md",
     "docs/receipts.md",
-    "docs/planning.md",
+    "docs/maintaining/planning.md",
 )
 
 

@@ -202,4 +202,4 @@ def plugins(as_json: AsJson = False) -> None:
     elif found:
         table(list(found[0]), [list(row.values()) for row in found])
     else:
-        say("No plug-ins are installed (docs/plugins.md).")
+        say("No plug-ins are installed (docs/own-tuner.md#plug-ins).")

@@ -55,7 +55,7 @@ _IN_FLIGHT = Gauge(
 
 ZSTD = "zstd"
 COMPRESSED_FROM_BYTES = 64 * 1024  # less is sent about as fast as it is compressed
-# docs/performance.md: on log-probabilities higher levels take longer and give no less.
+# docs/evidence/performance.md: on log-probabilities higher levels take longer and give no less.
 ZSTD_LEVEL = 1
 _COMPRESSED_TYPES = (codec.MEDIA_TYPE, JSON_TYPE)
 
