@@ -163,7 +163,8 @@ def test_options_in_a_sentence_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", ["choosing.md", "counting.md"])
 def test_figures_are_those_that_were_measured(page: str) -> None:
-    measured = "\n".join((DOCS / name).read_text() for name in ("evidence/results.md", "output-levels.md"))
+    sources = ("evidence/results.md", "output-levels.md")
+    measured = "\n".join((DOCS / name).read_text() for name in sources)
     figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|\b\d+\.\d{2}\b", (DOCS / page).read_text())
     assert [figure for figure in figures if figure not in measured] == []
 

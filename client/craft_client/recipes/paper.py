@@ -8,8 +8,8 @@ Each generation,
 3. trains the head on that prompt's scores for one epoch: cross-entropy of the refined prediction,
    plus, in the first part of the run, the divergence of the unrefined prediction from it.
 
-The last mean code and the head are deployed, whatever they are worth. docs/evidence/reproduction.md says
-where this follows the released code rather than the paper, and where it can follow neither.
+The last mean code and the head are deployed, whatever they are worth. docs/evidence/reproduction.md
+says where this follows the released code rather than the paper, and where it can follow neither.
 
 Without refinement it is black-box tuning (`bbt`), request for request, so that the two differ in
 nothing else. Source: BBT (Sun et al., ICML 2022, arXiv 2201.03514), which itself searches for
