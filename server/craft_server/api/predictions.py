@@ -281,7 +281,9 @@ async def predict(
         adapter=publication.id,
         abstain_below=abstain_below,
     )
-    work = Work("adapter-predictions", card.model, card.revision, units, call.run)
+    work = Work(
+        "adapter-predictions", card.model, card.revision, units, call.run, adapter=card.reference
+    )
     async with booking(call, work, resolution, publication.payer_key_id) as booked:
         servable = await load(services, publication)
         images = await load_images(call, selection, servable.adapter.visual)

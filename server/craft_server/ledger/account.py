@@ -65,6 +65,7 @@ def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
         state=row.state,
         units=units_of(row),
         cost_micros=row.cost_micros,
+        adapter=row.adapter,
     )
 
 

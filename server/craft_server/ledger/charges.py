@@ -42,6 +42,7 @@ class Work:
     revision: str  # the model's
     units: Units  # what it takes
     run: str | None = None  # what the client calls the run that it is part of
+    adapter: str | None = None  # the version that predicts, OWNER/NAME@VERSION
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ _INSERT_CHARGE = Statement(
             name: sa.bindparam(name)
             for name in (
                 *("key_id", "caller_key_id", "at", "call", "run", "model", "revision"),
-                *("holder", "holds"),
+                *("adapter", "holder", "holds"),
                 *MEASURES,
             )
         }
@@ -415,6 +416,7 @@ def _write_lines(
             "run": work.run,
             "model": work.model,
             "revision": work.revision,
+            "adapter": work.adapter,
             "holder": holder,
             "holds": _as_json([_held(hold, hold.amount) for hold in one.holds]),
             **one.needed,

@@ -185,4 +185,5 @@ def _line(row: sa.Row[tuple[Any, ...]]) -> UsageLine:
         revision=row.revision,
         state=row.state,
         **{measure: row._mapping[measure] for measure in MEASURES},
+        adapter=row.adapter,
     )

@@ -100,6 +100,9 @@ CHARGES = sa.Table(
     sa.Column("run", sa.Text),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("revision", sa.Text, nullable=False),
+    # The version of an adapter that predicted, OWNER/NAME@VERSION; null for other calls, and on
+    # lines that were written before this was kept.
+    sa.Column("adapter", sa.Text),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("holder", sa.Text, nullable=False),
     # What it holds of which budgets: JSON [{"budget": id, "start": window, "amount": n}, ...].
@@ -116,6 +119,7 @@ CHARGES = sa.Table(
         postgresql_where=_OF_RUN,
     ),
     sa.Index("ix_charges_key_id_at", "key_id", "at"),
+    sa.Index("ix_charges_at", "at"),
     sa.Index(
         "ix_charges_reserved",
         "caller_key_id",

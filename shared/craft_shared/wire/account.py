@@ -64,7 +64,8 @@ class Charge(Answer):
     `id` is its number among the key's lines, from 1; refunded reservations leave gaps.
     `at` is an RFC 3339 time in UTC, of the reservation. `state` is `settled`, or `reserved` while
     the call runs. Refunded reservations charge nothing and are not listed. `run` is what the client
-    called the run that the call was part of.
+    called the run that the call was part of. `adapter` is the version that predicted, as
+    `OWNER/NAME@VERSION`; null for other calls.
     """
 
     id: int = Field(examples=[2])
@@ -76,6 +77,7 @@ class Charge(Answer):
     state: Literal["reserved", "settled"] = Field(examples=["settled"])
     units: Units
     cost_micros: int = 0
+    adapter: str | None = Field(default=None, examples=["research/digits@3"])
 
 
 class Usage(Displayed, Answer):

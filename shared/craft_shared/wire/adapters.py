@@ -100,10 +100,15 @@ class AdapterCard(Displayed, Answer):
     abstain_below: float | None = None
     provenance: Provenance = Provenance()
 
-    def _view(self) -> View:
+    @property
+    def reference(self) -> str:
+        """What names exactly this version."""
         owner = f"{self.owner}/" if self.owner else ""
+        return f"{owner}{self.name}@{self.version}"
+
+    def _view(self) -> View:
         return View(
-            f"{owner}{self.name}@{self.version}",
+            self.reference,
             {
                 "aliases": names(self.aliases),
                 "model": self.model,

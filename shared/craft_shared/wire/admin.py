@@ -213,3 +213,4 @@ class UsageLine(Answer):
     texts: int = Field(examples=[320])
     requests: int = Field(examples=[1])
     cost_micros: int = Field(examples=[0])
+    adapter: str | None = Field(default=None, examples=["research/digits@3"])

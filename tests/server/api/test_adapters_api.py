@@ -401,6 +401,13 @@ def test_a_granted_key_predicts_by_the_owners_name(server: Any, picture: Picture
         (used,) = ann.get("/v1/adapters/pets/usage").json()["versions"]
         assert used["calls"] == 2
         assert used["units"] == units(queries=6, predictions=12, images=4, requests=2)
+        for client in (ann, bob):
+            charged = {
+                charge["call"]: charge["adapter"]
+                for charge in client.get("/v1/usage").json()["charges"]
+            }
+            assert charged.pop("adapter-predictions") == "ann/pets@1"
+            assert set(charged.values()) <= {None}
 
 
 def test_a_publisher_who_pays_is_charged_in_the_callers_place(
@@ -429,6 +436,7 @@ def test_a_publisher_who_pays_is_charged_in_the_callers_place(
             assert anew.json()["cost"]["charged"] == units()
             assert anew.json()["log_probs"] == answer.json()["log_probs"]
         assert usage(cleo)["queries"] == before["queries"] + 3
+        assert cleo.get("/v1/usage").json()["charges"][-1]["adapter"] == "cleo/pets@1"
         (used,) = cleo.get("/v1/adapters/pets/usage").json()["versions"]
         assert used["calls"] == 1
         # Two of five queries are left: too few, and nobody is told how few.

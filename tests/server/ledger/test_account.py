@@ -6,7 +6,7 @@ import pytest
 
 from craft_server.database import Database
 from craft_server.ledger import leases
-from craft_server.ledger.account import Day, daily, newest
+from craft_server.ledger.account import Day, daily, newest, usage
 from craft_server.ledger.charges import Reservation, Work, refund, reserve, settle
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.prices import set_prices
@@ -79,3 +79,16 @@ def test_the_newest_lines_of_a_key_come_first_and_without_refunded_ones(
         (4, 4, "reserved"),
         (2, 2, "settled"),
     ]
+
+
+def test_a_line_names_the_adapter_that_it_was_charged_for(
+    store: Database, callers: tuple[Caller, Caller]
+) -> None:
+    caller, _ = callers
+    with store.writing() as connection:
+        for adapter in ("lab/pets@2", None):
+            work = Work("predictions", "tiny", "r1", Units(queries=1), adapter=adapter)
+            reserve(connection, caller, work, holder="a server", at=MIDNIGHT)
+    with store.reading() as connection:
+        lines = usage(connection, caller.key_id, after=0, limit=10).charges
+    assert [line.adapter for line in lines] == ["lab/pets@2", None]
