@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from craft_client.calls import message
 from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded, ProtocolError
 from craft_client.limits import bodies, images_per_body, rows_per_call
 from craft_client.pictures import Picture, file, pixels
-from craft_client.predictions import Prediction
+from craft_client.predictions import AdapterPrediction, Prediction
 from craft_shared.adapter import Adapter, prompted
 from craft_shared.counting import blocks, calls, prediction_units, units_of_calls
 from craft_shared.output import DType, scores_of, shown_bytes
@@ -365,14 +366,14 @@ class RemoteAdapter:
         return blocks(rows, rows_per_call(self.limits, row_bytes, rows))
 
     def image_calls(
-        self, images: Iterable[T], size_of: Callable[[T], int], top: int
+        self, images: Iterable[T], size_of: Callable[[T], int], top: int | None
     ) -> Iterator[list[T]]:
-        """Which images each call sends and classifies, `top` classes of each.
+        """Which images each call sends and classifies, `top` classes of each, or all.
 
         Each call is `prompts` queries. `size_of` gives the bytes of what stands for an image.
         """
         seen, count = self._model.output, self.limits.images_per_call
-        shown = seen.model_copy(update={"k": min(top, seen.k or top)})
+        shown = seen if top is None else seen.model_copy(update={"k": min(top, seen.k or top)})
         most = rows_per_call(self.limits, shown_bytes(shown, len(self.card.classes)), count)
         return bodies(images, size_of, self.limits, most)
 
@@ -380,9 +381,20 @@ class RemoteAdapter:
         """What so many calls that classify so many rows are charged, images sent among them."""
         return prediction_units(self.card.prompts, rows, sent=sent, calls=calls)
 
+    def file_calls(self, files: Sequence[Path], top: int | None = None) -> list[list[Path]]:
+        """Which files each call sends, `top` classes of each answered, or all."""
+        allowed = self.limits.image_bytes
+
+        def size_of(image: Path) -> int:
+            size = image.stat().st_size if image.is_file() else 0
+            # What is not there, or too large, is not sent.
+            return 0 if size > allowed else size
+
+        return list(self.image_calls(files, size_of, top))
+
     def classify_image_set(self, image_set: ImageSet) -> Classified:
         """Classifies all N images of an image set."""
-        answers = [
+        return self._classified(
             self.client.adapter_predict(
                 self.reference,
                 image_set=image_set.id,
@@ -391,8 +403,17 @@ class RemoteAdapter:
                 count=image_set.count,
             )
             for rows in self.row_calls(image_set.count)
-        ]
-        classes = len(self.card.classes)
+        )
+
+    def classify_files(self, files: Sequence[Path]) -> Classified:
+        """Classifies N image files, which each call sends and is charged for."""
+        return self._classified(
+            self.client.adapter_predict(self.reference, images=some, classes=self.card.classes)
+            for some in self.file_calls(files)
+        )
+
+    def _classified(self, calls: Iterable[AdapterPrediction]) -> Classified:
+        answers, classes = list(calls), len(self.card.classes)
         scores = [scores_of(answer.tensors, answer.output, classes) for answer in answers]
         charged = sum((answer.cost.charged for answer in answers), Units())
         return Classified(np.concatenate(scores), charged, answers[0].output)

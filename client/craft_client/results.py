@@ -366,7 +366,7 @@ def classify_files(
         rows: gets a row for each.
         top: how many classes a row names.
         abstain_below: as in `Client.adapter_predict`.
-        calls: what `file_calls` made of images, where it was asked before.
+        calls: what `adapter.file_calls` made of images, where it was asked before.
         on_progress: called after each call.
 
     Raises:
@@ -401,22 +401,10 @@ def classify_files(
             ask(same, [], call.abstain_below)
     planned = {str(image) for call in calls for image in call} | rows.images
     further = [image for image in images if str(image) not in planned]
-    for chunk in [*calls, *file_calls(adapter, further, top)]:
+    for chunk in [*calls, *adapter.file_calls(further, top)]:
         contents, failed = _read_files(chunk, adapter)
         ask(contents, failed, abstain_below)
     return progress
-
-
-def file_calls(adapter: RemoteAdapter, images: Sequence[Path], top: int) -> list[list[Path]]:
-    """Which files each call sends, so that it and its answer keep within the limits."""
-    allowed = adapter.limits.image_bytes
-
-    def size_of(image: Path) -> int:
-        size = image.stat().st_size if image.is_file() else 0
-        # What is not there, or too large, is not sent.
-        return 0 if size > allowed else size
-
-    return list(adapter.image_calls(images, size_of, top))
 
 
 def _classified(

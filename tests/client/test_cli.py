@@ -328,6 +328,22 @@ def test_a_run_that_a_budget_stops_says_which_and_is_whole(
     assert craft("publish", "runs/animals-4shots-seed1", "--name", "animals").exit_code == 0
 
 
+def test_publishing_says_what_one_picture_costs(
+    craft: Craft, connected: WireServer, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    said = craft("publish", "runs/animals-4shots-seed1", "--name", "free").stderr
+    prompts = connected.adapters[-1][0].prompts
+    charged = f"{prompts} queries, {prompts} predictions, 1 images, 1 requests"
+    assert f"One picture costs {charged}." in said
+    card, adapter = connected.adapters[-1]
+    connected.adapters[-1] = card.model_copy(update={"image_cost_micros": 16500}), adapter
+    assert (
+        f"One picture costs {charged}; price 0.016500."
+        in craft("publish", "runs/animals-4shots-seed1", "--name", "free").stderr
+    )
+
+
 def test_a_retired_adapter_is_gone(
     craft: Craft, connected: WireServer, picture_folder: Path
 ) -> None:

@@ -202,3 +202,7 @@ def test_a_visual_prompt_is_tuned_measured_and_published(
     test = measured["pictures"]
     assert measured["charged"]["images"] == 2 * test, "as they are, and with the prompt"
     server.craft_json(key, "publish", run, "--name", "prompted")
+    served = server.craft_json(key, "evaluate", "--adapter", "prompted", "--data", digits)
+    assert served["accuracy_after"] == pytest.approx(measured["accuracy_after"], abs=1)
+    assert served["charged"]["images"] == test, "sent once, with the calls"
+    assert served["image_set"] is None

@@ -14,6 +14,7 @@ from craft_server.adapters.tables import ADAPTER_SETTINGS, ADAPTERS, NoSuchAdapt
 from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.keys import Caller, authenticate, create_key, rotate_key
+from craft_server.ledger.prices import set_prices
 from craft_server.ledger.tables import TEAMS
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined
@@ -84,6 +85,16 @@ def retire(store: Database, reference: str, owner: str = "owner") -> None:
 def restore(store: Database, reference: str, owner: str = "owner") -> None:
     with store.writing() as connection:
         registry.restore(connection, owner, reference)
+
+
+def test_a_card_says_what_one_image_costs_at_the_prices_of_now(store: Database) -> None:
+    assert publish(store).image_cost_micros == 0
+    with store.writing() as connection:
+        set_prices(connection, "tiny", {"queries": 500, "predictions": 3, "images": 20})
+        set_prices(connection, "another", {"queries": 7})
+    card = find(store, "pets")
+    assert card.image_units == Units(queries=1, predictions=1, images=1, requests=1)
+    assert card.image_cost_micros == 500 + 3 + 20
 
 
 def test_each_publication_is_the_next_version(store: Database) -> None:

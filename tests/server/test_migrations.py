@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -21,6 +22,8 @@ from craft_server.ledger.account import usage
 from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.charges import BudgetExhausted, Work, reserve, settle
 from craft_server.ledger.keys import Caller, Rates, authenticate, create_key, list_keys
+from craft_shared.adapter import Adapter, AdapterConfig
+from craft_shared.head import Unrefined
 from craft_shared.units import UNITS, Units
 
 SECRETS = {1: "craft_aaaaaaaa_" + "A" * 43, 7: "craft_bbbbbbbb_" + "B" * 43}
@@ -245,3 +248,45 @@ def test_lines_of_0005_are_numbered_key_by_key(bare_url: str, tmp_path: Path) ->
         }
     database.close()
     assert lines == {1: [1], 7: [1, 3, 4], 9: [1]}
+
+
+def test_adapters_of_0009_with_a_visual_prompt_say_so(bare_url: str, tmp_path: Path) -> None:
+    engine = at_revision(bare_url, "0009")
+    config = AdapterConfig(
+        model="tiny", revision="r1", classes=["cat"], templates=["a {}."], head="none"
+    )
+    none = np.zeros((0, 0), np.float32)
+    prompted = config.model_copy(update={"visual": 2})
+    bodies = {
+        "plain": Adapter(config, none, Unrefined()).to_bytes(),
+        "prompted": Adapter(prompted, none, Unrefined(), np.ones((2, 2, 3), np.float32)).to_bytes(),
+        "damaged": b"",
+    }
+    for number, (name, body) in enumerate(bodies.items(), start=1):
+        insert(engine, "adapter_settings", owner="ann", name=name, public=False)
+        insert(
+            engine,
+            "adapters",
+            id=number,
+            owner="ann",
+            name=name,
+            version=1,
+            digest="d",
+            model="tiny",
+            revision="r1",
+            access_mode="strict",
+            classes='["cat"]',
+            prompts=1,
+            published_at=SAID,
+            body=body,
+            text_features=b"",
+        )
+    engine.dispose()
+    database = Database.open(bare_url, tmp_path)
+    with database.writing() as connection:
+        secret = create_key(connection, owner="ann", at=now_ms())
+        ann = authenticate(connection, secret, now_ms())
+        assert ann is not None
+        cards = {card.name: card.visual for card in registry.list_cards(connection, ann)}
+    database.close()
+    assert cards == {"plain": False, "prompted": True, "damaged": False}

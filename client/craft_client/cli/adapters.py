@@ -32,7 +32,7 @@ from craft_client.cli.show import (
 from craft_shared.amounts import UNITS
 
 if TYPE_CHECKING:
-    from craft_shared.wire import AdapterSettings
+    from craft_shared.wire import AdapterCard, AdapterSettings
 
 _WHO = "Who may use it"
 
@@ -77,7 +77,7 @@ def publish(
         document({"adapter": card.model_dump(), "charged": charged.model_dump()})
         return
     say(f"Published {card.name}, version {card.version}. Charged: {units_line(charged)}.")
-    say(f"A call is charged {card.prompts:,} queries, and as many predictions for each image.")
+    say(f"One picture costs {_image_cost(card)}.")
     say(f"Next: craft predict IMAGE... --adapter {card.name}")
 
 
@@ -106,7 +106,7 @@ def adapters(
         free_document({"adapters": [card.model_dump() for card in cards]})
         return
     table(
-        ["owner", "adapter", "version", "aliases", "model", "classes", "prompts", "published"],
+        ["owner", "adapter", "version", "aliases", "model", "classes", "one picture", "published"],
         [
             [
                 card.owner,
@@ -115,7 +115,7 @@ def adapters(
                 ", ".join(card.aliases),
                 card.model,
                 len(card.classes),
-                card.prompts,
+                _image_cost(card),
                 card.published_at,
             ]
             for card in cards
@@ -242,7 +242,10 @@ def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> Non
         return
     uses = {use.version: use for use in usage.versions}
     table(
-        ["version", "aliases", "classes", "before", "after", "published", "state", "calls", *UNITS],
+        [
+            *("version", "aliases", "classes", "before", "after", "one picture", "published"),
+            *("state", "calls", *UNITS),
+        ],
         [
             [
                 card.version,
@@ -250,6 +253,7 @@ def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> Non
                 len(card.classes),
                 _accuracy(card.provenance.accuracy_before),
                 _accuracy(card.provenance.accuracy_after),
+                _image_cost(card),
                 card.published_at,
                 "retired" if card.retired_at else "served",
                 uses[card.version].calls,
@@ -274,6 +278,17 @@ def _show_settings(settings: AdapterSettings) -> None:
             ["aliases", ", ".join(f"{name}={is_}" for name, is_ in settings.aliases.items())],
         ],
     )
+
+
+def _image_cost(card: AdapterCard) -> str:
+    """What a call with one picture is charged: units that are not none, and their price if any."""
+    from craft_client.blackbox import currency
+    from craft_shared.counting import prediction_units
+
+    charged = prediction_units(card.prompts, 1, sent=1)
+    units = ", ".join(f"{charged[unit]:,} {unit}" for unit in UNITS if charged[unit])
+    micros = card.image_cost_micros
+    return f"{units}; price {currency(micros):f}" if micros else units
 
 
 def _accuracy(value: float | None) -> str:

@@ -337,7 +337,7 @@ def _measure(
         "budget": None if cell.asked is None else vars(cell.asked),
         "zero_shot": measured.accuracies["accuracy_before"],
         "accuracy": measured.accuracies["accuracy_after"],
-        "test_images": measured.image_set.count,
+        "test_images": measured.pictures,
         "deployed": summary["deployed"],
         # Without the upload, which the first run pays for those after it.
         "spent": {**asked.model_dump(), "cost_micros": cost},

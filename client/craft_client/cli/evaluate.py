@@ -89,11 +89,12 @@ class Measured:
 
     metrics: dict[str, Metrics]
     about: dict[str, Any]
-    image_set: ImageSet
+    pictures: int
     charged: Units  # by this process alone
     notes: Sequence[str]  # on the data
     run: str | None = None  # what the ledger calls all calls, where they are of one run
     evaluation: Evaluation | None = None  # what a run directory may keep
+    image_set: str | None = None  # that holds the images now
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -105,10 +106,10 @@ class Measured:
         """JSON-able."""
         return {
             **self.about,
-            "pictures": self.image_set.count,
+            "pictures": self.pictures,
             **self.accuracies,
             "intervals": {name: list(one.interval) for name, one in self.metrics.items()},
-            "image_set": self.image_set.id,
+            "image_set": self.image_set,
             "charged": self.charged.model_dump(),
         }
 
@@ -153,9 +154,10 @@ def measure_zero_shot(
             "revision": card.revision,
             "templates": list(templates),
         },
-        image_set,
+        len(samples),
         uploaded + scores.charged,
         (*dataset.notes, *notes(samples, digests)),
+        image_set=image_set.id,
     )
 
 
@@ -322,11 +324,12 @@ def measure_run(
             "model": card.name,
             "revision": card.revision,
         },
-        image_set,
+        len(samples),
         evaluation.charged,
         (*dataset.notes, *notes(samples, digests), *_tuned_on(journal, samples, digests)),
         name,
         evaluation,
+        image_set.id,
     )
 
 
@@ -370,12 +373,18 @@ def _measure_published(
         remote = RemoteAdapter(client, card)
         paths = [sample.path for sample in samples]
         digests = check_files(paths, remote.limits)
-        calls = len(remote.row_calls(len(samples)))
-        need = remote.units(calls, len(samples)) + Units(requests=1)
-        check_budgets(client.budgets(), need, remedy=_TOP_UP)
-        empty = client.create_image_set(card.model)
-        image_set, uploaded = upload(client, empty, paths, remote.limits)
-        found = remote.classify_image_set(image_set)
+        if card.visual:  # it is added to pixels, which an image set does not keep
+            calls, sent, upload_units = len(remote.file_calls(paths)), len(paths), Units()
+        else:
+            calls, sent, upload_units = len(remote.row_calls(len(paths))), 0, Units(requests=1)
+        own = Units() if card.pays == "publisher" else remote.units(calls, len(paths), sent=sent)
+        check_budgets(client.budgets(), own + upload_units, remedy=_TOP_UP)
+        if card.visual:
+            image_set, uploaded, found = None, Units(), remote.classify_files(paths)
+        else:
+            empty = client.create_image_set(card.model)
+            image_set, uploaded = upload(client, empty, paths, remote.limits)
+            found = remote.classify_image_set(image_set)
     return Measured(
         {"accuracy_after": metrics_of(found.log_probs, labels, card.classes)},
         {
@@ -386,9 +395,10 @@ def _measure_published(
             "model": card.model,
             "revision": card.revision,
         },
-        image_set,
+        len(samples),
         uploaded + found.charged,
         (*dataset.notes, *notes(samples, digests)),
+        image_set=image_set.id if image_set else None,
     )
 
 
@@ -403,16 +413,16 @@ def _report(measured: Measured, *, as_json: bool) -> None:
         "accuracy_before": "before (plain prompt)",
         "accuracy_after": "after (adapter)",
     }
-    image_set = measured.image_set
     table(
-        [f"{measured.about['split']} pictures: {image_set.count:,}", "accuracy (95 % interval)"],
+        [f"{measured.about['split']} pictures: {measured.pictures:,}", "accuracy (95 % interval)"],
         [[names[field], str(metrics)] for field, metrics in measured.metrics.items()],
     )
     say(f"Charged: {units_line(measured.charged)}.")
-    say(
-        f"The pictures stay in image set {image_set.id}, free for the next evaluation; "
-        f"'craft image-sets delete {image_set.id}' removes them."
-    )
+    if image_set := measured.image_set:
+        say(
+            f"The pictures stay in image set {image_set}, free for the next evaluation; "
+            f"'craft image-sets delete {image_set}' removes them."
+        )
 
 
 def _pictures(data: Path, split: str) -> tuple[Dataset, tuple[Sample, ...]]:

@@ -208,9 +208,8 @@ def _continued(rows: Results, remote: RemoteAdapter) -> RemoteAdapter:
 def _calls_covered(remote: RemoteAdapter, files: Sequence[Path], top: int) -> list[list[Path]]:
     """The files of each call; raises BudgetTooSmall where no budget covers them all."""
     from craft_client.blackbox import check_budgets
-    from craft_client.results import file_calls
 
-    calls = file_calls(remote, files, top)
+    calls = remote.file_calls(files, top)
     if remote.card.pays != "publisher":
         check_budgets(
             remote.client.budgets(),

@@ -24,7 +24,9 @@ from craft_server.clock import now
 from craft_server.database import insert_missing
 from craft_server.image_sets import bound_revision, precision_of
 from craft_server.ledger.keys import Caller
+from craft_server.ledger.prices import Prices, list_prices
 from craft_shared.adapter import Adapter
+from craft_shared.counting import prediction_units
 from craft_shared.units import UNITS
 from craft_shared.wire import AdapterCard, Provenance
 from craft_shared.wire.adapters import LATEST
@@ -72,12 +74,12 @@ def resolve(
     """The one living version that a reference means now, if the caller may use it.
 
     With `adapter_id`, the version that it meant before, whatever it means now. Its card has no
-    aliases: they take statements of their own, which no prediction needs.
+    aliases and no price: they take statements of their own, which no prediction needs.
 
     Raises:
         NoSuchAdapter: there is none, or it is not the caller's to use; nothing tells which.
     """
-    return _publication(_resolved(connection, caller, reference, adapter_id), [])
+    return _publication(_resolved(connection, caller, reference, adapter_id))
 
 
 def _resolved(
@@ -97,10 +99,10 @@ def _resolved(
 def find_digest(
     connection: sa.Connection, owner: str, name: str, digest: str
 ) -> Publication | None:
-    """The newest living version under `name` whose content has this digest; without aliases."""
+    """The newest living version under `name` whose content has this digest, as `resolve` has it."""
     named = (ADAPTERS.c.owner == owner, ADAPTERS.c.name == name, ADAPTERS.c.digest == digest)
     row = _newest(connection, *named)
-    return None if row is None else _publication(row, [])
+    return None if row is None else _publication(row)
 
 
 def _newest(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Any:
@@ -210,6 +212,7 @@ def add(
             body=body,
             text_features=text_features.astype("<f4").tobytes(),
             provenance=config.provenance.model_dump_json(),
+            visual=config.visual is not None,
         )
         .returning(ADAPTERS.c.id)
     ).scalar_one()
@@ -285,7 +288,8 @@ def _of_names(table: sa.Table, names: Sequence[tuple[str, str]]) -> sa.Join:
 
 
 def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Publication]:
-    """The rows of `_WITH_SETTINGS` with their aliases."""
+    """The rows of `_WITH_SETTINGS` with their aliases and prices."""
+    prices = list_prices(connection)
     names = list({(row.owner, row.name) for row in rows})
     newest = {
         (row.owner, row.name): row.version
@@ -312,24 +316,32 @@ def _publications(connection: sa.Connection, rows: Sequence[Any]) -> list[Public
                 *([LATEST] if newest.get((row.owner, row.name)) == row.version else []),
                 *aliases.get((row.owner, row.name, row.version), []),
             ],
+            prices,
         )
         for row in rows
     ]
 
 
-def _publication(row: Any, aliases: list[str]) -> Publication:
+def _publication(
+    row: Any, aliases: Sequence[str] = (), prices: Prices | None = None
+) -> Publication:
     revision, texts_in = precision_of(row.revision)
+    one_image = prediction_units(row.prompts, 1, sent=1)
+    micros = (prices or {}).get(row.model, {})
     card = AdapterCard(
         owner=row.owner,
         name=row.name,
         version=row.version,
-        aliases=aliases,
+        aliases=list(aliases),
         digest=row.digest,
         model=row.model,
         revision=revision,
         access_mode=row.access_mode,
         classes=json.loads(row.classes),
         prompts=row.prompts,
+        visual=row.visual,
+        image_units=one_image,
+        image_cost_micros=sum(one_image[unit] * price for unit, price in micros.items()),
         published_at=row.published_at,
         retired_at=row.retired_at,
         pays="caller" if row.payer_key_id is None else "publisher",

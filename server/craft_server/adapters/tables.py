@@ -39,6 +39,7 @@ ADAPTERS = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("text_features", sa.LargeBinary, nullable=False),
     sa.Column("provenance", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("visual", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("owner", "name", "version"),
 )
 

@@ -188,9 +188,7 @@ async def select_images(
 async def load_images(
     call: Call, selection: ImageSelection, visual: NDArray[np.float32] | None = None
 ) -> Images:
-    """Reads the features of an image set, or decodes the images of the body.
-
-    A `visual` prompt is added to pixels, of which an image set has none.
+    """Reads the features of an image set, or decodes the images of the body, with a visual prompt.
 
     Raises:
         ProblemError: `invalid-image`, naming every image that cannot be used.
@@ -198,12 +196,6 @@ async def load_images(
     image_set, services = selection.image_set, call.services
     if image_set is None:
         return Images(None, await decode_images(call, selection.files, visual=visual))
-    if visual is not None:
-        raise invalid_field(
-            "image_set",
-            "the adapter adds a visual prompt to pixels, which an image set does not keep",
-            "Send the images in the call's body.",
-        )
     key = (image_set.id, image_set.count)
     features = services.features.get(key)
     if features is None:

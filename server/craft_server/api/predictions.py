@@ -265,6 +265,12 @@ async def predict(
             "Leave it out.",
         )
     selection = await select_images(call, message, body.files)
+    if card.visual and selection.image_set is not None:
+        raise invalid_field(
+            "image_set",
+            "the adapter adds a visual prompt to pixels, which an image set does not keep",
+            "Send the images in the call's body.",
+        )
     check_answer_size(call, selection.count, len(card.classes), output, "float32", selection.field)
     units = prediction_units(card.prompts, selection.count, sent=len(selection.files))
     await use_rate(call.request, services, caller, "predictions", units.predictions)

@@ -76,6 +76,10 @@ class AdapterCard(Displayed, Answer):
         model: that it was tuned on, and by which alone it is served.
         access_mode: `strict`, or `open-text` where the head reads texts beside the class names.
         prompts: P; a prediction is charged as that many queries.
+        visual: whether it adds a visual prompt to pixels: it takes images in a call's body, and no
+            image set.
+        image_units: what a call with one image in its body is charged, to whoever `pays`.
+        image_cost_micros: their price now, in millionths of the provider's currency.
         published_at: RFC 3339.
         retired_at: from when on it is not served, RFC 3339; null while it is.
         pays: who is charged for predictions.
@@ -94,6 +98,9 @@ class AdapterCard(Displayed, Answer):
     access_mode: Literal["strict", "open-text"]
     classes: ClassNames
     prompts: int = Field(examples=[32])
+    visual: bool = False
+    image_units: Units = Units()
+    image_cost_micros: int = 0
     published_at: Moment
     retired_at: str | None = None
     pays: Payer = "caller"
@@ -115,6 +122,7 @@ class AdapterCard(Displayed, Answer):
                 "access": self.access_mode,
                 "classes": names(self.classes),
                 "queries a prediction": self.prompts,
+                "one image, cost_micros": self.image_cost_micros or None,
                 "paid by": self.pays,
                 "published at": self.published_at,
                 "retired at": self.retired_at,

@@ -72,6 +72,8 @@ def _card(path: str) -> set[str]:
     return {
         *_fields(path, "owner", "name", "version", "aliases", "digest", "model", "revision"),
         *_fields(path, "access_mode", "classes", "prompts", "published_at", "retired_at", "pays"),
+        *_fields(path, "visual", "image_cost_micros", "image_units"),
+        *_units(f"{path}.image_units"),
         *_fields(path, "abstain_below", "provenance"),
         *_fields(f"{path}.provenance", *provenance),
         *_units(f"{path}.provenance.units"),
