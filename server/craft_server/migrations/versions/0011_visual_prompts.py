@@ -7,8 +7,8 @@ from alembic import op
 
 from craft_shared import codec
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 _ADAPTERS = sa.table(
     "adapters",
