@@ -332,7 +332,8 @@ class AsyncClient:
 
     async def report_run(self, run: str, report: RunReport) -> None:
         """Creates or changes what the server's console says of a run. Free; tried once."""
-        body = report.model_dump_json().encode()
+        # Without what is not known yet, servers of an earlier version take it.
+        body = report.model_dump_json(exclude_none=True).encode()
         await self._send(Call("PUT", path("runs", run), json=body, again=False))
 
     async def report_points(self, run: str, points: Sequence[RunPoint]) -> None:

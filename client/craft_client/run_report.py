@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from craft_client.exceptions import BudgetExhausted, ConnectionFailed, Overloaded, RateLimited
-from craft_shared.run_reports import POINTS_PER_CALL, RunPoint, RunReport, RunState
+from craft_shared.names import made_sound
+from craft_shared.run_reports import (
+    CANDIDATES_PER_RUN,
+    POINTS_PER_CALL,
+    RunCandidate,
+    RunOutcome,
+    RunPoint,
+    RunReport,
+    RunState,
+)
 
 if TYPE_CHECKING:
     from craft_client.api import Client
+    from craft_client.journal import Journal
     from craft_client.tuning_run import TuneProgress
 
 # Seconds: between two calls while a run goes on; before another try where the server did not take
@@ -49,6 +59,7 @@ class RunReporter:
         self._changed = threading.Condition()
         self._waiting: list[TuneProgress] = []
         self._end: RunState | None = None
+        self._outcome: Callable[[], RunOutcome] | None = None
         self._introduced = False
         self._failed = False
         self._thread = threading.Thread(target=self._work, name="craft-report", daemon=True)
@@ -60,10 +71,19 @@ class RunReporter:
             self._waiting.append(progress)
             self._changed.notify()
 
-    def end(self, state: RunState, *, wait: float = LAST_WORDS_SECONDS) -> None:
-        """Reports how the run ended, and waits so many seconds at most until the server knows."""
+    def end(
+        self,
+        state: RunState,
+        outcome: Callable[[], RunOutcome] | None = None,
+        *,
+        wait: float = LAST_WORDS_SECONDS,
+    ) -> None:
+        """Reports how the run ended, and waits so many seconds at most until the server knows.
+
+        `outcome` is called by the thread.
+        """
         with self._changed:
-            self._end = state
+            self._end, self._outcome = state, outcome
             self._changed.notify()
         self._thread.join(wait)
 
@@ -101,7 +121,8 @@ class RunReporter:
         with self._changed:
             del self._waiting[: len(points)]
         if end is not None:
-            last = self._report.model_copy(update={"state": end})
+            outcome = self._outcome and self._outcome()
+            last = self._report.model_copy(update={"state": end, "outcome": outcome})
             self._client.report_run(self._run, last)
         return end is not None
 
@@ -116,8 +137,13 @@ class RunReporter:
 
 
 @contextmanager
-def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[OnProgress]:
-    """Gives what to call with each progress: `on_progress`, and the reporter where there is one."""
+def reported(
+    reporter: RunReporter | None, on_progress: OnProgress, journal: Journal
+) -> Iterator[OnProgress]:
+    """Gives what to call with each progress: `on_progress`, and the reporter where there is one.
+
+    What the run came to is read in its journal.
+    """
     if reporter is None:
         yield on_progress
         return
@@ -133,7 +159,26 @@ def reported(reporter: RunReporter | None, on_progress: OnProgress) -> Iterator[
         failed = isinstance(error, Exception) and not isinstance(error, BudgetExhausted)
         reporter.end("failed" if failed else "stopped")
         raise
-    reporter.end("finished")
+    reporter.end("finished", lambda: outcome_of(journal.summary()))
+
+
+def outcome_of(summary: Mapping[str, Any]) -> RunOutcome:
+    """What a run's summary says that it came to."""
+    candidates = [
+        RunCandidate(
+            name=made_sound(one["name"])[:200],
+            prompts=one["prompts"],
+            texts=one["texts"],
+            loss=one["loss"],
+        )
+        for one in summary["candidates"][:CANDIDATES_PER_RUN]
+    ]
+    return RunOutcome(
+        before=summary["accuracy_before"],
+        after=summary["accuracy_after"],
+        deployed=made_sound(summary["deployed"])[:200],
+        candidates=candidates,
+    )
 
 
 def point_of(progress: TuneProgress) -> RunPoint:

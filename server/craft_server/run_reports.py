@@ -20,6 +20,7 @@ from craft_shared.run_reports import (
     RunCard,
     RunCurve,
     RunEvaluation,
+    RunOutcome,
     RunPoint,
     RunReport,
 )
@@ -40,6 +41,8 @@ RUN_REPORTS = sa.Table(
     sa.Column("started_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Column("evaluation", sa.Text),  # a `RunEvaluation`, as JSON
+    sa.Column("outcome", sa.Text),  # a `RunOutcome`, as JSON
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
     sa.UniqueConstraint("owner", "run"),
 )
 
@@ -71,19 +74,13 @@ def put(connection: sa.Connection, owner: str, run: str, report: RunReport, at: 
 
     Past `RUNS_PER_OWNER` the one that was heard of longest ago goes.
     """
-    insert_missing(
-        connection,
-        RUN_REPORTS,
-        owner=owner,
-        run=run,
-        **report.model_dump(),
-        started_at=at,
-        updated_at=at,
-    )
+    outcome = report.outcome and report.outcome.model_dump_json()
+    values = {**report.model_dump(), "outcome": outcome, "updated_at": at}
+    insert_missing(connection, RUN_REPORTS, owner=owner, run=run, **values, started_at=at)
     connection.execute(
         sa.update(RUN_REPORTS)
         .where(RUN_REPORTS.c.owner == owner, RUN_REPORTS.c.run == run)
-        .values(**report.model_dump(), updated_at=at)
+        .values(values)
     )
     past = (
         sa.select(RUN_REPORTS.c.id)
@@ -148,12 +145,23 @@ def put_evaluation(
     return _card(connection, _find(connection, owner, run))
 
 
+def put_note(connection: sa.Connection, owner: str, run: str, note: str) -> None:
+    """Keeps what the owner writes of a run.
+
+    Raises:
+        NoSuchRun: the run was not reported, or was deleted.
+    """
+    row = _find(connection, owner, run)
+    connection.execute(sa.update(RUN_REPORTS).where(RUN_REPORTS.c.id == row.id).values(note=note))
+
+
 def list_runs(connection: sa.Connection, owner: str) -> list[RunCard]:
     """All reported runs of the owner, the one that was heard of last first."""
-    last = (
+    ends = (
         sa.select(
             RUN_POINTS.c.report_id,
             sa.func.count().label("points"),
+            sa.func.min(RUN_POINTS.c.sequence).label("first"),
             sa.func.max(RUN_POINTS.c.sequence).label("last"),
         )
         .join(RUN_REPORTS, RUN_REPORTS.c.id == RUN_POINTS.c.report_id)
@@ -161,20 +169,35 @@ def list_runs(connection: sa.Connection, owner: str) -> list[RunCard]:
         .group_by(RUN_POINTS.c.report_id)
         .subquery()
     )
+    first = RUN_POINTS.alias()
     rows = connection.execute(
-        sa.select(RUN_REPORTS, last.c.points, *_POINT_COLUMNS)
-        .outerjoin(last, last.c.report_id == RUN_REPORTS.c.id)
+        sa.select(
+            RUN_REPORTS,
+            ends.c.points,
+            first.c.generation.label("first_generation"),
+            first.c.accuracy.label("first_accuracy"),
+            *_POINT_COLUMNS,
+        )
+        .outerjoin(ends, ends.c.report_id == RUN_REPORTS.c.id)
+        .outerjoin(
+            first, sa.and_(first.c.report_id == RUN_REPORTS.c.id, first.c.sequence == ends.c.first)
+        )
         .outerjoin(
             RUN_POINTS,
             sa.and_(
-                RUN_POINTS.c.report_id == RUN_REPORTS.c.id, RUN_POINTS.c.sequence == last.c.last
+                RUN_POINTS.c.report_id == RUN_REPORTS.c.id, RUN_POINTS.c.sequence == ends.c.last
             ),
         )
         .where(RUN_REPORTS.c.owner == owner)
         .order_by(RUN_REPORTS.c.updated_at.desc(), RUN_REPORTS.c.id.desc())
     )
     return [
-        _as_card(row, row.points or 0, None if row.points is None else _as_point(row))
+        _as_card(
+            row,
+            row.points or 0,
+            None if row.first_generation else row.first_accuracy,
+            None if row.points is None else _as_point(row),
+        )
         for row in rows
     ]
 
@@ -266,13 +289,19 @@ def _card(connection: sa.Connection, row: sa.Row[tuple[object, ...]]) -> RunCard
     count: int = connection.execute(
         sa.select(sa.func.count()).select_from(RUN_POINTS).where(of_run)
     ).scalar_one()
-    latest = connection.execute(
-        sa.select(*_POINT_COLUMNS).where(of_run).order_by(RUN_POINTS.c.sequence.desc()).limit(1)
-    ).one_or_none()
-    return _as_card(row, count, None if latest is None else _as_point(latest))
+    points = sa.select(*_POINT_COLUMNS).where(of_run).limit(1)
+    first, latest = (
+        connection.execute(points.order_by(order)).one_or_none()
+        for order in (RUN_POINTS.c.sequence, RUN_POINTS.c.sequence.desc())
+    )
+    before = None if first is None or first.generation else first.accuracy
+    return _as_card(row, count, before, None if latest is None else _as_point(latest))
 
 
-def _as_card(row: sa.Row[tuple[object, ...]], points: int, latest: RunPoint | None) -> RunCard:
+def _as_card(
+    row: sa.Row[tuple[object, ...]], points: int, before: float | None, latest: RunPoint | None
+) -> RunCard:
+    outcome = row.outcome and RunOutcome.model_validate_json(row.outcome)
     return RunCard(
         run=row.run,
         title=row.title,
@@ -285,7 +314,10 @@ def _as_card(row: sa.Row[tuple[object, ...]], points: int, latest: RunPoint | No
         updated_at=rfc3339(row.updated_at),
         points=points,
         latest=latest,
+        before=outcome.before if outcome else before,
+        outcome=outcome,
         evaluation=row.evaluation and RunEvaluation.model_validate_json(row.evaluation),
+        note=row.note,
     )
 
 

@@ -20,6 +20,8 @@ POINTS_PER_MINUTE = 6000  # of a key
 POINTS_PER_RUN = 20_000
 POINTS_PER_OWNER = 100_000
 RUNS_PER_OWNER = 1000
+CANDIDATES_PER_RUN = 20
+LONGEST_NOTE = 500
 
 RunState = Literal["running", "finished", "stopped", "failed"]
 
@@ -32,6 +34,38 @@ _Loss = Annotated[float, Field(allow_inf_nan=False)]
 _Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
+class RunCandidate(Message):
+    """What a run might have deployed.
+
+    Attributes:
+        name: the recipe's word for it.
+        prompts: that its head reads.
+        texts: that its head reads beside the class names.
+        loss: held-out cross-entropy, nats; null where nothing was held out.
+    """
+
+    name: NewLabel = Field(examples=["ridge"])
+    prompts: _Count = Field(examples=[1])
+    texts: _Count = Field(default=0, examples=[256])
+    loss: _Loss | None = Field(default=None, examples=[1.1318])
+
+
+class RunOutcome(Message):
+    """What a run came to, on its training images.
+
+    Attributes:
+        before: accuracy of the plain prompt, percent.
+        after: of the adapter, percent, each image held out; null where nothing could be.
+        deployed: the recipe's word for what the adapter is made of.
+        candidates: what it was chosen from.
+    """
+
+    before: _Percent = Field(examples=[37.5])
+    after: _Percent | None = Field(default=None, examples=[62.5])
+    deployed: NewLabel = Field(examples=["ridge"])
+    candidates: list[RunCandidate] = Field(default=[], max_length=CANDIDATES_PER_RUN)
+
+
 class RunReport(Message):
     """Body of `PUT /v1/runs/{run}`: what the run is, and how it stands.
 
@@ -42,6 +76,7 @@ class RunReport(Message):
         recipe: how it tunes.
         budget: queries that it may spend; null where it did not say.
         state: `stopped` by hand, `failed` by an error.
+        outcome: once it is finished.
     """
 
     title: NewLabel = Field(examples=["digits, 16 shots"])
@@ -50,6 +85,7 @@ class RunReport(Message):
     recipe: NewLabel = Field(default="", examples=["craftbox"])
     budget: _Count | None = Field(default=None, examples=[8000])
     state: RunState = "running"
+    outcome: RunOutcome | None = None
 
 
 class RunPoint(Message):
@@ -57,7 +93,7 @@ class RunPoint(Message):
 
     Attributes:
         sequence: names the point in its run; the same point again changes nothing.
-        generation: generations done.
+        generation: generations done; 0 before anything is tuned.
         queries: spent by the run until then.
         loss: mean loss of the request's codes; null where it was not finite.
         best_loss: least loss of a single prompt until then; null where there was none.
@@ -107,7 +143,11 @@ class RunCard(Answer):
         run: its name; the ledger's lines of its calls hold the same.
         points: how many it has reported.
         latest: the one with the highest sequence number; null before the first.
+        before: accuracy of the plain prompt, percent, by the outcome or else by the first point;
+            null where neither says.
+        outcome: what it came to on its training images; null before it was reported.
         evaluation: of its adapter; null before one was reported.
+        note: what its owner wrote of it in the console.
     """
 
     run: str = Field(examples=["digits-16-shots"])
@@ -121,7 +161,10 @@ class RunCard(Answer):
     updated_at: Moment
     points: int = Field(examples=[1])
     latest: RunPoint | None
+    before: float | None = Field(default=None, examples=[37.5])
+    outcome: RunOutcome | None = None
     evaluation: RunEvaluation | None = None
+    note: str = Field(default="", examples=["Twice the shots of the last one."])
 
 
 class RunList(Answer):

@@ -18,7 +18,7 @@ from craft_client.run_report import RunReporter, point_of, reported
 from craft_client.tune import TuneProgress
 from craft_shared import problems
 from craft_shared.problems import Problem
-from craft_shared.run_reports import RunPoint, RunReport
+from craft_shared.run_reports import RunCandidate, RunOutcome, RunPoint, RunReport
 from craft_shared.units import Units
 
 from .wire_server import WireServer
@@ -32,11 +32,13 @@ class Server:
     def __init__(self, *fails: Exception) -> None:
         self.fails = list(fails)
         self.states: list[str] = []
+        self.outcome: RunOutcome | None = None
         self.points: list[RunPoint] = []
 
     def report_run(self, run: str, report: RunReport) -> None:
         self._maybe_fail()
         self.states.append(report.state)
+        self.outcome = report.outcome
 
     def report_points(self, run: str, points: list[RunPoint]) -> None:
         self._maybe_fail()
@@ -130,6 +132,22 @@ def test_a_server_that_hangs_holds_nothing_up(start: Start) -> None:
     hanging.set()
 
 
+class Finished:
+    """A journal of which the summary alone is read."""
+
+    def summary(self) -> dict[str, Any]:
+        found = {"name": "ridge", "prompts": 1, "texts": 256, "loss": 1.25, "regularisation": 0.1}
+        return {
+            "accuracy_before": 37.5,
+            "accuracy_after": None,
+            "deployed": "ridge",
+            "candidates": [found],
+        }
+
+
+JOURNAL: Any = Finished()
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
@@ -144,7 +162,7 @@ def test_the_end_is_told_as_it_was(start: Start, error: BaseException | None, st
     seen: list[TuneProgress] = []
 
     def run() -> None:
-        with reported(start(server)[0], seen.append) as on_progress:
+        with reported(start(server)[0], seen.append, JOURNAL) as on_progress:
             on_progress(at(0))
             if error is not None:
                 raise error
@@ -155,14 +173,32 @@ def test_the_end_is_told_as_it_was(start: Start, error: BaseException | None, st
         with pytest.raises(type(error)):
             run()
     assert server.states == ["running", state]
+    assert (server.outcome is not None) == (state == "finished")
     assert [progress.generation for progress in seen] == [0]
 
 
 def test_without_a_reporter_nothing_is_between(start: Start) -> None:
     seen: list[TuneProgress] = []
-    with reported(None, seen.append) as on_progress:
+    with reported(None, seen.append, JOURNAL) as on_progress:
         on_progress(at(0))
     assert len(seen) == 1
+
+
+def test_what_the_run_came_to_is_told_at_its_end(start: Start) -> None:
+    server = Server()
+    with reported(start(server)[0], lambda _: None, JOURNAL):
+        pass
+    ridge = RunCandidate(name="ridge", prompts=1, texts=256, loss=1.25)
+    assert server.outcome == RunOutcome(before=37.5, deployed="ridge", candidates=[ridge])
+
+
+def test_a_summary_that_cannot_be_told_harms_no_run(start: Start) -> None:
+    broken: Any = Finished()
+    broken.summary = lambda: {"candidates": []}
+    reporter, told = start(Server())
+    with reported(reporter, lambda _: None, broken):
+        pass
+    assert len(told) == 1
 
 
 def test_the_deployed_adapter_is_a_point_of_its_own() -> None:

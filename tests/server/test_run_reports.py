@@ -7,7 +7,14 @@ import pytest
 from craft_server import run_reports
 from craft_server.database import Database
 from craft_server.run_reports import NoSuchRun, TooManyPoints
-from craft_shared.run_reports import RunCard, RunEvaluation, RunPoint, RunReport
+from craft_shared.run_reports import (
+    RunCandidate,
+    RunCard,
+    RunEvaluation,
+    RunOutcome,
+    RunPoint,
+    RunReport,
+)
 from craft_shared.units import Units
 
 REPORT = RunReport(title="digits", model="pocket", dataset="digits", recipe="craftbox", budget=72)
@@ -96,6 +103,34 @@ def test_the_last_evaluation_is_kept_whatever_the_run_reports_later(store: Datab
     assert (card.evaluation.accuracy, card.evaluation.before) == (85, 50)
     with store.writing() as connection:
         assert run_reports.list_runs(connection, "owner") == [card]
+
+
+def test_before_is_the_first_points_until_the_outcome_says_it(store: Database) -> None:
+    assert put(store).before is None
+    add(store, 1)
+    with store.reading() as connection:
+        (listed,) = run_reports.list_runs(connection, "owner")
+    assert listed.before is None, "a generation was done by then"
+    card = add(store, 0)
+    with store.reading() as connection:
+        (listed,) = run_reports.list_runs(connection, "owner")
+    assert (card.before, listed.before) == (50.25, 50.25)
+    ridge = RunCandidate(name="ridge", prompts=1, texts=256, loss=1.25)
+    outcome = RunOutcome(before=40, after=None, deployed="ridge", candidates=[ridge])
+    finished = REPORT.model_copy(update={"state": "finished", "outcome": outcome})
+    with store.writing() as connection:
+        card = run_reports.put(connection, "owner", "run", finished, 9)
+        assert run_reports.list_runs(connection, "owner") == [card]
+    assert (card.before, card.outcome) == (40, outcome)
+
+
+def test_a_note_stays_whatever_the_run_reports_later(store: Database) -> None:
+    put(store)
+    with store.writing() as connection:
+        run_reports.put_note(connection, "owner", "run", "the best so far")
+        with pytest.raises(NoSuchRun):
+            run_reports.put_note(connection, "other", "run", "mine")
+    assert put(store, at=99).note == "the best so far"
 
 
 def test_owners_do_not_see_each_others_runs(store: Database) -> None:

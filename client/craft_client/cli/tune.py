@@ -452,7 +452,7 @@ def tune_task(
         _reporter(
             task, folder, started.settings, started.black_box.model, run, url, key, wanted=report
         ) as reporter,
-        reported(reporter, show) as on_progress,
+        reported(reporter, show, journal) as on_progress,
     ):
         box = started.black_box
         result = tune(box, labels, started.settings, journal, on_progress, paths)

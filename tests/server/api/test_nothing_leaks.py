@@ -85,6 +85,9 @@ def _run(path: str) -> set[str]:
     return {
         *_fields(path, "run", "title", "model", "dataset", "recipe", "budget", "state"),
         *_fields(path, "started_at", "updated_at", "points", "latest", "evaluation"),
+        *_fields(path, "before", "note", "outcome"),
+        *_fields(f"{path}.outcome".lstrip("."), "before", "after", "deployed", "candidates"),
+        *_fields(f"{path}.outcome.candidates[]".lstrip("."), "name", "prompts", "texts", "loss"),
         *_fields(
             f"{path}.evaluation".lstrip("."), "subject", "n", "before", "accuracy", "low", "high"
         ),
@@ -381,13 +384,16 @@ def work(tenant: Tenant, pictures: list[bytes], mark: str) -> str:
     tenant("DELETE", name)
     tenant("PUT", f"{name}/restore")
     run = f"/v1/runs/run-{mark}"
-    tenant("PUT", run, json={"title": "a run", "model": card["name"]})
+    ridge = {"name": "ridge", "prompts": 1, "texts": 9, "loss": 0.5}
+    outcome = {"before": 50, "after": 80, "deployed": "ridge", "candidates": [ridge]}
+    tenant("PUT", run, json={"title": "a run", "model": card["name"], "outcome": outcome})
     worth = {"subject": "test", "n": 9, "before": 50, "accuracy": 80, "low": 70, "high": 90}
     tenant("PUT", f"{run}/evaluation", json=worth)
     point = {"sequence": 1, "generation": 1, "queries": 2, "loss": 1.5}
     tenant("PUT", f"{run}/points", json={"points": [point]})
     tenant("PUT", f"{run}/evaluation", json=worth)
-    tenant("PUT", run, json={"title": "a run", "model": card["name"], "state": "finished"})
+    report = {"title": "a run", "model": card["name"], "state": "finished", "outcome": outcome}
+    tenant("PUT", run, json=report)
     for path in ("/v1/runs", run):
         tenant("GET", path)
     tenant("PUT", "/v1/runs/short", json={"title": "another"})
