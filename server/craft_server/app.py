@@ -133,6 +133,7 @@ def create_app(
     app = FastAPI(
         title="craftbox",
         version=version("craftbox"),
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

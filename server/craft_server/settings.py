@@ -30,6 +30,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from craft_server.root_path import RootPath
 from craft_shared.image_formats import MOST_BYTES, MOST_PIXELS
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.wire import Limits
@@ -76,6 +77,8 @@ class Settings(BaseSettings):
             in it and it agrees with float32, `fastest` wherever it is faster.
         host: address to listen on.
         port: TCP port to listen on; 0 takes a free one.
+        root_path: the path below which a proxy offers the server, such as `/craft`; without one,
+            the path that a proxy which `FORWARDED_ALLOW_IPS` names sends in `X-Forwarded-Prefix`.
         workers: processes that speak HTTP; with 2 or more, the model has a process of its own.
         connections: of each process that speaks HTTP, at a time; never more than it may open files.
             Where there are so many, the one that waits for its client the longest gives way.
@@ -125,6 +128,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fastest", "float32", "float16", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    root_path: RootPath = ""
     workers: int = Field(default=1, ge=1, le=64)
     connections: int = Field(default=2048, ge=1)
     connections_per_address: int = Field(default=512, ge=1)

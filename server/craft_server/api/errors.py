@@ -29,6 +29,7 @@ from craft_server.policy import PromptLimitReached
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_server.rate_limits import NotCounted, RateLimited
 from craft_server.receipts import StillReserved
+from craft_server.root_path import root_path
 from craft_server.run_reports import NoSuchRun, TooManyPoints
 from craft_server.simulate.provider import Struck
 from craft_server.telemetry import REGISTRY
@@ -303,7 +304,8 @@ async def _on_invalid_parameters(request: Request, error: RequestValidationError
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     kinds = {404: problems.NOT_FOUND, 405: problems.METHOD_NOT_ALLOWED}
     kind = kinds.get(error.status_code, problems.MALFORMED_BODY)
-    detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    path = root_path(request) + request.url.path[:200]
+    detail = f"{request.method} {path}: {error.detail}"
     headers = dict(error.headers or {})
     if kind is problems.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(allowed_methods(request.app.router.routes, request.scope))

@@ -11,19 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from craft_server.api.middleware import JSON_TYPE, REQUEST_ID_HEADER
+from craft_server.root_path import root_path
 from craft_shared import codec, problems
 from craft_shared.adapter import AdapterConfig
 from craft_shared.problems import MEDIA_TYPE, FieldError, Problem, ProblemType
 from craft_shared.wire import AdapterPredictionAnswer, PredictionAnswer
 
+ADDRESS = "/openapi.json"
 DESCRIPTION = """
 A vision-language model behind a metered prediction API.
 
@@ -239,6 +242,12 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
     # FastAPI's documented way to extend the description is to replace this method.
     app.openapi = describe  # type: ignore[method-assign] # as FastAPI documents
+
+    @app.get(ADDRESS, include_in_schema=False)
+    async def get_description(request: Request) -> Response:
+        """The description, of a server at the address that the client used."""
+        root = root_path(request)
+        return JSONResponse(describe() | ({"servers": [{"url": root}]} if root else {}))
 
 
 def _document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:

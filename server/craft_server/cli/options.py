@@ -75,6 +75,12 @@ DatabaseUrl = Annotated[
 ]
 Host = Annotated[str | None, _address(show_default="127.0.0.1", help="Address to listen on.")]
 Port = Annotated[int | None, _address(show_default="8000", help="TCP port; 0 takes a free one.")]
+RootPath = Annotated[
+    str | None,
+    _address(
+        show_default=False, help="The path below which a proxy offers the server, such as /craft."
+    ),
+]
 Model = Annotated[
     str | None,
     _model(

@@ -49,6 +49,7 @@ def serve(
     profile: options.Profile = None,
     host: options.Host = None,
     port: options.Port = None,
+    root_path: options.RootPath = None,
     workers: options.Workers = None,
     log_level: options.LogLevel = None,
     data_dir: options.DataDir = None,
@@ -81,6 +82,7 @@ def record(
     profile: options.Profile = None,
     host: options.Host = None,
     port: options.Port = None,
+    root_path: options.RootPath = None,
     workers: options.Workers = None,
     log_level: options.LogLevel = None,
     data_dir: options.DataDir = None,
@@ -115,13 +117,14 @@ def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
     host: options.Host = None,
     port: options.Port = None,
+    root_path: options.RootPath = None,
 ) -> None:
     """Serve what 'craft-server record' has recorded, without a model. Any key is accepted.
 
     A call that was not recorded is answered with the problem 'not-recorded', which says how it
     differs from the one that comes nearest. Another key hears the recording from its beginning.
     """
-    settings = settings_of(host=host, port=port)
+    settings = settings_of(host=host, port=port, root_path=root_path)
     from craft_server.recording.player import Player, player_app
     from craft_server.recording.tape import Tape, TapeError
     from craft_server.telemetry import configure_logging
@@ -136,7 +139,7 @@ def replay(
         end_on_sigterm()
         player = Player(tape)
         print_lines([f"Replaying '{file}': {player.answers} answers"])
-        announce(listener)
+        announce(listener, settings.root_path)
         run(player_app(player, settings), settings, listener)
 
 
@@ -217,7 +220,8 @@ def _announce(
                 f"{profile.digest}"
             ]
         )
-    announce(listener, " (console at /, description at /docs)")
+    root = settings.root_path
+    announce(listener, root, f" (console at {root}/, description at {root}/docs)")
     with database.reading() as connection:
         has_keys = any_key(connection)
     if not has_keys:

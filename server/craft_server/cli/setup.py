@@ -39,6 +39,7 @@ def show(
     profile: options.Profile = None,
     host: options.Host = None,
     port: options.Port = None,
+    root_path: options.RootPath = None,
     workers: options.Workers = None,
     log_level: options.LogLevel = None,
     data_dir: options.DataDir = None,

@@ -1,9 +1,10 @@
 """Who looks at a page: the session behind the browser's cookie, and what its key may see.
 
 Scripts cannot read the cookie, other sites' pages cannot send it, and over TLS a page that was not
-encrypted can neither set nor read it (`__Host-`).
+encrypted can neither set nor read it (`__Host-`; below a path, where what else the host offers is
+not to be sent it, `__Secure-`).
 
-Source: RFC 6265bis, sections 4.1.3.2 (`__Host-`) and 5.6.7 (`SameSite`).
+Source: RFC 6265bis, sections 4.1.3 (`__Secure-`, `__Host-`) and 5.6.7 (`SameSite`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from craft_server.clock import now_ms
 from craft_server.console import sessions
 from craft_server.console.sessions import Session
 from craft_server.problems import ProblemError
+from craft_server.root_path import root_path
 from craft_shared.problems import FORBIDDEN, NOT_FOUND
 
 _COOKIE = "craft_session"
@@ -88,7 +90,7 @@ def set_token(request: Request, response: Response, token: str, *, seconds: int)
         _cookie_name(request),
         token,
         max_age=seconds,
-        path="/",
+        path=root_path(request) or "/",
         secure=_is_encrypted(request),
         httponly=True,
         samesite="strict",
@@ -99,7 +101,7 @@ def forget_token(request: Request, response: Response) -> None:
     """Makes the browser forget its token."""
     response.delete_cookie(
         _cookie_name(request),
-        path="/",
+        path=root_path(request) or "/",
         secure=_is_encrypted(request),
         httponly=True,
         samesite="strict",
@@ -107,7 +109,9 @@ def forget_token(request: Request, response: Response) -> None:
 
 
 def _cookie_name(request: Request) -> str:
-    return f"__Host-{_COOKIE}" if _is_encrypted(request) else _COOKIE
+    if not _is_encrypted(request):
+        return _COOKIE
+    return f"__Secure-{_COOKIE}" if root_path(request) else f"__Host-{_COOKIE}"
 
 
 def _is_encrypted(request: Request) -> bool:

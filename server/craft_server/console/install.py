@@ -36,6 +36,7 @@ from craft_server.console.access import SignedOut, WithSession, WithSessionIfAny
 from craft_server.console.forms import WithForm, read_form, text_of
 from craft_server.console.rendering import page, redirect, render
 from craft_server.problems import ProblemError
+from craft_server.root_path import root_path
 from craft_shared import problems
 from craft_shared.problems import Problem, ProblemType
 
@@ -164,7 +165,10 @@ async def _on_signed_out(request: Request, error: SignedOut) -> Response:
 
 
 class ConsoleMiddleware(Middleware):
-    """Adds the headers to the console's answers, errors included; its problems become pages."""
+    """Adds the headers to the console's answers, errors included; its problems become pages.
+
+    Addresses to which browsers are sent get the root path here.
+    """
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -178,6 +182,8 @@ class ConsoleMiddleware(Middleware):
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
+                if location := headers.get("Location"):  # a page of the console
+                    headers["Location"] = root_path(Request(scope)) + location
             await send(message)
 
         await self._app(scope, receive, send_protected)

@@ -1,5 +1,7 @@
 """What all pages share: templates, whose values are escaped; files; the menu; numbers and times.
 
+Each address in a template begins with `{{ root }}`, the path below which a proxy offers the server.
+
 Styles, scripts and the icon are a fixed list of files, named by their content: no part of an
 address is ever used as a path, and browsers may keep them for good. Those of Swagger
 UI, which shows the API's description, are an installed package's: nothing is loaded from another
@@ -24,6 +26,7 @@ from craft_server.api.services import Services
 from craft_server.console import sessions
 from craft_server.console.sessions import Session
 from craft_server.problems import ProblemError
+from craft_server.root_path import root_path
 from craft_shared.printing import printable
 from craft_shared.problems import NOT_FOUND
 
@@ -111,13 +114,17 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         session=session,
         menu=[entry for entry in entries if entry.scope in (None, *scopes)],
         here=request.url.path,
+        root=root_path(request),
         **values,
     )
     return HTMLResponse(text, status_code=status)
 
 
 def redirect(address: str) -> Response:
-    """Sends the browser to another page of the console, which it then gets."""
+    """Sends the browser to another page of the console, which it then gets.
+
+    The address is without the root path, which `ConsoleMiddleware` adds.
+    """
     return RedirectResponse(address, status_code=303)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.deployment import Application
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
 from craft_server.app import create_app
 from craft_server.decoding.decoders import Pixels
@@ -30,6 +30,7 @@ from craft_server.engine import (
 )
 from craft_server.engine.hosted import Answering, RemoteModel, TextFeatures, on_host
 from craft_server.engine.prompts import Array
+from craft_server.root_path import RootPathMiddleware
 from craft_server.serving.listening import engine_of
 from craft_server.settings import Settings
 from craft_server.telemetry import configure_logging
@@ -127,7 +128,10 @@ class Ingress:
         configure_logging()
         facts = ModelFacts.model_validate(await replicas.facts.remote())
         self._engine = RayEngine(facts, replicas)
-        self._application = create_app(Settings(), self._engine)
+        settings = Settings()
+        self._application = RootPathMiddleware(
+            create_app(settings, self._engine), settings.root_path
+        )
 
     def check_health(self) -> None:
         """Called by Ray, as `EngineReplica`'s.
@@ -138,7 +142,7 @@ class Ingress:
         if not self._engine.alive:
             raise WorkerDied("the reader has ended")
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._application
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from craft_shared.printing import print_lines
 
@@ -77,11 +77,11 @@ def keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def announce(listener: socket.socket, more: str = "") -> None:
-    """Says where the process listens."""
+def announce(listener: socket.socket, root_path: str, more: str = "") -> None:
+    """Says where the process listens, and below which path a proxy offers it."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print_lines([f"Listening on http://{shown}:{port}{more}"])
+    print_lines([f"Listening on http://{shown}:{port}{root_path}{more}"])
 
 
 def server_config(
@@ -92,13 +92,19 @@ def server_config(
     After the end calls that were accepted are answered, for up to `grace_seconds`.
     """
     import uvicorn
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+    from craft_server.root_path import RootPathMiddleware
     from craft_server.serving.connections import bounded
     from craft_server.serving.turns import InTurn
 
     protocol = bounded(settings)
+    in_turn = InTurn(application, protocol.registry.crowded)
+    # uvicorn has types of its own for what starlette's say, too.
+    proxied: Any = ProxyHeadersMiddleware(in_turn, protocol.registry.trusted)  # type: ignore[arg-type]
     return uvicorn.Config(
-        InTurn(application, protocol.registry.crowded),
+        RootPathMiddleware(proxied, settings.root_path, proxied.trusted_hosts.__contains__),
+        proxy_headers=False,  # which `proxied` does
         http=protocol,
         ws="none",
         timeout_keep_alive=settings.keep_alive_seconds,

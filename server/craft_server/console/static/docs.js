@@ -2,7 +2,7 @@
 "use strict";
 
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: document.getElementById("description").dataset.address,
   dom_id: "#description",
   deepLinking: true,
   validatorUrl: null,
