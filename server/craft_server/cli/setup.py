@@ -148,6 +148,7 @@ def ray(
         "CRAFT_MODEL": settings.model,
         "CRAFT_PRETRAINED": settings.pretrained,
         "CRAFT_RATE_LIMITS_URL": settings.rate_limits_url,
+        "CRAFT_ROOT_PATH": settings.root_path or None,
     }
     config = {
         "proxy_location": "EveryNode",
