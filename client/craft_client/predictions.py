@@ -15,6 +15,7 @@ from craft_client.exceptions import CraftError, ProtocolError
 from craft_client.pictures import Picture, files
 from craft_shared import codec
 from craft_shared.display import Displayed, View, names
+from craft_shared.output import ranked
 from craft_shared.units import UNITS
 from craft_shared.wire import (
     EVERYTHING,
@@ -109,12 +110,9 @@ class AdapterPrediction(_Shown):
 
         A probability is None where the answer has no numbers.
         """
-        numbers, top = self.probabilities, self.top_classes
+        top, numbers = ranked(self.tensors)
         if numbers is None:
-            return [((self.classes[row[0]], None),) for row in ([] if top is None else top)]
-        if top is None:
-            top = np.argsort(-numbers, axis=-1, kind="stable").astype(np.int32)
-            numbers = np.take_along_axis(numbers, top, axis=-1)
+            return [((self.classes[row[0]], None),) for row in top]
         return [
             tuple(
                 (self.classes[column], round(float(number), 6))

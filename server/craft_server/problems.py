@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -58,6 +59,26 @@ def invalid_request(errors: Sequence[FieldError]) -> ProblemError:
 def invalid_field(field: str, message: str, remedy: str) -> ProblemError:
     """One field is not valid."""
     return invalid_request([FieldError(field=field, message=message, remedy=remedy)])
+
+
+@contextmanager
+def fields_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Gives fields the names by which a call knows them, in what the block raises."""
+
+    def called(text: str) -> str:
+        for name, wanted in names.items():
+            if text.startswith(name):
+                return wanted + text.removeprefix(name)
+        return text
+
+    try:
+        yield
+    except ProblemError as error:
+        problem = error.problem
+        errors = [one.model_copy(update={"field": called(one.field)}) for one in problem.errors]
+        detail = called(problem.detail) if errors else problem.detail
+        error.problem = problem.model_copy(update={"detail": detail, "errors": errors})
+        raise
 
 
 def field_errors(errors: Sequence[Any], model: type[BaseModel]) -> list[FieldError]:

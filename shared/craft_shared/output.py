@@ -1,8 +1,9 @@
 """Output levels: what an answer shows of log-probabilities, and what can be read of it.
 
 `shown` takes from log-probabilities what a level lets through; `scores_of` makes of that what heads
-and losses read. The server answers with the first and the client learns from the second; a head
-that was fitted on a level's scores is served on the same two, one after the other.
+and losses read, and `ranked` what people do. The server answers with the first and the client
+learns from the second; a head that was fitted on a level's scores is served on the same two, one
+after the other.
 
 Shapes: any leading axes, then C classes, of which a level may leave k.
 """
@@ -55,6 +56,24 @@ def shown(log_probs: Array, output: Output, dtype: DType = "float32") -> Tensors
         name: np.take_along_axis(numbers, order, axis=-1),
         "top_classes": order.astype(np.int32),
     }
+
+
+def ranked(tensors: Tensors) -> tuple[NDArray[np.int32], NDArray[np.float64] | None]:
+    """The classes of an answer [..., k], the most probable first, and their probabilities.
+
+    These are None where the answer has no numbers. Of equal ones the lower index comes first.
+    """
+    order = tensors.get("top_classes")
+    if "probs" in tensors:
+        numbers = tensors["probs"].astype(np.float64)
+    elif "log_probs" in tensors:
+        numbers = np.exp(tensors["log_probs"].astype(np.float64))
+    else:
+        return tensors["top_classes"], None
+    if order is None:
+        order = np.argsort(-numbers, axis=-1, kind="stable").astype(np.int32)
+        numbers = np.take_along_axis(numbers, order, axis=-1)
+    return order, numbers
 
 
 def shown_bytes(output: Output, classes: int, number_bytes: int = 4, index_bytes: int = 4) -> int:

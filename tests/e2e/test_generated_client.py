@@ -128,6 +128,7 @@ def test_request_examples_can_be_sent_as_they_are(
         image_set = send("create_image_set", "image-sets")["id"]
         send("upload_images", f"image-sets/{image_set}/images")
         send("create_prediction", "predictions")
+        send("classify_image", "zero-shot-image-classification")
         send("create_adapter_prediction", f"adapters/{digits_adapter}/predictions")
         send("change_adapter", f"adapters/{digits_adapter.rpartition('/')[2]}", "PATCH")
         send("report_run", "runs/one", "PUT")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,15 @@ from craft_server.policy import Policy, answerable, narrowed, note_prompts
 from craft_server.problems import invalid_field
 from craft_shared import codec
 from craft_shared.codec import Tensors
-from craft_shared.output import DType, shown_bytes
+from craft_shared.output import DType, ranked, shown_bytes
 from craft_shared.wire import Output
 
 # The longest number as text, such as -1.1754943508222875e-38, with its comma and brackets.
 _JSON_BYTES = {"float32": 28, "float16": 28, "int32": 15}
 # Fields of documents that tensors take.
-_TENSORS = {"log_probs", "probs", "top_classes", "abstained"}
+_TENSORS = {"log_probs", "probs", "top_classes", "abstained", "labels"}
+# Of a label with its probability, beside the label itself.
+_LABEL_BYTES = 40
 _NUMBERS_A_PIECE = 1 << 16
 
 
@@ -135,10 +137,45 @@ async def tensor_response(
     if wants_safetensors(request):
         data = await asyncio.to_thread(codec.encode, fields, tensors)
         return Response(data, media_type=codec.MEDIA_TYPE)
-    parts = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
-    for name, tensor in tensors.items():
-        parts += [f',"{name}":'.encode(), await asyncio.to_thread(_json_of, tensor)]
-    return Response(b"".join((*parts, b"}")), media_type=JSON_TYPE)
+    parts = {name: await asyncio.to_thread(_json_of, tensor) for name, tensor in tensors.items()}
+    return _json_with(fields, parts)
+
+
+async def labels_response(
+    document: BaseModel, tensors: codec.Tensors, classes: Sequence[str]
+) -> Response:
+    """The response that carries a document and the classes' names with their probabilities."""
+    fields = document.model_dump(mode="json", exclude=_TENSORS)
+    parts = {"labels": await asyncio.to_thread(labels_json, tensors, classes)}
+    if "abstained" in tensors:
+        parts["abstained"] = _json_of(tensors["abstained"])
+    return _json_with(fields, parts)
+
+
+def labels_json(tensors: codec.Tensors, classes: Sequence[str]) -> bytes:
+    """What an answer shows [..., k] as lists of `craft_shared.wire.LabelScore`, the best first."""
+    heads = [f'{{"label":{json.dumps(name)},"score":' for name in classes]
+
+    def text(order: NDArray[np.int32], numbers: NDArray[np.float64] | None) -> str:
+        if order.ndim > 1:
+            rows = range(len(order))
+            inner = (text(order[row], None if numbers is None else numbers[row]) for row in rows)
+        elif numbers is None:
+            inner = (f"{heads[column]}null}}" for column in order)
+        else:
+            pairs = zip(order, numbers, strict=True)
+            inner = (f"{heads[column]}{number:.7g}}}" for column, number in pairs)
+        return f"[{','.join(inner)}]"
+
+    return text(*ranked(tensors)).encode()
+
+
+def _json_with(fields: dict[str, Any], parts: Mapping[str, bytes]) -> Response:
+    """A document as JSON, with further fields that are JSON already."""
+    pieces = [json.dumps(fields, separators=(",", ":")).removesuffix("}").encode()]
+    for name, part in parts.items():
+        pieces += [f',"{name}":'.encode(), part]
+    return Response(b"".join((*pieces, b"}")), media_type=JSON_TYPE)
 
 
 def json_response(document: BaseModel, *, status: int = 200) -> Response:
@@ -152,16 +189,26 @@ def wants_safetensors(request: Request) -> bool:
 
 
 def check_answer_size(
-    call: Call, rows: int, classes: int, output: Output, dtype: DType, field: str
+    call: Call,
+    rows: int,
+    classes: Sequence[str],
+    output: Output,
+    field: str,
+    *,
+    dtype: DType = "float32",
+    labels: bool = False,
 ) -> None:
-    """Raises ProblemError, which blames `field`, if an answer's tensors could be too large.
+    """Raises ProblemError, which blames `field`, if an answer's numbers could be too large.
 
-    There are `rows` distributions over the classes.
+    There are `rows` distributions over the classes, whose names are answered with `labels`.
     """
-    sizes = _JSON_BYTES
-    if wants_safetensors(call.request):
-        sizes = {name: np.dtype(name).itemsize for name in _JSON_BYTES}
-    size = rows * shown_bytes(output, classes, sizes[dtype], sizes["int32"])
+    if labels:
+        size = rows * _labels_bytes(output, classes)
+    else:
+        sizes = _JSON_BYTES
+        if wants_safetensors(call.request):
+            sizes = {name: np.dtype(name).itemsize for name in _JSON_BYTES}
+        size = rows * shown_bytes(output, len(classes), sizes[dtype], sizes["int32"])
     allowed = call.services.settings.limits.answer_bytes
     if size > allowed:
         raise invalid_field(
@@ -170,6 +217,12 @@ def check_answer_size(
             "Ask for fewer images or prompts in one call, for float16, for safetensors, or for a "
             "small top_k.",
         )
+
+
+def _labels_bytes(output: Output, classes: Sequence[str]) -> int:
+    shown = 1 if output.level == "label" else output.k or len(classes)
+    longest = sorted((len(json.dumps(name)) for name in classes), reverse=True)[:shown]
+    return sum(longest) + len(longest) * _LABEL_BYTES
 
 
 def _json_of(array: NDArray[Any]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -210,26 +210,45 @@ def _codes_from_tensor(tensor: NDArray[Any]) -> NDArray[np.float32]:
     return tensor.astype(np.float32)
 
 
+def file_from_base64(text: object, field: str = "images[0]") -> bytes:
+    """An image file's bytes.
+
+    Raises:
+        ProblemError: it is not base64; `field` is named.
+    """
+    try:
+        if not isinstance(text, str):
+            raise ValueError("not a string")
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _not_base64([field]) from error
+
+
+def _not_base64(fields: Sequence[str]) -> ProblemError:
+    errors = [
+        FieldError(
+            field=field,
+            message="this is not base64",
+            remedy="Send the image file's bytes as a base64 string.",
+        )
+        for field in fields
+    ]
+    return ProblemError(problems.INVALID_IMAGE, f"{len(errors)} images are not base64", errors)
+
+
 def _files_from_base64(value: Any, limits: Limits) -> list[bytes]:
     if not isinstance(value, list):
         raise invalid_field("images", "this is not a list", "Send a list of base64 strings.")
     _check_count(len(value), limits)
-    files, errors = [], []
+    files, faulty = [], []
     for index, text in enumerate(value):
+        field = f"images[{index}]"
         try:
-            if not isinstance(text, str):
-                raise ValueError("not a string")
-            files.append(base64.b64decode(text, validate=True))
-        except (binascii.Error, ValueError):
-            errors.append(
-                FieldError(
-                    field=f"images[{index}]",
-                    message="this is not base64",
-                    remedy="Send the image file's bytes as a base64 string.",
-                )
-            )
-    if errors:
-        raise ProblemError(problems.INVALID_IMAGE, f"{len(errors)} images are not base64", errors)
+            files.append(file_from_base64(text, field))
+        except ProblemError:
+            faulty.append(field)
+    if faulty:
+        raise _not_base64(faulty)
     return files
 
 

@@ -23,11 +23,13 @@ from craft_server.api.answers import (
     answer_of_parts,
     check_answer_size,
     checked_output,
+    labels_json,
+    labels_response,
     noise_of,
     tensor_response,
 )
 from craft_server.api.auth import WithCaller, policy_for, use_rate
-from craft_server.api.body import Body, body_of
+from craft_server.api.body import Body, body_of, file_from_base64
 from craft_server.api.idempotency import Call, Resolution, call_of
 from craft_server.api.inputs import (
     check_model,
@@ -38,6 +40,7 @@ from craft_server.api.inputs import (
     select_images,
 )
 from craft_server.api.metering import booking
+from craft_server.api.middleware import JSON_TYPE
 from craft_server.api.openapi import refusals, tensor_answer
 from craft_server.api.services import Services, WithServices
 from craft_server.engine import Prompts
@@ -45,7 +48,7 @@ from craft_server.engine.hosted import on_host
 from craft_server.image_sets import Features, NoSuchImageSet
 from craft_server.ledger.charges import Work
 from craft_server.policy import answerable, noisy
-from craft_server.problems import ProblemError, invalid_field
+from craft_server.problems import ProblemError, fields_called, invalid_field
 from craft_shared import problems, wire
 from craft_shared.codec import Tensors
 from craft_shared.counting import prediction_units
@@ -54,6 +57,13 @@ from craft_shared.problems import ProblemType
 
 # One prompt's prediction of one image and one class.
 _LEAST = prediction_units(1, 1, texts=1)
+# A prediction's fields, as a zero-shot call has them.
+_ZERO_SHOT_FIELDS = {
+    "classes": "parameters.candidate_labels",
+    "templates[0]": "parameters.hypothesis_template",
+    "images[0]": "inputs",
+    "images": "inputs",
+}
 _SCORES_AT_ONCE = 1 << 24  # numbers [P, n, C + M] that one step holds in memory
 
 router = APIRouter()
@@ -111,10 +121,75 @@ async def create_prediction(
 
     The answer shows what the key's policy allows, and says so in `output`. With `top_k` it holds of
     each image, under each prompt, that many classes at most: the most probable ones, their
-    numbers the same as in the whole answer.
+    numbers the same as in the whole answer. With the format `labels` it names the classes.
 
     Charged: P of `queries`, P x N of `predictions`, P x C of `texts`, one of `images` for each
     image in the body, one of `requests`; with `top_k` as without.
+    """
+
+    async def respond(document: wire.PredictionAnswer, tensors: Tensors) -> Response:
+        if body.message.format == "labels":
+            return await labels_response(document, tensors, body.message.classes)
+        return await tensor_response(call.request, document, tensors)
+
+    return await score(call, body, respond)
+
+
+@router.post(
+    "/v1/zero-shot-image-classification",
+    tags=["predictions"],
+    summary="Classify an image by labels",
+    response_model=list[wire.LabelScore],
+    responses=refusals(
+        problems.BUDGET_EXHAUSTED,
+        problems.INVALID_IMAGE,
+        problems.PROMPT_LIMIT_REACHED,
+        problems.ANSWER_GONE,
+    ),
+)
+async def classify_image(
+    call: Annotated[
+        Call,
+        Depends(call_of("predict", repeatable=True, least=prediction_units(1, 1, texts=1, sent=1))),
+    ],
+    body: Annotated[Body[wire.ZeroShotRequest], Depends(body_of(wire.ZeroShotRequest))],
+) -> Response:
+    """Says how well each of C labels fits an image, the best first, as Hugging Face's API does.
+
+    The answer shows what the key's policy allows: with the level `label` one label whose score is
+    null, with k as many labels at most.
+
+    Charged as a prediction: 1 of `queries`, of `predictions`, of `images` and of `requests`, and C
+    of `texts`.
+    """
+    wanted = body.message.parameters
+    asked = wire.PredictionRequest(
+        model=call.services.engine.name,
+        classes=wanted.candidate_labels,
+        templates=[wanted.hypothesis_template],
+        format="labels",
+    )
+
+    async def respond(_document: wire.PredictionAnswer, tensors: Tensors) -> Response:
+        one = {name: tensor[0, 0] for name, tensor in tensors.items()}
+        labels = await asyncio.to_thread(labels_json, one, asked.classes)
+        return Response(labels, media_type=JSON_TYPE)
+
+    with fields_called(_ZERO_SHOT_FIELDS):
+        file = await asyncio.to_thread(file_from_base64, body.message.inputs)
+        return await score(call, Body(asked, None, [file]), respond)
+
+
+async def score(
+    call: Call,
+    body: Body[wire.PredictionRequest],
+    respond: Callable[[wire.PredictionAnswer, Tensors], Awaitable[Response]],
+) -> Response:
+    """Scores prompts on images, charges it, and answers what `respond` makes of it.
+
+    Raises:
+        ProblemError: the model is not hosted, or the message or an image cannot be used.
+        BudgetExhausted: the key's budgets do not cover it; nothing was charged.
     """
     message, services, caller = body.message, call.services, call.caller
     classes, engine, revision = message.classes, services.engine, services.revision
@@ -127,7 +202,15 @@ async def create_prediction(
     try:
         selection = await select_images(call, message, body.files)
         rows = prompts.count * selection.count
-        check_answer_size(call, rows, len(classes), output, message.dtype, selection.field)
+        check_answer_size(
+            call,
+            rows,
+            classes,
+            output,
+            selection.field,
+            dtype=message.dtype,
+            labels=message.format == "labels",
+        )
     except (ProblemError, NoSuchImageSet):
         if call.made is not None:
             raise
@@ -173,7 +256,7 @@ async def create_prediction(
         document = wire.PredictionAnswer(
             model=engine.name, revision=revision, cost=booked.cost, output=output
         )
-        return await booked.settle(await tensor_response(call.request, document, tensors))
+        return await booked.settle(await respond(document, tensors))
 
 
 @adapters_router.post(
@@ -197,7 +280,7 @@ async def create_adapter_prediction(
     The answer shows what the caller's policy allows, and says so in `output`. With `top_k` it holds
     of each image that many classes at most: the most probable ones, their numbers the same as in
     the whole answer. With a threshold it says of which images the adapter does not know what they
-    are, unless the answer has no numbers.
+    are, unless the answer has no numbers. With the format `labels` it names the classes.
 
     Charged, to the caller unless the adapter's publisher pays: P of `queries`, P x N of
     `predictions`, one of `images` for each image in the body, one of `requests`; with `top_k` as
@@ -213,6 +296,8 @@ async def create_adapter_prediction(
             cost=prediction.cost,
             output=prediction.output,
         )
+        if body.message.format == "labels":
+            return await labels_response(document, prediction.tuned, card.classes)
         return await tensor_response(call.request, document, prediction.tuned)
 
     return await predict(call, name, body, respond)
@@ -271,7 +356,14 @@ async def predict(
             "the adapter adds a visual prompt to pixels, which an image set does not keep",
             "Send the images in the call's body.",
         )
-    check_answer_size(call, selection.count, len(card.classes), output, "float32", selection.field)
+    check_answer_size(
+        call,
+        selection.count,
+        card.classes,
+        output,
+        selection.field,
+        labels=message.format == "labels",
+    )
     units = prediction_units(card.prompts, selection.count, sent=len(selection.files))
     await use_rate(call.request, services, caller, "predictions", units.predictions)
     abstain_below = card.abstain_below if first is None else first.abstain_below

@@ -9,7 +9,7 @@ One module a resource, and what each makes public is here:
     messages       how strictly messages are read; names, labels, times
     models         /v1/models, and output levels
     account        /v1/budget, /v1/usage, and what a call cost
-    predictions    /v1/image-sets, /v1/predictions, and the space of codes
+    predictions    /v1/image-sets, /v1/predictions, zero-shot classification, and the space of codes
     adapters       /v1/adapters
     admin          /v1/admin
 
@@ -50,7 +50,7 @@ from craft_shared.wire.admin import (
     Scope,
     UsageLine,
 )
-from craft_shared.wire.messages import Answer, Message
+from craft_shared.wire.messages import Answer, LabelScore, Message
 from craft_shared.wire.models import (
     EVERYTHING,
     Level,
@@ -70,6 +70,8 @@ from craft_shared.wire.predictions import (
     PredictionAnswer,
     PredictionRequest,
     Scale,
+    ZeroShotParameters,
+    ZeroShotRequest,
 )
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "KeyPolicy",
     "KeyRotate",
     "KeySecret",
+    "LabelScore",
     "Level",
     "Limits",
     "Message",
@@ -123,4 +126,6 @@ __all__ = [
     "Usage",
     "UsageLine",
     "Window",
+    "ZeroShotParameters",
+    "ZeroShotRequest",
 ]

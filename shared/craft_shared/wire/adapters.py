@@ -11,7 +11,9 @@ from craft_shared.units import Units
 from craft_shared.wire.account import Cost
 from craft_shared.wire.messages import (
     Answer,
+    Format,
     Images,
+    LabelScore,
     Many,
     Message,
     ModelName,
@@ -226,6 +228,7 @@ class AdapterPredictionRequest(Message):
             the same.
         abstain_below: say of each image whether its most probable class is less probable than
             this; null means the adapter's own threshold.
+        format: `labels` answers class names with their probabilities, as JSON, in place of tensors.
     """
 
     image_set: str | None = None
@@ -233,6 +236,7 @@ class AdapterPredictionRequest(Message):
     images: Images = None
     top_k: TopK | None = Field(default=None, examples=[2])
     abstain_below: Probability | None = None
+    format: Format = None
 
 
 class AdapterPredictionAnswer(Answer):
@@ -250,6 +254,8 @@ class AdapterPredictionAnswer(Answer):
             index comes first.
         abstained: tensor, uint8 [images], only with a threshold: 1 where the most probable class,
             by the numbers of this answer, is less probable than that. Not with level `label`.
+        labels: with the format `labels` in the place of the tensors but `abstained`: of each image
+            the classes that the answer shows, the most probable one first.
     """
 
     adapter: AdapterName
@@ -261,3 +267,4 @@ class AdapterPredictionAnswer(Answer):
     probs: Many[Many[float]] | None = None
     top_classes: Many[Many[int]] | None = Field(default=None, examples=[[[2, 0]]])
     abstained: Many[int] | None = None
+    labels: Many[Many[LabelScore]] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -69,6 +69,7 @@ Template = Annotated[
     Field(json_schema_extra={"pattern": r"\{\}"}, examples=["a photo of the number {}."]),
 ]
 Images = Annotated[list[str] | None, Field(examples=[[_ZERO]])]
+Image = Annotated[str, Field(examples=[_ZERO])]
 Row = Annotated[int, Field(ge=0, le=MAX_INTEGER, examples=[0])]
 Count = Annotated[int, Field(ge=0, examples=[1])]
 Positive = Annotated[int, Field(ge=1)]
@@ -107,6 +108,9 @@ NewLabel = Annotated[Label, _Sound]
 NewName = Annotated[NonEmptyLabel, _Sound]
 
 
+Format = Literal["labels"] | None  # of an answer; null is tensors
+
+
 class Message(BaseModel):
     """A JSON object on the wire. Unknown fields are errors, so that a typing slip is noticed."""
 
@@ -127,3 +131,10 @@ class Answer(Message):
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise ValueError("the number is too large")
         return value
+
+
+class LabelScore(Answer):
+    """A class and its probability, as far as the answer shows it; null where it shows none."""
+
+    label: str = Field(examples=["zero"])
+    score: float | None = Field(examples=[0.9351])

@@ -1,17 +1,23 @@
-"""`/v1/image-sets` and `/v1/predictions`: images uploaded once, prompts, and the space of codes."""
+"""Images uploaded once, predictions, and the space of codes.
+
+`/v1/image-sets`, `/v1/predictions` and `/v1/zero-shot-image-classification`.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from craft_shared.wire.account import Cost
 from craft_shared.wire.messages import (
     Answer,
     ClassName,
     Count,
+    Format,
+    Image,
     Images,
+    LabelScore,
     Many,
     Message,
     ModelName,
@@ -69,6 +75,7 @@ class PredictionRequest(Message):
         dtype: precision of the answer's log-probabilities.
         top_k: of each prompt and image only the so many most probable classes are answered, at
             most C; as many as the key may see when null, and never more. The charge is the same.
+        format: `labels` answers class names with their probabilities, as JSON, in place of tensors.
     """
 
     model: ModelName
@@ -87,6 +94,7 @@ class PredictionRequest(Message):
     images: Images = None
     dtype: Literal["float32", "float16"] = "float32"
     top_k: TopK | None = None
+    format: Format = None
 
 
 class PredictionAnswer(Answer):
@@ -101,6 +109,8 @@ class PredictionAnswer(Answer):
         top_classes: tensor, int32 of the same shape, only with k and, [prompts, images, 1], with
             level `label`: which of the request's classes each number belongs to, from 0. Of equal
             numbers the lower index comes first.
+        labels: with the format `labels` in the tensors' place: of each prompt and image the classes
+            that the answer shows, the most probable one first.
     """
 
     model: ModelName
@@ -112,6 +122,39 @@ class PredictionAnswer(Answer):
     )
     probs: Many[Many[Many[float]]] | None = None
     top_classes: Many[Many[Many[int]]] | None = None
+    labels: Many[Many[Many[LabelScore]]] | None = None
+
+
+def _image_of(value: object) -> object:
+    # huggingface.js sends the image in an object.
+    return value["image"] if isinstance(value, dict) and value.keys() == {"image"} else value
+
+
+class ZeroShotParameters(Message):
+    """What an image is to be classified as.
+
+    Attributes:
+        candidate_labels: C class names, no two alike and none blank.
+        hypothesis_template: the prompt, with one `{}` for the label.
+    """
+
+    candidate_labels: list[ClassName] = Field(
+        min_length=1,
+        json_schema_extra={"uniqueItems": True},
+        examples=[["zero", "one", "two"]],
+    )
+    hypothesis_template: Template = "This is a photo of {}."
+
+
+class ZeroShotRequest(Message):
+    """Body of `POST /v1/zero-shot-image-classification`, as Hugging Face's clients send it.
+
+    Attributes:
+        inputs: the image file's bytes as a base64 string.
+    """
+
+    inputs: Annotated[Image, BeforeValidator(_image_of)]
+    parameters: ZeroShotParameters
 
 
 ImageSetId = Annotated[str, Field(examples=["is_NdWOtiHJAymCqPRMv8BSWA"])]

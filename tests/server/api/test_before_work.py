@@ -99,6 +99,11 @@ def predict(client: httpx.Client, **pictures: Any) -> httpx.Response:
     return client.post("/v1/predictions", json={**asked, **pictures})
 
 
+def zero_shot(client: httpx.Client, picture: bytes) -> httpx.Response:
+    asked = {"inputs": sent(picture), "parameters": {"candidate_labels": ["cat", "dog"]}}
+    return client.post("/v1/zero-shot-image-classification", json=asked)
+
+
 def classify(client: httpx.Client, **pictures: Any) -> httpx.Response:
     return client.post("/v1/adapters/me/pets/predictions", json=pictures)
 
@@ -111,6 +116,7 @@ def upload(client: httpx.Client, image_set: str, picture: bytes) -> httpx.Respon
 CALLS: dict[str, Callable[[httpx.Client, str, bytes], httpx.Response]] = {
     "images": lambda client, _, picture: predict(client, images=[sent(picture)]),
     "rows": lambda client, image_set, _: predict(client, image_set=image_set),
+    "zero-shot": lambda client, _, picture: zero_shot(client, picture),
     "adapter, images": lambda client, _, picture: classify(client, images=[sent(picture)]),
     "adapter, rows": lambda client, image_set, _: classify(client, image_set=image_set),
     "upload": upload,
@@ -168,6 +174,7 @@ def test_a_rate_of_predictions_is_seen_before_any_work(
 
 BAD: dict[str, Callable[[httpx.Client, str], httpx.Response]] = {
     "image": lambda client, _: predict(client, images=[sent(b"no image")]),
+    "zero-shot": lambda client, _: zero_shot(client, b"no image"),
     "template": lambda client, image_set: predict(
         client, image_set=image_set, templates=["no place"]
     ),
@@ -190,7 +197,8 @@ def test_what_cannot_be_used_costs_nothing(house: Any, name: str) -> None:
 def test_the_body_of_a_key_that_can_pay_for_nothing_is_not_read(house: Any) -> None:
     malformed = b"[" + b" " * 2**19
     headers = {"Content-Type": "application/json"}
-    for path in ("/v1/predictions", f"/v1/image-sets/{house.image_set}/images"):
+    zero_shot = "/v1/zero-shot-image-classification"
+    for path in ("/v1/predictions", zero_shot, f"/v1/image-sets/{house.image_set}/images"):
         for limit, status in ((0, 402), (1, 400)):
             with house.client("me", requests=limit) as client:
                 answer = client.post(path, content=malformed, headers=headers)

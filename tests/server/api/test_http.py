@@ -21,6 +21,7 @@ GUARDED = [
     ("DELETE", "/v1/image-sets/x"),
     ("POST", "/v1/image-sets/x/images"),
     ("POST", "/v1/predictions"),
+    ("POST", "/v1/zero-shot-image-classification"),
     ("GET", "/v1/usage"),
     ("GET", "/v1/budget"),
     ("POST", "/v1/adapters"),

@@ -34,6 +34,7 @@ WITHOUT_IDS = {
     "get_metrics",
     "list_models",
     "create_image_set",
+    "classify_image",
     "get_budget",
     # A line's number says nothing but how many lines the key itself has before it.
     "get_usage",

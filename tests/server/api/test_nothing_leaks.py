@@ -151,7 +151,11 @@ FIELDS: dict[str, set[str]] = {
     "create_image_set": IMAGE_SET,
     "get_image_set": IMAGE_SET,
     "upload_images": {"image_set", *_fields("image_set", *IMAGE_SET), *COST},
-    "create_prediction": {"model", "revision", *COST, *_output("output"), *NUMBERS},
+    "create_prediction": {
+        *("model", "revision", *COST, *_output("output"), *NUMBERS),
+        *("labels", *_fields("labels[][][]", "label", "score")),
+    },
+    "classify_image": _fields("[]", "label", "score"),
     "get_usage": {
         *_fields("", "cost_micros", "charges", "next_after"),
         *_units("total"),
@@ -178,6 +182,7 @@ FIELDS: dict[str, set[str]] = {
         *COST,
         *_output("output"),
         *NUMBERS,
+        *("labels", *_fields("labels[][]", "label", "score")),
     },
 }
 HEADERS = {
@@ -369,7 +374,11 @@ def work(tenant: Tenant, pictures: list[bytes], mark: str) -> str:
     }
     for headers in ({}, once, once, packed):
         tenant("POST", "/v1/predictions", json=question, headers=headers)
-    tenant("POST", "/v1/predictions", json={**question, "top_k": 2})
+    for more in ({"top_k": 2}, {"format": "labels"}):
+        tenant("POST", "/v1/predictions", json={**question, **more})
+    labels = {"candidate_labels": CLASSES}
+    zero_shot = {"inputs": sent[0], "parameters": labels}
+    tenant("POST", "/v1/zero-shot-image-classification", json=zero_shot)
     adapter = {"content": pack(card), "headers": {"Content-Type": codec.MEDIA_TYPE}}
     params = {"name": f"pets-{mark}", "alias": "prod"}
     for _ in range(2):
@@ -380,7 +389,8 @@ def work(tenant: Tenant, pictures: list[bytes], mark: str) -> str:
     tenant("PATCH", name, json={"abstain_below": 0.5, "pays": "publisher"})
     for headers in ({}, packed):
         tenant("POST", f"{name}/predictions", json={"images": sent}, headers=headers)
-    tenant("POST", f"{name}/predictions", json={"image_set": image_set, "top_k": 1})
+    for more in ({"top_k": 1}, {"format": "labels"}):
+        tenant("POST", f"{name}/predictions", json={"image_set": image_set, **more})
     tenant("DELETE", name)
     tenant("PUT", f"{name}/restore")
     run = f"/v1/runs/run-{mark}"
@@ -433,6 +443,14 @@ def stumble(tenant: Tenant, image_set: str, mark: str, paths: dict[str, Any]) ->
     ]
     for body in bad:
         tenant("POST", "/v1/predictions", json={**question, **body})
+    for inputs, parameters in (
+        ("%", {"candidate_labels": CLASSES}),
+        ("bm90IGEgcGljdHVyZQ==", {"candidate_labels": CLASSES}),
+        ("bm90IGEgcGljdHVyZQ==", {"candidate_labels": ["cat"], "hypothesis_template": "none"}),
+        ({"image": 1}, {}),
+    ):
+        body = {"inputs": inputs, "parameters": parameters}
+        tenant("POST", "/v1/zero-shot-image-classification", json=body)
     for content, media_type in (
         (b"{", "application/json"),
         (b"[" * 9000, "application/json"),
