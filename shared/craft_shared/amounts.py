@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 Unit = Literal["queries", "predictions", "images", "texts", "requests"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
+SPARE_UNITS = UNITS[:0:-1]  # what a narrow table does without, the first one first
 
 # What a budget may bound: units, or their price in millionths of the provider's currency.
 Measure = Literal["queries", "predictions", "images", "texts", "requests", "cost_micros"]

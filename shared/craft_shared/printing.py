@@ -12,17 +12,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-_UNBOUNDED = 10_000  # columns of a terminal
 # Letters and marks of which nothing is seen.
 INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
@@ -68,15 +65,11 @@ def print_json(content: Any, *, indent: int | None = None) -> None:
     sys.stdout.write(json_text(content, indent=indent) + "\n")
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
-) -> None:
-    """Prints a table on stdout, in which numbers stand right."""
+def terminal() -> Console | None:
+    """What stdout is, where that is a terminal."""
     from rich.console import Console
 
-    # A table in a pipe or a file is as wide as it needs to be.
-    console = Console() if Console().is_terminal else Console(width=_UNBOUNDED)
-    console.print(_table(columns, [list(row) for row in rows], title))
+    return Console() if sys.stdout.isatty() else None
 
 
 @cache
@@ -85,26 +78,6 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> Table:
-    from rich.table import Table
-
-    shown = Table(title=text_of(title) if title else None, title_justify="left")
-    for index, column in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float | Decimal) for row in rows)
-        shown.add_column(
-            text_of(column), justify="right" if numeric and rows else "left", overflow="fold"
-        )
-    for row in rows:
-        shown.add_row(*(text_of(_cell(value)) for value in row))
-    return shown
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int | Decimal) else str(value)
 
 
 def _shown(sign: str) -> str:

@@ -176,13 +176,13 @@ def test_what_a_run_will_move_is_told_before_it_starts(
 def test_tables_say_what_json_says(craft: Craft, picture_folder: Path) -> None:
     result = craft("tune", "--data", picture_folder, *SEARCH)
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"total +│ +33 +│ +396 +│ +12 +│ +99 +│ +7 ", result.stdout)
+    assert re.search(r"total +33 +396 +12 +99 +7\n", result.stdout)
     assert "Next: craft publish runs/animals-4shots-seed1 --name NAME" in result.stderr
     assert "generation 4 of 4" in result.stderr, "progress in lines where there is no terminal"
 
     result = craft("evaluate", "runs/animals-4shots-seed1", "--data", picture_folder)
-    assert re.search(r"before \(plain prompt\) +│ \d+\.\d %", result.stdout)
-    assert re.search(r"after \(adapter\) +│ \d+\.\d %", result.stdout)
+    assert re.search(r"before \(plain prompt\) +\d+\.\d %", result.stdout)
+    assert re.search(r"after \(adapter\) +\d+\.\d %", result.stdout)
 
     craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
     file = picture_folder / "test/owl/0.png"
@@ -268,8 +268,8 @@ def test_the_account_is_shown_free_of_charge(
     assert answer(craft("image-sets", "show", image_set, "--json"))["image_set"]["count"] == 12
     for command in ("usage", "budget", "models", "adapters"):
         assert craft(command).exit_code == 0
-    assert re.search(r"predict +│ +1 ", craft("usage").stdout)
-    assert re.search(r"│ +10 │ +1 │ +0 │ +9 ", craft("budget").stdout)
+    assert re.search(r"predict +1 ", craft("usage").stdout)
+    assert re.search(r" +10 +1 +0 +9 ", craft("budget").stdout)
     assert "Not bounded: predictions, images, texts, requests." in craft("budget").stderr
     craft("image-sets", "delete", image_set)
     assert connected.image_sets == {}
@@ -287,12 +287,12 @@ def test_budgets_tell_whose_they_are_and_when_they_begin_anew(
     ]
     craft("zero-shot", "--data", picture_folder)
     shown = craft("budget").stdout
-    columns = r"unit +┃ window +┃ whose +┃ +limit ┃ +spent ┃ +reserved ┃ +remaining ┃ resets at"
+    columns = r"unit +window +whose +limit +spent +reserved +remaining +resets at"
     assert re.search(columns, shown)
-    assert re.search(r"queries +│ lifetime +│ key +│ +1,000 │ +1 │ +0 │ +999 │ never", shown)
-    assert re.search(rf"queries +│ day +│ team +│ +50 │ +5 │ +0 │ +45 │ {resets_at}", shown)
+    assert re.search(r"queries +lifetime +key +1,000 +1 +0 +999 +never", shown)
+    assert re.search(rf"queries +day +team +50 +5 +0 +45 +{resets_at}", shown)
     # One query and twelve images: 1,740 micros.
-    cost = r"cost +│ lifetime +│ key +│ +2\.500000 │ +0\.001740 │ +0\.000000 │ +2\.498260 │ never"
+    cost = r"cost +lifetime +key +2\.500000 +0\.001740 +0\.000000 +2\.498260 +never"
     assert re.search(cost, shown)
     assert answer(craft("budget", "--json"))["budgets"][1]["spent"] == 1740
 
@@ -305,9 +305,9 @@ def test_usage_tells_costs_where_there_are_any(
     connected.prices = {"queries": 1_000_000}
     craft("zero-shot", "--data", picture_folder)
     shown = craft("usage").stdout
-    assert re.search(r"requests ┃ +cost ┃", shown)
-    assert re.search(r"predict +│ +2 .*│ +1\.000000 │", shown)
-    assert re.search(r"total +│ +2 .*│ +1\.000000 │", shown)
+    assert re.search(r"requests +cost\n", shown)
+    assert re.search(r"predict +2 .* +1\.000000\n", shown)
+    assert re.search(r"total +2 .* +1\.000000\n", shown)
     assert answer(craft("usage", "--json"))["cost_micros"] == 1_000_000
 
 

@@ -56,8 +56,8 @@ def refused(result: Any, *words: str) -> None:
 
 def row(result: Any, first: str) -> list[str]:
     """The cells of the table's row that begins so."""
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"│ {first} ")]
-    return [cell.strip() for cell in line.strip("│").split("│")]
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{first} ")]
+    return re.split(r" {2,}", line)
 
 
 class Page(HTMLParser):

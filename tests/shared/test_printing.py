@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from craft_shared.display import Displayed, View, html
-from craft_shared.printing import json_text, print_json, print_lines, print_table, printable
+from craft_shared.printing import json_text, print_json, print_lines, printable
 
 ESCAPES = (
     "\x1b]0;OWNED\x07\x1b[2J\x1b[31mred\x1b]8;;http://x\x1b\\click\x1b]52;c;AAAA\x07\x9b31m\r\n"
@@ -58,17 +58,6 @@ def test_a_document_is_the_same_and_nothing_in_it_is_obeyed(
     assert json.loads(out) == content
     assert json.loads(json_text(content)) == content
     assert "é" in out
-
-
-def test_a_table_keeps_its_form_and_nothing_in_it_is_markup(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    print_table(["name", ESCAPES], [["[red]x[/red]", ESCAPES], ["y", None]], title=ESCAPES)
-    out = capsys.readouterr().out
-    assert seen(out)
-    assert "[red]x[/red]" in out
-    lines = out.splitlines()[1:]
-    assert len({len(line) for line in lines}) == 1, "all lines of a table are as long"
 
 
 def test_what_a_notebook_shows_is_escaped_and_seen() -> None:

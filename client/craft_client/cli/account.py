@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson, Key, Url, argument, examples
+from craft_client.cli.options import AsJson, Key, Url, argument
 from craft_client.cli.root import app, command
 from craft_client.cli.session import connect
 from craft_client.cli.show import document, free_document, report_done, say, table
-from craft_shared.amounts import UNITS
+from craft_shared.amounts import SPARE_UNITS, UNITS
+from craft_shared.commands import examples
 
 ImageSetId = Annotated[str, argument("ID", "As tune and evaluate show it.")]
 
@@ -35,6 +36,10 @@ def models(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
                 card.limits.prompts_per_call,
             ]
             for card in cards
+        ],
+        spare=[
+            *("prompts a call", "pictures a set", "pictures a call"),
+            *("image size", "revision"),
         ],
     )
 
@@ -72,6 +77,7 @@ def usage(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
             [call, *(units[unit] for unit in UNITS), *([currency(micros)] if priced else [])]
             for call, units, micros in sums
         ],
+        spare=SPARE_UNITS,
     )
 
 
@@ -100,6 +106,7 @@ def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
             ]
             for bound in budgets
         ],
+        spare=["reserved", "spent", "resets at"],
     )
     bounded = {bound.unit for bound in budgets}
     free = [unit for unit in UNITS if unit not in bounded]
@@ -130,6 +137,7 @@ def show_image_set(
     table(
         ["image set", "model", "revision", "pictures"],
         [[found.id, found.model, found.revision, found.count]],
+        spare=["revision"],
     )
 
 
@@ -184,6 +192,7 @@ def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     table(
         ["setting", "value", "from"],
         [[n, settings[n].shown, settings[n].source] for n in configuration.NAMES if n in settings],
+        spare=["from"],
     )
     say(f"Your own file, where it exists: '{files['user']}'.")
     for warning in configuration.warnings(settings):

@@ -29,7 +29,7 @@ from craft_client.cli.show import (
     table,
     units_line,
 )
-from craft_shared.amounts import UNITS
+from craft_shared.amounts import SPARE_UNITS, UNITS
 
 if TYPE_CHECKING:
     from craft_shared.wire import AdapterCard, AdapterSettings
@@ -120,6 +120,7 @@ def adapters(
             ]
             for card in cards
         ],
+        spare=["prompts", "classes", "published", "model", "aliases"],
     )
 
 
@@ -261,6 +262,7 @@ def _show_own(name: str, url: str | None, key: str | None, as_json: bool) -> Non
             ]
             for card in cards
         ],
+        spare=[*SPARE_UNITS, "queries", "classes", "published", "before", "aliases"],
     )
     _show_settings(settings)
 

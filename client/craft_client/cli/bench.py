@@ -223,9 +223,13 @@ def bench(
             }
         )
         return
-    table(columns(summary), cells_of(summary, [*summary, *means(summary)]))
+    of_groups = columns(summary)
+    spent = of_groups[of_groups.index("n") :]
+    spare = [*reversed(spent), "budget", "95 % interval", "shots"]
+    table(of_groups, cells_of(summary, [*summary, *means(summary)]), spare=spare)
     if paired:
-        table(DIFFERENCE_COLUMNS, difference_cells(paired))
+        spare = ["losses", "ties", "wins", "n", "budget", "shots", "95 % interval"]
+        table(DIFFERENCE_COLUMNS, difference_cells(paired), spare=spare)
     if theirs := paper_note(rows):
         say(theirs)
     say(f"Wrote results.csv, .md, .tex, .json, .png, .svg and .pdf into '{out}'.")

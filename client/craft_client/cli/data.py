@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from craft_client.cli.options import AsJson, argument, examples
+from craft_client.cli.options import AsJson, argument
 from craft_client.cli.root import ExitCode, app
 from craft_client.cli.show import counting, document, print_lines, table
+from craft_shared.commands import examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,11 +75,13 @@ def check(
         )
     else:
         head = f"{dataset.layout}: {len(dataset.classes):,} classes"
-        table([head, *next(iter(counts.values()))], [[k, *v.values()] for k, v in counts.items()])
+        names = list(next(iter(counts.values())))
+        rows = [[split, *numbers.values()] for split, numbers in counts.items()]
+        table([head, *names], rows, spare=names[:0:-1])
         print_lines([*dataset.notes, *copies, f"Would be refused: {len(refused):,} pictures."])
         if refused:
-            rows = [[error.field, error.message, error.remedy] for error in refused]
-            table(["picture", "what is wrong", "what to do"], rows)
+            faults = [[error.field, error.message, error.remedy] for error in refused]
+            table(["picture", "what is wrong", "what to do"], faults)
     if refused:
         raise typer.Exit(ExitCode.FAILED)
 

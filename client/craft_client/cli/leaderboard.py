@@ -15,7 +15,6 @@ from craft_client.cli.options import (
     RunFolder,
     Url,
     argument,
-    examples,
     option,
     run_folders,
 )
@@ -23,6 +22,7 @@ from craft_client.cli.page import Section, page, write
 from craft_client.cli.receipts import Keys, known_keys
 from craft_client.cli.root import app
 from craft_client.cli.show import complain, document, report_done, say
+from craft_shared.commands import examples
 from craft_shared.printing import json_text
 
 if TYPE_CHECKING:

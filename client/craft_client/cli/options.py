@@ -71,11 +71,6 @@ def _file() -> Path:
     return Path(typer.get_app_dir("craft")) / "known-adapters.json"
 
 
-def examples(*commands: str) -> str:
-    """What stands at the end of a command's help: commands, one a line, that work as written."""
-    return "\n".join(("Examples:", *(f"  {command}" for command in commands)))
-
-
 def argument(
     metavar: str, help_text: str, autocompletion: Callable[[str], list[str]] | None = None
 ) -> Any:

@@ -11,7 +11,7 @@ from craft_client.cli.options import AsJson, Key, Url, argument, option, run_fol
 from craft_client.cli.root import command
 from craft_client.cli.session import connect
 from craft_client.cli.show import free_document, say, table
-from craft_shared.amounts import UNITS
+from craft_shared.amounts import SPARE_UNITS, UNITS
 
 if TYPE_CHECKING:
     from joserfc.jwk import KeySet
@@ -182,4 +182,5 @@ def _show(content: Receipt, as_json: bool) -> None:
     table(
         ["call", "model", "revision", "calls", *UNITS, "cost in micros"],
         [*rows, ["total", "", "", content.calls, *total, content.cost_micros]],
+        spare=["revision", *SPARE_UNITS, "model"],
     )

@@ -8,16 +8,13 @@ from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
 
-from craft_client.cli.options import examples
 from craft_client.cli.show import Verbosity, complain, print_lines, speaking, verbosity
+from craft_shared.commands import Commands, Wide, examples
 from craft_shared.printing import printable
+from craft_shared.terminal_tables import wide_tables
 
 F = TypeVar("F", bound=Callable[..., None])
-
-# Options of the program that may stand behind the command too.
-_ANYWHERE = ("--quiet", "-q", "--verbose", "-v")
 
 
 class ExitCode(IntEnum):
@@ -44,18 +41,12 @@ def exit_code_of(error: Exception) -> ExitCode:
 _UsageError: Any = typer.BadParameter.__base__
 
 
-class _Commands(TyperGroup):
+class _Commands(Commands):
     """Turns the client's errors into one message and an exit code, never a traceback."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _readable_usage():
             return super().make_context(*args, **kwargs)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        moved = [word for word in args[:end] if word in _ANYWHERE]
-        left = [word for word in args[:end] if word not in _ANYWHERE]
-        return super().parse_args(ctx, [*moved, *left, *args[end:]])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -149,6 +140,7 @@ def root(
             "--verbose", "-v", help="Tell each HTTP call, its request id, and each retry."
         ),
     ] = False,
+    wide: Wide = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -163,6 +155,7 @@ def root(
         raise typer.BadParameter("--quiet and --verbose exclude each other.")
     loud = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
     context.with_resource(speaking(loud))
+    context.with_resource(wide_tables(wide))
     try:
         context.with_resource(tracing("craft"))
     except TracingUnavailable as error:

@@ -13,7 +13,7 @@ from craft_client.cli.options import AsJson, Over, RunFolder, argument, option, 
 from craft_client.cli.page import Section, page, write
 from craft_client.cli.root import command
 from craft_client.cli.show import complain, document, percent, say, table
-from craft_shared.amounts import UNITS, Measure
+from craft_shared.amounts import SPARE_UNITS, UNITS, Measure
 
 if TYPE_CHECKING:
     from craft_client.comparison import Row
@@ -53,7 +53,7 @@ def runs(
         )
         return
     if found:
-        table(*_list(found))
+        table(*_list(found), spare=_SPARE)
         _complain_of_evaluations(found)
     else:
         say(f"There are no runs in '{folder}' or below.")
@@ -136,7 +136,7 @@ def compare(
     if as_json:
         document({"runs": [_facts(one) for one in found]})
     else:
-        table(*_comparison(found))
+        table(*_comparison(found), spare=_SPARE)
     _complain_of_evaluations(found)
     _say_differences(found)
     if out is not None and drawn is not None:
@@ -179,6 +179,12 @@ _ACCURACIES: _Columns = {
     "accuracy after": lambda run: run.leading.after,
     "measured on": lambda run: run.leading.subject,
 }
+# The first one goes first, where a terminal is narrow.
+_SPARE = (
+    *SPARE_UNITS[:-1],
+    *("seed", "mode", "shots", "prompts", "deployed", "model", "predictions", "measured on"),
+    *("recipe", "queries", "data", "accuracy before"),
+)
 
 
 def _list(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
@@ -187,7 +193,7 @@ def _list(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
         "data": lambda run: run.data,
         "model": lambda run: run.about.model,
         "shots": lambda run: _known(run.about.settings.shots),
-        "seed": lambda run: _known(run.about.settings.seed),
+        "seed": lambda run: str(_known(run.about.settings.seed)),
         "state": lambda run: run.state,
         "queries": lambda run: run.units.queries,
         "predictions": lambda run: run.units.predictions,
@@ -206,7 +212,7 @@ def _comparison(found: Sequence[Run]) -> tuple[list[str], list[list[object]]]:
     if any(run.about.settings.mode for run in found):
         columns["mode"] = lambda run: _known(run.about.settings.mode)
     columns["shots"] = lambda run: _known(run.about.settings.shots)
-    columns["seed"] = lambda run: _known(run.about.settings.seed)
+    columns["seed"] = lambda run: str(_known(run.about.settings.seed))
     columns["deployed"] = lambda run: run.summary.deployed if run.summary else "not yet"
     columns["prompts"] = lambda run: "not yet" if run.prompts is None else run.prompts
     for unit in UNITS:

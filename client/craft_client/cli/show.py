@@ -20,7 +20,7 @@ from rich.table import Table
 
 from craft_shared.amounts import UNITS
 from craft_shared.printing import percent, print_json, print_lines, printable, stderr, text_of
-from craft_shared.printing import print_table as table
+from craft_shared.terminal_tables import print_table as table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

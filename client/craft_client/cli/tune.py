@@ -37,7 +37,7 @@ from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, percent, say, size, table, watch
 from craft_client.recipes import OWN, described, label
-from craft_shared.amounts import UNITS
+from craft_shared.amounts import SPARE_UNITS, UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -324,9 +324,10 @@ def _report(
                 ("upload", uploaded),
                 ("tuning", result.units),
                 ("total", charged),
-                ("total, of pictures that the server has not seen", unseen),
+                ("total if all were new", unseen),
             )
         ],
+        spare=SPARE_UNITS,
     )
     if result.stopped_by:
         say(f"Stopped before the run's own budget was used up: {result.stopped_by}.")

@@ -13,6 +13,8 @@ import typer
 
 from craft_server.cli import apply, budgets, keys, ledger, plan, serve, setup
 from craft_server.cli.output import print_lines, speak
+from craft_shared.commands import Commands, Wide
+from craft_shared.terminal_tables import wide_tables
 
 WELCOME = """\
 craft-server hosts a vision-language model behind a prediction API that counts every query.
@@ -26,6 +28,7 @@ From nothing to a first result in three commands:
 All commands: craft-server --help. What is set where: craft-server config show.
 """
 app = typer.Typer(
+    cls=Commands,
     help="The craftbox server: a metered prediction API before a vision-language model.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -59,6 +62,7 @@ def root(
             "--quiet", "-q", help="Print results and errors alone: of a new key, the key."
         ),
     ] = False,
+    wide: Wide = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -68,6 +72,7 @@ def root(
 ) -> None:
     """The craftbox server: a metered prediction API before a vision-language model."""
     speak(quiet=quiet)
+    context.with_resource(wide_tables(wide))
     if context.invoked_subcommand is None:
         print_lines(WELCOME.rstrip().split("\n"))
 

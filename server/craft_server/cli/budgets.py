@@ -11,9 +11,10 @@ import typer
 
 from craft_server.cli import options
 from craft_server.cli.ledger import reading, writing
-from craft_server.cli.options import amounts_of, checked, examples
+from craft_server.cli.options import amounts_of, checked
 from craft_server.cli.output import misuse, note, print_json, print_table
 from craft_shared.amounts import MAX_AMOUNT, Measure
+from craft_shared.commands import examples
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -189,7 +190,7 @@ def list_teams(
     if json_output:
         print_json([{"name": team, "keys": prefixes} for team, prefixes in found.items()])
         return
-    print_table(["team", "keys"], [[team, "\n".join(prefixes)] for team, prefixes in found.items()])
+    print_table(["team", "keys"], [[team, prefixes] for team, prefixes in found.items()])
 
 
 @teams.command("show", epilog=examples("craft-server teams show vision"))
@@ -216,6 +217,7 @@ def _print(budgets: list[Budget], json_output: bool) -> None:
             ]
             for budget in budgets
         ],
+        spare=["reserved", "spent", "resets at"],
     )
     if not budgets:
         note("No budget: nothing is bounded.")

@@ -11,9 +11,10 @@ import typer
 
 from craft_server.cli import options
 from craft_server.cli.ledger import reading, writing
-from craft_server.cli.options import amounts_of, checked, complete_models, duration_ms, examples
+from craft_server.cli.options import amounts_of, checked, complete_models, duration_ms
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
+from craft_shared.commands import examples
 
 if TYPE_CHECKING:
     from craft_shared.wire import Budget, KeyCard, KeyPolicy
@@ -161,7 +162,7 @@ def create(
     if json_output:
         print_json({"key": made.key, **card})
         return
-    bounds = ", ".join(f"{amount} {unit}" for unit, amount in limits.items()) or "no budget"
+    bounds = ", ".join(f"{amount:,} {unit}" for unit, amount in limits.items()) or "no budget"
     note(f"Key {made.prefix} of {made.card.owner} ({bounds}). It is shown only now:")
     print_lines([str(made.key)])
 
@@ -334,8 +335,8 @@ def list_(
         ["prefixes", "owner", "name", "team", "budgets", "rates", "scopes", "created", "ends"],
         [
             [
-                *("\n".join(card.prefixes), card.owner, card.name, card.team),
-                "\n".join(map(_budget_words, of_keys.get(card.id, []))),
+                *(card.prefixes, card.owner, card.name, card.team),
+                [_budget_words(budget) for budget in of_keys.get(card.id, [])],
                 _rate_words(card),
                 " ".join(card.scopes),
                 card.created_at[:10],
@@ -345,6 +346,7 @@ def list_(
             ]
             for card in cards
         ],
+        spare=["scopes", "created", "name", "rates", "team"],
     )
 
 
@@ -353,13 +355,13 @@ def _budget_words(budget: Budget) -> str:
     return f"{budget.spent:,} of {budget.limit:,} {budget.unit}{window}"
 
 
-def _rate_words(card: KeyCard) -> str:
+def _rate_words(card: KeyCard) -> list[str]:
     rates = (
         (card.requests_per_minute, "requests a minute"),
         (card.predictions_per_minute, "predictions a minute"),
         (card.concurrency, "at a time"),
     )
-    return "\n".join(f"{most:,} {words}" for most, words in rates if most is not None)
+    return [f"{most:,} {words}" for most, words in rates if most is not None]
 
 
 @app.command(

@@ -20,12 +20,12 @@ from craft_server.cli.options import (
     UNIT_WORDS,
     checked,
     complete_models,
-    examples,
     moment_ms,
     settings_of,
 )
 from craft_server.cli.output import fail, misuse, note, print_json, print_table, warn
-from craft_shared.amounts import MAX_PRICE_MICROS, MEASURES, UNITS
+from craft_shared.amounts import MAX_PRICE_MICROS, MEASURES, SPARE_UNITS, UNITS
+from craft_shared.commands import examples
 from craft_shared.printing import printable
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def _print_prices(of_models: Prices, json_output: bool) -> None:
     print_table(
         ["model", *UNITS],
         [[model, *(micros.get(unit, 0) for unit in UNITS)] for model, micros in of_models.items()],
+        spare=SPARE_UNITS,
     )
 
 
@@ -253,7 +254,7 @@ def sum_usage(
             cells = one.values()
             sys.stdout.write(line_of(printable(c) if isinstance(c, str) else c for c in cells))
     else:
-        print_table([*of, *UNITS, "cost"], [_row(one) for one in sums])
+        print_table([*of, *UNITS, "cost"], [_row(one) for one in sums], spare=SPARE_UNITS)
 
 
 def _row(line: dict[str, Any]) -> list[object]:

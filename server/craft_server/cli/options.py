@@ -35,11 +35,6 @@ UNIT_WORDS = {
 }
 
 
-def examples(*commands: str) -> str:
-    """What stands at the end of a command's help: commands, one a line, that work as written."""
-    return "\n".join(("Examples:", *(f"  {command}" for command in commands)))
-
-
 def _amount(unit: str) -> Any:
     return _of_units(min=0, max=MAX_AMOUNT, show_default=False, help=UNIT_WORDS[unit])
 

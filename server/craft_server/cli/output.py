@@ -9,7 +9,7 @@ import typer
 
 from craft_shared.printing import print_json as print_json
 from craft_shared.printing import print_lines as print_lines
-from craft_shared.printing import print_table as print_table
+from craft_shared.terminal_tables import print_table as print_table
 
 _quiet = False
 

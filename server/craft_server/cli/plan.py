@@ -11,9 +11,10 @@ import typer
 
 from craft_server.cli import options
 from craft_server.cli.ledger import reading
-from craft_server.cli.options import complete_models, examples, settings_of
+from craft_server.cli.options import complete_models, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
+from craft_shared.commands import examples
 from craft_shared.text_files import NotTextError, lines_of, read_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import typer
 
 from craft_server.cli import options
 from craft_server.cli.ledger import database_of
-from craft_server.cli.options import examples, settings_of
+from craft_server.cli.options import settings_of
 from craft_server.cli.output import fail, misuse, print_lines, warn
 from craft_server.serving.listening import (
     CannotListen,
@@ -22,6 +22,7 @@ from craft_server.serving.listening import (
     run,
     run_draining,
 )
+from craft_shared.commands import examples
 
 if TYPE_CHECKING:
     from craft_server.database import Database

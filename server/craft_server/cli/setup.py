@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from craft_server.cli import options
-from craft_server.cli.options import complete_models, examples, settings_of
+from craft_server.cli.options import complete_models, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
+from craft_shared.commands import examples
 
 config = typer.Typer(
     help="What the server is configured with.",
@@ -68,7 +69,11 @@ def show(
         return
     print_table(
         ["setting", "value", "from"],
-        [[name, value, places.get(name, "default")] for name, value in values.items()],
+        [
+            [name, "" if value is None else str(value), places.get(name, "default")]
+            for name, value in values.items()
+        ],
+        spare=["from"],
     )
 
 

@@ -1,0 +1,31 @@
+"""What both command lines are made of: a group of commands, and options that all of them take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+# Options of the program that may stand behind the command too.
+_ANYWHERE = ("--quiet", "-q", "--verbose", "-v", "--wide")
+
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="Print tables whole, also where the terminal is too narrow."),
+]
+
+
+class Commands(TyperGroup):
+    """The program's own options may stand anywhere before `--`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102 - as it is of its base
+        end = args.index("--") if "--" in args else len(args)
+        moved = [word for word in args[:end] if word in _ANYWHERE]
+        left = [word for word in args[:end] if word not in _ANYWHERE]
+        return super().parse_args(ctx, [*moved, *left, *args[end:]])
+
+
+def examples(*commands: str) -> str:
+    """What stands at the end of a command's help: commands, one a line, that work as written."""
+    return "\n".join(("Examples:", *(f"  {command}" for command in commands)))
