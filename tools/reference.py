@@ -241,7 +241,7 @@ def _fields(
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _fields(kind, f"{prefix}{name.upper()}__", default.model_dump())
             continue
-        shown = "" if default in (None, PydanticUndefined) else f"`{default}`"
+        shown = "" if default in (None, "", (), PydanticUndefined) else f"`{default}`"
         yield f"{prefix}{name.upper()}", _kind(field), shown, words.get(name, "")
 
 

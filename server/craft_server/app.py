@@ -23,6 +23,7 @@ from craft_server.api import (
     run_reports,
 )
 from craft_server.api.auth import RateLimitHeadersMiddleware
+from craft_server.api.cors import CorsMiddleware
 from craft_server.api.errors import UnhandledErrorsMiddleware
 from craft_server.api.middleware import (
     BodyGate,
@@ -160,6 +161,8 @@ def create_app(
     app.add_middleware(ConsoleMiddleware)
     if provider.profile is not None:
         app.add_middleware(ProviderMiddleware, provider=provider)
+    if settings.cors_origins:
+        app.add_middleware(CorsMiddleware, origins=settings.cors_origins)
     if tracing.wanted():
         _trace(app)
     app.add_middleware(CallMiddleware, closing=lambda: services.drain.begun)

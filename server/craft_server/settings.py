@@ -16,15 +16,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import sqlalchemy as sa
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
@@ -43,6 +44,25 @@ CONFIG_FILE = Path("craft-server.toml")
 
 _PASSWORD = re.compile(r"(://[^/:@]*:).*(@)|(password=)[^&]*")
 _MASK = "********"
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
+
+
+def _split(value: object) -> object:
+    return (
+        [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
+    )
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers name it; ValueError where it is none."""
+    origin = text.lower().removesuffix("/")
+    if _ORIGIN.fullmatch(origin) is None:
+        raise ValueError("write an origin such as https://app.example: no path, and no '*'")
+    default = {"http": ":80", "https": ":443"}[origin.partition(":")[0]]
+    return origin.removesuffix(default)
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 DEFAULT_LIMITS = Limits(
     body_bytes=64 * MEBIBYTE,
@@ -80,6 +100,8 @@ class Settings(BaseSettings):
         root_path: the path below which a proxy offers the server, such as `/craft`; without one,
             the path that a proxy which `FORWARDED_ALLOW_IPS` names sends in `X-Forwarded-Prefix`.
         workers: processes that speak HTTP; with 2 or more, the model has a process of its own.
+        cors_origins: of pages that may call the API from a browser, such as
+            `https://app.example`, with commas between them; none by default.
         connections: of each process that speaks HTTP, at a time; never more than it may open files.
             Where there are so many, the one that waits for its client the longest gives way.
         connections_per_address: of these, from one address (of IPv6 from one /64) that
@@ -129,6 +151,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     root_path: RootPath = ""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
     workers: int = Field(default=1, ge=1, le=64)
     connections: int = Field(default=2048, ge=1)
     connections_per_address: int = Field(default=512, ge=1)

@@ -79,3 +79,38 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_setting(
         SettingsFileError, match=r"craft-server.toml' cannot be read: it is not UTF"
     ):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("https://app.example", ("https://app.example",)),
+        (
+            "https://App.Example/, http://localhost:5173",
+            ("https://app.example", "http://localhost:5173"),
+        ),
+        ("https://app.example:443,http://[::1]:80", ("https://app.example", "http://[::1]")),
+    ],
+)
+def test_origins_are_written_with_commas_and_kept_as_browsers_name_them(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CRAFT_CORS_ORIGINS", text)
+    assert Settings().cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "https://*", "app.example", "https://a.example/path", "null"]
+)
+def test_what_is_no_origin_is_refused_in_one_line(secrets: Path, text: str) -> None:
+    done = CliRunner().invoke(app, ["serve"], env={"CRAFT_CORS_ORIGINS": text})
+    assert done.exit_code == 2
+    assert "cors_origins" in done.output
+    assert "write an origin such as https://app.example" in done.output
+
+
+def test_origins_in_the_file_are_a_list(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (secrets / "craft-server.toml").write_text('cors_origins = ["https://app.example"]')
+    monkeypatch.setenv("CRAFT_CONFIG", str(secrets / "craft-server.toml"))
+    assert Settings().cors_origins == ("https://app.example",)

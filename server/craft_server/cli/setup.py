@@ -154,6 +154,7 @@ def ray(
         "CRAFT_PRETRAINED": settings.pretrained,
         "CRAFT_RATE_LIMITS_URL": settings.rate_limits_url,
         "CRAFT_ROOT_PATH": settings.root_path or None,
+        "CRAFT_CORS_ORIGINS": ",".join(settings.cors_origins) or None,
     }
     config = {
         "proxy_location": "EveryNode",
