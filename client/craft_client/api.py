@@ -38,7 +38,7 @@ from craft_client.limits import (
     upload_call,
     with_body_bound,
 )
-from craft_client.network import Route, http_options
+from craft_client.network import USER_HEADER, Route, http_options
 from craft_client.pictures import Picture, files
 from craft_client.predictions import (
     AdapterPrediction,
@@ -87,13 +87,15 @@ class Client:
             when None.
         api_key: the environment's CRAFT_API_KEY when None, or what CRAFT_API_KEY_FILE holds.
         run: what the ledger calls the run that the calls are part of, printable ASCII.
+        user: for which of your own users the calls are made, in your words: an id, visible ASCII;
+            the environment's CRAFT_USER when None. The provider may bound each of them.
         timeout: seconds without any byte from the server after which an answer counts as lost.
         transport: where requests go instead of the network, for tests.
 
     Raises:
         MissingKey: there is no key, or its file cannot be read.
-        CraftError: the address, the run's name, or the environment's proxies or certificates
-            cannot be used.
+        CraftError: the address, the run's or the user's name, or the environment's proxies or
+            certificates cannot be used.
     """
 
     def __init__(
@@ -102,10 +104,12 @@ class Client:
         api_key: str | None = None,
         *,
         run: str | None = None,
+        user: str | None = None,
         timeout: float = 300.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        options = http_options(base_url, api_key, run=run, timeout=timeout)
+        options = http_options(base_url, api_key, run=run, user=user, timeout=timeout)
+        self._user: str | None = options["headers"].get(USER_HEADER)
         route = Route.to(options["base_url"])
         self._server = Server(options["base_url"], route.proxy_name)
         self._http = httpx.Client(**options, transport=transport or transport_to(route))
@@ -272,12 +276,14 @@ class Client:
 
     # --- the key's account --------------------------------------------------------------------
 
-    def usage(self) -> Usage:
-        """All charges of the key and their total, all pages merged. Free."""
+    def usage(self, *, user: str | None = None) -> Usage:
+        """All charges of the key, or of one end user of it, and their total. Free."""
         charges: list[Charge] = []
         after: int | None = None
         while True:
             query = {} if after is None else {"after": str(after)}
+            if user is not None:
+                query["user"] = user
             page = self._read(Usage, Call("GET", "/v1/usage", query=query))
             charges += page.charges
             if page.next_after is None:
@@ -287,8 +293,12 @@ class Client:
             after = page.next_after
 
     def budgets(self) -> list[Budget]:
-        """The key's budgets; a unit without one is not bounded. Free."""
-        found = self._read(BudgetList, Call("GET", "/v1/budget"))
+        """The key's budgets, and those of the client's `user`. Free.
+
+        A unit without one is not bounded.
+        """
+        query = {} if self._user is None else {"user": self._user}
+        found = self._read(BudgetList, Call("GET", "/v1/budget", query=query))
         return Listed(found.budgets)
 
     def receipt(

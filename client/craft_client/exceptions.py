@@ -187,6 +187,10 @@ class PromptLimitReached(ProblemError, kind=problems.PROMPT_LIMIT_REACHED):
     """The key may not ask so many different prompts about the images; a retry cannot succeed."""
 
 
+class UserLimitReached(ProblemError, kind=problems.USER_LIMIT_REACHED):
+    """The key may not name more end users; a retry cannot succeed."""
+
+
 class NotFound(ProblemError, kind=problems.NOT_FOUND):
     """There is no such resource."""
 

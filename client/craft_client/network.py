@@ -28,6 +28,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "CRAFT_URL"
 KEY_VARIABLE = "CRAFT_API_KEY"
 KEY_FILE_VARIABLE = "CRAFT_API_KEY_FILE"
+USER_VARIABLE = "CRAFT_USER"
+USER_HEADER = "Craft-User"
 BODY_BYTES_VARIABLE = "CRAFT_BODY_BYTES"
 CA_FILE_VARIABLE = "CRAFT_CA_FILE"
 LEAST_BODY_BYTES = 10_000
@@ -45,19 +47,25 @@ _HOST = re.compile(
     rf"(?!.{{254}})({_LABEL}(\.{_LABEL})*\.?)?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?".encode()
 )
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}")
+_USER = re.compile(r"[A-Za-z0-9_.][\x21-\x7e]{0,127}")
 _SOCKS = ("socks5", "socks5h")
 
 _log = logging.getLogger(__name__)
 
 
 def http_options(
-    base_url: str | None, api_key: str | None, *, run: str | None, timeout: float
+    base_url: str | None,
+    api_key: str | None,
+    *,
+    run: str | None,
+    user: str | None,
+    timeout: float,
 ) -> dict[str, Any]:
     """What httpx's clients are given; `craft_client.api.Client` describes the arguments.
 
     Raises:
         MissingKey: there is no key, or its file cannot be read.
-        CraftError: the address is not an HTTP URL, or the run's name cannot be sent.
+        CraftError: the address is not an HTTP URL, or the run's or the user's name cannot be sent.
     """
     headers = {
         "Authorization": f"Bearer {_checked_key(api_key)}",
@@ -66,6 +74,8 @@ def http_options(
     }
     if run is not None:
         headers["Craft-Run"] = checked_header("run", run, _RUN)
+    if user := user or os.environ.get(USER_VARIABLE):
+        headers[USER_HEADER] = checked_header("user", user, _USER)
     url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     return {
         "base_url": address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),

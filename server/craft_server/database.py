@@ -361,17 +361,22 @@ def sqlite_file(url: str | None, data_dir: Path) -> Path | None:
     return Path(target.database or "") if target.get_backend_name() == "sqlite" else None
 
 
-def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
-    """Inserts a row unless a unique constraint says that it is there, by whoever made it."""
-    insert_all_missing(connection, table, [values])
+def insert_missing(connection: sa.Connection, table: sa.Table, **values: Any) -> bool:
+    """Inserts a row unless a unique constraint says that it is there; whether it did."""
+    insert = _inserting(connection, table).values(values).returning(sa.literal_column("1"))
+    return connection.execute(insert).first() is not None
 
 
 def insert_all_missing(
     connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Like `insert_missing` for some rows of the same columns."""
+    connection.execute(_inserting(connection, table), [dict(row) for row in rows])
+
+
+def _inserting(connection: sa.Connection, table: sa.Table) -> Any:
     insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
-    connection.execute(insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
+    return insert(table).on_conflict_do_nothing()
 
 
 def _ping(connection: sa.Connection) -> None:

@@ -112,6 +112,7 @@ class Settings(BaseSettings):
         limits: what one call may hold; one of them is set by, say, `CRAFT_LIMITS__BODY_BYTES`.
         bodies_bytes: of all bodies that a process is receiving or working on; a key may take half
             of what others leave; None means four times `limits.body_bytes`.
+        users_per_key: end users with budgets of their own that a key may name.
         texts_per_adapter: prompts x classes that a published adapter may hold.
         features_cache_bytes: memory for image sets' features between calls.
         adapters_cache_bytes: memory for parsed adapters between calls.
@@ -160,6 +161,7 @@ class Settings(BaseSettings):
     keep_alive_seconds: int = Field(default=5, ge=1, le=3600)
     limits: Limits = DEFAULT_LIMITS
     bodies_bytes: int | None = Field(default=None, ge=1)
+    users_per_key: int = Field(default=100_000, ge=1)
     texts_per_adapter: int = Field(default=2**17, ge=1)
     features_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
     adapters_cache_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)

@@ -69,6 +69,12 @@ PROMPT_LIMIT_REACHED = ProblemType(
     "The key may not ask so many different prompts about these pictures",
     "Ask prompts that were asked before, or ask the provider for more; a retry cannot succeed.",
 )
+USER_LIMIT_REACHED = ProblemType(
+    "user-limit-reached",
+    403,
+    "The key may not name more end users",
+    "Name a user that was named before, or ask the provider for more; a retry cannot succeed.",
+)
 NOT_FOUND = ProblemType(
     "not-found", 404, "There is no such resource", "Check the address of the call."
 )

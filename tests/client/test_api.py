@@ -526,6 +526,21 @@ def test_a_client_names_its_run_with_every_call(connected: WireServer) -> None:
     assert "Craft-Run" not in connected.seen[-1].headers
 
 
+def test_a_client_names_its_user_with_every_call(
+    connected: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CraftError, match="user: "):
+        Client(user="two words")
+    with Client(user="ann") as client:
+        client.upload_images(client.create_image_set("fake"), pictures(1))
+        client.budgets()
+    assert {seen.headers["Craft-User"] for seen in connected.seen} == {"ann"}
+    monkeypatch.setenv("CRAFT_USER", "bob")
+    with Client() as client:
+        client.usage(user="eve")
+    assert connected.seen[-1].headers["Craft-User"] == "bob"
+
+
 def test_an_answer_lost_for_good_is_told_with_the_key_that_fetches_it(
     client: Client, connected: WireServer
 ) -> None:

@@ -340,6 +340,29 @@ def test_a_teams_budget_bounds_its_keys(craft_server: Any) -> None:
     assert (of_key["of"], of_key["limit"]) == ("team", 10)
 
 
+def test_each_end_user_of_a_key_is_bounded_shown_and_freed_again(craft_server: Any) -> None:
+    prefix = create(craft_server, "--queries", "50", "--require-user")["prefix"]
+    which = (prefix, "--per-user", "--unit", "queries", "--window", "day")
+    done = craft_server("budgets", "set", *which, "--limit", 9, "--json")
+    assert [(b["of"], b["limit"]) for b in json.loads(done.stdout)] == [("key", 50), ("user", 9)]
+    assert "each user" in craft_server("budgets", "show", prefix).stdout
+    shown = json.loads(craft_server("budgets", "show", prefix, "--user", "ann", "--json").stdout)
+    assert [b["remaining"] for b in shown] == [50, 9]
+    done = craft_server("budgets", "remove", *which, "--json")
+    assert [b["of"] for b in json.loads(done.stdout)] == ["key"]
+    check_error(craft_server("budgets", "remove", *which), "no budget on queries (day)")
+    (card,) = json.loads(craft_server("keys", "list", "--json").stdout)
+    assert card["require_user"] is True
+    done = craft_server("keys", "set", prefix, "--no-require-user", "--json")
+    assert json.loads(done.stdout)["require_user"] is False
+
+
+def test_a_team_has_no_end_users(craft_server: Any) -> None:
+    create(craft_server, "--team", "lab")
+    which = ("budgets", "set", "--team", "lab", "--per-user", "--unit", "texts", "--limit", "9")
+    check_usage(craft_server(*which), "a team has no end users")
+
+
 def test_a_key_is_changed_in_what_options_name(craft_server: Any, store_url: str) -> None:
     prefix = create(
         craft_server, "--team", "vision", "--requests-per-minute", "60", "--expires-in", "1d"

@@ -197,3 +197,30 @@ def test_keys_that_the_file_cannot_tell_apart_are_named(craft_server: Any, tmp_p
     ]
     error = refused(craft_server, tmp_path, WHOLE)
     assert all(prefix in error for prefix in made)
+
+
+def test_each_end_users_budget_is_set_changed_and_removed(apply: Any, craft_server: Any) -> None:
+    of_key = '{ unit = "queries", limit = 8000 }'
+    of_user = '{ unit = "queries", limit = 9, per_user = true }'
+    whole = WHOLE.replace(of_key, f"{of_key}, {of_user}") + "require_user = true\n"
+    assert apply(WHOLE)
+    steps = apply(whole)
+    assert [step.partition(" of ")[0] for step in steps] == [
+        steps[0].partition(" of ")[0],
+        "set the budget on queries (lifetime)",
+    ]
+    assert "require_user False -> True" in steps[0]
+    assert "of each end user of key" in steps[1]
+    assert apply(whole) == []
+    (step,) = apply(whole.replace("limit = 9,", "limit = 7,"))
+    assert step.endswith(": 9 -> 7")
+    (step,) = apply(WHOLE + "require_user = true\n")
+    assert step.startswith("remove the budget on queries (lifetime) of each end user of key")
+    (card,) = listed(craft_server)
+    assert [(b["unit"], b["limit"]) for b in card["budgets"]] == [("queries", 8000)]
+
+
+def test_end_users_of_a_team_are_refused(craft_server: Any, tmp_path: Path) -> None:
+    words = WHOLE.replace('window = "month"', "per_user = true")
+    assert "end users are a key's" in refused(craft_server, tmp_path, words)
+    assert listed(craft_server) == []

@@ -9,24 +9,37 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 from pydantic import Field
+from sqlalchemy import Connection
 
 from craft_server.api.addresses import DIGITS
 from craft_server.api.auth import WithCaller, WithCallerAtAnyRate
-from craft_server.api.idempotency import EXAMPLE_KEY, KEY
+from craft_server.api.idempotency import EXAMPLE_KEY, KEY, USER
 from craft_server.api.openapi import answer, refusals
 from craft_server.api.services import WithServices
 from craft_server.clock import now_ms
 from craft_server.ledger.account import usage
-from craft_server.ledger.budgets import list_budgets
+from craft_server.ledger.budgets import in_order, list_budgets
 from craft_server.ledger.calls import acknowledge
+from craft_server.ledger.keys import Caller
+from craft_server.ledger.users import list_user_budgets
 from craft_server.problems import ProblemError, invalid_field
 from craft_server.receipts import NothingCharged, Selection
 from craft_shared.problems import NOT_FOUND, RUN_IN_PROGRESS, UNAUTHENTICATED
 from craft_shared.receipt import KEYS_MEDIA_TYPE, MEDIA_TYPE
-from craft_shared.wire import BudgetList, Usage
+from craft_shared.wire import Budget, BudgetList, Usage
 from craft_shared.wire.messages import Time
 
 router = APIRouter()
+
+EndUserName = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=128,
+        pattern=f"^{USER.pattern}$",
+        description="Of this end user alone, as calls name it in Craft-User.",
+    ),
+]
 
 
 @router.get("/v1/usage", tags=["account"], summary="What was charged")
@@ -37,17 +50,28 @@ async def get_usage(
         int, Field(ge=0, lt=2**63), DIGITS, Query(description="List lines after this id.")
     ] = 0,
     limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query(description="Lines a page.")] = 100,
+    user: EndUserName = None,
 ) -> Usage:
     """The key's totals, and a page of its ledger. Free."""
-    return await services.database.read(usage, caller.key_id, after=after, limit=limit)
+    return await services.database.read(usage, caller.key_id, after=after, limit=limit, user=user)
 
 
 @router.get("/v1/budget", tags=["account"], summary="What is left")
-async def get_budget(services: WithServices, caller: WithCaller) -> BudgetList:
-    """The key's budgets. A unit without one is not bounded. Free."""
-    return BudgetList(
-        budgets=await services.database.read(list_budgets, caller.key_id, caller.team_id, now_ms())
-    )
+async def get_budget(
+    services: WithServices, caller: WithCaller, user: EndUserName = None
+) -> BudgetList:
+    """The key's budgets, and with `user` those of this end user, too.
+
+    A unit without one is not bounded. Free.
+    """
+    return BudgetList(budgets=await services.database.read(_budgets, caller, user, now_ms()))
+
+
+def _budgets(connection: Connection, caller: Caller, user: str | None, at: int) -> list[Budget]:
+    budgets = list_budgets(connection, caller.key_id, caller.team_id, at)
+    if user is not None:
+        budgets += list_user_budgets(connection, caller.key_id, user, at)
+    return in_order(budgets)
 
 
 @router.delete(

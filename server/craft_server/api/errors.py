@@ -24,7 +24,7 @@ from craft_server.database import Unavailable
 from craft_server.engine import NotFinite, Overloaded, WorkerDied
 from craft_server.exhaustion import is_exhaustion
 from craft_server.image_sets import NoSuchImageSet, WrongFirstRow
-from craft_server.ledger import budgets, calls, charges, keys
+from craft_server.ledger import budgets, calls, charges, keys, users
 from craft_server.policy import PromptLimitReached
 from craft_server.problems import ProblemError, invalid_field, invalid_request
 from craft_server.rate_limits import NotCounted, RateLimited
@@ -71,15 +71,22 @@ _DATABASE_UNAVAILABLE = ProblemError(
 )
 
 
+_OF_WHOM = {
+    "key": "",
+    "team": " in the team's budget",
+    "user": " in the budget of the end user whom Craft-User names",
+}
+
+
 def _budget_exhausted(error: charges.BudgetExhausted) -> ProblemError:
     parts = []
     for short in error.shortfalls:
         budget = short.budget
-        of_team = " in the team's budget" if budget.of == "team" else ""
+        of_whom = _OF_WHOM[budget.of]
         until = f" until {budget.resets_at}" if budget.resets_at else ""
         parts.append(
             f"this call needs {short.needed} {budget.unit} and {budget.remaining} are left"
-            f"{of_team}{until}"
+            f"{of_whom}{until}"
         )
     return ProblemError(problems.BUDGET_EXHAUSTED, "; ".join(parts))
 
@@ -151,6 +158,13 @@ _REFUSALS: dict[type[Exception], Callable[[Any], ProblemError]] = {
         "points",
         f"of one run at most {POINTS_PER_RUN} points are kept",
         "Report every tenth generation.",
+    ),
+    users.TooManyUsers: lambda error: ProblemError(
+        problems.USER_LIMIT_REACHED,
+        f"calls were made for {error.args[0]} end users of the key, as many as it may name",
+    ),
+    users.TeamHasNoUsers: lambda _: invalid_field(
+        "budgets", "a team has no end users", "Set the budget for each of the team's keys."
     ),
     keys.UnknownKey: lambda _: ProblemError(problems.NOT_FOUND, "there is no key with this prefix"),
     keys.UnknownTeam: lambda _: ProblemError(

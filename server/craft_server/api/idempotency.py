@@ -32,13 +32,19 @@ from craft_server.ledger import calls
 from craft_server.ledger.calls import AnswerGone, Attempt, Made, StillRunning
 from craft_server.ledger.charges import BudgetExhausted, TooManyRunning, check_covered
 from craft_server.ledger.keys import Caller
+from craft_server.ledger.users import EndUser, admit, look_up
 from craft_server.policy import Policy, within
 from craft_server.problems import invalid_field
-from craft_shared.problems import CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED
+from craft_shared.problems import (
+    CALL_IN_PROGRESS,
+    IDEMPOTENCY_KEY_REUSED,
+    USER_LIMIT_REACHED,
+)
 from craft_shared.units import Units
 from craft_shared.wire import Output, Scope
 
 RUN_HEADER = "Craft-Run"
+USER_HEADER = "Craft-User"
 REPLAYED_HEADER = "Idempotency-Replayed"
 RECOMPUTED_HEADER = "Idempotency-Recomputed"
 
@@ -49,6 +55,7 @@ EXAMPLE_KEY = "0b7f9c1e-6d0a-4c55-9c0e-3f1f6f0a7a52"
 KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
+USER = re.compile(r"[A-Za-z0-9_.][\x21-\x7e]{0,127}", re.ASCII)
 
 # For the API's description. Values are checked below, with messages of the API's own.
 _IdempotencyKey = Annotated[
@@ -69,6 +76,16 @@ _Run = Annotated[
         "receipts can be had for it.",
         json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": f"^{_RUN.pattern}$"},
         examples=["digits-16-shots"],
+    ),
+]
+_User = Annotated[
+    str | None,
+    Header(
+        alias=USER_HEADER,
+        description="For which of its own users the key's owner makes the call, in the owner's "
+        "words; an id rather than a name. The provider may bound what each of them uses.",
+        json_schema_extra={"minLength": 1, "maxLength": 128, "pattern": f"^{USER.pattern}$"},
+        examples=["user-4711"],
     ),
 ]
 
@@ -137,6 +154,7 @@ class Call:
     attempt: Attempt | None = None  # under an idempotency key, if the call has one
     made: Made | None = None  # the call was made before, and cannot be answered as it was then
     run: str | None = None  # what the client calls the run that the call is part of
+    user: EndUser | None = None  # for whom the key's owner makes it
 
     @cached_property
     def first(self) -> Resolution | None:
@@ -172,7 +190,7 @@ def call_of(
     """
     with_scope = Depends(caller_with(scope))
 
-    @refuses(*REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED)
+    @refuses(*REFUSALS, CALL_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED, USER_LIMIT_REACHED)
     async def read(
         request: Request,
         services: WithServices,
@@ -180,19 +198,22 @@ def call_of(
         caller: Caller = with_scope,
         _key: _IdempotencyKey = None,
         _run: _Run = None,
+        _user: _User = None,
     ) -> AsyncIterator[Call]:
         letters = "1 to 255 printable ASCII characters, a letter or digit first"
         run = _checked(request, RUN_HEADER, _RUN, letters)
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
-        if least is not None and caller.used_up and admission.record is None:
+        user = await _end_user(request, services, caller) if scope != "admin" else None
+        used_up = caller.used_up or (user is not None and user.used_up)
+        if least is not None and used_up and admission.record is None:
             try:
-                await services.database.query(_check_budgets, caller, key, least, now_ms())
+                await services.database.query(_check_budgets, caller, user, key, least, now_ms())
             except BudgetExhausted:
                 # Who calls on and on waits for that, rather than others for him.
                 await asyncio.sleep(_REFUSAL_SECONDS)
                 raise
         if key is None:
-            yield Call(request, services, caller, run=run)
+            yield Call(request, services, caller, run=run, user=user)
             return
         attempt = Attempt(key, await _fingerprint(request), repeatable)
         made = None
@@ -200,7 +221,7 @@ def call_of(
             made = await services.database.read(calls.recall, admission.record, attempt.fingerprint)
             await _replay_if_kept(services, caller, attempt, made)
         try:
-            yield Call(request, services, caller, attempt, made, run)
+            yield Call(request, services, caller, attempt, made, run, user)
         except (BudgetExhausted, StillRunning, TooManyRunning, WrongFirstRow):
             # Perhaps it is this very call, sent twice, that has taken what is now missing.
             if made is None:
@@ -214,11 +235,35 @@ def call_of(
     return read
 
 
+async def _end_user(request: Request, services: Services, caller: Caller) -> EndUser | None:
+    """For whom the call is made; what bounds that user is there from now on."""
+    letters = "1 to 128 visible ASCII characters, a letter or digit first"
+    name = _checked(request, USER_HEADER, USER, letters)
+    if name is None:
+        if caller.require_user:
+            raise invalid_field(
+                USER_HEADER,
+                "the key's provider asks for whom each call is made",
+                "Send an id of the end user.",
+            )
+        return None
+    known = await services.database.query(look_up, caller.key_id, name, now_ms())
+    if known is not None:
+        return known
+    most = services.settings.users_per_key
+    return await services.database.write(admit, caller.key_id, name, now_ms(), most=most)
+
+
 def _check_budgets(
-    connection: Connection, caller: Caller, key: str | None, least: Units, at: int
+    connection: Connection,
+    caller: Caller,
+    user: EndUser | None,
+    key: str | None,
+    least: Units,
+    at: int,
 ) -> None:
     try:
-        check_covered(connection, caller, least, at)
+        check_covered(connection, caller, user, least, at)
     except BudgetExhausted:
         # Perhaps it is this very call, sent before, that has taken what is missing.
         if key is None or calls.find_record(connection, caller.key_id, key) is None:

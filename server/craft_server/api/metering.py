@@ -332,7 +332,9 @@ def _order(connection: Connection, asking: _Asking, at: int) -> Order | None:
     if asking.payer_key_id is not None:
         payer = keys.payer(connection, asking.payer_key_id, at)
     attempt = call.attempt if call.made is None else None
-    return None if payer is None else Order(asking.work, call.caller, payer, attempt)
+    # Whom somebody else's key calls for is nothing to who pays.
+    user = call.user if call.made is None and asking.payer_key_id is None else None
+    return None if payer is None else Order(asking.work, call.caller, payer, attempt, user)
 
 
 def _begun(
@@ -340,12 +342,13 @@ def _begun(
 ) -> tuple[Reservation, Cost]:
     """The reservation with its call's record, and what the call will have cost its caller."""
     call = asking.call
+    user = None if call.user is None else call.user.holder
     if call.made is not None:
         record = call.made.record
         calls.begin_anew(connection, record.id)
-        cost = account.cost_of(connection, call.caller, record.charge_id, at)
+        cost = account.cost_of(connection, call.caller, record.charge_id, at, user)
         return replace(reserved, call=Begun(record.id, repeatable=True)), cost
     if asking.payer_key_id is not None:
         # Nothing of the payer's budgets is shown.
-        return reserved, account.cost_of(connection, call.caller, None, at)
+        return reserved, account.cost_of(connection, call.caller, None, at, user)
     return reserved, reserved.cost

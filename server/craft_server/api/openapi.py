@@ -102,6 +102,7 @@ _PROBLEM_EXAMPLES = {
     "budget-exhausted": "this call needs 40 queries and 12 are left",
     "prompt-limit-reached": "510 of 512 different prompts have been asked about these images, "
     "and this call asks 32 more",
+    "user-limit-reached": "calls were made for 100000 end users of the key, as many as it may name",
     "not-found": "there is no key with this prefix",
     "model-not-found": "this server hosts no model 'RN50'",
     "image-set-not-found": "there is no image set with this id under the key's owner",

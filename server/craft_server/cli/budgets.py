@@ -28,6 +28,10 @@ app = typer.Typer(
     epilog=examples("craft-server budgets show abcd1234"),
 )
 
+PerUser = Annotated[
+    bool, typer.Option("--per-user", help="Of each end user whom the key's calls name.")
+]
+
 
 @app.command(
     epilog=examples(
@@ -37,17 +41,20 @@ app = typer.Typer(
 def show(
     prefix: options.AnyPrefix = None,
     team: options.Team = None,
+    user: Annotated[
+        str | None, typer.Option(help="The key's end user whose own are shown, not a new one's.")
+    ] = None,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Show the budgets that bound a key, its own and its team's, or a team's."""
+    """Show the budgets that bound a key, its own, its team's and its end users', or a team's."""
     from craft_server.clock import now_ms
     from craft_server.ledger import administration
 
     with reading(data_dir, database_url) as connection:
         holder = _holder(connection, prefix, team)
-        budgets = administration.show_budgets(connection, holder, now_ms())
+        budgets = administration.show_budgets(connection, holder, now_ms(), user)
     _print(budgets, json_output)
 
 
@@ -56,6 +63,7 @@ def show(
     epilog=examples(
         "craft-server budgets set abcd1234 --unit queries --limit 8000",
         "craft-server budgets set --team vision --unit cost_micros --limit 5000000 --window month",
+        "craft-server budgets set abcd1234 --per-user --unit queries --limit 1000 --window day",
     ),
 )
 def set_(
@@ -64,6 +72,7 @@ def set_(
     prefix: options.AnyPrefix = None,
     team: options.Team = None,
     window: options.BudgetWindow = "lifetime",
+    per_user: PerUser = False,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
@@ -72,7 +81,7 @@ def set_(
     from craft_server.ledger import administration
     from craft_shared.wire import BudgetLimit
 
-    wanted = checked(BudgetLimit, unit=unit, window=window, limit=limit)
+    wanted = checked(BudgetLimit, unit=unit, window=window, limit=limit, per_user=per_user)
     with _changing(prefix, team, json_output, data_dir, database_url) as (connection, holder, at):
         administration.set_budgets(connection, holder, [wanted], at)
 
@@ -123,6 +132,7 @@ def remove(
     prefix: options.AnyPrefix = None,
     team: options.Team = None,
     window: options.BudgetWindow = "lifetime",
+    per_user: PerUser = False,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
@@ -131,7 +141,7 @@ def remove(
     from craft_server.ledger import administration
 
     with _changing(prefix, team, json_output, data_dir, database_url) as (connection, holder, at):
-        administration.remove_budget(connection, holder, unit, window, at)
+        administration.remove_budget(connection, holder, unit, window, at, per_user=per_user)
 
 
 @contextmanager
@@ -204,6 +214,9 @@ def show_team(
     show(team=name, json_output=json_output, data_dir=data_dir, database_url=database_url)
 
 
+_OF = {"key": "key", "team": "team", "user": "each user"}
+
+
 def _print(budgets: list[Budget], json_output: bool) -> None:
     if json_output:
         print_json([budget.model_dump() for budget in budgets])
@@ -212,7 +225,7 @@ def _print(budgets: list[Budget], json_output: bool) -> None:
         ["of", "unit", "window", "limit", "spent", "reserved", "remaining", "resets at"],
         [
             [
-                *(budget.of, budget.unit, budget.window, budget.limit, budget.spent),
+                *(_OF[budget.of], budget.unit, budget.window, budget.limit, budget.spent),
                 *(budget.reserved, budget.remaining, budget.resets_at or "never"),
             ]
             for budget in budgets

@@ -59,6 +59,15 @@ PromptLimit = Annotated[
     int | None, _shown(min=1, max=MAX_AMOUNT, help="Different prompts about one image set at most.")
 ]
 
+RequireUser = Annotated[
+    bool | None,
+    typer.Option(
+        "--require-user/--no-require-user",
+        show_default=False,
+        help="Whether calls have to name the end user for whom they are made (Craft-User).",
+    ),
+]
+
 
 @app.command(
     epilog=examples(
@@ -88,6 +97,7 @@ def create(
     requests_per_minute: PerMinute = None,
     predictions_per_minute: PredictionsPerMinute = None,
     concurrency: Concurrency = None,
+    require_user: RequireUser = None,
     queries: options.Queries = None,
     predictions: options.Predictions = None,
     images: options.Images = None,
@@ -142,6 +152,7 @@ def create(
             {"unit": unit, "window": window, "limit": limit} for unit, limit in limits.items()
         ],
         policies=_policies(level, k, decimals, noise, prompts_per_image_set),
+        require_user=bool(require_user),
     )
     with writing(data_dir, database_url) as connection:
         made = administration.create(connection, wanted, at)
@@ -258,6 +269,7 @@ def set_(
     requests_per_minute: NewPerMinute = None,
     predictions_per_minute: NewPredictionsPerMinute = None,
     concurrency: NewConcurrency = None,
+    require_user: RequireUser = None,
     level: Level = None,
     k: K = None,
     decimals: Decimals = None,
@@ -280,6 +292,8 @@ def set_(
         "concurrency": concurrency,
     }
     given: dict[str, Any] = {rate: most or None for rate, most in rates.items() if most is not None}
+    if require_user is not None:
+        given["require_user"] = require_user
     if name is not None:
         given["name"] = name
     if team is not None:

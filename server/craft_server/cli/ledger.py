@@ -80,6 +80,7 @@ def _refusals() -> Iterator[None]:
     )
     from craft_server.ledger.keys import RevokedKey, UnknownKey, UnknownTeam
     from craft_server.ledger.provisioning import CannotProvision
+    from craft_server.ledger.users import TeamHasNoUsers
 
     try:
         yield
@@ -91,6 +92,8 @@ def _refusals() -> Iterator[None]:
         fail(f"there is no team {error.args[0]}; 'keys create --team' makes one with its first key")
     except RevokedKey as error:
         fail(f"key {error.args[0]} is revoked; make a new one with 'craft-server keys create'")
+    except TeamHasNoUsers:
+        misuse("a team has no end users; set the budget for each of its keys")
     except NoSuchBudget as error:
         fail(f"there is no budget on {error.unit} ({error.window}): it is not bounded")
     except (BudgetInUse, CannotProvision, LimitTooLarge) as error:
@@ -212,6 +215,7 @@ class By(StrEnum):
     TEAM = "team"
     OWNER = "owner"
     KEY = "key"
+    USER = "user"
     MODEL = "model"
     CALL = "call"
     MONTH = "month"
@@ -238,7 +242,7 @@ def sum_usage(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Sum what was charged, by team, owner, key, model, kind of call, month or day (UTC)."""
+    """Sum what was charged, by team, owner, key, end user, model, kind of call, month or day."""
     from craft_server.ledger import exports
     from craft_shared.text_files import line_of
 

@@ -24,9 +24,15 @@ SUMS = tuple(
 )
 
 
-def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at: int) -> Cost:
-    """What a call did cost its caller, and the caller's budgets as they are now."""
-    budgets = list_budgets(connection, caller.key_id, caller.team_id, at)
+def cost_of(
+    connection: sa.Connection,
+    caller: Caller,
+    charge_id: int | None,
+    at: int,
+    user: int | None = None,
+) -> Cost:
+    """What a call did cost its caller, and what bounds the caller and its end user now."""
+    budgets = list_budgets(connection, caller.key_id, caller.team_id, at, user)
     row = connection.execute(
         sa.select(CHARGES).where(CHARGES.c.id == charge_id, CHARGES.c.key_id == caller.key_id)
     ).one_or_none()
@@ -35,12 +41,21 @@ def cost_of(connection: sa.Connection, caller: Caller, charge_id: int | None, at
     return Cost(charged=units_of(row), cost_micros=row.cost_micros, budgets=budgets)
 
 
-def usage(connection: sa.Connection, key_id: int, *, after: int, limit: int) -> Usage:
-    """The key's totals, and up to `limit` of its lines after that number."""
-    totals = connection.execute(sa.select(TOTALS).where(TOTALS.c.key_id == key_id)).one()
+def usage(
+    connection: sa.Connection, key_id: int, *, after: int, limit: int, user: str | None = None
+) -> Usage:
+    """The key's totals, and up to `limit` of its lines after that number; or one end user's."""
+    of_key = CHARGES.c.key_id == key_id
+    if user is None:
+        total = sa.select(TOTALS).where(TOTALS.c.key_id == key_id)
+    else:
+        of_key = sa.and_(of_key, CHARGES.c.end_user == user)
+        sums = (sa.func.coalesce(each, 0).label(each.name) for each in SUMS)
+        total = sa.select(*sums).where(of_key, CHARGES.c.state == "settled")
+    totals = connection.execute(total).one()
     rows = connection.execute(
         sa.select(CHARGES)
-        .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded", CHARGES.c.line > after)
+        .where(of_key, CHARGES.c.state != "refunded", CHARGES.c.line > after)
         .order_by(CHARGES.c.line)
         .limit(limit + 1)
     ).all()
@@ -60,6 +75,7 @@ def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
         at=rfc3339(row.at),
         call=row.call,
         run=row.run,
+        user=row.end_user,
         model=row.model,
         revision=row.revision,
         state=row.state,

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from craft_server.clock import epoch_ms
-from craft_server.ledger import budgets, keys
+from craft_server.ledger import budgets, keys, users
 from craft_server.policy import policies, with_policy
 from craft_shared.amounts import Measure, Window
 from craft_shared.wire import (
@@ -66,7 +66,6 @@ def create(connection: sa.Connection, wanted: KeyCreate, at: int) -> KeySecret:
 def as_wanted(connection: sa.Connection, entry: keys.KeyEntry, at: int) -> KeyCreate:
     """A key as it is now: what would make another one like it."""
     end = entry.expires_at
-    own = budgets.list_budgets(connection, entry.key_id, None, at)
     # Names that were made before some were refused stay.
     return KeyCreate.model_construct(
         owner=entry.owner,
@@ -77,10 +76,8 @@ def as_wanted(connection: sa.Connection, entry: keys.KeyEntry, at: int) -> KeyCr
         requests_per_minute=entry.rates.requests_per_minute,
         predictions_per_minute=entry.rates.predictions_per_minute,
         concurrency=entry.rates.concurrency,
-        budgets=[
-            BudgetLimit(unit=budget.unit, window=budget.window, limit=budget.limit)
-            for budget in own
-        ],
+        budgets=limits_of(connection, Holder(key_id=entry.key_id), at),
+        require_user=entry.require_user,
         policies=policies(entry.policies),
     )
 
@@ -107,6 +104,7 @@ def _attributes(wanted: KeyCreate) -> dict[str, Any]:
             wanted.requests_per_minute, wanted.predictions_per_minute, wanted.concurrency
         ),
         "policies": with_policy(None, wanted.policies) if wanted.policies else None,
+        "require_user": wanted.require_user,
         "expires_at": None if wanted.expires_at is None else epoch_ms(wanted.expires_at),
     }
 
@@ -149,23 +147,47 @@ def set_budgets(
 
     Raises:
         LimitBelowUse: of the first that cannot be; the transaction must be undone.
+        TeamHasNoUsers: end users of a team are to be bounded; likewise.
     """
     for one in wanted:
-        budget = one.model_dump()
-        budgets.set_budget(
-            connection, key_id=holder.key_id, team_id=holder.team_id, at=at, **budget
-        )
+        budget = one.model_dump(exclude={"per_user"})
+        if one.per_user:
+            users.set_user_limit(connection, _with_users(holder), **budget)
+        else:
+            budgets.set_budget(
+                connection, key_id=holder.key_id, team_id=holder.team_id, at=at, **budget
+            )
+
+
+def limits_of(connection: sa.Connection, holder: Holder, at: int) -> list[BudgetLimit]:
+    """What a key's or a team's own budgets are set to, and those of a key's end users."""
+    own = budgets.list_budgets(connection, holder.key_id, holder.team_id, at)
+    limits = [BudgetLimit(unit=one.unit, window=one.window, limit=one.limit) for one in own]
+    if holder.key_id is not None:
+        limits += users.list_limits(connection, holder.key_id)
+    return limits
 
 
 def remove_budget(
-    connection: sa.Connection, holder: Holder, unit: Measure, window: Window, at: int
+    connection: sa.Connection,
+    holder: Holder,
+    unit: Measure,
+    window: Window,
+    at: int,
+    *,
+    per_user: bool = False,
 ) -> None:
-    """Removes one budget.
+    """Removes one budget, of the holder itself or of each of its end users.
 
     Raises:
         NoSuchBudget: there is none.
-        BudgetInUse: calls that run hold some of it.
+        BudgetInUse: calls that run hold some of it; the transaction must be undone.
+        TeamHasNoUsers: end users of a team are meant.
     """
+    if per_user:
+        key_id = _with_users(holder)
+        users.remove_user_limit(connection, key_id, unit=unit, window=window, at=at)
+        return
     budgets.remove_budget(
         connection, key_id=holder.key_id, team_id=holder.team_id, unit=unit, window=window, at=at
     )
@@ -182,10 +204,28 @@ def top_up(connection: sa.Connection, holder: Holder, wanted: Sequence[BudgetTop
         budgets.top_up(connection, key_id=holder.key_id, team_id=holder.team_id, **one.model_dump())
 
 
-def show_budgets(connection: sa.Connection, holder: Holder, at: int) -> list[Budget]:
-    """The budgets that bound the key (its own and its team's), or the team's."""
+def show_budgets(
+    connection: sa.Connection, holder: Holder, at: int, user: str | None = None
+) -> list[Budget]:
+    """The budgets that bound the key (its own and its team's), or the team's.
+
+    Those of a key's end users are shown as what bounds a new one, or a `user`.
+
+    Raises:
+        TeamHasNoUsers: a team's is meant.
+    """
     team_id = holder.team_id or holder.bound_by_team
-    return budgets.list_budgets(connection, holder.key_id, team_id, at)
+    shown = budgets.list_budgets(connection, holder.key_id, team_id, at)
+    if holder.key_id is None and user is None:
+        return shown
+    of_users = users.list_user_budgets(connection, _with_users(holder), user, at)
+    return budgets.in_order(shown + of_users)
+
+
+def _with_users(holder: Holder) -> int:
+    if holder.key_id is None:
+        raise users.TeamHasNoUsers
+    return holder.key_id
 
 
 def _shown(connection: sa.Connection, secret: str) -> KeySecret:

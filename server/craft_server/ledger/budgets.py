@@ -8,6 +8,7 @@ midnight. A call counts in the window in which it was reserved.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -55,10 +56,14 @@ class LimitTooLarge(Exception):  # noqa: N818 - reads as what it is where it is 
 
 
 def list_budgets(
-    connection: sa.Connection, key_id: int | None, team_id: int | None, at: int
+    connection: sa.Connection,
+    key_id: int | None,
+    team_id: int | None,
+    at: int,
+    user: int | None = None,
 ) -> list[Budget]:
-    """All budgets of the key and of the team; a measure without one is not bounded."""
-    holders = ((BUDGETS.c.key_id, key_id), (BUDGETS.c.team_id, team_id))
+    """All budgets of the key, the team and the end user; without one a measure is not bounded."""
+    holders = ((BUDGETS.c.key_id, key_id), (BUDGETS.c.team_id, team_id), (BUDGETS.c.team_id, user))
     bounding = sa.or_(*(column == holder for column, holder in holders if holder is not None))
     rows = connection.execute(sa.select(BUDGETS).where(bounding))
     return in_order([as_budget(row, at) for row in rows])
@@ -77,15 +82,16 @@ def in_order(budgets: Sequence[Budget]) -> list[Budget]:
     return sorted(budgets, key=lambda b: (MEASURES.index(b.unit), b.of, b.window))
 
 
-def as_budget(row: sa.Row[tuple[object, ...]], at: int) -> Budget:
+def as_budget(row: Any, at: int) -> Budget:
     """A row of the table as it stands at a time; a window that has passed counts nothing."""
+    of: Literal["key", "team", "user"] = "key" if row.team_id is None else "team"
     over = row.window_start < window_start(row.window, at)
     spent, reserved = (0, 0) if over else (row.spent, row.reserved)
     end = window_end(row.window, max(at, row.window_start))
     return Budget(
         unit=row.unit,
         window=row.window,
-        of="key" if row.team_id is None else "team",
+        of="user" if row.per_user else of,
         limit=row.limit,
         spent=spent,
         reserved=reserved,
@@ -103,13 +109,15 @@ def add_budget(
     window: Window,
     limit: int,
     at: int,
+    per_user: bool = False,
 ) -> None:
-    """Sets a budget of a key or of a team, unless there is one on this unit and window."""
+    """Sets a budget of a key, a team or an end user, unless there is one on the unit and window."""
     insert_missing(
         connection,
         BUDGETS,
         key_id=key_id,
         team_id=team_id,
+        per_user=per_user,
         unit=unit,
         window=window,
         window_start=window_start(window, at),
@@ -134,8 +142,7 @@ def set_budget(
     Raises:
         LimitBelowUse: more than that is spent and reserved already.
     """
-    this_one = _this_one(key_id, team_id, unit, window)
-    start = window_start(window, at)
+    this_one = this_budget(key_id, team_id, unit, window)
     add_budget(
         connection,
         key_id=key_id,
@@ -145,11 +152,7 @@ def set_budget(
         limit=limit,
         at=at,
     )
-    connection.execute(
-        sa.update(BUDGETS)
-        .where(this_one, BUDGETS.c.window_start < start)
-        .values(window_start=start, spent=0, reserved=0)
-    )
+    begin_window(connection, key_id=key_id, team_id=team_id, unit=unit, window=window, at=at)
     changed = connection.execute(
         sa.update(BUDGETS)
         .where(this_one, BUDGETS.c.spent + BUDGETS.c.reserved <= limit)
@@ -158,6 +161,24 @@ def set_budget(
     if changed.rowcount == 0:
         row = connection.execute(sa.select(BUDGETS).where(this_one)).one()
         raise LimitBelowUse(unit, window, row.spent + row.reserved)
+
+
+def begin_window(
+    connection: sa.Connection,
+    *,
+    key_id: int | None = None,
+    team_id: int | None = None,
+    unit: Measure,
+    window: Window,
+    at: int,
+) -> None:
+    """Begins a budget anew whose window has passed."""
+    start = window_start(window, at)
+    connection.execute(
+        sa.update(BUDGETS)
+        .where(this_budget(key_id, team_id, unit, window), BUDGETS.c.window_start < start)
+        .values(window_start=start, spent=0, reserved=0)
+    )
 
 
 def remove_budget(
@@ -175,7 +196,7 @@ def remove_budget(
         NoSuchBudget: there is none.
         BudgetInUse: calls that run hold some of it, and will give back or spend it.
     """
-    this_one = _this_one(key_id, team_id, unit, window)
+    this_one = this_budget(key_id, team_id, unit, window)
     nothing_held = sa.or_(
         BUDGETS.c.reserved == 0, BUDGETS.c.window_start < window_start(window, at)
     )
@@ -199,7 +220,7 @@ def top_up(
         NoSuchBudget: there is none to add to: the unit is not bounded.
         LimitTooLarge: the limit would be more than `MAX_INTEGER`.
     """
-    this_one = _this_one(key_id, team_id, unit, window)
+    this_one = this_budget(key_id, team_id, unit, window)
     raised = connection.execute(
         sa.update(BUDGETS)
         .where(this_one, BUDGETS.c.limit <= MAX_INTEGER - amount)
@@ -211,9 +232,10 @@ def top_up(
         raise LimitTooLarge(unit, window)
 
 
-def _this_one(
+def this_budget(
     key_id: int | None, team_id: int | None, unit: Measure, window: Window
 ) -> sa.ColumnElement[bool]:
+    """The condition on the table that one budget meets."""
     return sa.and_(
         BUDGETS.c.team_id == team_id if key_id is None else BUDGETS.c.key_id == key_id,
         BUDGETS.c.unit == unit,

@@ -28,6 +28,7 @@ from craft_server.ledger.budgets import as_budget, in_order, list_budgets
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.prices import price, prices_of
 from craft_server.ledger.tables import API_KEYS, BUDGETS, CHARGES, RESERVED, TOTALS
+from craft_server.ledger.users import EndUser
 from craft_server.statements import Asked, Statement, run
 from craft_shared.units import MEASURES, Measure, Units
 from craft_shared.wire import Budget, Cost
@@ -63,6 +64,13 @@ class Order:
     caller: Caller  # whose call it is
     payer: Caller  # whose budgets cover it
     attempt: calls.Attempt | None = None
+    user: EndUser | None = None  # of the payer, for whom it makes the call
+
+    @property
+    def holders(self) -> tuple[int, int | None, int | None]:
+        """Whose budgets cover it: the key's, the team's, the end user's."""
+        user = None if self.user is None else self.user.holder
+        return self.payer.key_id, self.payer.team_id, user
 
 
 @dataclass(frozen=True)
@@ -118,20 +126,20 @@ class Contended(Exception):  # noqa: N818 - reads as what it is where it is caug
     """Others took what was there when it was looked at. Nothing was reserved; look and lock."""
 
 
-def _bounding(key_id: Any, team_id: Any) -> sa.Select[Any]:
+def _bounding(key_id: Any, team_id: Any, user: Any) -> sa.Select[Any]:
+    shared = sa.or_(BUDGETS.c.team_id == team_id, BUDGETS.c.team_id == user)
     return (
-        sa.select(BUDGETS)
-        .where(sa.or_(BUDGETS.c.key_id == key_id, BUDGETS.c.team_id == team_id))
-        .order_by(BUDGETS.c.id)
+        sa.select(BUDGETS).where(sa.or_(BUDGETS.c.key_id == key_id, shared)).order_by(BUDGETS.c.id)
     )
+
+
+_HOLDERS = ("of_key", "of_team", "of_user")
 
 
 def _of_each_payer(locking: Callable[[sa.Select[Any]], sa.Select[Any]]) -> Statement:
-    key_ids, team_ids = (
-        sa.any_(sa.bindparam(name, type_=ARRAY(sa.BigInteger))) for name in ("of_key", "of_team")
-    )
-    of_one = _bounding(sa.bindparam("of_key"), sa.bindparam("of_team"))
-    of_all = locking(_bounding(key_ids, team_ids))
+    each = (sa.any_(sa.bindparam(name, type_=ARRAY(sa.BigInteger))) for name in _HOLDERS)
+    of_one = _bounding(*(sa.bindparam(name) for name in _HOLDERS))
+    of_all = locking(_bounding(*each))
     return Statement({"sqlite": of_one, "postgresql": of_all}, arrays=True)
 
 
@@ -216,8 +224,8 @@ _INSERT_CHARGE = Statement(
         {
             name: sa.bindparam(name)
             for name in (
-                *("key_id", "caller_key_id", "at", "call", "run", "model", "revision"),
-                *("adapter", "holder", "holds"),
+                *("key_id", "caller_key_id", "at", "call", "run", "end_user"),
+                *("model", "revision", "adapter", "holder", "holds"),
                 *MEASURES,
             )
         }
@@ -268,9 +276,12 @@ def count_running(connection: sa.Connection, key_id: int) -> int:
     return count
 
 
-def check_covered(connection: sa.Connection, caller: Caller, units: Units, at: int) -> None:
-    """Raises BudgetExhausted unless the key's budgets cover these units now; reserves nothing."""
-    budgets = list_budgets(connection, caller.key_id, caller.team_id, at)
+def check_covered(
+    connection: sa.Connection, caller: Caller, user: EndUser | None, units: Units, at: int
+) -> None:
+    """Raises BudgetExhausted unless the budgets cover these units now; reserves nothing."""
+    holder = None if user is None else user.holder
+    budgets = list_budgets(connection, caller.key_id, caller.team_id, at, holder)
     if shortfalls := _shortfalls(budgets, _amounts(units, 0)):
         raise BudgetExhausted(shortfalls)
 
@@ -323,8 +334,7 @@ def reserve_all(
     }
     running = {key_id: count_running(connection, key_id) for key_id in sorted(limited)}
     payers = [
-        {"of_key": key_id, "of_team": team_id}
-        for key_id, team_id in {(order.payer.key_id, order.payer.team_id) for order in orders}
+        dict(zip(_HOLDERS, holders, strict=True)) for holders in {one.holders for one in orders}
     ]
     models = {order.work.model: prices_of(order.work.model) for order in orders}
     found, *priced = run(
@@ -360,15 +370,16 @@ class _Room:
     def take(
         self, order: Order, prices: Sequence[Any]
     ) -> _Taken | BudgetExhausted | TooManyRunning:
-        caller, payer, units = order.caller, order.payer, order.work.units
+        caller, units = order.caller, order.work.units
         most = caller.rates.concurrency
         if most is not None and self._running[caller.key_id] >= most:
             return TooManyRunning(most)
         needed = _amounts(units, price(prices, units))
+        key_id, *shared = order.holders
         bounding = [
             row
             for row in self._rows
-            if row.key_id == payer.key_id or (row.team_id and row.team_id == payer.team_id)
+            if row.key_id == key_id or (row.team_id and row.team_id in shared)
         ]
         budgets = [self._budgets[row.id] for row in bounding]
         if shortfalls := _shortfalls(in_order(budgets), needed):
@@ -414,6 +425,7 @@ def _write_lines(
             "at": at,
             "call": work.call,
             "run": work.run,
+            "end_user": None if one.order.user is None else one.order.user.name,
             "model": work.model,
             "revision": work.revision,
             "adapter": work.adapter,

@@ -109,7 +109,7 @@ def sums(
 ) -> list[dict[str, Any]]:
     """What lines come to: of each combination of what they are summed `by`, each unit and the cost.
 
-    They are summed by any of team, owner, key, model, call, month and day.
+    They are summed by any of team, owner, key, user, model, call, month and day.
 
     Months and days are those in which calls were reserved (UTC).
 
@@ -119,6 +119,8 @@ def sums(
     """
     day = (CHARGES.c.at // sa.literal_column(str(DAY_MS))).label("day")
     of = [CHARGES.c.key_id, CHARGES.c.model, CHARGES.c.call, day]
+    if "user" in by:
+        of.append(CHARGES.c.end_user)
     query = sa.select(*of, *SUMS).where(*_within(connection, selection)).group_by(*of)
     if selection.prefix is not None:
         query = query.where(CHARGES.c.key_id == find_key(connection, selection.prefix).key_id)
@@ -130,6 +132,7 @@ def sums(
             "team": entry.team or "",
             "owner": entry.owner,
             "key": entry.prefixes[0],
+            "user": row._mapping.get("end_user") or "",
             "model": row.model,
             "call": row.call,
             "month": date[:7],
@@ -186,4 +189,5 @@ def _line(row: sa.Row[tuple[Any, ...]]) -> UsageLine:
         state=row.state,
         **{measure: row._mapping[measure] for measure in MEASURES},
         adapter=row.adapter,
+        user=row.end_user,
     )

@@ -60,6 +60,7 @@ class Caller:
     policies: str | None = None  # what may be answered, as `craft_server.policy` writes it
     # Whether a budget that bounds the key had nothing left, or its window has passed.
     used_up: bool = False
+    require_user: bool = False  # whether its calls have to say for which end user they are
 
     @property
     def tenant(self) -> str:
@@ -80,6 +81,7 @@ class KeyEntry:
     scopes: tuple[Scope, ...]
     rates: Rates
     policies: str | None
+    require_user: bool
     created_at: int
     expires_at: int | None
     revoked_at: int | None
@@ -156,6 +158,7 @@ def _columns(
     scopes: Sequence[Scope] = DEFAULT_SCOPES,
     rates: Rates = Rates(),
     policies: str | None = None,
+    require_user: bool = False,
     expires_at: int | None = None,
 ) -> dict[str, Any]:
     return {
@@ -166,13 +169,15 @@ def _columns(
         "predictions_per_minute": rates.predictions_per_minute,
         "concurrency": rates.concurrency,
         "policies": policies,
+        "require_user": require_user,
         "expires_at": expires_at,
     }
 
 
 def list_teams(connection: sa.Connection) -> list[str]:
     """The names of all teams, in alphabetical order."""
-    return list(connection.execute(sa.select(TEAMS.c.name).order_by(TEAMS.c.name)).scalars())
+    names = sa.select(TEAMS.c.name).where(TEAMS.c.user_of.is_(None)).order_by(TEAMS.c.name)
+    return list(connection.execute(names).scalars())
 
 
 def team_id_of(connection: sa.Connection, name: str, at: int) -> int:
@@ -188,7 +193,7 @@ def find_team(connection: sa.Connection, name: str) -> int:
         UnknownTeam: there is none of that name.
     """
     found: int | None = connection.execute(
-        sa.select(TEAMS.c.id).where(TEAMS.c.name == name)
+        sa.select(TEAMS.c.id).where(TEAMS.c.name == name, TEAMS.c.user_of.is_(None))
     ).scalar()
     if found is None:
         raise UnknownTeam(name)
@@ -324,6 +329,7 @@ def as_card(entry: KeyEntry) -> KeyCard:
         requests_per_minute=entry.rates.requests_per_minute,
         predictions_per_minute=entry.rates.predictions_per_minute,
         concurrency=entry.rates.concurrency,
+        require_user=entry.require_user,
         created_at=rfc3339(entry.created_at),
         expires_at=None if entry.expires_at is None else rfc3339(entry.expires_at),
         revoked_at=None if entry.revoked_at is None else rfc3339(entry.revoked_at),
@@ -404,6 +410,7 @@ def _entries(
             scopes=tuple(row.scopes.split()),
             rates=_rates(row),
             policies=row.policies,
+            require_user=row.require_user,
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
@@ -442,6 +449,7 @@ def _caller(row: Any, used_up: bool = False) -> Caller:
         rates=_rates(row),
         policies=row.policies,
         used_up=used_up,
+        require_user=bool(row.require_user),
     )
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic import Field, field_validator
 
 from craft_server.clock import epoch_ms, rfc3339
-from craft_server.ledger import administration, budgets, keys, prices
+from craft_server.ledger import administration, budgets, keys, prices, users
 from craft_server.ledger.administration import Holder, as_wanted
 from craft_server.policy import policies, with_policy
 from craft_shared.units import Unit
@@ -169,27 +169,35 @@ def _budgets(
     wanted: Sequence[BudgetLimit],
     at: int,
 ) -> Iterator[str]:
-    now = budgets.list_budgets(connection, holder.key_id, holder.team_id, at)
-    before = {(one.unit, one.window): one.limit for one in now}
-    after = {(one.unit, one.window): one for one in wanted}
+    now = administration.limits_of(connection, holder, at)
+    before = {(one.unit, one.window, one.per_user): one.limit for one in now}
+    after = {(one.unit, one.window, one.per_user): one for one in wanted}
     for place, one in after.items():
         if before.get(place) == one.limit:
             continue
         was = f"{before[place]} -> " if place in before else ""
-        what = f"set the budget on {one.unit} ({one.window}) of {whose}: {was}{one.limit}"
+        whom = _whom(whose, one.per_user)
+        what = f"set the budget on {one.unit} ({one.window}) of {whom}: {was}{one.limit}"
         try:
             administration.set_budgets(connection, holder, [one], at)
+        except users.TeamHasNoUsers as error:
+            why = "end users are a key's; set it for each of the team's keys"
+            raise CannotProvision(f"cannot {what}: {why}") from error
         except budgets.LimitBelowUse as error:
             why = f"{error.used} are spent or reserved already; name at least that"
             raise CannotProvision(f"cannot {what}: {why}") from error
         yield what
-    for unit, window in [place for place in before if place not in after]:
-        what = f"remove the budget on {unit} ({window}) of {whose}"
+    for unit, window, per_user in [place for place in before if place not in after]:
+        what = f"remove the budget on {unit} ({window}) of {_whom(whose, per_user)}"
         try:
-            administration.remove_budget(connection, holder, unit, window, at)
+            administration.remove_budget(connection, holder, unit, window, at, per_user=per_user)
         except budgets.BudgetInUse as error:
             raise CannotProvision(f"cannot {what}: {error}") from error
         yield what
+
+
+def _whom(whose: str, per_user: bool) -> str:
+    return f"each end user of {whose}" if per_user else whose
 
 
 def _shown(wanted: KeyCreate) -> dict[str, Any]:

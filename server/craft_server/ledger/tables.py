@@ -25,13 +25,17 @@ RESERVED = sa.text("state = 'reserved'")
 RUNNING = sa.text("NOT done")
 STORED = sa.text("body_bytes > 0 AND repeatable")
 _OF_RUN = sa.text("run IS NOT NULL")
+_OF_USER = sa.text("end_user IS NOT NULL")
 
+# Who shares budgets: keys of a team, or calls that one key makes for one of its end users.
 TEAMS = sa.Table(
     "teams",
     METADATA,
     sa.Column("id", Id, primary_key=True),
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    # The key whose end user it is, and which its name then names, too; null is a team.
+    sa.Column("user_of", sa.BigInteger),
 )
 
 API_KEYS = sa.Table(
@@ -50,6 +54,8 @@ API_KEYS = sa.Table(
     sa.Column("revoked_at", sa.BigInteger),
     # What its answers may reveal, as `craft_server.policy` writes it; null is everything.
     sa.Column("policies", sa.Text),
+    # Whether each of its calls has to say for which end user it is made.
+    sa.Column("require_user", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 # A key has several secrets while it is rotated. A secret's prefix names it, and the key, in public.
@@ -75,6 +81,8 @@ BUDGETS = sa.Table(
     sa.Column("limit", sa.BigInteger, nullable=False),
     sa.Column("spent", sa.BigInteger, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
+    # Whether its holder is an end user.
+    sa.Column("per_user", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint(_one_of("unit", MEASURES), "known_unit"),
     sa.CheckConstraint(_one_of("window", WINDOWS), "known_window"),
     sa.CheckConstraint("(key_id IS NULL) <> (team_id IS NULL)", "one_holder"),
@@ -82,6 +90,19 @@ BUDGETS = sa.Table(
     sa.CheckConstraint('spent + reserved <= "limit"', "within_limit"),
     sa.UniqueConstraint("key_id", "unit", "window"),
     sa.UniqueConstraint("team_id", "unit", "window"),
+)
+
+# What each end user of a key may use; a user's budgets are made when it is first named.
+USER_LIMITS = sa.Table(
+    "user_limits",
+    METADATA,
+    sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), primary_key=True),
+    sa.Column("unit", sa.Text, primary_key=True),
+    sa.Column("window", sa.Text, primary_key=True),
+    sa.Column("limit", sa.BigInteger, nullable=False),
+    sa.CheckConstraint(_one_of("unit", MEASURES), "known_unit"),
+    sa.CheckConstraint(_one_of("window", WINDOWS), "known_window"),
+    sa.CheckConstraint(_natural(("limit",)), "natural_numbers"),
 )
 
 CHARGES = sa.Table(
@@ -98,6 +119,8 @@ CHARGES = sa.Table(
     sa.Column("closed_at", sa.BigInteger),
     sa.Column("call", sa.Text, nullable=False),
     sa.Column("run", sa.Text),
+    # For whom the key that pays made the call, in its owner's words.
+    sa.Column("end_user", sa.Text),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("revision", sa.Text, nullable=False),
     # The version of an adapter that predicted, OWNER/NAME@VERSION; null for other calls, and on
@@ -118,6 +141,13 @@ CHARGES = sa.Table(
         sqlite_where=_OF_RUN,
         postgresql_where=_OF_RUN,
     ),
+    sa.Index(
+        "ix_charges_of_user",
+        "key_id",
+        "end_user",
+        sqlite_where=_OF_USER,
+        postgresql_where=_OF_USER,
+    ),
     sa.Index("ix_charges_key_id_at", "key_id", "at"),
     sa.Index("ix_charges_at", "at"),
     sa.Index(
@@ -130,13 +160,14 @@ CHARGES = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# What each key was charged in all, so that telling it does not take longer as lines are added; and
-# the number of its newest line.
+# What each key was charged in all, so that telling it does not take longer as lines are added; the
+# number of its newest line; and how many end users have budgets of their own.
 TOTALS = sa.Table(
     "totals",
     METADATA,
     sa.Column("key_id", Id, sa.ForeignKey("api_keys.id"), primary_key=True),
     sa.Column("lines", sa.BigInteger, nullable=False),
+    sa.Column("users", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
 )
 

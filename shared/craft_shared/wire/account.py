@@ -13,11 +13,11 @@ from craft_shared.wire.messages import Answer, Many, ModelName, Moment, Revision
 
 
 class Budget(Displayed, Answer):
-    """One bound on a key, its own or its team's; all of them must cover a call.
+    """One bound on a key's calls; all of them must cover a call.
 
     Attributes:
         window: the calendar window (UTC) after which it is reset; `lifetime` never is.
-        of: whether all keys of a team share it.
+        of: whether it bounds the key, all keys of its team, or one end user of the key.
         limit: of the unit, in one window.
         spent: charged in this window.
         reserved: set aside for calls that run now.
@@ -27,7 +27,7 @@ class Budget(Displayed, Answer):
 
     unit: Measure
     window: Window = "lifetime"
-    of: Literal["key", "team"] = "key"
+    of: Literal["key", "team", "user"] = "key"
     limit: int = Field(examples=[8000])
     spent: int = Field(examples=[32])
     reserved: int = Field(examples=[0])
@@ -64,14 +64,15 @@ class Charge(Answer):
     `id` is its number among the key's lines, from 1; refunded reservations leave gaps.
     `at` is an RFC 3339 time in UTC, of the reservation. `state` is `settled`, or `reserved` while
     the call runs. Refunded reservations charge nothing and are not listed. `run` is what the client
-    called the run that the call was part of. `adapter` is the version that predicted, as
-    `OWNER/NAME@VERSION`; null for other calls.
+    called the run that the call was part of, and `user` the end user for whom it was made.
+    `adapter` is the version that predicted, as `OWNER/NAME@VERSION`; null for other calls.
     """
 
     id: int = Field(examples=[2])
     at: Moment
     call: str = Field(examples=["predictions"])
     run: str | None = Field(default=None, examples=["digits-16-shots"])
+    user: str | None = Field(default=None, examples=["user-4711"])
     model: ModelName
     revision: Revision = ""
     state: Literal["reserved", "settled"] = Field(examples=["settled"])
@@ -82,6 +83,8 @@ class Charge(Answer):
 
 class Usage(Displayed, Answer):
     """Answer of `GET /v1/usage?after=ID&limit=N`: totals of what is settled, and a page of lines.
+
+    With `user=NAME`, of one end user.
 
     `next_after` continues the listing; null at its end.
     """

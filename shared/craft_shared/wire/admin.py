@@ -33,11 +33,15 @@ Prefix = Annotated[str, Field(examples=["k3v9x2ma"])]
 
 
 class BudgetLimit(Message):
-    """What one budget is to be: at most `limit` of `unit` in each `window`."""
+    """What one budget is to be: at most `limit` of `unit` in each `window`.
+
+    With `per_user` it is a key's, and bounds each of its end users (the header `Craft-User`).
+    """
 
     unit: Measure
     window: Window = "lifetime"
     limit: Amount = Field(examples=[8000])
+    per_user: bool = False
 
 
 class BudgetLimits(Message):
@@ -102,6 +106,7 @@ class KeyCreate(Message):
         concurrency: charged calls at a time; null is not bounded.
         budgets: the key's own; what has none is not bounded.
         policies: what its answers may show; everything when there is none.
+        require_user: whether calls have to name the end user for whom they are made.
     """
 
     owner: NewName = Field(examples=["digits-app"])
@@ -116,6 +121,7 @@ class KeyCreate(Message):
         default_factory=list, max_length=100, examples=[[{"unit": "queries", "limit": 8000}]]
     )
     policies: list[KeyPolicy] = Field(default_factory=list, max_length=100)
+    require_user: bool = False
 
 
 class KeyRotate(Message):
@@ -143,6 +149,7 @@ class KeyCard(Answer):
     requests_per_minute: int | None = Field(examples=[600])
     predictions_per_minute: int | None = Field(examples=[None])
     concurrency: int | None = Field(examples=[4])
+    require_user: bool = False
     created_at: Moment
     expires_at: str | None = Field(examples=[None])
     revoked_at: str | None = Field(examples=[None])
@@ -214,3 +221,4 @@ class UsageLine(Answer):
     requests: int = Field(examples=[1])
     cost_micros: int = Field(examples=[0])
     adapter: str | None = Field(default=None, examples=["research/digits@3"])
+    user: str | None = Field(default=None, examples=["user-4711"])

@@ -157,7 +157,8 @@ def test_each_call_that_does_something_once_takes_an_idempotency_key(
 ) -> None:
     for path, method, operation in _operations(document):
         named = {each["name"] for each in operation.get("parameters", []) if each["in"] == "header"}
-        wanted = {"Idempotency-Key", "Craft-Run"} if method == "post" else set()
+        once = {"Idempotency-Key", "Craft-Run", "Craft-User"}
+        wanted = once if method == "post" else set()
         assert named == wanted, path
 
 

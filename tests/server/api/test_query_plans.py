@@ -46,6 +46,10 @@ class _Connection(sqlite3.Connection):
     def cursor(self, *_: Any) -> Any:
         return super().cursor(_Cursor)
 
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        # Its own way to a cursor is another one.
+        return self.cursor().execute(sql, parameters)
+
 
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
@@ -126,7 +130,20 @@ def make_calls(client: httpx.Client, picture: Picture) -> None:
             done("POST", "/v1/predictions", json={**asked, **pictures}, headers=named)
         done("DELETE", "/v1/answers/one")
         named["Idempotency-Key"] = "two"
-    for path in ("usage", "budget", "receipts?run=run", "receipts?since=2026-01-01T00:00:00Z"):
+    prefix = client.headers["Authorization"].split("_")[1]
+    of_users = {"budgets": [{"unit": "queries", "limit": 9, "per_user": True}]}
+    done("PUT", f"/v1/admin/keys/{prefix}/budgets", json=of_users)
+    for _ in range(2):
+        pictures = {"images": [image]}
+        done("POST", "/v1/predictions", json={**asked, **pictures}, headers={"Craft-User": "ann"})
+    for path in (
+        "usage",
+        "budget",
+        "usage?user=ann",
+        "budget?user=ann",
+        "receipts?run=run",
+        "receipts?since=2026-01-01T00:00:00Z",
+    ):
         done("GET", f"/v1/{path}")
     body, media = make(client).to_bytes(), {"Content-Type": codec.MEDIA_TYPE}
     done("POST", "/v1/adapters?name=pets", content=body, headers=media)

@@ -30,15 +30,23 @@ from craft_server.ledger.calls import Attempt, KeyReused, StillRunning, StoredAn
 from craft_server.ledger.charges import (
     BudgetExhausted,
     ChargeClosed,
+    Order,
     Reservation,
     Work,
     refund,
-    reserve,
+    reserve_all,
     settle,
 )
 from craft_server.ledger.keys import Caller, authenticate, create_key
 from craft_server.ledger.prices import set_prices
 from craft_server.ledger.tables import CALLS, CHARGES, HOLDERS
+from craft_server.ledger.users import (
+    EndUser,
+    admit,
+    list_user_budgets,
+    look_up,
+    set_user_limit,
+)
 from craft_shared.units import MEASURES, UNITS, Units
 
 NOW = 1_800_000_000_000
@@ -47,6 +55,7 @@ LENGTH = {"hour": 60 * MINUTE, "day": 24 * 60 * MINUTE}
 LEASE = 1 * MINUTE
 PRICES = {"queries": 5, "texts": 1}
 NAMES = itertools.count()
+USERS = ("ann", "bob")  # of key 0
 
 
 @dataclass
@@ -57,9 +66,11 @@ class Bound:
     unit: str
     window: str
     limit: int
+    each_user: bool = False
 
-    def bounds(self, key: int) -> bool:
-        return self.of_key == key or (self.of_key is None and key < 2)
+    def bounds(self, key: int, user: str | None = None) -> bool:
+        of_user = user is not None or not self.each_user
+        return of_user and (self.of_key == key or (self.of_key is None and key < 2))
 
 
 @dataclass
@@ -71,6 +82,7 @@ class Call:
     at: int
     server: str
     name: str
+    user: str | None = None
     reserved: Reservation | None = None
     call_id: int = 0
     line: int = 0
@@ -114,13 +126,15 @@ class Ledger(RuleBasedStateMachine):
             Bound(1, "texts", "day", 20),
             Bound(None, "queries", "hour", 15),
             Bound(None, "requests", "lifetime", 9),
+            Bound(0, "queries", "hour", 6, each_user=True),
+            Bound(0, "texts", "lifetime", 12, each_user=True),
         ]
         team = f"team {next(NAMES)}"
         with store.writing() as connection:
             set_prices(connection, "tiny", PRICES)
             self.callers = [self._caller(connection, team if key < 2 else None) for key in range(3)]
             for bound in self.bounds:
-                set_budget(connection, **self._names(bound), limit=bound.limit, at=self.now)
+                self._set(connection, bound, bound.limit)
         self.living = [self._start_server() for _ in range(2)]
 
     def _caller(self, connection: sa.Connection, team: str | None) -> Caller:
@@ -137,6 +151,12 @@ class Ledger(RuleBasedStateMachine):
         )
         return {**holder, "unit": bound.unit, "window": bound.window}
 
+    def _set(self, connection: sa.Connection, bound: Bound, limit: int) -> None:
+        if bound.each_user:
+            set_user_limit(connection, **self._names(bound), limit=limit)
+        else:
+            set_budget(connection, **self._names(bound), limit=limit, at=self.now)
+
     def _start_server(self) -> str:
         server = f"server {next(NAMES)}"
         self._renew(server)
@@ -149,12 +169,14 @@ class Ledger(RuleBasedStateMachine):
 
     # --- the model's answers ----------------------------------------------------------------
 
-    def used(self, bound: Bound, state: str) -> int:
+    def used(self, bound: Bound, state: str, user: str | None = None) -> int:
         length = LENGTH.get(bound.window, 10**18)
         return sum(
             call.amount(bound.unit)
             for call in self.in_state(state)
-            if bound.bounds(call.key) and call.at // length == self.now // length
+            if bound.bounds(call.key, call.user)
+            and call.at // length == self.now // length
+            and (not bound.each_user or call.user == user)
         )
 
     def in_state(self, *states: str) -> list[Call]:
@@ -163,22 +185,44 @@ class Ledger(RuleBasedStateMachine):
     def fits(self, call: Call) -> bool:
         return all(
             call.amount(bound.unit) == 0
-            or self.used(bound, "settled") + self.used(bound, "reserved") + call.amount(bound.unit)
+            or self.used(bound, "settled", call.user)
+            + self.used(bound, "reserved", call.user)
+            + call.amount(bound.unit)
             <= bound.limit
             for bound in self.bounds
-            if bound.bounds(call.key)
+            if bound.bounds(call.key, call.user)
         )
+
+    def _user(self, caller: Caller, name: str | None) -> EndUser | None:
+        if name is None:
+            return None
+        with self.store.writing() as connection:
+            known = look_up(connection, caller.key_id, name, self.now)
+            return known or admit(connection, caller.key_id, name, self.now, most=len(USERS))
 
     # --- what may happen ----------------------------------------------------------------------
 
-    @rule(key=st.integers(0, 2), server=st.integers(0, 1), units=WORK)
-    def call(self, key: int, server: int, units: Units) -> None:
-        call = Call(key, units, self.now, self.living[server], f"call {next(NAMES)}")
+    @rule(
+        key=st.integers(0, 2),
+        server=st.integers(0, 1),
+        units=WORK,
+        user=st.sampled_from([None, *USERS]),
+    )
+    def call(self, key: int, server: int, units: Units, user: str | None) -> None:
+        name = f"call {next(NAMES)}"
+        call = Call(key, units, self.now, self.living[server], name, user if key == 0 else None)
         caller = self.callers[key]
+        end_user = self._user(caller, call.user)
         try:
             with self.store.writing() as connection:
                 work = Work("predictions", "tiny", "r1", units)
-                call.reserved = reserve(connection, caller, work, holder=call.server, at=self.now)
+                order = Order(work, caller, caller, user=end_user)
+                (reserved,) = reserve_all(
+                    connection, [order], holder=call.server, at=self.now, lock=True
+                )
+                if isinstance(reserved, Exception):
+                    raise reserved
+                call.reserved = reserved
                 call.call_id = calls.begin(
                     connection,
                     caller.key_id,
@@ -281,7 +325,8 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(choice=CHOICE, amount=st.integers(0, 10))
     def add(self, choice: int, amount: int) -> None:
-        bound = self.bounds[choice % len(self.bounds)]
+        bounds = [bound for bound in self.bounds if not bound.each_user]
+        bound = bounds[choice % len(bounds)]
         with self.store.writing() as connection:
             top_up(connection, **self._names(bound), amount=amount)
         bound.limit += amount
@@ -290,12 +335,12 @@ class Ledger(RuleBasedStateMachine):
     def limit(self, choice: int, limit: int) -> None:
         bound = self.bounds[choice % len(self.bounds)]
         used = self.used(bound, "settled") + self.used(bound, "reserved")
-        if used > limit:
+        if used > limit and not bound.each_user:
             with pytest.raises(LimitBelowUse), self.store.writing() as connection:
                 set_budget(connection, **self._names(bound), limit=limit, at=self.now)
             return
         with self.store.writing() as connection:
-            set_budget(connection, **self._names(bound), limit=limit, at=self.now)
+            self._set(connection, bound, limit)
         bound.limit = limit
 
     # --- what always holds --------------------------------------------------------------------
@@ -316,6 +361,22 @@ class Ledger(RuleBasedStateMachine):
                 if bound.bounds(key)
             }
             assert all(spent + reserved <= limit for limit, spent, reserved in seen.values())
+
+    @invariant()
+    def end_users_budgets_are_what_the_model_says(self) -> None:
+        for user in USERS:
+            with self.store.reading() as connection:
+                shown = list_user_budgets(connection, self.callers[0].key_id, user, self.now)
+            seen = {(b.unit, b.window): (b.limit, b.spent, b.reserved) for b in shown}
+            assert seen == {
+                (bound.unit, bound.window): (
+                    bound.limit,
+                    self.used(bound, "settled", user),
+                    self.used(bound, "reserved", user),
+                )
+                for bound in self.bounds
+                if bound.each_user
+            }
 
     @invariant()
     def the_ledger_is_what_was_delivered(self) -> None:
