@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -12,16 +15,18 @@ from craft_client.cli.bench import (
     PAPER_SETS,
     Cell,
     cells,
+    check_runs,
     find_datasets,
     find_shifts,
     folders_of,
+    options_by_recipe,
     paper_note,
     rows_of,
     write_tables,
 )
 from craft_client.comparison import Asked
 from craft_client.data import Dataset
-from craft_client.journal import Journal
+from craft_client.journal import Journal, JournalError
 from craft_shared.text_files import rows_of as rows_of_csv
 from craft_shared.units import UNITS
 
@@ -104,6 +109,28 @@ def test_a_method_is_called_by_its_name_in_a_file_and_by_its_access() -> None:
     assert ours.method == "craftbox-strict"
 
 
+def test_settings_of_a_recipes_own_go_to_its_runs_alone() -> None:
+    options = options_by_recipe(["zip.batch=64", "zip.step=0.5"], ["zip", "sim"])
+    assert options == {"zip": {"batch": 64, "step": 0.5}}
+    zipped, sim = cells(["a"], ["zip", "sim"], [1], [1], options=options)
+    assert (dict(zipped.options), sim.options) == ({"batch": 64, "step": 0.5}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("batch=64", "'batch=64' is not RECIPE.NAME=VALUE, of zip"),
+        ("sim.texts=10", "'sim.texts=10' is not RECIPE.NAME=VALUE, of zip"),
+        ("zip.batch", "'batch' is not NAME=VALUE"),
+        ("zip.batches=64", "'zip' has no setting 'batches'"),
+        ("zip.batch=many", "'batch' is 'many', not an integer"),
+    ],
+)
+def test_a_setting_that_no_recipe_has_is_refused(text: str, told: str) -> None:
+    with pytest.raises(typer.BadParameter, match=re.escape(told)):
+        options_by_recipe([text], ["zip"])
+
+
 def bench_digits(root: Path, *recipes: str) -> str:
     """What is said where there is no server: what is refused before is refused for free."""
     for split in ("train", "test"):
@@ -137,6 +164,15 @@ def test_two_files_of_one_name_are_no_two_methods_of_a_benchmark(
         tmp_path, f"{files[1]}:tune"
     )
     assert "was begun by" not in bench_digits(tmp_path, began)
+
+
+def test_a_run_is_not_continued_with_other_settings_of_its_recipe(tmp_path: Path) -> None:
+    plan = cells(["a"], ["zip"], [1], [1], options={"zip": {"batch": 64}})
+    settings = {"recipe": "zip", "options": {"batch": 64}}
+    Journal.create(plan[0].folder(tmp_path) / "run", {"settings": settings})
+    check_runs(plan, tmp_path)
+    with pytest.raises(JournalError, match="begun with other settings"):
+        check_runs(cells(["a"], ["zip"], [1], [1]), tmp_path)
 
 
 def test_results_of_earlier_versions_are_runs_without_a_budget() -> None:

@@ -28,19 +28,21 @@ from craft_client.cli.options import (
     Url,
     budget_of,
     option,
+    options_of,
     recipes,
 )
 from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect
 from craft_client.cli.show import Verbosity, document, say, speaking, table
 from craft_client.cli.tune import Task, new_task, tune_task
-from craft_client.recipes import OWN, label, resolved
+from craft_client.recipes import OWN, label, recipe_of, resolved
 from craft_client.run_folder import LOCK_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from craft_client.cli.evaluate import Measured
     from craft_client.comparison import Asked, Row
     from craft_client.data import Dataset, Split
+    from craft_client.recipes import Option
     from craft_shared.units import Units
     from craft_shared.wire import Budget
 
@@ -110,6 +112,15 @@ def bench(
         str | None,
         option("The recipe, or zero-shot, that all others are held against.", "none"),
     ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of a recipe's own, such as zip.batch=64; repeatable.",
+            show_default=False,
+            metavar="RECIPE.NAME=VALUE",
+        ),
+    ] = None,
     strict: Strict = False,
     over: Over = "predictions",
     model: Model = None,
@@ -150,7 +161,8 @@ def bench(
     asked = [None if unit is None else Asked(amount or 0, unit) for amount, unit in budgets]
     recipes_of = recipe or ["craftbox"]
     check_names(recipes_of)
-    plan = cells(sets, recipes_of, shots or [16], seed or [1, 2, 3], asked, strict=strict)
+    options = options_by_recipe(own or (), recipes_of)
+    plan = cells(sets, recipes_of, shots or [16], seed or [1, 2, 3], asked, options, strict=strict)
     methods = [ZERO_SHOT, *dict.fromkeys(cell.method for cell in plan)]
     baseline = None if baseline is None else label(baseline)
     if baseline is not None and baseline not in methods:
@@ -166,6 +178,7 @@ def bench(
             strict=strict,
             budget=None if cell.asked is None else cell.asked.amount,
             budget_unit=None if cell.asked is None else cell.asked.unit,
+            options=dict(cell.options),
             template=PLAIN_TEMPLATE,
         )
 
@@ -382,6 +395,7 @@ class Cell:
     shots: int
     seed: int
     asked: Asked | None = None  # what it may spend; None: the recipe's own
+    options: tuple[tuple[str, Option], ...] = ()  # settings of the recipe's own
     strict: bool = False
 
     def __str__(self) -> str:
@@ -414,15 +428,46 @@ def check_names(recipes: Iterable[str]) -> None:
             )
 
 
+def options_by_recipe(texts: Iterable[str], recipes: Iterable[str]) -> dict[str, dict[str, Option]]:
+    """Settings of recipes' own, of `RECIPE.NAME=VALUE` each, by the recipe's name in tables.
+
+    Raises:
+        typer.BadParameter: one is of a recipe that is not asked for, or the recipe has none such.
+        UnusablePlugin: the recipe cannot be loaded.
+    """
+    asked = {label(recipe): recipe for recipe in recipes}
+    found: dict[str, dict[str, Option]] = {}
+    for text in texts:
+        name = max((one for one in asked if text.startswith(f"{one}.")), key=len, default=None)
+        if name is None:
+            raise typer.BadParameter(
+                f"'{text}' is not RECIPE.NAME=VALUE, of {', '.join(asked)}.", param_hint="--set"
+            )
+        try:
+            own = recipe_of(resolved(asked[name])).options(options_of([text[len(name) + 1 :]]))
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}.", param_hint="--set") from error
+        found.setdefault(name, {}).update(own)
+    return found
+
+
 def check_runs(plan: Iterable[Cell], out: Path) -> None:
-    """Raises JournalError where a run of the benchmark was begun by another recipe."""
+    """Raises JournalError where another recipe, or other settings of its own, began a run."""
     from craft_client.begin import check_recipe
-    from craft_client.journal import Journal
+    from craft_client.journal import Journal, JournalError
 
     for cell in plan:
         run = cell.folder(out) / "run"
-        if (run / RUN_FILE).exists():
-            check_recipe(resolved(cell.recipe), Journal.open(run))
+        if not (run / RUN_FILE).exists():
+            continue
+        journal = Journal.open(run)
+        check_recipe(resolved(cell.recipe), journal)
+        if journal.document["settings"].get("options", {}) != dict(cell.options):
+            raise JournalError(
+                f"The run in '{run}' was begun with other settings of the recipe's own (--set). "
+                "Nothing was charged.",
+                remedy="Give the same ones, or name another folder with --out.",
+            )
 
 
 def find_datasets(
@@ -476,12 +521,14 @@ def cells(
     shots: Sequence[int],
     seeds: Sequence[int],
     budgets: Sequence[Asked | None] = (None,),
+    options: Mapping[str, Mapping[str, Option]] | None = None,
     *,
     strict: bool = False,
 ) -> list[Cell]:
     """All runs of the benchmark, once each, all seeds of one before the next."""
+    own = options or {}
     every = (
-        Cell(data, recipe, count, seed, asked, strict)
+        Cell(data, recipe, count, seed, asked, tuple(own.get(label(recipe), {}).items()), strict)
         for data in datasets
         for count in shots
         for asked in budgets
