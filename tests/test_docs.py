@@ -11,6 +11,7 @@ import tomllib
 from collections import deque
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from doc_pages import DOCS, GENERATED, NAMES, PAGES, ROOT, Block, blocks
 # Programs that are no part of craftbox.
 OTHERS = {
     *("cat", "chmod", "curl", "docker", "export", "hf", "kubectl", "mkdir", "mv", "openssl"),
-    *("openapi-python-client", "pip", "sed", "serve", "umask"),
+    *("openapi-python-client", "pip", "sed", "serve", "source", "umask"),
 }
 
 
@@ -66,6 +67,8 @@ def check_words(words: list[str], folder: Path = ROOT) -> None:
     program, *rest = words
     if program in ("craft", "craft-server"):
         check_craft(program, rest)
+    elif program == "python3" and rest[0] == "-m":
+        assert find_spec(rest[1]), f"there is no module '{rest[1]}'"
     elif program in ("python", "python3"):
         check_script(folder, rest)
     elif "/" in program:

@@ -13,9 +13,10 @@ from PIL import Image
 from journeys.conftest import Terminal
 from journeys.words import block, line
 
-README, ANSWERS, RECEIPTS, PLANNING = (
+README, ANSWERS, BENCHMARKS, RECEIPTS, PLANNING = (
     "README.md",
     "docs/answers.md",
+    "docs/benchmarks.md",
     "docs/receipts.md",
     "docs/maintaining/planning.md",
 )
@@ -69,6 +70,36 @@ def test_a_researcher_compares_two_ways_of_tuning(
     )
     assert json.loads(measured[measured.index("{") :])
     assert "queries" in me.type(line(README, "craft usage"))
+
+
+@pytest.mark.timeout(900)
+def test_a_method_of_ones_own_ends_in_a_papers_tables(
+    newcomer: Callable[[str], Terminal], pictures: Path
+) -> None:
+    me = newcomer("laboratory")
+    sets = {
+        "caltech-101": ("zero", "one"),
+        "dtd": ("two", "three", "four"),
+        "pets": ("six", "nine"),
+    }
+    for name, classes in sets.items():
+        for split in ("train", "test"):
+            for one in classes:
+                shutil.copytree(pictures / split / one, me.folder / "ROOT" / name / split / one)
+    assert "queries" in me.type(line(BENCHMARKS, "craft budget"))
+    assert "2 classes" in me.type(line(BENCHMARKS, "craft data check"))
+    (me.folder / "my_method.py").write_text(block(BENCHMARKS, "def tune(run"))
+    # One seed and a smaller budget: the rest is more of the same.
+    words = line(BENCHMARKS, "craft bench --data ROOT --recipe my_method.py:tune")
+    me.type(words.replace("1e5", "1e3") + " --seed 1")
+    bench = me.folder / "bench"
+    assert len((bench / "results.csv").read_text().splitlines()) == 1 + 3 * 3
+    assert "\\toprule" in (bench / "results.tex").read_text()
+    assert (bench / "results.pdf").read_bytes().startswith(b"%PDF")
+    me.type(line(BENCHMARKS, "craft leaderboard build bench --out site"))
+    page = (me.folder / "site/index.html").read_text()
+    assert "my_method.py:tune" in page
+    assert "dtd" in page
 
 
 @pytest.mark.timeout(900)
