@@ -22,7 +22,14 @@ project = "craftbox"
 release = version = installed_version("craftbox")
 copyright = "the authors of craftbox, Apache-2.0"  # noqa: A001 - Sphinx's name
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_sitemap",
+    "sphinxext.opengraph",
+]
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["deflist", "dollarmath"]
@@ -41,8 +48,19 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
 }
+html_favicon = "../server/craft_server/console/static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+
+# A sitemap has whole addresses: scripts/docs -D site_url=https://where-the-site-will-be/
+site_url = "https://craftbox.example/"
+sitemap_url_scheme = "{link}"
+ogp_site_name = "craftbox"
+ogp_site_url = ""
+ogp_social_cards = {"enable": False}
+# What a button copies is the command, without the note behind it.
+copybutton_exclude = ".linenos, .c1"
+copybutton_selector = ", ".join(f"div.highlight-{kind} pre" for kind in ("sh", "python", "toml"))
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -57,7 +75,9 @@ def _inline_math(writer: HTML5Translator, node: nodes.math) -> None:
 
 
 def _math_block(writer: HTML5Translator, node: nodes.math_block) -> None:
-    writer.body.append(tex2mathml(node.astext(), as_block=True))
+    # Whoever scrolls by keyboard has to reach an equation that is wider than the screen.
+    equation = tex2mathml(node.astext(), as_block=True)
+    writer.body.append(f'<div class="equation" tabindex="0">{equation}</div>')
     raise nodes.SkipNode
 
 
