@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
@@ -20,13 +23,30 @@ from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
 from craft_client.presets import recipe_settings
+from craft_client.progress import watching
 from craft_client.recipes import Option
 from craft_client.remote import RemoteBlackBox, classify_here, filled
 from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import tune
-from craft_shared.problems import FieldError
-from craft_shared.units import Measure
-from craft_shared.wire import ModelCard, Scale
+from craft_shared.adapter import Adapter, AdapterError
+from craft_shared.files import write_whole
+from craft_shared.problems import FieldError, first_error
+from craft_shared.text_files import NotTextError, read_text
+from craft_shared.units import Measure, Units
+from craft_shared.wire import AdapterCard, ModelCard, Scale
+
+ESTIMATOR_FILE = "estimator.json"
+
+
+class _Saved(BaseModel):
+    """What a saved classifier has beside its adapter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    labels: Literal["names", "rows"]  # what `classes_` holds: class names, or their numbers
+    arguments: dict[str, Any]  # of the constructor
+    units: Units  # that fitting was charged
 
 
 # scikit-learn has no type hints, so its base classes are Any to the type checker.
@@ -46,6 +66,11 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         strict: whether to ask about the class names alone.
         run_dir: keeps the run's journal in this new directory; None for a temporary one. Clones
             that are fitted, as in cross-validation, each need their own: leave it None there.
+        verbose: whether fitting shows where it is and what it was charged; None where somebody
+            watches, on a terminal or in a notebook.
+
+    A pickle, a copy by `copy` and what `save` writes have no client, and so no key: give one with
+    `set_params(client=...)` or `load(path, client=...)`, or by the environment.
 
     All other arguments are those of `craft_client.settings.TuneSettings`; None stands for the
     recipe's own value (see `craft_client.presets.recipe_settings`).
@@ -85,6 +110,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         options: Mapping[str, Option] | None = None,
         strict: bool = False,
         run_dir: str | Path | None = None,
+        verbose: bool | None = None,
     ) -> None:
         self.client = client
         self.classes = classes
@@ -109,6 +135,7 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         self.options = options
         self.strict = strict
         self.run_dir = run_dir
+        self.verbose = verbose
 
     def fit(self, X: Iterable[Picture], y: ArrayLike) -> Self:
         """Tunes on images and their labels.
@@ -141,8 +168,16 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
                     model=self.model,
                     temporary=True,
                 ) as run,
+                watching(self.verbose) as show,
             ):
-                self.result_ = tune(run.black_box, labels, run.settings, journal, pictures=encoded)
+                self.result_ = tune(
+                    run.black_box,
+                    labels,
+                    run.settings,
+                    journal,
+                    lambda now: show(replace(now, units=run.uploaded + now.units)),
+                    encoded,
+                )
         self.adapter_ = self.result_.adapter
         self.units_ = run.uploaded + self.result_.units
         return self
@@ -175,6 +210,83 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         labels: NDArray[Any] = self.classes_[rows]
         return labels
 
+    def publish(self, name: str, *, aliases: Sequence[str] = ()) -> AdapterCard:
+        """Publishes the fitted adapter under a name, for all that call the server.
+
+        The same adapter again is free. Its labels are the class names.
+
+        Args:
+            name: under the key's owner.
+            aliases: that mean this version from then on.
+
+        Returns:
+            Its card, which says what one image costs.
+        """
+        check_is_fitted(self)
+        with self._connected() as client:
+            return client.publish(name, self.adapter_, aliases=aliases).adapter
+
+    def save(self, path: str | Path) -> None:
+        """Writes what was fitted, and the arguments but the client and `run_dir`, to a folder.
+
+        It holds the adapter as `craft tune` writes it, and `estimator.json`.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        check_is_fitted(self)
+        folder = Path(path)
+        arguments = {name: value for name, value in self._arguments().items() if name != "run_dir"}
+        saved = _Saved(
+            labels="rows" if self.classes_.dtype.kind == "i" else "names",
+            arguments=json.loads(json.dumps(arguments, default=_plain)),
+            units=self.units_,
+        )
+        try:
+            self.adapter_.save(folder)
+            write_whole(folder / ESTIMATOR_FILE, saved.model_dump_json(indent=2).encode() + b"\n")
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror or error}"
+            raise DataError(f"'{folder}' {reason}.", remedy="Name another folder.") from error
+
+    @classmethod
+    def load(cls, path: str | Path, *, client: Client | None = None) -> Self:
+        """The classifier that `save` wrote, fitted; it has no `result_`.
+
+        Raises:
+            DataError: the folder holds none.
+        """
+        folder = Path(path)
+        try:
+            adapter = Adapter.load(folder)
+            saved = _Saved.model_validate_json(read_text(folder / ESTIMATOR_FILE))
+            classifier = cls(client, **saved.arguments)
+        except (AdapterError, OSError, NotTextError, TypeError, ValidationError) as error:
+            reason = first_error(error) if isinstance(error, ValidationError) else error
+            raise DataError(
+                f"'{folder}' holds no classifier that can be used: {reason}.",
+                remedy="Name a folder that CraFTClassifier.save wrote.",
+            ) from error
+        classes = adapter.config.classes
+        classifier.classes_ = (
+            np.arange(len(classes)) if saved.labels == "rows" else np.array(classes)
+        )
+        classifier.adapter_ = adapter
+        classifier.units_ = saved.units
+        return classifier
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A client holds a key and connections.
+        return {**super().__getstate__(), "client": None}
+
+    def _arguments(self) -> dict[str, Any]:
+        """All but the client; NumPy's numbers, as searches over parameters give, as Python's."""
+        return {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+            if name != "client"
+        }
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.no_validation = True
@@ -189,8 +301,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         card: ModelCard | None = None,
     ) -> TuneSettings:
         counts = np.unique(np.bincount(labels))
-        given = self.get_params(deep=False)
-        for name in ("client", "classes", "model", "run_dir"):
+        given = self._arguments()
+        for name in ("classes", "model", "run_dir", "verbose"):
             del given[name]
         return recipe_settings(
             given.pop("recipe"),
@@ -209,6 +321,13 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         else:
             with Client() as client:
                 yield client
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, and any mapping or sequence, as JSON has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def _encode_labels(

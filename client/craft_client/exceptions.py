@@ -12,7 +12,9 @@ message fit for a user: what happened, then fields and remedies on lines of thei
 
 from __future__ import annotations
 
+import linecache
 import re
+import traceback
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -54,6 +56,16 @@ class CraftError(Exception):
 
     def __str__(self) -> str:
         return "\n  ".join(self.lines)
+
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show in a traceback's place: the line of the cell, and what happened."""
+        of_cells = [
+            linecache.getline(frame.f_code.co_filename, line).strip()
+            for frame, line in traceback.walk_tb(self.__traceback__)
+            if frame.f_globals.get("__name__") == "__main__"
+        ]
+        here = [f"----> {line}" for line in of_cells[-1:] if line]
+        return [*here, f"{type(self).__name__}: {self}"]
 
 
 class MissingKey(CraftError):

@@ -16,6 +16,7 @@ import stamina
 from rich.console import Console
 from typer.testing import CliRunner
 
+from craft_client import progress as progress_module
 from craft_client.cli import app
 from craft_client.cli import show as view
 from craft_client.cli.session import reason
@@ -47,7 +48,7 @@ def at(generation: int, **changes: Any) -> TuneProgress:
 
 def drawn(progress: TuneProgress) -> str:
     console = Console(file=io.StringIO(), width=120, record=True)
-    console.print(view.panel(progress))
+    console.print(progress_module.panel(progress))
     return console.export_text()
 
 
@@ -79,7 +80,7 @@ def test_the_live_view_tells_where_the_run_is() -> None:
 def test_time_left_follows_the_pace_of_the_generations(
     progress: TuneProgress, seconds: float | None
 ) -> None:
-    assert view.seconds_left(progress) == seconds
+    assert progress_module.seconds_left(progress) == seconds
 
 
 def test_what_cannot_be_measured_is_not_made_up() -> None:
@@ -92,7 +93,7 @@ def test_without_a_terminal_lines_come_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 0.0, 9.0, 10.5, 11.0, 12.0])
-    monkeypatch.setattr(view.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
     with view.watch() as on_progress:
         on_progress(at(0, stage="start"))
         for generation in (1, 2, 3, 4):
@@ -131,7 +132,7 @@ def test_what_is_counted_reads_well_in_a_log(
     monkeypatch.setenv("FORCE_COLOR", colour)
     view.stderr.cache_clear()
     clock = iter([0.0, 1.0, 10.0, 12.0, 21.0])
-    monkeypatch.setattr(view.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
     with view.counting("Uploading pictures", 4000) as on_count:
         for count in (500, 1000, 1500, 4000):
             on_count(count)

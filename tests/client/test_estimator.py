@@ -1,7 +1,11 @@
 import hashlib
 import io
+import linecache
+import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from craft_client.api import Client
 from craft_client.estimator import CraFTClassifier
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal, JournalError
+from craft_client.progress import units_line
 from craft_client.settings import SettingsError
 from craft_shared import codec
 from craft_shared.units import Units
@@ -207,6 +212,166 @@ def test_without_a_run_directory_nothing_is_left_behind(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     CraFTClassifier(client, **FAST).fit(list(PICTURES), NAMES)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- kept, published, watched ---------------------------------------------------------------------
+
+
+def fitted(client: Client, **options: Any) -> CraFTClassifier:
+    return CraFTClassifier(client, **{**FAST, **options}).fit(list(PICTURES), NAMES)
+
+
+def test_a_saved_classifier_predicts_in_another_place_without_a_key_in_any_file(
+    client: Client, tmp_path: Path
+) -> None:
+    options = {"seed": np.int64(3), "classes": tuple(CLIP.names), "run_dir": tmp_path / "run"}
+    classifier = fitted(client, **options)
+    classifier.save(tmp_path / "kept")
+    for file in (tmp_path / "kept").iterdir():
+        assert KEY.encode() not in file.read_bytes()
+    with Client() as other:
+        loaded = CraFTClassifier.load(tmp_path / "kept", client=other)
+        assert loaded.client is other
+        np.testing.assert_array_equal(
+            loaded.predict_log_proba(list(PICTURES)), classifier.predict_log_proba(list(PICTURES))
+        )
+    assert loaded.classes_.tolist() == classifier.classes_.tolist()
+    assert loaded.units_ == classifier.units_
+    assert (loaded.seed, loaded.texts, loaded.run_dir) == (3, FAST["texts"], None)
+    # Without a client the environment names the server.
+    assert CraFTClassifier.load(tmp_path / "kept").score(list(PICTURES), NAMES) > 0.7
+
+
+def test_a_saved_classifier_of_row_numbers_predicts_those(client: Client, tmp_path: Path) -> None:
+    classifier = CraFTClassifier(client, classes=CLIP.names, **FAST).fit(list(PICTURES), LABELS)
+    classifier.save(tmp_path)
+    loaded = CraFTClassifier.load(tmp_path, client=client)
+    assert loaded.classes_.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(
+        loaded.predict(list(PICTURES)), classifier.predict(list(PICTURES))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "JSON"),
+        ("{}", "labels"),
+        ('{"labels": "names", "arguments": {"client": 1}, "units": {}}', "client"),
+        ('{"labels": "names", "arguments": {"nothing": 1}, "units": {}}', "nothing"),
+    ],
+)
+def test_a_folder_without_a_classifier_is_refused_by_name(
+    client: Client, tmp_path: Path, text: str | None, message: str
+) -> None:
+    fitted(client).adapter_.save(tmp_path)
+    if text is not None:
+        (tmp_path / "estimator.json").write_text(text)
+    with pytest.raises(DataError, match=message) as raised:
+        CraFTClassifier.load(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_pickle_holds_no_key_and_works_with_a_client_given_again(client: Client) -> None:
+    classifier = fitted(client)
+    pickled = pickle.dumps(classifier)
+    assert KEY.encode() not in pickled
+    loaded = pickle.loads(pickled)
+    assert loaded.client is None
+    assert classifier.client is client
+    loaded.set_params(client=client)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(list(PICTURES)), classifier.predict_proba(list(PICTURES))
+    )
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(client)
+
+
+def test_publishing_gives_the_card_and_the_same_adapter_again_is_free(
+    client: Client, server: ClipServer
+) -> None:
+    classifier = fitted(client)
+    card = classifier.publish("shapes")
+    assert (card.name, card.version, card.classes) == ("shapes", 1, CLIP.names)
+    before = server.charged
+    assert classifier.publish("shapes").version == 1
+    assert server.charged == before
+
+
+@pytest.mark.parametrize("call", ["publish", "save"])
+def test_what_is_not_fitted_is_neither_published_nor_saved(client: Client, call: str) -> None:
+    with pytest.raises(NotFittedError):
+        getattr(CraFTClassifier(client), call)("x")
+
+
+def test_fitting_says_where_it_is_and_what_it_was_charged(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = fitted(client, verbose=True)
+    charged = f"charged {units_line(classifier.units_)}"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "accuracy, held out" in last
+    assert last.endswith(charged)
+
+
+@pytest.mark.parametrize("verbose", [None, False])
+def test_where_nobody_watches_nothing_is_said(
+    client: Client, capsys: pytest.CaptureFixture[str], verbose: bool | None
+) -> None:
+    fitted(client, verbose=verbose)
+    assert capsys.readouterr().err == ""
+
+
+class Notebook:
+    """What IPython has in a notebook: displays that are made once and changed."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.made = 0
+
+    def HTML(self, text: str) -> str:  # noqa: N802 - IPython's name
+        return text
+
+    def display(self, shown: str, *, display_id: bool) -> "Notebook":
+        assert display_id
+        self.made += 1
+        self.update(shown)
+        return self
+
+    def update(self, shown: str) -> None:
+        self.shown.append(shown)
+
+
+def test_in_a_notebook_one_output_is_redrawn(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = Notebook()
+    shell = SimpleNamespace(kernel=object())
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    classifier = fitted(client)
+    assert notebook.made == 1
+    assert len(notebook.shown) > 1
+    assert units_line(classifier.units_) in notebook.shown[-1]
+    assert capsys.readouterr().err == ""
+    del shell.kernel  # the prompt of a terminal
+    fitted(client)
+    assert notebook.made == 1
+
+
+def test_a_notebook_shows_an_error_as_the_cells_line_and_a_message(client: Client) -> None:
+    cell = "def run(classifier, X, y):\n    classifier.fit(X, y)\n"
+    linecache.cache["<cell>"] = (len(cell), None, cell.splitlines(keepends=True), "<cell>")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(cell, "<cell>", "exec"), names)
+    with pytest.raises(SettingsError) as raised:
+        names["run"](CraFTClassifier(client, population=2), list(PICTURES), NAMES)
+    first, second = raised.value._render_traceback_()
+    assert first == "----> classifier.fit(X, y)"
+    assert second == f"SettingsError: {raised.value}"
+    assert "population" in second
 
 
 # --- scikit-learn ---------------------------------------------------------------------------------
