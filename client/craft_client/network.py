@@ -10,6 +10,8 @@ import os
 import re
 import ssl
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -301,6 +303,11 @@ def _unusable(variable: str, file: str, error: Exception) -> CraftError:
     )
 
 
+# Called with how many bytes of a call were sent just now, as often as some were.
+on_sent: ContextVar[Callable[[int], None] | None] = ContextVar("on_sent", default=None)
+SENT_AT_ONCE = 65_536  # bytes
+
+
 class Pace:
     """How the answers on one connection come: not at all, well, or too slowly to be waited for."""
 
@@ -312,6 +319,11 @@ class Pace:
     def asked(self) -> None:
         """Something was sent: what comes next is an answer to it."""
         self._began, self._received = None, 0
+
+    def sent(self, data: bytes) -> None:
+        """Some of what is asked was sent."""
+        if tell := on_sent.get():
+            tell(len(data))
 
     def first_wait(self, timeout: float | None) -> float:
         """How long to wait for a byte, in seconds, before it is said that the server is silent."""

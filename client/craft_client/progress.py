@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from craft_shared.amounts import UNITS
+from craft_shared.amounts import UNITS, counted
 from craft_shared.display import View, html
 from craft_shared.printing import percent, print_lines, stderr, text_of
 
@@ -64,14 +64,14 @@ def animated() -> bool:
 
 
 class Lines:
-    """Says a line at a new stage, and of one stage every few seconds.
+    """Says a line at a new stage, and of one stage every few seconds; none of them twice.
 
     Where it is silent until late, what soon ends is not shown at all.
     """
 
     def __init__(self, say: Callable[[str], None], *, silent_until_late: bool = False) -> None:
         self._say = say
-        self._stage: str | None = None
+        self._stage = self._line = ""
         self._said_at = time.monotonic() if silent_until_late else -SECONDS_BETWEEN_LINES
         self._by_time_alone = silent_until_late
 
@@ -79,25 +79,26 @@ class Lines:
         """Says the line, unless one of the same stage was said a moment ago."""
         now = time.monotonic()
         same = self._by_time_alone or stage == self._stage
-        if same and now - self._said_at < SECONDS_BETWEEN_LINES:
+        if line == self._line or (same and now - self._said_at < SECONDS_BETWEEN_LINES):
             return
-        self._stage, self._said_at = stage, now
+        self._stage, self._line, self._said_at = stage, line, now
         self._say(line)
 
 
 def rows(progress: TuneProgress) -> list[tuple[str, str]]:
     """What the view shows, as names and values."""
     left = seconds_left(progress)
-    accuracy = progress.accuracy
-    seen = progress.stage != "deploy"
-    return [
-        ("generation", f"{progress.generation:,} of {progress.generations:,}"),
+    accuracy = "held-out accuracy" if progress.stage == "deploy" else "training accuracy"
+    shown = [
         ("queries", f"{progress.queries:,} of {progress.budget:,}"),
         ("loss", f"{progress.loss:.4f} (best {progress.best_loss:.4f})"),
-        ("accuracy on its own pictures" if seen else "accuracy, held out", percent(accuracy)),
-        ("time left", "unknown" if left is None else _duration(left)),
+        (accuracy, percent(progress.accuracy)),
         ("charged", units_line(progress.units)),
     ]
+    if progress.generations:  # none where everything is asked at once
+        shown.insert(0, ("generation", f"{progress.generation:,} of {progress.generations:,}"))
+        shown.insert(-1, ("time left", "unknown" if left is None else _duration(left)))
+    return shown
 
 
 def panel(progress: TuneProgress) -> RenderableType:
@@ -125,7 +126,7 @@ def seconds_left(progress: TuneProgress) -> float | None:
 
 def units_line(units: Units) -> str:
     """All five units in words."""
-    return ", ".join(f"{units[unit]:,} {unit}" for unit in UNITS)
+    return ", ".join(counted(units[unit], unit) for unit in UNITS)
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ import httpcore
 import httpx
 
 from craft_client.calls import GrowingAnswer
-from craft_client.network import Pace, Route
+from craft_client.network import SENT_AT_ONCE, Pace, Route
 
 # Servers close idle connections (uvicorn after 5 s). A request on a connection that is being closed
 # would have to be sent again, so the client closes it earlier.
@@ -80,7 +80,10 @@ class _WatchedStream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._pace.asked()
-        self._stream.write(buffer, timeout)
+        for start in range(0, len(buffer), SENT_AT_ONCE):
+            data = buffer[start : start + SENT_AT_ONCE]
+            self._stream.write(data, timeout)
+            self._pace.sent(data)
 
     def close(self) -> None:
         self._stream.close()

@@ -23,3 +23,9 @@ MAX_INTEGER = 2**53  # the integers that every JSON parser holds exactly, and ev
 MAX_AMOUNT = 10**15  # of a unit, in one budget or top-up
 MAX_PRICE_MICROS = 10**9  # of one unit: what a call costs stays within 64 bits
 MAX_DECIMALS = 6  # single precision holds no more
+
+
+def counted(amount: int, unit: str) -> str:
+    """An amount of a unit in words: 1 query, 8,000 queries."""
+    one = "query" if unit == "queries" else unit.removesuffix("s")
+    return f"{amount:,} {one if amount == 1 else unit}"

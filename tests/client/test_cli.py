@@ -334,7 +334,7 @@ def test_publishing_says_what_one_picture_costs(
     craft("tune", "--data", picture_folder, *TUNE)
     said = craft("publish", "runs/animals-4shots-seed1", "--name", "free").stderr
     prompts = connected.adapters[-1][0].prompts
-    charged = f"{prompts} queries, {prompts} predictions, 1 images, 1 requests"
+    charged = f"{prompts} queries, {prompts} predictions, 1 image, 1 request"
     assert f"One picture costs {charged}." in said
     card, adapter = connected.adapters[-1]
     connected.adapters[-1] = card.model_copy(update={"image_cost_micros": 16500}), adapter

@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from craft_client import progress as progress_module
-from craft_client.cli import app
+from craft_client import transport
+from craft_client.api import Client
+from craft_client.cli import app, session
 from craft_client.cli import show as view
 from craft_client.cli.session import reason
 from craft_client.cli.show import Verbosity, remembered_interrupt, speaking
@@ -87,6 +90,47 @@ def test_what_cannot_be_measured_is_not_made_up() -> None:
     text = drawn(at(0, stage="start", accuracy=None))
     assert "not measurable" in text
     assert "unknown" in text
+
+
+def test_a_run_that_asks_everything_at_once_has_no_generations() -> None:
+    text = drawn(at(0, generations=0, queries=1, budget=1))
+    assert "generation" not in text
+    assert "time left" not in text
+    assert "1 of 1" in text
+
+
+def test_no_line_is_told_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_LINES", 0.0)
+    with view.counting("Uploading pictures", 454) as on_count:
+        for count in (256, 256, 256, 454, 454):
+            on_count(count)
+    assert capsys.readouterr().err.splitlines() == [
+        "Uploading pictures: 256 of 454",
+        "Uploading pictures: 454 of 454",
+    ]
+
+
+def test_an_upload_moves_while_a_chunk_is_sent(
+    connected: WireServer, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    @contextmanager
+    def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        assert (what, total) == ("Uploading pictures", 10)
+        yield told.append
+
+    monkeypatch.setattr(session, "counting", counting)
+    monkeypatch.setattr(transport, "SENT_AT_ONCE", 200)
+    with Client() as client:
+        image_set = client.create_image_set("fake")
+        session.upload(client, image_set, files, connected.limits)
+    first = told.index(8)
+    assert {1, 2, 3, 4, 5, 6, 7} <= set(told[:first]), "eight pictures are one chunk"
+    assert told == sorted(told)
+    assert told[-1] == 10
 
 
 def test_without_a_terminal_lines_come_now_and_then(

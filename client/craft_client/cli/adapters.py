@@ -29,7 +29,7 @@ from craft_client.cli.show import (
     table,
     units_line,
 )
-from craft_shared.amounts import SPARE_UNITS, UNITS
+from craft_shared.amounts import SPARE_UNITS, UNITS, counted
 
 if TYPE_CHECKING:
     from craft_shared.wire import AdapterCard, AdapterSettings
@@ -288,7 +288,7 @@ def _image_cost(card: AdapterCard) -> str:
     from craft_shared.counting import prediction_units
 
     charged = prediction_units(card.prompts, 1, sent=1)
-    units = ", ".join(f"{charged[unit]:,} {unit}" for unit in UNITS if charged[unit])
+    units = ", ".join(counted(charged[unit], unit) for unit in UNITS if charged[unit])
     micros = card.image_cost_micros
     return f"{units}; price {currency(micros):f}" if micros else units
 

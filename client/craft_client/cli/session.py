@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +74,7 @@ def upload(
     from craft_client.remote import filled
 
     before = image_set.count
-    with counting("Uploading pictures", len(paths)) as on_uploaded, naming_files(paths):
+    with _uploading(paths) as on_uploaded, naming_files(paths):
 
         def on_chunk(answer: ImageUploadAnswer) -> None:
             on_uploaded(answer.image_set.count - before)
@@ -83,6 +85,37 @@ def upload(
         "encoded."
     )
     return image_set, charged
+
+
+@contextmanager
+def _uploading(paths: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+    """Shows how many images are sent; gives the function to call with how many have arrived."""
+    from craft_client.network import on_sent
+
+    ends = [0, *accumulate(path.stat().st_size if path.exists() else 0 for path in paths)]
+    there = sent = most = 0
+    with counting("Uploading pictures", len(paths)) as show:
+
+        def advance(pictures: int) -> None:
+            nonlocal most
+            most = max(most, pictures)  # what is sent again was shown already
+            show(most)
+
+        def count_sent(some: int) -> None:
+            nonlocal sent
+            sent += some
+            advance(bisect_right(ends, ends[there] + sent) - 1)
+
+        def count_there(pictures: int) -> None:
+            nonlocal there, sent
+            there, sent = pictures, 0
+            advance(pictures)
+
+        token = on_sent.set(count_sent)
+        try:
+            yield count_there
+        finally:
+            on_sent.reset(token)
 
 
 @contextmanager

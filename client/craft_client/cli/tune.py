@@ -37,7 +37,7 @@ from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, percent, say, size, table, watch
 from craft_client.recipes import OWN, described, label
-from craft_shared.amounts import SPARE_UNITS, UNITS
+from craft_shared.amounts import SPARE_UNITS, UNITS, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -508,7 +508,7 @@ def _say(task: Task, forecast: Forecast, digests: Sequence[str], picture_bytes: 
     _say_level(forecast.card)
     budget = f"{shown(settings.budget_unit, settings.budget):,} {settings.budget_unit}"
     most, received = (
-        f"{forecast.need.queries:,} queries",
+        counted(forecast.need.queries, "queries"),
         f"receives at most {size(forecast.answer_bytes)} of answers, ",
     )
     if not settings.is_planned or settings.budget_unit == "cost_micros":
