@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from craft_client.exceptions import BudgetTooSmall
 from craft_shared.units import Measure, Units
 from craft_shared.wire import Budget, Context, Output
+
+if TYPE_CHECKING:
+    from craft_shared.image_view import View
 
 
 class Question(NamedTuple):
@@ -72,6 +75,11 @@ class BlackBox(Protocol):
     @property
     def image_size(self) -> int:
         """Side in pixels of the square that the model reads: an image of it is read as it is."""
+        ...
+
+    @property
+    def view(self) -> View:
+        """What of an image of another size the model reads."""
         ...
 
     def score(

@@ -36,6 +36,8 @@ from craft_shared.problems import FieldError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from craft_shared.image_view import View
+
 # What is listed above. Tensors and PIL images cannot be named without importing them.
 Picture: TypeAlias = (
     "bytes | bytearray | memoryview | str | PathLike[str] | Mapping[str, Any] | NDArray[Any] | Any"
@@ -90,11 +92,10 @@ def file(picture: Picture, field: str = "image") -> bytes:
     raise _unusable(field, f"is a {type(picture).__name__}.", _FORMS)
 
 
-def pixels(picture: Picture, size: int, field: str = "image") -> NDArray[np.uint8]:
-    """A picture as a CLIP of input size S sees it: RGB, uint8 [S, S, 3].
+def pixels(picture: Picture, view: View, field: str = "image") -> NDArray[np.uint8]:
+    """A picture as a model sees it: RGB, uint8 [height, width, 3].
 
-    The shorter side is scaled to S (bicubic), and the middle is cut out. An image of S x S pixels
-    is not changed.
+    An image that has the model's size is not changed.
 
     Raises:
         DataError: it cannot be used.
@@ -106,14 +107,8 @@ def pixels(picture: Picture, size: int, field: str = "image") -> NDArray[np.uint
             rgb = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise _unusable(field, f"cannot be read: {error}.", "Save it anew, as PNG.") from error
-    short, long = sorted(rgb.size)
-    longer = int(size * long / short)
-    scaled = (size, longer) if rgb.width <= rgb.height else (longer, size)
-    if rgb.size != scaled:
-        rgb = rgb.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = round((rgb.width - size) / 2), round((rgb.height - size) / 2)
-    square: NDArray[np.uint8] = np.asarray(rgb.crop((left, top, left + size, top + size)))
-    return square
+    seen: NDArray[np.uint8] = np.asarray(view.of(rgb))
+    return seen
 
 
 def _read(path: str | PathLike[str], field: str) -> bytes:

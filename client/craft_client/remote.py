@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from craft_client.exceptions import CraftError, InvalidRequest, LimitExceeded, P
 from craft_client.limits import bodies, images_per_body, rows_per_call
 from craft_client.pictures import Picture, file, pixels
 from craft_client.predictions import AdapterPrediction, Prediction
-from craft_shared.adapter import Adapter, prompted
+from craft_shared.adapter import Adapter, AdapterConfig, prompted
 from craft_shared.counting import blocks, calls, prediction_units, units_of_calls
 from craft_shared.output import DType, scores_of, shown_bytes
 from craft_shared.units import Units
@@ -35,6 +35,9 @@ from craft_shared.wire import (
     Output,
     PredictionRequest,
 )
+
+if TYPE_CHECKING:
+    from craft_shared.image_view import View
 
 T = TypeVar("T")
 
@@ -90,6 +93,15 @@ class RemoteBlackBox:
     def image_size(self) -> int:
         """Side in pixels of the square that the model reads."""
         return self._card.image_size
+
+    @property
+    def view(self) -> View:
+        """What of an image of another size the model reads."""
+        from craft_shared.image_view import View
+
+        card = self._card
+        bilinear = card.interpolation == "bilinear"
+        return View(card.image_size, card.image_size, card.resize_mode, bilinear=bilinear)
 
     @property
     def _dtype(self) -> DType:
@@ -289,6 +301,17 @@ def check_prompts(
             raise InvalidRequest(problem) from error
 
 
+def units_here(config: AdapterConfig, black_box: RemoteBlackBox) -> Units:
+    """What `classify_here` is charged."""
+    if not config.visual:
+        return black_box.units(Question(config.prompts))
+    asked = [
+        Question(config.prompts, images=len(some), sent=True)
+        for some in blocks(black_box.image_set.count, PICTURES_AT_ONCE)
+    ]
+    return sum(map(black_box.units, asked), black_box.units(Question(1)))
+
+
 def classify_here(
     adapter: Adapter, black_box: RemoteBlackBox, pictures: Sequence[Picture] = ()
 ) -> tuple[Scores, NDArray[np.float32]]:
@@ -326,7 +349,7 @@ def classify_here(
     charged, refined = plain.charged, []
     for some in blocks(len(pictures), PICTURES_AT_ONCE):
         images = [
-            file(prompted(pixels(pictures[place], black_box.image_size), adapter.visual))
+            file(prompted(pixels(pictures[place], black_box.view), adapter.visual))
             for place in some
         ]
         scores = black_box.score(**asked, images=images, name=f"adapter-{some.start}")

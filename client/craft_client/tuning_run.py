@@ -486,8 +486,6 @@ class TuningRun:
     def images(self) -> NDArray[np.uint8]:
         """The training images as the model reads them, uint8 [N, S, S, 3], to make others of.
 
-        Shorter sides are scaled to S pixels, and the middle is cut out.
-
         Raises:
             CraftError: the run was begun without them, or the model's images are too large.
         """
@@ -505,7 +503,7 @@ class TuningRun:
             )
         found = np.empty((len(self._pictures), size, size, 3), np.uint8)
         for row, picture in zip(found, self._pictures, strict=True):
-            row[:] = pixels(picture, size)
+            row[:] = pixels(picture, self._black_box.view)
         return found
 
     # --- what may be spent ------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from PIL import Image
 
 from craft_client.blackbox import Question, Scores
 from craft_shared.head import log_softmax
+from craft_shared.image_view import View
 from craft_shared.output import scores_of, shown
 from craft_shared.units import Measure, Units
 from craft_shared.wire import EVERYTHING, Budget, Context, Limits, ModelCard, Output
@@ -143,6 +144,7 @@ class FakeBlackBox:
         self.output = output
         self.prompt_limit: int | None = None
         self.image_size = SIDE
+        self.view = View(SIDE, SIDE)
         self._clip = clip
         self._features = clip.features(pictures)
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from craft_client.api import Client
 from craft_client.exceptions import DataError
-from craft_client.pictures import file, files
+from craft_client.pictures import file, files, pixels
+from craft_shared.image_view import View
 from craft_shared.wire import PredictionRequest
 
 from .wire_server import WireServer
@@ -37,6 +38,21 @@ def png(pixels: NDArray[Any] = PIXELS) -> bytes:
 @pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
 def test_an_encoded_file_travels_byte_for_byte(form: type) -> None:
     assert file(form(b"\xff\xd8 a JPEG")) == b"\xff\xd8 a JPEG"
+
+
+@pytest.mark.parametrize(
+    ("mode", "edges"),
+    [("shortest", (128, 128)), ("squash", (0, 255)), ("longest", (7, 7))],
+)
+def test_pixels_are_those_that_the_model_sees(mode: Any, edges: tuple[int, int]) -> None:
+    """Of a wide image from black to white: cropped, whole, or whole between bars."""
+    wide = np.repeat(np.repeat([[0, 128, 128, 255]], 16, 1), 16, 0).astype(np.uint8)
+    seen = pixels(png(wide), View(16, 16, mode, fill=7))
+    assert seen.shape == (16, 16, 3)
+    corners = (int(seen[0, 0, 0]), int(seen[-1, -1, 0]))
+    assert np.abs(np.subtract(corners, edges)).max() <= 12
+    same = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(pixels(png(same), View(16, 16, mode)), same)
 
 
 @pytest.mark.parametrize("form", [str, Path])

@@ -12,6 +12,7 @@ from craft_client.exceptions import CraftError, LimitExceeded
 from craft_client.remote import RemoteAdapter, RemoteBlackBox
 from craft_shared.adapter import Adapter, AdapterConfig
 from craft_shared.head import Unrefined, log_softmax
+from craft_shared.image_view import View
 from craft_shared.units import Units
 from craft_shared.wire import Context
 
@@ -35,6 +36,13 @@ def client(connected: WireServer, fast_retries: None) -> Iterator[Client]:
 def black_box(client: Client) -> RemoteBlackBox:
     image_set = client.upload_images(client.create_image_set("fake"), PICTURES)
     return RemoteBlackBox(client, image_set, CLASSES)
+
+
+def test_what_the_model_sees_of_an_image_is_as_its_card_says(black_box: RemoteBlackBox) -> None:
+    how = {"image_size": 384, "resize_mode": "squash", "interpolation": "bilinear"}
+    card = black_box.client.model().model_copy(update=how)
+    seen = replace(black_box, card=card).view
+    assert seen == View(384, 384, "squash", bilinear=True)
 
 
 def limit(server: WireServer, **limits: int) -> None:

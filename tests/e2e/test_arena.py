@@ -19,6 +19,7 @@ from craft_client.layouts import load_dataset
 from craft_client.pictures import pixels
 from craft_shared.adapter import Adapter, AdapterConfig, prompted
 from craft_shared.head import Unrefined
+from craft_shared.image_view import View
 from craft_shared.units import Units
 from craft_shared.wire import ModelCard
 from e2e.conftest import Server
@@ -148,7 +149,7 @@ def test_a_visual_prompt_is_applied_by_the_server_to_the_last_bit(
         with_prompt = config.model_copy(update={"visual": size})
         client.publish("plain", Adapter(config, none, Unrefined()))
         client.publish("prompted", Adapter(with_prompt, none, Unrefined(), levels))
-        made = [prompted(pixels(file, size), levels) for file in files]
+        made = [prompted(pixels(file, View(size, size)), levels) for file in files]
         expected = client.adapter_predict("plain", images=made).log_probs
         before = client.adapter_predict("plain", images=files).log_probs
         found = client.adapter_predict("prompted", images=files)
@@ -201,6 +202,11 @@ def test_a_visual_prompt_is_tuned_measured_and_published(
     measured = server.craft_json(key, "evaluate", run, "--data", digits, "--split", "test")
     test = measured["pictures"]
     assert measured["charged"]["images"] == 2 * test, "as they are, and with the prompt"
+    # What is made with the prompt is encoded whatever is known: refused before anything is charged.
+    short = server.key("--images", str(test - 1), owner="blackvip")
+    refused = server.craft(short, "evaluate", run, "--data", digits, "--split", "test")
+    assert refused.returncode == 3, refused.stderr
+    assert server.craft_json(short, "usage")["total"]["requests"] == 0
     server.craft_json(key, "publish", run, "--name", "prompted")
     served = server.craft_json(key, "evaluate", "--adapter", "prompted", "--data", digits)
     assert served["accuracy_after"] == pytest.approx(measured["accuracy_after"], abs=1)

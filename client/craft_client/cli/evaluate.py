@@ -255,8 +255,9 @@ def measure_run(
     from craft_client.evaluation import Evaluation, metrics_of
     from craft_client.exceptions import CraftError, ImageSetNotFound
     from craft_client.journal import Journal
-    from craft_client.remote import classify_here
+    from craft_client.remote import classify_here, units_here
     from craft_shared.printing import printable
+    from craft_shared.units import Units
 
     dataset, samples = _pictures(data, split)
     journal = Journal.open(run)
@@ -289,7 +290,8 @@ def measure_run(
                 image_set = client.create_image_set(card.name)
         if not image_set.count:
             expected = _black_box(client, image_set, config.scored, card).with_count(len(samples))
-            check_budgets(client.budgets(), _need(expected, config.prompts), remedy=_TOP_UP)
+            need = units_here(config, expected) + Units(requests=1)
+            check_budgets(client.budgets(), need, remedy=_TOP_UP)
         image_set, uploaded = upload(
             client,
             image_set,

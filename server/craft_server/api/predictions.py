@@ -94,6 +94,8 @@ async def list_models(services: WithServices, caller: WithCaller) -> wire.ModelL
         name=engine.name,
         revision=services.revision,
         image_size=engine.image_size,
+        resize_mode=engine.view.resize_mode,
+        interpolation="bilinear" if engine.view.bilinear else "bicubic",
         limits=services.settings.limits,
         outputs=[policy.output.level],
         output=policy.output,

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from craft_server.decoding.pixels import ImageError, View
+from craft_server.decoding.pixels import ImageError
 from craft_server.decoding.process import PIXELS, SIZE, VIEW, Bounds, receive, send
+from craft_shared.image_view import View
 
 TURN_SECONDS = 0.1
 # A process that takes so many times its seconds of a core waits for something that never comes.

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from craft_server.decoding.pixels import ImageError, View, decode
+from craft_server.decoding.pixels import ImageError, decode
+from craft_shared.image_view import View
 
 # Seconds of a core for an image: several times what the slowest honest ones of any format take.
 SECONDS = 2.0

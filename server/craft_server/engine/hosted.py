@@ -30,7 +30,7 @@ from torch import Tensor
 
 from craft_server.byte_cache import CacheUse
 from craft_server.decoding.decoders import Decoders, Pixels
-from craft_server.decoding.pixels import ImageError, View
+from craft_server.decoding.pixels import ImageError
 from craft_server.decoding.process import THUMBNAIL, VIEW
 from craft_server.engine import hub
 from craft_server.engine import prompts as checks
@@ -47,6 +47,7 @@ from craft_server.engine.vision import Normalisation
 from craft_server.engine.worker import Overloaded, Steps, Worker
 from craft_server.exhaustion import is_exhaustion
 from craft_shared.adapter import prompted
+from craft_shared.image_view import View
 from craft_shared.problems import FieldError
 
 # Pixels take much more room than files. A multiple of what any device encodes at a time, so that
@@ -98,12 +99,12 @@ class HostedModel(ABC):
         self.image_size = facts.image_size
         self.random_weights = facts.random_weights
         self._tokenizer = _tokenizer(facts)
-        view, _ = preprocessing_of(facts.preprocess_cfg)
+        self.view, _ = preprocessing_of(facts.preprocess_cfg)
         cores = min(os.cpu_count() or 1, MOST_READERS)
         self._reader = Worker(
             f"reader-{facts.name}", threads=cores, capacity=math.inf, aside=max(2, cores)
         )
-        self._decoders = Decoders(view, idle=cores)
+        self._decoders = Decoders(self.view, idle=cores)
 
     async def check_prompts(
         self, prompts: Prompts, classes: Sequence[str], *, tenant: str = ""

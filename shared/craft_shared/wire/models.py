@@ -107,12 +107,18 @@ class ProviderProfile(Answer):
     digest: str
 
 
+ResizeMode = Literal["shortest", "longest", "squash"]
+
+
 class ModelCard(Displayed, Answer):
     """What a client may know of a model.
 
     Attributes:
         revision: opaque; adapters and image sets are bound to it.
         image_size: side in pixels that images are resized to.
+        resize_mode: how: the shortest side fits and the rest is cropped, or the longest fits and
+            the rest is padded, or both fit (squash).
+        interpolation: by which they are resized.
         outputs: the output levels this key may receive.
         output: what this key's answers show.
         prompts_per_image_set: how many different prompts this key may ask about one image set;
@@ -123,6 +129,8 @@ class ModelCard(Displayed, Answer):
     name: ModelName
     revision: Revision
     image_size: Positive = Field(examples=[224])
+    resize_mode: ResizeMode = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     limits: Limits
     outputs: Many[Level] = Field(examples=[["log_probs"]])
     output: Output = EVERYTHING

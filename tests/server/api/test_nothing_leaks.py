@@ -139,7 +139,7 @@ FIELDS: dict[str, set[str]] = {
     "list_models": {
         "models",
         *_fields("models[]", "name", "revision", "image_size", "limits", "outputs"),
-        *_fields("models[]", "prompts_per_image_set", "profile"),
+        *_fields("models[]", "prompts_per_image_set", "profile", "resize_mode", "interpolation"),
         *_fields("models[].limits", *LIMITS),
         *_output("models[].output"),
     },

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from craft_server.engine import NotFinite
+from craft_server.engine.hosted import preprocessing_of
 from craft_shared import codec
 from craft_shared.units import UNITS
 
@@ -245,12 +246,29 @@ def test_a_deleted_image_set_is_gone(client: httpx.Client, picture: Picture) -> 
     check_problem(answer, 404, "image-set-not-found")
 
 
+def test_a_model_says_how_it_resizes_images(
+    server: Any, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.app.state.services.engine
+    assert (hosted(client)["resize_mode"], hosted(client)["interpolation"]) == (
+        "shortest",
+        "bicubic",
+    )
+    siglip, _ = preprocessing_of(
+        {**engine.facts.preprocess_cfg, "resize_mode": "squash", "interpolation": "bilinear"}
+    )
+    monkeypatch.setattr(engine, "view", siglip)
+    assert (hosted(client)["resize_mode"], hosted(client)["interpolation"]) == (
+        "squash",
+        "bilinear",
+    )
+
+
 def test_models_show_limits_and_nothing_of_the_inside(client: httpx.Client) -> None:
     card = hosted(client)
     assert set(card) == {
         *("name", "revision", "image_size", "limits", "outputs", "output"),
-        "prompts_per_image_set",
-        "profile",
+        *("prompts_per_image_set", "profile", "resize_mode", "interpolation"),
     }
     assert card["limits"]["images_per_call"] == 256
 

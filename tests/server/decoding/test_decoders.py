@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from craft_server.decoding.decoders import Decoders
-from craft_server.decoding.pixels import ImageError, View, decode
+from craft_server.decoding.pixels import ImageError, decode
+from craft_shared.image_view import View
 from hostile_images import (
     SLOW,
     encoded,
@@ -195,7 +196,7 @@ def test_a_process_imports_no_more_than_it_needs(decoders: Decoders) -> None:
 STOPPED_MIDWAY = """
 import sys
 from craft_server.decoding.decoders import Decoders
-from craft_server.decoding.pixels import View
+from craft_shared.image_view import View
 from hostile_images import SLOW
 steps = Decoders(View(32, 32), idle=1).decode(next(iter(SLOW.values()))(), max_pixels=10**7)
 next(steps)

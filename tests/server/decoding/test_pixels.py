@@ -18,10 +18,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from craft_server.decoding import pixels as pixels_module
-from craft_server.decoding.pixels import ImageError, View, decode
+from craft_server.decoding.pixels import ImageError, decode
 from craft_server.decoding.process import Bounds
 from craft_server.engine.hosted import preprocessing_of
 from craft_shared.image_formats import FORMATS
+from craft_shared.image_view import View
 from hostile_images import EXCESSIVE, SOUND, jpeg_with_scans
 
 MAX_PIXELS = 50_000_000
