@@ -333,8 +333,8 @@ def test_publishing_says_what_one_picture_costs(
 ) -> None:
     craft("tune", "--data", picture_folder, *TUNE)
     said = craft("publish", "runs/animals-4shots-seed1", "--name", "free").stderr
-    prompts = connected.adapters[-1][0].prompts
-    charged = f"{prompts} queries, {prompts} predictions, 1 image, 1 request"
+    assert connected.adapters[-1][0].prompts == 1
+    charged = "1 query, 1 prediction, 1 image, 1 request"
     assert f"One picture costs {charged}." in said
     card, adapter = connected.adapters[-1]
     connected.adapters[-1] = card.model_copy(update={"image_cost_micros": 16500}), adapter
