@@ -311,7 +311,7 @@ def test_fitting_says_where_it_is_and_what_it_was_charged(
     classifier = fitted(client, verbose=True)
     charged = f"charged {units_line(classifier.units_)}"
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "accuracy, held out" in last
+    assert "held-out accuracy" in last
     assert last.endswith(charged)
 
 
