@@ -21,7 +21,6 @@ POINTS_PER_RUN = 20_000
 POINTS_PER_OWNER = 100_000
 RUNS_PER_OWNER = 1000
 CANDIDATES_PER_RUN = 20
-LONGEST_NOTE = 500
 
 RunState = Literal["running", "finished", "stopped", "failed"]
 

@@ -269,7 +269,7 @@ async def list_adapter_versions(
     services: WithServices, caller: WithPredictKey, name: OwnName
 ) -> wire.AdapterList:
     """All versions of the owner's adapter, the retired ones too. Free."""
-    name = _own_name(caller, name)
+    name = own_name(caller, name)
     return wire.AdapterList(
         adapters=await services.database.read(registry.versions, caller.owner, name)
     )
@@ -280,7 +280,7 @@ async def get_adapter_settings(
     services: WithServices, caller: WithPublishKey, name: OwnName
 ) -> wire.AdapterSettings:
     """Who may use the owner's adapter, who pays, and what its aliases mean. Free."""
-    return await services.database.read(sharing.settings, caller.owner, _own_name(caller, name))
+    return await services.database.read(sharing.settings, caller.owner, own_name(caller, name))
 
 
 @router.get(f"{ADAPTER_OF_CALL}/usage", summary="An adapter's usage", responses=_NAMED)
@@ -288,7 +288,7 @@ async def get_adapter_usage(
     services: WithServices, caller: WithPublishKey, name: OwnName
 ) -> wire.AdapterUsage:
     """What was classified with each version of the owner's adapter, by everybody. Free."""
-    return await services.database.read(sharing.usage, caller.owner, _own_name(caller, name))
+    return await services.database.read(sharing.usage, caller.owner, own_name(caller, name))
 
 
 @router.put(
@@ -326,7 +326,7 @@ async def change_adapter(
     if LATEST in wanted.aliases:
         message = "'latest' is always the newest version"
         raise invalid_field(f"aliases.{LATEST}", message, "Give the alias another name.")
-    name = _own_name(caller, name)
+    name = own_name(caller, name)
     return await services.database.write(sharing.change, caller, name, wanted)
 
 
@@ -336,7 +336,8 @@ async def retire_adapter(services: WithServices, caller: WithPublishKey, name: V
     await services.database.write(registry.retire, caller.owner, name)
 
 
-def _own_name(caller: Caller, text: str) -> str:
+def own_name(caller: Caller, text: str) -> str:
+    """The name of an adapter of the caller's owner; raises NoSuchAdapter where it is none."""
     wanted = Reference.parse(text)
     named = wanted.owner in (None, caller.owner) and (wanted.version or wanted.alias) is None
     if not named or text.endswith(f"@{LATEST}"):

@@ -9,6 +9,7 @@ Source: RFC 6265bis, sections 4.1.3 (`__Secure-`, `__Host-`) and 5.6.7 (`SameSit
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import structlog
@@ -23,6 +24,7 @@ from craft_server.console.sessions import Session
 from craft_server.problems import ProblemError
 from craft_server.root_path import root_path
 from craft_shared.problems import FORBIDDEN, NOT_FOUND
+from craft_shared.wire import Scope
 
 _COOKIE = "craft_session"
 
@@ -60,13 +62,17 @@ async def _session(request: Request, session: WithSessionIfAny) -> Session:
 WithSession = Annotated[Session, Depends(_session)]
 
 
-async def _predictor(session: WithSession) -> Session:
-    if "predict" not in session.caller.scopes:
-        raise ProblemError(FORBIDDEN, "this page needs a key with the scope 'predict'")
-    return session
+def _session_with(scope: Scope) -> Callable[[Session], Awaitable[Session]]:
+    async def check(session: WithSession) -> Session:
+        if scope not in session.caller.scopes:
+            raise ProblemError(FORBIDDEN, f"this page needs a key with the scope '{scope}'")
+        return session
+
+    return check
 
 
-WithPredictor = Annotated[Session, Depends(_predictor)]
+WithPredictor = Annotated[Session, Depends(_session_with("predict"))]
+WithPublisher = Annotated[Session, Depends(_session_with("publish"))]
 
 
 async def _admin(session: WithSession) -> Session:

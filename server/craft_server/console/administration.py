@@ -66,13 +66,14 @@ async def create(
 ) -> Response:
     """Makes a key; its secret is on this page and nowhere else."""
     request.state.back = _LIST
+    scopes = [scope for scope in form.getlist("scopes") if isinstance(scope, str)]
     wanted = message_of(
         KeyCreate,
         {
             "owner": text_of(form, "owner"),
             "name": text_of(form, "name"),
             "team": text_of(form, "team"),
-            "scopes": [scope for scope in form.getlist("scopes") if isinstance(scope, str)],
+            "scopes": scopes or "",
             **{
                 name: amount_of(form, name)
                 for name in ("requests_per_minute", "predictions_per_minute", "concurrency")

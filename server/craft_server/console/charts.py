@@ -44,10 +44,20 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A value to compare a line with: its name, its height in percent, and the line's number."""
+
+    name: str
+    at: float
+    line: int  # from 1
+
+
+@dataclass(frozen=True)
 class LineChart:
-    """Lines over one axis of counts."""
+    """Lines over one axis of counts, and the levels that they began from."""
 
     lines: list[Line]
+    levels: list[Level]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
 
@@ -77,19 +87,29 @@ def bar_chart(values: Sequence[int]) -> BarChart:
     return BarChart(bars, max(values, default=0))
 
 
+@dataclass(frozen=True)
+class Series:
+    """What becomes a line: points (x, value), by ascending x; None where there is no value.
+
+    `before` is the value that it began from, if there is one.
+    """
+
+    name: str
+    points: Sequence[tuple[int, float | None]]
+    before: float | None = None
+
+
 def line_chart(
-    x: Sequence[int],
-    series: Sequence[tuple[str, Sequence[float | None]]],
+    series: Sequence[Series],
     *,
     bounds: tuple[float, float] | None = None,
     least_span: float = 0.0,
     right: int = 0,
 ) -> LineChart | None:
-    """Lines over the same x, each without the points that it lacks.
+    """Lines, each without the points that it lacks.
 
     Args:
-        x: ascending, one for each point.
-        series: names and values; None where there is none.
+        series: that have a line each, if they have a point.
         bounds: that the axis of values never goes past.
         least_span: that it covers, so that small differences look small.
         right: how far the other axis goes at least, such as a budget.
@@ -97,25 +117,11 @@ def line_chart(
     Returns:
         None where there is nothing to draw.
     """
-    drawn = [
-        (
-            name,
-            [
-                (at, min(max(value, -_FARTHEST), _FARTHEST))
-                for at, value in zip(x, values, strict=True)
-                if value is not None
-            ],
-        )
-        for name, values in series
-    ]
-    drawn = [
-        (name, [points[row] for row in thinned_rows(len(points), most=_MOST_DRAWN)])
-        for name, points in drawn
-        if points
-    ]
+    drawn = [(one, points) for one in series if (points := _drawn(one))]
     if not drawn:
         return None
-    every = [value for _, points in drawn for _, value in points]
+    before = [one.before for one, _ in drawn if one.before is not None]
+    every = [value for _, points in drawn for _, value in points] + before
     low, high = min(every), max(every)
     more = max(0.0, least_span - (high - low)) / 2
     low, high = low - more, high + more
@@ -125,7 +131,7 @@ def line_chart(
     low, high = y_marks[0], y_marks[-1]
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    right = max(*x, right, 1)
+    right = max(*(at for _, points in drawn for at, _ in points), right, 1)
     x_marks = marks(0, right)
 
     def across(at: float) -> float:
@@ -135,11 +141,16 @@ def line_chart(
         return round(100 - 100 * (value - low) / (high - low), 3)
 
     lines = []
-    for name, points in drawn:
+    for one, points in drawn:
         places = [(across(at), down(value)) for at, value in points]
-        lines.append(Line(name, " ".join(f"{a},{b}" for a, b in places), *places[-1]))
+        lines.append(Line(one.name, " ".join(f"{a},{b}" for a, b in places), *places[-1]))
     return LineChart(
         lines,
+        [
+            Level(one.name, down(one.before), number)
+            for number, (one, _) in enumerate(drawn, 1)
+            if one.before is not None
+        ],
         [Tick(across(mark), text) for mark, text in _texts(x_marks) if mark <= right],
         [Tick(down(mark), text) for mark, text in _texts(y_marks) if low <= mark <= high],
     )
@@ -154,6 +165,15 @@ def marks(low: float, high: float, *, about: int = 4) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, last + 1)]
+
+
+def _drawn(series: Series) -> list[tuple[int, float]]:
+    points = [
+        (at, min(max(value, -_FARTHEST), _FARTHEST))
+        for at, value in series.points
+        if value is not None
+    ]
+    return [points[row] for row in thinned_rows(len(points), most=_MOST_DRAWN)]
 
 
 def thinned_rows(count: int, *, most: int) -> list[int]:

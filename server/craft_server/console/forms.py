@@ -17,6 +17,7 @@ from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection
 from starlette.datastructures import FormData, UploadFile
@@ -36,6 +37,9 @@ from craft_shared.problems import MALFORMED_BODY, ProblemType
 
 TOKEN_FIELD = "form_token"  # noqa: S105 - a field's name
 ONCE_FIELD = "once"
+# Where a request's state holds what shows its form again, with what is wrong in words and a status.
+FORM_PAGE = "form_page"
+FormPage = Callable[[str, int], Response]
 _ONCE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _MOST_FIELDS = 40
 _MOST_FIELD_BYTES = 16 * 1024
@@ -118,15 +122,13 @@ def amount_of(form: FormData, name: str) -> int:
 
 
 def message_of(model: type[M], fields: Mapping[str, object]) -> M:
-    """A wire message made of fields; those that are empty are left out.
+    """A wire message made of fields; those that hold no text are left out.
 
     Raises:
         ProblemError: `invalid-request` with all that is wrong.
     """
     try:
-        return model.model_validate(
-            {name: value for name, value in fields.items() if value not in ("", [])}
-        )
+        return model.model_validate({name: value for name, value in fields.items() if value != ""})
     except ValidationError as error:
         raise invalid_request(field_errors(error.errors(), model)) from error
 

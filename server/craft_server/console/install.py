@@ -33,7 +33,14 @@ from craft_server.console import (
     sessions,
 )
 from craft_server.console.access import SignedOut, WithSession, WithSessionIfAny
-from craft_server.console.forms import WithForm, read_form, text_of
+from craft_server.console.forms import (
+    FOREIGN_FORM,
+    FORM_PAGE,
+    FormPage,
+    WithForm,
+    read_form,
+    text_of,
+)
 from craft_server.console.rendering import page, redirect, render
 from craft_server.problems import ProblemError
 from craft_server.root_path import root_path
@@ -190,15 +197,28 @@ class ConsoleMiddleware(Middleware):
 
 
 def _problem_page(request: Request, problem: Problem, headers: dict[str, str]) -> Response:
-    detail = problem.detail[:1].upper() + problem.detail[1:]
-    response = render(
-        request,
-        "problem.html.jinja",
-        status=problem.status,
-        problem=problem,
-        detail=detail if detail.endswith((".", "!", "?")) else f"{detail}.",
-        remedy=_BY_URI.get(problem.type, problem.remedy),
-        back=getattr(request.state, "back", "/"),
-    )
+    detail, remedy = problem.detail, _BY_URI.get(problem.type, problem.remedy)
+    if problem.type == problems.INVALID_IMAGE.uri:
+        detail = f"The picture cannot be used: {problem.errors[0].message}"
+    form_page: FormPage | None = getattr(request.state, FORM_PAGE, None)
+    if problem.type == FOREIGN_FORM.uri:
+        form_page = None
+    if form_page is not None and problem.type == problems.INVALID_REQUEST.uri:
+        detail, remedy = problem.errors[0].message, problem.errors[0].remedy
+    detail = detail[:1].upper() + detail[1:]
+    if not detail.endswith((".", "!", "?")):
+        detail += "."
+    if form_page is not None:
+        response = form_page(f"{detail} {remedy}", problem.status)
+    else:
+        response = render(
+            request,
+            "problem.html.jinja",
+            status=problem.status,
+            problem=problem,
+            detail=detail,
+            remedy=remedy,
+            back=getattr(request.state, "back", "/"),
+        )
     response.headers.update(headers)
     return response

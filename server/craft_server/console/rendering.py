@@ -29,11 +29,14 @@ from craft_server.problems import ProblemError
 from craft_server.root_path import root_path
 from craft_shared.printing import printable
 from craft_shared.problems import NOT_FOUND
+from craft_shared.units import UNITS, Units
 
 router = APIRouter(include_in_schema=False)
 
 _CURRENCY_MICROS = 1_000_000
+_LEAST_ROUNDED = 0.1
 _LARGEST_IN_FIGURES = 1e9
+_ONE: dict[str, str] = {**{unit: unit.removesuffix("s") for unit in UNITS}, "queries": "query"}
 # `craft` ends a run's name with 32 of them.
 _UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
 _MEDIA_TYPES = {
@@ -134,13 +137,24 @@ def number(value: float | int) -> str:
 
 
 def money(micros: int) -> str:
-    """Millionths of the provider's currency as an amount of it."""
-    return f"{micros / _CURRENCY_MICROS:,.2f}"
+    """Millionths of the provider's currency as an amount of it; of little, all its digits."""
+    amount = micros / _CURRENCY_MICROS
+    return f"{amount:.6f}".rstrip("0") if 0 < amount < _LEAST_ROUNDED else f"{amount:,.2f}"
 
 
 def measure(value: int, unit: str) -> str:
     """An amount of a measure in figures."""
     return money(value) if unit == "cost_micros" else number(value)
+
+
+def counted(units: Units) -> str:
+    """What was or will be charged, in words: `1 query, 40 predictions, 1 request`."""
+    parts = [
+        f"{number(amount)} {unit if amount != 1 else _ONE[unit]}"
+        for unit, amount in units
+        if amount
+    ]
+    return ", ".join(parts) or "nothing"
 
 
 def unit_name(unit: str) -> str:
@@ -196,7 +210,7 @@ def _environment() -> Environment:
         assets={name: asset.address for name, asset in ASSETS.items()},
         version=version("craftbox"),
     )
-    filters = (number, money, measure, unit_name, percent, loss, short, moment)
+    filters = (number, counted, money, measure, unit_name, percent, loss, short, moment)
     made.filters.update({function.__name__: function for function in filters})
     return made
 

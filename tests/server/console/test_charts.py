@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from craft_server.console.charts import bar_chart, line_chart, marks, thinned_rows
+from craft_server.console.charts import Series, bar_chart, line_chart, marks, thinned_rows
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,9 @@ def test_bars_stand_on_the_lower_edge_and_the_highest_reaches_the_upper() -> Non
 
 
 def test_lines_go_from_the_left_to_the_last_point() -> None:
-    chart = line_chart([10, 20, 40], [("a", [1.0, 2.0, 2.0]), ("b", [None, None, None])])
+    chart = line_chart(
+        [Series("a", [(10, 1.0), (20, 2.0), (40, 2.0)]), Series("b", [(10, None), (50, None)])]
+    )
     assert chart is not None
     (line,) = chart.lines
     assert line.points.split()[0].startswith("25.0,")
@@ -50,18 +52,35 @@ def test_lines_go_from_the_left_to_the_last_point() -> None:
 
 
 def test_percentages_have_an_axis_of_percentages() -> None:
-    chart = line_chart([1, 2], [("a", [99.0, 100.0])], bounds=(0, 100))
+    chart = line_chart([Series("a", [(1, 99.0), (2, 100.0)])], bounds=(0, 100))
     assert chart is not None
     assert max(float(tick.text) for tick in chart.y_ticks) == 100
 
 
 def test_nothing_makes_no_chart() -> None:
-    assert line_chart([], [("a", [])]) is None
-    assert line_chart([1], [("a", [None])]) is None
+    assert line_chart([]) is None
+    assert line_chart([Series("a", [])]) is None
+    assert line_chart([Series("a", [(1, None)], before=50.0)]) is None
+
+
+def test_what_a_line_began_from_is_a_level_that_the_axis_covers() -> None:
+    chart = line_chart(
+        [
+            Series("nothing yet", [(1, None)], before=5.0),
+            Series("a", [(1, 80.0), (2, 90.0)], before=40.0),
+            Series("b", [(7, 60.0)]),
+        ]
+    )
+    assert chart is not None
+    assert [line.name for line in chart.lines] == ["a", "b"]
+    (level,) = chart.levels
+    assert (level.name, level.line) == ("a", 1)
+    assert level.at == chart.y_ticks[0].at == 100
+    assert chart.y_ticks[0].text == "40"
 
 
 def test_long_lines_are_thinned_and_keep_their_end() -> None:
-    chart = line_chart(list(range(20_000)), [("a", [float(n) for n in range(20_000)])])
+    chart = line_chart([Series("a", [(n, float(n)) for n in range(20_000)])])
     assert chart is not None
     assert len(chart.lines[0].points.split()) <= 501
     assert chart.lines[0].last_x == 100
@@ -79,11 +98,11 @@ _POINTS = st.lists(st.tuples(st.integers(0, 10**15), _VALUES, _VALUES), max_size
 def test_any_finite_numbers_make_a_chart(
     points: list[tuple[int, float | None, float | None]], right: int
 ) -> None:
-    x = [at for at, _, _ in points]
-    one, other = [value for _, value, _ in points], [value for _, _, value in points]
-    chart = line_chart(x, [("one", one), ("other", other)], right=right)
+    one = Series("one", [(at, value) for at, value, _ in points])
+    other = Series("other", [(at, value) for at, _, value in points])
+    chart = line_chart([one, other], right=right)
     if chart is None:
-        assert all(value is None for value in [*one, *other])
+        assert all(value is None for _, value in [*one.points, *other.points])
         return
     for line in chart.lines:
         places = [float(place) for pair in line.points.split() for place in pair.split(",")]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -22,6 +27,7 @@ from craft_server.ledger import account
 from craft_server.ledger.charges import Work, reserve, settle
 from craft_server.ledger.keys import authenticate, create_key, list_keys
 from craft_server.ledger.leases import renew
+from craft_server.ledger.prices import set_prices
 from craft_shared.adapter import Provenance
 from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.head import log_softmax
@@ -122,11 +128,12 @@ def test_a_running_run_is_drawn_and_refreshes_itself(browse: NewBrowser, server:
     report(server, "runner")
     browser = browse("runner")
     listed = words(browser.get("/console/runs").text)
-    assert "digits, 16 shots running digits 112 of 72 82.0 %" in listed
+    assert "digits, 16 shots 82.0 % in training 80.0 % running craftbox digits 112 of 72" in listed
     text = browser.get("/console/runs/run-1").text
     assert 'data-refresh="/console/runs/run-1/curve"' in text
     assert 'http-equiv="refresh"' in text
     assert text.count("<polyline") == 3
+    assert text.count('class="level') == 2, "the line before tuning, and its legend"
     fragment = browser.get("/console/runs/run-1/curve").text
     assert "<html" not in fragment
     assert 'data-live="yes"' in fragment
@@ -142,11 +149,123 @@ def test_a_run_that_was_evaluated_leads_with_that(browse: NewBrowser, server: An
     with server.client("tester") as client:
         client.put("/v1/runs/run-1/evaluation", json=found).raise_for_status()
     browser = browse("tester")
-    assert "77.7 % tested" in words(browser.get("/console/runs").text)
+    assert "77.7 % tested 50.0 % finished" in words(browser.get("/console/runs").text)
     shown = words(browser.get("/console/runs/run-1").text)
-    assert (
-        "Accuracy, test split of digits, 9 pictures 77.7 % 45.3 % to 93.6 %, before 50.0 %" in shown
-    )
+    assert "Accuracy, tested 77.7 % test split of digits, 9 pictures" in shown
+    assert "50.0 % 77.7 % 95 % interval: 45.3 % to 93.6 %" in shown
+
+
+RIDGE = {"name": "ridge", "prompts": 1, "texts": 256, "loss": 1.131}
+PLAIN = {"name": "plain", "prompts": 1, "loss": 1.8261}
+OUTCOME = {"before": 37.5, "after": 62.5, "deployed": "ridge", "candidates": [PLAIN, RIDGE]}
+
+
+def one_request(server: Any, owner: str, **outcome: Any) -> None:
+    """Reports as the default recipe does: one point before tuning, one at the end."""
+    with server.client(owner) as client:
+        client.put("/v1/runs/one", json=REPORT).raise_for_status()
+        found = {**OUTCOME, **outcome}
+        told = [
+            {"sequence": n, "generation": 0, "queries": 1, "loss": 1.8, "accuracy": accuracy}
+            for n, accuracy in enumerate((37.5, found["after"]))
+        ]
+        client.put("/v1/runs/one/points", json={"points": told}).raise_for_status()
+        finished = {**REPORT, "state": "finished", "outcome": found}
+        client.put("/v1/runs/one", json=finished).raise_for_status()
+
+
+def test_a_run_of_one_request_shows_before_after_and_candidates_and_no_course(
+    browse: NewBrowser, server: Any
+) -> None:
+    one_request(server, "single")
+    browser = browse("single")
+    text = browser.get("/console/runs/one").text
+    shown = words(text)
+    assert "Accuracy, held out 62.5 % training pictures" in shown
+    assert "training, each held out 37.5 % 62.5 %" in shown
+    assert "plain 1.8261 1 0 ridge deployed 1.1310 1 256" in shown
+    assert "<polyline" not in text
+    assert "Generations" not in shown
+    assert "62.5 % held out 37.5 % finished" in words(browser.get("/console/runs").text)
+
+
+def test_a_finished_run_that_held_nothing_out_says_so_and_how_to_measure_it(
+    browse: NewBrowser, server: Any
+) -> None:
+    one_request(server, "unmeasured", after=None)
+    browser = browse("unmeasured")
+    shown = words(browser.get("/console/runs/one").text)
+    assert "Accuracy, before 37.5 %" in shown
+    assert "not measured" in shown
+    assert "craft evaluate RUN --data DIR" in shown
+    assert "37.5 % before 37.5 % finished" in words(browser.get("/console/runs").text)
+
+
+def names(text: str) -> list[str]:
+    """Of the runs in the list, in their order."""
+    return re.findall(r'href="/console/runs/([^"]+)"', text)
+
+
+def test_runs_are_searched_and_sorted(browse: NewBrowser, server: Any) -> None:
+    report(server, "searcher", "b", points=1, title="b", recipe="bbt", state="failed")
+    report(server, "searcher", "c", points=3, title="c", recipe="paper", dataset="pets")
+    report(server, "searcher", "a", points=2, title="a", recipe="paper")
+    browser = browse("searcher")
+    for query, found in (
+        ("", ["a", "c", "b"]),
+        ("sort=name", ["a", "b", "c"]),
+        ("sort=accuracy", ["c", "a", "b"]),
+        ("sort=queries", ["b", "a", "c"]),
+        ("recipe=paper&sort=name", ["a", "c"]),
+        ("dataset=pets", ["c"]),
+        ("state=failed", ["b"]),
+        ("recipe=nonesuch&sort=nonesuch", []),
+    ):
+        assert names(browser.get(f"/console/runs?{query}").text) == found, query
+    chosen = browser.get("/console/runs?recipe=paper&sort=queries").text
+    assert "<option selected>paper</option>" in chosen
+    assert "<option selected>queries</option>" in chosen
+
+
+def test_several_runs_are_drawn_in_one_plot_and_no_other_owners(
+    browse: NewBrowser, server: Any
+) -> None:
+    report(server, "drawer", "a", title="run a")
+    report(server, "drawer", "b", title="run b")
+    report(server, "other drawer", "c", title="run c")
+    browser = browse("drawer")
+    assert "<polyline" not in browser.get("/console/runs").text
+    text = browser.get("/console/runs?draw=a&draw=b&draw=c&draw=gone").text
+    assert text.count("<polyline") == 2
+    assert "Accuracy over queries of run a, run b;" in text
+    assert len(re.findall(r'name="draw" value="[ab]" checked', text)) == 2
+    assert "run c" not in text
+
+
+def test_no_more_runs_are_drawn_than_there_are_colours(browse: NewBrowser, server: Any) -> None:
+    for number in range(9):
+        report(server, "painter", f"r{number}", points=1)
+    query = "&".join(f"draw=r{number}" for number in range(9))
+    text = browse("painter").get(f"/console/runs?{query}").text
+    assert text.count("<polyline") == 8
+
+
+def test_a_note_is_written_changed_and_removed(browse: NewBrowser, server: Any) -> None:
+    report(server, "writer")
+    page, browser = "/console/runs/run-1", browse("writer")
+    sent = browser.send(page, f"{page}/note", note=" - the <b>best</b> so far ")
+    assert sent.headers["location"] == page
+    text = browser.get(page).text
+    assert "The note was written" in text
+    assert "- the &lt;b&gt;best&lt;/b&gt; so far" in text
+    assert "- the &lt;b&gt;best&lt;/b&gt; so far" in browser.get("/console/runs").text
+    assert browser.send(page, f"{page}/note", note="x" * 201).status_code == 422
+    assert "&lt;b&gt;" in browser.get(page).text
+    assert browser.send(page, f"{page}/note", note="").status_code == 303
+    assert "&lt;b&gt;" not in browser.get(page).text
+    other = browse("another writer")
+    fields = {"form_token": other.form_token, "note": "mine"}
+    assert other.post(f"{page}/note", fields).status_code == 404
 
 
 def test_a_finished_run_rests(browse: NewBrowser, server: Any) -> None:
@@ -242,6 +361,128 @@ def test_an_adapters_card_tells_where_it_came_from(browse: NewBrowser, server: A
     assert browser.get("/console/adapters/pets@2").status_code == 404
 
 
+def test_what_one_image_costs_is_on_the_card(browse: NewBrowser, serve: Any) -> None:
+    with serve() as priced:
+        published(priced, "seller")
+        browser = browse("seller", at=priced)
+        page = "/console/adapters/pets"
+        assert "One image costs 3 queries 3 queries, 3 predictions, 1 image, 1 request" in words(
+            browser.get(page).text
+        )
+        with priced.database.writing() as connection:
+            set_prices(connection, "craft-tiny", {"queries": 100, "images": 250})
+        assert "One image costs 0.00055 3 queries" in words(browser.get(page).text)
+
+
+def test_an_adapter_is_shared_and_its_use_is_counted(browse: NewBrowser, server: Any) -> None:
+    published(server, "sharer", "shared")
+    owner, guest = browse("sharer"), browse("guest")
+    prefix, page = guest.key.split("_")[1], "/console/adapters/shared"
+    sent = owner.send(page, f"{page}/share", keys=prefix, teams="a team, b", pays="publisher")
+    assert sent.headers["location"] == page
+    text = owner.get(page).text
+    assert f'value="{prefix}"' in text
+    assert 'value="a team, b"' in text
+    assert "the publisher, as now" in text
+    theirs = guest.get("/console/adapters/sharer/shared")
+    assert "the publisher pays" in words(theirs.text)
+    assert "Who may use it" not in theirs.text
+    assert "Usage" not in theirs.text
+    assert try_it(guest, "sharer/shared").status_code == 200
+    assert "1 1 1 3 3" in words(owner.get(page).text)
+    assert owner.send(page, f"{page}/share", keys="", pays="publisher").status_code == 303
+    assert guest.get("/console/adapters/sharer/shared").status_code == 404
+
+
+def test_what_is_no_key_is_shared_with_nobody(browse: NewBrowser, server: Any) -> None:
+    published(server, "slip", "slips")
+    browser, page = browse("slip"), "/console/adapters/slips"
+    refused = browser.send(page, f"{page}/share", keys="not-a-prefix", public="yes", pays="caller")
+    assert refused.status_code == 422
+    assert f'href="{page}"' in refused.text
+    assert "checked" not in browser.get(page).text
+
+
+def test_who_pays_stays_who_paid_where_only_the_rest_is_changed(
+    browse: NewBrowser, server: Any
+) -> None:
+    published(server, "two keys", "paid")
+    page, first = "/console/adapters/paid", browse("two keys", queries=10)
+    assert first.send(page, f"{page}/share", public="yes", pays="publisher").status_code == 303
+    second = browse("two keys", queries=10)
+    assert second.send(page, f"{page}/share", public="yes", pays="publisher").status_code == 303
+    assert try_it(browse("stranger"), "two keys/paid").status_code == 200
+    assert second.send(page, f"{page}/share", pays="publisher").status_code == 303
+    assert "7 left" in words(first.get("/").text)
+    assert "10 left" in words(second.get("/").text)
+
+
+def test_a_version_is_retired_and_restored(browse: NewBrowser, server: Any) -> None:
+    published(server, "retirer", "old")
+    with server.client("retirer") as client:
+        assert (
+            publish(client, make(client, provenance=Provenance(seed=9)), "old").status_code == 201
+        )
+    browser, page = browse("retirer"), "/console/adapters/old"
+    assert "Retire version 1" in browser.get(f"{page}@1").text
+    assert browser.send(f"{page}@1", f"{page}/retire").headers["location"] == "/console/adapters"
+    assert "craft restore old@1" in browser.get("/console/adapters").text
+    assert browser.get(f"{page}@1").status_code == 404
+    assert browser.send(page, f"{page}/restore").headers["location"] == f"{page}@1"
+    assert browser.get(f"{page}@1").status_code == 200
+
+
+def test_a_key_that_may_not_publish_changes_no_adapter(browse: NewBrowser, server: Any) -> None:
+    published(server, "operator of few", "mine")
+    browser = browse("operator of few", admin=True)
+    page = "/console/adapters/mine"
+    assert "/share" not in browser.get(page).text
+    for action in ("share", "retire", "restore"):
+        fields = {"form_token": browser.form_token, "version": "1", "pays": "caller"}
+        assert browser.post(f"{page}/{action}", fields).status_code == 403
+    assert browser.get(page).status_code == 200
+
+
+def snippet(browser: Browser, page: str, language: str) -> str:
+    """The text of a snippet as somebody copies it."""
+    text = browser.get(page).text
+    (found,) = re.findall(rf'aria-label="{language}"><code>(.*?)</code>', text, re.DOTALL)
+    assert browser.key.split("_", 2)[2] not in text
+    return html.unescape(found)
+
+
+@pytest.mark.parametrize(
+    ("language", "program"),
+    [
+        ("curl", ["bash", "-c"]),
+        ("Python", [sys.executable, "-c"]),
+        ("JavaScript", ["node", "--input-type=module", "-e"]),
+    ],
+)
+def test_a_copied_snippet_classifies_a_picture(
+    browse: NewBrowser, server: Any, tmp_path: Path, language: str, program: list[str]
+) -> None:
+    if shutil.which(program[0]) is None:
+        pytest.skip(f"there is no {program[0]}")
+    owner = 'o\'wner of "$(quotes)" \u00e9'
+    published(server, owner, language)
+    browser, guest = browse(owner), browse("copier")
+    page, prefix = f"/console/adapters/{language}", guest.key.split("_")[1]
+    assert browser.send(page, f"{page}/share", keys=prefix, pays="caller").status_code == 303
+    (tmp_path / "picture.jpg").write_bytes(png())
+    copied = snippet(guest, f"/console/adapters/{quote(owner)}/{language}", language)
+    done = subprocess.run(
+        [*program, copied.replace("export CRAFT_API_KEY=craft_...\n", "")],
+        cwd=tmp_path,
+        env={**os.environ, "CRAFT_API_KEY": guest.key},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "owl" in done.stdout
+
+
 def test_another_owners_adapter_is_not_there(browse: NewBrowser, server: Any) -> None:
     published(server, "keeper", "secret-pets")
     browser = browse("visitor")
@@ -267,8 +508,8 @@ def test_a_picture_is_classified_beside_the_untuned_model_as_the_api_does(
     shown = {
         row[0]: (float(row[1]), float(row[2]))
         for row in re.findall(
-            r'class="name">(\w+)</th>\s*<td class="number">([\d.]+) %.*?'
-            r'<td class="number">([\d.]+) %',
+            r'class="name">(\w+)</th>\s*<td class="share"><span>([\d.]+) %.*?'
+            r'<td class="share"><span>([\d.]+) %',
             answer.text,
             re.DOTALL,
         )
@@ -331,15 +572,24 @@ def test_a_trial_is_refused_where_the_api_refuses_it(
     assert re.findall(r'<option value="(\w+)"[^>]*disabled', listed) == ["before"]
 
 
-@pytest.mark.parametrize("picture", [b"", b"not a picture"])
-def test_what_is_no_picture_is_told_and_not_charged(
-    browse: NewBrowser, server: Any, picture: bytes
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        (b"", "No picture was chosen. Choose one."),
+        (b"not a picture", "The picture cannot be used: "),
+        (png()[:200], "Nothing was charged. Choose another picture."),
+    ],
+)
+def test_what_is_no_picture_is_told_on_the_form_and_not_charged(
+    browse: NewBrowser, server: Any, picture: bytes, told: str
 ) -> None:
     published(server, "clumsy", f"pets-{len(picture)}")
     browser = browse("clumsy", queries=10)
     refused = try_it(browser, f"pets-{len(picture)}", picture)
     assert refused.status_code == 422
-    assert "picture" in refused.text
+    (why,) = re.findall(r'role="alert">([^<]+)<', refused.text)
+    assert told in html.unescape(why)
+    assert f'<option value="pets-{len(picture)}" selected' in refused.text
     assert "10 left" in words(browser.get("/").text)
 
 

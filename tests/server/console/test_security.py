@@ -76,6 +76,10 @@ def test_a_failure_of_the_server_is_a_page_without_its_cause(
 FORMS = [
     "/console/sign-out",
     "/console/runs/some/delete",
+    "/console/runs/some/note",
+    "/console/adapters/some/share",
+    "/console/adapters/some/retire",
+    "/console/adapters/some/restore",
     "/console/try",
     "/console/admin/keys",
     "/console/admin/keys/aaaaaaaa/top-up",

@@ -1,5 +1,5 @@
 // What the pages do better with scripts. Without them everything works: a live run's page reloads
-// itself, and a picture is chosen with the browser's own button.
+// itself, a picture is chosen with the browser's own button, and code is copied by hand.
 "use strict";
 
 const REFRESH_MS = 2000;
@@ -96,6 +96,45 @@ function takePictures(zone) {
   input.addEventListener("change", show);
 }
 
+// A button that copies what is shown: a block of code, or a field's value.
+function copiedBy(button, shown) {
+  const text = shown.value ?? shown.textContent;
+  return async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without TLS there is no such clipboard: the reader copies what is selected.
+      if (shown.select) {
+        shown.select();
+      } else {
+        window.getSelection().selectAllChildren(shown);
+      }
+      if (!document.execCommand("copy")) {
+        button.textContent = "Selected";
+        return;
+      }
+    }
+    button.textContent = "Copied";
+  };
+}
+
+function offerToCopy(shown) {
+  const place = document.createElement("div");
+  const button = document.createElement("button");
+  place.className = "copy";
+  button.type = "button";
+  button.className = "quiet";
+  button.textContent = "Copy";
+  button.setAttribute("aria-live", "polite");
+  shown.before(place);
+  place.append(shown, button);
+  const copy = copiedBy(button, shown);
+  button.addEventListener("click", copy);
+  button.addEventListener("blur", () => {
+    button.textContent = "Copy";
+  });
+}
+
 function sendOnce(form) {
   form.addEventListener("submit", (event) => {
     if (form.dataset.sent) {
@@ -116,6 +155,9 @@ for (const form of document.querySelectorAll("form[method=post]")) {
 }
 for (const field of document.querySelectorAll("[data-select]")) {
   field.addEventListener("focus", () => field.select());
+}
+for (const shown of document.querySelectorAll("[data-copy]")) {
+  offerToCopy(shown);
 }
 document.querySelector("[data-focus]")?.focus();
 window.addEventListener("pageshow", (event) => {
