@@ -308,6 +308,18 @@ def test_a_reference_page_is_what_the_code_says(written: dict[str, str], name: s
     assert present == written[name], "Run: python tools/reference.py"
 
 
+def test_each_call_has_a_line_of_curl_and_its_answer() -> None:
+    sections = re.split("^### ", (DOCS / "reference/http.md").read_text(), flags=re.MULTILINE)[1:]
+    calls = [one for one in sections if re.match("(GET|POST|PUT|PATCH|DELETE) ", one)]
+    assert len(calls) > 40
+    for call in calls:
+        title = call.partition("\n")[0]
+        (line,) = re.findall("^```sh\n(curl .*?)^```", call, re.MULTILINE | re.DOTALL)
+        assert "{" not in line.partition("-d ")[0], f"{title}: a parameter has no example"
+        without = "Answers 204" in call
+        assert without == (re.search("^```(json|text)", call, re.MULTILINE) is None), title
+
+
 def test_each_setting_says_what_it_is_for() -> None:
     assert [variable for variable, *_, words in reference.server_settings() if not words] == []
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -327,20 +328,22 @@ def http_calls() -> str:
         for path, operations in document["paths"].items():
             for method in METHODS:
                 if tag["name"] in operations.get(method, {}).get("tags", ()):
-                    lines += _operation(f"{method.upper()} {path}", operations[method])
+                    lines += _operation(method.upper(), path, operations[method])
     lines += ["## Documents", ""]
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += _schema(name, schema)
     lead = (
         "Every call of the API, from its description (OpenAPI 3.1). A running server gives the "
-        "description itself at `/openapi.json`, with examples, and shows it at `/docs`. Calls take "
-        "the key as `Authorization: Bearer craft_...`."
+        "description itself at `/openapi.json`, with the same examples, and shows it at `/docs`. "
+        "Calls take the key as `Authorization: Bearer craft_...`; the lines below find it in "
+        "`CRAFT_API_KEY`, and the server's address in `CRAFT_URL`."
     )
     return page("HTTP API", lead, lines)
 
 
-def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
-    lines = [f"### {title}", "", f"`{operation['operationId']}`. {cell(operation['summary'])}.", ""]
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> list[str]:
+    lines = [f"### {method} {path}", ""]
+    lines += [f"`{operation['operationId']}`. {cell(operation['summary'])}.", ""]
     for paragraph in re.split(r"\n\s*\n", operation.get("description", "")):
         lines += [cell(paragraph), ""]
     rows = [
@@ -361,6 +364,7 @@ def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
             content = _contents(answer.get("content", {}))
             words = cell(answer["description"]).removesuffix(".")
             lines += [f"Answers {status}: {words}" + (f" ({content})." if content else "."), ""]
+    lines += ["```sh", _curl(method, path, operation), "```", "", *_answer(operation)]
     refused = [
         slug
         for status, answer in operation["responses"].items()
@@ -370,6 +374,44 @@ def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
     if refused:
         lines += [f"Problems: {', '.join(f'`{slug}`' for slug in refused)}.", ""]
     return lines
+
+
+def _curl(method: str, path: str, operation: Mapping[str, Any]) -> str:
+    """The call as a line of curl, with the description's examples."""
+    query = []
+    for one in operation.get("parameters", []):
+        example = one["schema"].get("examples", [""])[0]
+        path = path.replace(f"{{{one['name']}}}", example) if one["in"] == "path" else path
+        query += [f"{one['name']}={example}"] if one["in"] == "query" and one["required"] else []
+    words = ["curl"] if method == "GET" else ["curl", "-X", method]
+    words.append(f'"$CRAFT_URL{path}{"?" if query else ""}{"&".join(query)}"')
+    if "401" in operation["responses"]:
+        words.append('-H "Authorization: Bearer $CRAFT_API_KEY"')
+    for media_type, body in list(operation.get("requestBody", {}).get("content", {}).items())[:1]:
+        words.append(f"-H 'Content-Type: {media_type}'")
+        if "example" in body:
+            words.append(f"-d {shlex.quote(json.dumps(body['example']))}")
+        else:
+            words.append("--data-binary @adapter.safetensors")
+    return " \\\n  ".join(
+        [" ".join(words[:-1]), words[-1]] if len(words) > 4 else [" ".join(words)]
+    )
+
+
+def _answer(operation: Mapping[str, Any]) -> list[str]:
+    """What is answered if all is well, where that is not nothing."""
+    for status, answer in sorted(operation["responses"].items(), reverse=True):
+        for content in answer.get("content", {}).values() if status.startswith("2") else ():
+            if isinstance(example := content.get("example"), str):
+                return ["```text", example.rstrip("\n"), "```", ""]
+            if isinstance(example, dict):
+                fields = (
+                    f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in example.items()
+                )
+                return ["```json", "{", ",\n".join(fields), "}", "```", ""]
+            if example is not None:
+                return ["```json", json.dumps(example), "```", ""]
+    return []
 
 
 def _contents(content: Mapping[str, Any]) -> str:

@@ -16,7 +16,13 @@ from sqlalchemy import Connection
 
 from craft_server.adapters import registry, sharing
 from craft_server.adapters.tables import NoSuchAdapter, Reference
-from craft_server.api.addresses import ADAPTER, ADAPTER_CALLS, ADAPTER_OF_CALL, DIGITS
+from craft_server.api.addresses import (
+    ADAPTER,
+    ADAPTER_CALLS,
+    ADAPTER_OF_CALL,
+    DIGITS,
+    AnyName,
+)
 from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with, policy_for
 from craft_server.api.body import Body, body_of, read_bytes, unsupported
@@ -43,9 +49,13 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 WithPublishKey = Annotated[Caller, Depends(caller_with("publish"))]
 WithPredictKey = Annotated[Caller, Depends(caller_with("predict"))]
-OwnName = Annotated[str, Path(description="The adapter's name under the key's owner.")]
-Version = Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")]
-Versions = Annotated[str, Path(description="`NAME@VERSION`, or `NAME` for all of its versions.")]
+OwnName = Annotated[
+    str, Path(description="The adapter's name under the key's owner.", examples=["digits"])
+]
+Versions = Annotated[
+    str,
+    Path(description="`NAME@VERSION`, or `NAME` for all of its versions.", examples=["digits@1"]),
+]
 _NAMED = refusals(problems.ADAPTER_NOT_FOUND)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -70,6 +80,7 @@ async def publish_adapter(
         str,
         Query(
             description="What the adapter is called under the key's owner.",
+            examples=["digits"],
             json_schema_extra={"pattern": r"^([\s\S]+/)?[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
         ),
     ],
@@ -304,7 +315,7 @@ async def restore_adapter(services: WithServices, caller: WithPublishKey, name: 
 
 @router.get(ADAPTER, summary="An adapter", responses=_NAMED)
 async def get_adapter(
-    services: WithServices, caller: WithPredictKey, name: Version
+    services: WithServices, caller: WithPredictKey, name: AnyName
 ) -> wire.AdapterCard:
     """The version that a reference means now. Free."""
     publication = await services.database.read(registry.find, caller, name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from fastapi import Path
 from pydantic import BeforeValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Match
@@ -44,6 +46,10 @@ register_url_convertor("adapter", _AdapterName())
 # In the address of an adapter, and in that of one of its calls.
 ADAPTER = "/{name:adapter}"
 ADAPTER_OF_CALL = "/{name:text}"
+AnyName = Annotated[
+    str,
+    Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.", examples=["digits"]),
+]
 
 
 def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:

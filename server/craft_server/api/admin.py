@@ -42,7 +42,7 @@ WithCall = Annotated[Call, Depends(call_of("admin", repeatable=False))]
 Prefix = Annotated[
     str, Path(description="The eight characters after craft_ in the key.", examples=["k3v9x2ma"])
 ]
-Team = Annotated[NonEmptyLabel, Path(description="The team's name.")]
+Team = Annotated[NonEmptyLabel, Path(description="The team's name.", examples=["research"])]
 Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
 Limits = Annotated[Body[wire.BudgetLimits], Depends(body_of(wire.BudgetLimits))]
 TopUps = Annotated[Body[wire.BudgetTopUps], Depends(body_of(wire.BudgetTopUps))]

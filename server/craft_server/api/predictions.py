@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from craft_server.adapters import registry, sharing
 from craft_server.adapters.registry import Publication, ServableAdapter
-from craft_server.api.addresses import ADAPTER_OF_CALL
+from craft_server.api.addresses import ADAPTER_OF_CALL, AnyName
 from craft_server.api.answers import (
     answer_of_parts,
     check_answer_size,
@@ -272,7 +272,7 @@ async def score(
 )
 async def create_adapter_prediction(
     call: Annotated[Call, Depends(call_of("predict", repeatable=True))],
-    name: Annotated[str, Path(description="`[OWNER/]NAME[@VERSION|@ALIAS]`; the newest version.")],
+    name: AnyName,
     body: Annotated[
         Body[wire.AdapterPredictionRequest], Depends(body_of(wire.AdapterPredictionRequest))
     ],

@@ -34,7 +34,10 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 CALLS_PER_MINUTE = 600
 
-Run = Annotated[RunName, Path(description="What the client calls the run, as in `Craft-Run`.")]
+Run = Annotated[
+    RunName,
+    Path(description="What the client calls the run, as in `Craft-Run`.", examples=["digits-1"]),
+]
 
 
 @refuses(RATE_LIMITED, FORBIDDEN)
