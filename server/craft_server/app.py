@@ -44,7 +44,7 @@ from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
 from craft_server.noise import read_secret
 from craft_server.rate_limits import RateLimits
-from craft_server.receipts import FILE_NAME, Receipts, Signer
+from craft_server.receipts import Receipts, Signer, key_file
 from craft_server.recording.recorder import RecorderMiddleware
 from craft_server.recording.tape import Tape
 from craft_server.settings import Settings
@@ -85,10 +85,7 @@ def create_app(
         ReceiptKeyError: the key that signs receipts cannot be used.
     """
     provider = Provider(None if settings.profile is None else load_profile(settings.profile))
-    signer = Signer.open(
-        settings.receipt_key_file or settings.data_dir / FILE_NAME,
-        make=settings.receipt_key_file is None,
-    )
+    signer = Signer.open(key_file(settings), make=settings.receipt_key_file is None)
     if database is None:
         database = Database.open(settings.database_url, settings.data_dir)
         if database.mended:

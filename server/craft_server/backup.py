@@ -1,6 +1,7 @@
 """Copies of a SQLite database, taken while servers write to it, and a server's return to one.
 
-A copy is the database at one moment, in one file.
+A copy is the database at one moment, in one file, and the key that signs receipts in a table of its
+own: without the key, a server could not sign as the same provider again.
 
 Source: SQLite, "Using the SQLite Online Backup API" (https://sqlite.org/backup.html).
 """
@@ -20,32 +21,42 @@ from craft_server.clock import now_ms
 from craft_server.database import Database, DatabaseError
 from craft_server.ledger import leases
 from craft_server.ledger.tables import HOLDERS
+from craft_server.receipts import write_key
 from craft_shared.files import make_private, make_private_folder
+
+_KEY_TABLE = "backed_up_receipt_key"
 
 
 class BackupError(Exception):
     """The copy cannot be made or used; the message is one line for the operator."""
 
 
-def back_up(source: Path, file: Path) -> None:
+def back_up(source: Path, file: Path, receipt_key: Path) -> bool:
     """Writes a copy of a database that may be in use; nobody waits for it.
+
+    Whether there is a receipt key, which is then in the copy.
 
     Raises:
         BackupError: there is no such database, the file exists, or it cannot be written.
     """
     if not source.is_file():
         raise BackupError(f"there is no database '{source}'; name it with --data-dir")
+    pem = _read_key(receipt_key)
     with _becoming(file) as made:
         _copy(source, made)
+        if pem is not None:
+            _put_key(made, pem)
+    return pem is not None
 
 
-def restore(file: Path, target: Path) -> int:
-    """Makes a database from a copy; how many reservations that were open in it are given back.
+def restore(file: Path, target: Path, receipt_key: Path) -> tuple[int, bool]:
+    """Makes a database from a copy, and the receipt key that is in it.
 
-    The schema becomes this version's.
+    How many reservations that were open in it are given back, and whether there was a key. The
+    schema becomes this version's.
 
     Raises:
-        BackupError: a database is there already, or the file is no copy of one.
+        BackupError: a database or another key is there already, or the file is no copy of one.
     """
     if not file.is_file():
         raise BackupError(f"there is no backup '{file}'")
@@ -59,7 +70,52 @@ def restore(file: Path, target: Path) -> int:
     make_private_folder(target.parent)
     with _becoming(target) as made:
         _copy(file, made)
-        return _released(made)
+        if (pem := _take_key(made)) is not None:
+            _write_key(receipt_key, pem)
+        return _released(made), pem is not None
+
+
+def _read_key(file: Path) -> bytes | None:
+    """The receipt key; None where no server has made one yet."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BackupError(f"cannot read the receipt key '{file}': {error.strerror}") from error
+
+
+def _write_key(file: Path, pem: bytes) -> None:
+    """Makes the key's file, unless it is there as it was."""
+    if (there := _read_key(file)) is None:
+        try:
+            write_key(file, pem)
+        except OSError as error:
+            raise BackupError(f"cannot write the receipt key '{file}': {error.strerror}") from error
+    elif there != pem:
+        raise BackupError(
+            f"'{file}' is not the receipt key that was backed up: move it away, and what it has "
+            "signed can still be verified if its public half is added to the restored one"
+        )
+
+
+def _put_key(made: Path, pem: bytes) -> None:
+    with closing(sqlite3.connect(made)) as connection, connection:
+        connection.execute(f"CREATE TABLE {_KEY_TABLE} (pem BLOB NOT NULL)")
+        connection.execute(f"INSERT INTO {_KEY_TABLE} VALUES (?)", (pem,))  # noqa: S608 - no value
+
+
+def _take_key(made: Path) -> bytes | None:
+    """The receipt key in a copy, which no longer holds it; None in copies of earlier versions."""
+    with closing(sqlite3.connect(made)) as connection, connection:
+        named = "SELECT count(*) FROM sqlite_schema WHERE name = ?"
+        if not connection.execute(named, (_KEY_TABLE,)).fetchone()[0]:
+            return None
+        pem: bytes = connection.execute(f"SELECT pem FROM {_KEY_TABLE}").fetchone()[0]  # noqa: S608 - no value
+        # Freed pages would still have it.
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute(f"DROP TABLE {_KEY_TABLE}")
+        return pem
 
 
 def _released(made: Path) -> int:

@@ -28,6 +28,7 @@ from craft_server.database import Database
 from craft_server.ledger.account import SUMS, as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, RESERVED
+from craft_server.settings import Settings
 from craft_server.threads import on_thread
 from craft_shared.files import keep_private, make_private_folder
 from craft_shared.receipt import (
@@ -46,6 +47,11 @@ _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
 _LINES_A_FETCH = 1000
 
 _log = structlog.get_logger()
+
+
+def key_file(settings: Settings) -> Path:
+    """Where the key is that signs."""
+    return settings.receipt_key_file or settings.data_dir / FILE_NAME
 
 
 class ReceiptKeyError(Exception):
@@ -88,7 +94,8 @@ class Signer:
         """
         try:
             if make and not path.exists():
-                _make(path)
+                write_key(path, OKPKey.generate_key(CURVE).as_pem(private=True))
+                _log.info("receipt key made", path=str(path))
             if make and keep_private([path]):
                 _log.warning("others could read the receipt key; they cannot any more")
             return cls(*_parse(path.read_bytes()))
@@ -267,20 +274,23 @@ def _parse(pem: bytes) -> tuple[OKPKey, list[OKPKey]]:
     return private[0], public
 
 
-def _make(path: Path) -> None:
-    """Makes the file with a new key, whole or not at all; a file that is there by then stays."""
+def write_key(path: Path, pem: bytes) -> None:
+    """Makes the file, whole or not at all; one that is there by then stays.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     make_private_folder(path.parent)
     # mkstemp's files are for their owner alone (0600).
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(OKPKey.generate_key(CURVE).as_pem(private=True))
+            file.write(pem)
             file.flush()
             os.fsync(file.fileno())
         # Unlike a renaming, a link never replaces a file that another process made meanwhile.
         with suppress(FileExistsError):
             os.link(draft, path)
-            _log.info("receipt key made", path=str(path))
     finally:
         Path(draft).unlink()
     folder = os.open(path.parent, os.O_RDONLY)

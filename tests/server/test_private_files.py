@@ -35,7 +35,7 @@ def test_new_files_are_private_however_careless_the_umask(tmp_path: Path) -> Non
     with closing(Database.open(None, data)) as database:
         with database.writing() as connection:
             create_key(connection, owner="me", at=0)
-        back_up(data / "craftbox.db", tmp_path / "backup.db")
+        back_up(data / "craftbox.db", tmp_path / "backup.db", data / FILE_NAME)
         assert modes(data) == {
             "data": 0o700,
             FILE_NAME: 0o600,
@@ -44,7 +44,7 @@ def test_new_files_are_private_however_careless_the_umask(tmp_path: Path) -> Non
             "craftbox.db-shm": 0o600,
         }
         assert database.mended == []
-    restore(tmp_path / "backup.db", copies / "craftbox.db")
+    restore(tmp_path / "backup.db", copies / "craftbox.db", copies / FILE_NAME)
     with closing(Tape.record(tmp_path / "session.craft")) as tape:
         tape.append(
             CallContent("GET", "/v1/models", "", tensors=False, content=None),
@@ -52,7 +52,13 @@ def test_new_files_are_private_however_careless_the_umask(tmp_path: Path) -> Non
             None,
         )
         assert not tape.mended
-    for path in ("backup.db", "copies", "copies/craftbox.db", "session.craft"):
+    for path in (
+        "backup.db",
+        "copies",
+        "copies/craftbox.db",
+        f"copies/{FILE_NAME}",
+        "session.craft",
+    ):
         assert (tmp_path / path).stat().st_mode & 0o077 == 0, path
 
 

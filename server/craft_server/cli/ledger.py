@@ -315,19 +315,23 @@ def backup(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Copy the SQLite database into one file, while servers use it."""
+    """Copy the SQLite database into one file, while servers use it, and the receipt key with it."""
     from craft_server import backup as copies
+    from craft_server.receipts import key_file
 
-    source = _sqlite_file(data_dir, database_url, "pg_dump --format=custom --file=FILE URL")
+    settings = settings_of(data_dir=data_dir, database_url=database_url)
+    source = _sqlite_file(settings, "pg_dump --format=custom --file=FILE URL")
     try:
-        copies.back_up(source, file)
+        has_key = copies.back_up(source, file, key_file(settings))
     except copies.BackupError as error:
         fail(str(error))
     size = file.stat().st_size
     if json_output:
-        print_json({"database": str(source), "file": str(file), "bytes": size})
+        document = {"database": str(source), "file": str(file), "bytes": size}
+        print_json({**document, "receipt_key": has_key})
     else:
-        note(f"Backed up '{source}' to '{file}', {size} bytes")
+        more = " with the receipt key" if has_key else "; there is no receipt key yet"
+        note(f"Backed up '{source}' to '{file}', {size} bytes{more}")
 
 
 @backups.command(
@@ -339,26 +343,30 @@ def restore(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Make the database from a copy, where there is none; what was reserved in it is given back."""
-    from craft_server import backup as copies
+    """Make the database from a copy, where there is none, and the receipt key that is with it.
 
-    target = _sqlite_file(
-        data_dir, database_url, "pg_restore --dbname=URL FILE into an empty database"
-    )
+    What was reserved in it is given back.
+    """
+    from craft_server import backup as copies
+    from craft_server.receipts import key_file
+
+    settings = settings_of(data_dir=data_dir, database_url=database_url)
+    target = _sqlite_file(settings, "pg_restore --dbname=URL FILE into an empty database")
     try:
-        released = copies.restore(file, target)
+        released, has_key = copies.restore(file, target, key_file(settings))
     except copies.BackupError as error:
         fail(str(error))
     if json_output:
-        print_json({"database": str(target), "file": str(file), "released": released})
+        document = {"database": str(target), "file": str(file), "released": released}
+        print_json({**document, "receipt_key": has_key})
     else:
-        note(f"Restored '{target}' from '{file}'; {released} open reservations given back")
+        more = "with the receipt key" if has_key else "which has no receipt key"
+        note(f"Restored '{target}' from '{file}', {more}; {released} open reservations given back")
 
 
-def _sqlite_file(data_dir: Path | None, database_url: str | None, instead: str) -> Path:
+def _sqlite_file(settings: Settings, instead: str) -> Path:
     from craft_server.database import DatabaseError, sqlite_file
 
-    settings = settings_of(data_dir=data_dir, database_url=database_url)
     try:
         file = sqlite_file(settings.database_url, settings.data_dir)
     except DatabaseError as error:
