@@ -42,7 +42,7 @@ def check_command(command: Sequence[str]) -> None:
         shown = _help_of_script(script)
     else:
         app = {"craft": craft, "craft-server": craft_server}[command[0]]
-        path = command[1:3] if command[1:2] == ["keys"] else command[1:2]
+        path = command[1:3] if command[1] in ("keys", "ledger") else command[1:2]
         words = [word for word in path if not word.startswith("-")]
         done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
         assert done.exit_code == 0, done.output

@@ -26,7 +26,8 @@ from doc_pages import DOCS, GENERATED, NAMES, PAGES, ROOT, Block, blocks
 
 # Programs that are no part of craftbox.
 OTHERS = {
-    *("cat", "chmod", "curl", "docker", "export", "hf", "kubectl", "mkdir", "mv", "openssl"),
+    *("cat", "chmod", "cp", "curl", "docker", "export", "hf", "install", "kubectl", "mkdir", "mv"),
+    *("openssl", "runuser", "systemctl", "useradd"),
     *("openapi-python-client", "pip", "sed", "serve", "source", "umask"),
 }
 
