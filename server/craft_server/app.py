@@ -43,6 +43,7 @@ from craft_server.engine import HostedModel
 from craft_server.lease import Lease
 from craft_server.ledger.prices import set_prices
 from craft_server.noise import read_secret
+from craft_server.notices import Notices
 from craft_server.rate_limits import RateLimits
 from craft_server.receipts import Receipts, Signer, key_file
 from craft_server.recording.recorder import RecorderMiddleware
@@ -50,6 +51,7 @@ from craft_server.recording.tape import Tape
 from craft_server.settings import Settings
 from craft_server.simulate.profile import load_profile
 from craft_server.simulate.provider import Provider, ProviderMiddleware
+from craft_server.webhooks import secret_bytes
 from craft_shared import tracing
 
 _log = structlog.get_logger()
@@ -117,12 +119,20 @@ def create_app(
         provider=provider,
     )
 
+    secret = settings.notice_secret
+    notices = Notices(
+        database,
+        settings.notice_urls,
+        b"" if secret is None else secret_bytes(secret.get_secret_value()),
+    )
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         # Calls that the server's end cut off still have to be refunded.
         with suppress(TimeoutError):
             await asyncio.wait_for(services.in_flight.none(), REFUND_SECONDS)
+        await asyncio.to_thread(notices.close)
         await asyncio.to_thread(services.receipts.close)
         await asyncio.to_thread(services.lease.close)
         services.database.close()

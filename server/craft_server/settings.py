@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 
 from craft_server.root_path import RootPath
+from craft_server.webhooks import secret_bytes
 from craft_shared.image_formats import MOST_BYTES, MOST_PIXELS
 from craft_shared.text_files import NotTextError, read_text
 from craft_shared.wire import Limits
@@ -62,7 +63,19 @@ def _origin(text: str) -> str:
     return origin.removesuffix(default)
 
 
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    try:
+        secret_bytes(secret.get_secret_value())
+    except ValueError as error:
+        raise ValueError(
+            'write whsec_ and 24 to 64 bytes in Base64: echo "whsec_$(openssl rand -base64 32)"'
+        ) from error
+    return secret
+
+
 Origin = Annotated[str, AfterValidator(_origin)]
+NoticeUrl = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/\S*)?$")]
+Percent = Annotated[int, Field(ge=1, le=100)]
 
 DEFAULT_LIMITS = Limits(
     body_bytes=64 * MEBIBYTE,
@@ -131,6 +144,10 @@ class Settings(BaseSettings):
         receipt_issuer: what receipts call the provider, such as the server's public address; None
             means the signing key's thumbprint.
         log_level: of the least important lines of the log on stderr; `info` has one a call.
+        notice_urls: where a webhook is sent when a share of a key's or a team's budget is spent,
+            with commas between them.
+        notice_percents: which shares, in percent.
+        notice_secret: that webhooks are signed with: `whsec_` and 24 to 64 bytes in Base64.
         console_session_hours: how long a person stays signed in to the console.
         sign_ins_per_minute: to the console from one address, tried.
     """
@@ -140,6 +157,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,
         extra="ignore",
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     data_dir: Path = Path("craft-data")
@@ -175,6 +193,11 @@ class Settings(BaseSettings):
     profile: str | None = None
     receipt_issuer: NewName | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    notice_urls: Annotated[tuple[NoticeUrl, ...], NoDecode, BeforeValidator(_split)] = ()
+    notice_percents: Annotated[tuple[Percent, ...], NoDecode, BeforeValidator(_split)] = (
+        *(50, 80, 100),
+    )
+    notice_secret: Annotated[SecretStr, AfterValidator(_webhook_secret)] | None = None
     console_session_hours: float = Field(default=12, gt=0, le=720)
     sign_ins_per_minute: int = Field(default=20, ge=1)
 
@@ -199,6 +222,17 @@ class Settings(BaseSettings):
         """`bodies_bytes`, but enough for the largest body of a key while there is no other."""
         largest = self.limits.body_bytes
         return max(2 * largest, 4 * largest if self.bodies_bytes is None else self.bodies_bytes)
+
+    @property
+    def notify_at(self) -> tuple[int, ...]:
+        """Shares of budgets, in percent, of which notices are written; none where none is sent."""
+        return self.notice_percents if self.notice_urls else ()
+
+    @model_validator(mode="after")
+    def _notices_are_signed(self) -> Self:
+        if self.notice_urls and self.notice_secret is None:
+            raise ValueError("notice_urls needs notice_secret, which notices are signed with")
+        return self
 
     @model_validator(mode="after")
     def _put_password_into_url(self) -> Self:
@@ -247,7 +281,9 @@ def readable_by_others() -> Path | None:
     if os.name != "posix" or not file.is_file() or not file.stat().st_mode & stat.S_IROTH:
         return None
     values = dict(_leaves(_toml(Settings)()))
-    secret = "database_password" in values or any(_masked(v) != v for v in values.values())
+    secret = not values.keys().isdisjoint(("database_password", "notice_secret")) or any(
+        _masked(v) != v for v in values.values()
+    )
     return file if secret else None
 
 

@@ -118,6 +118,11 @@ def _of_ledger(measures: LedgerMeasures) -> Iterator[Metric]:
         "Budgets of which more is spent and reserved than their limit; never anything but 0.",
         value=measures.overshoot,
     )
+    yield GaugeMetricFamily(
+        "craft_ledger_waiting_notices",
+        "Notices of spent budgets that have not been sent to every address yet.",
+        value=measures.waiting_notices,
+    )
     units = CounterMetricFamily(
         "craft_ledger_settled_units", "Units that all keys were charged.", labels=["unit"]
     )

@@ -111,7 +111,8 @@ class Booking:
 
     def _settlement(self, response: Response) -> Settlement:
         resolution = None if self._resolution is None else self._resolution.model_dump_json()
-        return Settlement(self._reserved, self._less, _stored(response), resolution)
+        notify_at = self._services.settings.notify_at
+        return Settlement(self._reserved, self._less, _stored(response), resolution, notify_at)
 
     def _settled(self, response: Response) -> Response:
         if self.repeated:

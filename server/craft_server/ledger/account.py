@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from craft_server.clock import rfc3339
 from craft_server.ledger.budgets import list_budgets
 from craft_server.ledger.keys import Caller
-from craft_server.ledger.tables import BUDGETS, CHARGES, RESERVED, TOTALS
+from craft_server.ledger.tables import BUDGETS, CHARGES, NOTICES, RESERVED, TOTALS
 from craft_shared.units import MEASURES, UNITS, Measure, Units
 from craft_shared.wire import Charge, Cost, Usage
 
@@ -139,6 +139,7 @@ class LedgerMeasures:
     open_reservations: int  # calls whose units are set aside
     # Budgets of which more is spent and reserved than their limit; 0, or the ledger is broken.
     overshoot: int
+    waiting_notices: int  # of shares of budgets that were spent, not sent to everyone yet
     settled: Mapping[Measure, int]  # of each measure what all keys together were charged
 
 
@@ -153,6 +154,11 @@ _MEASURE = sa.select(
     .where(BUDGETS.c.spent + BUDGETS.c.reserved > BUDGETS.c.limit)
     .scalar_subquery()
     .label("overshoot"),
+    sa.select(sa.func.count())
+    .select_from(NOTICES)
+    .where(NOTICES.c.closed_at.is_(None))
+    .scalar_subquery()
+    .label("waiting_notices"),
     *(sa.func.coalesce(sa.func.sum(TOTALS.c[measure]), 0).label(measure) for measure in MEASURES),
 )
 
@@ -161,4 +167,4 @@ def measure(connection: sa.Connection) -> LedgerMeasures:
     """Reads the numbers; one statement."""
     row = connection.execute(_MEASURE).one()
     settled = {name: int(row._mapping[name]) for name in MEASURES}
-    return LedgerMeasures(row.open_reservations, row.overshoot, settled)
+    return LedgerMeasures(row.open_reservations, row.overshoot, row.waiting_notices, settled)

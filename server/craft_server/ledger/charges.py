@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from craft_server.clock import window_start
-from craft_server.ledger import calls
+from craft_server.ledger import calls, notices
 from craft_server.ledger.budgets import as_budget, in_order, list_budgets
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.prices import price, prices_of
@@ -92,6 +92,7 @@ class Settlement:
     cost: Cost | None = None  # of less than is reserved (`cost_of_less`); the rest is refunded
     answer: calls.StoredAnswer | None = None  # to be stored under the idempotency key
     resolution: str | None = None  # what the call was resolved to
+    notify_at: Sequence[int] = ()  # percents of budgets of which a notice is to be written
 
 
 @dataclass(frozen=True)
@@ -547,6 +548,8 @@ def settle_all(
             {**_held(hold, hold.amount), "spend": charged[hold.unit]} for hold in reserved.holds
         ]
         totals.append({"of_key": reserved.key_id, **_prefixed("add_", charged)})
+    released = _sums(released)
+    percents = {percent for one in settlements for percent in one.notify_at}
     finished = [
         (one.reservation.call, one.answer, one.resolution)
         for one in settlements
@@ -556,7 +559,8 @@ def settle_all(
         run(
             connection,
             *closed,
-            (_RELEASE, _sums(released)),
+            (_RELEASE, released),
+            *notices.crossings(sorted(percents), released, at),
             (_ADD_TO_TOTALS, _sums(totals)),
             # Whoever takes a call's record away from it refunds the charge first.
             *calls.finishing(finished),

@@ -171,6 +171,31 @@ TOTALS = sa.Table(
     *(sa.Column(measure, sa.BigInteger, nullable=False) for measure in MEASURES),
 )
 
+# Shares of budgets that were spent, of which somebody is to be told: as budgets were then.
+NOTICES = sa.Table(
+    "notices",
+    METADATA,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("budget_id", sa.BigInteger, nullable=False),
+    sa.Column("key_id", sa.BigInteger),
+    sa.Column("team_id", sa.BigInteger),
+    sa.Column("unit", sa.Text, nullable=False),
+    sa.Column("window", sa.Text, nullable=False),
+    sa.Column("window_start", sa.BigInteger, nullable=False),
+    sa.Column("limit", sa.BigInteger, nullable=False),
+    sa.Column("spent", sa.BigInteger, nullable=False),
+    sa.Column("percent", sa.BigInteger, nullable=False),
+    # JSON: which addresses were told already, by their digests.
+    sa.Column("told", sa.Text, nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("attempts", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    # When it is to be sent; while somebody sends it, when that is taken to have failed.
+    sa.Column("next_at", sa.BigInteger, nullable=False),
+    sa.Column("closed_at", sa.BigInteger),
+    sa.Index("ix_notices_closed_at_next_at", "closed_at", "next_at"),
+    sqlite_autoincrement=True,
+)
+
 # Server processes. A process that stops renewing its lease holds nothing any more.
 HOLDERS = sa.Table(
     "holders",

@@ -74,7 +74,7 @@ def start_servers(stub: Any, request: pytest.FixtureRequest, tmp_path: Path) -> 
     """Starts servers on a store of their own: `start_servers("sqlite", processes=1)`."""
     started: dict[str, Database] = {}
 
-    def start(store: str, *, processes: int = 1, lease_seconds: float = 30) -> Servers:
+    def start(store: str, *, processes: int = 1, lease_seconds: float = 30, **more: Any) -> Servers:
         name = f"{tmp_path.name}-{len(started)}"
         if store == "sqlite":
             url = f"sqlite:///{tmp_path / name}.db"
@@ -85,6 +85,7 @@ def start_servers(stub: Any, request: pytest.FixtureRequest, tmp_path: Path) -> 
             "data_dir": str(tmp_path),
             "database_url": url,
             "lease_seconds": lease_seconds,
+            **more,
         }
         answer = stub({"start": name, "processes": processes, "settings": settings})
         started[name] = database

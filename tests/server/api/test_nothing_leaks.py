@@ -159,7 +159,9 @@ FIELDS: dict[str, set[str]] = {
     "get_usage": {
         *_fields("", "cost_micros", "charges", "next_after"),
         *_units("total"),
-        *_fields("charges[]", "id", "at", "call", "run", "model", "revision", "state"),
+        *_fields(
+            "charges[]", "id", "at", "call", "run", "user", "adapter", "model", "revision", "state"
+        ),
         "charges[].cost_micros",
         *_units("charges[].units"),
     },

@@ -86,7 +86,8 @@ def calls(
     plans: dict[str, list[str]], serve: Any, picture: Picture
 ) -> Iterator[tuple[httpx.Client, dict[str, list[str]]]]:
     """A server on which each call was made once, and the plans of what it took."""
-    with serve(answers_bytes=1000, lease_seconds=0.3) as server:
+    told = {"notice_urls": "http://127.0.0.1:9", "notice_secret": f"whsec_{'AAAA' * 8}"}
+    with serve(answers_bytes=1000, lease_seconds=0.3, **told) as server:
         with server.database.writing() as connection:
             key = create_key(
                 connection,
