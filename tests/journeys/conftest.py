@@ -7,11 +7,12 @@ made as README.md says, which takes minutes.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,3 +162,17 @@ def _ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+@pytest.fixture
+def newcomer(operator: Terminal, client_bin: Path, tmp_path: Path) -> Callable[[str], Terminal]:
+    """Makes the terminal of somebody who got a key: the operator typed README's line for it."""
+
+    def make(owner: str) -> Terminal:
+        words = line("README.md", "craft-server keys create --owner me", me=owner)
+        key = re.search(r"craft_[a-z0-9]+_[\w-]+", operator.type(words))
+        assert key is not None
+        env = {"CRAFT_URL": operator.env["CRAFT_URL"], "CRAFT_API_KEY": key.group()}
+        return Terminal(client_bin, tmp_path, env)
+
+    return make

@@ -22,20 +22,6 @@ README, ANSWERS, BENCHMARKS, RECEIPTS, PLANNING = (
 )
 
 
-@pytest.fixture
-def newcomer(operator: Terminal, client_bin: Path, tmp_path: Path) -> Callable[[str], Terminal]:
-    """Makes the terminal of somebody who got a key: the operator typed README's line for it."""
-
-    def make(owner: str) -> Terminal:
-        words = line(README, "craft-server keys create --owner me", me=owner)
-        key = re.search(r"craft_[a-z0-9]+_[\w-]+", operator.type(words))
-        assert key is not None
-        env = {"CRAFT_URL": operator.env["CRAFT_URL"], "CRAFT_API_KEY": key.group()}
-        return Terminal(client_bin, tmp_path, env)
-
-    return make
-
-
 def only_run(terminal: Terminal) -> str:
     """The one run directory that there is."""
     (run,) = (terminal.folder / "runs").iterdir()
