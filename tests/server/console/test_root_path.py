@@ -79,6 +79,13 @@ def test_every_page_and_file_that_a_page_leads_to_is_there(browser: Browser) -> 
     assert any(address.startswith(f"{ROOT}/console/static/console.js") for address in seen)
 
 
+def test_programs_to_copy_call_the_address_below_the_path(browser: Browser) -> None:
+    text = html.unescape(browser.get(f"{ROOT}/console/adapters/pets").text)
+    server = f"{str(browser.http.base_url).rstrip('/')}{ROOT}"
+    assert f"'{server}/v1/adapters/pets@1/predictions'" in text
+    assert f'Client("{server}")' in text
+
+
 def test_forms_lead_to_where_the_next_page_is(browser: Browser) -> None:
     made = browser.send(f"{ROOT}/console/admin/keys", f"{ROOT}/console/admin/keys", owner="ann")
     assert made.status_code == 201

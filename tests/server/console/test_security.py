@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from craft_server.console.install import CONTENT_SECURITY_POLICY
 from server.console.conftest import Browser, NewBrowser
+from server.console.test_pages import published
 
 XSS = "<script>alert(1)</script>'\"&"
 
@@ -175,6 +177,18 @@ def test_texts_of_clients_are_escaped(browse: NewBrowser, server: Any) -> None:
     assert "<script>alert" not in elsewhere
     wanted = browse(signed_in=False).get(f"/console/sign-in?next={XSS}").text
     assert "alert(1)" not in wanted
+
+
+def test_a_host_that_means_something_to_a_shell_is_in_no_program(
+    browse: NewBrowser, server: Any
+) -> None:
+    published(server, "hosted", "hosted")
+    browser = browse("hosted")
+    for host in ("a'$(id)", 'a"+b', "a b", "<b>"):
+        text = html.unescape(browser.get("/console/adapters/hosted", headers={"Host": host}).text)
+        assert host not in text
+        for address in re.findall(r"""["'](\S+/v1/adapters/hosted@1/predictions)""", text):
+            assert re.fullmatch(r"https?://(SERVER|127\.0\.0\.1:\d+)/v1/[a-z/@1]+", address), host
 
 
 def test_pages_hold_no_inline_script_or_style(browse: NewBrowser) -> None:
