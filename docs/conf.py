@@ -60,7 +60,9 @@ ogp_site_url = ""
 ogp_social_cards = {"enable": False}
 # What a button copies is the command, without the note behind it.
 copybutton_exclude = ".linenos, .c1"
-copybutton_selector = ", ".join(f"div.highlight-{kind} pre" for kind in ("sh", "python", "toml"))
+copybutton_selector = ", ".join(
+    f"div.highlight-{kind} pre" for kind in ("sh", "python", "js", "ts", "toml")
+)
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

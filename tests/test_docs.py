@@ -28,14 +28,15 @@ from doc_pages import DOCS, GENERATED, NAMES, PAGES, ROOT, Block, blocks
 OTHERS = {
     *("cat", "chmod", "cp", "curl", "docker", "export", "hf", "install", "kubectl", "mkdir", "mv"),
     *("openssl", "runuser", "systemctl", "useradd"),
-    *("openapi-python-client", "pip", "sed", "serve", "source", "umask"),
+    *("npx", "openapi-python-client", "pip", "sed", "serve", "source", "umask"),
 }
 
 
 @pytest.mark.parametrize("block", blocks(), ids=str)
 def test_a_block_is_of_a_kind_that_is_checked(block: Block) -> None:
     directive = block.language.startswith("{")
-    assert directive or block.language in ("sh", "python", "toml", "yaml", "json", "text")
+    kinds = ("sh", "python", "js", "ts", "toml", "yaml", "json", "text")
+    assert directive or block.language in kinds
 
 
 # --- shell ------------------------------------------------------------------------------------
