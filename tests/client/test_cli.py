@@ -328,6 +328,41 @@ def test_a_run_that_a_budget_stops_says_which_and_is_whole(
     assert craft("publish", "runs/animals-4shots-seed1", "--name", "animals").exit_code == 0
 
 
+def test_a_run_directory_makes_nobody_run_a_file_of_its_own(
+    craft: Craft, connected: WireServer, picture_folder: Path, tmp_path: Path
+) -> None:
+    """A directory from elsewhere may name any file, and the digest of what is in it."""
+    method, ran = tmp_path / "method.py", tmp_path / "ran"
+    method.write_text(
+        "from pathlib import Path\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "from craft_client.arena import Outcome\n"
+        "def tune(run):\n"
+        "    run.plain()\n"
+        "    if not Path('mended').exists():\n"
+        "        raise RuntimeError('broken')\n"
+        "    return Outcome('plain', templates=['a photo of a {}.'])\n"
+    )
+    recipe = f"{method}:tune"
+    words = ("tune", "--data", picture_folder, "--shots", 2, "--run", "run", "--recipe", recipe)
+    result = craft(*words, "--budget", "queries=5")
+    assert f"Continue it: craft tune --resume run --recipe {recipe}" in result.stderr, result.stderr
+    ran.unlink()
+    Path("mended").touch()
+    spent = connected.charged
+    refused = craft("tune", "--resume", "run")
+    assert refused.exit_code == 1
+    assert f"was begun by '{recipe}', which is run only where you name it" in refused.stderr
+    assert f"If that file is yours: craft tune --resume run --recipe {recipe}" in refused.stderr
+    other = craft("tune", "--resume", "run", "--recipe", "paper")
+    assert "was begun by" in other.stderr
+    assert not ran.exists()
+    assert connected.charged == spent
+    resumed = craft("tune", "--resume", "run", "--recipe", recipe)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert ran.exists()
+
+
 def test_publishing_says_what_one_picture_costs(
     craft: Craft, connected: WireServer, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

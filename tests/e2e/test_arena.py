@@ -50,8 +50,11 @@ def test_a_strangers_optimiser_is_killed_and_resumed_to_the_same_adapter(
     process.kill()
     process.wait(30)
     assert not (run / "summary.json").exists(), "it was killed too late"
-    # From another folder: the run knows where the method is.
-    done = server.craft(key, "tune", "--resume", run)
+    # A run directory is data: what it names is not run for that alone.
+    refused = server.craft(key, "tune", "--resume", run)
+    assert refused.returncode == 1
+    assert f"craft tune --resume {run} --recipe {OPTUNA}:tune" in refused.stderr
+    done = server.craft(key, "tune", "--resume", run, "--recipe", f"{OPTUNA}:tune")
     assert done.returncode == 0, done.stderr
     assert Adapter.load(run / "adapter").digest == Adapter.load(tmp_path / "whole/adapter").digest
     charged = server.craft_json(key, "usage")["total"]

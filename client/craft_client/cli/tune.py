@@ -5,6 +5,7 @@ What can be checked for free is checked before anything is paid for.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from craft_client.cli.options import (
 from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, percent, say, size, table, watch
-from craft_client.recipes import OWN, described, label
+from craft_client.recipes import OWN, described, is_file, label, resolved
 from craft_shared.amounts import SPARE_UNITS, UNITS, counted
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def tune(
     resume: Annotated[
         Path | None,
         option(
-            "Continues a run that was interrupted; nothing is paid for twice.",
+            "Continues a run that was interrupted; nothing is paid for twice. One that a method of "
+            "your own began needs its --recipe again: no run directory names code that is run.",
             panel=_RUN,
             autocompletion=run_folders,
         ),
@@ -204,7 +206,7 @@ def tune(
     started = time.monotonic()
     if resume is not None:
         _refuse_other_options(context)
-        task, folder = task_of(resume), resume
+        task, folder = task_of(resume, recipe if _is_given(context, "recipe") else None), resume
     else:
         if data is None:
             raise typer.BadParameter("Name the pictures' folder.", param_hint="--data")
@@ -245,19 +247,23 @@ def tune(
 
 
 def _refuse_other_options(context: typer.Context) -> None:
-    with_resume = {"resume", "report", "url", "key", "as_json"}
+    with_resume = {"resume", "recipe", "report", "url", "key", "as_json"}
     given = [
         parameter.opts[0]
         for parameter in context.command.params
         if parameter.name is not None
         and parameter.name not in with_resume
-        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+        and _is_given(context, parameter.name)
     ]
     if given:
         raise typer.BadParameter(
             f"leave {', '.join(given)} out: a resumed run continues as it began.",
             param_hint="--resume",
         )
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    return getattr(context.get_parameter_source(parameter), "name", "") == "COMMANDLINE"
 
 
 @contextmanager
@@ -267,8 +273,15 @@ def _saying_how_to_continue(journal: Journal) -> Iterator[None]:
         yield
     except BaseException:
         if journal.document:
-            say(f"The run ended early. Continue it: craft tune --resume {journal.folder}")
+            say(f"The run ended early. Continue it: {_continuing(journal)}")
         raise
+
+
+def _continuing(journal: Journal) -> str:
+    """The command that continues a run."""
+    recipe: str = journal.document["settings"]["recipe"]
+    again = ["--recipe", recipe] if is_file(recipe) else []
+    return shlex.join(["craft", "tune", "--resume", str(journal.folder), *again])
 
 
 def _report(
@@ -384,11 +397,18 @@ def new_task(
     return Task(dataset.classes, dataset.root, samples, settings_of, others)
 
 
-def task_of(folder: Path) -> Task:
-    """The task of a run that was begun."""
+def task_of(folder: Path, recipe: str | None = None) -> Task:
+    """The task of a run that was begun.
+
+    Raises:
+        JournalError: a method of a file began it, which is not named as `recipe`: a directory from
+            elsewhere may name any file.
+        DataError: it came to its end.
+    """
+    from craft_client.begin import check_recipe
     from craft_client.data import Sample
     from craft_client.exceptions import DataError
-    from craft_client.journal import Journal
+    from craft_client.journal import Journal, JournalError
     from craft_client.tune import run_settings
 
     journal = Journal.open(folder)
@@ -397,6 +417,15 @@ def task_of(folder: Path) -> Task:
             f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
         )
     settings = run_settings(journal)
+    if recipe is not None:
+        check_recipe(recipe, journal)
+        settings = run_settings(journal, resolved(recipe))
+    elif is_file(settings.recipe):
+        raise JournalError(
+            f"The run in '{folder}' was begun by '{settings.recipe}', which is run only where you "
+            "name it.",
+            remedy=f"If that file is yours: {_continuing(journal)}",
+        )
     document = journal.document
     data = Path(document["data"])
     samples = [

@@ -268,6 +268,11 @@ def resolved(name: str) -> str:
     return name if own is None else f"{own.path.resolve()}:{name.rpartition(':')[2]}"
 
 
+def is_file(name: str) -> bool:
+    """Whether that is FILE.py:NAME."""
+    return plugins.own_file(RECIPES, name) is not None
+
+
 def began(name: str, document: Mapping[str, Any]) -> bool:
     """Whether the run of that document began by this recipe, be its file mended or moved since."""
     begun: str = document["settings"]["recipe"]
