@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+_COMMAND = "craft_shared.command"  # in a context's `meta`
 
 # Options of the program that may stand behind the command too.
 _ANYWHERE = ("--quiet", "-q", "--verbose", "-v", "--wide")
@@ -16,6 +18,19 @@ Wide = Annotated[
 ]
 
 
+class Command(TyperCommand):
+    """A command that failures may ask for its options."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: D102 - as it is of its base
+        ctx.meta[_COMMAND] = self
+        return super().invoke(ctx)
+
+
+def running(ctx: Any) -> Any:
+    """The command that was run last, below any group's context; None before one was."""
+    return ctx.meta.get(_COMMAND)
+
+
 class Commands(TyperGroup):
     """The program's own options may stand anywhere before `--`."""
 
@@ -24,6 +39,17 @@ class Commands(TyperGroup):
         moved = [word for word in args[:end] if word in _ANYWHERE]
         left = [word for word in args[:end] if word not in _ANYWHERE]
         return super().parse_args(ctx, [*moved, *left, *args[end:]])
+
+
+class Typer(typer.Typer):
+    """A group of commands of these kinds."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"cls": Commands, **options})
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        """Makes a function a command."""
+        return super().command(name, **{"cls": Command, **options})
 
 
 def examples(*commands: str) -> str:

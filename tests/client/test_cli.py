@@ -355,7 +355,7 @@ def test_a_run_directory_makes_nobody_run_a_file_of_its_own(
     assert f"was begun by '{recipe}', which is run only where you name it" in refused.stderr
     assert f"If that file is yours: craft tune --resume run --recipe {recipe}" in refused.stderr
     other = craft("tune", "--resume", "run", "--recipe", "paper")
-    assert "was begun by" in other.stderr
+    assert "was begun by" in other.stderr, other.stderr
     assert not ran.exists()
     assert connected.charged == spent
     resumed = craft("tune", "--resume", "run", "--recipe", recipe)
@@ -529,7 +529,7 @@ def test_a_class_name_too_long_for_the_model_is_told_before_the_upload(
     for command in ("tune", "zero-shot"):
         extra = TUNE if command == "tune" else ()
         result = craft(command, "--data", picture_folder, *extra)
-        refused(result, "classes[2]: is too long. Shorten it.")
+        refused(result, "--data (class number 3): is too long. Shorten it.")
         assert "image_set" not in result.stderr
     free(connected)
 

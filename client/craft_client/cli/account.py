@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from craft_client.cli.options import AsJson, Key, Url, argument
 from craft_client.cli.root import app, command
 from craft_client.cli.session import connect
 from craft_client.cli.show import document, free_document, report_done, say, table
 from craft_shared.amounts import SPARE_UNITS, UNITS
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
 ImageSetId = Annotated[str, argument("ID", "As tune and evaluate show it.")]
 
@@ -114,7 +112,7 @@ def budget(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         say(f"Not bounded: {', '.join(free)}.")
 
 
-_image_sets = typer.Typer(
+_image_sets = Typer(
     no_args_is_help=True,
     help="Show or delete an image set.",
     epilog=examples("craft image-sets show ID"),
@@ -151,7 +149,7 @@ def delete_image_set(
     report_done({"deleted": image_set}, f"Deleted image set {image_set}.", as_json)
 
 
-_config = typer.Typer(
+_config = Typer(
     no_args_is_help=True,
     help="What the commands are configured with.",
     epilog=examples("craft config show"),

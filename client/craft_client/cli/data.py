@@ -11,7 +11,7 @@ import typer
 from craft_client.cli.options import AsJson, argument
 from craft_client.cli.root import ExitCode, app
 from craft_client.cli.show import counting, document, print_lines, table
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Digests = dict[Split, dict[Sample, str]]
 
-_data = typer.Typer(
+_data = Typer(
     no_args_is_help=True,
     help="Look at a data set before anything is sent.",
     epilog=examples("craft data check DIR"),

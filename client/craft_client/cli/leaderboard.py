@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from craft_client.cli.options import (
     AsJson,
     Key,
@@ -22,7 +20,7 @@ from craft_client.cli.page import Section, page, write
 from craft_client.cli.receipts import Keys, known_keys
 from craft_client.cli.root import app
 from craft_client.cli.show import complain, document, report_done, say
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 from craft_shared.printing import json_text
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ _PROVES = (
     "after n are what it spent.",
 )
 _REMEDY = "See why: craft leaderboard check RUN"
-_leaderboard = typer.Typer(
+_leaderboard = Typer(
     no_args_is_help=True,
     help="Publish runs whose receipts add up.",
     epilog=examples("craft leaderboard build bench --out site"),

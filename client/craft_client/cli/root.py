@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from craft_client.cli.show import Verbosity, complain, print_lines, speaking, verbosity
-from craft_shared.commands import Commands, Wide, examples
+from craft_shared.commands import Commands, Typer, Wide, examples, running
 from craft_shared.printing import printable
 from craft_shared.terminal_tables import wide_tables
 
@@ -69,7 +69,9 @@ class _Commands(Commands):
             if not isinstance(error, CraftError):
                 _complain_of_unforeseen(error)
                 raise typer.Exit(ExitCode.FAILED) from error
-            head, *more = error.lines
+            from craft_client.cli.wording import lines
+
+            head, *more = lines(error, running(ctx))
             complain(f"Error: {head}", *more)
             raise typer.Exit(exit_code_of(error)) from error
 
@@ -95,7 +97,7 @@ def _complain_of_unforeseen(error: Exception) -> None:
         print_lines("".join(format_exception(error)).rstrip().split("\n"), err=True)
 
 
-app = typer.Typer(
+app = Typer(
     cls=_Commands,
     invoke_without_command=True,
     pretty_exceptions_show_locals=False,

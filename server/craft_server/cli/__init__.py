@@ -13,7 +13,7 @@ import typer
 
 from craft_server.cli import apply, budgets, keys, ledger, plan, serve, setup
 from craft_server.cli.output import print_lines, speak
-from craft_shared.commands import Commands, Wide
+from craft_shared.commands import Typer, Wide
 from craft_shared.terminal_tables import wide_tables
 
 WELCOME = """\
@@ -27,8 +27,7 @@ From nothing to a first result in three commands:
 
 All commands: craft-server --help. What is set where: craft-server config show.
 """
-app = typer.Typer(
-    cls=Commands,
+app = Typer(
     help="The craftbox server: a metered prediction API before a vision-language model.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,

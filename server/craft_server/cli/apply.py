@@ -13,12 +13,12 @@ import typer
 from craft_server.cli import options
 from craft_server.cli.ledger import writing
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
 if TYPE_CHECKING:
     from craft_server.ledger.provisioning import Wanted
 
-app = typer.Typer()
+app = Typer()
 
 
 @app.command(

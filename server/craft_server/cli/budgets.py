@@ -14,7 +14,7 @@ from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import amounts_of, checked
 from craft_server.cli.output import misuse, note, print_json, print_table
 from craft_shared.amounts import MAX_AMOUNT, Measure
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from craft_server.ledger import administration
     from craft_shared.wire import Budget
 
-app = typer.Typer(
+app = Typer(
     help="Show, set, top up and remove keys' and teams' budgets.",
     no_args_is_help=True,
     epilog=examples("craft-server budgets show abcd1234"),
@@ -176,7 +176,7 @@ def _holder(
     return administration.key_holder(connection, prefix or "")
 
 
-teams = typer.Typer(
+teams = Typer(
     help="List teams, and show what bounds them.",
     no_args_is_help=True,
     epilog=examples("craft-server teams list"),

@@ -14,12 +14,12 @@ from craft_server.cli.ledger import reading, writing
 from craft_server.cli.options import amounts_of, checked, complete_models, duration_ms
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import MAX_AMOUNT, MAX_DECIMALS
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
 if TYPE_CHECKING:
     from craft_shared.wire import Budget, KeyCard, KeyPolicy
 
-app = typer.Typer(
+app = Typer(
     help="Make, list, change, rotate and revoke API keys.",
     no_args_is_help=True,
     epilog=examples("craft-server keys create --owner me --queries 8000"),

@@ -25,7 +25,7 @@ from craft_server.cli.options import (
 )
 from craft_server.cli.output import fail, misuse, note, print_json, print_table, warn
 from craft_shared.amounts import MAX_PRICE_MICROS, MEASURES, SPARE_UNITS, UNITS
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 from craft_shared.printing import printable
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _refusals() -> Iterator[None]:
         )
 
 
-prices = typer.Typer(
+prices = Typer(
     help="Prices of units, in millionths of your currency (micros).",
     no_args_is_help=True,
     epilog=examples("craft-server prices set pocket --queries 100"),
@@ -189,7 +189,7 @@ def _print_prices(of_models: Prices, json_output: bool) -> None:
     )
 
 
-usage = typer.Typer(
+usage = Typer(
     help="What was charged.",
     no_args_is_help=True,
     epilog=examples("craft-server usage sum --by team --by month"),
@@ -296,7 +296,7 @@ def export_usage(
             sys.stdout.write(exports.text(line, form))
 
 
-backups = typer.Typer(
+backups = Typer(
     help="Copies of the ledger's database.",
     no_args_is_help=True,
     epilog=examples("craft-server ledger backup ledger.sqlite"),

@@ -14,7 +14,7 @@ from craft_server.cli.ledger import reading
 from craft_server.cli.options import complete_models, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
 from craft_shared.amounts import UNITS, Unit
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 from craft_shared.text_files import NotTextError, lines_of, read_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _constants = partial(typer.Option, rich_help_panel="What things take")
 
 _PAPER_BUDGET = 8201  # of sixteen shots
 
-app = typer.Typer()
+app = Typer()
 
 
 @app.command(

@@ -22,7 +22,7 @@ from craft_server.serving.listening import (
     run,
     run_draining,
 )
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
 if TYPE_CHECKING:
     from craft_server.database import Database
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from craft_server.settings import Settings
     from craft_server.simulate.profile import Profile as ProviderProfile
 
-app = typer.Typer()
+app = Typer()
 _PANEL = "Host a model"
 
 

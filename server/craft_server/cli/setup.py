@@ -11,9 +11,9 @@ import typer
 from craft_server.cli import options
 from craft_server.cli.options import complete_models, settings_of
 from craft_server.cli.output import fail, misuse, note, print_json, print_lines, print_table
-from craft_shared.commands import examples
+from craft_shared.commands import Typer, examples
 
-config = typer.Typer(
+config = Typer(
     help="What the server is configured with.",
     no_args_is_help=True,
     epilog=examples("craft-server config show"),
@@ -77,7 +77,7 @@ def show(
     )
 
 
-deploy = typer.Typer(
+deploy = Typer(
     help="Write what other systems need to run the server.",
     no_args_is_help=True,
     epilog=examples("craft-server deploy ray --database-url postgresql://craft@db/craft"),

@@ -1,0 +1,95 @@
+"""What a server refuses is told in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from craft_client.cli import app
+from craft_client.cli.wording import lines
+from craft_client.exceptions import AnswerLost, CraftError, problem_error
+from craft_shared.problems import (
+    INVALID_REQUEST,
+    PROBLEM_TYPES,
+    UNAUTHENTICATED,
+    FieldError,
+    Problem,
+    ProblemType,
+)
+
+from .wire_server import WireServer
+
+HTTP = re.compile(
+    r"\b(GET|POST|PUT|PATCH|DELETE)\b|/v1/|Idempotency|Retry-After|Authorization|Bearer|'errors'"
+    r"|'detail'|'until'|header|address of the call|/docs"
+)
+COMMANDS: Any = typer.main.get_command(app)
+
+
+def command(*path: str) -> Any:
+    found = COMMANDS
+    for name in path:
+        found = found.commands[name]
+    return found
+
+
+@pytest.mark.parametrize("kind", PROBLEM_TYPES.values(), ids=lambda kind: kind.slug)
+def test_no_remedy_is_for_programs(kind: ProblemType) -> None:
+    """Of the whole table of refusals: the next one, too, has to be told in both languages."""
+    problem = Problem.of(kind, "why").model_copy(update={"request_id": "r1"})
+    told = lines(problem_error(problem), command("models"))
+    assert not HTTP.search(" ".join(told).removeprefix(kind.title))
+    assert told[-1] == "(request r1)"
+    assert len(told) == 3, "what, a remedy, which call"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "option"),
+    [
+        (("share",), "keys[1]", "--with-key (number 2)"),
+        (("share",), "aliases.stable", "--alias (stable)"),
+        (("share",), "abstain_below", "--abstain-below"),
+        (("tune",), "context.dim", "--dim"),
+        (("tune",), "templates[0]", "--template (number 1)"),
+        (("tune",), "classes[3]", "--data (class number 4)"),
+        (("tune",), "random_codes", "--random-codes"),
+        (("tune",), "options", "--set"),
+        (("predict",), "top_k", "--top"),
+        (("receipt",), "run", "[RUN]"),
+        (("publish",), "name", "--name"),
+        (("models",), "keys[1]", "keys[1]"),
+        (("predict",), "'a/b.jpg'", "'a/b.jpg'"),
+    ],
+)
+def test_a_field_is_told_as_its_option(path: tuple[str, ...], field: str, option: str) -> None:
+    wrong = FieldError(field=field, message="is wrong", remedy="Lower context.dim.")
+    told = lines(CraftError("No.", errors=[wrong]), command(*path))
+    assert told == ["No.", f"{option}: is wrong. Lower --dim."]
+
+
+def test_a_call_is_no_address() -> None:
+    error = AnswerLost(
+        "The connection broke before POST /v1/image-sets/is_1/images was answered: x."
+    )
+    assert lines(error, None) == ["The connection broke before the call was answered: x."]
+
+
+def test_what_a_command_prints_is_in_its_words(
+    connected: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRAFT_API_KEY", "craft_wrong_key")
+    done = CliRunner().invoke(app, ["models"])
+    assert done.exit_code == 1
+    assert UNAUTHENTICATED.title in done.stderr
+    assert "--key or CRAFT_API_KEY" in done.stderr
+    assert not HTTP.search(done.stderr)
+
+
+def test_remedies_that_the_server_wrote_for_this_case_stay() -> None:
+    own = FieldError(field="name", message="it begins with '='", remedy="Rename it.")
+    told = lines(problem_error(Problem.of(INVALID_REQUEST, "one", [own])), command("publish"))
+    assert told[1:] == ["--name: it begins with '='. Rename it."]
