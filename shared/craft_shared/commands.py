@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _COMMAND = "craft_shared.command"  # in a context's `meta`
 
@@ -47,7 +50,7 @@ class Typer(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"cls": Commands, **options})
 
-    def command(self, name: str | None = None, **options: Any) -> Any:
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function a command."""
         return super().command(name, **{"cls": Command, **options})
 
