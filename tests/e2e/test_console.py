@@ -24,6 +24,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from craft_client.layouts import load_dataset
 from e2e.conftest import BIN, Server
+from proxies import proxying
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 SCREENSHOTS = os.environ.get("CRAFT_SCREENSHOTS")
@@ -141,6 +142,34 @@ def test_the_apis_description_is_shown_without_any_other_site(
     expect(operation.locator(".live-responses-table")).to_contain_text("image_size")
     expect(page.locator(".opblock")).not_to_have_count(0)
     assert refused == []
+
+
+def test_below_a_path_and_behind_tls_everything_is_below_that_path(
+    chromium: Browser, server: Server, key: str, tmp_path: Path
+) -> None:
+    with proxying("nginx", server.url, tmp_path) as proxy:
+        # The authority is no browser's.
+        context = chromium.new_context(ignore_https_errors=True)
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{proxy.url}/console/runs")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page).to_have_url(f"{proxy.url}/console/runs")
+        (cookie,) = context.cookies()
+        assert (cookie["secure"], cookie["path"]) == (True, "/craft")
+        page.get_by_role("link", name="Overview").click()
+        expect(page).to_have_url(f"{proxy.url}/")
+        page.goto(f"{proxy.url}/docs")
+        operation = page.locator("#operations-models-list_models")
+        operation.get_by_role("button").first.click()
+        operation.get_by_role("button", name="Try it out").click()
+        operation.get_by_role("button", name="Execute").click()
+        expect(operation.locator(".live-responses-table")).to_contain_text("401")
+        context.close()
+    assert f"{proxy.url}/v1/models" in asked
+    assert [url for url in asked if not url.startswith((f"{proxy.url}/", "data:"))] == []
 
 
 def test_sign_in_with_the_keyboard_alone(open_page: OpenPage, key: str) -> None:
