@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
-from craft_client import run_report
+from craft_client import Client, run_report
 from craft_client.cli import app
 from craft_client.exceptions import BudgetExhausted, ConnectionFailed, CraftError
 from craft_client.run_report import RunReporter, point_of, reported
@@ -209,6 +210,28 @@ def test_the_deployed_adapter_is_a_point_of_its_own() -> None:
 def test_what_is_no_number_is_left_out() -> None:
     point = point_of(at(0, loss=float("nan"), best_loss=float("inf"), accuracy=None))
     assert (point.loss, point.best_loss, point.accuracy) == (None, None, None)
+
+
+def test_what_is_not_known_yet_is_not_sent_so_that_earlier_servers_take_a_report() -> None:
+    sent: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json={})
+
+    transport = httpx.MockTransport(answer)
+    with Client("http://server", "craft_key_secret", transport=transport) as client:
+        client.report_run("run", REPORT)
+    assert sent == [
+        {
+            "title": "a run",
+            "model": "",
+            "dataset": "",
+            "recipe": "",
+            "budget": 100,
+            "state": "running",
+        }
+    ]
 
 
 TUNE = ("--shots", "4", "--budget", "40", "--population", "8", "--random-codes", "3", "--dim", "6")
