@@ -40,12 +40,14 @@ class Caller:
         port: of the server, or of what stands before it.
         key: the API key.
         model: that the server hosts.
+        user: the end user whom each call names.
         retries: calls that were sent again, over all calls.
     """
 
     port: int
     key: str
     model: str = "stub"
+    user: str | None = None
     retries: int = 0
     _connection: http.client.HTTPConnection | None = field(default=None, repr=False)
 
@@ -71,6 +73,8 @@ class Caller:
             "images": [PICTURE],
         }
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        if self.user is not None:
+            headers["Craft-User"] = self.user
         body = json.dumps(request).encode()
         answer = self._until_answered("POST", "/v1/predictions", body, headers, kill_at)
         if answer.status == 200:

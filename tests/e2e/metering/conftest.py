@@ -16,6 +16,7 @@ from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import create_key, find_key
+from craft_server.ledger.users import set_user_limit
 from e2e.metering.slow_servers import SlowServers
 from server.conftest import new_postgresql  # noqa: F401
 
@@ -27,8 +28,8 @@ class Servers:
     port: int
     database: Database
 
-    def key(self, queries: int) -> str:
-        """A new key that may ask so many queries."""
+    def key(self, queries: int, per_user: int | None = None) -> str:
+        """A new key that may ask so many queries, and each of its end users so many."""
         with self.database.writing() as connection:
             secret = create_key(connection, owner="e2e", at=now_ms())
             key_id = find_key(connection, secret.split("_")[1]).key_id
@@ -40,6 +41,10 @@ class Servers:
                 limit=queries,
                 at=now_ms(),
             )
+            if per_user is not None:
+                set_user_limit(
+                    connection, key_id, unit="queries", window="lifetime", limit=per_user
+                )
         return secret
 
 

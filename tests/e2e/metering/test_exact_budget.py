@@ -31,11 +31,32 @@ def test_64_clients_get_exactly_the_budget(start_servers: Any, store: str, proce
         assert counted == (BUDGET, BUDGET, 0, BUDGET), f"run {run}"
 
 
-def _use_up(port: int, key: str, client: int) -> int:
+def _use_up(port: int, key: str, client: int, user: str | None = None) -> int:
     """Asks until not one more query is given; how many were delivered."""
-    caller, delivered = Caller(port, key), 0
+    caller, delivered = Caller(port, key, user=user), 0
     for prompts in (1 + client % 24, 1):
         while (answer := caller.predict(prompts)).status == 200:
             delivered += len(answer.body["log_probs"])
     caller.close()
     return delivered
+
+
+@pytest.mark.parametrize(("store", "processes"), [("sqlite", 1), ("postgresql", 4)])
+def test_clients_for_four_users_get_exactly_each_ones_share(
+    start_servers: Any, store: str, processes: int
+) -> None:
+    share, users = 50, [f"user-{number}" for number in range(4)]
+    servers = start_servers(store, processes=processes)
+    key = servers.key(10_000, per_user=share)
+    with ThreadPoolExecutor(16) as threads:
+        calls = [
+            threads.submit(_use_up, servers.port, key, n, users[n % len(users)]) for n in range(16)
+        ]
+        delivered = sum(call.result() for call in calls)
+    caller = Caller(servers.port, key)
+    for user in users:
+        of_key, of_user = caller.get(f"/v1/budget?user={user}")["budgets"]
+        assert (of_user["spent"], of_user["reserved"], of_user["remaining"]) == (share, 0, 0)
+        assert caller.get(f"/v1/usage?user={user}")["total"]["queries"] == share
+    caller.close()
+    assert delivered == of_key["spent"] == share * len(users)

@@ -30,8 +30,9 @@ def test_a_killed_server_loses_no_answer_and_charges_none_twice(
 def _kill(servers: Servers, point: str) -> str:
     """Kills the server again and again; what was wrong after it."""
     calls = KILLS * (1 + BYSTANDERS)
-    key = servers.key(calls)
-    first, *others = callers = [Caller(servers.port, key) for _ in range(1 + BYSTANDERS)]
+    key = servers.key(calls, per_user=calls)
+    callers = [Caller(servers.port, key, user="ann") for _ in range(1 + BYSTANDERS)]
+    first, *others = callers
     with ThreadPoolExecutor(BYSTANDERS) as threads:
         for _ in range(KILLS):
             before = first.retries
@@ -41,10 +42,12 @@ def _kill(servers: Servers, point: str) -> str:
                 return "the server was not killed"
             if [answer.status for answer in answers] != [200] * len(answers):
                 return f"not answered: {answers}"
-    (budget,) = first.get("/v1/budget")["budgets"]
+    budgets = first.get("/v1/budget?user=ann")["budgets"]
     usage = first.get("/v1/usage?limit=1000")
     for caller in callers:
         caller.close()
     lines = [line["state"] for line in usage["charges"]]
-    counted = (lines, usage["total"]["queries"], budget["spent"], budget["reserved"])
-    return "" if counted == (["settled"] * calls, calls, calls, 0) else f"{counted}"
+    held = {budget["of"]: (budget["spent"], budget["reserved"]) for budget in budgets}
+    counted = (lines, usage["total"]["queries"], held)
+    expected = (["settled"] * calls, calls, {"key": (calls, 0), "user": (calls, 0)})
+    return "" if counted == expected else f"{counted}"
