@@ -432,6 +432,8 @@ def addresses(page: Page, adapter: str, picture: Path) -> Iterator[str]:
     page.get_by_role("button", name="Classify").click()
     expect(page.get_by_role("alert")).to_be_visible()
     yield "no picture"
+    page.goto("/")
+    yield "the overview, with charges"
     page.goto("/console/nonesuch")
     yield "a problem"
     page.get_by_role("button", name="Sign out").click()
