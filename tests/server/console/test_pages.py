@@ -821,7 +821,9 @@ def test_many_keys_are_shown_some_at_a_time(
     shown, address = [], "/console/admin/keys"
     for _ in range(len(prefixes) // 2 + 1):
         text = admin.get(address).text
-        shown += re.findall(r'<th scope="row"><a class="target" href="/console/admin/keys/(\w+)"', text)
+        shown += re.findall(
+            r'<th scope="row"><a class="target" href="/console/admin/keys/(\w+)"', text
+        )
         following = re.findall(r'href="([^"]+)" rel="next"', text)
         if not following:
             break
