@@ -86,6 +86,20 @@ def resume(folder: Path, settings: TuneSettings, black_box: FakeBlackBox) -> Tun
     return tune(black_box, LABELS, settings, Journal.open(folder))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TuneSettings], TuneResult]:
+    """What runs come to that nothing interrupts: once for each settings, to compare with."""
+    results: dict[int, TuneResult] = {}
+
+    def result_of(settings: TuneSettings) -> TuneResult:
+        if id(settings) not in results:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            results[id(settings)] = begin(folder, settings, Mortal(1000))
+        return results[id(settings)]
+
+    return result_of
+
+
 def interrupted(folder: Path, settings: TuneSettings, requests: int) -> None:
     with pytest.raises(Killed):
         begin(folder, settings, Mortal(requests))
@@ -94,9 +108,12 @@ def interrupted(folder: Path, settings: TuneSettings, requests: int) -> None:
 @RECIPES
 @pytest.mark.parametrize("requests", [0, 1, 2, 3, 6, 7])
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(
-    tmp_path: Path, settings: TuneSettings, requests: int
+    tmp_path: Path,
+    uninterrupted: Callable[[TuneSettings], TuneResult],
+    settings: TuneSettings,
+    requests: int,
 ) -> None:
-    whole = begin(tmp_path / "whole", settings, Mortal(1000))
+    whole = uninterrupted(settings)
     interrupted(tmp_path / "run", settings, requests)
     black_box = Mortal(1000)
     result = resume(tmp_path / "run", settings, black_box)
@@ -108,8 +125,9 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
 
 def test_one_query_that_was_charged_and_never_heard_of_is_sent_again_by_its_name(
     tmp_path: Path,
+    uninterrupted: Callable[[TuneSettings], TuneResult],
 ) -> None:
-    whole = begin(tmp_path / "whole", CRAFTBOX, Mortal(1000))
+    whole = uninterrupted(CRAFTBOX)
     interrupted(tmp_path / "run", CRAFTBOX, 0)
     black_box = Mortal(1000)
     result = resume(tmp_path / "run", CRAFTBOX, black_box)
@@ -140,9 +158,13 @@ def test_what_the_head_has_learnt_is_saved_in_place_of_the_answers(
 @pytest.mark.parametrize("held", [0, 1000])
 @pytest.mark.parametrize("requests", [2, 3, 4, 5, 8, 9])
 def test_a_run_is_resumed_from_what_the_head_has_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, requests: int
+    tmp_path: Path,
+    uninterrupted: Callable[[TuneSettings], TuneResult],
+    monkeypatch: pytest.MonkeyPatch,
+    held: int,
+    requests: int,
 ) -> None:
-    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    whole = uninterrupted(PAPER)
     monkeypatch.setattr(paper, "HELD_BYTES", held)
     interrupted(tmp_path / "run", PAPER, requests)
     black_box = Mortal(1000)
@@ -153,10 +175,12 @@ def test_a_run_is_resumed_from_what_the_head_has_learnt(
 
 
 def test_a_run_that_was_killed_while_it_saved_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    uninterrupted: Callable[[TuneSettings], TuneResult],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The checkpoint is there, and so are the answers that it stands for."""
-    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    whole = uninterrupted(PAPER)
     monkeypatch.setattr(paper, "HELD_BYTES", 1000)
     replace_tensors = Journal.replace
 
@@ -192,8 +216,10 @@ def test_an_ended_run_whose_files_are_missing_is_finished_without_a_question(
     assert Journal.open(tmp_path / "run").finished
 
 
-def test_a_line_that_was_cut_short_is_asked_for_again(tmp_path: Path) -> None:
-    whole = begin(tmp_path / "whole", BBT, Mortal(1000))
+def test_a_line_that_was_cut_short_is_asked_for_again(
+    tmp_path: Path, uninterrupted: Callable[[TuneSettings], TuneResult]
+) -> None:
+    whole = uninterrupted(BBT)
     interrupted(tmp_path / "run", BBT, 5)
     lines = tmp_path / "run" / LINES_FILE
     os.truncate(lines, lines.stat().st_size - 7)
@@ -248,13 +274,20 @@ def _cut(file: Path) -> None:
 
 
 @RECIPES
-@pytest.mark.parametrize("damage", [_empty, _cut, Path.unlink])
-@pytest.mark.parametrize("numbers", [[0], [2], [0, 1, 4], [5]])
+@pytest.mark.parametrize(
+    ("damage", "numbers"),
+    [(_empty, [0]), (_cut, [0, 1, 4]), (Path.unlink, [2]), (_cut, [5])],
+    ids=["the first, empty", "several, cut short", "one, gone", "the last, cut short"],
+)
 def test_answers_whose_tensors_are_damaged_are_fetched_under_their_names(
-    tmp_path: Path, settings: TuneSettings, damage: Callable[[Path], None], numbers: list[int]
+    tmp_path: Path,
+    uninterrupted: Callable[[TuneSettings], TuneResult],
+    settings: TuneSettings,
+    damage: Callable[[Path], None],
+    numbers: list[int],
 ) -> None:
     """As a power failure leaves them."""
-    whole = begin(tmp_path / "whole", settings, Mortal(1000))
+    whole = uninterrupted(settings)
     interrupted(tmp_path / "run", settings, 6)
     names = [f"{number:06d}" for number in numbers]
     for name in names:
@@ -272,9 +305,12 @@ def test_answers_whose_tensors_are_damaged_are_fetched_under_their_names(
 
 @pytest.mark.parametrize("damaged", ["checkpoint", "000001", "000002"])
 def test_what_a_damaged_checkpoint_stood_for_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+    tmp_path: Path,
+    uninterrupted: Callable[[TuneSettings], TuneResult],
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: str,
 ) -> None:
-    whole = begin(tmp_path / "whole", PAPER, Mortal(1000))
+    whole = uninterrupted(PAPER)
     monkeypatch.setattr(paper, "HELD_BYTES", 0)
     interrupted(tmp_path / "run", PAPER, 7)
     _empty(tmp_path / "run/tensors" / f"{damaged}.safetensors")
