@@ -44,7 +44,7 @@ def check_command(command: Sequence[str]) -> None:
         app = {"craft": craft, "craft-server": craft_server}[command[0]]
         path = command[1:3] if command[1] in ("keys", "ledger") else command[1:2]
         words = [word for word in path if not word.startswith("-")]
-        done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+        done = CliRunner().invoke(app, [*words, "--help-all"], env={"COLUMNS": "200"})
         assert done.exit_code == 0, done.output
         shown = done.output
     for option in options:

@@ -225,3 +225,58 @@ def test_the_documentation_names_every_command_with_json() -> None:
     for name, command in COMMANDS.items():
         if any("--json" in parameter.opts for parameter in command.params):
             assert f"`{name}`" in text, name
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+LEAVES = [name for name, command in COMMANDS.items() if not hasattr(command, "commands")]
+
+
+def helped(name: str, option: str) -> str:
+    program, *words = name.split()
+    done = CliRunner().invoke(
+        APPS[program], [*words, option], prog_name=program, env={"COLUMNS": "80"}
+    )
+    assert done.exit_code == 0, done.output
+    text: str = done.stdout
+    prose = [line for line in text.splitlines() if not line.startswith(f"  {program} ")]
+    assert [line for line in prose if len(line) > 80] == []
+    assert not re.search(r"RANGE|<=|INTEGER| VALUE", text), "no words of a parser"
+    return text
+
+
+def options_in(text: str) -> list[str]:
+    return re.findall(r"^  (--[a-z-]+)", text, re.M)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_help_is_short_first_and_whole_when_asked(name: str) -> None:
+    command = COMMANDS[name]
+    assert {parameter.name for parameter in command.params} >= set(command.first)
+    short, whole = helped(name, "--help"), helped(name, "--help-all")
+    needed = [one for one in command.params if one.required and one.opts[0].startswith("--")]
+    assert len(options_in(short)) <= 5 + len([o for o in needed if o.name not in command.first])
+    for parameter in command.params:
+        shown = parameter.opts[0] if parameter.opts[0].startswith("--") else parameter.metavar
+        assert (shown or parameter.name.upper()) in whole
+    more = re.search(r"^(\d+) more options?: (.+) --help-all$", short, re.M)
+    assert more, "--json, --help and --help-all at least"
+    assert more[2] == name
+    assert int(more[1]) == len(options_in(whole)) - len(options_in(short))
+    assert short.index("Examples:") > short.index("Usage:")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in LEAVES])
+def test_help_of_a_group_names_its_commands(name: str) -> None:
+    text = helped(name, "--help")
+    for inner in COMMANDS[name].commands:
+        assert re.search(rf"^  {inner}  ", text, re.M)
+
+
+def test_bounds_are_told_in_words() -> None:
+    def words(name: str) -> str:
+        return " ".join(helped(name, "--help-all").split())
+
+    assert "Training pictures a class. (from 1; default: 16)" in words("craft tune")
+    assert "To which numbers are rounded. (1 to 6)" in words("craft-server keys create")
+    assert "(0 to 1; default: the adapter's own)" in words("craft predict")

@@ -88,7 +88,7 @@ def check_craft(program: str, words: list[str]) -> None:
         name, *words = words
         assert name in known, f"{program} has no command '{name}'"
         command = known[name]
-    options = {"--help"}.union(
+    options = {"--help", "--help-all"}.union(
         *([*one.opts, *one.secondary_opts] for one in command.params if one.opts)
     )
     for word in words:
@@ -143,7 +143,7 @@ def test_commands_in_a_sentence_exist(page: Path) -> None:
 
 def known_options() -> set[str]:
     """The options of all commands and of all scripts in the repository."""
-    options = {"--help"} | {
+    options = {"--help", "--help-all"} | {
         option
         for program in ("craft", "craft-server")
         for _, command in reference.walk(tree(program), (program,))

@@ -24,6 +24,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from craft_shared.command_help import bounds
+
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 MADE_BY = "<!-- Written by tools/reference.py: change what it describes, and run it again. -->"
 PLAIN_TYPES = {
@@ -116,8 +118,8 @@ def commands() -> str:
             lines += _command(path, command)
     lead = (
         "Every command of `craft`, the client, and of `craft-server`, with every argument and "
-        "option, as `--help` shows them. An option that has an environment variable is read from "
-        "there where it is not given."
+        "option, as `--help-all` shows them. An option that has an environment variable is read "
+        "from there where it is not given."
     )
     return page("Commands", lead, lines)
 
@@ -183,19 +185,11 @@ def _value(parameter: Any, context: Any) -> str:
         return "required" if parameter.required else ""
     name = str(parameter.type.name).strip("<>").lower().removesuffix(" range")
     words = parameter.metavar or PLAIN_TYPES.get(name, name)
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (
-            ("at least", getattr(parameter.type, "min", None)),
-            ("at most", getattr(parameter.type, "max", None)),
-        )
-        if bound is not None
-    ]
     if choices := getattr(parameter.type, "choices", ()):
         words = "one of " + ", ".join(map(str, choices))
     notes = ["repeatable"] if parameter.multiple else []
     notes += ["required"] if parameter.required else []
-    return ", ".join([words, *bounds, *notes])
+    return ", ".join(filter(None, [words, bounds(parameter), *notes]))
 
 
 def _default(parameter: Any) -> str:

@@ -631,7 +631,7 @@ def test_wrong_usage_is_exit_code_2(craft: Craft, picture_folder: Path) -> None:
 def test_the_key_is_asked_for_and_never_shown(
     craft: Craft, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    help_text = craft("tune", "--help").stdout
+    help_text = craft("tune", "--help-all").stdout
     assert "CRAFT_API_KEY" in help_text
     assert KEY not in help_text
     monkeypatch.setenv("CRAFT_API_KEY", "craft_wrong")

@@ -197,7 +197,7 @@ def show(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         say(warning)
 
 
-@app.command(epilog=examples("craft plugins", "craft plugins --json"))
+@command("Settings", "craft plugins", "craft plugins --json")
 def plugins(as_json: AsJson = False) -> None:
     """List the recipes that other packages add. Each is loaded to try it."""
     from craft_client.recipes import RECIPES

@@ -129,6 +129,7 @@ def adapters(
     "craft share digits --with-team vision --pays publisher",
     "craft share digits --public --abstain-below 0.5",
     "craft share digits --alias stable=2",
+    first=("public", "with_key", "with_team", "pays", "alias"),
 )
 def share(
     name: OwnName,

@@ -78,6 +78,7 @@ PAPER_MODEL, PAPER_SHOTS = "RN50", 16
     "craft bench --data ROOT --recipe craftbox --recipe paper --baseline paper",
     "craft bench --data ROOT --dataset caltech-101 --shots 1 --shots 16 --seed 1",
     "craft bench --data ROOT --recipe bbt --recipe spsa --budget predictions=1e4",
+    first=("data", "recipe", "shots", "seed", "budget"),
 )
 def bench(
     data: Annotated[Path, option("Holds a folder a data set, of any layout.")],

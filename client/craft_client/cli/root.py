@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar
@@ -116,9 +116,11 @@ app = Typer(
 )
 
 
-def command(panel: str, *commands: str, name: str | None = None) -> Callable[[F], F]:
-    """Adds a command to a panel of the help, with examples."""
-    return app.command(name, epilog=examples(*commands), rich_help_panel=panel)
+def command(
+    panel: str, *commands: str, name: str | None = None, first: Sequence[str] = ()
+) -> Callable[[F], F]:
+    """Adds a command to a panel of the help, with examples; `first` is of `Typer.command`."""
+    return app.command(name, first=first, epilog=examples(*commands), rich_help_panel=panel)
 
 
 def _print_version(wanted: bool) -> None:

@@ -85,6 +85,7 @@ def _scale(text: str | None) -> str | None:
     "craft tune --data digits --shots 16 --seed 1",
     "craft tune --data digits --recipe paper --run runs/long --report",
     "craft tune --resume runs/long",
+    first=("data", "shots", "recipe", "budget", "run"),
 )
 def tune(
     context: typer.Context,
@@ -94,7 +95,10 @@ def tune(
     recipe: Annotated[
         str,
         option(
-            f"{described()}; a plug-in's; or your own, FILE.py:NAME.", True, autocompletion=recipes
+            f"The method: {', '.join(OWN)}; a plug-in's; or your own, FILE.py:NAME."
+            f"\n\n{described()}.",
+            True,
+            autocompletion=recipes,
         ),
     ] = "craftbox",
     budget: Budget = None,

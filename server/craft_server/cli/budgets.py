@@ -90,7 +90,8 @@ def set_(
     epilog=examples(
         "craft-server budgets top-up abcd1234 --queries 1000",
         "craft-server budgets top-up --team vision --images 500 --window month",
-    )
+    ),
+    first=("queries", "images", "cost_micros", "window", "team"),
 )
 def top_up(
     prefix: options.AnyPrefix = None,

@@ -74,7 +74,8 @@ RequireUser = Annotated[
         "craft-server keys create --owner me --queries 8000",
         "craft-server keys create --owner alice --team vision --expires-in 30d --json",
         "craft-server keys create --owner bob --level top_k --k 5 --key-file bob.key",
-    )
+    ),
+    first=("owner", "team", "queries", "expires_in", "level"),
 )
 def create(
     owner: Annotated[str, typer.Option(help="Whose image sets and adapters the key sees.")],
@@ -182,7 +183,8 @@ def create(
     epilog=examples(
         "craft-server keys policy abcd1234",
         "craft-server keys policy abcd1234 --level probs --decimals 2",
-    )
+    ),
+    first=("level", "k", "decimals", "noise", "model"),
 )
 def policy(
     prefix: options.Prefix,
@@ -246,6 +248,7 @@ def _policies(
         "craft-server keys set abcd1234 --team vision --name phones --level top_k --k 5",
         "craft-server keys set abcd1234 --concurrency 0 --expires-in never",
     ),
+    first=("team", "expires_in", "requests_per_minute", "concurrency", "level"),
 )
 def set_(
     prefix: options.Prefix,

@@ -127,6 +127,7 @@ def _price_option(unit: str) -> Any:
         "craft-server prices set pocket --queries 100",
         "craft-server prices set RN50 --images 20 --texts 5 --json",
     ),
+    first=UNITS,
 )
 def set_prices(
     model: Annotated[

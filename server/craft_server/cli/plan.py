@@ -37,6 +37,7 @@ app = Typer()
         "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
     ),
     rich_help_panel="Settings and deployment",
+    first=("model", "classes", "images", "budget", "recipe"),
 )
 def plan(
     model: Annotated[

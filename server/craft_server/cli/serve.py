@@ -41,6 +41,7 @@ _PANEL = "Host a model"
         "craft-server serve --profile flaky",
     ),
     rich_help_panel=_PANEL,
+    first=("model", "pretrained", "device", "port", "data_dir"),
 )
 def serve(
     model: options.Model = None,
@@ -68,7 +69,11 @@ def serve(
         _host(settings, None)
 
 
-@app.command(epilog=examples("craft-server record --out session.craft"), rich_help_panel=_PANEL)
+@app.command(
+    epilog=examples("craft-server record --out session.craft"),
+    rich_help_panel=_PANEL,
+    first=("out", "model", "pretrained", "device", "port"),
+)
 def record(
     out: Annotated[
         Path,
@@ -113,6 +118,7 @@ def record(
         "craft-server replay session.craft", "craft-server replay session.craft --port 9000"
     ),
     rich_help_panel=_PANEL,
+    first=("host", "port"),
 )
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A recording.")],
