@@ -133,7 +133,6 @@ def run_process(
     used = time.process_time()
     ended = asyncio.run(book(services, callers, load, number))
     results.put({**ended, "cpu_ms": round(1000 * (time.process_time() - used))})
-    services.receipts.close()
     services.lease.close()
     services.database.close()
 

@@ -27,6 +27,8 @@ from craft_server.clock import now_ms
 from craft_server.database import Database
 from craft_server.ledger import administration, calls, exports, keys, leases
 from craft_server.ledger.calls import Attempt, StoredAnswer
+from craft_server.ledger.exports import Place
+from craft_server.ledger.selection import Selection
 from craft_server.ledger.tables import STORED_BYTES
 from craft_shared.units import MEASURES
 from craft_shared.wire import KeyCreate
@@ -55,7 +57,7 @@ _BULK = {
     "charges": (
         "(key_id, line, at, closed_at, call, model, revision, state, holder, holds, "
         f"{', '.join(MEASURES)})",
-        "1 + (i - 1) % {keys}, 1 + (i - 1) / {keys}, {at}, {at}, 'predictions', 'pocket', '0', "
+        "1 + (i - 1) % {keys}, 1 + (i - 1) / {keys}, i, i, 'predictions', 'pocket', '0', "
         f"'settled', '', '[]', {_NOTHING}",
     ),
     "calls": (
@@ -89,7 +91,9 @@ class Ledger:
 
     def export_a_page(self) -> None:
         with self.database.reading() as connection:
-            found = exports.page(connection, exports.Selection(), after=self.answers - 100)
+            # Each line is a millisecond after the one before.
+            after = Place(self.answers - 100, self.answers - 100)
+            found = exports.page(connection, Selection(), after=after)
         assert len(found.lines) == 100
 
     def answer(self) -> None:

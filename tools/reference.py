@@ -308,7 +308,6 @@ def description() -> dict[str, Any]:
         document = app.openapi()
         services = app.state.services
         services.lease.close()
-        services.receipts.close()
         services.database.close()
     return document
 

@@ -133,7 +133,6 @@ def create_app(
         with suppress(TimeoutError):
             await asyncio.wait_for(services.in_flight.none(), REFUND_SECONDS)
         await asyncio.to_thread(notices.close)
-        await asyncio.to_thread(services.receipts.close)
         await asyncio.to_thread(services.lease.close)
         services.database.close()
         run_at(1)

@@ -6,6 +6,7 @@ must last for a real while, such as a lease, is measured by `ms_in`.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,9 @@ from craft_shared.amounts import Window
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_PERIOD = re.compile(r"([0-9]{4})(?:-(0[1-9]|1[0-2]))?", re.ASCII)
 WINDOWS: tuple[Window, ...] = get_args(Window)
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,48 @@ def window_end(window: Window, at_ms: int) -> int | None:
 def epoch_ms(moment: datetime) -> int:
     """A time that has a zone in whole milliseconds since the Unix epoch, less what is over."""
     return (moment - _EPOCH) // _MILLISECOND
+
+
+@dataclass(frozen=True)
+class Period:
+    """A calendar month or year (UTC), from `since` until `until` in milliseconds."""
+
+    name: str  # 2026-11, or 2026
+    since: int
+    until: int
+
+    @classmethod
+    def named(cls, name: str) -> Period:
+        """The month or the year that is called so.
+
+        Raises:
+            ValueError: none is.
+        """
+        found = _PERIOD.fullmatch(name)
+        year, month = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+        if not _EPOCH.year <= year < datetime.max.year:
+            raise ValueError(f"{name!r} is no month such as 2026-11")
+        end = (year, month + 1) if 0 < month < 12 else (year + 1, 1)
+        first, last = (epoch_ms(datetime(*day, 1, tzinfo=UTC)) for day in ((year, month or 1), end))
+        return cls(name, first, last)
+
+    @classmethod
+    def month_at(cls, at_ms: int) -> Period:
+        """The month that holds a time."""
+        return cls.named(rfc3339(at_ms)[:7])
+
+    @property
+    def is_month(self) -> bool:
+        """Whether it is one; otherwise it is a year."""
+        return "-" in self.name
+
+    @property
+    def year(self) -> str:
+        """Which it is in, such as 2026."""
+        return self.name[:4]
+
+    @property
+    def neighbours(self) -> tuple[str, str]:
+        """The names of the periods of the same kind before and after it."""
+        before, after = (rfc3339(at)[: len(self.name)] for at in (self.since - 1, self.until))
+        return before, after

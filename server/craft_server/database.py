@@ -48,6 +48,7 @@ METADATA = sa.MetaData(
 Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 POSTGRESQL_THREADS = 8
+_LONG_READS = 2  # at a time
 BUSY_TIMEOUT_MS = 30_000
 # Seconds and milliseconds after which a server that does not answer is gone.
 _POSTGRESQL_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 20_000}
@@ -111,10 +112,11 @@ class Unavailable(DatabaseError):  # noqa: N818 - reads as what it is where it i
 class Database:
     """An open database whose schema is the newest.
 
-    `read` and `write` run one function in one transaction, on the database's threads; `query` and
-    `write_deferred` are for those that every call waits for, and run on the event loop where they
-    need not wait (SQLite). `reading` and `writing` are for callers without an event loop. Each
-    raises `Unavailable` for what is not its caller's fault.
+    `read` and `write` run one function in one transaction, on the database's threads, and
+    `read_long` on threads that no call waits for. `query` and `write_deferred` are for those that
+    every call waits for, and run on the event loop where they need not wait (SQLite). `reading` and
+    `writing` are for callers without an event loop. Each raises `Unavailable` for what is not its
+    caller's fault.
     """
 
     def __init__(self, url: URL) -> None:
@@ -122,6 +124,7 @@ class Database:
         # SQLite has one writer at a time anyway: a second thread could only wait for the first.
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
+        self._long = ThreadPoolExecutor(_LONG_READS, thread_name_prefix="craft-long-reads")
         self._together: dict[Callable[..., Any], Together[Any, Any]] = {}
         self.mended: list[Path] = []  # files and folders that others could read until now
 
@@ -176,6 +179,12 @@ class Database:
         """Awaits `function(connection, ...)` in a reading transaction."""
         return await self._on_thread(
             _READ, lambda connection: function(connection, *args, **kwargs)
+        )
+
+    async def read_long(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Like `read`, for what may read many lines: other transactions do not queue behind it."""
+        return await self._on_thread(
+            _READ, lambda connection: function(connection, *args, **kwargs), self._long
         )
 
     async def write(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -268,6 +277,7 @@ class Database:
     def close(self) -> None:
         """Waits for running transactions and closes all connections."""
         self._threads.shutdown()
+        self._long.shutdown()
         self._engine.dispose()
 
     async def _soon(self, kind: _Kind, waiting: _Kind, work: Callable[[sa.Connection], T]) -> T:
@@ -290,12 +300,17 @@ class Database:
                 raise
             return None
 
-    async def _on_thread(self, kind: _Kind, work: Callable[[sa.Connection], T]) -> T:
+    async def _on_thread(
+        self,
+        kind: _Kind,
+        work: Callable[[sa.Connection], T],
+        threads: ThreadPoolExecutor | None = None,
+    ) -> T:
         def run() -> T:
             with self._transaction(kind) as connection:
                 return work(connection)
 
-        return await on_thread(self._threads, run)
+        return await on_thread(threads or self._threads, run)
 
     @contextmanager
     def _transaction(self, kind: _Kind) -> Iterator[sa.Connection]:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ from craft_server.ledger.account import SUMS, as_charge, units_of
 from craft_server.ledger.keys import Caller
 from craft_server.ledger.tables import CHARGES, RESERVED
 from craft_server.settings import Settings
-from craft_server.threads import on_thread
 from craft_shared.files import keep_private, make_private_folder
 from craft_shared.receipt import (
     ALGORITHM,
@@ -127,16 +125,12 @@ class Selection:
 
 
 class Receipts:
-    """Issues receipts, one at a time, on a thread of its own.
-
-    A receipt over many lines takes a while; charged calls do not queue behind it.
-    """
+    """Issues receipts."""
 
     def __init__(self, database: Database, signer: Signer, *, issuer: str | None = None) -> None:
         self.signer = signer
         self._database = database
         self._issuer = issuer or signer.thumbprint_uri
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="craft-receipts")
 
     async def issue(self, caller: Caller, selection: Selection) -> str:
         """A signed receipt over the caller's settled charges.
@@ -145,17 +139,10 @@ class Receipts:
             NothingCharged: there is none.
             StillReserved: some calls have yet to be settled or given back.
         """
-
-        def run() -> str:
-            with self._database.reading() as connection:
-                receipt = sum_up(connection, caller, selection, issuer=self._issuer, at=now_ms())
-            return self.signer.sign(receipt)
-
-        return await on_thread(self._thread, run)
-
-    def close(self) -> None:
-        """Waits for the receipt that is being issued."""
-        self._thread.shutdown()
+        receipt = await self._database.read_long(
+            sum_up, caller, selection, issuer=self._issuer, at=now_ms()
+        )
+        return self.signer.sign(receipt)
 
 
 def sum_up(

@@ -401,7 +401,10 @@ def test_an_admin_makes_a_key_and_revokes_it(open_page: OpenPage, admin_key: str
 
 def addresses(page: Page, adapter: str, picture: Path) -> Iterator[str]:
     """Shows each kind of page, one after the other; gives its name."""
-    for address in ("/", "/console/runs", "/console/adapters", "/console/admin/keys"):
+    for address in (
+        *("/", "/console/usage", "/console/usage/charges", "/console/usage/statement"),
+        *("/console/runs", "/console/adapters", "/console/admin/keys"),
+    ):
         page.goto(address)
         yield address
     page.get_by_role("row").nth(1).get_by_role("link").click()

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from craft_server.database import Database
 from craft_server.ledger import exports, leases
 from craft_server.ledger.charges import Work, reserve, settle
 from craft_server.ledger.keys import Caller, Rates, authenticate
+from craft_server.ledger.selection import Selection
 from craft_server.ledger.tables import CHARGES
 from craft_server.serving.listening import listening
 from craft_server.settings import Settings
@@ -516,13 +518,13 @@ def test_usage_is_summed_by_what_is_named(craft_server: Any) -> None:
     }
     craft_server("prices", "set", "pocket", "--queries", 100)
     november, december = 1_793_491_200_000, 1_796_083_200_000  # 2026-11-01 and -12-01
-    charged = [("one", november, 3), ("one", december, 4), ("two", november, 5)]
+    charged = [("one", december, 4), ("two", november, 5), ("apart", november, 7)]
     with writing(None, None) as connection:
         leases.renew(connection, "server", december + 60_000)
-        for name, at, queries in [*charged, ("apart", november, 7)]:
+        for name, at, queries, *adapter in [("one", november, 3, "lab/pets@2"), *charged]:
             caller = authenticate(connection, made[name]["key"], now_ms())
             assert caller is not None
-            work = Work("predictions", "pocket", "r", Units(queries=queries))
+            work = Work("predictions", "pocket", "r", Units(queries=queries), None, *adapter)
             settle(connection, reserve(connection, caller, work, holder="server", at=at), at)
 
     def sums(*options: str) -> list[tuple[Any, ...]]:
@@ -540,12 +542,34 @@ def test_usage_is_summed_by_what_is_named(craft_server: Any) -> None:
     ]
     assert sums("--by", "key", "--key", made["two"]["prefix"]) == [(made["two"]["prefix"], 5, 500)]
     assert sums("--by", "model", "--since", "2026-12-01T00:00:00Z") == [("pocket", 4, 400)]
+    assert sums("--by", "adapter", "--model", "pocket") == [("", 16, 1600), ("lab/pets", 3, 300)]
+    assert sums("--by", "owner", "--adapter", "lab/pets") == [("me", 3, 300)]
     csv_text = craft_server("usage", "sum", "--by", "team", "--csv").stdout
     assert [row["queries"] for row in csv.DictReader(io.StringIO(csv_text))] == ["7", "12"]
     assert "0.0012" in craft_server("usage", "sum", "--by", "team").stdout
     exported = craft_server("usage", "export", "--team", "vision").stdout
-    assert [row["queries"] for row in csv.DictReader(io.StringIO(exported))] == ["3", "4", "5"]
+    assert [row["queries"] for row in csv.DictReader(io.StringIO(exported))] == ["3", "5", "4"]
     check_error(craft_server("usage", "sum", "--by", "team", "--team", "none"), "no team none")
+    exported = craft_server("usage", "export", "--adapter", "lab/pets@2").stdout
+    assert [row["adapter"] for row in csv.DictReader(io.StringIO(exported))] == ["lab/pets@2"]
+    statement = ("usage", "statement", "--team", "vision", "--month", "2026-11")
+    found = json.loads(craft_server(*statement, "--json").stdout)
+    assert [(line["name"], line["amount"], line["cost_micros"]) for line in found["lines"]] == [
+        ("one", 3, 300),
+        ("two", 5, 500),
+    ]
+    assert (found["total"]["queries"], found["total"]["cost_micros"]) == (8, 800)
+    rows = list(csv.DictReader(io.StringIO(craft_server(*statement, "--csv").stdout)))
+    assert [(row["unit"], row["price_micros"], row["cost_micros"]) for row in rows] == [
+        ("queries", "100", "300"),
+        ("queries", "100", "500"),
+        ("total", "", "800"),
+    ]
+    printed = craft_server(*statement).stdout
+    assert re.search(r"one .* pocket +queries +3 +0.000100 +0.000300\n", printed)
+    assert re.search(r"total +0.000800\n", printed)
+    check_usage(craft_server("usage", "statement", "--month", "2026"), "--month")
+    check_error(craft_server(*statement[:3], "none", *statement[4:]), "no team none")
 
 
 def test_usage_is_exported_of_one_key_and_period(
@@ -595,7 +619,7 @@ def test_an_export_holds_few_rows_in_memory(
             connection.execute(sa.insert(CHARGES), [{**copied, "line": n} for n in numbers])
         with database.reading() as connection:
             tracemalloc.start()
-            count = sum(1 for _ in exports.lines(connection, exports.Selection()))
+            count = sum(1 for _ in exports.lines(connection, Selection()))
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         assert count == rows

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from craft_server.clock import (
     WINDOWS,
+    Period,
     epoch_ms,
     ms_in,
     now_ms,
@@ -93,3 +94,27 @@ def test_time_may_run_faster_than_the_real_one(fast: None) -> None:
 def test_time_is_the_real_one_otherwise() -> None:
     assert abs(now_ms() - time.time() * 1000) < 1000
     assert ms_in(2) == 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "since", "until", "around"),
+    [
+        ("2026-11", "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z", ("2026-10", "2026-12")),
+        ("2026-12", "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z", ("2026-11", "2027-01")),
+        ("1970-01", "1970-01-01T00:00:00Z", "1970-02-01T00:00:00Z", ("1969-12", "1970-02")),
+        ("2026", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z", ("2025", "2027")),
+    ],
+)
+def test_a_month_and_a_year_have_a_beginning_and_an_end(
+    name: str, since: str, until: str, around: tuple[str, str]
+) -> None:
+    period = Period.named(name)
+    assert (period.since, period.until, period.neighbours) == (ms(since), ms(until), around)
+    assert Period.month_at(period.since).since == period.since
+    assert period.is_month == ("-" in name)
+
+
+@pytest.mark.parametrize("name", ["", "2026-13", "2026-1", "1969", "9999", "26", "2026-11-01", "x"])
+def test_what_is_neither_a_month_nor_a_year_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no month"):
+        Period.named(name)

@@ -7,8 +7,7 @@ holds null in its place, and the key can be rotated for a new secret.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -20,14 +19,16 @@ from craft_server.api.addresses import DIGITS
 from craft_server.api.answers import json_response
 from craft_server.api.auth import caller_with
 from craft_server.api.body import Body, body_of
+from craft_server.api.downloads import MEDIA_TYPES, download
 from craft_server.api.idempotency import Call, call_of
 from craft_server.api.metering import free_of_charge, remember
 from craft_server.api.openapi import answer, example_of, refusals
-from craft_server.api.services import Services, WithServices
+from craft_server.api.services import WithServices
 from craft_server.clock import epoch_ms, now_ms
 from craft_server.ledger import administration, exports, keys, prices
 from craft_server.ledger.administration import Holder, key_holder, team_holder
 from craft_server.ledger.keys import Caller
+from craft_server.ledger.selection import Selection
 from craft_shared import wire
 from craft_shared.amounts import MAX_INTEGER
 from craft_shared.problems import (
@@ -49,7 +50,6 @@ TopUps = Annotated[Body[wire.BudgetTopUps], Depends(body_of(wire.BudgetTopUps))]
 FindHolder = Callable[[Connection, str], Holder]
 
 _NAMED = refusals(NOT_FOUND)
-_MEDIA_TYPES: dict[exports.Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl"}
 _LINE = wire.UsageLine.model_validate(example_of(wire.UsageLine))
 
 
@@ -204,7 +204,7 @@ async def set_prices(
             "One line a charge; refunded ones charge nothing and are left out.",
             {
                 media_type: exports.header(form) + exports.text(_LINE, form)
-                for form, media_type in _MEDIA_TYPES.items()
+                for form, media_type in MEDIA_TYPES.items()
             },
         ),
         **_NAMED,
@@ -219,32 +219,12 @@ async def export_usage(
     until: Annotated[Time | None, Query(description="Calls made before.")] = None,
 ) -> StreamingResponse:
     """All lines of the ledger, streamed."""
-    selection = exports.Selection(
+    selection = Selection(
         prefix=key,
         since=None if since is None else epoch_ms(since),
         until=None if until is None else epoch_ms(until),
     )
-    first = await services.database.read(exports.page, selection)
-    return StreamingResponse(
-        _export(services, selection, form, first), media_type=_MEDIA_TYPES[form]
-    )
-
-
-async def _export(
-    services: Services, selection: exports.Selection, form: exports.Format, page: exports.Page
-) -> AsyncIterator[str]:
-    yield exports.header(form)
-    while True:
-        if page.lines:
-            yield await asyncio.to_thread(_text, page.lines, form)
-        if page.next_after is None:
-            return
-        # Each page is a transaction of its own, so that a slow reader holds none open.
-        page = await services.database.read(exports.page, selection, after=page.next_after)
-
-
-def _text(page: list[wire.UsageLine], form: exports.Format) -> str:
-    return "".join(exports.text(line, form) for line in page)
+    return await download(services, selection, form)
 
 
 async def _shown_once(

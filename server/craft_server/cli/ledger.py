@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -26,14 +27,13 @@ from craft_server.cli.options import (
 from craft_server.cli.output import fail, misuse, note, print_json, print_table, warn
 from craft_shared.amounts import MAX_PRICE_MICROS, MEASURES, SPARE_UNITS, UNITS
 from craft_shared.commands import Typer, examples
-from craft_shared.printing import printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from craft_server.database import Database
-    from craft_server.ledger import exports
     from craft_server.ledger.prices import Prices
+    from craft_server.ledger.selection import Selection
     from craft_server.settings import Settings
 
 
@@ -198,16 +198,33 @@ usage = Typer(
 
 UsageKey = Annotated[str | None, typer.Option(help="Only of the key with this prefix.")]
 UsageTeam = Annotated[str | None, typer.Option(help="Only of the keys of this team.")]
+UsageModel = Annotated[
+    str | None, typer.Option(help="Only of this model.", autocompletion=complete_models)
+]
+UsageAdapter = Annotated[
+    str | None, typer.Option(help="Only of this adapter: OWNER/NAME, or OWNER/NAME@VERSION.")
+]
 Since = Annotated[str | None, typer.Option(help="Calls made at this time (RFC 3339) or later.")]
 Until = Annotated[str | None, typer.Option(help="Calls made before this time (RFC 3339).")]
 
 
-def _selection(
-    key: str | None, team: str | None, since: str | None, until: str | None
-) -> exports.Selection:
-    from craft_server.ledger.exports import Selection
+AsCsv = Annotated[
+    bool, typer.Option("--csv", help="Print CSV on stdout.", rich_help_panel="Output")
+]
 
-    return Selection(key, team, moment_ms(since, "--since"), moment_ms(until, "--until"))
+
+def _selection(
+    key: str | None,
+    team: str | None,
+    model: str | None,
+    adapter: str | None,
+    since: str | None,
+    until: str | None,
+) -> Selection:
+    from craft_server.ledger.selection import Selection
+
+    between = (moment_ms(since, "--since"), moment_ms(until, "--until"))
+    return Selection(key, team, model, adapter, *between)
 
 
 class By(StrEnum):
@@ -218,6 +235,7 @@ class By(StrEnum):
     KEY = "key"
     USER = "user"
     MODEL = "model"
+    ADAPTER = "adapter"
     CALL = "call"
     MONTH = "month"
     DAY = "day"
@@ -234,37 +252,90 @@ def sum_usage(
     by: Annotated[list[By], typer.Option(help="What to sum by; repeatable.")],
     key: UsageKey = None,
     team: UsageTeam = None,
+    model: UsageModel = None,
+    adapter: UsageAdapter = None,
     since: Since = None,
     until: Until = None,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV on stdout.", rich_help_panel="Output")
-    ] = False,
+    as_csv: AsCsv = False,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Sum what was charged, by team, owner, key, end user, model, kind of call, month or day."""
-    from craft_server.ledger import exports
-    from craft_shared.text_files import line_of
+    """Sum what was charged, by team, owner, key, end user, model, adapter, call, month or day.
+
+    An adapter's versions count together; days are UTC. Calls that still run are left out.
+    """
+    from craft_server.ledger import sums
+    from craft_server.ledger.exports import csv_line
 
     of = list(dict.fromkeys(one.value for one in by))
-    selection = _selection(key, team, since, until)
+    selection = _selection(key, team, model, adapter, since, until)
     with reading(data_dir, database_url) as connection:
-        sums = exports.sums(connection, selection, of)
+        rows = sums.summed(sums.charged(connection, selection, per_user="user" in of), of)
     if json_output:
-        print_json(sums)
+        print_json(rows)
     elif as_csv:
-        sys.stdout.write(line_of([*of, *MEASURES]))
-        for one in sums:
-            cells = one.values()
-            sys.stdout.write(line_of(printable(c) if isinstance(c, str) else c for c in cells))
+        sys.stdout.write(csv_line([*of, *MEASURES]))
+        for row in rows:
+            sys.stdout.write(csv_line(row.values()))
     else:
-        print_table([*of, *UNITS, "cost"], [_row(one) for one in sums], spare=SPARE_UNITS)
+        print_table(
+            [*of, *UNITS, "cost"],
+            [[*list(row.values())[:-1], _money(row["cost_micros"])] for row in rows],
+            spare=SPARE_UNITS,
+        )
 
 
-def _row(line: dict[str, Any]) -> list[object]:
-    *cells, micros = line.values()
-    return [*cells, Decimal(micros).scaleb(-6)]
+def _money(micros: int | None) -> Decimal | None:
+    return None if micros is None else Decimal(micros).scaleb(-6)
+
+
+@usage.command(
+    "statement",
+    epilog=examples(
+        "craft-server usage statement --team biology --month 2026-11",
+        "craft-server usage statement --month 2026-11 --csv",
+    ),
+)
+def print_statement(
+    month: Annotated[str, typer.Option(help="The calendar month (UTC), such as 2026-11.")],
+    team: UsageTeam = None,
+    key: UsageKey = None,
+    as_csv: AsCsv = False,
+    json_output: options.AsJson = False,
+    data_dir: options.DataDir = None,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Print what was charged in a month: by key, model and unit, with prices and the total.
+
+    Amounts are shown at the prices of today. What calls cost more or less, because prices have
+    changed since, is a line of its own, so that the total is what was charged.
+    """
+    from craft_server.clock import Period
+    from craft_server.ledger import monthly
+    from craft_server.ledger.exports import csv_line
+
+    try:
+        of_month = Period.named(month)
+    except ValueError:
+        of_month = None
+    if of_month is None or not of_month.is_month:
+        misuse("--month: write a month, such as 2026-11")
+    with reading(data_dir, database_url) as connection:
+        found = monthly.statement(connection, of_month, team=team, prefix=key)
+    if found.running:
+        warn(f"{found.running} calls of the month still run; they are not in it yet")
+    if json_output:
+        print_json(asdict(found))
+    elif as_csv:
+        sys.stdout.write("".join(map(csv_line, monthly.rows(found))))
+    else:
+        columns, *rows = monthly.rows(found)
+        print_table(
+            [str(column).removesuffix("_micros") for column in columns],
+            [[*row[:-2], *map(_money, row[-2:])] for row in rows],
+            spare=["owner", "team"],
+        )
 
 
 @usage.command(
@@ -281,15 +352,17 @@ def export_usage(
     ] = "csv",
     key: UsageKey = None,
     team: UsageTeam = None,
+    model: UsageModel = None,
+    adapter: UsageAdapter = None,
     since: Since = None,
     until: Until = None,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Write all lines of the ledger to stdout, row by row; refunded ones charge nothing."""
+    """Write all charges to stdout, one a line, by their time; refunded calls charge nothing."""
     from craft_server.ledger import exports
 
-    selection = _selection(key, team, since, until)
+    selection = _selection(key, team, model, adapter, since, until)
     with reading(data_dir, database_url) as connection:
         lines = exports.lines(connection, selection)
         sys.stdout.write(exports.header(form))

@@ -46,7 +46,7 @@ async def show_page(
     _session: WithAdmin,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
 ) -> Response:
-    """Keys, some at a time, and a form for a new one."""
+    """Keys, some at a time, the newest first, and a form for a new one."""
     listed, next_after = await services.database.read(_read_page, after)
     return await page(
         request,
@@ -182,7 +182,7 @@ async def _done(
 def _read_page(
     connection: Connection, after: int
 ) -> tuple[list[tuple[KeyCard, list[Budget]]], int | None]:
-    found = keys.list_page(connection, after=after, limit=_SHOWN)
+    found = keys.list_page(connection, after=after, limit=_SHOWN, newest_first=True)
     return [_with_budgets(connection, entry) for entry in found.entries], found.next_after
 
 

@@ -28,7 +28,7 @@ from craft_server.api.metering import remember
 from craft_server.api.middleware import FILE_BYTES
 from craft_server.api.services import WithServices
 from craft_server.console.access import WithSession
-from craft_server.console.rendering import redirect
+from craft_server.console.rendering import WHOLE_NUMBER, redirect
 from craft_server.console.sessions import Session
 from craft_server.ledger import calls
 from craft_server.ledger.calls import Attempt
@@ -40,6 +40,8 @@ ONCE_FIELD = "once"
 # Where a request's state holds what shows its form again, with what is wrong in words and a status.
 FORM_PAGE = "form_page"
 FormPage = Callable[[str, int], Response]
+_WHOLE_NUMBER = re.compile(WHOLE_NUMBER, re.ASCII)
+_MOST_DIGITS = 18  # what a database holds
 _ONCE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _MOST_FIELDS = 40
 _MOST_FIELD_BYTES = 16 * 1024
@@ -115,9 +117,12 @@ def amount_of(form: FormData, name: str) -> int:
     Raises:
         ProblemError: it is none.
     """
-    digits = text_of(form, name).replace(",", "").replace("_", "")
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 18):
-        raise invalid_field(name, "this is not a whole number", "Write digits only.")
+    text = text_of(form, name)
+    digits = text.replace(",", "")
+    if _WHOLE_NUMBER.fullmatch(text) is None or len(digits) > _MOST_DIGITS:
+        raise invalid_field(
+            name, "this is not a whole number", "Write digits, such as 1000000 or 1,000,000."
+        )
     return int(digits)
 
 

@@ -31,6 +31,7 @@ from craft_server.console import (
     rendering,
     runs,
     sessions,
+    usage,
 )
 from craft_server.console.access import SignedOut, WithSession, WithSessionIfAny
 from craft_server.console.forms import (
@@ -150,7 +151,7 @@ def install(app: FastAPI) -> None:
     """Adds the console's routes and handlers."""
     for part in (
         router,
-        *(m.router for m in (overview, runs, adapters, administration, rendering)),
+        *(m.router for m in (overview, usage, runs, adapters, administration, rendering)),
     ):
         app.include_router(part)
     # Last: addresses without a page are answered on a page that has the menu.

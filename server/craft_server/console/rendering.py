@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -33,9 +34,9 @@ from craft_shared.units import UNITS, Units
 
 router = APIRouter(include_in_schema=False)
 
-_CURRENCY_MICROS = 1_000_000
-_LEAST_ROUNDED = 0.1
 _LARGEST_IN_FIGURES = 1e9
+# Digits, or as `number` writes them: 1,5 is neither 15 nor one and a half.
+WHOLE_NUMBER = r"[0-9]+|[0-9]{1,3}(,[0-9]{3})+"
 _ONE: dict[str, str] = {**{unit: unit.removesuffix("s") for unit in UNITS}, "queries": "query"}
 # `craft` ends a run's name with 32 of them.
 _UNIQUE = re.compile(r"-([0-9a-f]{6})[0-9a-f]{26}$", re.ASCII)
@@ -60,6 +61,7 @@ class MenuEntry:
 
 _MENU = (
     MenuEntry("Overview", "/"),
+    MenuEntry("Usage", "/console/usage"),
     MenuEntry("Runs", "/console/runs", "predict"),
     MenuEntry("Adapters", "/console/adapters", "predict"),
     MenuEntry("Try", "/console/try", "predict"),
@@ -137,9 +139,9 @@ def number(value: float | int) -> str:
 
 
 def money(micros: int) -> str:
-    """Millionths of the provider's currency as an amount of it; of little, all its digits."""
-    amount = micros / _CURRENCY_MICROS
-    return f"{amount:.6f}".rstrip("0") if 0 < amount < _LEAST_ROUNDED else f"{amount:,.2f}"
+    """Millionths of the provider's currency as an amount of it, exact, of two digits or more."""
+    whole, part = f"{Decimal(micros).scaleb(-6):,.6f}".split(".")
+    return f"{whole}.{part[:2]}{part[2:].rstrip('0')}"
 
 
 def measure(value: int, unit: str) -> str:
@@ -187,6 +189,16 @@ def moment(text: str | None) -> str:
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
+def calendar(text: str) -> str:
+    """A day, a month or a year in words: of 2026-11-30, 2026-11 or 2026."""
+    if len(text) == len("2026"):
+        return text
+    if len(text) == len("2026-11"):
+        return f"{date.fromisoformat(f'{text}-01'):%B %Y}"
+    day = date.fromisoformat(text)
+    return f"{day.day} {day:%b}"
+
+
 def _session_of(request: Request) -> Session | None:
     session: Session | None = getattr(request.state, "console_session", None)
     return session
@@ -209,8 +221,12 @@ def _environment() -> Environment:
     made.globals.update(
         assets={name: asset.address for name, asset in ASSETS.items()},
         version=version("craftbox"),
+        whole_number=WHOLE_NUMBER,
     )
-    filters = (number, counted, money, measure, unit_name, percent, loss, short, moment)
+    filters = (
+        *(number, counted, money, measure, unit_name),
+        *(percent, loss, short, moment, calendar),
+    )
     made.filters.update({function.__name__: function for function in filters})
     return made
 

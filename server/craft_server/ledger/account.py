@@ -17,7 +17,6 @@ from craft_server.ledger.tables import BUDGETS, CHARGES, NOTICES, RESERVED, TOTA
 from craft_shared.units import MEASURES, UNITS, Measure, Units
 from craft_shared.wire import Charge, Cost, Usage
 
-DAY_MS = 86_400_000
 # Of lines; PostgreSQL's sums of BIGINT are NUMERIC.
 SUMS = tuple(
     sa.cast(sa.func.sum(CHARGES.c[measure]), sa.BigInteger).label(measure) for measure in MEASURES
@@ -68,6 +67,15 @@ def usage(
     )
 
 
+def first_at(connection: sa.Connection, key_id: int | None) -> int | None:
+    """When the key, or any if none is named, made its first call; None where it has made none."""
+    query = sa.select(CHARGES.c.at).order_by(CHARGES.c.at).limit(1)
+    if key_id is not None:
+        query = query.where(CHARGES.c.key_id == key_id)
+    found: int | None = connection.execute(query).scalar()
+    return found
+
+
 def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
     """A line of the table as its key sees it."""
     return Charge(
@@ -88,48 +96,6 @@ def as_charge(row: sa.Row[tuple[object, ...]]) -> Charge:
 def units_of(row: sa.Row[tuple[object, ...]]) -> Units:
     """The units in a row that has a column for each."""
     return Units(**{unit: row._mapping[unit] for unit in UNITS})
-
-
-@dataclass(frozen=True)
-class Day:
-    """What was charged on one day (UTC); `start` is its beginning in milliseconds."""
-
-    start: int
-    units: Units
-    cost_micros: int
-
-
-def daily(connection: sa.Connection, key_id: int, *, days: int, at: int) -> list[Day]:
-    """What the key was charged on each of so many days until now, the oldest first.
-
-    Calls that still run are left out, and so are refunded ones.
-    """
-    today = at // DAY_MS
-    first = today - days + 1
-    # Written out, because PostgreSQL takes two parameters for two different expressions.
-    day = CHARGES.c.at // sa.literal_column(str(DAY_MS))
-    rows = connection.execute(
-        sa.select(day.label("day"), *SUMS)
-        .where(
-            CHARGES.c.key_id == key_id,
-            CHARGES.c.state == "settled",
-            CHARGES.c.at >= first * DAY_MS,
-        )
-        .group_by(day)
-    )
-    charged = {row.day: Day(row.day * DAY_MS, units_of(row), row.cost_micros) for row in rows}
-    return [charged.get(n, Day(n * DAY_MS, Units(), 0)) for n in range(first, today + 1)]
-
-
-def newest(connection: sa.Connection, key_id: int, *, limit: int) -> list[Charge]:
-    """The key's newest lines, the newest first; refunded ones are left out."""
-    rows = connection.execute(
-        sa.select(CHARGES)
-        .where(CHARGES.c.key_id == key_id, CHARGES.c.state != "refunded")
-        .order_by(CHARGES.c.line.desc())
-        .limit(limit)
-    )
-    return [as_charge(row) for row in rows]
 
 
 @dataclass(frozen=True)

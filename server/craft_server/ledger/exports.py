@@ -1,22 +1,21 @@
-"""The ledger written out: every line that charges something, as CSV or JSON Lines; and their sums.
+"""The ledger written out: every line that charges something, as CSV or JSON Lines.
 
-Lines come in pages, each of which examines so many lines and no more, so that a ledger of any
-length needs the same memory and no page takes longer than the others.
+Lines come in pages, each of which begins where the one before has ended, so that a ledger of any
+length needs the same memory.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
-from craft_server.ledger.account import DAY_MS, SUMS
-from craft_server.ledger.keys import find_key, find_team, list_keys, newest_prefix
-from craft_server.ledger.tables import API_KEYS, CHARGES, TEAMS, TOTALS
+from craft_server.ledger.keys import newest_prefix
+from craft_server.ledger.selection import Selection, of_keys, of_lines
+from craft_server.ledger.tables import API_KEYS, CHARGES, TEAMS
 from craft_shared.printing import printable
 from craft_shared.text_files import line_of
 from craft_shared.units import MEASURES
@@ -24,21 +23,27 @@ from craft_shared.wire import UsageLine
 
 Format = Literal["csv", "jsonl"]
 
-_LINES_A_PAGE = 500
-_EXAMINED_A_PAGE = 5000
+LINES_A_PAGE = 500
+COLUMNS = tuple(UsageLine.model_fields)
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which lines: of one key, of a team's keys or of all, reserved from `since` until `until`.
+class Place:
+    """Where a line stands: by its time, and among those of one time by its number.
 
-    A key's lines are its team's, whichever team it was in when they were charged.
+    Of one key's lines it is the key's own number, so that a place tells nothing of others' calls.
     """
 
-    prefix: str | None = None
-    team: str | None = None
-    since: int | None = None
-    until: int | None = None
+    at: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some lines, in order."""
+
+    lines: list[UsageLine]  # of the page
+    next_after: Place | None  # where the next page begins; None after the last one
 
 
 _LINES = (
@@ -50,44 +55,41 @@ _LINES = (
     )
     .join(API_KEYS, API_KEYS.c.id == CHARGES.c.key_id)
     .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
+    .where(CHARGES.c.state != "refunded")
 )
 
 
-@dataclass(frozen=True)
-class Page:
-    """Some lines, in order; none does not mean that no more follow."""
-
-    lines: list[UsageLine]  # of the page
-    next_after: int | None  # where the next page begins; None after the last one
-
-
-def page(connection: sa.Connection, selection: Selection, *, after: int = 0) -> Page:
-    """The page that begins after what the page before has named; 0 begins the first one.
+def page(
+    connection: sa.Connection,
+    selection: Selection,
+    *,
+    after: Place | None = None,
+    limit: int | None = None,
+    newest_first: bool = False,
+) -> Page:
+    """Up to `limit` lines after a place, or `LINES_A_PAGE`; the oldest first, unless told else.
 
     Raises:
         UnknownKey: no key has the prefix.
         UnknownTeam: no team has the name.
     """
-    # A key's lines are numbered from 1 in the order of their ids.
-    of_key: sa.ColumnElement[bool]
-    if selection.prefix is None:
-        place, of_key = CHARGES.c.id, sa.true()
-        newest = sa.select(sa.func.max(CHARGES.c.id))
-    else:
-        key_id = find_key(connection, selection.prefix).key_id
-        place, of_key = CHARGES.c.line, CHARGES.c.key_id == key_id
-        newest = sa.select(TOTALS.c.lines).where(TOTALS.c.key_id == key_id)
-    last: int = connection.execute(newest).scalar() or 0
-    until = after + _EXAMINED_A_PAGE
-    query = (
-        _LINES.where(of_key, place > after, place <= until, *_within(connection, selection))
-        .order_by(place)
-        .limit(_LINES_A_PAGE)
-    )
-    rows = connection.execute(query).all()
-    if len(rows) == _LINES_A_PAGE:
-        until = rows[-1]._mapping[place]
-    return Page([_line(row) for row in rows], until if until < last else None)
+    limit = limit or LINES_A_PAGE
+    place = (CHARGES.c.at, CHARGES.c.id if selection.prefix is None else CHARGES.c.line)
+    query = _LINES.where(*of_lines(connection, selection), *of_keys(connection, selection))
+    if after is not None:
+        here, last = sa.tuple_(*place), sa.tuple_(sa.literal(after.at), sa.literal(after.number))
+        # By the time alone, too, which is what an index finds.
+        query = (
+            query.where(here < last, CHARGES.c.at <= after.at)
+            if newest_first
+            else query.where(here > last, CHARGES.c.at >= after.at)
+        )
+    order = [column.desc() if newest_first else column for column in place]
+    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
+    lines = [_line(row) for row in rows[:limit]]
+    if len(rows) <= limit:
+        return Page(lines, None)
+    return Page(lines, Place(*(rows[limit - 1]._mapping[column] for column in place)))
 
 
 def lines(connection: sa.Connection, selection: Selection) -> Iterator[UsageLine]:
@@ -97,79 +99,28 @@ def lines(connection: sa.Connection, selection: Selection) -> Iterator[UsageLine
         UnknownKey: no key has the prefix.
         UnknownTeam: no team has the name.
     """
-    after: int | None = 0
-    while after is not None:
-        found = page(connection, selection, after=after)
+    found = page(connection, selection)
+    yield from found.lines
+    while found.next_after is not None:
+        found = page(connection, selection, after=found.next_after)
         yield from found.lines
-        after = found.next_after
 
 
-def sums(
-    connection: sa.Connection, selection: Selection, by: Sequence[str]
-) -> list[dict[str, Any]]:
-    """What lines come to: of each combination of what they are summed `by`, each unit and the cost.
-
-    They are summed by any of team, owner, key, user, model, call, month and day.
-
-    Months and days are those in which calls were reserved (UTC).
-
-    Raises:
-        UnknownKey: no key has the prefix.
-        UnknownTeam: no team has the name.
-    """
-    day = (CHARGES.c.at // sa.literal_column(str(DAY_MS))).label("day")
-    of = [CHARGES.c.key_id, CHARGES.c.model, CHARGES.c.call, day]
-    if "user" in by:
-        of.append(CHARGES.c.end_user)
-    query = sa.select(*of, *SUMS).where(*_within(connection, selection)).group_by(*of)
-    if selection.prefix is not None:
-        query = query.where(CHARGES.c.key_id == find_key(connection, selection.prefix).key_id)
-    entries = {entry.key_id: entry for entry in list_keys(connection)}
-    found: dict[tuple[str, ...], Counter[str]] = {}
-    for row in connection.execute(query):
-        entry, date = entries[row.key_id], rfc3339(row.day * DAY_MS)
-        named = {
-            "team": entry.team or "",
-            "owner": entry.owner,
-            "key": entry.prefixes[0],
-            "user": row._mapping.get("end_user") or "",
-            "model": row.model,
-            "call": row.call,
-            "month": date[:7],
-            "day": date[:10],
-        }
-        total = found.setdefault(tuple(named[one] for one in by), Counter())
-        total.update({measure: row._mapping[measure] for measure in MEASURES})
-    return [
-        {**dict(zip(by, place, strict=True)), **{measure: total[measure] for measure in MEASURES}}
-        for place, total in sorted(found.items())
-    ]
-
-
-def header(form: Format) -> str:
+def header(form: Format, columns: Sequence[str] = COLUMNS) -> str:
     """What stands before the first line."""
-    return line_of(UsageLine.model_fields) if form == "csv" else ""
+    return line_of(columns) if form == "csv" else ""
 
 
-def text(line: UsageLine, form: Format) -> str:
+def text(line: UsageLine, form: Format, columns: Sequence[str] = COLUMNS) -> str:
     """One line with its line break."""
     if form == "csv":
-        cells = line.model_dump().values()
-        return line_of(printable(cell) if isinstance(cell, str) else cell for cell in cells)
+        return csv_line(getattr(line, column) for column in columns)
     return line.model_dump_json() + "\n"
 
 
-def _within(connection: sa.Connection, selection: Selection) -> list[sa.ColumnElement[bool]]:
-    """Lines of the selection, whatever key they are of."""
-    within = [CHARGES.c.state != "refunded"]
-    if selection.team is not None:
-        of_team = API_KEYS.c.team_id == find_team(connection, selection.team)
-        within.append(CHARGES.c.key_id.in_(sa.select(API_KEYS.c.id).where(of_team)))
-    if selection.since is not None:
-        within.append(CHARGES.c.at >= selection.since)
-    if selection.until is not None:
-        within.append(CHARGES.c.at < selection.until)
-    return within
+def csv_line(cells: Iterable[object]) -> str:
+    """A row of CSV whose texts others wrote."""
+    return line_of(printable(cell) if isinstance(cell, str) else cell for cell in cells)
 
 
 def _line(row: sa.Row[tuple[Any, ...]]) -> UsageLine:

@@ -24,6 +24,7 @@ from craft_server.database import insert_missing
 from craft_server.ledger.calls import RECORD_COLUMNS, Record, record_of
 from craft_server.ledger.tables import API_KEYS, BUDGETS, CALLS, KEY_SECRETS, TEAMS, TOTALS
 from craft_server.statements import Statement, run
+from craft_shared.amounts import MAX_INTEGER
 from craft_shared.units import MEASURES
 from craft_shared.wire import KeyCard, Scope
 
@@ -276,9 +277,17 @@ class Page:
     next_after: int | None  # the id after which the list continues; None at its end
 
 
-def list_page(connection: sa.Connection, *, after: int = 0, limit: int | None = None) -> Page:
-    """Up to `limit` keys after the one with that id, or all, the oldest first."""
-    entries = _entries(connection, API_KEYS.c.id > after, None if limit is None else limit + 1)
+def list_page(
+    connection: sa.Connection,
+    *,
+    after: int = 0,
+    limit: int | None = None,
+    newest_first: bool = False,
+) -> Page:
+    """Up to `limit` keys after the one with that id, or all; the oldest first, unless told else."""
+    follows = API_KEYS.c.id < (after or MAX_INTEGER) if newest_first else API_KEYS.c.id > after
+    most = None if limit is None else limit + 1
+    entries = _entries(connection, follows, most, newest_first=newest_first)
     page = entries[:limit]
     return Page(page, page[-1].key_id if len(page) < len(entries) else None)
 
@@ -379,25 +388,29 @@ def revoke_key(connection: sa.Connection, prefix: str, at: int) -> KeyEntry:
 
 
 def _entries(
-    connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int | None = None
+    connection: sa.Connection,
+    condition: sa.ColumnElement[bool],
+    limit: int | None = None,
+    *,
+    newest_first: bool = False,
 ) -> list[KeyEntry]:
-    """The keys that meet a condition, the oldest first, up to `limit` of them or all."""
+    """The keys that meet a condition, in order, up to `limit` of them or all."""
     rows = connection.execute(
         sa.select(API_KEYS, TEAMS.c.name.label("team"))
         .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
         .where(condition)
-        .order_by(API_KEYS.c.id)
+        .order_by(API_KEYS.c.id.desc() if newest_first else API_KEYS.c.id)
         .limit(limit)
     ).all()
     if not rows:
         return []
-    newest_first = (
+    of_keys = (
         sa.select(KEY_SECRETS.c.key_id, KEY_SECRETS.c.prefix)
-        .where(KEY_SECRETS.c.key_id.between(rows[0].id, rows[-1].id))
+        .where(KEY_SECRETS.c.key_id.between(*sorted((rows[0].id, rows[-1].id))))
         .order_by(*_NEWEST_FIRST)
     )
     prefixes: dict[int, list[str]] = {}
-    for secret in connection.execute(newest_first):
+    for secret in connection.execute(of_keys):
         prefixes.setdefault(secret.key_id, []).append(secret.prefix)
     return [
         KeyEntry(

@@ -257,7 +257,7 @@ def test_usage_is_exported_in_both_formats(stored: Any, picture: Picture) -> Non
 def test_an_export_of_many_pages_lists_every_line_once(
     server: Any, admin: httpx.Client, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("craft_server.ledger.exports._LINES_A_PAGE", 2)
+    monkeypatch.setattr("craft_server.ledger.exports.LINES_A_PAGE", 2)
     made = create(admin)
     with with_key(server, made["key"]) as client:
         for _ in range(5):

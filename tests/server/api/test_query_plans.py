@@ -185,7 +185,17 @@ def make_calls(client: httpx.Client, picture: Picture) -> None:
         "console/adapters",
         "console/adapters/pets",
         "console/try",
+        "console/usage",
+        "console/usage?period=2026",
+        "console/usage/charges",
+        "console/usage/charges?team=team&model=m&adapter=a/b&after=9999999999999-1",
+        f"console/usage/charges?key={made}&after=9999999999999-1",
+        "console/usage/charges.csv",
+        "console/usage/sums.csv?by=team&by=month",
+        "console/usage/statement?team=team",
+        "console/usage/statement.csv",
         "console/admin/keys",
+        "console/admin/keys?after=2",
         f"console/admin/keys/{made}",
     ):
         assert client.get(f"/{path}").status_code == 200, path

@@ -67,7 +67,7 @@ def test_a_failure_of_the_server_is_a_page_without_its_cause(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the secret cause")
 
-    monkeypatch.setattr("craft_server.ledger.account.daily", fail)
+    monkeypatch.setattr("craft_server.ledger.sums.charged", fail)
     failed = browser.get("/")
     assert failed.status_code == 500
     assert failed.headers["content-type"].startswith("text/html")

@@ -7,7 +7,9 @@ import pytest
 from craft_server.database import Database
 from craft_server.ledger import exports, keys, leases
 from craft_server.ledger.charges import Work, refund, reserve, settle
+from craft_server.ledger.selection import Selection
 from craft_shared.units import Units
+from server.ledger.conftest import NOVEMBER, Charger
 
 NOW = 1_800_000_000_000
 # For statements that read the same on both stores: PostgreSQL's takes long to set up.
@@ -34,7 +36,7 @@ def prefix(store: Database) -> str:
 @ON_SQLITE
 def test_what_was_given_back_is_left_out(store: Database, prefix: str) -> None:
     with store.reading() as connection:
-        lines = list(exports.lines(connection, exports.Selection()))
+        lines = list(exports.lines(connection, Selection()))
     assert [(line.line, line.key, line.state) for line in lines] == [
         (1, prefix, "settled"),
         (3, prefix, "reserved"),
@@ -50,45 +52,52 @@ def test_names_that_were_made_before_they_were_checked_are_no_formulas(store: Da
         assert caller is not None
         work = Work("predictions", "tiny", "r1", Units(queries=1), "+run")
         reserve(connection, caller, work, holder="a server", at=NOW)
-        (line,) = exports.lines(connection, exports.Selection())
+        (line,) = exports.lines(connection, Selection())
     cells = exports.text(line, "csv")
     assert '"\'=HYPERLINK(""x"")",\'@team\\x1b[31m,' in cells
     assert ",'+run," in cells
     assert line.owner == '=HYPERLINK("x")'
 
 
-@ON_SQLITE
 @pytest.mark.parametrize("of_key", [False, True])
-def test_a_page_begins_after_what_the_one_before_has_named(
-    store: Database, prefix: str, monkeypatch: pytest.MonkeyPatch, of_key: bool
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_page_begins_after_the_place_that_the_one_before_has_named(
+    store: Database, charger: Charger, of_key: bool, newest_first: bool
 ) -> None:
-    monkeypatch.setattr(exports, "_LINES_A_PAGE", 1)
-    selection = exports.Selection(prefix if of_key else None)
+    # Several at one time, and one whose server's clock is behind.
+    for at in (NOVEMBER, NOVEMBER, NOVEMBER + 2, NOVEMBER + 1, NOVEMBER + 2):
+        charger.charge("ann", 1, at)
+    charger.give_back("ann", 1, NOVEMBER)
+    selection = Selection(charger.callers["ann"].prefix if of_key else None)
+    shown: list[int] = []
+    after = None
     with store.reading() as connection:
-        first, second = exports.lines(connection, selection)
-        one = exports.page(connection, selection)
-        assert one.lines == [first]
-        assert one.next_after is not None
-        assert exports.page(connection, selection, after=one.next_after).lines == [second]
+        for rest in (4, 3, 2, 1, 0):
+            page = exports.page(
+                connection, selection, after=after, limit=1, newest_first=newest_first
+            )
+            shown += [line.line for line in page.lines]
+            after = page.next_after
+            assert (after is None) == (rest == 0)
+    assert shown == ([5, 3, 4, 2, 1] if newest_first else [1, 2, 4, 3, 5])
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("of_key", [False, True])
-def test_a_page_examines_so_many_lines_whether_or_not_they_are_wanted(
-    store: Database, prefix: str, monkeypatch: pytest.MonkeyPatch, of_key: bool
+def test_a_place_among_one_keys_lines_tells_nothing_of_others(
+    store: Database, charger: Charger
 ) -> None:
-    monkeypatch.setattr(exports, "_EXAMINED_A_PAGE", 2)
-    selection = exports.Selection(prefix if of_key else None, since=NOW + 1)
+    for name in ("bob", "bob", "bob", "ann", "ann"):
+        charger.charge(name, 1, NOVEMBER)
     with store.reading() as connection:
-        assert exports.page(connection, selection) == exports.Page([], 2)
-        assert exports.page(connection, selection, after=2) == exports.Page([], None)
+        page = exports.page(connection, Selection(charger.callers["ann"].prefix), limit=1)
+    assert page.next_after == exports.Place(NOVEMBER, 1)
 
 
 @ON_SQLITE
 def test_a_line_names_its_keys_newest_secret(store: Database, prefix: str) -> None:
     with store.writing() as connection:
         newest = keys.prefix_of(keys.rotate_key(connection, prefix, overlap_ms=1, at=NOW + 1))
-        assert [line.key for line in exports.lines(connection, exports.Selection(prefix))] == [
+        assert [line.key for line in exports.lines(connection, Selection(prefix))] == [
             newest,
             newest,
         ]
