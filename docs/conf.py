@@ -39,6 +39,8 @@ html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "craftbox"
 html_show_sourcelink = False
+# The reference of Python lists its modules itself.
+html_domain_indices = False
 templates_path = ["_templates"]
 # All pages in the left column, since there are too many for a bar at the top.
 html_sidebars = {"**": ["all-pages.html"]}

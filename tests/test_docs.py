@@ -122,6 +122,18 @@ def test_shell_parses_and_its_commands_and_options_exist(block: Block) -> None:
             check_words(words, folder)
 
 
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_a_note_behind_a_command_fits_beside_it(block: Block) -> None:
+    # So many characters has a line of the site at 1,280 pixels.
+    assert [line for line in block.text.splitlines() if " # " in line and len(line) > 92] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_no_sentence_is_taken_for_a_list(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^\w[^\n]*[a-z,]\n\d+\. [^\n]*", prose, re.MULTILINE) == []
+
+
 def test_every_recorded_result_and_picture_is_named_by_a_page() -> None:
     told = "".join(page.read_text() for page in PAGES)
     files = [
