@@ -21,7 +21,7 @@ from craft_server.console.rendering import page, redirect, render
 from craft_server.console.sessions import set_notice
 from craft_server.ledger.keys import Caller
 from craft_server.run_reports import NoSuchRun
-from craft_shared.run_reports import RunCard, RunCurve, RunName
+from craft_shared.run_reports import RUNS_PER_OWNER, RunCard, RunCurve, RunName
 from craft_shared.units import UNITS
 from craft_shared.wire import Message
 from craft_shared.wire.messages import Label
@@ -81,7 +81,7 @@ async def show_all(
     dataset: Choice = "",
     state: Choice = "",
     sort: Choice = "last heard",
-    draw: Annotated[list[str] | None, Query(max_length=run_reports.RUNS_PER_OWNER)] = None,
+    draw: Annotated[list[RunName] | None, Query(max_length=RUNS_PER_OWNER)] = None,
 ) -> Response:
     """The runs that the owner's keys have reported, and a plot of those that were chosen."""
     owner, chosen = session.caller.owner, (draw or [])[:_MOST_DRAWN]

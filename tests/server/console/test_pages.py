@@ -772,9 +772,16 @@ def test_what_no_database_stores_is_refused_as_a_page(stored: Any, browse: NewBr
     admin = browse(at=stored, admin=True)
     assert admin.get("/console/runs/a%00b").status_code == 422
     assert admin.get("/console/runs/a%00b/curve").status_code == 422
+    assert admin.get("/console/runs?draw=a%00b&recipe=%00&sort=%00").status_code == 422
     form = {"form_token": admin.form_token, "once": "a\0b", "owner": "o", "scopes": "predict"}
     assert admin.post("/console/runs/a%00b/delete", form).status_code == 422
     assert admin.post("/console/admin/keys", form).status_code == 403
+    tuner = browse(at=stored)
+    token = {"form_token": tuner.form_token}
+    for action in ("share", "retire", "restore"):
+        data = {**token, "version": "1", "pays": "caller"}
+        assert tuner.post(f"/console/adapters/a%00b/{action}", data).status_code == 404
+    assert tuner.post("/console/runs/a/note", {**token, "note": "a\0b"}).status_code == 422
 
 
 def test_a_revoked_key_ends_its_sessions(browse: NewBrowser) -> None:
