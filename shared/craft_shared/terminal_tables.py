@@ -82,20 +82,21 @@ def _comfortable(table: Sequence[Row]) -> list[int]:
 
 
 def _narrowed(table: Sequence[Row], width: int) -> list[int]:
-    """Comfortable widths, or else the widest narrowed down to their longest words.
+    """Whole widths; or else the widest narrowed, heads before rows, down to their longest words.
 
     A word of more than half the terminal sticks out, so that the others keep to it.
     """
-    widths = _comfortable(table)
-    words = [max(map(_longest_word, column)) for column in zip(*table, strict=True)]
-    least = [min(word, width // 2) for word in words]
+    columns = list(zip(*table, strict=True))
+    widths = [max(map(_width, column)) for column in columns]
+    words = [max(map(_longest_word, column)) for column in columns]
     excess = sum(widths) + _GAP * (len(widths) - 1) - width
-    while excess > 0:
-        wider = [place for place, most in enumerate(widths) if most > least[place]]
-        if not wider:
-            break
-        widths[max(wider, key=widths.__getitem__)] -= 1
-        excess -= 1
+    for least in (_comfortable(table), [min(word, width // 2) for word in words]):
+        while excess > 0:
+            wider = [place for place, most in enumerate(widths) if most > least[place]]
+            if not wider:
+                break
+            widths[max(wider, key=widths.__getitem__)] -= 1
+            excess -= 1
     return widths
 
 

@@ -78,6 +78,14 @@ def test_a_call_is_no_address() -> None:
     assert lines(error, None) == ["The connection broke before the call was answered: x."]
 
 
+def test_no_pattern_and_no_address_is_told() -> None:
+    pattern = "String should match pattern '^[a-z0-9]{8}$'"
+    told = lines(CraftError("No.", errors=[FieldError(field="keys[0]", message=pattern)]), None)
+    assert told == ["No.", "keys[0]: is not the eight characters after craft_ in a key."]
+    told = lines(CraftError("There is none: GET /v1/models: Not Found"), None)
+    assert told == ["There is none"]
+
+
 def test_what_a_command_prints_is_in_its_words(
     connected: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,18 @@ def test_spare_columns_go_one_after_the_other_and_are_named() -> None:
     assert lines(18, spare=spare)[-1] == "Left out: limit, owner. --wide shows all."
 
 
+def test_a_head_goes_below_itself_before_a_column_is_spared_or_a_row_is() -> None:
+    def table() -> None:
+        print_table(["a", "a long head", "b"], [["one two", 1, "x"]], spare=["b"])
+
+    assert at_terminal(23, table).splitlines()[0] == "a        a long head  b"
+    assert at_terminal(18, table).splitlines() == [
+        "a        a long  b",
+        "           head",
+        "one two       1  x",
+    ]
+
+
 def test_words_go_below_each_other_where_no_column_is_spare() -> None:
     assert lines(37)[:3] == [
         "key       owner         limit     use",

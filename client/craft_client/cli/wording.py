@@ -58,8 +58,11 @@ _WORDS = {
     "context.dim": "--dim",
     "context.scale": "--scale",
     "Craft-User": "CRAFT_USER",
+    "String should match pattern '^[a-z0-9]{8}$'": "is not the eight characters after craft_ in a "
+    "key",
 }
 _CALL = re.compile(r"\b(?:GET|POST|PUT|PATCH|DELETE) /[^\s:]*")
+_UNKNOWN_CALL = re.compile(rf": {_CALL.pattern}: (?:Not Found|Method Not Allowed)$")
 _FIELD = re.compile(r"([a-z_]+)((?:\.[a-z_]+)?)(?:\[(\d+)\])?.*")
 
 
@@ -71,7 +74,9 @@ def lines(error: CraftError, command: Any) -> list[str]:
         request = error.lines[-1:] if error.problem.request_id else []
     fields = [
         FieldError(
-            field=_option(one.field, command), message=one.message, remedy=_in_words(one.remedy)
+            field=_option(one.field, command),
+            message=_in_words(one.message),
+            remedy=_in_words(one.remedy),
         )
         for one in error.errors
     ]
@@ -82,7 +87,7 @@ def lines(error: CraftError, command: Any) -> list[str]:
 def _in_words(text: str) -> str:
     for theirs, ours in _WORDS.items():
         text = text.replace(theirs, ours)
-    return _CALL.sub("the call", text)
+    return _CALL.sub("the call", _UNKNOWN_CALL.sub("", text))
 
 
 def _option(field: str, command: Any) -> str:
