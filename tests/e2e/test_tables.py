@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ TABLES = (
     "craft-server prices set pocket --queries 1",
     "craft-server prices list",
     "craft-server usage sum --by key --by model --by call --by month",
+    "craft-server usage statement --month {month}",
     "craft-server config show",
     "craft-server plan --classes 10 --tenants 3",
 )
@@ -96,7 +98,8 @@ def facts(
         tuned = server.craft_json(key, "tune", "--data", "digits", "--shots", "2", "--run", RUN)
         server.craft_json(key, "publish", RUN, "--name", "pretty-digits", "--alias", "newest")
         server.craft_json(key, "receipt", RUN, "--out", "receipt.jws")
-        yield {"prefix": key.split("_")[1], "image_set": tuned["image_set"]}
+        month = f"{datetime.now(UTC):%Y-%m}"
+        yield {"prefix": key.split("_")[1], "image_set": tuned["image_set"], "month": month}
 
 
 @pytest.mark.parametrize("command", TABLES)

@@ -334,7 +334,7 @@ def print_statement(
         print_table(
             [str(column).removesuffix("_micros") for column in columns],
             [[*row[:-2], *map(_money, row[-2:])] for row in rows],
-            spare=["owner", "team"],
+            spare=["owner", "team", "name", "price", "model"],
         )
 
 
