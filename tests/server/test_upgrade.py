@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def test_a_migration_does_not_queue_readers_behind_a_long_transaction(
     engine = engine_of(url)
     with engine.begin() as connection:
         command.upgrade(config_of(connection), "0012")
-    monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 200)
+    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.2)
     with engine.connect() as long:
         # The next migration changes some of them.
         for name in reflected(engine):
@@ -153,4 +154,68 @@ def test_a_migration_does_not_queue_readers_behind_a_long_transaction(
         with pytest.raises(DatabaseError, match="lock timeout"):
             Database.open(url, tmp_path)
     Database.open(url, tmp_path).close()
+    engine.dispose()
+
+
+def test_a_revision_names_the_tables_that_it_locks(new_postgresql: Any) -> None:
+    engine = engine_of(new_postgresql())
+    script = ScriptDirectory.from_config(config_of())
+    locked = sa.text(
+        "SELECT DISTINCT relname FROM pg_locks JOIN pg_class ON relation = pg_class.oid"
+        " WHERE pid = pg_backend_pid() AND relkind = 'r' AND relname <> 'alembic_version'"
+        " AND mode IN ('AccessExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock')"
+    )
+    found, named = {}, {}
+    for revision in revisions():
+        before = set(reflected(engine))
+        with engine.begin() as connection:
+            command.upgrade(config_of(connection), revision)
+            if revision > "0002":  # those before made the database anew
+                found[revision] = before.intersection(connection.scalars(locked))
+                module = script.get_revision(revision).module
+                named[revision] = set(getattr(module, "ALTERS", ()))
+    engine.dispose()
+    assert found == named
+
+
+# Each holds one table and waits for another, the one in this order and the other in that.
+RESERVE = (
+    "UPDATE budgets SET reserved = reserved + 1",
+    "UPDATE totals SET lines = lines + 1",
+    "UPDATE charges SET queries = queries + 1",
+)
+
+
+def test_a_database_in_use_is_upgraded_under_its_writers(
+    new_postgresql: Any, tmp_path: Path
+) -> None:
+    url = new_postgresql()
+    engine = engine_of(url)
+    with engine.begin() as connection:
+        command.upgrade(config_of(connection), "0009")
+    done, stop = [0, 0], threading.Event()
+
+    def write(number: int, statements: tuple[str, ...]) -> None:
+        while not stop.is_set():
+            with engine.begin() as connection:
+                for statement in statements:
+                    connection.execute(sa.text(statement))
+                    time.sleep(0.01)
+            done[number] += 1
+            time.sleep(0.03)
+
+    with ThreadPoolExecutor(2) as threads:
+        writers = [
+            threads.submit(write, number, statements)
+            for number, statements in enumerate((RESERVE, RESERVE[::-1]))
+        ]
+        try:
+            until(lambda: all(done))
+            Database.open(url, tmp_path).close()
+            before = list(done)
+            until(lambda: all(map(int.__gt__, done, before)) or any(w.done() for w in writers))
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result(PATIENCE_SECONDS)
     engine.dispose()

@@ -10,6 +10,7 @@ from alembic import op
 
 revision = "0003"
 down_revision = "0002"
+ALTERS = ("adapters", "api_keys")
 
 _UNITS = ("queries", "predictions", "images", "texts", "requests")
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")

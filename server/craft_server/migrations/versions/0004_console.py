@@ -7,6 +7,7 @@ from alembic import op
 
 revision = "0004"
 down_revision = "0003"
+ALTERS = ("key_secrets",)
 
 _UNITS = ("queries", "predictions", "images", "texts", "requests")
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")

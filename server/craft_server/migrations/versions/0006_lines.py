@@ -10,6 +10,7 @@ from alembic import op
 
 revision = "0006"
 down_revision = "0005"
+ALTERS = ("charges", "totals")
 
 _NUMBER = """
     UPDATE charges SET line = numbered.line

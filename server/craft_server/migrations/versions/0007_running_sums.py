@@ -11,6 +11,7 @@ from alembic import op
 
 revision = "0007"
 down_revision = "0006"
+ALTERS = ("adapter_settings", "calls", "charges")
 
 _SHARDS = 16
 _STORED = "body_bytes > 0 AND repeatable"

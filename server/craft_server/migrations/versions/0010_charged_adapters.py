@@ -10,6 +10,7 @@ from alembic import op
 
 revision = "0010"
 down_revision = "0009"
+ALTERS = ("charges",)
 
 
 def upgrade() -> None:

@@ -9,6 +9,7 @@ from craft_shared import codec
 
 revision = "0011"
 down_revision = "0010"
+ALTERS = ("adapters",)
 
 _ADAPTERS = sa.table(
     "adapters",

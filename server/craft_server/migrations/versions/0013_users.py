@@ -7,6 +7,7 @@ from alembic import op
 
 revision = "0013"
 down_revision = "0012"
+ALTERS = ("api_keys", "budgets", "charges", "teams", "totals")
 
 _MEASURES = ("queries", "predictions", "images", "texts", "requests", "cost_micros")
 _WINDOWS = ("lifetime", "month", "week", "day", "hour")
