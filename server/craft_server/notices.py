@@ -116,7 +116,7 @@ class Notices:
             with client.stream("POST", url, content=body, headers=headers) as response:
                 told = response.is_success
                 why = f"HTTP {response.status_code}"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except Exception as error:  # of whatever kind: other addresses are still told
             told, why = False, type(error).__name__
         _NOTICES.labels("sent" if told else "failed").inc()
         if not told:

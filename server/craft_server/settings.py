@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import httpx
 import sqlalchemy as sa
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
@@ -73,8 +74,16 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _parsed(url: str) -> str:
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError("write an address such as https://ops.example/hook") from error
+    return url
+
+
 Origin = Annotated[str, AfterValidator(_origin)]
-NoticeUrl = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/\S*)?$")]
+NoticeUrl = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/\S*)?$"), AfterValidator(_parsed)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 DEFAULT_LIMITS = Limits(
@@ -272,7 +281,15 @@ def sources(options: Mapping[str, Any]) -> dict[str, str]:
 
 def shown(settings: Settings) -> dict[str, Any]:
     """Every setting's value as it may be shown, nested ones as `limits.classes`; no password."""
-    return {name: _masked(value) for name, value in _leaves(settings.model_dump(mode="json"))}
+    values = settings.model_dump(mode="json")
+    # A secret may stand anywhere behind the host.
+    values["notice_urls"] = [_host_only(url) for url in values["notice_urls"]]
+    return {name: _masked(value) for name, value in _leaves(values)}
+
+
+def _host_only(url: str) -> str:
+    address = httpx.URL(url)
+    return f"{address.scheme}://{address.host}"
 
 
 def readable_by_others() -> Path | None:

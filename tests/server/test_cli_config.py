@@ -165,3 +165,11 @@ def test_the_log_has_no_lines_below_its_level(capsys: pytest.CaptureFixture[str]
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["event"] == "late"
     assert logging.getLevelNamesMapping()["WARNING"] == logging.WARNING
+
+
+def test_addresses_of_notices_are_shown_without_what_may_be_secret(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRAFT_NOTICE_URLS", "https://ops.example/hook/T0?token=hush")
+    monkeypatch.setenv("CRAFT_NOTICE_SECRET", f"whsec_{'AAAA' * 8}")
+    assert shown()["notice_urls"]["value"] == ["https://ops.example"]

@@ -163,6 +163,17 @@ def test_who_was_told_is_not_told_again_while_another_fails(
     assert (len(well.seen), len(ill.seen)) == (1, 3)
 
 
+def test_an_address_that_cannot_be_looked_up_keeps_no_other_from_being_told_once(
+    store: Database, caller: Caller
+) -> None:
+    before = counted("failed")
+    nowhere = Receiver(f"http://{'a' * 64}/", [204])  # longer than a label of a name may be
+    with receiving() as well, sending(store, nowhere, well):
+        spend(store, caller, 5)
+        until(lambda: counted("failed") >= before + 3)
+    assert len(well.seen) == 1
+
+
 def test_several_servers_send_a_notice_once(store: Database, caller: Caller) -> None:
     with receiving() as receiver, sending(store, receiver), sending(store, receiver):
         for _ in range(5):

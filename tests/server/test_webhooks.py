@@ -37,7 +37,13 @@ def test_an_address_without_a_secret_is_refused() -> None:
         Settings(notice_urls="https://ops.example/hook")
 
 
-@pytest.mark.parametrize("url", ["ftp://ops.example", "https://", "https://user:pw@ops.example/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://ops.example", "https://", "https://user:pw@ops.example/"),
+        "https://ops.example:port/hook",
+    ],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="notice_urls"):
         Settings(notice_urls=url, notice_secret=SECRET)
