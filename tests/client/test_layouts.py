@@ -506,7 +506,7 @@ def test_what_a_list_names_and_is_not_there_is_counted(tmp_path: Path) -> None:
 
 def test_the_documented_line_makes_a_list_of_a_draw_of_coops(tmp_path: Path) -> None:
     """Pickled as CoOp pickles its draws, with Dassl's class of a picture."""
-    (line,) = [block.text for block in blocks("text") if block.text.startswith("python -c")]
+    (line,) = [block.text for block in blocks("text") if block.text.startswith("python > ")]
     (tmp_path / "dassl.py").write_text(
         "class Datum:\n"
         "    def __init__(self, impath, classname):\n"
