@@ -505,7 +505,9 @@ def _ask(server: Server, size: Size, number: int, files: list[bytes]) -> httpx.R
     classes = list(common_nouns()[: size.classes[-1]])
     request = PredictionRequest(model=size.model, classes=classes, context=CONTEXT)
     call, _ = prediction_call(request, codes_of(prompts, number), files, None, None)
-    with httpx.Client(**http_options(server.url, server.key, run=None, timeout=120)) as http:
+    with httpx.Client(
+        **http_options(server.url, server.key, run=None, user=None, timeout=120)
+    ) as http:
         return http.send(http.build_request(**call.request()))
 
 

@@ -40,8 +40,9 @@ def test_a_level_is_tuned_served_and_applied_here_alike(
     output = Output.model_validate(json.loads(tuned.stdout)["output"])
     assert output == Output.model_validate(json.loads((run / "run.json").read_text())["output"])
     measured = server.craft_json(key, "evaluate", run, "--data", digits)
-    # Labels say least of pictures that the plain prompt takes for two or three of ten classes.
-    assert measured["accuracy_after"] > measured["accuracy_before"] + 20
+    # Labels say least of pictures that the plain prompt takes for two or three of ten classes; how
+    # processors round decides over some of these sixty.
+    assert measured["accuracy_after"] > 2 * measured["accuracy_before"]
 
     server.craft_json(key, "publish", run, "--name", "digits")
     pictures = [sample.path.read_bytes() for sample in load_dataset(digits).split("test")[:60]]
