@@ -24,7 +24,7 @@ from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
 from craft_client.presets import recipe_settings
 from craft_client.progress import watching
-from craft_client.recipes import Option
+from craft_client.recipes import Option, is_file
 from craft_client.remote import RemoteBlackBox, classify_here, filled
 from craft_client.settings import SettingsError, Strategy, TuneSettings
 from craft_client.tune import tune
@@ -250,17 +250,33 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
             raise DataError(f"'{folder}' {reason}.", remedy="Name another folder.") from error
 
     @classmethod
-    def load(cls, path: str | Path, *, client: Client | None = None) -> Self:
+    def load(
+        cls, path: str | Path, *, client: Client | None = None, recipe: str | None = None
+    ) -> Self:
         """The classifier that `save` wrote, fitted; it has no `result_`.
 
+        Args:
+            path: the folder.
+            client: what it asks through.
+            recipe: the method's file and name, FILE.py:NAME, where it was fitted by one: a folder
+                from elsewhere may name any file.
+
         Raises:
-            DataError: the folder holds none.
+            DataError: the folder holds none, or one of a method's file that is not named.
         """
         folder = Path(path)
         try:
             adapter = Adapter.load(folder)
             saved = _Saved.model_validate_json(read_text(folder / ESTIMATOR_FILE))
-            classifier = cls(client, **saved.arguments)
+            arguments = {**saved.arguments, **({} if recipe is None else {"recipe": recipe})}
+            named = str(saved.arguments.get("recipe"))
+            if is_file(named) and recipe is None:
+                raise DataError(
+                    f"The classifier in '{folder}' was fitted by '{named}', which is run only "
+                    "where you name it.",
+                    remedy=f"If that file is yours: load(path, recipe='{named}').",
+                )
+            classifier = cls(client, **arguments)
         except (AdapterError, OSError, NotTextError, TypeError, ValidationError) as error:
             reason = first_error(error) if isinstance(error, ValidationError) else error
             raise DataError(

@@ -356,6 +356,13 @@ def test_a_run_directory_makes_nobody_run_a_file_of_its_own(
     assert f"If that file is yours: craft tune --resume run --recipe {recipe}" in refused.stderr
     other = craft("tune", "--resume", "run", "--recipe", "paper")
     assert "was begun by" in other.stderr, other.stderr
+    run_file = Path("run/run.json")
+    kept = run_file.read_text()
+    document = json.loads(kept)
+    document["settings"]["options"] = {"width": 1}
+    run_file.write_text(json.dumps(document))
+    assert craft("tune", "--resume", "run").exit_code == 1
+    run_file.write_text(kept)
     assert not ran.exists()
     assert connected.charged == spent
     resumed = craft("tune", "--resume", "run", "--recipe", recipe)

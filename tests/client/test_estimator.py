@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import linecache
 import pickle
 import sys
@@ -18,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 
 from craft_client.api import Client
-from craft_client.estimator import CraFTClassifier
+from craft_client.estimator import ESTIMATOR_FILE, CraFTClassifier
 from craft_client.exceptions import CraftError, DataError
 from craft_client.journal import Journal, JournalError
 from craft_client.progress import units_line
@@ -240,6 +241,21 @@ def test_a_saved_classifier_predicts_in_another_place_without_a_key_in_any_file(
     assert (loaded.seed, loaded.texts, loaded.run_dir) == (3, FAST["texts"], None)
     # Without a client the environment names the server.
     assert CraFTClassifier.load(tmp_path / "kept").score(list(PICTURES), NAMES) > 0.7
+
+
+def test_a_folder_makes_nobody_run_a_file_that_it_names(client: Client, tmp_path: Path) -> None:
+    ran, saved = tmp_path / "ran", tmp_path / "saved"
+    method = tmp_path / "method.py"
+    method.write_text(f"open({str(ran)!r}, 'w').close()\ndef tune(run): ...\n")
+    fitted(client).save(saved)
+    file = saved / ESTIMATOR_FILE
+    document = json.loads(file.read_text())
+    document["arguments"] |= {"recipe": f"{method}:tune"}
+    file.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="run only where you name it"):
+        CraFTClassifier.load(saved)
+    assert not ran.exists()
+    assert CraFTClassifier.load(saved, recipe="craftbox").recipe == "craftbox"
 
 
 def test_a_saved_classifier_of_row_numbers_predicts_those(client: Client, tmp_path: Path) -> None:

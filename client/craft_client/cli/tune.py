@@ -420,16 +420,15 @@ def task_of(folder: Path, recipe: str | None = None) -> Task:
         raise DataError(
             f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
         )
-    settings = run_settings(journal)
     if recipe is not None:
         check_recipe(recipe, journal)
-        settings = run_settings(journal, resolved(recipe))
-    elif is_file(settings.recipe):
+    elif is_file(begun := journal.document["settings"]["recipe"]):
+        # Before the settings are read, for which a recipe with settings of its own is loaded.
         raise JournalError(
-            f"The run in '{folder}' was begun by '{settings.recipe}', which is run only where you "
-            "name it.",
+            f"The run in '{folder}' was begun by '{begun}', which is run only where you name it.",
             remedy=f"If that file is yours: {_continuing(journal)}",
         )
+    settings = run_settings(journal, None if recipe is None else resolved(recipe))
     document = journal.document
     data = Path(document["data"])
     samples = [

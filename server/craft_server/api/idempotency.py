@@ -203,15 +203,22 @@ def call_of(
         letters = "1 to 255 printable ASCII characters, a letter or digit first"
         run = _checked(request, RUN_HEADER, _RUN, letters)
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
-        user = await _end_user(request, services, caller) if scope != "admin" else None
-        used_up = caller.used_up or (user is not None and user.used_up)
-        if least is not None and used_up and admission.record is None:
+
+        async def check(user: EndUser | None) -> None:
+            if least is None or admission.record is not None:
+                return
             try:
                 await services.database.query(_check_budgets, caller, user, key, least, now_ms())
             except BudgetExhausted:
                 # Who calls on and on waits for that, rather than others for him.
                 await asyncio.sleep(_REFUSAL_SECONDS)
                 raise
+
+        if caller.used_up:  # before anything is written for an end user
+            await check(None)
+        user = await _end_user(request, services, caller) if scope != "admin" else None
+        if user is not None and user.used_up:
+            await check(user)
         if key is None:
             yield Call(request, services, caller, run=run, user=user)
             return
@@ -303,11 +310,13 @@ def _checked(request: Request, header: str, form: re.Pattern[str], words: str) -
 
 
 async def _fingerprint(request: Request) -> str:
-    """SHA-256 of what makes two calls the same: method, address, what is sent and wanted."""
+    """SHA-256 of what makes two calls the same: method, address, what is sent, for whom, wanted."""
     url, headers = request.url, request.headers
     sent, wanted = headers.get("content-type", ""), headers.get("accept", "")
+    # Only where there is one, so that calls of earlier versions are known again.
+    user = [value] if (value := headers.get(USER_HEADER)) else []
     digest = hashlib.sha256(
-        "\n".join((request.method, url.path, url.query, sent, wanted, "")).encode()
+        "\n".join((request.method, url.path, url.query, sent, wanted, *user, "")).encode()
     )
     body = await read_bytes(request)
     if len(body) < _SHORT:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from craft_server.clock import now_ms
+from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import create_key, find_key
 from craft_server.ledger.users import set_user_limit
 from server.api.test_adapters_api import make, publish
@@ -128,6 +129,18 @@ def test_users_past_the_bound_are_refused(serve: Any, picture: Picture) -> None:
         assert client.get("/v1/usage").json()["total"]["requests"] == 2
 
 
+def test_a_key_with_nothing_left_takes_no_places_of_users(serve: Any, picture: Picture) -> None:
+    with serve(users_per_key=1) as server, bounded(server, 3) as client:
+        prefix = client.headers["Authorization"].split("_")[1]
+        with server.database.writing() as connection:
+            key_id, at = find_key(connection, prefix).key_id, now_ms()
+            one = {"unit": "queries", "window": "lifetime", "limit": 1}
+            set_budget(connection, key_id=key_id, team_id=None, at=at, **one)
+        assert predict(client, picture()).status_code == 200
+        assert predict(client, picture(), "ann").status_code == 402
+        assert predict(client, picture(), "bob").status_code == 402
+
+
 def test_callers_at_once_get_exactly_each_users_share(stored: Any, picture: Picture) -> None:
     share, calls = 5, 24
     file = picture()
@@ -150,6 +163,7 @@ def test_an_answer_that_is_given_again_counts_once(server: Any, picture: Picture
         again = predict(client, picture(), "ann")
         assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
         assert spent(client, "ann") == (1, 1)
+        assert predict(client, picture(), "bob").json()["type"].endswith("idempotency-key-reused")
 
 
 def test_who_pays_for_a_call_learns_nothing_of_its_users(server: Any, picture: Picture) -> None:
