@@ -2,18 +2,22 @@
 
 One craft-server process; `craft bench` and `craft leaderboard build` alone drive it. What is in the
 folder of runs is kept, so that it can be interrupted and made larger. Descriptions are a file of
-sentences about each class (docs/methods.md); without one that method is left out.
+sentences about each class (docs/methods.md); without one that method is left out. Means go into a
+page, between the lines BEGIN and END.
 
     OMP_NUM_THREADS=1 python benchmarks/leaderboard.py --data DIR --descriptions FILE.json \\
-        --runs runs --out docs/leaderboard
+        --runs runs --out docs/leaderboard --page docs/evidence/leaderboard.md
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import subprocess
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from serving import BIN, serving
 
@@ -25,11 +29,10 @@ METHODS = (
 # Their first generation is 42 queries, which the smallest budget covers of few images alone.
 POPULATIONS = ("random", "bbt", "paper")
 BUDGETS = ("predictions=1e4", "predictions=1e5", "predictions=1e6")
-MANY_IMAGES = ("caltech-101", "oxford_flowers")
+MANY_IMAGES, FEW_IMAGES = ("caltech-101", "oxford_flowers"), "clothing"
 # It makes its images: a prediction costs the server a whole image, not a part of a prompt.
 MAKES_IMAGES = "blackvip"
-# The paper's own budget, of its own method and the one that it compares with.
-QUERIES, IN_QUERIES = "queries=8201", ("paper", "bbt")
+BEGIN, END = "<!-- benchmarks/leaderboard.py -->", "<!-- end -->"
 
 
 def main() -> None:
@@ -39,7 +42,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="what is there is kept")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--out", type=Path, required=True, help="the page")
+    parser.add_argument("--out", type=Path, required=True, help="the leaderboard")
+    parser.add_argument("--page", type=Path, help="into which means are written")
     options = parser.parse_args()
     own = ("--set", f"descriptions.file={options.descriptions}")
     (options.runs / "server").mkdir(parents=True, exist_ok=True)
@@ -62,11 +66,32 @@ def main() -> None:
             for data in DATASETS:
                 short = budget == BUDGETS[0] and data in MANY_IMAGES
                 bench(data, budget, [one for one in METHODS if not (short and one in POPULATIONS)])
-        for data in DATASETS:
-            bench(data, QUERIES, IN_QUERIES)
-        for data in DATASETS:
-            bench(data, BUDGETS[0], [MAKES_IMAGES])
+        bench(FEW_IMAGES, BUDGETS[0], [MAKES_IMAGES])
         craft("leaderboard", "build", options.runs, "--out", options.out)
+    if options.page:
+        write_means(options.out / "results.csv", options.page)
+
+
+def write_means(results: Path, page: Path) -> None:
+    """Writes a table into a page: a row a method and budget, a column a data set."""
+    accuracies: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    with results.open(newline="") as file:
+        for row in csv.DictReader(file):
+            accuracies[int(row["budget"]), row["recipe"]][row["data"]].append(
+                float(row["accuracy"])
+            )
+    lines = [
+        f"| predictions | method | {' | '.join(DATASETS)} |",
+        f"|---|---|{'---|' * len(DATASETS)}",
+    ]
+    for (budget, method), found in sorted(accuracies.items()):
+        cells = [f"{mean(found[one]):.1f}" if found[one] else "" for one in DATASETS]
+        lines.append(f"| {budget:,} | `{method}` | {' | '.join(cells)} |")
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text("\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"]))
 
 
 if __name__ == "__main__":

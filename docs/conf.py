@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from shutil import copytree
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -96,8 +97,14 @@ def _show_as_written(
             lines[number:number] = ["::", ""]
 
 
+def _add_leaderboard(app: Sphinx, failure: Exception | None) -> None:
+    if failure is None:
+        copytree(Path(app.srcdir, "leaderboard"), app.outdir / "leaderboard", dirs_exist_ok=True)
+
+
 def setup(app: Sphinx) -> None:
-    """Adds what Sphinx has not: equations as MathML, which browsers draw by themselves."""
+    """Adds the leaderboard as it was built, and equations as MathML, which browsers draw."""
+    app.connect("build-finished", _add_leaderboard)
     app.connect("autodoc-process-docstring", _show_as_written)
     app.add_html_math_renderer(
         "mathml",
