@@ -114,6 +114,7 @@ def test_settings_of_a_recipes_own_go_to_its_runs_alone() -> None:
     assert options == {"zip": {"batch": 64, "step": 0.5}}
     zipped, sim = cells(["a"], ["zip", "sim"], [1], [1], options=options)
     assert (dict(zipped.options), sim.options) == ({"batch": 64, "step": 0.5}, ())
+    assert (zipped.title, sim.title) == ("zip (batch=64, step=0.5)", "sim")
 
 
 @pytest.mark.parametrize(

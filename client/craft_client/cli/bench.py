@@ -164,10 +164,10 @@ def bench(
     check_names(recipes_of)
     options = options_by_recipe(own or (), recipes_of)
     plan = cells(sets, recipes_of, shots or [16], seed or [1, 2, 3], asked, options, strict=strict)
-    methods = [ZERO_SHOT, *dict.fromkeys(cell.method for cell in plan)]
-    baseline = None if baseline is None else label(baseline)
-    if baseline is not None and baseline not in methods:
+    methods = {ZERO_SHOT: ZERO_SHOT, **{cell.method: cell.title for cell in plan}}
+    if baseline is not None and label(baseline) not in methods:
         raise typer.BadParameter(f"Give one of {', '.join(methods)}.", param_hint="--baseline")
+    baseline = None if baseline is None else methods[label(baseline)]
 
     def task_of(cell: Cell) -> Task:
         return new_task(
@@ -349,7 +349,7 @@ def _measure(
         keep(run, measured.evaluation.model_copy(update={"charged": charged}))
     return {
         "data": cell.data,
-        "recipe": cell.method,
+        "recipe": cell.title,
         "shots": cell.shots,
         "seed": cell.seed,
         "budget": None if cell.asked is None else vars(cell.asked),
@@ -406,9 +406,17 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """What its recipe is called in tables and folders."""
+        """What its recipe is called in folders."""
         name = label(self.recipe)
         return f"{name}-strict" if self.strict and name == "craftbox" else name
+
+    @property
+    def title(self) -> str:
+        """What it is called in tables: with the settings that it was given."""
+        from craft_client.comparison import LONGEST_SETTING
+
+        given = [f"{name}={value}"[:LONGEST_SETTING] for name, value in self.options]
+        return f"{self.method} ({', '.join(given)})" if given else self.method
 
     def folder(self, out: Path) -> Path:
         """Where its run directory lies."""
