@@ -7,7 +7,7 @@ holds null in its place, and the key can be rotated for a new secret.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -45,7 +45,8 @@ Prefix = Annotated[
 ]
 Team = Annotated[NonEmptyLabel, Path(description="The team's name.", examples=["research"])]
 Model = Annotated[NewName, Path(description="The model's name.", examples=["pocket"])]
-Limits = Annotated[Body[wire.BudgetLimits], Depends(body_of(wire.BudgetLimits))]
+KeyLimits = Annotated[Body[wire.BudgetLimits], Depends(body_of(wire.BudgetLimits))]
+TeamLimits = Annotated[Body[wire.TeamBudgetLimits], Depends(body_of(wire.TeamBudgetLimits))]
 TopUps = Annotated[Body[wire.BudgetTopUps], Depends(body_of(wire.BudgetTopUps))]
 FindHolder = Callable[[Connection, str], Holder]
 
@@ -137,18 +138,19 @@ async def set_key_policy(
 
 @router.put("/keys/{prefix}/budgets", summary="Set a key's budgets", responses=_NAMED)
 async def set_key_budgets(
-    services: WithServices, _caller: WithAdminKey, prefix: Prefix, body: Limits
+    services: WithServices, _caller: WithAdminKey, prefix: Prefix, body: KeyLimits
 ) -> wire.BudgetList:
     """Sets the budgets that the body names. The answer also lists the budgets of the key's team."""
-    return await services.database.write(_set, key_holder, prefix, body.message)
+    return await services.database.write(_set, key_holder, prefix, body.message.budgets)
 
 
 @router.put("/teams/{name:text}/budgets", summary="Set a team's budgets", responses=_NAMED)
 async def set_team_budgets(
-    services: WithServices, _caller: WithAdminKey, name: Team, body: Limits
+    services: WithServices, _caller: WithAdminKey, name: Team, body: TeamLimits
 ) -> wire.BudgetList:
     """Sets the budgets that the body names; all keys of the team share them."""
-    return await services.database.write(_set, team_holder, name, body.message)
+    wanted = [wire.BudgetLimit(**one.model_dump()) for one in body.message.budgets]
+    return await services.database.write(_set, team_holder, name, wanted)
 
 
 @router.post(
@@ -244,10 +246,10 @@ async def _shown_once(
 
 
 def _set(
-    connection: Connection, find: FindHolder, name: str, wanted: wire.BudgetLimits
+    connection: Connection, find: FindHolder, name: str, wanted: Sequence[wire.BudgetLimit]
 ) -> wire.BudgetList:
     at, holder = now_ms(), find(connection, name)
-    administration.set_budgets(connection, holder, wanted.budgets, at)
+    administration.set_budgets(connection, holder, wanted, at)
     return wire.BudgetList(budgets=administration.show_budgets(connection, holder, at))
 
 

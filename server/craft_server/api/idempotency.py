@@ -203,6 +203,8 @@ def call_of(
         letters = "1 to 255 printable ASCII characters, a letter or digit first"
         run = _checked(request, RUN_HEADER, _RUN, letters)
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
+        letters = "1 to 128 visible ASCII characters, a letter or digit first"
+        name = _checked(request, USER_HEADER, USER, letters)
 
         async def check(user: EndUser | None) -> None:
             if least is None or admission.record is not None:
@@ -216,7 +218,7 @@ def call_of(
 
         if caller.used_up:  # before anything is written for an end user
             await check(None)
-        user = await _end_user(request, services, caller) if scope != "admin" else None
+        user = await _end_user(name, services, caller) if scope != "admin" else None
         if user is not None and user.used_up:
             await check(user)
         if key is None:
@@ -242,10 +244,8 @@ def call_of(
     return read
 
 
-async def _end_user(request: Request, services: Services, caller: Caller) -> EndUser | None:
+async def _end_user(name: str | None, services: Services, caller: Caller) -> EndUser | None:
     """For whom the call is made; what bounds that user is there from now on."""
-    letters = "1 to 128 visible ASCII characters, a letter or digit first"
-    name = _checked(request, USER_HEADER, USER, letters)
     if name is None:
         if caller.require_user:
             raise invalid_field(

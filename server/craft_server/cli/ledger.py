@@ -282,7 +282,7 @@ def sum_usage(
         print_table(
             [*of, *UNITS, "cost"],
             [[*list(row.values())[:-1], _money(row["cost_micros"])] for row in rows],
-            spare=SPARE_UNITS,
+            spare=[*SPARE_UNITS, "cost"],
         )
 
 

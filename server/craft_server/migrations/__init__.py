@@ -18,6 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 
 # So that METADATA has all tables.
 import craft_server.adapters.tables
@@ -53,9 +54,12 @@ def upgrade(connection: sa.Connection) -> None:
 
 
 def _altered(connection: sa.Connection, script: ScriptDirectory) -> set[str]:
-    """The tables that exist and that a pending revision alters."""
+    """The tables that exist and that a pending revision alters; none of a newer schema's."""
     heads = MigrationContext.configure(connection).get_current_heads()
-    pending = script.iterate_revisions("head", heads or "base")
+    try:
+        pending = list(script.iterate_revisions("head", heads or "base"))
+    except RevisionError:  # the upgrade itself says so
+        return set()
     altered = {table for one in pending for table in getattr(one.module, "ALTERS", ())}
     return altered.intersection(sa.inspect(connection).get_table_names())
 

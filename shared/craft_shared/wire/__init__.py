@@ -48,6 +48,8 @@ from craft_shared.wire.admin import (
     PriceList,
     PriceLists,
     Scope,
+    TeamBudgetLimit,
+    TeamBudgetLimits,
     UsageLine,
 )
 from craft_shared.wire.messages import Answer, LabelScore, Message
@@ -123,6 +125,8 @@ __all__ = [
     "ProviderProfile",
     "Scale",
     "Scope",
+    "TeamBudgetLimit",
+    "TeamBudgetLimits",
     "Usage",
     "UsageLine",
     "Window",

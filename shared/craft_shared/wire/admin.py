@@ -32,23 +32,31 @@ PerMinute = Annotated[int, Field(ge=1, le=MAX_AMOUNT)]
 Prefix = Annotated[str, Field(examples=["k3v9x2ma"])]
 
 
-class BudgetLimit(Message):
-    """What one budget is to be: at most `limit` of `unit` in each `window`.
-
-    With `per_user` it is a key's, and bounds each of its end users (the header `Craft-User`).
-    """
+class TeamBudgetLimit(Message):
+    """What one budget is to be: at most `limit` of `unit` in each `window`."""
 
     unit: Measure
     window: Window = "lifetime"
     limit: Amount = Field(examples=[8000])
+
+
+class BudgetLimit(TeamBudgetLimit):
+    """What one budget of a key is to be: at most `limit` of `unit` in each `window`.
+
+    With `per_user` it bounds each of the key's end users (the header `Craft-User`).
+    """
+
     per_user: bool = False
 
 
-class BudgetLimits(Message):
-    """Body of `PUT /v1/admin/keys/{prefix}/budgets` and `PUT /v1/admin/teams/{name}/budgets`.
+class TeamBudgetLimits(Message):
+    """Body of `PUT /v1/admin/teams/{name}/budgets`: budgets that it does not name stay."""
 
-    Budgets that it does not name stay as they are.
-    """
+    budgets: list[TeamBudgetLimit] = Field(min_length=1, max_length=100)
+
+
+class BudgetLimits(Message):
+    """Body of `PUT /v1/admin/keys/{prefix}/budgets`: budgets that it does not name stay."""
 
     budgets: list[BudgetLimit] = Field(min_length=1, max_length=100)
 
