@@ -51,7 +51,6 @@ from craft_server.recording.tape import Tape
 from craft_server.settings import Settings
 from craft_server.simulate.profile import load_profile
 from craft_server.simulate.provider import Provider, ProviderMiddleware
-from craft_server.webhooks import secret_bytes
 from craft_shared import tracing
 
 _log = structlog.get_logger()
@@ -83,9 +82,11 @@ def create_app(
 
     Raises:
         DatabaseError: the database cannot be used.
+        NoNoticeSecret: notices are to be sent, and cannot be signed.
         ProfileError: the profile of the provider to simulate cannot be used.
         ReceiptKeyError: the key that signs receipts cannot be used.
     """
+    notice_key = settings.notice_key
     provider = Provider(None if settings.profile is None else load_profile(settings.profile))
     signer = Signer.open(key_file(settings), make=settings.receipt_key_file is None)
     if database is None:
@@ -119,12 +120,7 @@ def create_app(
         provider=provider,
     )
 
-    secret = settings.notice_secret
-    notices = Notices(
-        database,
-        settings.notice_urls,
-        b"" if secret is None else secret_bytes(secret.get_secret_value()),
-    )
+    notices = Notices(database, settings.notice_urls, notice_key)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -46,6 +46,7 @@ CONFIG_FILE = Path("craft-server.toml")
 
 _PASSWORD = re.compile(r"(://[^/:@]*:).*(@)|(password=)[^&]*")
 _MASK = "********"
+_NEW_WHSEC = '"whsec_$(openssl rand -base64 32)"'
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
@@ -68,9 +69,7 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     try:
         secret_bytes(secret.get_secret_value())
     except ValueError as error:
-        raise ValueError(
-            'write whsec_ and 24 to 64 bytes in Base64: echo "whsec_$(openssl rand -base64 32)"'
-        ) from error
+        raise ValueError(f"write whsec_ and 24 to 64 bytes in Base64: echo {_NEW_WHSEC}") from error
     return secret
 
 
@@ -103,6 +102,10 @@ DEFAULT_LIMITS = Limits(
 
 class SettingsFileError(Exception):
     """The file of settings cannot be used; the message is one line that names it."""
+
+
+class NoNoticeSecret(Exception):  # noqa: N818 - reads as what it is where it is caught
+    """Notices cannot be signed; the message is one line that names both settings."""
 
 
 class Settings(BaseSettings):
@@ -237,11 +240,21 @@ class Settings(BaseSettings):
         """Shares of budgets, in percent, of which notices are written; none where none is sent."""
         return self.notice_percents if self.notice_urls else ()
 
-    @model_validator(mode="after")
-    def _notices_are_signed(self) -> Self:
-        if self.notice_urls and self.notice_secret is None:
-            raise ValueError("notice_urls needs notice_secret, which notices are signed with")
-        return self
+    @property
+    def notice_key(self) -> bytes:
+        """What notices are signed with; empty where none is sent.
+
+        Raises:
+            NoNoticeSecret: they are to be sent, and no secret is set.
+        """
+        if not self.notice_urls:
+            return b""
+        if self.notice_secret is None:
+            raise NoNoticeSecret(
+                "notice_urls: notices are signed, and there is no notice_secret; remedy: "
+                f"CRAFT_NOTICE_SECRET={_NEW_WHSEC}"
+            )
+        return secret_bytes(self.notice_secret.get_secret_value())
 
     @model_validator(mode="after")
     def _put_password_into_url(self) -> Self:

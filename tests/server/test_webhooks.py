@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from craft_server.settings import Settings
+import pytest
+from typer.testing import CliRunner
+
+from craft_server.app import create_app
+from craft_server.cli import app
+from craft_server.engine import Engine
+from craft_server.settings import NoNoticeSecret, Settings
 from craft_server.webhooks import secret_bytes, signed
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -32,9 +38,26 @@ def test_what_is_no_secret_is_refused_and_not_repeated(secret: str) -> None:
     assert not secret or secret not in str(refused.value)
 
 
-def test_an_address_without_a_secret_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs notice_secret"):
-        Settings(notice_urls="https://ops.example/hook")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_addresses_without_a_secret_keep_a_server_from_serving_and_no_other_command_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("CRAFT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("CRAFT_NOTICE_URLS", "https://ops.example/hook")
+    for command in (["keys", "list"], ["config", "show"]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    served = CliRunner().invoke(app, ["serve", "--port", "0", "--workers", workers])
+    assert served.exit_code == 2
+    assert served.stderr.count("\n") == 1
+    assert "notice_urls" in served.stderr
+    assert "CRAFT_NOTICE_SECRET" in served.stderr
+
+
+def test_no_application_sends_what_it_cannot_sign(tmp_path: Path, tiny_engine: Engine) -> None:
+    settings = Settings(data_dir=tmp_path, notice_urls="https://ops.example/hook")
+    with pytest.raises(NoNoticeSecret):
+        create_app(settings, tiny_engine)
 
 
 @pytest.mark.parametrize(

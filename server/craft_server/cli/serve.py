@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,7 +62,7 @@ def serve(
     Each option is also an environment variable, such as CRAFT_MODEL, and a line of
     craft-server.toml: craft-server config show tells which counts.
     """
-    settings = settings_of(**locals())
+    settings = _settings_to_host(**locals())
     if settings.workers > 1:
         _host_together(settings)
     else:
@@ -98,7 +98,8 @@ def record(
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """
-    settings = settings_of(**{name: value for name, value in locals().items() if name != "out"})
+    given = {name: value for name, value in locals().items() if name != "out"}
+    settings = _settings_to_host(**given)
     from craft_server.recording.tape import Tape, TapeError
 
     if settings.workers > 1:
@@ -148,6 +149,18 @@ def replay(
         print_lines([f"Replaying '{file}': {player.answers} answers"])
         announce(listener, settings.root_path)
         run(player_app(player, settings), settings, listener)
+
+
+def _settings_to_host(**given: Any) -> Settings:
+    """Looked at whole before the model is loaded, so that a mistake is reported at once."""
+    from craft_server.settings import NoNoticeSecret
+
+    settings = settings_of(**given)
+    try:
+        _ = settings.notice_key
+    except NoNoticeSecret as error:
+        misuse(f"setting {error}")
+    return settings
 
 
 def _host(settings: Settings, tape: Tape | None) -> None:
