@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from craft_client.exceptions import BudgetExhausted, ConnectionFailed, Overloaded, RateLimited
+from craft_client.exceptions import (
+    BudgetExhausted,
+    ConnectionFailed,
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+)
 from craft_shared.names import made_sound
 from craft_shared.run_reports import (
     CANDIDATES_PER_RUN,
@@ -123,7 +129,13 @@ class RunReporter:
         if end is not None:
             outcome = self._outcome and self._outcome()
             last = self._report.model_copy(update={"state": end, "outcome": outcome})
-            self._client.report_run(self._run, last)
+            try:
+                self._client.report_run(self._run, last)
+            except InvalidRequest:
+                if outcome is None:
+                    raise
+                # Servers of an earlier version know no outcome.
+                self._client.report_run(self._run, last.model_copy(update={"outcome": None}))
         return end is not None
 
     def _pause(self, seconds: float) -> None:

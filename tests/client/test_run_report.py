@@ -18,7 +18,7 @@ from craft_client.exceptions import BudgetExhausted, ConnectionFailed, CraftErro
 from craft_client.run_report import RunReporter, point_of, reported
 from craft_client.tune import TuneProgress
 from craft_shared import problems
-from craft_shared.problems import Problem
+from craft_shared.problems import FieldError, Problem
 from craft_shared.run_reports import RunCandidate, RunOutcome, RunPoint, RunReport
 from craft_shared.units import Units
 
@@ -232,6 +232,29 @@ def test_what_is_not_known_yet_is_not_sent_so_that_earlier_servers_take_a_report
             "state": "running",
         }
     ]
+
+
+def test_a_server_of_an_earlier_version_gets_the_end_without_the_outcome() -> None:
+    taken: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        report = json.loads(request.content)
+        if "outcome" in report:
+            error = FieldError(field="outcome", message="Extra inputs are not permitted")
+            problem = Problem.of(problems.INVALID_REQUEST, "refused", [error])
+            headers = {"Content-Type": problems.MEDIA_TYPE}
+            return httpx.Response(422, content=problem.model_dump_json(), headers=headers)
+        taken.append(report)
+        return httpx.Response(200, json={})
+
+    told: list[str] = []
+    transport = httpx.MockTransport(answer)
+    with Client("http://server", "craft_key_secret", transport=transport) as client:
+        reporter = RunReporter(client, "run", REPORT, told.append)
+        with reported(reporter, lambda _: None, JOURNAL):
+            pass
+    assert [report["state"] for report in taken] == ["running", "finished"]
+    assert told == []
 
 
 TUNE = ("--shots", "4", "--budget", "40", "--population", "8", "--random-codes", "3", "--dim", "6")
