@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from craft_client.api import Client
 from craft_client.begin import begun, empty_image_set
-from craft_client.exceptions import CraftError, DataError
+from craft_client.exceptions import CraftError, DataError, MissingKey
 from craft_client.journal import Journal
 from craft_client.pictures import Picture, files
 from craft_client.presets import recipe_settings
@@ -69,8 +71,8 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         verbose: whether fitting shows where it is and what it was charged; None where somebody
             watches, on a terminal or in a notebook.
 
-    A pickle, a copy by `copy` and what `save` writes have no client, and so no key: give one with
-    `set_params(client=...)` or `load(path, client=...)`, or by the environment.
+    Clones and copies have the client itself. A pickle and what `save` writes have none, and so no
+    key: give one with `set_params(client=...)` or `load(path, client=...)`, or by the environment.
 
     All other arguments are those of `craft_client.settings.TuneSettings`; None stands for the
     recipe's own value (see `craft_client.presets.recipe_settings`).
@@ -291,6 +293,16 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
         classifier.units_ = saved.units
         return classifier
 
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = copy.copy(self)
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         # A client holds a key and connections.
         return {**super().__getstate__(), "client": None}
@@ -334,15 +346,26 @@ class CraFTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # s
     def _connected(self) -> Iterator[Client]:
         if self.client is not None:
             yield self.client
-        else:
-            with Client() as client:
-                yield client
+            return
+        try:
+            client = Client()
+        except MissingKey as error:
+            raise MissingKey(
+                "The classifier has no client, and the environment names no key that can be used: "
+                f"{error.message}",
+                remedy="Give it a client: set_params(client=Client(...)). A pickle, as other "
+                "processes get it with n_jobs, never holds one: set CRAFT_URL and CRAFT_API_KEY.",
+            ) from error
+        with client:
+            yield client
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays, and any mapping or sequence, as JSON has them."""
+    """NumPy's numbers and arrays, paths, and any mapping or sequence, as JSON has them."""
     if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return dict(value) if isinstance(value, Mapping) else list(value)
 
 

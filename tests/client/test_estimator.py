@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from sklearn.utils import get_tags
 
 from craft_client.api import Client
 from craft_client.estimator import ESTIMATOR_FILE, CraFTClassifier
-from craft_client.exceptions import CraftError, DataError
+from craft_client.exceptions import CraftError, DataError, MissingKey
 from craft_client.journal import Journal, JournalError
 from craft_client.progress import units_line
 from craft_client.settings import SettingsError
@@ -243,6 +244,14 @@ def test_a_saved_classifier_predicts_in_another_place_without_a_key_in_any_file(
     assert CraFTClassifier.load(tmp_path / "kept").score(list(PICTURES), NAMES) > 0.7
 
 
+def test_a_path_among_the_arguments_is_saved_as_its_path(client: Client, tmp_path: Path) -> None:
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text(json.dumps({name: [f"a {name}"] for name in CLIP.names}))
+    options = {"recipe": "descriptions", "texts": None, "options": {"file": sentences}}
+    fitted(client, **options).save(tmp_path / "kept")
+    assert CraFTClassifier.load(tmp_path / "kept").options == {"file": str(sentences)}
+
+
 def test_a_folder_makes_nobody_run_a_file_that_it_names(client: Client, tmp_path: Path) -> None:
     ran, saved = tmp_path / "ran", tmp_path / "saved"
     method = tmp_path / "method.py"
@@ -302,6 +311,53 @@ def test_a_pickle_holds_no_key_and_works_with_a_client_given_again(client: Clien
     )
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(client)
+
+
+@pytest.mark.parametrize("copied", [clone, copy.copy, copy.deepcopy])
+def test_a_clone_or_copy_has_the_client_itself(client: Client, copied: Any) -> None:
+    classifier = CraFTClassifier(client, texts=["a thing"])
+    twin = copied(classifier)
+    assert twin is not classifier
+    assert twin.client is client
+    assert (twin.texts is classifier.texts) == (copied is copy.copy)
+
+
+def test_a_copy_is_fitted_as_its_original_is(client: Client) -> None:
+    classifier = fitted(client)
+    twin = copy.deepcopy(classifier)
+    assert twin.adapter_ is not classifier.adapter_
+    np.testing.assert_array_equal(
+        twin.predict_proba(list(PICTURES)), classifier.predict_proba(list(PICTURES))
+    )
+
+
+def test_workers_of_n_jobs_say_that_they_have_no_client(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CRAFT_API_KEY")
+    with pytest.raises(MissingKey, match="no client") as caught:
+        cross_val_score(
+            CraFTClassifier(client, **FAST),
+            list(PICTURES),
+            NAMES,
+            cv=2,
+            n_jobs=2,
+            error_score="raise",
+        )
+    assert "n_jobs" in caught.value.remedy
+    assert "set_params(client=" in caught.value.remedy
+
+
+def test_workers_of_n_jobs_take_the_client_of_the_environment(client: Client) -> None:
+    scores = cross_val_score(
+        CraFTClassifier(client, **FAST),
+        list(PICTURES),
+        NAMES,
+        cv=2,
+        n_jobs=2,
+        error_score="raise",
+    )
+    assert scores.mean() > 0.5
 
 
 def test_publishing_gives_the_card_and_the_same_adapter_again_is_free(
@@ -404,11 +460,11 @@ def test_scikit_learn_takes_it_for_a_classifier_of_any_input() -> None:
 def test_parameters_are_got_set_and_cloned(client: Client) -> None:
     classifier = CraFTClassifier(client, classes=["a", "b"], budget=99)
     assert classifier.get_params()["budget"] == 99
-    copy = clone(classifier).set_params(seed=7)
-    assert copy.seed == 7
+    twin = clone(classifier).set_params(seed=7)
+    assert twin.seed == 7
     assert classifier.seed == 1
-    assert copy.client is client
-    assert copy.classes == ["a", "b"]
+    assert twin.client is client
+    assert twin.classes == ["a", "b"]
 
 
 def test_cloning_forgets_the_fit(client: Client) -> None:
