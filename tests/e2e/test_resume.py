@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from craft_client.progress import units_line
+from craft_shared.units import Units
 from e2e.conftest import Server
 from e2e.metering.caller import FULL
 from e2e.programs import CRAFT, Program
@@ -32,10 +35,11 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
     tune = ("tune", "--data", digits, *OPTIONS[recipe], "--seed", "5")
     key = server.key(owner=f"whole-{recipe}")
     began = time.monotonic()
-    server.craft_json(key, *tune, "--run", tmp_path / "whole")
+    whole = server.craft(key, *tune, "--run", tmp_path / "whole")
     seconds = time.monotonic() - began
     expected = adapter_of(tmp_path / "whole")
     price = server.craft_json(key, "usage")["total"]
+    assert f"charged {units_line(Units(**price))}\n" in whole.stderr, "the last progress"
 
     moments = random.Random(recipe)
     cut_short = number = 0
@@ -55,13 +59,14 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_at_the_same_price(
             continue
         cut_short += 1
         if (run / "run.json").exists():
-            done = server.craft(key, "tune", "--resume", run)
+            done = server.craft(key, "tune", "--resume", run, "--json")
         else:  # killed before it began
-            done = server.craft(key, *tune, "--run", tmp_path / f"again-{number}")
+            done = server.craft(key, *tune, "--run", tmp_path / f"again-{number}", "--json")
             run = tmp_path / f"again-{number}"
         assert done.returncode == 0, done.stderr
         assert adapter_of(run) == expected
         charged = server.craft_json(key, "usage")["total"]
+        assert json.loads(done.stdout)["charged"] == charged
         # An image set is uploaded by more calls where one of them was cut off.
         for unit in ("queries", "predictions", "images", "texts"):
             assert charged[unit] == price[unit], unit

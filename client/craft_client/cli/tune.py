@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -43,6 +43,7 @@ from craft_shared.amounts import SPARE_UNITS, UNITS, counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from craft_client.api import Client
     from craft_client.begin import Forecast
     from craft_client.data import Dataset, Sample, Split
     from craft_client.journal import Journal
@@ -488,8 +489,24 @@ def tune_task(
         reported(reporter, show, journal) as on_progress,
     ):
         box = started.black_box
-        result = tune(box, labels, started.settings, journal, on_progress, paths)
-    return result, box.image_set, started.uploaded
+        uploaded = _charged_for_uploads(client, run) if before else started.uploaded
+        result = tune(
+            box,
+            labels,
+            started.settings,
+            journal,
+            lambda now: on_progress(replace(now, units=uploaded + now.units)),
+            paths,
+        )
+    return result, box.image_set, uploaded
+
+
+def _charged_for_uploads(client: Client, run: str) -> Units:
+    """What the ledger says, since a run that was killed may not know of an upload that arrived."""
+    from craft_shared.units import Units
+
+    lines = (line for line in client.usage().charges if (line.run, line.call) == (run, "images"))
+    return sum((line.units for line in lines), Units())
 
 
 @contextmanager
