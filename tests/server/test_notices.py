@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -55,14 +55,16 @@ class Receiver:
 
 
 @contextmanager
-def receiving(*answers: int) -> Iterator[Receiver]:
+def receiving(*answers: int, refused: int | None = None) -> Iterator[Receiver]:
+    """A receiver that never takes notices of the percent that is `refused`."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             given = receiver.answers
             status = given.pop(0) if len(given) > 1 else given[0]
             receiver.seen.append(({k.lower(): v for k, v in self.headers.items()}, body))
-            self.send_response(status)
+            self.send_response(500 if receiver.percents[-1] == refused else status)
             self.send_header("content-length", "0")
             self.send_header("location", f"{receiver.url}/elsewhere")
             self.end_headers()
@@ -211,12 +213,78 @@ def test_a_notice_that_nobody_takes_is_given_up_in_the_end(
     store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notices, "_GIVEN_UP_SECONDS", 0.1)
+    monkeypatch.setattr(notices, "_TIDY_SECONDS", 0.05)
     before = counted("given_up")
     with receiving(500) as receiver, sending(store, receiver):
         spend(store, caller, 5)
         until(lambda: not waiting(store))
     assert counted("given_up") == before + 1
     assert receiver.seen
+
+
+def test_what_was_to_be_sent_when_no_address_is_set_any_more_is_given_up_in_the_end(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spend(store, caller, 5)
+    with sending(store):
+        assert waiting(store) == 1  # another server may have addresses
+    monkeypatch.setattr(notices, "_GIVEN_UP_SECONDS", 0)
+    with sending(store):
+        until(lambda: not waiting(store))
+
+
+@contextmanager
+def dripping() -> Iterator[Receiver]:
+    """A receiver whose answer begins, and goes on, byte by byte, for ever."""
+    over = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            receiver.seen.append(({k.lower(): v for k, v in self.headers.items()}, b""))
+            with suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nx: ")
+                while not over.wait(0.02):
+                    self.wfile.write(b"x")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}/", [])
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_an_answer_that_never_ends_is_waited_for_once_before_others_have_had_all_notices(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(notices, "_FIRST_WAIT_SECONDS", 60.0)
+    before = counted("failed")
+    spend(store, caller, 10)
+    assert waiting(store) == 2
+    with dripping() as ill, receiving() as well, sending(store, ill, well):
+        until(lambda: len(well.seen) == 2)
+        assert (len(ill.seen), counted("failed") - before) == (1, 1)
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_notice_that_an_address_never_takes_keeps_no_other_from_it(
+    store: Database, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "_LOOK_SECONDS", 0.3)  # when both are due again
+    spend(store, caller, 5)
+    spend(store, caller, 5)
+    with receiving(refused=50) as receiver, sending(store, receiver):
+        until(lambda: waiting(store) == 1)
+    assert receiver.percents.count(100) == 1
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)

@@ -108,9 +108,22 @@ def put_off(connection: sa.Connection, notice: Notice, told: Collection[str], un
 
 
 def close(connection: sa.Connection, notice: Notice, at: int) -> None:
-    """Nobody is to be told any more; notices that were closed long ago go."""
-    connection.execute(sa.delete(NOTICES).where(NOTICES.c.closed_at < at - _KEPT_MS))
+    """Nobody is to be told any more."""
     connection.execute(sa.update(NOTICES).where(NOTICES.c.id == notice.id).values(closed_at=at))
+
+
+def tidy(connection: sa.Connection, at: int, *, before: int) -> int:
+    """Notices that were closed long ago go; closes open ones from `before`, and says how many.
+
+    So none stays open where nobody sends any more.
+    """
+    connection.execute(sa.delete(NOTICES).where(NOTICES.c.closed_at < at - _KEPT_MS))
+    given_up = connection.execute(
+        sa.update(NOTICES)
+        .where(NOTICES.c.closed_at.is_(None), NOTICES.c.at < before)
+        .values(closed_at=at)
+    )
+    return given_up.rowcount
 
 
 def _due(at: int) -> sa.Select[Any]:
