@@ -328,14 +328,18 @@ def _reserve_all(
 
 def _order(connection: Connection, asking: _Asking, at: int) -> Order | None:
     """What to reserve; None where who should pay is not there any more."""
-    call = asking.call
+    call, work = asking.call, asking.work
     payer: Caller | None = call.caller
     if asking.payer_key_id is not None:
         payer = keys.payer(connection, asking.payer_key_id, at)
+    if payer is None:
+        return None
     attempt = call.attempt if call.made is None else None
-    # Whom somebody else's key calls for is nothing to who pays.
+    # For whom somebody else's key calls, and in which run, is nothing to who pays.
     user = call.user if call.made is None and asking.payer_key_id is None else None
-    return None if payer is None else Order(asking.work, call.caller, payer, attempt, user)
+    if payer.owner != call.caller.owner:
+        work = replace(work, run=None)
+    return Order(work, call.caller, payer, attempt, user)
 
 
 def _begun(

@@ -166,7 +166,9 @@ def test_an_answer_that_is_given_again_counts_once(server: Any, picture: Picture
         assert predict(client, picture(), "bob").json()["type"].endswith("idempotency-key-reused")
 
 
-def test_who_pays_for_a_call_learns_nothing_of_its_users(server: Any, picture: Picture) -> None:
+def test_who_pays_for_a_call_learns_nothing_of_its_users_and_runs(
+    server: Any, picture: Picture
+) -> None:
     image = base64.b64encode(picture()).decode()
     with bounded(server) as publisher, bounded(server, 0) as client:
         name = f"p{secrets.token_hex(6)}"
@@ -176,11 +178,11 @@ def test_who_pays_for_a_call_learns_nothing_of_its_users(server: Any, picture: P
         answer = client.post(
             f"/v1/adapters/{owner}/{name}/predictions",
             json={"images": [image]},
-            headers={"Craft-User": "ann"},
+            headers={"Craft-User": "ann", "Craft-Run": "unreleased-product"},
         )
         assert answer.status_code == 200, answer.text
         lines = publisher.get("/v1/usage").json()["charges"]
-        assert [line["user"] for line in lines] == [None, None]
+        assert [(line["user"], line["run"]) for line in lines] == [(None, None)] * 2
         assert spent(client, "ann") == (0, 0)
         assert publisher.get("/v1/usage", params={"user": "ann"}).json()["charges"] == []
 
