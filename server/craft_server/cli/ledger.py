@@ -271,7 +271,7 @@ def sum_usage(
     of = list(dict.fromkeys(one.value for one in by))
     selection = _selection(key, team, model, adapter, since, until)
     with reading(data_dir, database_url) as connection:
-        rows = sums.summed(sums.charged(connection, selection, per_user="user" in of), of)
+        rows = sums.summed(sums.charged(connection, selection, of), of)
     if json_output:
         print_json(rows)
     elif as_csv:

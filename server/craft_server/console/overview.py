@@ -40,7 +40,7 @@ async def show(request: Request, services: WithServices, session: WithSession) -
 def _read(connection: Connection, caller: Caller, at: int) -> dict[str, Any]:
     since = (at // DAY_MS - _DAYS + 1) * DAY_MS
     days = [rfc3339(start)[:10] for start in range(since, at + 1, DAY_MS)]
-    found = sums.charged(connection, Selection(prefix=caller.prefix, since=since))
+    found = sums.charged(connection, Selection(prefix=caller.prefix, since=since), ["day"])
     newest = exports.page(
         connection, Selection(prefix=caller.prefix), limit=_LINES, newest_first=True
     )

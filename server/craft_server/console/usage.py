@@ -23,7 +23,6 @@ from craft_server.console.spending import shown_measures, spent_over, table
 from craft_server.ledger import account, exports, monthly, sums
 from craft_server.ledger.exports import COLUMNS, Place, csv_line
 from craft_server.ledger.selection import Selection
-from craft_server.ledger.sums import Sum
 from craft_server.problems import ProblemError, invalid_field
 from craft_shared.problems import NOT_FOUND
 from craft_shared.units import MEASURES, UNITS
@@ -36,6 +35,7 @@ _PLACE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})", re.ASCII)
 # Numbers that count the lines and the keys of all are nobody's to see.
 _COLUMNS = [column for column in COLUMNS if column not in ("id", "key_id")]
 _CHOICES = ("team", "key", "model", "adapter")
+_OF_KEYS = ("owner", "name", "team")
 
 # No database takes a NUL.
 _Text = Annotated[str, Query(max_length=300, pattern=r"^[^\x00]*$")]
@@ -132,7 +132,7 @@ async def get_sums(
 
 def _sums_as_csv(connection: Connection, selection: Selection, by: list[str]) -> str:
     """Written where it is read: of many end users it takes seconds, in which others are served."""
-    found = sums.charged(connection, selection, per_user="user" in by)
+    found = sums.charged(connection, selection, by)
     rows = [[*by, *MEASURES], *(row.values() for row in sums.summed(found, by))]
     return "".join(map(csv_line, rows))
 
@@ -184,16 +184,17 @@ async def get_statement(services: WithServices, asked: WithAsked) -> Response:
 
 
 def _read(connection: Connection, asked: Asked) -> dict[str, Any]:
-    # Whatever was chosen, so that something else can be.
-    of_all = replace(asked, team="", key="", model="", adapter="")
-    found = sums.charged(connection, of_all.selection())
-    chosen = [one for one in found if _is_chosen(one, asked)]
     time = "day" if asked.period.is_month else "month"
+    chosen = found = sums.charged(connection, asked.selection(), (*_CHOICES, *_OF_KEYS, time))
+    if asked.choices:
+        # Whatever was chosen, so that something else can be.
+        of_all = replace(asked, team="", key="", model="", adapter="")
+        found = sums.charged(connection, of_all.selection(), _CHOICES)
     times = _times(asked.period)
     spent = spent_over(chosen, time, times)
     tables = [table(chosen, name, most=_ROWS) for name in ("model", "adapter")]
     if not asked.own:
-        of_keys = table(chosen, "key", ("owner", "name", "team"), most=_ROWS)
+        of_keys = table(chosen, "key", _OF_KEYS, most=_ROWS)
         tables = [table(chosen, "team", most=_ROWS), of_keys, *tables]
     return {
         "spent": spent,
@@ -201,14 +202,10 @@ def _read(connection: Connection, asked: Asked) -> dict[str, Any]:
         "tables": [*tables, table(chosen, time, most=_ROWS)],
         "measures": [one.measure for one in spent],
         "options": {
-            name: sorted({getattr(one, name) for one in found} - {""})
+            name: sorted({one.of[name] for one in found} - {""})
             for name in (_CHOICES[2:] if asked.own else _CHOICES)
         },
     }
-
-
-def _is_chosen(one: Sum, asked: Asked) -> bool:
-    return all(getattr(one, name) == value for name, value in asked.choices.items())
 
 
 def _times(period: Period) -> list[str]:

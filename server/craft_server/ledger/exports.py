@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from craft_server.clock import rfc3339
 from craft_server.ledger.keys import newest_prefix
-from craft_server.ledger.selection import Selection, of_keys, of_lines
+from craft_server.ledger.selection import Selection, of_lines
 from craft_server.ledger.tables import API_KEYS, CHARGES, TEAMS
 from craft_shared.printing import printable
 from craft_shared.text_files import line_of
@@ -75,7 +75,7 @@ def page(
     """
     limit = limit or LINES_A_PAGE
     place = (CHARGES.c.at, CHARGES.c.id if selection.prefix is None else CHARGES.c.line)
-    query = _LINES.where(*of_lines(connection, selection), *of_keys(connection, selection))
+    query = _LINES.where(*of_lines(connection, selection))
     if after is not None:
         here, last = sa.tuple_(*place), sa.tuple_(sa.literal(after.at), sa.literal(after.number))
         # By the time alone, too, which is what an index finds.

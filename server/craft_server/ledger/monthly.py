@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from craft_server.clock import Period
 from craft_server.ledger import sums
 from craft_server.ledger.prices import list_prices
-from craft_server.ledger.selection import Selection, of_keys, of_lines
-from craft_server.ledger.tables import API_KEYS, CHARGES, RESERVED
+from craft_server.ledger.selection import Selection, of_lines
+from craft_server.ledger.tables import CHARGES, RESERVED
 from craft_shared.units import MEASURES, UNITS, Measure
 
 PRICE_DIFFERENCE = "price difference"
@@ -61,7 +61,7 @@ def statement(
         UnknownTeam: no team has the name.
     """
     selection = Selection(prefix=prefix, team=team, since=month.since, until=month.until)
-    found = sums.charged(connection, selection)
+    found = sums.charged(connection, selection, _WHOSE)
     prices = list_prices(connection)
     lines: list[StatementLine] = []
     for charged in sums.summed(found, _WHOSE):
@@ -95,8 +95,8 @@ def statement(
         total.update(one.amounts)
     running: int = connection.execute(
         sa.select(sa.func.count())
-        .select_from(CHARGES.join(API_KEYS, API_KEYS.c.id == CHARGES.c.key_id))
-        .where(RESERVED, *of_lines(connection, selection), *of_keys(connection, selection))
+        .select_from(CHARGES)
+        .where(RESERVED, *of_lines(connection, selection))
     ).scalar_one()
     return Statement(month.name, team, prefix, lines, dict(total), running)
 

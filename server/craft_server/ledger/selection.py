@@ -31,26 +31,20 @@ def of_lines(connection: sa.Connection, selection: Selection) -> list[sa.ColumnE
 
     Raises:
         UnknownKey: no key has the prefix.
+        UnknownTeam: no team has the name.
     """
     wanted = [CHARGES.c.at >= (selection.since or 0)]
     if selection.until is not None:
         wanted.append(CHARGES.c.at < selection.until)
     if selection.prefix is not None:
         wanted.append(CHARGES.c.key_id == find_key(connection, selection.prefix).key_id)
+    if selection.team is not None:
+        team_id = find_team(connection, selection.team)
+        of_key = sa.select(API_KEYS.c.team_id).where(API_KEYS.c.id == CHARGES.c.key_id)
+        wanted.append(of_key.correlate(CHARGES).scalar_subquery() == team_id)
     if selection.model is not None:
         wanted.append(CHARGES.c.model == selection.model)
     if (adapter := selection.adapter) is not None:
         beginning = sa.func.substr(CHARGES.c.adapter, 1, len(adapter) + 1)
         wanted.append(sa.or_(CHARGES.c.adapter == adapter, beginning == f"{adapter}@"))
     return wanted
-
-
-def of_keys(connection: sa.Connection, selection: Selection) -> list[sa.ColumnElement[bool]]:
-    """What the selection says of the key of a line.
-
-    Raises:
-        UnknownTeam: no team has the name.
-    """
-    if selection.team is None:
-        return []
-    return [API_KEYS.c.team_id == find_team(connection, selection.team)]

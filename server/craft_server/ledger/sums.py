@@ -7,7 +7,7 @@ day on which it was reserved. The lines of a period are found by an index, and n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from craft_server.clock import DAY_MS, rfc3339
 from craft_server.ledger.account import SUMS
 from craft_server.ledger.keys import newest_prefix
-from craft_server.ledger.selection import Selection, of_keys, of_lines
+from craft_server.ledger.selection import Selection, of_lines
 from craft_server.ledger.tables import API_KEYS, CHARGES, TEAMS
 from craft_shared.units import MEASURES, Measure
 
@@ -28,67 +28,58 @@ BY = ("team", "owner", "key", "user", "model", "adapter", "call", "month", "day"
 class Sum:
     """What all lines come to that have these things in common; a text is empty where none is."""
 
-    team: str  # name of the key's
-    owner: str  # of the key
-    key: str  # newest prefix
-    name: str  # of the key
-    user: str  # an end user of the key, where they are told apart
-    model: str
-    adapter: str  # OWNER/NAME, whatever the version
-    call: str  # the kind
-    day: str  # 2026-11-30
+    of: Mapping[str, str]
     amounts: Mapping[Measure, int]
-
-    @property
-    def month(self) -> str:
-        """Such as 2026-11."""
-        return self.day[:7]
 
 
 # Written out, because PostgreSQL takes two parameters for two different expressions.
 _DAY = (CHARGES.c.at // sa.literal_column(str(DAY_MS))).label("day")
-_ALIKE = (CHARGES.c.key_id, CHARGES.c.model, CHARGES.c.adapter, CHARGES.c.call, _DAY)
+_KEY = CHARGES.c.key_id
+# Of each thing what lines have in common that have it in common, and how it is written.
+_THINGS: Mapping[str, tuple[sa.ColumnElement[Any], Callable[[Any], str]]] = {
+    "team": (_KEY, lambda row: row.team or ""),  # the key's
+    "owner": (_KEY, lambda row: row.owner),
+    "key": (_KEY, lambda row: row.prefix),  # the newest
+    "name": (_KEY, lambda row: row.name),
+    "user": (CHARGES.c.end_user, lambda row: row.end_user or ""),
+    "model": (CHARGES.c.model, lambda row: row.model),
+    # Whatever the version.
+    "adapter": (CHARGES.c.adapter, lambda row: (row.adapter or "").rpartition("@")[0]),
+    "call": (CHARGES.c.call, lambda row: row.call),
+    "month": (_DAY, lambda row: rfc3339(row.day * DAY_MS)[:7]),
+    "day": (_DAY, lambda row: rfc3339(row.day * DAY_MS)[:10]),
+}
 
 
-def charged(
-    connection: sa.Connection, selection: Selection, *, per_user: bool = False
-) -> list[Sum]:
-    """The sums of a selection, as fine as there are any; `per_user` tells end users apart, too.
+def charged(connection: sa.Connection, selection: Selection, by: Collection[str]) -> list[Sum]:
+    """The sums of a selection by these things, or the `name` of a key; some may be in parts.
 
     Raises:
         UnknownKey: no key has the prefix.
         UnknownTeam: no team has the name.
     """
-    alike = (*_ALIKE, CHARGES.c.end_user) if per_user else _ALIKE
+    alike = tuple(dict.fromkeys(_THINGS[thing][0] for thing in by))
     sums = (
         sa.select(*alike, *SUMS)
         .where(CHARGES.c.state == "settled", *of_lines(connection, selection))
         .group_by(*alike)
         .subquery("sums")
     )
-    query = (
-        sa.select(
-            sums,
-            API_KEYS.c.owner,
-            API_KEYS.c.name,
-            TEAMS.c.name.label("team"),
-            newest_prefix(sums.c.key_id).label("prefix"),
+    query = sa.select(sums)
+    if _KEY in alike:
+        query = (
+            query.add_columns(
+                API_KEYS.c.owner,
+                API_KEYS.c.name,
+                TEAMS.c.name.label("team"),
+                newest_prefix(sums.c.key_id).label("prefix"),
+            )
+            .join(API_KEYS, API_KEYS.c.id == sums.c.key_id)
+            .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
         )
-        .join(API_KEYS, API_KEYS.c.id == sums.c.key_id)
-        .outerjoin(TEAMS, TEAMS.c.id == API_KEYS.c.team_id)
-        .where(*of_keys(connection, selection))
-    )
     return [
         Sum(
-            team=row.team or "",
-            owner=row.owner,
-            key=row.prefix,
-            name=row.name,
-            user=row._mapping.get("end_user") or "",
-            model=row.model,
-            adapter=(row.adapter or "").rpartition("@")[0],
-            call=row.call,
-            day=rfc3339(row.day * DAY_MS)[:10],
+            of={thing: _THINGS[thing][1](row) for thing in by},
             amounts={measure: row._mapping[measure] for measure in MEASURES},
         )
         for row in connection.execute(query)
@@ -99,7 +90,7 @@ def summed(sums: Iterable[Sum], by: Sequence[str]) -> list[dict[str, Any]]:
     """Of each combination of what they are summed `by`, in order: each unit, and the cost."""
     found: dict[tuple[str, ...], Counter[str]] = {}
     for one in sums:
-        alike = tuple(getattr(one, name) for name in by)
+        alike = tuple(one.of[thing] for thing in by)
         found.setdefault(alike, Counter()).update(one.amounts)
     return [
         {**dict(zip(by, alike, strict=True)), **{measure: total[measure] for measure in MEASURES}}

@@ -16,7 +16,7 @@ ON_SQLITE = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 
 def sums(store: Database, *by: str, **selection: object) -> list[tuple[object, ...]]:
     with store.reading() as connection:
-        found = summed(charged(connection, Selection(**selection)), by)  # type: ignore[arg-type]
+        found = summed(charged(connection, Selection(**selection), by), by)  # type: ignore[arg-type]
     return [(*(row[name] for name in by), row["queries"], row["cost_micros"]) for row in found]
 
 
@@ -61,3 +61,13 @@ def test_names_of_adapters_are_told_apart_by_case(store: Database, charger: Char
     charger.charge("ann", 1, NOVEMBER, adapter="lab/pets@1")
     charger.charge("ann", 2, NOVEMBER, adapter="lab/Pets@1")
     assert sums(store, "adapter", adapter="lab/Pets") == [("lab/Pets", 2, 6)]
+
+
+@ON_SQLITE
+def test_the_database_sums_by_what_is_named_alone(store: Database, charger: Charger) -> None:
+    for name, day in (("ann", 0), ("bob", 0), ("ann", 1), ("ann", 2)):
+        charger.charge(name, 1, NOVEMBER + day * DAY_MS)
+    with store.reading() as connection:
+        assert len(charged(connection, Selection(), ["model"])) == 1
+        assert len(charged(connection, Selection(), ["team", "key"])) == 2
+        assert len(charged(connection, Selection(team="vision"), ["day"])) == 3

@@ -266,7 +266,7 @@ def test_usage_is_summed_and_listed_by_user(store: Database, make_caller: MakeCa
         spend(store, caller, name, queries)
     take(store, caller, "ann", 8)
     with store.reading() as connection:
-        sums = summed(charged(connection, Selection(), per_user=True), ["user"])
+        sums = summed(charged(connection, Selection(), ["user"]), ["user"])
         lines = list(exports.lines(connection, Selection()))
         ann = usage(connection, caller.key_id, after=0, limit=2, user="ann")
         nobody = usage(connection, caller.key_id, after=0, limit=2, user="nobody")
