@@ -278,5 +278,5 @@ def test_bounds_are_told_in_words() -> None:
         return " ".join(helped(name, "--help-all").split())
 
     assert "Training pictures a class. (from 1; default: 16)" in words("craft tune")
-    assert "To which numbers are rounded. (1 to 6)" in words("craft-server keys create")
+    assert "Decimals to which numbers are rounded. (1 to 6)" in words("craft-server keys create")
     assert "(0 to 1; default: the adapter's own)" in words("craft predict")

@@ -440,7 +440,7 @@ def test_the_commands_defaults_are_the_settings_own() -> None:
             shown = options[field.name].default
             if shown is None:
                 (option,) = options[field.name].annotation.__metadata__
-                shown = option.show_default.partition(";")[0].partition(", of ranks")[0]
+                shown = option.show_default.partition(";")[0]
             assert str(shown) == str(field.default), field.name
 
 

@@ -52,7 +52,7 @@ TABLES = (
     "craft-server usage sum --by key --by model --by call --by month",
     "craft-server usage statement --month {month}",
     "craft-server config show",
-    "craft-server plan --classes 10 --tenants 3",
+    "craft-server plan --classes 10 --owners 3",
 )
 WITHOUT = {
     "craft publish",

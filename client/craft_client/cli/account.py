@@ -11,7 +11,7 @@ from craft_client.cli.show import document, free_document, report_done, say, tab
 from craft_shared.amounts import SPARE_UNITS, UNITS
 from craft_shared.commands import Typer, examples
 
-ImageSetId = Annotated[str, argument("ID", "As tune and evaluate show it.")]
+ImageSetId = Annotated[str, argument("ID", "The id, as craft tune and craft evaluate show it.")]
 
 
 @command("Server and account", "craft models", "craft models --json")

@@ -81,22 +81,28 @@ PAPER_MODEL, PAPER_SHOTS = "RN50", 16
     first=("data", "recipe", "shots", "seed", "budget"),
 )
 def bench(
-    data: Annotated[Path, option("Holds a folder a data set, of any layout.")],
-    out: Annotated[Path, option("Results; what is there already is kept.", True)] = Path("bench"),
+    data: Annotated[Path, option("A folder with one folder a data set, of any layout.")],
+    out: Annotated[
+        Path, option("Folder of the results. Runs that are already there are kept.", True)
+    ] = Path("bench"),
     dataset: Annotated[
-        list[str] | None, option("Folder of a data set; repeatable.", "all that are there")
+        list[str] | None, option("Folder of a data set; repeatable.", "all in --data")
     ] = None,
     shots: Annotated[
         list[int] | None, option("Training pictures a class; repeatable.", "16")
     ] = None,
     shots_strict: ShotsStrict = False,
     seed: Annotated[
-        list[int] | None, option("Of the few-shot draw and the search; repeatable.", "1 2 3")
+        list[int] | None,
+        option(
+            "One run for each seed, which draws training pictures and codes; repeatable.", "1 2 3"
+        ),
     ] = None,
     recipe: Annotated[
         list[str] | None,
         option(
-            f"{', '.join(OWN)} or a plug-in's, as of tune; repeatable.",
+            f"The methods to compare, as for craft tune: {', '.join(OWN)}, a plug-in's, or "
+            "FILE.py:NAME; repeatable.",
             "craftbox",
             autocompletion=recipes,
         ),
@@ -104,20 +110,20 @@ def bench(
     budget: Annotated[
         list[str] | None,
         option(
-            "What each run may spend, as of tune: queries, or UNIT=N; repeatable.",
+            "The most each run may spend, as for craft tune: N queries, or UNIT=N; repeatable.",
             "the recipe's",
             metavar="[UNIT=]N",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
-        option("The recipe, or zero-shot, that all others are held against.", "none"),
+        option("The recipe, or zero-shot, to which all others are compared.", "none"),
     ] = None,
     own: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="A setting of a recipe's own, such as zip.batch=64; repeatable.",
+            help="A setting of one recipe, such as zip.batch=64; repeatable.",
             show_default=False,
             metavar="RECIPE.NAME=VALUE",
         ),

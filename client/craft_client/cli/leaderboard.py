@@ -120,10 +120,10 @@ def check(
     run: RunFolder,
     data: Annotated[
         Path | None,
-        option("Pictures on which the adapter is measured anew, which is charged.", "not measured"),
+        option("Pictures to measure the adapter on again. This is charged.", "not measured"),
     ] = None,
     tasks: Annotated[
-        Path | None, option("A leaderboard's tasks.json, which the run is to be of.")
+        Path | None, option("A leaderboard's tasks.json, to whose tasks the run must belong.")
     ] = None,
     keys: Keys = None,
     url: Url = None,

@@ -165,32 +165,33 @@ AsJson = Annotated[
     flag("--json", "Print one JSON document on stdout; all else goes to stderr.", panel="Output"),
 ]
 DATA = option(
-    "Pictures: a folder train/CLASS/*, test/CLASS/*; or CLASS/*; or a CoOp set; or a list, "
-    "path,label,split in FILE.csv; or of Hugging Face, hf:NAME or its folder."
+    "Pictures: a folder with train/CLASS/* and test/CLASS/*, or with CLASS/*; a CoOp data set; a "
+    "list FILE.csv with path,label,split; or a Hugging Face data set, hf:NAME or its folder."
 )
 Data = Annotated[Path, DATA]
-Split = Annotated[Literal["train", "validation", "test"], option("Which pictures.", True)]
+Split = Annotated[Literal["train", "validation", "test"], option("The split to measure on.", True)]
 ShotsStrict = Annotated[
     bool,
     flag(
         "--shots-strict",
-        "Refuse classes with fewer pictures than shots, of which all are taken otherwise.",
+        "Refuse the data if a class has fewer pictures than --shots. Otherwise such a class "
+        "trains on all that it has. For benchmarks whose classes must have equally many.",
     ),
 ]
 Strict = Annotated[
     bool,
     flag(
         "--strict",
-        "craftbox: ask about the class names alone, as the paper does, with random codes in "
-        "the place of a vocabulary.",
+        "Score only the class names, as the paper does; the craftbox recipe then asks random codes "
+        "instead of a vocabulary. Choose it if texts are expensive or not allowed.",
     ),
 ]
 Budget = Annotated[
     str | None,
     option(
-        "What a run may spend: N queries, or UNIT=N of another unit, such as predictions=1e6 or "
-        "cost=1.50. Without the upload.",
-        "the recipe's own: craftbox 128, of ranks 256; paper: by shots",
+        "The most a run may spend after the upload: N queries, or UNIT=N of another unit, such as "
+        "predictions=1e6 or cost=1.50.",
+        "the recipe's own: craftbox 128, or 256 if answers are labels or top_k; paper: by shots",
         metavar="[UNIT=]N",
         callback=_readable_budget,
     ),

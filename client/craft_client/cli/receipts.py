@@ -43,10 +43,10 @@ def receipt(
         ),
     ] = None,
     since: Annotated[
-        str | None, option("Only calls from then on, RFC 3339.", True, metavar="TIME")
+        str | None, option("Only calls at this time (RFC 3339) or later.", True, metavar="TIME")
     ] = None,
     until: Annotated[
-        str | None, option("Only calls before, RFC 3339.", True, metavar="TIME")
+        str | None, option("Only calls before this time (RFC 3339).", True, metavar="TIME")
     ] = None,
     url: Url = None,
     key: Key = None,

@@ -136,12 +136,12 @@ def root(
     context: typer.Context,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", help="Print results and errors alone: nothing else, no bar."),
+        typer.Option("--quiet", "-q", help="Print only results and errors: no progress, no notes."),
     ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Tell each HTTP call, its request id, and each retry."
+            "--verbose", "-v", help="Report each HTTP call, its request id, and each retry."
         ),
     ] = False,
     wide: Wide = False,

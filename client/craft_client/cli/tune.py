@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 _RUN = "The run"
 _TUNING = "Tuning"
 _TEXTS = "craftbox's questions"
-_PARTS = "Parts of the method, to do without"
+_PARTS = "Switch parts of the paper's recipe off, to measure what each is worth"
 _LIKE_PAPER = ", ".join(name for name, recipe in OWN.items() if recipe.like_paper)
 
 # Measured on photographs: docs/output-levels.md.
@@ -103,7 +103,15 @@ def tune(
         ),
     ] = "craftbox",
     budget: Budget = None,
-    seed: Annotated[int, option("Of the few-shot draw and of the search.", True, min=0)] = 1,
+    seed: Annotated[
+        int,
+        option(
+            "Draws the training pictures and the codes. The same seed repeats a run exactly; "
+            "use several seeds to measure the spread.",
+            True,
+            min=0,
+        ),
+    ] = 1,
     run: Annotated[
         Path | None,
         option("A new or empty run directory.", "runs/NAME-SHOTSshots-seedSEED", panel=_RUN),
@@ -111,8 +119,9 @@ def tune(
     resume: Annotated[
         Path | None,
         option(
-            "Continues a run that was interrupted; nothing is paid for twice. One that a method of "
-            "your own began needs its --recipe again: no run directory names code that is run.",
+            "Continue the interrupted run in this directory. Answers that are paid for are not "
+            "charged again. A run of your own method also needs --recipe FILE.py:NAME, because "
+            "craft runs no code that only a run directory names.",
             panel=_RUN,
             autocompletion=run_folders,
         ),
@@ -121,21 +130,22 @@ def tune(
         bool,
         flag(
             "--report",
-            "Post the run's curve to the server's console while it lasts. Free.",
+            "Show the run's curve in the server's console while it runs. Free.",
             panel=_RUN,
         ),
     ] = False,
     model: Model = None,
     template: Template = PLAIN_TEMPLATE,
     population: Annotated[
-        int | None, option("Codes a generation of the search.", "40", panel=_TUNING)
+        int | None, option("Codes in each generation of a search.", "40", panel=_TUNING)
     ] = None,
     dim: Annotated[int | None, option("Length of a code.", "512", panel=_TUNING)] = None,
     random_codes: Annotated[
         int | None,
         option(
-            "Of craftbox in strict access: random codes at most.",
-            "127, of ranks 255",
+            "In strict access: the most random codes that craftbox asks. It stops earlier when "
+            "more would add nothing. Give fewer to save queries or to keep the adapter small.",
+            "127; 255 if answers are labels or top_k",
             panel=_TUNING,
         ),
     ] = None,
@@ -143,7 +153,8 @@ def tune(
         str | None,
         option(
             "How far codes move the prompt, in standard deviations of the model's token "
-            "embeddings; or by name the released code's: paper, paper-wide, paper-imagenet.",
+            "embeddings; or a scale of the released code by name: paper, paper-wide, "
+            "paper-imagenet.",
             f"3.0; {_LIKE_PAPER}: the paper's, by data set",
             panel=_TUNING,
             callback=_scale,
@@ -159,45 +170,56 @@ def tune(
     ] = None,
     consistency_weight: Annotated[
         float | None,
-        option("Of the consistency loss.", "0.1; paper: its own, by data set", panel=_TUNING),
+        option(
+            "Weight of the paper's consistency loss.",
+            "0.1; paper: its own, by data set",
+            panel=_TUNING,
+        ),
     ] = None,
     own: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="A setting of the recipe's own, such as batch=32; repeatable (docs/methods.md).",
+            help="A setting of the recipe, such as batch=32; repeatable (docs/methods.md).",
             show_default=False,
             metavar="NAME=VALUE",
             rich_help_panel=_TUNING,
         ),
     ] = None,
     strategy: Annotated[
-        Literal["cma-es", "random", "spsa"], option("Of the paper's search.", True, panel=_TUNING)
+        Literal["cma-es", "random", "spsa"],
+        option("How the paper's recipe searches.", True, panel=_TUNING),
     ] = "cma-es",
     strict: Strict = False,
     texts: Annotated[
         Path | None,
         option(
-            "The vocabulary that is scored beside the class names: a file, one text a line.",
+            "A vocabulary to score beside the class names: a file with one text a line.",
             "about a thousand common nouns",
             panel=_TEXTS,
         ),
     ] = None,
     keep_texts: Annotated[
         int | None,
-        option("Texts of it that the head reads at most.", "as many as are needed", panel=_TEXTS),
+        option(
+            "The most texts of the vocabulary that the head reads. Give fewer for a small adapter.",
+            "as many as are needed",
+            panel=_TEXTS,
+        ),
     ] = None,
-    no_search: Annotated[bool, flag("--no-search", "Do without the search.", panel=_PARTS)] = False,
+    no_search: Annotated[
+        bool, flag("--no-search", "Do not search; keep the plain prompt.", panel=_PARTS)
+    ] = False,
     no_refinement: Annotated[
         bool,
         flag(
             "--no-refinement",
-            "Do without the head that refines predictions.",
+            "Train no head; deploy the searched prompt alone.",
             panel=_PARTS,
         ),
     ] = False,
     no_consistency: Annotated[
-        bool, flag("--no-consistency", "Do without the consistency loss.", panel=_PARTS)
+        bool, flag("--no-consistency", "Leave out the consistency loss.", panel=_PARTS)
     ] = False,
     url: Url = None,
     key: Key = None,

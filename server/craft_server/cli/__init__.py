@@ -58,7 +58,7 @@ def root(
     quiet: Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", help="Print results and errors alone: of a new key, the key."
+            "--quiet", "-q", help="Print only results and errors; of a new key, only the key."
         ),
     ] = False,
     wide: Wide = False,

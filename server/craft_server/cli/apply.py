@@ -29,7 +29,9 @@ app = Typer()
 )
 def apply(
     file: Annotated[Path, typer.Argument(help="TOML file: teams, keys and prices.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the changes without making them.")
+    ] = False,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,

@@ -29,7 +29,7 @@ app = Typer(
 )
 
 PerUser = Annotated[
-    bool, typer.Option("--per-user", help="Of each end user whom the key's calls name.")
+    bool, typer.Option("--per-user", help="The budget of each end user that the key's calls name.")
 ]
 
 
@@ -42,7 +42,7 @@ def show(
     prefix: options.AnyPrefix = None,
     team: options.Team = None,
     user: Annotated[
-        str | None, typer.Option(help="The key's end user whose own are shown, not a new one's.")
+        str | None, typer.Option(help="The end user of the key whose budgets are shown.")
     ] = None,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
@@ -129,7 +129,7 @@ def top_up(
     )
 )
 def remove(
-    unit: Annotated[Measure, typer.Option(help="What is not to be bounded any more.")],
+    unit: Annotated[Measure, typer.Option(help="The unit whose budget is removed.")],
     prefix: options.AnyPrefix = None,
     team: options.Team = None,
     window: options.BudgetWindow = "lifetime",

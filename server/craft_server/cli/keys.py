@@ -49,7 +49,7 @@ Level = Annotated[
 ]
 K = Annotated[int | None, _shown(min=1, help="With top_k or probs: how many classes.")]
 Decimals = Annotated[
-    int | None, _shown(min=1, max=MAX_DECIMALS, help="To which numbers are rounded.")
+    int | None, _shown(min=1, max=MAX_DECIMALS, help="Decimals to which numbers are rounded.")
 ]
 Noise = Annotated[
     float | None,
@@ -78,7 +78,9 @@ RequireUser = Annotated[
     first=("owner", "team", "queries", "expires_in", "level"),
 )
 def create(
-    owner: Annotated[str, typer.Option(help="Whose image sets and adapters the key sees.")],
+    owner: Annotated[
+        str, typer.Option(help="The owner, whose image sets and adapters the key sees.")
+    ],
     name: Annotated[str, typer.Option(show_default=False, help="What the key is for.")] = "",
     team: Annotated[
         str | None, typer.Option(help="Team whose budgets bound the key too; made if need be.")
@@ -93,7 +95,7 @@ def create(
     ] = None,
     expires_in: Annotated[
         str | None,
-        typer.Option(show_default="never", help="From when on it is useless, such as 30d."),
+        typer.Option(show_default="never", help="After how long the key expires, such as 30d."),
     ] = None,
     requests_per_minute: PerMinute = None,
     predictions_per_minute: PredictionsPerMinute = None,
@@ -191,7 +193,9 @@ def policy(
     model: Annotated[
         str | None,
         typer.Option(
-            show_default="every model's", help="Of whose answers.", autocompletion=complete_models
+            show_default="every model's",
+            help="The model whose answers the policy bounds.",
+            autocompletion=complete_models,
         ),
     ] = None,
     level: Level = None,
@@ -267,7 +271,7 @@ def set_(
         ),
     ] = None,
     expires_in: Annotated[
-        str | None, typer.Option(help="From when on it is useless, such as 30d, or never.")
+        str | None, typer.Option(help="After how long the key expires, such as 30d; or never.")
     ] = None,
     requests_per_minute: NewPerMinute = None,
     predictions_per_minute: NewPredictionsPerMinute = None,
@@ -388,7 +392,7 @@ def _rate_words(card: KeyCard) -> list[str]:
 )
 def rotate(
     prefix: options.Prefix,
-    overlap: Annotated[str, typer.Option(help="For how long old secrets still work.")] = "24h",
+    overlap: Annotated[str, typer.Option(help="How long the old secret still works.")] = "24h",
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,

@@ -348,7 +348,7 @@ def print_statement(
 def export_usage(
     form: Annotated[
         Literal["csv", "jsonl"],
-        typer.Option("--format", help="Of the lines.", rich_help_panel="Output"),
+        typer.Option("--format", help="How the lines are written.", rich_help_panel="Output"),
     ] = "csv",
     key: UsageKey = None,
     team: UsageTeam = None,

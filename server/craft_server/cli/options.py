@@ -134,7 +134,10 @@ AnyPrefix = Annotated[
 ]
 Team = Annotated[str | None, typer.Option(help="The team's budgets instead of a key's.")]
 BudgetWindow = Annotated[
-    Window, typer.Option(help="For good, or anew in each calendar month, week, day or hour (UTC).")
+    Window,
+    typer.Option(
+        help="When the budget starts again: each calendar month, week, day or hour (UTC), or never."
+    ),
 ]
 Queries = Annotated[int | None, _amount("queries")]
 Predictions = Annotated[int | None, _amount("predictions")]

@@ -34,7 +34,7 @@ app = Typer()
     epilog=examples(
         "craft-server plan --classes 100 --images 1600",
         "craft-server plan --model RN50 --classes 1000 --recipe paper --json",
-        "craft-server plan --classes 100 --tenants 50 --price queries=100 --hour-price 0.4",
+        "craft-server plan --classes 100 --owners 50 --price queries=100 --hour-price 0.4",
     ),
     rich_help_panel="Settings and deployment",
     first=("model", "classes", "images", "budget", "recipe"),
@@ -43,7 +43,7 @@ def plan(
     model: Annotated[
         str, _server(help="pocket, or one of open_clip's.", autocompletion=complete_models)
     ] = "pocket",
-    classes: Annotated[int | None, _asked(min=2, help="Class names.")] = None,
+    classes: Annotated[int | None, _asked(min=2, help="How many classes there are.")] = None,
     class_names: Annotated[
         Path | None,
         _asked(help="A file with the names, one a line: how many and how long they are."),
@@ -53,40 +53,46 @@ def plan(
         _asked(
             min=1,
             max=60,
-            help="Of a class name, its full stop and the end, where the names are not given.",
+            help="Tokens of a class name, its full stop and end; ignored with --class-names.",
         ),
     ] = 4,
     images: Annotated[int, _asked(min=1, help="Training pictures of a run.")] = 1600,
-    image_kb: Annotated[float, _asked(min=0.1, help="Kilobytes of a picture.")] = 100,
+    image_kb: Annotated[float, _asked(min=0.1, help="Size of a picture in kilobytes.")] = 100,
     image_side: Annotated[int, _asked(min=1, help="Its side in pixels.")] = 500,
     budget: Annotated[
         int | None, _asked(min=1, show_default="128; paper: 8,201", help="Queries of a run.")
     ] = None,
-    recipe: Annotated[Literal["craftbox", "paper"], _asked(help="Whose questions.")] = "craftbox",
+    recipe: Annotated[
+        Literal["craftbox", "paper"], _asked(help="The recipe that the runs use.")
+    ] = "craftbox",
     vocabulary: Annotated[
         int, _asked(min=1, help="Texts that craftbox scores beside class names.")
     ] = 1000,
     strict: Annotated[
         bool,
-        _asked(
-            "--strict", help="Class names alone, with all random codes; a run may do with fewer."
-        ),
+        _asked("--strict", help="Strict access with all random codes; a run may need fewer."),
     ] = False,
-    random_codes: Annotated[int, _asked(min=0, help="Of strict access, at most.")] = 127,
-    population: Annotated[int, _asked(min=4, help="Codes of a generation of the paper's.")] = 40,
-    dim: Annotated[int, _asked(min=2, max=4096, help="Of a code.")] = 512,
-    tenants: Annotated[int, _asked(min=1, help="That each make such a run.")] = 1,
+    random_codes: Annotated[
+        int, _asked(min=0, help="Random codes in strict access, at most.")
+    ] = 127,
+    population: Annotated[
+        int, _asked(min=4, help="Codes in each generation of the paper's search.")
+    ] = 40,
+    dim: Annotated[int, _asked(min=2, max=4096, help="Length of a code.")] = 512,
+    owners: Annotated[int, _asked(min=1, help="How many owners each make such a run.")] = 1,
     at_once: Annotated[
         int | None,
         _asked(
-            min=1, show_default="all", help="Tenants at the same time, for the server's memory."
+            min=1,
+            show_default="all",
+            help="How many of them at the same time; decides the server's memory.",
         ),
     ] = None,
     cores: Annotated[
-        int | None, _server(min=1, show_default="as measured", help="Of the server.")
+        int | None, _server(min=1, show_default="as measured", help="Cores of the server.")
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"], _server(help="Of the model's arithmetic.")
+        Literal["float32", "bfloat16"], _server(help="Precision of the model's arithmetic.")
     ] = "float32",
     measure: Annotated[
         bool, _constants("--measure", help="Measure the model on this machine first; a minute.")
@@ -113,7 +119,8 @@ def plan(
         ),
     ] = None,
     hour_price: Annotated[
-        float | None, typer.Option(min=0, help="Of the server's machine, in your currency.")
+        float | None,
+        typer.Option(min=0, help="What the server's machine costs an hour, in your currency."),
     ] = None,
     json_output: options.AsJson = False,
     data_dir: options.DataDir = None,
@@ -164,7 +171,7 @@ def plan(
             settings,
             precision=precision,
             cores=cores,
-            tenants=tenants,
+            owners=owners,
             at_once=at_once,
             prices=prices,
             hour_price=hour_price,
@@ -232,10 +239,10 @@ def _measured(
 
 
 def _print(plan: Plan) -> None:
-    many = plan.tenants > 1
+    many = plan.owners > 1
     columns = [f"{plan.model}, {plan.precision}, {plan.cores} cores", "one run"]
     if many:
-        columns.append(f"{plan.tenants:,} runs, {plan.at_once:,} at once")
+        columns.append(f"{plan.owners:,} runs, {plan.at_once:,} at once")
     loads = [plan.run, plan.all] if many else [plan.run]
     rows = [[name, *(of(load) for load in loads)] for name, of in _ROWS]
     charged = [[f"{unit} charged", *(f"{load.units[unit]:,}" for load in loads)] for unit in UNITS]

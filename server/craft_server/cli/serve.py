@@ -77,9 +77,7 @@ def serve(
 def record(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", dir_okay=False, help="The recording; what there is already is added to."
-        ),
+        typer.Option("--out", dir_okay=False, help="The recording. An existing file is extended."),
     ],
     model: options.Model = None,
     pretrained: options.Pretrained = None,

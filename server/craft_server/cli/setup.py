@@ -103,7 +103,7 @@ def ray(
     models: Annotated[
         str, typer.Option(help="Replicas that hold the model: a number, or a range such as 1-4.")
     ] = "1-4",
-    ingress_cpus: Annotated[float, typer.Option(min=0.01, help="Cores of an ingress.")] = 1,
+    ingress_cpus: Annotated[float, typer.Option(min=0.01, help="Cores of an ingress replica.")] = 1,
     model_cpus: Annotated[float, typer.Option(min=0.01, help="Cores of a model replica.")] = 2,
     model_gpus: Annotated[
         float, typer.Option(min=0, help="GPUs of a model replica; 0.5 lets two share one.")

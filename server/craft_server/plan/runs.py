@@ -1,6 +1,6 @@
 """The plan: what tuning runs ask, at what things take (`costs`).
 
-Tenants run the same workload, each on images of its own, on one server; clients have machines of
+Owners run the same workload, each on images of its own, on one server; clients have machines of
 their own, like the one that the constants were measured on.
 """
 
@@ -268,7 +268,7 @@ class Plan(_Part):
     precision: Precision
     machine: str  # where the constants were measured
     cores: int  # that the server has
-    tenants: int  # that run the workload
+    owners: int  # that run the workload
     at_once: int  # of them at the same time
     seconds_of_run: Seconds
     client_memory_bytes: int  # the most that a client takes
@@ -286,14 +286,14 @@ def plan_run(
     *,
     precision: Precision = "float32",
     cores: int | None = None,
-    tenants: int = 1,
+    owners: int = 1,
     at_once: int | None = None,
     prices: Mapping[Unit, int] | None = None,
     hour_price: float | None = None,
 ) -> Plan:
-    """Plans tenants who each run the workload once.
+    """Plans owners who each run the workload once.
 
-    `cores` are the constants' machine's by default, and `at_once` all tenants. `prices` are in
+    `cores` are the constants' machine's by default, and `at_once` all owners. `prices` are in
     micros, by unit; `hour_price` is the server's machine's.
 
     Raises:
@@ -301,7 +301,7 @@ def plan_run(
     """
     model, scaled = constants.cost_of(architecture, precision)
     cores = cores or constants.machine.cores
-    at_once = min(at_once or tenants, tenants)
+    at_once = min(at_once or owners, owners)
     service, client = constants.service, constants.client
     images, prompts, scored = workload.images, workload.prompts, workload.texts.scored
     answers = prompts * workload.answer_bytes_of_prompt
@@ -349,19 +349,19 @@ def plan_run(
         )
 
     # The server is the bottleneck of many; each client's own work goes on beside the others'.
-    of_all = max(seconds.total, tenants * seconds.server + seconds.client)
+    of_all = max(seconds.total, owners * seconds.server + seconds.client)
     return Plan(
         model=architecture.name,
         precision=precision,
         machine=constants.machine.name,
         cores=cores,
-        tenants=tenants,
+        owners=owners,
         at_once=at_once,
         seconds_of_run=seconds,
         client_memory_bytes=_client_memory(client, workload),
         run_directory_bytes=_run_directory(workload),
         run=load(1, 1, seconds.total),
-        all=load(tenants, at_once, of_all),
+        all=load(owners, at_once, of_all),
         notes=tuple(notes),
     )
 

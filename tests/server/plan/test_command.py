@@ -21,8 +21,8 @@ def document(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_papers_run_for_fifty_tenants() -> None:
-    asked = ("--model", "RN50", "--classes", 1000, "--images", 16000, "--tenants", 50)
+def test_the_papers_run_for_fifty_owners() -> None:
+    asked = ("--model", "RN50", "--classes", 1000, "--images", 16000, "--owners", 50)
     found = document(*asked, "--budget", 8201, "--recipe", "paper")
     assert found["run"]["units"]["queries"] == 8201
     assert found["all"]["units"]["queries"] == 50 * 8201
@@ -44,7 +44,7 @@ def test_one_query_asks_a_vocabulary_and_strict_access_all_random_codes_at_most(
 
 
 def test_people_are_shown_both_columns_and_where_time_goes() -> None:
-    done = plan("--classes", 100, "--tenants", 3, "--price", "queries=100")
+    done = plan("--classes", 100, "--owners", 3, "--price", "queries=100")
     for words in ("one run", "3 runs, 3 at once", "texts", "server's memory", "Constants of"):
         assert words in done.stdout
 

@@ -89,8 +89,8 @@ def test_the_closed_form_that_is_planned_is_the_clients() -> None:
     assert (losses.FOLDS, losses.ENOUGH_IMAGES) == (runs.FOLDS, runs.ENOUGH_IMAGES)
 
 
-def test_tenants_share_the_servers_cores() -> None:
-    plan = planned(tenants=50)
+def test_owners_share_the_servers_cores() -> None:
+    plan = planned(owners=50)
     server = plan.seconds_of_run.server
     assert plan.all.seconds == pytest.approx(50 * server + plan.seconds_of_run.client)
     assert plan.all.units.queries == 50 * plan.run.units.queries
@@ -98,13 +98,13 @@ def test_tenants_share_the_servers_cores() -> None:
 
 
 def test_fewer_at_once_take_less_memory_and_the_same_time() -> None:
-    all_at_once, few = planned(tenants=50), planned(tenants=50, at_once=4)
+    all_at_once, few = planned(owners=50), planned(owners=50, at_once=4)
     assert few.all.server_memory_bytes < all_at_once.all.server_memory_bytes
     assert few.all.seconds == all_at_once.all.seconds
 
 
 def test_caches_take_no_more_than_their_bounds() -> None:
-    few, many = (planned(tenants=count, at_once=1).all for count in (10_000, 100_000))
+    few, many = (planned(owners=count, at_once=1).all for count in (10_000, 100_000))
     assert few.server_memory_bytes == many.server_memory_bytes
 
 
