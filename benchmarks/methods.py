@@ -4,7 +4,7 @@ One craft-server process; the craft command alone drives it. Each method is tune
 of each seed and then measured on the whole test split, with everything that it was charged. What
 the JSON file holds already is not measured again, so that a run can be interrupted, and further
 data sets, seeds or methods added; what it holds of other methods is left out. At the end it draws
-the curves beside the JSON file and writes the tables into a page, between the lines BEGIN and END.
+docs/methods.png and writes the table into a page, between the lines BEGIN and END.
 
     python benchmarks/methods.py --data DIR [DIR ...] --json benchmarks/results/methods.json \
         --page docs/evidence/results.md
@@ -125,7 +125,6 @@ def summaries(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "method": method,
                 "family": runs[0]["family"],
                 "accuracies": accuracies,
-                "kept_texts": runs[0].get("texts", 0),
                 "mean": statistics.mean(accuracies),
                 "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
                 **{unit: statistics.mean(one[unit] for one in units) for unit in UNITS},
@@ -135,18 +134,23 @@ def summaries(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """The lines as a table a data set."""
-    parts = []
-    for data in dict.fromkeys(line["data"] for line in lines):
-        header = ("method", "accuracy, each seed", "mean ± spread", *UNITS)
-        parts += [f"**{data}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        for line in (line for line in lines if line["data"] == data):
-            spread = "" if line["spread"] is None else f" ± {line['spread']:.2f}"
-            each = ", ".join(f"{accuracy:.2f}" for accuracy in line["accuracies"])
-            units = " | ".join(f"{line[unit]:,.0f}" for unit in UNITS)
-            parts.append(f"| {line['method']} | {each} | {line['mean']:.2f}{spread} | {units} |")
-        parts.append("")
-    return "\n".join(parts)
+    """A table with a line for each method: its queries, and its accuracy on each data set."""
+    sets = list(dict.fromkeys(line["data"] for line in lines))
+    methods: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        methods.setdefault(line["method"], {})[line["data"]] = line
+    header = ("method", "queries", *sets)
+    rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for method, found in methods.items():
+        queries = dict.fromkeys(f"{line['queries']:,.0f}" for line in found.values())
+        cells = [_accuracy(found[data]) if data in found else "" for data in sets]
+        rows.append(f"| {method} | {', '.join(queries)} | {' | '.join(cells)} |")
+    return "\n".join([*rows, ""])
+
+
+def _accuracy(line: dict[str, Any]) -> str:
+    spread = "" if line["spread"] is None else f" ± {line['spread']:.2f}"
+    return f"{line['mean']:.2f}{spread}"
 
 
 def with_tables(page: str, tables: str) -> str:
@@ -156,14 +160,8 @@ def with_tables(page: str, tables: str) -> str:
     return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
 
 
-def knee(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fewest kept texts within a point of the best."""
-    best = max(point["mean"] for point in points)
-    return next(point for point in points if point["mean"] >= best - 1)
-
-
 def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> None:
-    """A column for each data set: accuracy against queries, and against kept texts.
+    """A panel for each data set: accuracy against queries.
 
     `ridge` is the white box's accuracy by data set.
     """
@@ -173,25 +171,13 @@ def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> No
     from matplotlib import pyplot as plt
 
     sets = list(dict.fromkeys(line["data"] for line in lines))
-    figure, panels = plt.subplots(2, len(sets), figsize=(5 * len(sets), 8.5), squeeze=False)
-    for panel, data in zip(panels[1], sets, strict=True):
-        points = [line for line in lines if (line["data"], line["family"]) == (data, ONE_QUERY)]
-        points.sort(key=lambda line: line["kept_texts"])
-        if points:
-            texts, means = ([point[of] for point in points] for of in ("kept_texts", "mean"))
-            panel.errorbar(
-                texts, means, [point["spread"] or 0 for point in points], marker="o", capsize=2
-            )
-            bend = knee(points)
-            panel.plot(bend["kept_texts"], bend["mean"], "o", ms=14, mfc="none", label="knee")
-        panel.set(xscale="log", xlabel="kept texts, one query", ylabel="test accuracy, %")
-    for panel, data in zip(panels.flat, [*sets, *sets], strict=True):
-        if data in ridge:
-            panel.axhline(ridge[data], color="black", ls="--", label="ridge on hidden features")
-        panel.grid(alpha=0.3)
+    figure, panels = plt.subplots(1, len(sets), figsize=(5 * len(sets), 5), squeeze=False)
     families = list(dict.fromkeys(line["family"] for line in lines))
     colours = dict(zip(families, plt.get_cmap("tab10").colors, strict=False))
     for panel, data in zip(panels[0], sets, strict=True):
+        if data in ridge:
+            panel.axhline(ridge[data], color="black", ls="--", label="ridge on hidden features")
+        panel.grid(alpha=0.3)
         for family in families:
             points = [line for line in lines if (line["data"], line["family"]) == (data, family)]
             if family == ONE_QUERY:  # that of the default alone
@@ -214,8 +200,8 @@ def draw(lines: list[dict[str, Any]], ridge: dict[str, float], file: Path) -> No
         panel.set(xscale="log", xlabel="queries of tuning", ylabel="test accuracy, %", title=data)
     drawn = [panel.get_legend_handles_labels() for panel in panels.flat]
     by_label = {label: handle for found in drawn for handle, label in zip(*found, strict=True)}
-    figure.legend(by_label.values(), by_label.keys(), fontsize=9, loc="lower center", ncols=4)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.legend(by_label.values(), by_label.keys(), fontsize=9, loc="lower center", ncols=5)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(file, dpi=110)
 
 
