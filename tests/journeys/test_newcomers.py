@@ -13,10 +13,11 @@ from PIL import Image
 from journeys.conftest import Terminal
 from journeys.words import block, line
 
-README, ANSWERS, BENCHMARKS, RECEIPTS, PLANNING = (
+README, ANSWERS, BENCHMARKS, OWN_TUNER, RECEIPTS, PLANNING = (
     "README.md",
     "docs/answers.md",
     "docs/benchmarks.md",
+    "docs/own-tuner.md",
     "docs/receipts.md",
     "docs/maintaining/planning.md",
 )
@@ -74,7 +75,7 @@ def test_a_method_of_ones_own_ends_in_a_papers_tables(
                 shutil.copytree(pictures / split / one, me.folder / "ROOT" / name / split / one)
     assert "queries" in me.type(line(BENCHMARKS, "craft budget"))
     assert "2 classes" in me.type(line(BENCHMARKS, "craft data check"))
-    (me.folder / "my_method.py").write_text(block(BENCHMARKS, "def tune(run"))
+    (me.folder / "my_method.py").write_text(block(OWN_TUNER, "def tune(run"))
     # One seed and a smaller budget: the rest is more of the same.
     words = line(BENCHMARKS, "craft bench --data ROOT --recipe my_method.py:tune")
     me.type(words.replace("1e5", "1e3") + " --seed 1")
