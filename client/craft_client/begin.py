@@ -63,7 +63,7 @@ def begun(
     model: str | None = None,
     run: str | None = None,
     temporary: bool = False,
-    check: Callable[[Sequence[Any], Limits], list[str]] = check_images,
+    check: Callable[[Sequence[Any], Limits], Sequence[str]] = check_images,
     upload: Callable[..., tuple[ImageSet, Units]] = filled,
     on_forecast: Callable[[Forecast, Sequence[str]], None] = lambda forecast, digests: None,
     **more: Any,

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -254,6 +255,8 @@ def _image_error(
         return FieldError(field=name, message=message, remedy=remedy)
 
     try:
+        if not isinstance(file, bytes) and not S_ISREG(file.stat().st_mode):
+            return wrong("is not a file.", "Name a picture's file.")  # a pipe may never end
         size = len(file) if isinstance(file, bytes) else file.stat().st_size
         if size > most_bytes:
             message = f"has {size} bytes; the server accepts {most_bytes}."

@@ -74,7 +74,9 @@ class About(BaseModel):
     data: Path | None = None
     output: Output = EVERYTHING  # earlier versions' runs saw it
     run: str | None = None  # what the server calls it
+    image_set: str | None = None  # on the server
     digests: list[str] = []  # of the training images' files
+    pictures: list[str] = []  # their paths in `data`
 
 
 class Moment(BaseModel):
@@ -148,7 +150,7 @@ class Run(Displayed):
     def load(cls, folder: Path) -> Self:
         """Reads the directory; raises JournalError where there is no run, or it is damaged."""
         journal = Journal.open(folder)
-        about = _checked(About, journal.document, f"'{folder / RUN_FILE}'")
+        about = about_of(journal)
         # Before the lines, which a run that is still going on may add to.
         summary, prompts, evaluation, fault = None, None, None, None
         if journal.finished:
@@ -260,6 +262,11 @@ class Damaged:
     reason: str
 
 
+def about_of(journal: Journal) -> About:
+    """What the run's document says; raises JournalError where it is damaged."""
+    return _checked(About, journal.document, f"'{journal.folder / RUN_FILE}'")
+
+
 def compared(folders: Iterable[Path]) -> list[Run]:
     """Runs to be shown beside each other, a row each; raises JournalError as `Run.load`."""
     return Listed(Run.load(folder) for folder in folders)
@@ -326,7 +333,8 @@ def _adapter_config(path: Path) -> AdapterConfig:
 
 def _damaged(where: str, error: ValidationError) -> JournalError:
     return JournalError(
-        f"{where} is damaged, or of another version of craftbox: {first_error(error)}."
+        f"{where} is damaged, or of another version of craftbox: {first_error(error)}.",
+        remedy="Put it right in that file, or tune anew.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,8 @@ class TuneSettings:
     Raises:
         SettingsError: an option's value is impossible, alone or with the others.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where one is read from a document
 
     recipe: str = "craftbox"
     budget: int = 8000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from threadpoolctl import threadpool_limits
 
 from craft_client import recipes
@@ -20,6 +20,7 @@ from craft_client.blackbox import BlackBox
 from craft_client.exceptions import CraftError
 from craft_client.journal import Journal, JournalError
 from craft_client.pictures import Picture
+from craft_client.run_folder import RUN_FILE
 from craft_client.settings import SettingsError, TuneSettings, shows_texts
 from craft_client.tuning_run import AnswerError, Outcome, TuneProgress, TuningRun
 from craft_shared.adapter import Adapter, AdapterConfig
@@ -131,21 +132,24 @@ def run_settings(journal: Journal, recipe: str | None = None) -> TuneSettings:
     """The settings of a run that `run_document` described, of a recipe that may have been moved.
 
     Raises:
-        JournalError: another version of craftbox began it.
+        JournalError: another version of craftbox began it, or a setting is not one.
     """
     if journal.document.get("schema_version") != RUN_SCHEMA:
         raise JournalError(
             f"The run in '{journal.folder}' was begun by another version of craftbox.",
             remedy="Resume it with that version, or tune anew.",
         )
-    settings = journal.document["settings"]
-    return TuneSettings(
-        **{
-            **settings,
-            "texts": tuple(settings["texts"]),
-            "recipe": recipe or settings["recipe"],
-        }
-    )
+    settings = journal.document.get("settings")
+    if recipe is not None and isinstance(settings, Mapping):
+        settings = {**settings, "recipe": recipe}
+    try:
+        return TypeAdapter(TuneSettings).validate_python(settings)
+    except ValidationError as error:
+        raise JournalError(
+            f"'{journal.folder / RUN_FILE}' has a setting that cannot be used: "
+            f"{first_error(error, 'settings')}.",
+            remedy="Put it right in that file, or tune anew.",
+        ) from error
 
 
 def tune(

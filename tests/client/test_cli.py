@@ -370,6 +370,91 @@ def test_a_run_directory_makes_nobody_run_a_file_of_its_own(
     assert ran.exists()
 
 
+@pytest.fixture
+def cut_off(craft: Craft, connected: WireServer, picture_folder: Path) -> Path:
+    """The document of a run that ended before its upload."""
+    connected.faults = [Fault("POST .*/images", status=418)]
+    assert craft("tune", "--data", picture_folder, *TUNE, "--run", "run").exit_code == 1
+    assert connected.charged == Units()
+    return Path("run/run.json")
+
+
+def changed(file: Path, **changes: Any) -> None:
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"width": 3}, "width: Unexpected"),
+        ({"budget": "many"}, "budget: Input should be a valid integer"),
+        ({"texts": 7}, "texts: Input should be"),
+        ({"recipe": None}, "does not say all that a run of 'craft tune' does"),
+    ],
+)
+def test_a_setting_of_a_run_directory_that_cannot_be_used_is_named(
+    craft: Craft, cut_off: Path, setting: dict[str, Any], words: str
+) -> None:
+    changed(cut_off, settings=json.loads(cut_off.read_text())["settings"] | setting)
+    result = craft("tune", "--resume", "run")
+    assert result.exit_code == 1
+    assert "run/run.json" in result.stderr
+    assert words in result.stderr
+    assert "or tune anew" in result.stderr
+
+
+@pytest.mark.parametrize("changes", [{"pictures": 3}, {"labels": []}, {"run": None}, {"data": []}])
+def test_a_run_directory_that_says_too_little_is_not_resumed(
+    craft: Craft, cut_off: Path, changes: dict[str, Any]
+) -> None:
+    changed(cut_off, **changes)
+    result = craft("tune", "--resume", "run")
+    assert result.exit_code == 1
+    assert "run/run.json" in result.stderr
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_run_directory_makes_nobody_send_a_file_that_it_does_not_know(
+    craft: Craft, connected: WireServer, cut_off: Path, tmp_path: Path, absolute: bool
+) -> None:
+    document = json.loads(cut_off.read_text())
+    private = tmp_path / "private.png"
+    write_picture(private, 999)
+    path = private if absolute else os.path.relpath(private, document["data"])
+    changed(cut_off, pictures=[str(path), *document["pictures"][1:]])
+    sent = connected.calls.count("POST /v1/image-sets/set-1/images")
+    result = craft("tune", "--resume", "run")
+    assert result.exit_code == 1
+    assert "1 of 12 pictures are not those that the run began with" in result.stderr
+    assert "private.png" in result.stderr
+    assert connected.calls.count("POST /v1/image-sets/set-1/images") == sent
+    text = tmp_path / "private.txt"
+    text.write_text("a secret")
+    changed(cut_off, pictures=[str(text), *document["pictures"][1:]])
+    assert "is not a picture" in craft("tune", "--resume", "run").stderr
+    os.mkfifo(tmp_path / "pipe")
+    changed(cut_off, pictures=[str(tmp_path / "pipe"), *document["pictures"][1:]])
+    assert "is not a file" in craft("tune", "--resume", "run").stderr
+    assert connected.calls.count("POST /v1/image-sets/set-1/images") == sent
+    changed(cut_off, pictures=document["pictures"])
+    assert craft("tune", "--resume", "run").exit_code == 0
+
+
+def test_pictures_that_were_sent_may_be_gone_when_a_run_is_resumed(
+    craft: Craft, connected: WireServer, picture_folder: Path
+) -> None:
+    stop = Fault("POST /v1/predictions", status=418)
+    connected.faults = [
+        Fault("POST .*/images", drop="after", also=lambda: connected.faults.append(stop))
+    ]
+    assert craft("tune", "--data", picture_folder, *TUNE, "--run", "run").exit_code == 1
+    assert connected.charged.images == 12
+    shutil.rmtree(picture_folder)
+    result = craft("tune", "--resume", "run")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_publishing_says_what_one_picture_costs(
     craft: Craft, connected: WireServer, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

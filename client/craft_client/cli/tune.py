@@ -5,6 +5,7 @@ What can be checked for free is checked before anything is paid for.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect, reporting_client, upload
 from craft_client.cli.show import document, percent, say, size, table, watch
 from craft_client.recipes import OWN, described, is_file, label, resolved
+from craft_client.run_folder import RUN_FILE
 from craft_shared.amounts import SPARE_UNITS, UNITS, counted
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from craft_client.run_report import RunReporter
     from craft_client.tune import TuneResult, TuneSettings
     from craft_shared.units import Units
-    from craft_shared.wire import ImageSet, Level, ModelCard
+    from craft_shared.wire import ImageSet, Level, Limits, ModelCard
 
 
 _RUN = "The run"
@@ -428,20 +430,28 @@ def task_of(folder: Path, recipe: str | None = None) -> Task:
     """The task of a run that was begun.
 
     Raises:
-        JournalError: a method of a file began it, which is not named as `recipe`: a directory from
-            elsewhere may name any file.
+        JournalError: its document cannot be used, or a method of a file began it, which is not
+            named as `recipe`: a directory from elsewhere may name any file.
         DataError: it came to its end.
     """
     from craft_client.begin import check_recipe
     from craft_client.data import Sample
     from craft_client.exceptions import DataError
     from craft_client.journal import Journal, JournalError
+    from craft_client.runs import about_of
     from craft_client.tune import run_settings
 
     journal = Journal.open(folder)
     if journal.whole:
         raise DataError(
             f"The run in '{folder}' came to its end.", remedy=f"See it: craft report {folder}"
+        )
+    about = about_of(journal)
+    known = len(about.pictures) == len(about.labels) == len(about.digests)
+    if not (known and about.data and about.run and about.image_set and about.settings.recipe):
+        raise JournalError(
+            f"'{folder / RUN_FILE}' does not say all that a run of 'craft tune' does.",
+            remedy="Continue the run with what began it, or tune anew.",
         )
     if recipe is not None:
         check_recipe(recipe, journal)
@@ -452,13 +462,35 @@ def task_of(folder: Path, recipe: str | None = None) -> Task:
             remedy=f"If that file is yours: {_continuing(journal)}",
         )
     settings = run_settings(journal, None if recipe is None else resolved(recipe))
-    document = journal.document
-    data = Path(document["data"])
     samples = [
-        Sample(data / picture, label)
-        for picture, label in zip(document["pictures"], document["labels"], strict=True)
+        Sample(about.data / picture, label)
+        for picture, label in zip(about.pictures, about.labels, strict=True)
     ]
-    return Task(document["classes"], data, samples, lambda card: settings)
+    return Task(about.classes, about.data, samples, lambda card: settings)
+
+
+def _same_files(digests: Sequence[str], files: Sequence[Path], limits: Limits) -> Sequence[str]:
+    """The digests, if the files that are there have them; some that were sent may be gone.
+
+    A run directory from elsewhere may name any file: one that it does not know is never sent.
+    """
+    from craft_client.data import first_errors
+    from craft_client.exceptions import DataError
+    from craft_shared.problems import FieldError
+
+    there = {file: digest for file, digest in zip(files, digests, strict=True) if file.exists()}
+    found = zip(there.items(), check_files(list(there), limits), strict=True)
+    changed = [file for (file, digest), now in found if now != digest]
+    if changed:
+        raise DataError(
+            f"{len(changed):,} of {len(files):,} pictures are not those that the run began with. "
+            "Nothing was sent.",
+            errors=first_errors(
+                FieldError(field=f"'{file}'", message="is another file.") for file in changed
+            ),
+            remedy="Bring the run's own pictures back, or tune anew.",
+        )
+    return digests
 
 
 def tune_task(
@@ -497,12 +529,11 @@ def tune_task(
             task.settings_of,
             model=model,
             run=run,
-            # A run that is continued knows its pictures, which may be gone since.
-            check=(lambda files, limits: before.get("digests", [])) if before else check_files,
+            check=partial(_same_files, before["digests"]) if before else check_files,
             upload=upload,
             on_forecast=lambda forecast, digests: _say(task, forecast, digests, bytes_of(paths)),
             data=str(task.data.resolve()),
-            pictures=[path.relative_to(task.data).as_posix() for path in paths],
+            pictures=[Path(os.path.relpath(path, task.data)).as_posix() for path in paths],
         ) as started,
         watch() as show,
         _reporter(
