@@ -181,12 +181,12 @@ def remove_budget(
 
     Raises:
         NoSuchBudget: there is none.
-        BudgetInUse: calls that run hold some of it; the transaction must be undone.
+        BudgetInUse: calls that run hold some of the holder's own; the transaction must be undone.
         TeamHasNoUsers: end users of a team are meant.
     """
     if per_user:
         key_id = _with_users(holder)
-        users.remove_user_limit(connection, key_id, unit=unit, window=window, at=at)
+        users.remove_user_limit(connection, key_id, unit=unit, window=window)
         return
     budgets.remove_budget(
         connection, key_id=holder.key_id, team_id=holder.team_id, unit=unit, window=window, at=at

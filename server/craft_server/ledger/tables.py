@@ -26,6 +26,7 @@ RUNNING = sa.text("NOT done")
 STORED = sa.text("body_bytes > 0 AND repeatable")
 _OF_RUN = sa.text("run IS NOT NULL")
 _OF_USER = sa.text("end_user IS NOT NULL")
+_OF_KEY = sa.text("user_of IS NOT NULL")
 
 # Who shares budgets: keys of a team, or calls that one key makes for one of its end users.
 TEAMS = sa.Table(
@@ -36,6 +37,12 @@ TEAMS = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     # The key whose end user it is, and which its name then names, too; null is a team.
     sa.Column("user_of", sa.BigInteger),
+    sa.Index(
+        "ix_teams_user_of",
+        "user_of",
+        sqlite_where=_OF_KEY,
+        postgresql_where=_OF_KEY,
+    ),
 )
 
 API_KEYS = sa.Table(

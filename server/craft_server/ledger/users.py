@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from craft_server.clock import window_start
 from craft_server.database import insert_missing
 from craft_server.ledger.budgets import (
-    BudgetInUse,
     NoSuchBudget,
     add_budget,
     as_budget,
@@ -169,25 +168,25 @@ def set_user_limit(
 
 
 def remove_user_limit(
-    connection: sa.Connection, key_id: int, *, unit: Measure, window: Window, at: int
+    connection: sa.Connection, key_id: int, *, unit: Measure, window: Window
 ) -> None:
-    """Removes a limit, and the budgets of users that it has made.
+    """Removes a limit, and the budgets of users that it has made, whatever calls hold of them.
+
+    What a call that runs holds of one is neither spent nor given back when it ends.
 
     Raises:
         NoSuchBudget: there is none.
-        BudgetInUse: calls that run hold some of them; the transaction must be undone.
     """
     limit = _of({"key_id": key_id, "unit": unit, "window": window})
     if connection.execute(sa.delete(USER_LIMITS).where(limit)).rowcount == 0:
         raise NoSuchBudget(unit, window)
     of_users = BUDGETS.c.team_id.in_(sa.select(TEAMS.c.id).where(TEAMS.c.user_of == key_id))
     these = sa.and_(of_users, BUDGETS.c.unit == unit, BUDGETS.c.window == window)
-    held = connection.execute(
-        sa.delete(BUDGETS).where(these).returning(BUDGETS.c.window_start, BUDGETS.c.reserved)
+    # In the order in which reservations lock them.
+    connection.execute(
+        sa.select(BUDGETS.c.id).where(these).order_by(BUDGETS.c.id).with_for_update()
     )
-    start = window_start(window, at)
-    if reserved := sum(row.reserved for row in held if row.window_start >= start):
-        raise BudgetInUse(unit, window, reserved)
+    connection.execute(sa.delete(BUDGETS).where(these))
 
 
 def _limits_and_budgets(connection: sa.Connection, key_id: int, name: str) -> Sequence[Any]:

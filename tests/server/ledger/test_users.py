@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from craft_server.database import Database
 from craft_server.ledger import administration, exports, leases, users
 from craft_server.ledger.account import usage
-from craft_server.ledger.budgets import BudgetInUse, NoSuchBudget
+from craft_server.ledger.budgets import NoSuchBudget
 from craft_server.ledger.charges import (
     BudgetExhausted,
     Contended,
@@ -221,30 +221,43 @@ def test_a_limit_below_what_a_user_has_used_leaves_it_nothing_until_the_window_e
     assert state(store, caller, "ann", later) == (6, 6, 0)
 
 
-def test_a_limit_that_is_removed_takes_users_budgets_along_unless_calls_hold_them(
+def test_a_limit_is_removed_at_once_and_calls_that_run_touch_nothing_that_is_set_later(
     store: Database, make_caller: MakeCaller
 ) -> None:
     caller = make_caller(5)
     spend(store, caller, "bob", 5)
-    running = take(store, caller, "ann", 2)
+    spending, given_up = take(store, caller, "ann", 2), take(store, caller, "ann", 1)
 
     def remove() -> None:
         with store.writing() as connection:
-            users.remove_user_limit(
-                connection, caller.key_id, unit="queries", window="lifetime", at=NOW
-            )
+            users.remove_user_limit(connection, caller.key_id, unit="queries", window="lifetime")
 
-    with pytest.raises(BudgetInUse, match="hold 2 of"):
-        remove()
-    assert state(store, caller, "ann") == (5, 0, 3)
-    with store.writing() as connection:
-        settle(connection, running, NOW)
     remove()
     with pytest.raises(NoSuchBudget):
         remove()
     spend(store, caller, "bob", 100)
-    bound(store, caller, 1)
+    bound(store, caller, 3)
     spend(store, caller, "bob", 1)
+    held = take(store, caller, "ann", 3)
+    with store.writing() as connection:
+        settle(connection, spending, NOW)
+        refund(connection, given_up.charge_id, NOW)
+    assert state(store, caller, "ann") == (3, 0, 0)
+    with store.writing() as connection:
+        settle(connection, held, NOW)
+    assert state(store, caller, "ann") == (3, 3, 0)
+    assert state(store, caller, "bob") == (3, 1, 2)
+
+
+def test_users_of_a_key_are_found_by_an_index(store: Database, make_caller: MakeCaller) -> None:
+    of_key = sa.select(TEAMS.c.id).where(TEAMS.c.user_of == make_caller(5).key_id)
+    compiled = str(of_key.compile(compile_kwargs={"literal_binds": True}))
+    with store.reading() as connection:
+        if store.dialect == "postgresql":
+            connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
+        explain = "EXPLAIN QUERY PLAN" if store.dialect == "sqlite" else "EXPLAIN"
+        plan = connection.execute(sa.text(f"{explain} {compiled}")).all()
+    assert "ix_teams_user_of" in str(plan)
 
 
 def test_a_team_has_no_users(store: Database, make_caller: MakeCaller) -> None:
