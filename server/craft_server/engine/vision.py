@@ -16,6 +16,7 @@ import os
 import queue
 import shutil
 import stat
+import sys
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -157,8 +158,6 @@ class _Compiled:
     """A graph compiled for one shape; as many threads as there are cores may run it at a time."""
 
     def __init__(self, graph: Any, images: int, dtype: torch.dtype, cores: int) -> None:
-        import openvino
-
         shape = graph.input(0).get_partial_shape()
         self.size: tuple[int, int] = (shape[2].get_length(), shape[3].get_length())
         graph = graph.clone()
@@ -170,7 +169,7 @@ class _Compiled:
             "INFERENCE_NUM_THREADS": cores,
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = openvino.Core().compile_model(graph, "CPU", options)
+        compiled = _openvino().Core().compile_model(graph, "CPU", options)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(cores):
             self._idle.put(compiled.create_infer_request())
@@ -203,8 +202,7 @@ def converted_graph(model: LoadedModel, folder: Path) -> Any:
     Raises:
         Exception: whatever the converter raises on a layer that it does not know.
     """
-    # Not `openvino.convert_model`, which reports its use to the makers.
-    import openvino
+    openvino = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -236,10 +234,16 @@ def keep_graph(model: LoadedModel, written: Path) -> None:
         log.info("the compiled vision tower is not kept", reason=str(error))
 
 
-def _read(folder: Path) -> Any:
+def _openvino() -> Any:
+    """The library; nothing is reported to its makers, which by default its import is."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # is as not installed
     import openvino
 
-    return openvino.Core().read_model(folder / _GRAPH)
+    return openvino
+
+
+def _read(folder: Path) -> Any:
+    return _openvino().Core().read_model(folder / _GRAPH)
 
 
 class _ImageTower(nn.Module):

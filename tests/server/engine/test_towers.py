@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from craft_server.engine.precision import Reference, dtypes_to_try, probe_images
 from craft_server.engine.tokens import Tokenizer
 from craft_server.engine.towers import Towers
 from craft_server.engine.vision import BATCH, CompiledVision, EagerVision, converted_graph
+from e2e.programs import run
 
 CPU = torch.device("cpu")
 
@@ -293,13 +295,19 @@ def test_without_openvino_pytorch_serves(
     assert isinstance(towers_of(model, "float32", cores=1).vision, EagerVision)
 
 
-def test_nothing_is_reported_to_openvinos_makers(
-    model: LoadedModel, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from openvino_telemetry import Telemetry
+def convert_pocket() -> None:
+    """What a server does where no compiled tower is kept."""
+    towers_of(load_model(ModelSpec("pocket", device="cpu")), "float32", cores=1)
 
-    monkeypatch.setattr(Telemetry, "send_event", None)
-    towers_of(model, "float32", cores=1)
+
+def test_nothing_is_reported_to_openvinos_makers(tmp_path: Path) -> None:
+    """By default a process's first import of OpenVINO is, under a number kept in ~/intel."""
+    env = {name: value for name, value in os.environ.items() if name != "CI"}
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = run("server.engine.test_towers:convert_pocket", [], env | home)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache/craftbox").iterdir()), "OpenVINO was not used"
+    assert [file.name for file in tmp_path.iterdir()] == ["cache"]
 
 
 def test_probe_images_look_like_images() -> None:
