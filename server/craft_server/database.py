@@ -10,6 +10,7 @@ SQLite's PRAGMA reference (https://sqlite.org/pragma.html).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import sqlite3
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 from alembic.util import CommandError
@@ -30,7 +32,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from craft_server.statements import IDLE
-from craft_server.threads import on_thread
+from craft_server.threads import on_thread, to_the_end
 from craft_server.together import Together
 from craft_shared.files import keep_private, make_private, make_private_folder
 
@@ -125,6 +127,7 @@ class Database:
         threads = 1 if self.dialect == "sqlite" else POSTGRESQL_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="craft-database")
         self._long = ThreadPoolExecutor(_LONG_READS, thread_name_prefix="craft-long-reads")
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()  # of keys
         self._together: dict[Callable[..., Any], Together[Any, Any]] = {}
         self.mended: list[Path] = []  # files and folders that others could read until now
 
@@ -181,11 +184,23 @@ class Database:
             _READ, lambda connection: function(connection, *args, **kwargs)
         )
 
-    async def read_long(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like `read`, for what may read many lines: other transactions do not queue behind it."""
-        return await self._on_thread(
-            _READ, lambda connection: function(connection, *args, **kwargs), self._long
-        )
+    async def read_long(
+        self, key_id: int, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Like `read`, for what may read many lines: other transactions do not queue behind it.
+
+        One at a time for a key, so that whatever it asks for, other keys have their turn.
+        """
+        turn = self._turns.setdefault(key_id, asyncio.Lock())
+
+        async def read() -> T:
+            return await self._on_thread(
+                _READ, lambda connection: function(connection, *args, **kwargs), self._long
+            )
+
+        async with turn:
+            # A thread goes on when nobody waits for it any more.
+            return await to_the_end(read())
 
     async def write(self, function: Transaction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Awaits `function(connection, ...)` in a writing transaction, which is then on disk.

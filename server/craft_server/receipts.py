@@ -140,7 +140,7 @@ class Receipts:
             StillReserved: some calls have yet to be settled or given back.
         """
         receipt = await self._database.read_long(
-            sum_up, caller, selection, issuer=self._issuer, at=now_ms()
+            caller.key_id, sum_up, caller, selection, issuer=self._issuer, at=now_ms()
         )
         return self.signer.sign(receipt)
 

@@ -227,3 +227,31 @@ def test_what_is_there_is_not_inserted_again(store: Database) -> None:
         assert connection.execute(sa.select(TEAMS.c.created_at)).scalars().all() == [1]
         with pytest.raises(sa.exc.IntegrityError):
             insert_missing(connection, TEAMS, name="other", created_at=None)
+
+
+def test_long_reads_of_one_key_leave_other_keys_their_turn(store: Database) -> None:
+    begun, go = [], threading.Event()
+
+    def slow(_connection: sa.Connection) -> None:
+        begun.append(1)
+        assert go.wait(60)
+
+    async def read() -> None:
+        of_one = [asyncio.ensure_future(store.read_long(1, slow)) for _ in range(4)]
+        try:
+            while not begun:
+                await asyncio.sleep(0.01)
+            # Whoever hangs up gets no more threads than who waits.
+            of_one[0].cancel()
+            assert await asyncio.wait_for(store.read_long(2, _seven), 30) == 7
+            assert len(begun) == 1
+        finally:
+            go.set()
+        await asyncio.gather(*of_one, return_exceptions=True)
+        assert len(begun) == 4
+
+    asyncio.run(read())
+
+
+def _seven(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.select(sa.literal(7))).scalar_one())

@@ -214,7 +214,7 @@ async def set_prices(
 )
 async def export_usage(
     services: WithServices,
-    _caller: WithAdminKey,
+    caller: WithAdminKey,
     form: Annotated[exports.Format, Query(alias="format")] = "csv",
     key: Annotated[str | None, Query(description="Only of the key with this prefix.")] = None,
     since: Annotated[Time | None, Query(description="Calls made then or later.")] = None,
@@ -226,7 +226,7 @@ async def export_usage(
         since=None if since is None else epoch_ms(since),
         until=None if until is None else epoch_ms(until),
     )
-    return await download(services, selection, form)
+    return await download(services, caller.key_id, selection, form)
 
 
 async def _shown_once(

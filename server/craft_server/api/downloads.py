@@ -16,21 +16,30 @@ MEDIA_TYPES: dict[Format, str] = {"csv": "text/csv", "jsonl": "application/jsonl
 
 
 async def download(
-    services: Services, selection: Selection, form: Format, columns: Sequence[str] = COLUMNS
+    services: Services,
+    key_id: int,
+    selection: Selection,
+    form: Format,
+    columns: Sequence[str] = COLUMNS,
 ) -> StreamingResponse:
-    """All lines of a selection.
+    """All lines of a selection, for the key that asks.
 
     Raises:
         UnknownKey: no key has the prefix.
         UnknownTeam: no team has the name.
     """
-    first = await services.database.read_long(exports.page, selection)
-    text = _text_of(services, selection, form, columns, first)
+    first = await services.database.read_long(key_id, exports.page, selection)
+    text = _text_of(services, key_id, selection, form, columns, first)
     return StreamingResponse(text, media_type=MEDIA_TYPES[form])
 
 
 async def _text_of(
-    services: Services, selection: Selection, form: Format, columns: Sequence[str], page: Page
+    services: Services,
+    key_id: int,
+    selection: Selection,
+    form: Format,
+    columns: Sequence[str],
+    page: Page,
 ) -> AsyncIterator[str]:
     yield exports.header(form, columns)
     while True:
@@ -39,7 +48,9 @@ async def _text_of(
         if page.next_after is None:
             return
         # Each page is a transaction of its own, so that a slow reader holds none open.
-        page = await services.database.read_long(exports.page, selection, after=page.next_after)
+        page = await services.database.read_long(
+            key_id, exports.page, selection, after=page.next_after
+        )
 
 
 def _lines(page: Page, form: Format, columns: Sequence[str]) -> str:

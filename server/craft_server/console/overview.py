@@ -33,7 +33,8 @@ async def console() -> Response:
 @router.get("/")
 async def show(request: Request, services: WithServices, session: WithSession) -> Response:
     """Budgets, usage by day, and the newest lines of the ledger."""
-    values = await services.database.read_long(_read, session.caller, now_ms())
+    caller = session.caller
+    values = await services.database.read_long(caller.key_id, _read, caller, now_ms())
     return await page(request, "overview.html.jinja", **values)
 
 

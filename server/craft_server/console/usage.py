@@ -45,6 +45,7 @@ _Text = Annotated[str, Query(max_length=300, pattern=r"^[^\x00]*$")]
 class Asked:
     """What a page is of; what is empty was not chosen."""
 
+    by: int  # the id of the key that asks
     period: Period
     before: str | None  # the period of the same kind before it; None where nothing was charged yet
     after: str | None  # the one after it; None where it has not begun
@@ -95,6 +96,7 @@ async def _asked(
     first = await services.database.read(account.first_at, caller.key_id if own else None)
     before, after = of.neighbours
     return Asked(
+        by=caller.key_id,
         period=of,
         before=None if first is None or first >= of.since else before,
         after=None if of.until > at else after,
@@ -112,7 +114,7 @@ WithAsked = Annotated[Asked, Depends(_asked)]
 @router.get("")
 async def show(request: Request, services: WithServices, asked: WithAsked) -> Response:
     """Sums of the period, over time and by what they are of."""
-    values = await services.database.read_long(_read, asked)
+    values = await services.database.read_long(asked.by, _read, asked)
     return await page(request, "usage.html.jinja", asked=asked, **values)
 
 
@@ -126,7 +128,7 @@ async def get_sums(
         raise invalid_field(
             "by", f"nothing is summed by {unknown[0]!r}", f"Write {', '.join(sums.BY)}."
         )
-    text = await services.database.read_long(_sums_as_csv, asked.selection(), of)
+    text = await services.database.read_long(asked.by, _sums_as_csv, asked.selection(), of)
     return _file(text, f"usage-{asked.period.name}-by-{'-'.join(of)}")
 
 
@@ -143,6 +145,7 @@ async def show_charges(
 ) -> Response:
     """Every charge, the newest first, some at a time."""
     found = await services.database.read_long(
+        asked.by,
         exports.page,
         asked.selection(),
         after=_place(after) if after else None,
@@ -164,21 +167,21 @@ async def show_charges(
 @router.get("/charges.csv")
 async def get_charges(services: WithServices, asked: WithAsked) -> Response:
     """Every charge as CSV, the oldest first."""
-    response = await download(services, asked.selection(), "csv", _COLUMNS)
+    response = await download(services, asked.by, asked.selection(), "csv", _COLUMNS)
     return _named(response, f"charges-{asked.period.name}")
 
 
 @router.get("/statement")
 async def show_statement(request: Request, services: WithServices, asked: WithAsked) -> Response:
     """The statement of a month, of the team or the key, or of all keys."""
-    found = await services.database.read_long(_statement, asked)
+    found = await services.database.read_long(asked.by, _statement, asked)
     return await page(request, "statement.html.jinja", asked=asked, found=found, units=UNITS)
 
 
 @router.get("/statement.csv")
 async def get_statement(services: WithServices, asked: WithAsked) -> Response:
     """The statement as CSV."""
-    found = await services.database.read_long(_statement, asked)
+    found = await services.database.read_long(asked.by, _statement, asked)
     text = "".join(map(csv_line, monthly.rows(found)))
     return _file(text, f"statement-{asked.period.name}")
 
