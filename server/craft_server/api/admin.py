@@ -217,12 +217,26 @@ async def export_usage(
     caller: WithAdminKey,
     form: Annotated[exports.Format, Query(alias="format")] = "csv",
     key: Annotated[str | None, Query(description="Only of the key with this prefix.")] = None,
+    team: Annotated[NonEmptyLabel | None, Query(description="Only of this team's keys.")] = None,
+    model: Annotated[NewName | None, Query(description="Only of this model.")] = None,
+    adapter: Annotated[
+        str | None,
+        Query(
+            min_length=1,
+            max_length=500,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="Only of this adapter: OWNER/NAME, or OWNER/NAME@VERSION.",
+        ),
+    ] = None,
     since: Annotated[Time | None, Query(description="Calls made then or later.")] = None,
     until: Annotated[Time | None, Query(description="Calls made before.")] = None,
 ) -> StreamingResponse:
     """All lines of the ledger, streamed."""
     selection = Selection(
         prefix=key,
+        team=team,
+        model=model,
+        adapter=adapter,
         since=None if since is None else epoch_ms(since),
         until=None if until is None else epoch_ms(until),
     )

@@ -250,6 +250,16 @@ def test_usage_is_exported_in_both_formats(stored: Any, picture: Picture) -> Non
         assert [row["key"] for row in rows] == [key["prefix"] for key in (made, other, made)]
         assert [line["team"] for line in lines] == ["lab", "lab"]
         assert {line["queries"] for line in lines} == {1}
+        (model,) = {line["model"] for line in lines}
+        for chosen, found in (
+            ({"team": "lab"}, 2),
+            ({"model": model}, 3),
+            ({"model": model, "team": "lab", "key": other["prefix"]}, 0),
+            ({"model": "another"}, 0),
+            ({"adapter": "lab/pets"}, 0),
+        ):
+            answer = admin.get("/v1/admin/usage", params={"format": "jsonl", **chosen})
+            assert len(answer.text.splitlines()) == found, chosen
         later = admin.get("/v1/admin/usage", params={"since": "2999-01-01T00:00:00Z"})
         assert list(csv.DictReader(io.StringIO(later.text))) == []
 
@@ -291,6 +301,8 @@ BAD_ORDERS: list[tuple[str, str, Any, int, str]] = [
     ("GET", "usage?format=xlsx", None, 422, "format"),
     ("GET", "usage?since=yesterday", None, 422, "since"),
     ("GET", "usage?key=abcdefgh", None, 404, "no key"),
+    ("GET", "usage?team=nobody", None, 404, "no team"),
+    *(("GET", f"usage?{name}=a%00", None, 422, name) for name in ("team", "model", "adapter")),
 ]
 
 
