@@ -76,8 +76,10 @@ def http_options(
     }
     if run is not None:
         headers["Craft-Run"] = checked_header("run", run, _RUN)
-    if user := user or os.environ.get(USER_VARIABLE):
+    if user:
         headers[USER_HEADER] = checked_header("user", user, _USER)
+    elif user := os.environ.get(USER_VARIABLE):
+        headers[USER_HEADER] = checked_header(USER_VARIABLE, user, _USER)
     url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     return {
         "base_url": address_of(url, f"--url or {URL_VARIABLE}", DEFAULT_URL),

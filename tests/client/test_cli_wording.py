@@ -86,6 +86,46 @@ def test_no_pattern_and_no_address_is_told() -> None:
     assert told == ["There is none"]
 
 
+def test_what_a_caller_is_to_send_is_told_as_what_may_be_set() -> None:
+    """As `craft predict` is told it by a server whose key asks for end users, and so on."""
+    user = FieldError(
+        field="Craft-User",
+        message="the key's provider asks for whom each call is made",
+        remedy="Send an id of the end user.",
+    )
+    assert lines(CraftError("No.", errors=[user]), command("predict"))[1] == (
+        "CRAFT_USER: the key's provider asks for whom each call is made. "
+        "Set it to an id of the end user."
+    )
+    top = FieldError(
+        field="top_k",
+        message="400; there are 10 classes",
+        remedy="Ask for at most 10, or leave top_k out for all of them.",
+    )
+    assert lines(CraftError("No.", errors=[top]), command("predict"))[1] == (
+        "--top: 400; there are 10 classes. Ask for at most 10, or leave --top out for all of them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["share", "pets", "--alias", "9!=1"], "--alias: is no alias, which is a letter, and"),
+        (["image-sets", "show", "a/b"], "'a/b' is no image set's id; tune and evaluate show it."),
+        (["image-sets", "delete", "a/b"], "'a/b' is no image set's id; tune and evaluate show it."),
+        (["models"], "CRAFT_USER: 'a b' cannot be sent"),
+    ],
+)
+def test_what_a_command_cannot_use_is_told_in_its_words(
+    connected: WireServer, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    monkeypatch.setenv("CRAFT_USER", "a b" if words == ["models"] else "")
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert done.exit_code in (1, 2)
+    assert told in done.stderr
+    assert connected.calls == []
+
+
 def test_what_a_command_prints_is_in_its_words(
     connected: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

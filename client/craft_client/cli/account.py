@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import typer
+
 from craft_client.cli.options import AsJson, Key, Url, argument
 from craft_client.cli.root import app, command
 from craft_client.cli.session import connect
@@ -11,7 +13,16 @@ from craft_client.cli.show import document, free_document, report_done, say, tab
 from craft_shared.amounts import SPARE_UNITS, UNITS
 from craft_shared.commands import Typer, examples
 
-ImageSetId = Annotated[str, argument("ID", "The id, as craft tune and craft evaluate show it.")]
+
+def _image_set_id(text: str) -> str:
+    if "/" in text:
+        raise typer.BadParameter(f"'{text}' is no image set's id; tune and evaluate show it.")
+    return text
+
+
+ImageSetId = Annotated[
+    str, argument("ID", "The id, as craft tune and craft evaluate show it.", callback=_image_set_id)
+]
 
 
 @command("Server and account", "craft models", "craft models --json")

@@ -72,11 +72,14 @@ def _file() -> Path:
 
 
 def argument(
-    metavar: str, help_text: str, autocompletion: Callable[[str], list[str]] | None = None
+    metavar: str,
+    help_text: str,
+    autocompletion: Callable[[str], list[str]] | None = None,
+    **more: Any,
 ) -> Any:
     """A command's argument, without its default in the help."""
     return typer.Argument(
-        metavar=metavar, show_default=False, help=help_text, autocompletion=autocompletion
+        metavar=metavar, show_default=False, help=help_text, autocompletion=autocompletion, **more
     )
 
 

@@ -58,8 +58,13 @@ _WORDS = {
     "context.dim": "--dim",
     "context.scale": "--scale",
     "Craft-User": "CRAFT_USER",
+    "Send an id of the end user.": "Set it to an id of the end user.",
+    "leave top_k out": "leave --top out",
+    "Correct the query parameter.": "Correct it.",
     "String should match pattern '^[a-z0-9]{8}$'": "is not the eight characters after craft_ in a "
     "key",
+    "String should match pattern '^[A-Za-z][A-Za-z0-9._-]*$'": "is no alias, which is a letter, "
+    "and after it letters, digits and any of '._-'",
 }
 _CALL = re.compile(r"\b(?:GET|POST|PUT|PATCH|DELETE) /[^\s:]*")
 _UNKNOWN_CALL = re.compile(rf": {_CALL.pattern}: (?:Not Found|Method Not Allowed)$")
@@ -94,7 +99,7 @@ def _option(field: str, command: Any) -> str:
     """The option that a field was given by, such as --with-key of `keys[0]`; or else the field."""
     found = _FIELD.fullmatch(field)
     if found is None:
-        return field
+        return _WORDS.get(field, field)
     head, part, place = found.groups()
     options = {one.name: one for one in getattr(command, "params", ())}
     for name, rest in ((f"{head}{part}", ""), (head, part.removeprefix("."))):
