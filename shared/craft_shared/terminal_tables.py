@@ -34,6 +34,11 @@ def wide_tables(wanted: bool) -> Iterator[None]:
         _wide = before
 
 
+def rows_are_lines() -> bool:
+    """Whether each row is printed as one line: then it says by itself what it is about."""
+    return _wide or terminal() is None
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Sequence[str] = ()
 ) -> None:
@@ -45,7 +50,7 @@ def print_table(
     """
     table = [[_lines_of(cell) for cell in row] for row in (columns, *rows)]
     console = terminal()
-    if _wide or console is None:
+    if console is None or rows_are_lines():
         whole = [[[", ".join(cell)] for cell in row] for row in table]
         widths = [max(map(_width, column)) for column in zip(*whole, strict=True)]
         print_lines(line for row in _laid_out(whole, widths) for line in row)

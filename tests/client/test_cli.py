@@ -26,6 +26,7 @@ from craft_client.settings import TuneSettings
 from craft_shared import problems
 from craft_shared.problems import Problem
 from craft_shared.units import Units
+from terminals import at_terminal
 
 from .fake_clip import budget
 from .pictures import write_picture
@@ -189,6 +190,30 @@ def test_tables_say_what_json_says(craft: Craft, picture_folder: Path) -> None:
     result = craft("predict", file, "--adapter", "animals", "--top", 2)
     assert result.stdout.count(" %") == 2
     assert str(file) in result.stdout
+
+
+def test_each_piped_line_of_a_picture_names_it(craft: Craft, picture_folder: Path) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals")
+    files = [picture_folder / f"test/owl/{number}.png" for number in range(2)]
+    _, *lines = craft("predict", *files, "--adapter", "animals").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [str(file) for file in files for _ in range(3)]
+    command = ["predict", *map(str, files), "--adapter", "animals"]
+    shown = at_terminal(300, lambda: app(command))
+    assert [shown.count(str(file)) for file in files] == [1, 1]
+    wide = at_terminal(300, lambda: app(["--wide", *command]))
+    assert [wide.count(str(file)) for file in files] == [3, 3]
+
+
+def test_what_an_adapters_picture_costs_is_left_out_before_its_model(
+    craft: Craft, picture_folder: Path
+) -> None:
+    craft("tune", "--data", picture_folder, *TUNE)
+    craft("publish", "runs/animals-4shots-seed1", "--name", "animals", "--alias", "stable")
+    assert "one picture" in craft("adapters").stdout
+    shown = at_terminal(80, lambda: app(["adapters"]))
+    assert "Left out: one picture. --wide shows all." in shown
+    assert "fake" in shown, "the model"
 
 
 def test_evaluate_keeps_in_the_run_what_it_tells(

@@ -120,7 +120,7 @@ def adapters(
             ]
             for card in cards
         ],
-        spare=["prompts", "classes", "published", "model", "aliases"],
+        spare=["one picture", "classes", "published", "model", "aliases"],
     )
 
 

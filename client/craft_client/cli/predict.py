@@ -13,6 +13,7 @@ from craft_client.cli.options import AsJson, Key, Url, adapter_names, argument, 
 from craft_client.cli.root import command
 from craft_client.cli.session import check_files, connect
 from craft_client.cli.show import counting, document, percent, say, table, units_line
+from craft_shared.terminal_tables import rows_are_lines
 
 if TYPE_CHECKING:
     from craft_client.layouts import LeftOut
@@ -141,11 +142,12 @@ def _show_rows(
             }
         )
         return
+    each_line = rows_are_lines()
     table(
         ["picture", "class", "probability"],
         [
             [
-                row.image if rank == 0 else "",
+                row.image if rank == 0 or each_line else "",
                 f"({name}?)" if row.abstained else name,
                 "not shown" if probability is None else percent(100 * probability),
             ]
