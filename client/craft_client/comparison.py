@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
 from craft_client.blackbox import currency
 from craft_client.evaluation import Interval
-from craft_client.recipes import label
+from craft_client.recipes import Option, label
 from craft_client.runs import Run
 from craft_shared.amounts import UNITS, Measure
 from craft_shared.names import made_sound
@@ -62,6 +62,7 @@ class Row:
     shift: str | None = None  # other images than the data's own test split
     model: str = ""
     revision: str = ""
+    settings: Mapping[str, Option] = field(default_factory=dict)  # of the recipe's own, as given
 
     @property
     def cell(self) -> tuple[str, str | None, int | None, Asked | None]:
@@ -251,6 +252,7 @@ def _row(
         tested.data if images is not None and tested and tested.data != run.data else None,
         run.model,
         run.about.revision,
+        settings.options,
     )
 
 

@@ -24,7 +24,7 @@ from pydantic import (
 
 from craft_client.evaluation import Evaluation, read_evaluation
 from craft_client.journal import Journal, JournalError
-from craft_client.recipes import label
+from craft_client.recipes import Option, label
 from craft_client.run_folder import (
     ADAPTER_FOLDER,
     LINES_FILE,
@@ -58,6 +58,7 @@ class RunSettings(BaseModel):
     seed: int | None = None
     budget: int | None = None
     budget_unit: Measure = "queries"
+    options: dict[str, Option] = {}
 
 
 class About(BaseModel):

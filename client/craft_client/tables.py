@@ -6,6 +6,7 @@ LaTeX" (the booktabs package).
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -29,10 +30,10 @@ _TEX = {
 
 
 def csv(rows: Iterable[Row]) -> str:
-    """A row a run; costs are in micros, and what is not known is empty."""
+    """A row a run; costs are in micros, settings in JSON, and what is not known is empty."""
     head = (
         *("data", "shift", "shots", "recipe", "budget_unit", "budget", "seed"),
-        *("zero_shot", "accuracy", "test_images", *SPENT, "model", "revision"),
+        *("zero_shot", "accuracy", "test_images", *SPENT, "model", "revision", "settings"),
     )
     lines = [line_of(head)]
     for row in rows:
@@ -40,7 +41,8 @@ def csv(rows: Iterable[Row]) -> str:
         facts = (row.data, row.shift, row.shots, row.method, *asked, row.seed)
         found = (row.zero_shot, row.accuracy, row.images)
         spent = (row.spent.get(unit) for unit in SPENT)
-        lines.append(line_of([*facts, *found, *spent, row.model, row.revision]))
+        settings = json.dumps(dict(row.settings), separators=(",", ":")) if row.settings else None
+        lines.append(line_of([*facts, *found, *spent, row.model, row.revision, settings]))
     return "".join(lines)
 
 

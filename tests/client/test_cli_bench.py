@@ -203,6 +203,14 @@ def test_a_baseline_adds_the_differences_to_every_table(tmp_path: Path) -> None:
     assert len(rows_of_csv((tmp_path / "results.csv").read_bytes())) == 1 + len(runs)
 
 
+def test_the_csv_has_the_settings_that_a_recipe_was_given(tmp_path: Path) -> None:
+    given = result("a", 1, 50.0, recipe="zip (batch=64)", settings={"batch": 64, "step": 0.5})
+    write_tables(tmp_path, [given, result("a", 2, 50.0)], None)
+    head, *lines = rows_of_csv((tmp_path / "results.csv").read_bytes())
+    settings = [dict(zip(head, line, strict=True))["settings"] for line in lines]
+    assert settings == ['{"batch":64,"step":0.5}', ""]
+
+
 def test_the_papers_means_stand_beside_its_model_and_data_sets_alone() -> None:
     theirs = [result(name, 1, 50.0, model="RN50") for name in PAPER_SETS]
     assert "CraFT 71.22" in str(paper_note(rows_of(theirs)))

@@ -359,6 +359,7 @@ def _measure(
         "shots": cell.shots,
         "seed": cell.seed,
         "budget": None if cell.asked is None else vars(cell.asked),
+        "settings": dict(cell.options),
         "zero_shot": measured.accuracies["accuracy_before"],
         "accuracy": measured.accuracies["accuracy_after"],
         "test_images": measured.pictures,
@@ -577,6 +578,7 @@ def rows_of(results: Iterable[dict[str, Any]]) -> list[Row]:
                 shift=shift,
                 model=result["model"],
                 revision=result["revision"],
+                settings=result.get("settings", {}),
             )
             for shift, one in measured.items()
         ]
