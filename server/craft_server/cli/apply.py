@@ -36,7 +36,7 @@ def apply(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Make teams, keys, budgets, policies and prices be as a file says, all or nothing.
+    """Bring teams, keys, budgets, policies and prices to what a file says, all or nothing.
 
     What the file does not name stays as it is.
     """

@@ -48,7 +48,7 @@ def show(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Show the budgets that bound a key, its own, its team's and its end users', or a team's."""
+    """Show the budgets that bound a key (its own, its team's, its end users'), or a team's."""
     from craft_server.clock import now_ms
     from craft_server.ledger import administration
 
@@ -67,7 +67,7 @@ def show(
     ),
 )
 def set_(
-    unit: Annotated[Measure, typer.Option(help="What is bounded.")],
+    unit: Annotated[Measure, typer.Option(help="The unit that the budget bounds.")],
     limit: Annotated[int, typer.Option(min=0, max=MAX_AMOUNT, help="The most in one window.")],
     prefix: options.AnyPrefix = None,
     team: options.Team = None,
@@ -138,7 +138,7 @@ def remove(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Remove a budget, which calls that run must not hold any of."""
+    """Remove a budget of which no running call holds any."""
     from craft_server.ledger import administration
 
     with _changing(prefix, team, json_output, data_dir, database_url) as (connection, holder, at):
@@ -211,7 +211,7 @@ def show_team(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Show the budgets of a team; as `budgets show --team`."""
+    """Show the budgets of a team, as `budgets show --team` does."""
     show(team=name, json_output=json_output, data_dir=data_dir, database_url=database_url)
 
 

@@ -207,7 +207,7 @@ def policy(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Set what a key's answers may show, from its next call on; without options, say what it is."""
+    """Set what a key's answers may show, from its next call on; without options, show it."""
     from craft_server.ledger import administration
     from craft_shared.model_card import level_words
     from craft_shared.wire import KeyPolicy
@@ -424,7 +424,7 @@ def revoke(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Make a key useless from now on, all its secrets."""
+    """Make a key and all its secrets invalid at once."""
     from craft_server.clock import now_ms
     from craft_server.ledger import keys
 

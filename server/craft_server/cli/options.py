@@ -98,7 +98,7 @@ Precision = Annotated[
     Literal["auto", "fastest", "float32", "float16", "bfloat16"] | None,
     _model(
         show_default="auto",
-        help="Of the model's arithmetic; auto checks half precision against float32 first.",
+        help="Precision of the model; auto first checks half precision against float32.",
     ),
 ]
 Profile = Annotated[

@@ -126,7 +126,7 @@ def plan(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Tell what tuning runs take: time, memory, traffic, storage and money. Nothing is asked."""
+    """Estimate what tuning runs take: time, memory, traffic, storage and money. Asks no server."""
     prices = _prices(price, model, data_dir, database_url)
     # The model's libraries take seconds to import, which only this command should wait for.
     from craft_server.plan.costs import (

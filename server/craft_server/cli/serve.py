@@ -57,7 +57,7 @@ def serve(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Host a model, until told to stop.
+    """Host a model until the process is stopped.
 
     Each option is also an environment variable, such as CRAFT_MODEL, and a line of
     craft-server.toml: craft-server config show tells which counts.
@@ -92,7 +92,7 @@ def record(
     data_dir: options.DataDir = None,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Host a model, and keep what clients ask and are answered in a file.
+    """Host a model, and record clients' calls and their answers in a file.
 
     'craft-server replay' serves the file without a model. No key is ever in it, nor any picture.
     """

@@ -116,7 +116,9 @@ def ray(
             autocompletion=complete_models,
         ),
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Which weights.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip's name of the weights, or a checkpoint's path.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address of the proxies.")] = "0.0.0.0",  # noqa: S104 - a cluster's, said in the help
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the proxies.")] = 8000,
     database_url: options.DatabaseUrl = None,
