@@ -47,7 +47,8 @@ def main(folder: Path) -> None:
             mlflow.log_params({name: outcome[name] for name in SETTINGS if name in outcome})
             mlflow.log_metrics(numbers(outcome))
             for point in rows(history([run])):
-                mlflow.log_metrics(numbers(point), step=int(str(point["queries"])))
+                curve = {f"curve/{name}": value for name, value in numbers(point).items()}
+                mlflow.log_metrics(curve, step=int(str(point["queries"])))
             mlflow.log_artifacts(str(run.folder / "adapter"), "adapter")
 
 

@@ -79,7 +79,8 @@ def test_mlflow_gets_settings_accuracies_curve_and_adapter(runs: Path, tmp_path:
     outcome, *curve = [(words[0], named) for name, words, named in calls if name == "log_metrics"]
     assert {"queries", "predictions", "accuracy_before_percent"} <= outcome[0].keys()
     assert curve
-    assert all(named["step"] == point["queries"] for point, named in curve)
+    assert all(named["step"] == point["curve/queries"] for point, named in curve)
+    assert not any(point.keys() & outcome[0].keys() for point, _ in curve), "totals stay totals"
     (adapter,) = [words for name, words, _ in calls if name == "log_artifacts"]
     assert adapter == [str(runs / "finished" / "adapter"), "adapter"]
 
