@@ -29,6 +29,7 @@ import craft_server.noise
 import craft_server.policy
 import craft_server.run_reports  # noqa: F401
 from craft_server.database import METADATA as METADATA
+from craft_server.database import Unavailable
 
 LOCK_TIMEOUT_MS = 200
 LOCK_SECONDS = 30.0
@@ -43,6 +44,7 @@ def upgrade(connection: sa.Connection) -> None:
 
     Raises:
         alembic.util.CommandError: the database has a revision that this code does not know.
+        Unavailable: others use its tables without a pause.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
@@ -81,8 +83,14 @@ def _lock(connection: sa.Connection, tables: Iterable[str]) -> None:
             with connection.begin_nested():
                 connection.execute(sa.text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
         except sa.exc.OperationalError as error:
-            if error.connection_invalidated or time.monotonic() > until:
+            if error.connection_invalidated:
                 raise
+            if time.monotonic() > until:
+                raise Unavailable(
+                    f"its schema has to be upgraded, and for {LOCK_SECONDS:g} s others used its "
+                    f"tables all the time ({error.orig}); stop the servers that use it, or try "
+                    "again when they have less to do"
+                ) from error
             time.sleep(_PAUSE_SECONDS)
         else:
             return
