@@ -29,6 +29,7 @@ from craft_server.console.rendering import measure, page, redirect, render, unit
 from craft_server.console.sessions import Session, set_notice
 from craft_server.ledger import administration, keys
 from craft_server.ledger.budgets import list_budgets
+from craft_server.ledger.users import list_limits
 from craft_shared.amounts import MAX_INTEGER
 from craft_shared.units import MEASURES
 from craft_shared.wire import Budget, BudgetLimit, BudgetTopUp, KeyCard, KeyCreate, KeySecret, Scope
@@ -105,12 +106,13 @@ async def show(
     request: Request, services: WithServices, _session: WithAdmin, prefix: str
 ) -> Response:
     """A key: its policy, its budgets, and forms to change them."""
-    card, budgets = await services.database.read(_read, prefix)
+    card, budgets, of_users = await services.database.read(_read, prefix)
     return await page(
         request,
         "key.html.jinja",
         card=card,
         budgets=budgets,
+        of_users=of_users,
         units=MEASURES,
         windows=WINDOWS,
         once=new_once(),
@@ -186,8 +188,9 @@ def _read_page(
     return [_with_budgets(connection, entry) for entry in found.entries], found.next_after
 
 
-def _read(connection: Connection, prefix: str) -> tuple[KeyCard, list[Budget]]:
-    return _with_budgets(connection, keys.find_key(connection, prefix))
+def _read(connection: Connection, prefix: str) -> tuple[KeyCard, list[Budget], list[BudgetLimit]]:
+    entry = keys.find_key(connection, prefix)
+    return *_with_budgets(connection, entry), list_limits(connection, entry.key_id)
 
 
 def _with_budgets(connection: Connection, entry: keys.KeyEntry) -> tuple[KeyCard, list[Budget]]:

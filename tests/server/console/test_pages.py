@@ -23,8 +23,9 @@ from PIL import Image
 
 from craft_server.clock import now_ms
 from craft_server.console import runs as run_pages
-from craft_server.ledger.keys import list_keys
+from craft_server.ledger.keys import change_key, find_key, list_keys
 from craft_server.ledger.prices import set_prices
+from craft_server.ledger.users import set_user_limit
 from craft_shared.adapter import Provenance
 from craft_shared.amounts import MAX_AMOUNT
 from craft_shared.head import log_softmax
@@ -619,6 +620,22 @@ def test_an_admin_tops_a_budget_up_once_however_often_the_form_is_sent(
     assert admin.post(f"{page}/top-up", data).status_code == 303
     assert "done already" in admin.get(page).text
     assert "150 left" in words(other.get("/").text)
+
+
+def test_an_admin_sees_what_each_end_user_of_a_key_may_use(browse: NewBrowser, server: Any) -> None:
+    admin, other = browse(admin=True), browse()
+    prefix = other.key.split("_")[1]
+    page = f"/console/admin/keys/{prefix}"
+    shown = words(admin.get(page).text)
+    assert "a call may name one" in shown
+    assert "Budgets of each end user" not in shown
+    with server.database.writing() as connection:
+        key_id = find_key(connection, prefix).key_id
+        set_user_limit(connection, key_id, unit="queries", window="day", limit=1234)
+        change_key(connection, key_id, require_user=True, at=now_ms())
+    shown = words(admin.get(page).text)
+    assert "each call has to name one" in shown
+    assert "Budgets of each end user Queries each day 1,234" in shown
 
 
 def test_an_admin_sets_a_budget(browse: NewBrowser) -> None:
