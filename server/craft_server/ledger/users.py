@@ -8,6 +8,7 @@ so. From there on a user's budgets are held, settled and refunded like all other
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,13 @@ def admit(connection: sa.Connection, key_id: int, name: str, at: int, *, most: i
     if not limits:
         return EndUser(name)
     new = insert_missing(
-        connection, TEAMS, name=_holder(key_id, name), created_at=at, user_of=key_id
+        connection,
+        TEAMS,
+        # Like a budget's: SQLite would use a forgotten user's again, for whom calls may run.
+        id=secrets.randbits(62),
+        name=_holder(key_id, name),
+        created_at=at,
+        user_of=key_id,
     )
     holder: int = connection.execute(
         sa.select(TEAMS.c.id).where(TEAMS.c.name == _holder(key_id, name))
@@ -172,7 +179,8 @@ def remove_user_limit(
 ) -> None:
     """Removes a limit, and the budgets of users that it has made, whatever calls hold of them.
 
-    What a call that runs holds of one is neither spent nor given back when it ends.
+    What a call that runs holds of one is neither spent nor given back when it ends. With the last
+    limit the key's users are forgotten.
 
     Raises:
         NoSuchBudget: there is none.
@@ -187,6 +195,9 @@ def remove_user_limit(
         sa.select(BUDGETS.c.id).where(these).order_by(BUDGETS.c.id).with_for_update()
     )
     connection.execute(sa.delete(BUDGETS).where(these))
+    if not list_limits(connection, key_id):
+        connection.execute(sa.delete(TEAMS).where(TEAMS.c.user_of == key_id))
+        connection.execute(sa.update(TOTALS).where(TOTALS.c.key_id == key_id).values(users=0))
 
 
 def _limits_and_budgets(connection: sa.Connection, key_id: int, name: str) -> Sequence[Any]:

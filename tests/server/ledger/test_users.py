@@ -153,6 +153,30 @@ def test_past_the_bound_new_users_are_refused_and_known_ones_go_on(
     assert rows(store, caller) == (2, 2, 2)
 
 
+def test_users_are_forgotten_with_the_last_limit_and_others_have_room(
+    store: Database, make_caller: MakeCaller
+) -> None:
+    caller, other = make_caller(5), make_caller(5)
+    bound(store, caller, 9, "day")
+    known(store, other, "ann", most=1)
+    before = known(store, caller, "ann", most=1)
+
+    def remove(window: Any) -> None:
+        with store.writing() as connection:
+            users.remove_user_limit(connection, caller.key_id, unit="queries", window=window)
+
+    remove("day")
+    assert rows(store, caller) == (1, 1, 1)
+    remove("lifetime")
+    assert rows(store, caller) == (0, 0, 0)
+    assert rows(store, other) == (1, 1, 1)
+    bound(store, caller, 1)
+    # A call that was about to be made for whom is forgotten takes nobody else's budget.
+    assert known(store, caller, "bob", most=1).holder != before.holder
+    with pytest.raises(TooManyUsers):
+        known(store, caller, "eve", most=1)
+
+
 def rows(store: Database, caller: Caller) -> tuple[int, int, int]:
     """Of users: their holders, their budgets, and how many are counted."""
     of_key = sa.select(TEAMS.c.id).where(TEAMS.c.user_of == caller.key_id)
