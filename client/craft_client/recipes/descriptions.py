@@ -7,8 +7,8 @@
 
 The file is JSON, `{"CLASS": ["sentence", ...], ...}`, as CuPL and ProAPO publish theirs. CuPL
 averages features and then makes the mean one of unit length; a mean of scores differs from it by
-that factor, which a black box does not show. ProAPO's mutations by a language model are `words`'
-affair.
+that factor, which a black box does not show (docs/methods.md has what that costs). ProAPO's
+mutations by a language model are `words`' affair.
 
 Published: CuPL, without images, is more than one point above handwritten templates on ImageNet.
 

@@ -73,6 +73,23 @@ def test_the_slope_is_clipped_and_the_step_goes_down() -> None:
     assert one.centre[0] < 0
 
 
+@pytest.mark.parametrize(("momentum", "most"), [(0.9, np.inf), (0.0, 2.0)])
+def test_steps_are_those_of_blackvips_and_zips_released_code(momentum: float, most: float) -> None:
+    """m = 0.9 m + g and w = w - a (g + 0.9 m); or g alone, clipped (docs/methods.md)."""
+    one, slope = search(momentum=momentum), np.arange(1.0, 5)
+    centre, gathered = np.zeros(4), np.zeros(4)
+    for number in range(1, 7):
+        points, distance = one.ask(3), 0.5 / number**0.1
+        losses = points @ slope + (points**2).sum(axis=1)
+        one.tell(losses, most=most)
+        directions = (points[:3] - centre) / distance
+        gradient = ((losses[:3] - losses[3:])[:, None] / (2 * distance * directions)).mean(axis=0)
+        gradient *= min(1.0, most / np.linalg.norm(gradient))
+        gathered = momentum * gathered + gradient
+        centre = centre - (gradient + momentum * gathered) / (number + 1) ** 0.4
+        np.testing.assert_allclose(one.centre, centre, rtol=1e-6)
+
+
 def test_it_finds_the_least_of_a_bowl() -> None:
     one = SegmentedSPSA(np.ones(6), np.random.default_rng(0), step=0.3, distance=0.1)
     for _ in range(200):
