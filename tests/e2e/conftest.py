@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
 
     def start(
         *arguments: str | Path,
-        program: Sequence[str | Path] | None = None,
+        program: str | Sequence[str | Path] = CRAFT_SERVER,
         **environment: str,
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
@@ -81,8 +81,8 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
         options = ["--port", str(port), *map(str, arguments)]
         log = folder / "server.log"
         process: subprocess.Popen[bytes] | Program
-        if program is None:
-            process = Program(CRAFT_SERVER, ["serve", *options], env=env, stdout=log, stderr=log)
+        if isinstance(program, str):
+            process = Program(program, ["serve", *options], env=env, stdout=log, stderr=log)
         else:
             with log.open("wb") as file:
                 command = [*map(str, program), *options]
@@ -103,7 +103,8 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """Starts servers with given arguments; a module's are stopped at its end, for memory's sake.
 
-    `program` is what is run as it is installed, in the place of a fork of `craft-server serve`.
+    `program` is what has the command `serve`: the name of an object, run in a fork, or the words
+    of a command, run as it is installed.
     """
     with _starting(tmp_path_factory) as start:
         yield start
@@ -111,14 +112,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
 def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        assert server.process.poll() is None, (server.folder / "server.log").read_text()
-        try:
-            if httpx.get(f"{server.url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
+    with httpx.Client(base_url=server.url) as client:
+        while time.monotonic() < deadline:
+            assert server.process.poll() is None, (server.folder / "server.log").read_text()
+            with suppress(httpx.TransportError):
+                if client.get("/readyz").status_code == 200:
+                    return
+            time.sleep(0.1)
     raise AssertionError(f"not ready in {READY_SECONDS} s")
 
 

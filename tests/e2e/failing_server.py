@@ -11,22 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from craft_server.engine.text import TextTower
-from craft_server.engine.vision import CompiledVision, EagerVision
+from craft_server.cli import app
 
 FLAG = Path(os.environ["FAILURE"])
-ERRORS: dict[str, BaseException] = {
-    "out-of-memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    "lost": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
-    "ended": SystemExit("a worker's thread has ended"),
-}
 ONCE = "once-"  # before a kind: the failure is over when it has happened
 
 
 def install() -> None:
     """Puts the failures before what the towers do."""
+    from craft_server.engine.text import TextTower
+    from craft_server.engine.vision import CompiledVision, EagerVision
+
     for where, tower in (
         ("texts", TextTower),
         ("images", CompiledVision),
@@ -47,14 +43,24 @@ def _install(where: str, tower: Any) -> None:
         kind = kind.removeprefix(ONCE)
         if kind == "not-finite":
             return encode(self, batch) * np.float32("nan")
-        raise ERRORS[kind]
+        raise _error(kind)
 
     tower.encode = failing
 
 
-install()
+def _error(kind: str) -> BaseException:
+    import torch
 
+    errors: dict[str, BaseException] = {
+        "out-of-memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "lost": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        "ended": SystemExit("a worker's thread has ended"),
+    }
+    return errors[kind]
+
+
+# The first process of several has no model, and starts without a model's libraries.
 if __name__ == "__main__":
-    from craft_server.cli import app
-
     app()
+else:
+    install()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,9 +15,12 @@ import pytest
 
 from e2e.conftest import Server, StartServer
 from e2e.metering.caller import PICTURE
+from e2e.programs import Program
 
 PATIENCE_SECONDS = 60
-PROGRAM = (sys.executable, Path(__file__).with_name("failing_server.py"), "serve")
+FAILING_SERVER = "e2e.failing_server:app"
+# Processes that it starts import it anew.
+WITH_WORKERS = (sys.executable, Path(__file__).with_name("failing_server.py"), "serve")
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,25 @@ class Failing:
         return float(line.split()[1])
 
 
-def _start(start_server: StartServer, folder: Path, *arguments: str) -> Failing:
+def _start(
+    start_server: StartServer, folder: Path, *arguments: str, program: str | tuple[str | Path, ...]
+) -> Failing:
     flag = folder / "failure"
     flag.write_text("")
     settings = {"CRAFT_DRAIN_SECONDS": "0", "CRAFT_LEASE_SECONDS": "2", "FAILURE": str(flag)}
     settings["PYTHONPATH"] = str(Path(__file__).parents[1])
-    return Failing(start_server(*arguments, program=PROGRAM, **settings), flag)
+    return Failing(start_server(*arguments, program=program, **settings), flag)
 
 
 @pytest.fixture(scope="module")
 def one(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Failing:
-    return _start(start_server, tmp_path_factory.mktemp("one"))
+    return _start(start_server, tmp_path_factory.mktemp("one"), program=FAILING_SERVER)
 
 
 @pytest.fixture(scope="module")
 def several(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Failing:
-    return _start(start_server, tmp_path_factory.mktemp("several"), "--workers", "2")
+    folder = tmp_path_factory.mktemp("several")
+    return _start(start_server, folder, "--workers", "2", program=WITH_WORKERS)
 
 
 @pytest.fixture(params=["one", "several"])
@@ -168,11 +173,9 @@ def test_the_models_process_of_several_is_started_anew(
 
 def _start_again(server: Server) -> None:
     """As a supervisor does with a process that has ended."""
-    port = server.url.rpartition(":")[2]
-    with (server.folder / "server.log").open("ab") as log:
-        server.process = subprocess.Popen(
-            [*map(str, PROGRAM), "--port", port], env=server.env, stdout=log, stderr=log
-        )
+    port, log = server.url.rpartition(":")[2], server.folder / "server.log"
+    options = ["serve", "--port", port]
+    server.process = Program(FAILING_SERVER, options, env=server.env, stdout=log, stderr=log)
 
 
 def _wait_for(condition: Callable[[], Any]) -> None:
