@@ -42,13 +42,12 @@ import httpx
 import psycopg
 from rich.console import Console
 from rich.table import Table
+from typer.testing import CliRunner
 
 from craft_client.api import Client
-from craft_client.cli.tune import Task, task_of, tune_task
-from craft_client.data import few_shot
+from craft_client.cli import app
 from craft_client.journal import RUN_FILE, Journal
 from craft_client.layouts import load_dataset
-from craft_client.presets import recipe_settings
 from craft_shared.adapter import Adapter
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -318,13 +317,10 @@ def _tune_and_use(
     dataset = load_dataset(folder / "digits")
     if not (run / RUN_FILE).exists():
         shutil.rmtree(run, ignore_errors=True)
-        samples = few_shot(dataset.split("train"), SHOTS, seed, dataset.classes)
-        settings = recipe_settings(
-            "craftbox", dataset.name, SHOTS, classes=dataset.classes, seed=seed
-        )
-        tune_task(Task(settings, dataset.classes, folder / "digits", samples), run, None, url, key)
+        of_data = ("--data", folder / "digits", "--shots", SHOTS, "--seed", seed)
+        _tune(url, key, *of_data, "--run", run)
     elif not Journal.open(run).finished:
-        tune_task(task_of(run), run, None, url, key)
+        _tune(url, key, "--resume", run)
     promise = run / "idempotency-key"
     if not promise.exists():
         promise.write_text(uuid.uuid4().hex)
@@ -334,6 +330,14 @@ def _tune_and_use(
         answer = client.adapter_predict(name, images=files, idempotency_key=promise.read_text())
     top = [answer.classes[best] for best in answer.log_probs.argmax(axis=1)]
     return {path.name: path.read_bytes() for path in sorted((run / "adapter").iterdir())}, top
+
+
+def _tune(url: str, key: str, *words: object) -> None:
+    # In this process, so that it dies with its client.
+    env = {"CRAFT_URL": url, "CRAFT_API_KEY": key}
+    done = CliRunner().invoke(app, ["tune", *map(str, words)], env=env)
+    if done.exit_code:
+        raise RuntimeError(done.output)
 
 
 def _reference(server: Server, folder: Path, seed: int) -> Expected:
