@@ -90,24 +90,6 @@ def test_a_bad_day_gives_the_ideal_days_adapter_at_its_price(
     assert sum(happened.values()) >= 20
 
 
-def test_no_answer_is_paid_twice_and_none_is_lost_when_resets_follow_the_work(
-    simulating: Callable[[str | Path], Server], digits: Path, tmp_path: Path
-) -> None:
-    profile = tmp_path / "resets.toml"
-    profile.write_text(
-        'name = "resets"\nversion = 1\ndescription = "Resets after the work."\nseed = 1\n'
-        '[[faults]]\nkind = "reset"\nat = "after-work"\nrate = 0.1\n'
-    )
-    server = simulating(profile)
-    key = server.key(owner="reset")
-    generations = 40
-    tuned = tune(server, key, digits, tmp_path / "run", generations)
-    assert faults(server)["reset", "after-work"] >= 3
-    ledger = server.craft_json(key, "usage")
-    assert ledger["total"] == journal_sum(tmp_path / "run", tuned)
-    assert ledger["total"]["requests"] == 1 + 1 + 2 * generations
-
-
 @pytest.fixture(scope="module")
 def unhindered(
     simulating: Callable[[str | Path], Server],
@@ -141,3 +123,21 @@ def test_tuning_survives_each_shipped_profile_and_records_it(
     report = server.craft("unused", "report", tmp_path / "run")
     assert report.returncode == 0, report.stderr
     assert profile.digest in (tmp_path / "run/report.html").read_text()
+
+
+def test_no_answer_is_paid_twice_and_none_is_lost_when_resets_follow_the_work(
+    simulating: Callable[[str | Path], Server], digits: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "resets.toml"
+    profile.write_text(
+        'name = "resets"\nversion = 1\ndescription = "Resets after the work."\nseed = 1\n'
+        '[[faults]]\nkind = "reset"\nat = "after-work"\nrate = 0.1\n'
+    )
+    server = simulating(profile)
+    key = server.key(owner="reset")
+    generations = 40
+    tuned = tune(server, key, digits, tmp_path / "run", generations)
+    assert faults(server)["reset", "after-work"] >= 3
+    ledger = server.craft_json(key, "usage")
+    assert ledger["total"] == journal_sum(tmp_path / "run", tuned)
+    assert ledger["total"]["requests"] == 1 + 1 + 2 * generations
