@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from e2e.conftest import BIN, Server, StartServer, start_server  # noqa: F401
+from server.conftest import migrated_sqlite  # noqa: F401
 
 HERE = Path(__file__).parent
 FULL = bool(os.environ.get("CRAFT_TEST_FULL"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pytest
 from typer.testing import CliRunner
 
 from craft_server.cli import app as craft_server
+from craft_server.database import FILE_NAME
 from e2e.programs import CRAFT, CRAFT_SERVER, Program, run
 from quickstart import free_port, write_digits
+from server.conftest import migrated_sqlite  # noqa: F401
 
 BIN = Path(sys.executable).parent
 SERVE = (BIN / "craft-server", "serve")  # as it is installed
@@ -28,12 +31,13 @@ READY_SECONDS = 120
 
 @dataclass
 class Server:
-    """A running craft-server process and its address."""
+    """A running craft-server process and its address; what clients have in their environment."""
 
     url: str
     folder: Path
     env: dict[str, str]
     process: subprocess.Popen[bytes] | Program
+    more: dict[str, str] = field(default_factory=dict)
 
     def admin(self, *arguments: str) -> str:
         """Runs a craft-server command on the server's own database."""
@@ -53,7 +57,7 @@ class Server:
     def craft(self, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Runs the craft command as a client with this key."""
         env = {**os.environ, "CRAFT_URL": self.url, "CRAFT_API_KEY": key, "COLUMNS": "200"}
-        return run(CRAFT, [*map(str, arguments)], env)
+        return run(CRAFT, [*map(str, arguments)], {**env, **self.more})
 
     def craft_json(self, key: str, *arguments: str | Path) -> dict[str, Any]:
         """Runs the craft command, which must succeed, and returns its JSON document."""
@@ -67,11 +71,12 @@ StartServer = Callable[..., Server]
 
 
 @contextmanager
-def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+def _starting(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[StartServer]:
     started: list[Server] = []
 
     def start(
         *arguments: str | Path,
+        command: str = "serve",
         program: str | Sequence[str | Path] = CRAFT_SERVER,
         **environment: str,
     ) -> Server:
@@ -82,11 +87,14 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
         log = folder / "server.log"
         process: subprocess.Popen[bytes] | Program
         if isinstance(program, str):
-            process = Program(program, ["serve", *options], env=env, stdout=log, stderr=log)
+            if "CRAFT_DATA_DIR" not in environment:
+                (folder / "data").mkdir(mode=0o700)
+                shutil.copy(migrated, folder / "data" / FILE_NAME)
+            process = Program(program, [command, *options], env=env, stdout=log, stderr=log)
         else:
             with log.open("wb") as file:
-                command = [*map(str, program), *options]
-                process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
+                words = [*map(str, program), *options]
+                process = subprocess.Popen(words, env=env, stdout=file, stderr=file)
         server = Server(f"http://127.0.0.1:{port}", folder, env, process)
         started.append(server)
         _wait_until_ready(server)
@@ -100,13 +108,16 @@ def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]
 
 
 @pytest.fixture(scope="module")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+def start_server(
+    tmp_path_factory: pytest.TempPathFactory,
+    migrated_sqlite: Path,  # noqa: F811
+) -> Iterator[StartServer]:
     """Starts servers with given arguments; a module's are stopped at its end, for memory's sake.
 
-    `program` is what has the command `serve`: the name of an object, run in a fork, or the words
-    of a command, run as it is installed.
+    `program` is what has the command: the name of an object, run in a fork on a database that is
+    migrated already, or the words of a command, run as it is installed.
     """
-    with _starting(tmp_path_factory) as start:
+    with _starting(tmp_path_factory, migrated_sqlite) as start:
         yield start
 
 
@@ -123,9 +134,12 @@ def _wait_until_ready(server: Server) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    migrated_sqlite: Path,  # noqa: F811
+) -> Iterator[Server]:
     """The pocket model on SQLite."""
-    with _starting(tmp_path_factory) as start:
+    with _starting(tmp_path_factory, migrated_sqlite) as start:
         yield start("--model", "pocket")
 
 

@@ -2,12 +2,13 @@
 
 What takes long to import is imported once, by a process (multiprocessing's forkserver) of which
 every program is a fork: with its own memory, environment, signals, output and exit code, but not
-its own imports. Nothing of craftbox is among those. Tests of what a program imports, of what
-processes it starts, and of plug-ins on PYTHONPATH run the installed commands instead.
+its own imports. Tests of what a program imports and of what processes it starts run the installed
+commands instead.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -22,10 +23,13 @@ CRAFT_SERVER = "craft_server.cli:app"
 LIBRARIES = ["httpx", "numpy", "pydantic", "rich", "safetensors.numpy", "scipy.optimize", "typer"]
 LIBRARIES += ["PIL.Image", "cma", "httpcore", "jiter", "joserfc.jws", "matplotlib.figure"]
 LIBRARIES += ["alembic", "fastapi", "sqlalchemy", "stamina", "structlog", "uvicorn"]
-LIBRARIES += ["open_clip"]  # and with it torch, torchvision and timm
+LIBRARIES += ["open_clip", "openvino"]  # and with it torch, torchvision and timm
+OURS = ["craft_client.cli", "craft_client.api", "craft_client.evaluation", "craft_client.tune"]
+OURS += ["craft_server.cli", "craft_server.app", "craft_server.engine"]
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(LIBRARIES)
+_FORKS.set_forkserver_preload([*LIBRARIES, *OURS])
+_FRESH = multiprocessing.get_context("spawn")
 
 
 class Program:
@@ -41,7 +45,9 @@ class Program:
         stderr: Path,
     ) -> None:
         given = (program, list(arguments), dict(env), stdout, stderr)
-        self._process = _FORKS.Process(target=_run, args=given)
+        # What prometheus_client reads when it is imported.
+        context = _FRESH if "PROMETHEUS_MULTIPROC_DIR" in env else _FORKS
+        self._process = context.Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -77,10 +83,12 @@ def run(
 
 
 def _run(program: str, arguments: list[str], env: dict[str, str], *outputs: Path) -> None:
+    gc.freeze()  # or collecting would visit, and so copy, all that was imported before
     for number, path in enumerate(outputs, 1):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, number)
         os.close(opened)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [program, *arguments]

@@ -285,7 +285,7 @@ def test_a_broken_answer_is_a_sentence(hostile: HostileServer, folder: Path, nam
 
 # --- memory ---------------------------------------------------------------------------------------
 
-SIZE = 2**28  # bytes, of a body that is a hundred times as large as the largest honest one here
+SIZE = 2**26  # bytes, of a body that is eight times as large as any that is accepted
 
 
 def _times(piece: bytes) -> bytes:

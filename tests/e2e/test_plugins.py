@@ -1,18 +1,16 @@
-"""The example plug-ins, installed into a folder and used through the real commands and server."""
+"""The example plug-ins, installed into a folder and used through the commands and a server."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from craft_shared.adapter import Adapter
-from e2e.conftest import BIN, SERVE, Server, StartServer
+from e2e.conftest import Server
 from plugin_packages import install_examples, write_package
 
 
@@ -56,24 +54,9 @@ def fail(run): raise ZeroDivisionError("by hand")
 
 
 @pytest.fixture(scope="module")
-def plugged(target: Path, start_server: StartServer) -> Server:
+def plugged(target: Path, server: Server) -> Server:
     """A server, and commands that see all plug-ins."""
-    paths = os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])
-    return start_server(program=SERVE, PYTHONPATH=paths)
-
-
-def craft(server: Server, key: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    env = {**server.env, "CRAFT_URL": server.url, "CRAFT_API_KEY": key, "COLUMNS": "300"}
-    return subprocess.run(
-        [BIN / "craft", *map(str, arguments)], env=env, capture_output=True, text=True
-    )
-
-
-def craft_json(server: Server, key: str, *arguments: str | Path) -> dict[str, Any]:
-    done = craft(server, key, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+    return dataclasses.replace(server, more={"PYTHONPATH": str(target), "COLUMNS": "300"})
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +69,8 @@ def test_a_recipe_tunes_and_what_it_ends_in_is_published_and_served(
 ) -> None:
     run = tmp_path / "run"
     budget = ("--set", "first=3", "--set", "population=4", "--budget", "14", "--dim", "8")
-    tuned = craft_json(
-        plugged, key, "tune", "--data", digits, "--shots", "2", "--recipe", "hill-climbing",
+    tuned = plugged.craft_json(
+        key, "tune", "--data", digits, "--shots", "2", "--recipe", "hill-climbing",
         *budget, "--run", run,
     )  # fmt: skip
     assert tuned["charged"]["queries"] == 1 + 3 + 2 * 4 + 2
@@ -97,9 +80,9 @@ def test_a_recipe_tunes_and_what_it_ends_in_is_published_and_served(
         "package craftbox-hill-climbing 0.1.0"
         in json.loads((run / "run.json").read_text())["plugin"]
     )
-    craft_json(plugged, key, "publish", run, "--name", "climbed")
+    plugged.craft_json(key, "publish", run, "--name", "climbed")
     picture = next(digits.rglob("*.png"))
-    assert craft_json(plugged, key, "predict", "--adapter", "climbed", picture)["images"]
+    assert plugged.craft_json(key, "predict", "--adapter", "climbed", picture)["images"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +97,7 @@ def test_a_broken_plug_in_is_told_in_a_line_with_its_package(
     plugged: Server, key: str, digits: Path, tmp_path: Path, recipe: str, words: str
 ) -> None:
     options = ("--shots", "2", "--recipe", recipe, "--run", tmp_path / "run")
-    done = craft(plugged, key, "tune", "--data", digits, *options)
+    done = plugged.craft(key, "tune", "--data", digits, *options)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
@@ -127,19 +110,19 @@ def test_an_unknown_recipe_is_told_before_anything_is_asked(
     plugged: Server, digits: Path, tmp_path: Path
 ) -> None:
     own = plugged.key()
-    done = craft(
-        plugged, own, "tune", "--data", digits, "--recipe", "no-such", "--run", tmp_path / "r"
+    done = plugged.craft(
+        own, "tune", "--data", digits, "--recipe", "no-such", "--run", tmp_path / "r"
     )
     assert done.returncode == 1
     assert "no recipe is called 'no-such'" in done.stderr
     assert "descriptions, hill-climbing, own-code, paper" in done.stderr
-    assert craft_json(plugged, own, "usage")["total"]["requests"] == 0
+    assert plugged.craft_json(own, "usage")["total"]["requests"] == 0
 
 
 def test_the_command_lists_what_is_installed(plugged: Server, key: str) -> None:
-    found = {row["name"]: row for row in craft_json(plugged, key, "plugins")["plugins"]}
+    found = {row["name"]: row for row in plugged.craft_json(key, "plugins")["plugins"]}
     assert {"hill-climbing", "cannot-load"} <= found.keys()
     assert found["hill-climbing"]["package"] == "craftbox-hill-climbing 0.1.0"
     assert found["hill-climbing"]["problem"] == ""
     assert "ModuleNotFoundError" in found["cannot-load"]["problem"]
-    assert "hill-climbing" in craft(plugged, key, "plugins").stdout
+    assert "hill-climbing" in plugged.craft(key, "plugins").stdout

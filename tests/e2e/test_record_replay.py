@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import pytest
 from craft_client.api import Client
 from craft_client.exceptions import NotRecorded
 from e2e.bounds import check_bounds
-from e2e.conftest import BIN, Server, StartServer
+from e2e.conftest import Server, StartServer
+from e2e.programs import CRAFT_SERVER, run
 
 TUNE = ("--shots", "2", "--seed", "5", "--recipe", "bbt", "--population", "8", "--budget", "28")
 WITHOUT_MODELS = """
@@ -51,7 +52,7 @@ def recorded(
 ) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded")
     tape, run = folder / "session.craft", folder / "run"
-    server = start_server("--out", tape, program=(BIN / "craft-server", "record"))
+    server = start_server("--out", tape, command="record")
     key = server.key("--queries", "1000", owner="recorded")
     tuned = server.craft_json(key, "tune", "--data", digits, *TUNE, "--run", run)
     budgets = server.craft_json(key, "budget")["budgets"]
@@ -137,8 +138,7 @@ def test_no_key_is_in_the_recording(recorded: Recorded) -> None:
 def test_what_is_no_recording_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a recording, but long enough to be read as something\n")
     for name in ("text", "missing"):
-        command = [BIN / "craft-server", "replay", tmp_path / name, "--port", "0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = run(CRAFT_SERVER, ["replay", str(tmp_path / name), "--port", "0"], os.environ)
         assert done.returncode == 1
         assert done.stderr.startswith("Error: ")
         assert "Traceback" not in done.stderr

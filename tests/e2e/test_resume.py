@@ -16,10 +16,10 @@ from e2e.conftest import Server
 from e2e.metering.caller import FULL
 from e2e.programs import CRAFT, Program
 
-KILLS = 20 if FULL else 3
+KILLS = 20 if FULL else 2
 OPTIONS = {
     "craftbox": ("--shots", "4", "--strict"),
-    "paper": ("--shots", "2", "--recipe", "paper", "--budget", str(1 + 41 * 12)),
+    "paper": ("--shots", "2", "--recipe", "paper", "--budget", str(1 + 41 * 6)),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,12 @@ from typing import Any
 import pytest
 
 from craft_server.clock import now_ms
-from craft_server.database import Database
+from craft_server.database import FILE_NAME, Database
 from craft_server.ledger.budgets import set_budget
 from craft_server.ledger.keys import create_key, find_key
 from craft_server.ledger.users import set_user_limit
 from e2e.metering.slow_servers import SlowServers
-from server.conftest import new_postgresql  # noqa: F401
+from server.conftest import migrated_sqlite, new_postgresql  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,19 @@ def stub() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
 
 
 @pytest.fixture
-def start_servers(stub: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+def start_servers(
+    stub: Any,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    migrated_sqlite: Path,  # noqa: F811
+) -> Iterator[Any]:
     """Starts servers on a store of their own: `start_servers("sqlite", processes=1)`."""
     started: dict[str, Database] = {}
 
     def start(store: str, *, processes: int = 1, lease_seconds: float = 30, **more: Any) -> Servers:
         name = f"{tmp_path.name}-{len(started)}"
         if store == "sqlite":
-            url = f"sqlite:///{tmp_path / name}.db"
+            url = f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / f'{name}.db')}"
         else:
             url = request.getfixturevalue("new_postgresql")()
         database = Database.open(url, tmp_path)
@@ -103,8 +109,12 @@ def start_servers(stub: Any, request: pytest.FixtureRequest, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def slow_servers(tmp_path: Path) -> Iterator[SlowServers]:
+def slow_servers(
+    tmp_path: Path,
+    migrated_sqlite: Path,  # noqa: F811
+) -> Iterator[SlowServers]:
     """Real `craft-server` processes whose model takes a moment: `slow_servers.start()`."""
+    shutil.copy(migrated_sqlite, tmp_path / FILE_NAME)
     servers = SlowServers(tmp_path)
     yield servers
     servers.end()

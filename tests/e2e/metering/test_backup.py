@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,6 +20,7 @@ from craft_server.database import FILE_NAME, Database
 from craft_server.ledger.tables import BUDGETS, CHARGES, TOTALS
 from craft_shared.wire import PredictionRequest
 from e2e.metering.slow_servers import PATIENCE_SECONDS, SlowServers
+from e2e.programs import CRAFT_SERVER, run
 from waiting import until
 
 CLIENTS = 8
@@ -28,8 +29,7 @@ REQUEST = PredictionRequest(model="stub", classes=["cat", "dog"], templates=["a 
 
 
 def ledger(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).parent / "craft-server", "ledger", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run(CRAFT_SERVER, ["ledger", *map(str, arguments)], os.environ)
 
 
 def states(file: Path) -> Counter[str]:
