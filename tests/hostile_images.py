@@ -235,5 +235,5 @@ EXCESSIVE: dict[str, Callable[[], bytes]] = {
 # Nothing that stands before its pixels tells.
 SLOW: dict[str, Callable[[], bytes]] = {
     "BMP, jumps to where it is": lambda: bmp(100, b"\0\2\0\0" * 4_000_000),
-    "GIF, a comment byte by byte": lambda: gif_with_comment(8 << 20, at_once=1),
+    "GIF, a comment byte by byte": lambda: gif_with_comment(32 << 20, at_once=1),
 }
