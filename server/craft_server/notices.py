@@ -31,7 +31,7 @@ from craft_server.webhooks import signed
 _LOOK_SECONDS = 1.0
 _TIDY_SECONDS = 3600.0
 _PATIENCE_SECONDS = 10.0  # for one address, whatever it does
-_CLAIM_SECONDS = 30 + 2 * _PATIENCE_SECONDS
+_CLAIM_SECONDS = 2 * _PATIENCE_SECONDS
 _FIRST_WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 6 * 3600.0
 _GIVEN_UP_SECONDS = 72 * 3600.0
