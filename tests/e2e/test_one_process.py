@@ -48,6 +48,11 @@ def frozen(process: Program) -> Iterator[None]:
         process.wait(30)
 
 
+def held(lock: Path) -> bool:
+    """Whether a process has it, which is told in it from then on."""
+    return lock.exists() and lock.stat().st_size > 0
+
+
 def lines(run: Path) -> int:
     journal = run / "journal.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
@@ -96,7 +101,7 @@ def test_a_second_process_at_a_results_file_is_refused(
     key, out = server.key(), tmp_path / "out.csv"
     predict = ("predict", few_digits / "test", "--adapter", digits_adapter, "--out", out)
     first = started(server, key, tmp_path, *predict)
-    wait_for((tmp_path / "out.csv.lock").exists, first)
+    wait_for(lambda: held(tmp_path / "out.csv.lock"), first)
     with frozen(first):
         done = server.craft(key, *predict)
         assert done.returncode == 1
@@ -111,7 +116,7 @@ def test_a_second_process_at_a_benchmark_is_refused(
     key, out = server.key(owner="two-benches"), tmp_path / "out"
     bench = ("bench", "--data", few_digits.parent, "--dataset", "few", *TUNE, "--seed", "1")
     first = started(server, key, tmp_path, *bench, "--out", out)
-    wait_for((out / "lock").exists, first)
+    wait_for(lambda: held(out / "lock"), first)
     with frozen(first):
         done = server.craft(key, *bench, "--out", out)
         assert done.returncode == 1
