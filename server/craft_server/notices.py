@@ -112,7 +112,9 @@ class Notices:
     async def _send(self, notice: Notice, failed: set[str]) -> None:
         """Sends a notice to those that were not told yet, and have not `failed` just before."""
         asked = [one for one in self._urls if one not in notice.told | failed]
-        took = await asyncio.gather(*(self._told(notice, self._urls[one]) for one in asked))
+        async with httpx.AsyncClient(timeout=_PATIENCE_SECONDS) as client:
+            tries = (self._told(client, notice, self._urls[one]) for one in asked)
+            took = await asyncio.gather(*tries)
         told = notice.told.union(compress(asked, took))
         failed.update(set(asked) - told)
         # Whoever made another one wait has its turn after it.
@@ -124,7 +126,7 @@ class Notices:
             else:
                 notices.put_off(connection, notice, told, at + ms_in(wait))
 
-    async def _told(self, notice: Notice, url: str) -> bool:
+    async def _told(self, client: httpx.AsyncClient, notice: Notice, url: str) -> bool:
         message = {"type": "budget.spent", "timestamp": rfc3339(notice.at), "data": notice.data}
         body = json.dumps(message).encode()
         headers = {
@@ -134,7 +136,6 @@ class Notices:
         try:
             async with (
                 asyncio.timeout(_PATIENCE_SECONDS),
-                httpx.AsyncClient(timeout=_PATIENCE_SECONDS) as client,
                 # Of the answer nothing counts but its status.
                 client.stream("POST", url, content=body, headers=headers) as response,
             ):

@@ -331,33 +331,23 @@ def test_a_copy_is_fitted_as_its_original_is(client: Client) -> None:
     )
 
 
+def scored_by_workers(client: Client) -> Any:
+    classifier = CraFTClassifier(client, **FAST)
+    return cross_val_score(classifier, list(PICTURES), NAMES, cv=2, n_jobs=2, error_score="raise")
+
+
 def test_workers_of_n_jobs_say_that_they_have_no_client(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CRAFT_API_KEY")
     with pytest.raises(MissingKey, match="no client") as caught:
-        cross_val_score(
-            CraFTClassifier(client, **FAST),
-            list(PICTURES),
-            NAMES,
-            cv=2,
-            n_jobs=2,
-            error_score="raise",
-        )
+        scored_by_workers(client)
     assert "n_jobs" in caught.value.remedy
     assert "set_params(client=" in caught.value.remedy
 
 
 def test_workers_of_n_jobs_take_the_client_of_the_environment(client: Client) -> None:
-    scores = cross_val_score(
-        CraFTClassifier(client, **FAST),
-        list(PICTURES),
-        NAMES,
-        cv=2,
-        n_jobs=2,
-        error_score="raise",
-    )
-    assert scores.mean() > 0.5
+    assert scored_by_workers(client).mean() > 0.5
 
 
 def test_publishing_gives_the_card_and_the_same_adapter_again_is_free(

@@ -15,9 +15,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from joserfc import jws
 from joserfc.jwk import KeySet, OKPKey
-from playwright.sync_api import sync_playwright
 from typer.testing import CliRunner
 
+from browsers import chromium, needs_chromium
 from craft_client.cli import app
 from craft_client.evaluation import Evaluation
 from craft_client.leaderboard import (
@@ -41,7 +41,6 @@ SIGNING, OTHER = (OKPKey.generate_key("Ed25519") for _ in range(2))
 KEYS = KeySet([SIGNING])
 CHARGED = sum((Units(**line["charged"]) for line in ANSWERS), Units())
 TEST_IMAGES = "7e" * 32
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
 def tuned_with(**more: Any) -> Adapter:
@@ -447,7 +446,7 @@ def test_what_others_wrote_is_harmless_on_the_page(craft: Callable[..., Any]) ->
     assert "&lt;script&gt;" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
+@needs_chromium
 def test_axe_finds_nothing_on_the_page_wide_and_narrow_light_and_dark(
     craft: Callable[..., Any],
 ) -> None:
@@ -455,8 +454,7 @@ def test_axe_finds_nothing_on_the_page_wide_and_narrow_light_and_dark(
         submit(Path(f"runs/{seed}"), seed=seed)
     assert craft("build", "runs", "--out", "site").exit_code == 0
     found = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+    with chromium() as browser:
         for width, scheme in product((1280, 360), ("light", "dark")):
             page = browser.new_page(
                 viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
@@ -466,5 +464,4 @@ def test_axe_finds_nothing_on_the_page_wide_and_narrow_light_and_dark(
             overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert overflow <= 0, (width, scheme)
             page.close()
-        browser.close()
     assert found == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,18 +14,15 @@ from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+import browsers
+from browsers import needs_chromium
 from doc_pages import DOCS, PAGES
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 NAMES = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES[1:]]
 # The pages of the reference that are generated are long, and alike.
 WRITTEN = [name for name in NAMES if not name.startswith("reference/")] + ["search"]
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium is installed: apt-get install chromium"
-)
 
 OpenPage = Callable[..., Page]
 
@@ -53,10 +49,8 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,30 +19,26 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+import browsers
 from craft_client.layouts import load_dataset
 from e2e.conftest import BIN, Server
 from proxies import proxying
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 SCREENSHOTS = os.environ.get("CRAFT_SCREENSHOTS")
 # A model runs on the same cores.
 expect.set_options(timeout=60_000)
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium is installed: apt-get install chromium"
-)
+pytestmark = browsers.needs_chromium
 
 OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

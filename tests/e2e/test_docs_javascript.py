@@ -16,17 +16,14 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
+from browsers import chromium, needs_chromium
 from doc_pages import DOCS, blocks
 from e2e.conftest import Server, StartServer
 
 NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 needs_node = pytest.mark.skipif(NODE is None, reason="no node is installed: apt-get install nodejs")
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium is installed: apt-get install chromium"
-)
 SENT = ("Authorization", "Content-Type", "Idempotency-Key")
 
 
@@ -149,10 +146,8 @@ def site(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+    with chromium() as browser:
         yield browser.new_page()
-        browser.close()
 
 
 @needs_chromium

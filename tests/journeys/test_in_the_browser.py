@@ -10,28 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from browsers import chromium, needs_chromium
 from journeys.conftest import Terminal
 from journeys.words import line
 
 README, CONSOLE = "README.md", "docs/console.md"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
 @pytest.fixture
 def page() -> Iterator[Page]:
     """A window of a browser that may read what was copied."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+    with chromium() as browser:
         context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
         page = context.new_page()
         page.set_default_timeout(60_000)
         yield page
-        browser.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
+@needs_chromium
 @pytest.mark.timeout(900)
 def test_a_person_watches_a_run_tries_a_picture_and_sees_what_it_cost(
     newcomer: Callable[[str], Terminal], pictures: Path, page: Page

@@ -55,6 +55,19 @@ class Receiver:
 
 
 @contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def receiving(*answers: int, refused: int | None = None) -> Iterator[Receiver]:
     """A receiver that never takes notices of the percent that is `refused`."""
 
@@ -72,16 +85,9 @@ def receiving(*answers: int, refused: int | None = None) -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        url = f"http://127.0.0.1:{server.server_address[1]}/hook/T0/secret-path"
-        receiver = Receiver(url, list(answers) or [204])
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield receiver
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as url:
+        receiver = Receiver(f"{url}/hook/T0/secret-path", list(answers) or [204])
+        yield receiver
 
 
 @pytest.fixture(autouse=True)
@@ -249,16 +255,12 @@ def dripping() -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
-        receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}/", [])
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(Dripping) as url:
+        receiver = Receiver(f"{url}/", [])
         try:
             yield receiver
         finally:
             over.set()
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)

@@ -56,6 +56,7 @@ KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 # A first character that no spreadsheet takes for a formula: runs are exported as CSV.
 _RUN = re.compile(r"[A-Za-z0-9_.][\x20-\x7e]{0,254}", re.ASCII)
 USER = re.compile(r"[A-Za-z0-9_.][\x21-\x7e]{0,127}", re.ASCII)
+_FORM = "ASCII characters, a letter or digit first"
 
 # For the API's description. Values are checked below, with messages of the API's own.
 _IdempotencyKey = Annotated[
@@ -200,11 +201,9 @@ def call_of(
         _run: _Run = None,
         _user: _User = None,
     ) -> AsyncIterator[Call]:
-        letters = "1 to 255 printable ASCII characters, a letter or digit first"
-        run = _checked(request, RUN_HEADER, _RUN, letters)
+        run = _checked(request, RUN_HEADER, _RUN, f"1 to 255 printable {_FORM}")
         key = _checked(request, IDEMPOTENCY_KEY_HEADER, KEY, "1 to 255 visible ASCII characters")
-        letters = "1 to 128 visible ASCII characters, a letter or digit first"
-        name = _checked(request, USER_HEADER, USER, letters)
+        name = _checked(request, USER_HEADER, USER, f"1 to 128 visible {_FORM}")
 
         async def check(user: EndUser | None) -> None:
             if least is None or admission.record is not None:
